@@ -1,0 +1,32 @@
+"""Every error and warning of this package, in one tree.
+
+    DeepCacheError
+    ├── InvalidSettingError       (ValueError)    an argument outside its range
+    ├── UnsupportedModelError     (TypeError)     nothing here that can be cached, and why
+    └── AlreadyEnabledError       (RuntimeError)  the U-Net belongs to another helper
+
+    DeepCacheWarning              (UserWarning)   a call ran in full although it could have been fast
+
+Each is raised before anything is patched, but for a schedule whose plan turns out to be invalid for
+the number of steps of a generation: that is known only when the generation starts.
+"""
+
+
+class DeepCacheError(Exception):
+    """The base of all errors that this package raises on purpose."""
+
+
+class InvalidSettingError(DeepCacheError, ValueError):
+    """A setting is of the wrong kind or out of range; the message names value and range."""
+
+
+class UnsupportedModelError(DeepCacheError, TypeError):
+    """The pipeline or model has no U-Net that can be cut; the message says why."""
+
+
+class AlreadyEnabledError(DeepCacheError, RuntimeError):
+    """Another helper is enabled on the same U-Net."""
+
+
+class DeepCacheWarning(UserWarning):
+    """Calls run in full, so the helper brings no speed; the message says why."""

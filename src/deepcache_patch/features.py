@@ -1,0 +1,121 @@
+"""Deep features: recorded by a tap, kept in a cache, replayed by a stand-in.
+
+When to record and when to replay is decided in `helper`; where, in `anatomy`.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class Recorder:
+    """Holds the tensor that passed a tap last, until it is taken."""
+
+    def __init__(self) -> None:
+        self.latest: torch.Tensor | None = None
+
+    def take(self) -> torch.Tensor | None:
+        """Return the tensor and let go of it."""
+        latest, self.latest = self.latest, None
+        return latest
+
+
+class Tap(nn.Module):
+    """Runs `inner` and hands a copy of its output to a recorder.
+
+    It is swapped in for one call only. A forward hook would do the same in eager mode, but a
+    compiled U-Net that ran once without the hook never notices it: dynamo does not guard on hooks
+    (`skip_nnmodule_hook_guards`), while a swapped child makes it compile a second graph.
+    """
+
+    def __init__(self, inner: nn.Module, recorder: Recorder) -> None:
+        super().__init__()
+        self.inner = inner
+        self.recorder = recorder
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Return what `inner` returns."""
+        output = self.inner(*args, **kwargs)
+        hidden_states = output[0] if isinstance(output, tuple) else output
+        # A copy, because what comes next may write into this tensor: FreeU scales it in place.
+        self.recorder.latest = hidden_states.clone()
+        return output
+
+    def __getattr__(self, name: str) -> Any:
+        # The U-Net asks its middle block whether it `has_cross_attention`.
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("inner"), name)
+
+
+class StandIn(nn.Module):
+    """Takes the place of the middle block and returns a recorded deep feature."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.feature: torch.Tensor | None = None
+
+    def forward(self, *_args: Any, **_kwargs: Any) -> torch.Tensor:
+        """Return a copy of the feature, since the layers above may write into it."""
+        if self.feature is None:
+            raise RuntimeError("the stand-in for the middle block was run without a deep feature")
+        return self.feature.clone()
+
+
+@dataclass(frozen=True)
+class FeatureKey:
+    """What must agree between the call that records and the call that replays.
+
+    Attributes:
+        shape: Shape of the U-Net's `sample`, `(batch, channels, height, width)`.
+        dtype: Dtype of `sample`.
+        device: Device of `sample`.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def of(cls, sample: torch.Tensor) -> "FeatureKey":
+        """The key of a call with this `sample`."""
+        return cls(tuple(sample.shape), sample.dtype, sample.device)
+
+
+class FeatureCache:
+    """The newest deep feature of each (slot, branch), with the key under which it is valid.
+
+    Attributes:
+        peak_nbytes: The most bytes held at once since the cache was made.
+    """
+
+    def __init__(self) -> None:
+        self._features: dict[tuple[int, int], tuple[FeatureKey, torch.Tensor]] = {}
+        self.peak_nbytes = 0
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes held now."""
+        return sum(feature.nbytes for _, feature in self._features.values())
+
+    def put(self, slot: int, branch: int, key: FeatureKey, feature: torch.Tensor) -> None:
+        """Keep `feature`, in the place of an older one."""
+        self._features[slot, branch] = (key, feature)
+        self.peak_nbytes = max(self.peak_nbytes, self.nbytes)
+
+    def get(self, slot: int, branch: int, key: FeatureKey) -> torch.Tensor | None:
+        """Return the feature if there is one that was recorded under an equal key."""
+        recorded, feature = self._features.get((slot, branch), (None, None))
+        return feature if recorded == key else None
+
+    def drop(self, slot: int) -> None:
+        """Let go of what the slot holds."""
+        for place in [place for place in self._features if place[0] == slot]:
+            del self._features[place]
+
+    def clear(self) -> None:
+        """Let go of everything."""
+        self._features.clear()
