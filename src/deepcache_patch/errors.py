@@ -5,7 +5,7 @@
     ├── UnsupportedModelError     (TypeError)     nothing here that can be cached, and why
     └── AlreadyEnabledError       (RuntimeError)  the U-Net belongs to another helper
 
-    DeepCacheWarning              (UserWarning)   a call ran in full although it could have been fast
+    DeepCacheWarning              (UserWarning)   a call ran in full that should be fast
 
 Each is raised before anything is patched, but for a schedule whose plan turns out to be invalid for
 the number of steps of a generation: that is known only when the generation starts.

@@ -1,8 +1,8 @@
 """`DeepCacheHelper`: attaches to a pipeline and decides at each call what runs.
 
 The other modules know where a U-Net can be cut, which step a call belongs to and what is in the
-cache; whether a call runs in full or shallow is decided here, in `_AttachedUNet._branch_to_run`, and
-nowhere else.
+cache; whether a call runs in full or shallow is decided here and nowhere else, in
+`_AttachedUNet._branch_to_run`.
 """
 
 import threading
@@ -18,7 +18,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from .anatomy import BlockAnatomy, dissect, is_unet
+from .anatomy import dissect, is_unet
 from .cut import Cut
 from .errors import (
     AlreadyEnabledError,
@@ -31,9 +31,10 @@ from .patch import Patch, is_patched
 from .schedule import FULL, PlanEntry, Schedule, Uniform
 from .steps import Position, StepTracker
 
-# Where the patch goes. `nn.Module.__call__` runs this instead of hooks and `forward` when it is not
-# `None`, so it is outermost: whoever replaces `forward` (accelerate does at every offload) is inside,
-# and `Module.compile` puts its compiled call here. Copies and pickles of a module leave it out.
+# Where the patch goes. `nn.Module.__call__` runs this, if it is not `None`, instead of hooks and
+# `forward`. So the patch is outermost: whoever replaces `forward` (accelerate does at every
+# offload) is inside, and `Module.compile` puts its compiled call in the same place. Copies and
+# pickles of a module leave it out.
 _CALL = "_compiled_call_impl"
 
 
@@ -133,17 +134,18 @@ class DeepCacheHelper:
             return self
         unets = _unets(self._pipe)
         for unet in unets:
-            if is_patched(unet, _CALL):
+            if is_patched(unet, _CALL) or is_patched(_unwrapped(unet), _CALL):
                 raise AlreadyEnabledError(
-                    f"another DeepCacheHelper is enabled on this {type(_unwrapped(unet)).__name__}: "
+                    "another DeepCacheHelper is enabled on this "
+                    f"{type(_unwrapped(unet)).__name__}: "
                     "call its disable() first, or change it with its set_params()"
                 )
         scheduler_of = _scheduler_of(self._pipe)
         attached = tuple(_AttachedUNet(unet, self._schedule, scheduler_of) for unet in unets)
         with ExitStack() as undo:
-            for unet in attached:
-                undo.callback(unet.detach)
-                unet.attach()
+            for one in attached:
+                undo.callback(one.detach)
+                one.attach()
             undo.pop_all()
         self._stats, self._attached = Stats(), attached
         return self
@@ -295,9 +297,9 @@ class _AttachedUNet:
         self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         with self._lock:
-            if self._pauses:
-                return original(*args, **kwargs)
             arguments = self._anatomy.arguments(args, kwargs)
+            if self._pauses or not arguments.keys() >= {"sample", "timestep"}:
+                return original(*args, **kwargs)
             position = self._locate(arguments["timestep"])
             if position is None:
                 self._full_calls += 1
@@ -363,7 +365,7 @@ class _AttachedUNet:
             count = position.num_steps or max(64, 2 * position.step)
             self._plan = self._checked_plan(count)
             for branch in {entry for entry in self._plan if entry != FULL}:
-                self._recorders.setdefault(cast(int, branch), Recorder())
+                self._recorders.setdefault(branch, Recorder())
         return self._plan[position.step]
 
     def _checked_plan(self, num_steps: int) -> Sequence[PlanEntry]:

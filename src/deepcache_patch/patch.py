@@ -23,7 +23,7 @@ class _Gated(wrapt.FunctionWrapper):  # type: ignore[misc, type-arg, unused-igno
         return copy.deepcopy(self.__wrapped__, memo)
 
     def __copy__(self) -> Any:
-        return copy.copy(self.__wrapped__)
+        return self.__wrapped__  # as a copy of a plain function is that function
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return self.__wrapped__.__reduce_ex__(protocol)
@@ -74,8 +74,8 @@ class Patch:
     def remove(self) -> None:
         """Close the gate and restore what was there, absence included. Harmless when repeated.
 
-        If somebody has wrapped or replaced the attribute since, their object stays and this wrapper,
-        if it is still inside, passes every call through.
+        If somebody has wrapped or replaced the attribute since, their object stays, and this
+        wrapper, if it is still inside, passes every call through.
         """
         self._open = False
         if vars(self._owner).get(self._name) is not self._gated:

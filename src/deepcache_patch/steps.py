@@ -1,10 +1,10 @@
 """Which generation, step and slot is this U-Net call? Observes, patches nothing.
 
-A scheduler makes a new `timesteps` tensor for each `set_timesteps`, and the timestep that a pipeline
-passes to its U-Net is nearly always a view into that tensor. So the storage says which generation it
-is, and the offset in it says which step: no value is read, no device waits, and timesteps that occur
-twice (Heun, KDPM2, PNDM) stay apart. Only a timestep from elsewhere, a number or a copy, is matched
-by value.
+A scheduler makes a new `timesteps` tensor for each `set_timesteps`, and the timestep that a
+pipeline passes to its U-Net is nearly always a view into that tensor. So the storage says which
+generation it is, and the offset in it says which step: no value is read, no device waits, and
+timesteps that occur twice (Heun, KDPM2, PNDM) stay apart. Only a timestep from elsewhere, a number
+or a copy, is matched by value.
 """
 
 from dataclasses import dataclass
@@ -70,12 +70,11 @@ class StepTracker:
         """
         if isinstance(timestep, torch.Tensor) and _is_one_entry_of_many(timestep):
             if timesteps is not None and _same_storage(timestep, timesteps):
-                stride = timesteps.stride(0) if timesteps.ndim == 1 else 0
-                index = (timestep.storage_offset() - timesteps.storage_offset()) // (stride or 1)
-                return self._move(timesteps, index, timesteps.numel())
+                offset = int(timestep.storage_offset() - timesteps.storage_offset())
+                return self._move(timesteps, offset // (timesteps.stride()[0] or 1), len(timesteps))
             # A copy of the timesteps on another device, or a hand-written loop.
             length = timestep.untyped_storage().nbytes() // timestep.element_size()
-            return self._move(timestep, timestep.storage_offset(), length)
+            return self._move(timestep, int(timestep.storage_offset()), length)
         value = _one_value(timestep)
         if value is None:
             return None

@@ -195,7 +195,7 @@ class BlockAnatomy:
         return getattr(self._unet, "mid_block", None)
 
     def _list_layers(self) -> tuple[Any, ...]:
-        return tuple(tuple(block.resnets) for block in (*self._down, *self._up)) + (self._middle,)
+        return (*(tuple(block.resnets) for block in (*self._down, *self._up)), self._middle)
 
     def _producers(self, branch: int) -> list[Any]:
         """The modules whose output, the last of them to run, is the deep feature of the branch."""

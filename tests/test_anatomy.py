@@ -1,0 +1,254 @@
+"""Skips are counted in whatever layout there is; a cut runs what lies above the branch and no more."""
+
+import diffusers
+import pytest
+import torch
+from conftest import counted_calls, trace
+from tiny import UNETS, inputs2d_condition, unet2d, unet2d_condition
+
+from deepcache_patch import InvalidSettingError, UnsupportedModelError
+from deepcache_patch.anatomy import BlockAnatomy, dissect
+from deepcache_patch.features import Recorder, StandIn
+
+pytestmark = pytest.mark.usefixtures("no_grad")
+
+# The skips by hand: one for conv_in, one for each layer, one for each downsampler (all levels but
+# the last have one).
+SKIPS = {
+    "2d-1-layer": 1 + 2 * 1 + 1,
+    "2d-2-layers": 1 + 3 * 2 + 2,
+    "2d-3-layers": 1 + 2 * 3 + 1,
+    "2d-1-level": 1 + 2,
+    "2d-4-levels": 1 + 4 * 1 + 3,
+    "condition-2-layers": 1 + 3 * 2 + 2,
+    "condition-layers-1-2-3": 1 + (1 + 2 + 3) + 2,
+    "condition-sdxl": 1 + 3 * 2 + 2,
+}
+
+
+@pytest.mark.parametrize("name", SKIPS)
+def test_skips_are_counted(name):
+    anatomy = dissect(UNETS[name].build())
+    assert anatomy.num_skips == SKIPS[name]
+    assert anatomy.branches == range(SKIPS[name])
+
+
+@pytest.mark.parametrize("name", ["2d-no-mid-block", "condition-no-mid-block"])
+def test_without_a_middle_block_the_deepest_branch_would_leave_nothing_out(name):
+    anatomy = dissect(UNETS[name].build())
+    assert anatomy.branches == range(anatomy.num_skips - 1)
+
+
+@pytest.mark.parametrize("name", UNETS)
+def test_a_shallow_call_straight_after_a_full_one_is_equal_at_every_branch(name):
+    unet, anatomy = UNETS[name].build(), None
+    anatomy = dissect(unet)
+    arguments = UNETS[name].inputs()
+    plain = unet(**arguments).sample
+    before = trace(unet)
+    for branch in anatomy.branches:
+        stand_in, recorder = StandIn(), Recorder()
+        with anatomy.cut(None, stand_in, {branch: recorder}).applied():
+            full = unet(**arguments).sample
+        stand_in.feature = recorder.take()
+        with anatomy.cut(branch, stand_in, {}).applied():
+            shallow = unet(**arguments).sample
+        assert torch.equal(full, plain)
+        assert torch.equal(shallow, plain), f"branch {branch}"
+    assert trace(unet) == before
+
+
+def expected_modules(unet, branch):
+    """What runs at a branch of a U-Net in SD's layout, counted along the skips by hand."""
+    left, down = branch, []
+    for index, block in enumerate(unet.down_blocks):
+        for layer in range(len(block.resnets)):
+            down += [f"down_blocks.{index}.resnets.{layer}"] * (left > 0)
+            left -= 1
+        if block.downsamplers is not None:
+            down += [f"down_blocks.{index}.downsamplers.0"] * (left > 0)
+            left -= 1
+    layers = [
+        f"up_blocks.{index}.resnets.{layer}"
+        for index, block in enumerate(unet.up_blocks)
+        for layer in range(len(block.resnets))
+    ]
+    return set(down), set(layers[-(branch + 1) :])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "2d-2-layers",
+        "2d-3-layers",
+        "condition-1-layer",
+        "condition-2-layers",
+        "condition-layers-1-2-3",
+    ],
+)
+def test_a_shallow_call_runs_what_lies_above_the_branch_once_and_nothing_else(name):
+    unet = UNETS[name].build()
+    anatomy, arguments = dissect(unet), UNETS[name].inputs()
+    for branch in anatomy.branches:
+        stand_in, recorder = StandIn(), Recorder()
+        with counted_calls(unet) as full:
+            with anatomy.cut(None, stand_in, {branch: recorder}).applied():
+                unet(**arguments)
+        stand_in.feature = recorder.take()
+        with counted_calls(unet) as shallow:
+            with anatomy.cut(branch, stand_in, {}).applied():
+                unet(**arguments)
+        down, up = expected_modules(unet, branch)
+
+        layers = {name for name in shallow if name.count(".") == 3}
+        assert {
+            name for name in layers if name.startswith("down") and "attentions" not in name
+        } == down
+        assert {name for name in layers if name.startswith("up") and ".resnets." in name} == up
+        assert not any(name.startswith("mid_block") for name in shallow)
+        assert {full[name] for name in (*layers, "mid_block")} == {1}
+        # What is inside a layer, and round the blocks, runs as often as in a full call.
+        assert shallow == {name: full[name] for name in shallow}
+
+
+@pytest.mark.parametrize("name", ["2d-2-layers", "condition-layers-1-2-3", "condition-4-levels"])
+def test_a_shallow_call_refreshes_every_shallower_branch(name):
+    unet = UNETS[name].build()
+    anatomy = dissect(unet)
+    first, second = UNETS[name].inputs(seed=1), UNETS[name].inputs(seed=2)
+    for branch in anatomy.branches[1:]:
+        recorders = {number: Recorder() for number in range(branch + 1)}
+        stand_in = StandIn()
+        with anatomy.cut(None, stand_in, recorders).applied():
+            unet(**first)
+        features = {number: recorder.take() for number, recorder in recorders.items()}
+        stand_in.feature = features[branch]
+        del recorders[branch]
+        with anatomy.cut(branch, stand_in, recorders).applied():
+            at_branch = unet(**second).sample
+        for shallower, recorder in recorders.items():
+            stand_in.feature = recorder.take()
+            assert not torch.equal(stand_in.feature, features[shallower])
+            with anatomy.cut(shallower, stand_in, {}).applied():
+                assert torch.equal(unet(**second).sample, at_branch)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (9, 11)], ids=["8x8", "9x11"])
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_controlnet_residuals_are_exact_at_every_branch(layers, size):
+    # The residual of the middle block is added after it: on a shallow call the shapes clash, or
+    # agree by accident and it is added a second time.
+    unet = unet2d_condition(layers_per_block=layers)
+    anatomy = dissect(unet)
+    control = diffusers.ControlNetModel.from_unet(unet).eval()
+    for parameter in control.parameters():  # from_unet starts with residuals of zero
+        parameter.add_(0.05)
+    arguments = inputs2d_condition(size=size)
+    height, width = (8 * side for side in size)
+    down, middle = control(
+        **arguments, controlnet_cond=torch.rand(2, 3, height, width), return_dict=False
+    )
+    arguments |= {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
+    assert_exact_at_every_branch(unet, anatomy, lambda: arguments)
+
+
+@pytest.mark.parametrize("name", ["condition-2-layers", "condition-layers-1-2-3", "condition-sdxl"])
+@pytest.mark.parametrize("middle", [False, True], ids=["down", "down+middle"])
+def test_adapter_features_are_exact_at_every_branch(name, middle):
+    # They are popped off a list, one for each down block, and added in place; one that is left
+    # over can match the replayed feature's shape and be added to it.
+    unet = UNETS[name].build()
+    shapes = []
+    handles = [
+        block.register_forward_hook(lambda _m, _a, output, block=block: shapes.append(
+            output[1][len(block.resnets) - 1].shape
+            if getattr(block, "has_cross_attention", False)
+            else output[0].shape
+        ))
+        for block in unet.down_blocks
+    ]  # fmt: skip
+    unet(**UNETS[name].inputs())
+    for handle in handles:
+        handle.remove()
+    generator = torch.Generator().manual_seed(0)
+    features = [torch.randn(shape, generator=generator) for shape in shapes]
+    if middle:
+        features.append(torch.randn(shapes[-1], generator=generator))
+
+    def arguments():  # fresh ones each time: the U-Net pops the list and adds in place
+        adapted = [feature.clone() for feature in features]
+        return UNETS[name].inputs() | {"down_intrablock_additional_residuals": adapted}
+
+    assert_exact_at_every_branch(unet, dissect(unet), arguments)
+
+
+def assert_exact_at_every_branch(unet, anatomy, arguments):
+    plain = unet(**arguments()).sample
+    for branch in anatomy.branches:
+        stand_in, recorder = StandIn(), Recorder()
+        with anatomy.cut(None, stand_in, {branch: recorder}).applied():
+            unet(**arguments())
+        stand_in.feature = recorder.take()
+        shallow = arguments()
+        shallow = anatomy.trimmed(branch, shallow) or shallow
+        with anatomy.cut(branch, stand_in, {}).applied():
+            assert torch.equal(unet(**shallow).sample, plain), f"branch {branch}"
+
+
+def test_freeu_scales_the_feature_once():
+    unet = unet2d_condition()
+    unet.enable_freeu(s1=0.9, s2=0.2, b1=1.5, b2=1.6)
+    assert_exact_at_every_branch(unet, dissect(unet), inputs2d_condition)
+
+
+def test_nothing_is_trimmed_without_residuals():
+    assert dissect(unet2d_condition()).trimmed(0, inputs2d_condition()) is None
+
+
+def test_arguments_are_named_by_the_signature():
+    anatomy = dissect(unet2d_condition())
+    assert anatomy.arguments((1, 2), {"return_dict": False}) == {
+        "sample": 1, "timestep": 2, "return_dict": False,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("branch", [9, -1, "0", 1.5, None, True])
+def test_a_branch_out_of_range_is_refused_with_the_range(branch):
+    with pytest.raises(
+        InvalidSettingError,
+        match=r"UNet2DConditionModel has 9 skip connections, so branches 0 to 8",
+    ):
+        dissect(unet2d_condition()).check_branch(branch)
+
+
+def test_replaced_layers_are_noticed():
+    unet = unet2d_condition()
+    anatomy = dissect(unet)
+    assert anatomy.is_current
+    unet.up_blocks[0].resnets[0] = unet2d_condition().up_blocks[0].resnets[0]
+    assert not anatomy.is_current
+
+
+def test_blocks_with_other_skips_are_refused_by_name():
+    # score_sde_ve: a second stream, `skip_sample`, runs beside the hidden state.
+    unet = unet2d(
+        block_out_channels=(32, 32),
+        norm_num_groups=8,
+        down_block_types=("SkipDownBlock2D", "AttnSkipDownBlock2D"),
+        up_block_types=("AttnSkipUpBlock2D", "SkipUpBlock2D"),
+    )
+    with pytest.raises(UnsupportedModelError, match="UNet2DModel with a SkipDownBlock2D"):
+        dissect(unet)
+
+
+def test_skips_that_do_not_add_up_are_refused():
+    unet = unet2d_condition()
+    unet.down_blocks[0].downsamplers = None
+    with pytest.raises(UnsupportedModelError, match="emit 8 skip connections.* consume 9"):
+        dissect(unet)
+
+
+def test_another_model_is_refused_by_name():
+    assert not BlockAnatomy.fits(torch.nn.Linear(1, 1))
+    with pytest.raises(UnsupportedModelError, match="Linear is not a U-Net that can be cut"):
+        dissect(torch.nn.Linear(1, 1))

@@ -1,0 +1,83 @@
+"""Features are copied when recorded and when replayed, and kept under a key."""
+
+import pytest
+import torch
+from torch import nn
+
+from deepcache_patch.features import FeatureCache, FeatureKey, Recorder, StandIn, Tap
+
+SAMPLE = torch.zeros(2, 4, 8, 8)
+KEY = FeatureKey.of(SAMPLE)
+
+
+def test_what_is_recorded_is_not_changed_by_what_comes_next():
+    # FreeU scales the hidden state in place: a recorded reference would change with it, and be
+    # scaled again at every replay.
+    recorder = Recorder()
+    output = Tap(nn.Identity(), recorder)(torch.ones(3))
+    output.mul_(2)
+    assert torch.equal(recorder.take(), torch.ones(3))
+
+
+def test_what_is_replayed_may_be_changed():
+    stand_in = StandIn()
+    stand_in.feature = torch.ones(3)
+    stand_in(torch.zeros(1), None).mul_(2)
+    assert torch.equal(stand_in(torch.zeros(1)), torch.ones(3))
+
+
+def test_a_stand_in_without_a_feature_says_so():
+    with pytest.raises(RuntimeError, match="without a deep feature"):
+        StandIn()(torch.zeros(1))
+
+
+def test_a_tap_passes_everything_through_and_records_the_hidden_state():
+    class Pair(nn.Module):
+        has_cross_attention = True
+
+        def forward(self, x, *, scale):
+            return (x * scale, "rest")
+
+    recorder = Recorder()
+    tap = Tap(Pair(), recorder)
+    hidden, rest = tap(torch.ones(2), scale=3)
+    assert rest == "rest"
+    assert torch.equal(recorder.latest, hidden)
+    assert tap.has_cross_attention
+    assert not hasattr(tap, "no_such_attribute")
+
+
+def test_a_recorder_gives_its_tensor_once():
+    recorder = Recorder()
+    assert recorder.take() is None
+    recorder.latest = torch.ones(1)
+    assert recorder.take() is not None
+    assert recorder.take() is None
+
+
+@pytest.mark.parametrize(
+    "other",
+    [torch.zeros(1, 4, 8, 8), torch.zeros(2, 4, 8, 9), SAMPLE.half(), SAMPLE.to("meta")],
+    ids=["batch", "size", "dtype", "device"],
+)
+def test_a_feature_is_valid_only_under_an_equal_key(other):
+    cache = FeatureCache()
+    feature = torch.ones(1)
+    cache.put(0, 1, KEY, feature)
+    assert cache.get(0, 1, FeatureKey.of(SAMPLE.clone())) is feature
+    assert cache.get(0, 1, FeatureKey.of(other)) is None
+    assert cache.get(1, 1, KEY) is None
+    assert cache.get(0, 0, KEY) is None
+
+
+def test_bytes_are_counted_and_released():
+    cache = FeatureCache()
+    cache.put(0, 0, KEY, torch.zeros(10))
+    cache.put(0, 0, KEY, torch.zeros(20))
+    cache.put(1, 0, KEY, torch.zeros(5, dtype=torch.float16))
+    assert cache.nbytes == 20 * 4 + 5 * 2
+    cache.drop(0)
+    assert cache.nbytes == 5 * 2
+    cache.clear()
+    assert cache.nbytes == 0
+    assert cache.peak_nbytes == 20 * 4 + 5 * 2

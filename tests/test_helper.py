@@ -1,0 +1,612 @@
+"""The helper's life: enable, disable, pause, change, fail, copy; and what runs at each step."""
+
+import copy
+import pickle
+
+import diffusers
+import pytest
+import torch
+from conftest import counted_calls, trace
+from tiny import CASES, UNETS, inputs2d_condition, unet2d, unet2d_condition
+
+import deepcache_patch
+from deepcache_patch import (
+    FULL,
+    AlreadyEnabledError,
+    DeepCacheError,
+    DeepCacheHelper,
+    DeepCacheWarning,
+    InvalidSettingError,
+    Stats,
+    Uniform,
+    UnsupportedModelError,
+)
+
+SD = CASES["sd"]
+
+
+class Plan:
+    """A schedule that is its plan."""
+
+    def __init__(self, *entries):
+        self.entries = entries
+
+    def plan(self, num_steps):
+        return self.entries
+
+
+def loop(unet, inputs=inputs2d_condition, steps=7, timesteps=None, **options):
+    """A hand-written denoising loop: the sample is moved along the output at every step."""
+    arguments = inputs(**options)
+    timesteps = torch.arange(steps, 0, -1) * 100 if timesteps is None else timesteps
+    with torch.no_grad():
+        for timestep in timesteps:
+            output = unet(**(arguments | {"timestep": timestep})).sample
+            arguments["sample"] = (
+                arguments["sample"] - 0.1 * output[:, : arguments["sample"].shape[1]]
+            )
+    return arguments["sample"]
+
+
+def kinds_of_steps(unet, steps=7, timesteps=None):
+    """Which steps of a loop ran the middle block, e.g. "FssFssF"."""
+    timesteps = torch.arange(steps, 0, -1) * 100 if timesteps is None else timesteps
+    kinds = ""
+    with torch.no_grad():
+        for timestep in timesteps:
+            with counted_calls(unet) as calls:
+                unet(**(inputs2d_condition() | {"timestep": timestep}))
+            kinds += "F" if calls["mid_block"] else "s"
+    return kinds
+
+
+def test_the_public_names():
+    assert sorted(deepcache_patch.__all__) == [
+        "AlreadyEnabledError", "DeepCacheError", "DeepCacheHelper", "DeepCacheWarning", "FULL",
+        "InvalidSettingError", "Schedule", "Stats", "Uniform", "UnsupportedModelError",
+        "__version__",
+    ]  # fmt: skip
+
+
+# --- exactness ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", UNETS)
+def test_interval_1_is_the_plain_unet(name):
+    unet, inputs = UNETS[name].build(), UNETS[name].inputs
+    plain = loop(unet, inputs, steps=3)
+    with DeepCacheHelper(unet, interval=1) as helper:
+        assert torch.equal(loop(unet, inputs, steps=3), plain)
+    assert helper.stats == Stats(generations=1, full_calls=3)
+
+
+@pytest.mark.parametrize("name", UNETS)
+def test_disable_leaves_no_trace(name):
+    unet, inputs = UNETS[name].build(), UNETS[name].inputs
+    plain, before = loop(unet, inputs, steps=3), trace(unet)
+    helper = DeepCacheHelper(unet)
+    assert trace(unet) == before
+    helper.enable()
+    assert trace(unet) != before
+    assert not torch.equal(loop(unet, inputs, steps=3), plain)
+    helper.disable()
+    assert trace(unet) == before
+    assert torch.equal(loop(unet, inputs, steps=3), plain)
+
+
+@pytest.mark.parametrize("name", UNETS)
+def test_a_shallow_step_with_the_input_of_the_full_one_gives_its_output(name):
+    unet = UNETS[name].build()
+    for branch in DeepCacheHelper(unet)._anatomies[0].branches:
+        with DeepCacheHelper(unet, branch=branch) as helper, torch.no_grad():
+            arguments = UNETS[name].inputs()
+            outputs = []
+            for timestep in torch.tensor([500, 500]):
+                outputs.append(unet(**(arguments | {"timestep": timestep})).sample)
+        assert torch.equal(*outputs), f"branch {branch}"
+        assert (helper.stats.full_calls, helper.stats.shallow_calls) == (1, 1)
+
+
+def test_a_shallow_step_is_the_top_of_the_unet_on_the_recorded_feature():
+    # The method written out by hand for branch 0 of SD's layout: conv_in, then the last layer of
+    # the up path on the feature of the last full step, with this step's timestep.
+    unet = unet2d_condition()
+    first, second = inputs2d_condition(seed=1), inputs2d_condition(seed=2)
+    layer = unet.up_blocks[-1]
+    features = []
+    handle = layer.attentions[1].register_forward_hook(
+        lambda _module, _args, output: features.append(output[0].clone())
+    )
+    with torch.no_grad():
+        unet(**first)
+        handle.remove()
+        embedding = unet.time_embedding(unet.time_proj(torch.tensor([300, 300])))
+        hidden = torch.cat([features[0], unet.conv_in(second["sample"])], dim=1)
+        hidden = layer.resnets[2](hidden, embedding)
+        hidden = layer.attentions[2](hidden, second["encoder_hidden_states"], return_dict=False)[0]
+        expected = unet.conv_out(unet.conv_act(unet.conv_norm_out(hidden)))
+
+        timesteps = torch.tensor([500, 300])
+        with DeepCacheHelper(unet, branch=0):
+            unet(**(first | {"timestep": timesteps[0]}))
+            shallow = unet(**(second | {"timestep": timesteps[1]})).sample
+    assert torch.equal(shallow, expected)
+
+
+# --- which steps run in full --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("interval", "expected"),
+    [(1, "FFFFFFF"), (2, "FsFsFsF"), (3, "FssFssF"), (5, "FssssFs"), (10, "Fssssss")],
+)
+def test_one_step_in_every_interval_is_full(interval, expected):
+    unet = unet2d_condition()
+    with DeepCacheHelper(unet, interval=interval):
+        assert kinds_of_steps(unet) == expected
+
+
+def test_a_loop_that_starts_late_starts_in_full():
+    unet = unet2d_condition()
+    timesteps = torch.arange(7, 0, -1) * 100
+    with DeepCacheHelper(unet):
+        kinds = kinds_of_steps(unet, timesteps=timesteps[2:])
+    assert kinds == "FssFs"
+
+
+def test_a_plan_may_name_another_branch_at_each_step():
+    # Step 2 runs at branch 3 and so refreshes branch 0, which step 3 replays.
+    unet = unet2d_condition()
+    schedule = Plan(FULL, 0, 3, 0, FULL, 3, 0)
+    with DeepCacheHelper(unet, schedule=schedule) as helper:
+        kinds = kinds_of_steps(unet)
+        one_feature = 2 * 8 * 8 * 8 * 4  # (batch, channels, height, width) in fp32, branch 0
+        deeper = 2 * 16 * 4 * 4 * 4  # what enters the second level's last layer
+    assert kinds == "FsssFss"
+    assert helper.stats == Stats(1, 2, 5, one_feature + deeper)
+
+
+def test_a_plan_that_starts_shallow_starts_in_full_all_the_same():
+    unet = unet2d_condition()
+    with DeepCacheHelper(unet, schedule=Plan(0, 0, 0)):
+        assert kinds_of_steps(unet, steps=3) == "Fss"
+
+
+def test_one_feature_is_kept():
+    unet = unet2d_condition()
+    with DeepCacheHelper(unet) as helper:
+        loop(unet)
+    assert helper.stats.cache_nbytes == 2 * 8 * 8 * 8 * 4  # (2, 8, 8, 8) in fp32
+
+
+def test_the_cache_is_empty_when_the_generation_has_ended():
+    unet = unet2d_condition()
+    with DeepCacheHelper(unet, interval=10) as helper:
+        loop(unet)
+        assert helper._attached[0]._cache.nbytes == 0
+
+
+def test_two_calls_at_each_step_have_a_feature_each():
+    # Sequential guidance: unconditional and conditional halves in turn.
+    unet = unet2d_condition()
+    halves = [inputs2d_condition(seed=seed) for seed in (1, 2)]
+    with DeepCacheHelper(unet), torch.no_grad():
+        outputs = [
+            [unet(**(half | {"timestep": timestep})).sample for half in halves]
+            for timestep in torch.tensor([500, 500])
+        ]
+    for half in range(2):
+        assert torch.equal(outputs[0][half], outputs[1][half])
+
+
+def test_a_changed_batch_runs_in_full():
+    # Guidance switched off midway: the recorded feature has twice the batch.
+    unet = unet2d_condition()
+    timesteps = torch.tensor([900, 700, 500, 300, 100])
+    with DeepCacheHelper(unet, interval=10) as helper, torch.no_grad():
+        for index, timestep in enumerate(timesteps):
+            unet(**(inputs2d_condition(batch=2 if index < 3 else 1) | {"timestep": timestep}))
+    assert (helper.stats.full_calls, helper.stats.shallow_calls) == (2, 3)
+
+
+def test_more_calls_in_a_step_than_were_recorded_run_in_full():
+    unet = unet2d_condition()
+    timesteps = torch.tensor([900, 700])
+    with DeepCacheHelper(unet) as helper, torch.no_grad():
+        for index in (0, 1, 1):
+            unet(**(inputs2d_condition() | {"timestep": timesteps[index]}))
+    assert (helper.stats.full_calls, helper.stats.shallow_calls) == (2, 1)
+
+
+def test_with_gradients_every_call_is_plain_and_says_why():
+    unet = unet2d_condition()
+    timesteps = torch.tensor([900, 700, 500])
+    with DeepCacheHelper(unet) as helper:
+        with pytest.warns(DeepCacheWarning, match="gradients are enabled") as caught:
+            for timestep in timesteps:
+                unet(**(inputs2d_condition() | {"timestep": timestep}))
+    assert len(caught) == 1
+    assert (helper.stats.full_calls, helper.stats.shallow_calls) == (3, 0)
+
+
+def test_a_batch_of_different_timesteps_runs_in_full_and_says_why():
+    unet = unet2d_condition()
+    arguments = inputs2d_condition() | {"timestep": torch.tensor([900, 700])}
+    with DeepCacheHelper(unet) as helper, torch.no_grad():
+        with pytest.warns(DeepCacheWarning, match="cannot be told"):
+            unet(**arguments)
+    assert (helper.stats.full_calls, helper.stats.shallow_calls) == (1, 0)
+
+
+def test_positional_and_keyword_arguments_are_the_same():
+    unet = unet2d_condition()
+    timesteps = torch.tensor([500, 500])
+    arguments = inputs2d_condition()
+    with DeepCacheHelper(unet), torch.no_grad():
+        full = unet(arguments["sample"], timesteps[0], arguments["encoder_hidden_states"])
+        shallow = unet(
+            encoder_hidden_states=arguments["encoder_hidden_states"],
+            timestep=timesteps[1],
+            sample=arguments["sample"],
+            return_dict=False,
+        )
+    assert torch.equal(full.sample, shallow[0])
+
+
+def test_a_wrong_call_gets_the_unets_own_error():
+    unet = unet2d_condition()
+    with DeepCacheHelper(unet), torch.no_grad(), pytest.raises(TypeError, match="timestep"):
+        unet(torch.zeros(1, 4, 8, 8))
+
+
+# --- lifecycle ----------------------------------------------------------------------------------
+
+
+def test_enable_and_disable_are_idempotent():
+    unet = unet2d_condition()
+    before = trace(unet)
+    helper = DeepCacheHelper(unet)
+    assert not helper.enabled
+    helper.disable()
+    assert helper.enable() is helper
+    assert helper.enable() is helper
+    assert helper.enabled
+    helper.disable()
+    helper.disable()
+    assert not helper.enabled
+    assert trace(unet) == before
+
+
+def test_a_second_helper_on_the_same_unet_is_refused_and_harms_nothing():
+    # DeepCache 0.1.1 loses the originals for good when it is enabled twice.
+    unet = unet2d_condition()
+    before = trace(unet)
+    first = DeepCacheHelper(unet, interval=2).enable()
+    second = DeepCacheHelper(unet)
+    with pytest.raises(AlreadyEnabledError, match=r"UNet2DConditionModel: call its disable\(\)"):
+        second.enable()
+    assert not second.enabled
+    assert kinds_of_steps(unet, steps=3) == "FsF"
+    first.disable()
+    assert trace(unet) == before
+    with second:
+        assert kinds_of_steps(unet, steps=3) == "Fss"
+
+
+def test_the_context_manager_disables_when_the_block_fails():
+    unet = unet2d_condition()
+    before = trace(unet)
+    with pytest.raises(KeyboardInterrupt), DeepCacheHelper(unet):
+        raise KeyboardInterrupt
+    assert trace(unet) == before
+
+
+def test_paused_is_the_plain_pipeline():
+    unet = unet2d_condition()
+    plain = loop(unet)
+    with DeepCacheHelper(unet) as helper:
+        cached = loop(unet)
+        with helper.paused():
+            with helper.paused():
+                pass
+            assert torch.equal(loop(unet), plain)
+            assert helper.enabled
+        assert torch.equal(loop(unet), cached)
+    assert not torch.equal(cached, plain)
+    assert helper.stats.generations == 2
+
+
+def test_paused_without_enable_does_nothing():
+    unet = unet2d_condition()
+    helper = DeepCacheHelper(unet)
+    plain = loop(unet)
+    with helper.paused():
+        assert torch.equal(loop(unet), plain)
+    assert not helper.enabled
+
+
+def test_a_pause_in_a_generation_makes_the_next_step_full():
+    unet = unet2d_condition()
+    timesteps = torch.tensor([900, 700, 500, 300])
+    with DeepCacheHelper(unet, interval=10) as helper, torch.no_grad():
+        for index, timestep in enumerate(timesteps):
+            arguments = inputs2d_condition() | {"timestep": timestep}
+            if index == 1:
+                with helper.paused():
+                    unet(**arguments)
+            else:
+                unet(**arguments)
+    assert (helper.stats.full_calls, helper.stats.shallow_calls) == (2, 1)
+
+
+def test_set_params_is_the_call_of_the_deepcache_package():
+    unet = unet2d_condition()
+    helper = DeepCacheHelper(unet)
+    helper.set_params(cache_interval=2, cache_branch_id=1)
+    assert helper.schedule == Uniform(interval=2, branch=1)
+    helper.set_params(cache_interval=5)
+    assert helper.schedule == Uniform(interval=5, branch=1)
+    with helper:
+        assert kinds_of_steps(unet, steps=3) == "Fss"
+        helper.set_params(2, 0, "uniform")
+        assert kinds_of_steps(unet, steps=3) == "FsF"
+
+
+def test_settings_changed_in_a_generation_make_the_next_step_full():
+    unet = unet2d_condition()
+    timesteps = torch.tensor([900, 700, 500, 300])
+    with DeepCacheHelper(unet, interval=10) as helper, torch.no_grad():
+        for index, timestep in enumerate(timesteps):
+            if index == 2:
+                helper.set_params(cache_branch_id=2)
+            unet(**(inputs2d_condition() | {"timestep": timestep}))
+    assert (helper.stats.full_calls, helper.stats.shallow_calls) == (2, 2)
+
+
+def test_reset_forgets_the_generation():
+    unet = unet2d_condition()
+    timesteps = torch.tensor([900, 700, 500])
+    with DeepCacheHelper(unet) as helper, torch.no_grad():
+        for timestep in timesteps:
+            unet(**(inputs2d_condition() | {"timestep": timestep}))
+            helper.reset()
+    assert helper.stats == Stats(3, 3, 0, helper.stats.cache_nbytes)
+
+
+def test_stats_count_from_enable_and_outlive_disable():
+    unet = unet2d_condition()
+    helper = DeepCacheHelper(unet)
+    assert helper.stats == Stats()
+    with helper:
+        loop(unet)
+        loop(unet)
+        counted = helper.stats
+    assert (counted.generations, counted.full_calls, counted.shallow_calls) == (2, 6, 8)
+    assert helper.stats == counted
+    helper.enable()
+    assert helper.stats == Stats()
+    helper.disable()
+
+
+def test_repr_names_pipeline_schedule_and_state():
+    helper = DeepCacheHelper(unet2d(), interval=4)
+    assert repr(helper) == "DeepCacheHelper(UNet2DModel, Uniform(interval=4, branch=0), disabled)"
+
+
+# --- failures -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", [0, 1], ids=["full", "shallow"])
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_after_a_failed_step_the_unet_is_whole_and_the_next_generation_right(step, error):
+    unet = unet2d_condition()
+    with DeepCacheHelper(unet):
+        fresh = loop(unet)
+        before = trace(unet)
+        calls = []
+
+        def fail(_module, _args, _output):
+            calls.append(1)
+            if len(calls) == step + 1:
+                raise error("in a layer that runs on every step")
+
+        handle = unet.up_blocks[-1].resnets[-1].register_forward_hook(fail)
+        with pytest.raises(error):
+            loop(unet)
+        handle.remove()
+        assert trace(unet) == before
+        assert torch.equal(loop(unet), fresh)
+
+
+def test_a_failed_full_step_leaves_nothing_to_replay():
+    # The tap has seen the new feature when a later layer fails: half a step must not be kept.
+    unet = unet2d_condition()
+    timesteps = torch.tensor([900, 700])
+
+    def fail(_module, _args, _output):
+        raise RuntimeError("after the tap")
+
+    with DeepCacheHelper(unet) as helper, torch.no_grad():
+        handle = unet.conv_out.register_forward_hook(fail)
+        with pytest.raises(RuntimeError, match="after the tap"):
+            unet(**(inputs2d_condition() | {"timestep": timesteps[0]}))
+        handle.remove()
+        unet(**(inputs2d_condition() | {"timestep": timesteps[1]}))
+    assert (helper.stats.full_calls, helper.stats.shallow_calls) == (2, 0)
+
+
+# --- other people's changes ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", ["before", "after"])
+def test_a_replaced_forward_is_called_inside(order):
+    # accelerate replaces `forward` on the instance, and at model offload after every generation.
+    unet = unet2d_condition()
+    before, calls = trace(unet), []
+
+    def replace():
+        original = unet.forward
+        unet.forward = lambda *args, **kwargs: (calls.append(1), original(*args, **kwargs))[1]
+
+    if order == "before":
+        replace()
+    helper = DeepCacheHelper(unet).enable()
+    if order == "after":
+        replace()
+    assert kinds_of_steps(unet, steps=3) == "Fss"
+    assert len(calls) == 3
+    helper.disable()
+    assert "forward" in vars(unet)
+    loop(unet, steps=1)
+    assert len(calls) == 4
+    del unet.forward
+    assert trace(unet) == before
+
+
+def test_layers_replaced_while_enabled_are_used_from_the_next_generation_on():
+    unet, other = unet2d_condition(), unet2d_condition(seed=5)
+    with DeepCacheHelper(unet):
+        loop(unet)
+        unet.up_blocks = other.up_blocks
+        replaced = loop(unet)
+    fresh = unet2d_condition()
+    fresh.up_blocks = unet2d_condition(seed=5).up_blocks
+    with DeepCacheHelper(fresh):
+        assert torch.equal(loop(fresh), replaced)
+
+
+@pytest.mark.parametrize(
+    "duplicate",
+    [copy.deepcopy, lambda unet: pickle.loads(pickle.dumps(unet))],
+    ids=["deepcopy", "pickle"],
+)
+def test_a_copy_of_an_enabled_unet_is_a_plain_one(duplicate):
+    unet = unet2d_condition()
+    plain = loop(unet)
+    with DeepCacheHelper(unet):
+        loop(unet)
+        duplicated = duplicate(unet)
+        assert "_compiled_call_impl" not in vars(duplicated)
+        assert torch.equal(loop(duplicated), plain)
+        assert not torch.equal(loop(unet), plain)
+
+
+@pytest.mark.parametrize("form", ["wrapper", "method"])
+def test_a_compiled_unet_has_one_graph_for_each_kind_of_call(form):
+    # It ran plain before, as a warmed-up server does: forward hooks, the obvious way to record,
+    # would then never be noticed by the compiled graph.
+    torch._dynamo.reset()
+    graphs = []
+
+    def backend(graph, _inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    unet = unet2d_condition(layers_per_block=1, block_out_channels=(8, 16))
+    timesteps = torch.tensor([500, 500, 500, 500])
+    arguments = inputs2d_condition()
+    if form == "method":
+        unet.compile(backend=backend, fullgraph=True)
+        compiled = unet
+    else:
+        compiled = torch.compile(unet, backend=backend, fullgraph=True)
+    with torch.no_grad():
+        plain = compiled(**(arguments | {"timestep": timesteps[0]})).sample
+        assert len(graphs) == 1
+        with DeepCacheHelper(compiled) as helper:
+            for timestep in timesteps:
+                assert torch.equal(compiled(**(arguments | {"timestep": timestep})).sample, plain)
+            assert len(graphs) == 3
+            with pytest.raises(AlreadyEnabledError):
+                DeepCacheHelper(compiled).enable()
+        compiled(**(arguments | {"timestep": timesteps[0]}))
+        with DeepCacheHelper(compiled):
+            loop(compiled)
+    assert (helper.stats.full_calls, helper.stats.shallow_calls) == (2, 2)
+    assert len(graphs) == 3 or form == "wrapper"
+    torch._dynamo.reset()
+
+
+# --- bad input ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"interval": 0}, "interval must be an integer of at least 1, not 0"),
+        ({"interval": 2.5}, "interval must be an integer of at least 1, not 2.5"),
+        ({"branch": -1}, "branch must be an integer of at least 0, not -1"),
+        ({"branch": 9}, "branch 9 is out of range: this UNet2DConditionModel has 9 skip .* 0 to 8"),
+        ({"schedule": [FULL, 0]}, r"schedule must have a method plan\(num_steps\)"),
+        ({"schedule": Uniform(), "interval": 3}, "either schedule or interval and branch"),
+        ({"schedule": Uniform(branch=9)}, "branch 9 is out of range"),
+    ],
+)
+def test_bad_settings_are_refused_before_anything_is_patched(settings, message):
+    unet = unet2d_condition()
+    before = trace(unet)
+    with pytest.raises(InvalidSettingError, match=message):
+        DeepCacheHelper(unet, **settings)
+    assert trace(unet) == before
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"cache_interval": 0}, "interval must be an integer of at least 1"),
+        ({"cache_branch_id": 9}, "branches 0 to 8"),
+        ({"skip_mode": "non-uniform"}, "skip_mode must be 'uniform', not 'non-uniform'"),
+    ],
+)
+def test_bad_params_change_nothing(params, message):
+    helper = DeepCacheHelper(unet2d_condition(), interval=4)
+    with pytest.raises(InvalidSettingError, match=message):
+        helper.set_params(**params)
+    assert helper.schedule == Uniform(interval=4)
+
+
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        (Plan(FULL), "has 1 entries for 3 steps"),
+        (Plan(FULL, 9, 0), "branch 9 is out of range"),
+        (Plan(FULL, "shallow", 0), "branch 'shallow' is out of range"),
+    ],
+)
+def test_a_plan_that_does_not_fit_is_refused_when_the_generation_starts(plan, message):
+    unet = unet2d_condition()
+    with DeepCacheHelper(unet, schedule=plan), pytest.raises(InvalidSettingError, match=message):
+        loop(unet, steps=3)
+
+
+def test_a_transformer_pipeline_is_told_of_its_own_caches():
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    transformer = diffusers.FluxTransformer2DModel(
+        num_layers=1, num_single_layers=1, attention_head_dim=4, num_attention_heads=1,
+        joint_attention_dim=4, pooled_projection_dim=4, axes_dims_rope=(2, 1, 1), in_channels=4,
+    )  # fmt: skip
+    pipe = diffusers.FluxPipeline(
+        scheduler=scheduler, vae=None, text_encoder=None, tokenizer=None, text_encoder_2=None,
+        tokenizer_2=None, transformer=transformer,
+    )  # fmt: skip
+    with pytest.raises(
+        UnsupportedModelError,
+        match=r"FluxPipeline has no U-Net .*FluxTransformer2DModel.*pipe\.transformer\.enable_cache",
+    ):
+        DeepCacheHelper(pipe)
+
+
+@pytest.mark.parametrize("thing", [None, "stabilityai/stable-diffusion-2-1", 3])
+def test_what_is_no_pipeline_is_refused(thing):
+    with pytest.raises(UnsupportedModelError, match=f"not {type(thing).__name__}"):
+        DeepCacheHelper(thing)
+
+
+def test_errors_have_the_builtin_kinds_and_one_base():
+    for error, builtin in (
+        (InvalidSettingError, ValueError),
+        (UnsupportedModelError, TypeError),
+        (AlreadyEnabledError, RuntimeError),
+    ):
+        assert issubclass(error, DeepCacheError)
+        assert issubclass(error, builtin)

@@ -1,0 +1,190 @@
+"""The tracker tells generation, step and slot from the timesteps alone."""
+
+import diffusers
+import pytest
+import torch
+from torch.overrides import TorchFunctionMode
+
+from deepcache_patch.steps import MAX_SLOTS, StepTracker
+
+TIMESTEPS = torch.tensor([900, 700, 500, 300, 100])
+
+
+def where(position):
+    return None if position is None else (position.generation, position.step, position.slot)
+
+
+def walk(tracker, calls, timesteps=TIMESTEPS):
+    return [where(tracker.locate(timestep, timesteps)) for timestep in calls]
+
+
+class CountedReads(TorchFunctionMode):
+    """Counts the calls that copy a value to the host."""
+
+    READS = (
+        "item",
+        "tolist",
+        "cpu",
+        "numpy",
+        "to",
+        "__bool__",
+        "__int__",
+        "__float__",
+        "__index__",
+    )
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.count += getattr(func, "__name__", "") in self.READS
+        return func(*args, **(kwargs or {}))
+
+
+def test_views_are_located_by_their_offset():
+    assert walk(StepTracker(), TIMESTEPS) == [(0, step, 0) for step in range(5)]
+
+
+def test_no_value_is_read_on_the_step_path():
+    tracker = StepTracker()
+    with CountedReads() as reads:
+        walk(tracker, TIMESTEPS)
+        walk(tracker, [timestep.expand(4) for timestep in TIMESTEPS])
+    assert reads.count == 0
+    with CountedReads() as reads:  # the counter works: a copy has to be read
+        tracker.locate(TIMESTEPS[0].clone(), None)
+    assert reads.count == 1
+
+
+def test_the_length_is_what_is_left_of_the_timesteps():
+    tracker = StepTracker()
+    assert tracker.locate(TIMESTEPS[2], TIMESTEPS).num_steps == 3
+    assert tracker.locate(TIMESTEPS[3], TIMESTEPS).num_steps == 3
+
+
+def test_a_loop_that_starts_late_starts_with_step_0():
+    assert walk(StepTracker(), TIMESTEPS[2:]) == [(0, 0, 0), (0, 1, 0), (0, 2, 0)]
+
+
+def test_new_timesteps_are_a_new_generation_wherever_they_start():
+    # DeepCache 0.1.1 kept the cache of the last generation: image-to-image with another strength
+    # started on a stale feature.
+    tracker = StepTracker()
+    walk(tracker, TIMESTEPS[:2])
+    again = TIMESTEPS.clone()
+    assert walk(tracker, again[2:], again) == [(1, 0, 0), (1, 1, 0), (1, 2, 0)]
+
+
+def test_a_jump_back_is_a_new_generation():
+    tracker = StepTracker()
+    assert walk(tracker, [TIMESTEPS[i] for i in (0, 1, 2, 1, 2)]) == [
+        (0, 0, 0), (0, 1, 0), (0, 2, 0), (1, 0, 0), (1, 1, 0),
+    ]  # fmt: skip
+
+
+def test_calls_at_one_step_get_slots():
+    calls = [TIMESTEPS[i] for i in (0, 0, 0, 1, 1, 2)]
+    assert walk(StepTracker(), calls) == [
+        (0, 0, 0), (0, 0, 1), (0, 0, 2), (0, 1, 0), (0, 1, 1), (0, 2, 0),
+    ]  # fmt: skip
+
+
+def test_left_out_steps_are_counted():
+    assert walk(StepTracker(), [TIMESTEPS[0], TIMESTEPS[3]]) == [(0, 0, 0), (0, 3, 0)]
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        diffusers.HeunDiscreteScheduler(),
+        diffusers.PNDMScheduler(skip_prk_steps=True),
+        diffusers.PNDMScheduler(),
+    ],
+    ids=["heun", "plms", "pndm"],
+)
+def test_timesteps_that_occur_twice_stay_apart(scheduler):
+    scheduler.set_timesteps(6)
+    values = scheduler.timesteps.tolist()
+    assert len(set(values)) < len(values)
+    assert walk(StepTracker(), scheduler.timesteps, scheduler.timesteps) == [
+        (0, step, 0) for step in range(len(values))
+    ]
+
+
+def test_strided_timesteps_are_located():
+    timesteps = torch.arange(10)[1::3]
+    assert walk(StepTracker(), timesteps, timesteps) == [(0, 0, 0), (0, 1, 0), (0, 2, 0)]
+
+
+@pytest.mark.parametrize(
+    "form",
+    [lambda t: t.expand(4), lambda t: t[None], lambda t: t.reshape(1).expand(3)],
+    ids=["expanded", "1-element", "reshaped"],
+)
+def test_a_batch_of_one_timestep_is_located_by_offset(form):
+    assert walk(StepTracker(), [form(t) for t in TIMESTEPS]) == [(0, i, 0) for i in range(5)]
+
+
+def test_a_batch_of_different_timesteps_has_no_place():
+    # ParaDiGMS hands one call several steps.
+    tracker = StepTracker()
+    assert walk(tracker, [TIMESTEPS[0:2], torch.tensor([900, 700])]) == [None, None]
+
+
+@pytest.mark.parametrize(
+    "form",
+    [int, float, lambda t: t.clone(), lambda t: t.repeat(4), lambda t: t.to(torch.float32)],
+    ids=["int", "float", "copy", "repeated", "cast"],
+)
+def test_what_is_no_view_is_matched_by_value(form):
+    calls = [form(TIMESTEPS[i]) for i in (1, 1, 2, 4, 1)]
+    assert walk(StepTracker(), calls) == [
+        (0, 0, 0), (0, 0, 1), (0, 1, 0), (0, 3, 0), (1, 0, 0),
+    ]  # fmt: skip
+
+
+def test_views_and_values_may_alternate():
+    calls = [TIMESTEPS[0], int(TIMESTEPS[0]), TIMESTEPS[1], int(TIMESTEPS[1])]
+    assert walk(StepTracker(), calls) == [(0, 0, 0), (0, 0, 1), (0, 1, 0), (0, 1, 1)]
+
+
+def test_a_value_that_occurs_twice_has_no_place():
+    # Step 1, step 2, or the second call of step 1: a guess could replay another call's feature.
+    timesteps = torch.tensor([900, 500, 500])
+    assert walk(StepTracker(), [900, 500], timesteps) == [(0, 0, 0), None]
+
+
+def test_a_copy_of_all_timesteps_serves_as_well():
+    # LDMSuperResolutionPipeline moves them to its device first.
+    copied = TIMESTEPS.clone()
+    tracker = StepTracker()
+    assert walk(tracker, copied) == [(0, step, 0) for step in range(5)]
+    assert walk(StepTracker(), copied, timesteps=None) == [(0, step, 0) for step in range(5)]
+    assert tracker.locate(copied[4]).num_steps == 5
+
+
+def test_timesteps_that_are_not_the_schedulers_go_by_their_order():
+    # Latent upscaler, Karras-VE, score-SDE: sigmas, or functions of them, falling.
+    calls = [80.0, 80.0, 31.5, torch.tensor([2.5, 2.5]), 2.5, 90.0, 1.0]
+    assert walk(StepTracker(), calls) == [
+        (0, 0, 0), (0, 0, 1), (0, 1, 0), (0, 2, 0), (0, 2, 1), (1, 0, 0), (1, 1, 0),
+    ]  # fmt: skip
+
+
+def test_without_a_list_the_length_is_unknown():
+    assert StepTracker().locate(80.0).num_steps is None
+
+
+def test_the_same_value_forever_does_not_grow():
+    tracker = StepTracker()
+    positions = [tracker.locate(500) for _ in range(MAX_SLOTS + 2)]
+    assert where(positions[MAX_SLOTS - 1]) == (0, 0, MAX_SLOTS - 1)
+    assert positions[MAX_SLOTS:] == [None, None]
+
+
+def test_reset_starts_a_new_generation():
+    tracker = StepTracker()
+    walk(tracker, TIMESTEPS[:3])
+    tracker.reset()
+    assert walk(tracker, TIMESTEPS[3:]) == [(1, 0, 0), (1, 1, 0)]
