@@ -41,7 +41,9 @@ def trace(model: nn.Module) -> list[tuple]:
 
 def _state(value):
     # Dictionaries (children, hooks) by their keys and the identity of their values, in order.
-    return [(key, id(item)) for key, item in value.items()] if isinstance(value, dict) else id(value)
+    return (
+        [(key, id(item)) for key, item in value.items()] if isinstance(value, dict) else id(value)
+    )
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ well under a second on one core.
 from __future__ import annotations
 
 import atexit
-import contextlib
 import functools
 import shutil
 import tempfile
@@ -69,9 +68,6 @@ SIDE = 16
 
 #: Width of the text embeddings, and the `cross_attention_dim` of U-Nets with one text encoder.
 TEXT_WIDTH = 16
-
-
-upstream_warnings_ignored = contextlib.nullcontext
 
 
 # --- U-Nets -----------------------------------------------------------------------------------

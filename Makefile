@@ -1,0 +1,40 @@
+# Each command makes the virtual environment that it needs, once; setup.cfg names what goes in.
+PYTHON ?= python3
+VENVS := .venv
+
+.PHONY: demo test test-all lint types check clean
+
+# The main job on a trained pipeline: pictures without and with the helper, side by side.
+demo: $(VENVS)/demo/ready
+	$(VENVS)/demo/bin/python -m deepcache_patch compare benchmarks/models/shapes \
+		--prompt "a small red circle above a large blue square" \
+		--prompt "a large green triangle to the left of a small yellow circle" \
+		--prompt "a large red star below a small blue triangle" \
+		--prompt "a small yellow square, a large red circle and a small green star" \
+		--scheduler ddim --steps 50 --interval 3 --branch 0 --repeats 3 --output demo
+
+test: $(VENVS)/test/ready
+	$(VENVS)/test/bin/python -m pytest -n auto --dist worksteal -q
+
+# Also what is marked slow.
+test-all: $(VENVS)/test/ready
+	$(VENVS)/test/bin/python -m pytest -n auto --dist worksteal -q -m "slow or not slow"
+
+lint: $(VENVS)/test/ready
+	$(VENVS)/test/bin/ruff check .
+	$(VENVS)/test/bin/ruff format --check .
+
+types: $(VENVS)/test/ready
+	$(VENVS)/test/bin/mypy
+
+check: lint types test
+
+$(VENVS)/demo/ready: EXTRAS = compare
+$(VENVS)/test/ready: EXTRAS = test,check,benchmarks
+$(VENVS)/%/ready: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[$(EXTRAS)]"
+	touch $@
+
+clean:
+	rm -rf $(VENVS) build dist demo

@@ -1,0 +1,218 @@
+"""The command line: arguments in, exit code out. What a command does stands in the library; here
+is only how it is asked for, and how bad input is answered: one line on stderr, exit code 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+EXIT_FAILED = 1
+EXIT_BAD_INPUT = 2
+
+_EXAMPLE = """\
+example:
+  %(prog)s stable-diffusion-v1-5/stable-diffusion-v1-5 \\
+      --prompt "a lighthouse in a storm" --steps 50 --interval 3
+
+Writes comparison.png and comparison.json into the output folder.
+"""
+
+#: Options that only some pipelines know, by the name of the argument that each one sets.
+_CALL_OPTIONS = {
+    "prompt": "--prompt",
+    "negative_prompt": "--negative-prompt",
+    "guidance_scale": "--guidance-scale",
+    "num_inference_steps": "--steps",
+    "height": "--height",
+    "width": "--width",
+}
+
+
+class BadInputError(Exception):
+    """What the person typed cannot be done; the message says why and what can."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Answers a mistake with one line instead of the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_BAD_INPUT, f"{self.prog}: error: {message} (see --help)\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit code: 0, 1 for a failure, 2 for bad input."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    options = build_parser().parse_args(argv)
+    try:
+        return int(options.run(options, shlex.join(["deepcache-patch", *argv])))
+    except BadInputError as error:
+        return _complain(options, error, EXIT_BAD_INPUT)
+    except (ImportError, OSError) as error:
+        return _complain(options, error, EXIT_FAILED)
+    except KeyboardInterrupt:
+        return _complain(options, KeyboardInterrupt("interrupted"), 130)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Returns the parser with all commands."""
+    parser = _Parser(prog="deepcache-patch", description="DeepCache for diffusers pipelines.")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    _add_compare(commands)
+    return parser
+
+
+def _add_compare(commands: Any) -> None:
+    parser = commands.add_parser(
+        "compare",
+        help="the same pictures without and with DeepCache: time, PSNR, SSIM, a picture of both",
+        description="Generates the same pictures without and with DeepCache, and compares them.",
+        epilog=_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="folder of a diffusers pipeline, or hub id")
+    add("--prompt", action="append", metavar="TEXT", help="may be given several times")
+    add("--negative-prompt", metavar="TEXT")
+    add("--guidance-scale", type=float, metavar="X", help="default: the pipeline's own")
+    add("--height", type=_positive, metavar="PIXELS")
+    add("--width", type=_positive, metavar="PIXELS")
+    add("--steps", type=_positive, metavar="N", help="denoising steps (default: 50)")
+    add(
+        "--interval", type=_positive, default=3, metavar="N", help="one full step in N (default: 3)"
+    )
+    add("--branch", type=int, default=0, metavar="K", help="0, the default, is fastest")
+    add("--scheduler", metavar="NAME", help="ddim, dpm-solver++, euler, … or a class of diffusers")
+    add("--seed", type=int, default=0, metavar="N", help="of the first picture (default: 0)")
+    add("--images", type=_positive, metavar="N", help="default: 4, or one for each prompt")
+    add("--repeats", type=_positive, default=1, metavar="N", help="timed runs of each; medians")
+    add("--device", metavar="NAME", help="default: the best that there is")
+    add("--dtype", metavar="NAME", help="float32, float16, bfloat16 (default: float16 on a GPU)")
+    output = Path("deepcache-comparison")
+    add("--output", type=Path, default=output, metavar="DIR", help=f"default: {output}")
+    add("--json", action="store_true", help="print the figures as JSON, not as a table")
+    parser.set_defaults(run=_compare, command="compare")
+
+
+def _compare(options: argparse.Namespace, command: str) -> int:
+    # Here, so that --help and a mistyped option need not wait for torch.
+    from . import DeepCacheHelper
+    from .comparison import compare
+    from .errors import DeepCacheError
+    from .loading import (
+        choose_device,
+        choose_dtype,
+        first_line,
+        load_pipeline,
+        use_scheduler,
+    )
+    from .similarity import require_metrics
+
+    require_metrics()
+    _require_writable(options.output)
+    _quiet_loading()
+    try:
+        device = choose_device(options.device)
+        dtype = choose_dtype(options.dtype, device)
+        pipe = load_pipeline(options.model, device, dtype)
+        if options.scheduler is not None:
+            use_scheduler(pipe, options.scheduler)
+        seeds, call = _call(pipe, options)
+        helper = DeepCacheHelper(pipe, interval=options.interval, branch=options.branch)
+    except (ValueError, DeepCacheError) as error:
+        raise BadInputError(first_line(error)) from error
+
+    try:
+        outcome = compare(pipe, helper, seeds=seeds, repeats=options.repeats, **call)
+    except (ValueError, DeepCacheError) as error:
+        raise BadInputError(f"{type(pipe).__name__}: {first_line(error)}") from error
+    except (TypeError, RuntimeError) as error:
+        where = f"{type(pipe).__name__} on {device} in {pipe.dtype}".replace("torch.", "")
+        message = f"{where} failed: {first_line(error)}"
+        return _complain(options, RuntimeError(message), EXIT_FAILED)
+
+    options.output.mkdir(parents=True, exist_ok=True)
+    picture = outcome.save(options.output / "comparison.png")
+    outcome.save(options.output / "comparison.json", command=command)
+    if options.json:
+        print(outcome.to_json(command=command))
+    else:
+        print(f"{outcome.table()}\n\npicture: {picture}")
+    return 0
+
+
+def _call(pipe: Any, options: argparse.Namespace) -> tuple[range, dict[str, Any]]:
+    """Returns the seeds and the arguments for this pipeline, and refuses what it does not know."""
+    from .generation import accepted_arguments, batched_call
+
+    name, accepted = type(pipe).__name__, accepted_arguments(pipe)
+    given = {**vars(options), "num_inference_steps": options.steps}
+    call = {key: given[key] for key in _CALL_OPTIONS if given[key] is not None}
+    for argument in call:
+        if argument not in accepted:
+            raise BadInputError(f"{name} does not know {_CALL_OPTIONS[argument]}: leave it out")
+    if ("height" in call) != ("width" in call):
+        raise BadInputError("give --height and --width together: diffusers ignores one alone")
+    if "prompt" in accepted and "prompt" not in call:
+        raise BadInputError(f"{name} draws what a text says: give it with --prompt")
+    if "num_inference_steps" in accepted:
+        call.setdefault("num_inference_steps", 50)
+
+    prompts = call.get("prompt", [])
+    if len(prompts) == 1:
+        call["prompt"] = prompts[0]
+    images = options.images or (len(prompts) if len(prompts) > 1 else 4)
+    try:
+        batched_call(pipe, call, images)
+    except (TypeError, ValueError) as error:
+        raise BadInputError(str(error)) from error
+    return range(options.seed, options.seed + images), call
+
+
+def _positive(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is too small: 1 is the least")
+    return number
+
+
+def _require_writable(folder: Path) -> None:
+    """Finds out before minutes of work; the folder itself is made only when there is a result."""
+    whole = folder.absolute()
+    present = next(each for each in (whole, *whole.parents) if each.exists())
+    try:
+        with tempfile.TemporaryFile(dir=present):
+            pass
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise BadInputError(f"cannot write into --output {folder}: {reason}") from error
+
+
+def _quiet_loading() -> None:
+    """Keeps stderr to the two generations, or to the one line that says what is wrong."""
+    import diffusers
+
+    libraries: list[Any] = [diffusers.utils.logging]
+    try:
+        import transformers
+
+        libraries.append(transformers.utils.logging)
+    except ImportError:  # pixel pipelines do without
+        pass
+    for library in libraries:
+        library.set_verbosity_error()
+        if not sys.stderr.isatty():
+            library.disable_progress_bar()
+
+
+def _complain(options: argparse.Namespace, error: BaseException, code: int) -> int:
+    print(f"deepcache-patch {options.command}: error: {error}", file=sys.stderr)
+    return code

@@ -1,0 +1,29 @@
+"""What a measurement was made on: versions and the device's name. A figure without them says
+little, so every result file carries both.
+"""
+
+from __future__ import annotations
+
+import platform
+
+import diffusers
+import torch
+
+from . import __version__
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of Python, this package, torch and diffusers."""
+    return {
+        "python": platform.python_version(),
+        "deepcache_patch": __version__,
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+    }
+
+
+def device_name(device: torch.device) -> str:
+    """Returns the name that the maker gave the device, as far as it can be told."""
+    if device.type in ("cuda", "xpu"):
+        return str(getattr(torch, device.type).get_device_name(device))
+    return platform.processor() or platform.machine()

@@ -1,0 +1,136 @@
+"""From words to a pipeline that is ready to run: model folder or hub id, device, dtype, scheduler.
+For the command line and other places where a person types them. Everything that can be wrong is a
+`ValueError` of one line.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+#: Friendly names; every scheduler class of diffusers is also known by its own name.
+SCHEDULERS = {
+    "ddim": "DDIMScheduler",
+    "ddpm": "DDPMScheduler",
+    "deis": "DEISMultistepScheduler",
+    "dpm-solver++": "DPMSolverMultistepScheduler",
+    "dpm-solver++-single": "DPMSolverSinglestepScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "euler-ancestral": "EulerAncestralDiscreteScheduler",
+    "heun": "HeunDiscreteScheduler",
+    "kdpm2": "KDPM2DiscreteScheduler",
+    "kdpm2-ancestral": "KDPM2AncestralDiscreteScheduler",
+    "lcm": "LCMScheduler",
+    "lms": "LMSDiscreteScheduler",
+    "pndm": "PNDMScheduler",
+    "tcd": "TCDScheduler",
+    "unipc": "UniPCMultistepScheduler",
+}
+
+
+def choose_device(name: str | None = None) -> torch.device:
+    """Returns the named device, or the best that there is: CUDA, XPU, MPS, then the CPU.
+
+    Raises:
+        ValueError: torch does not know the device, or cannot use it here.
+    """
+    if name is None:
+        return torch.device(_present()[0])
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        # Torch says it in as many as ten lines; what helps is which ones would do.
+        raise ValueError(
+            f"device {name!r} cannot be used here; this machine has {', '.join(_present())}"
+        ) from error
+    return device
+
+
+def choose_dtype(name: str | None, device: torch.device) -> torch.dtype:
+    """Returns the named dtype, or float16 on CUDA and MPS and float32 elsewhere.
+
+    Raises:
+        ValueError: The name is unknown, or the device cannot compute in this dtype.
+    """
+    if name is None:
+        return torch.float16 if device.type in ("cuda", "mps") else torch.float32
+    if name not in DTYPES:
+        raise ValueError(f"unknown dtype {name!r}; the known ones are {', '.join(DTYPES)}")
+    probe = torch.zeros(1, 1, 3, 3, dtype=torch.float32)
+    try:
+        probe = probe.to(device, DTYPES[name])
+        torch.nn.functional.conv2d(probe, probe).item()
+    except (RuntimeError, TypeError, NotImplementedError) as error:
+        raise ValueError(f"{device} cannot compute in {name}; try --dtype float32") from error
+    return DTYPES[name]
+
+
+def load_pipeline(model: str, device: torch.device, dtype: torch.dtype) -> Any:
+    """Loads a pipeline from a local folder or from the hub.
+
+    Raises:
+        ValueError: There is no such folder or hub id, or it holds no pipeline.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        if not (folder / "model_index.json").is_file():
+            raise ValueError(f"{model} is not a diffusers pipeline: it has no model_index.json")
+    elif folder.exists():
+        raise ValueError(f"{model} is a file; give the folder of a diffusers pipeline")
+    elif model.startswith((".", "/", "~")) or model.count("/") != 1:
+        raise ValueError(f"there is no folder {model}")
+    source = folder if folder.is_dir() else model
+    try:
+        pipe = diffusers.DiffusionPipeline.from_pretrained(source, dtype=dtype)
+    except Exception as error:  # whatever a damaged folder or a far server can raise
+        what = "cannot be loaded" if source is folder else "is no folder, and not on the hub"
+        raise ValueError(f"{model} {what}: {first_line(error)}") from error
+    if pipe.dtype != dtype:  # older versions of diffusers do not know the argument by this name
+        pipe.to(dtype=dtype)
+    return pipe.to(device)
+
+
+def use_scheduler(pipe: Any, name: str) -> None:
+    """Gives the pipeline another scheduler, built from the settings of its own.
+
+    Args:
+        pipe: A pipeline.
+        name: A key of `SCHEDULERS` or a scheduler class of diffusers.
+
+    Raises:
+        ValueError: The name is unknown, the scheduler lacks a package, or the pipeline has none.
+    """
+    own = getattr(pipe, "scheduler", None)
+    if own is None:
+        raise ValueError(f"{type(pipe).__name__} has no scheduler to exchange")
+    found: Any = getattr(diffusers, SCHEDULERS.get(name.lower(), name), None)
+    if not name or not hasattr(found, "from_config") or not found.__name__.endswith("Scheduler"):
+        known = ", ".join(SCHEDULERS)
+        raise ValueError(
+            f"unknown scheduler {name!r}; known are {known}, and the classes of diffusers"
+        )
+    try:
+        pipe.scheduler = found.from_config(own.config)
+    except (ImportError, TypeError, ValueError, NotImplementedError) as error:
+        raise ValueError(f"{found.__name__} cannot be built here: {first_line(error)}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """Returns the first line that says something, or the error's class."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line for line in lines if line), type(error).__name__)
+
+
+def _present() -> list[str]:
+    found = []
+    for kind in ("cuda", "xpu", "mps"):
+        runtime = getattr(torch, kind, None)
+        if runtime is not None and runtime.is_available():
+            found.append(kind)
+    return [*found, "cpu"]

@@ -1,0 +1,96 @@
+"""Timing of a denoising loop from outside: from the start of a module's first call to the end of
+its last. Torch's own forward hooks mark the two ends, so the pipeline is neither changed nor asked.
+What is run, and how often, is the caller's business.
+"""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Any
+
+import torch
+
+
+class LoopClock:
+    """Times the calls of one module while the `with` block lasts.
+
+    On an accelerator both ends are events in the device's own queue: the loop is never
+    synchronised while it runs, only when `seconds` is read.
+
+    Args:
+        module: The denoiser, called once or more for each step.
+
+    Example:
+        >>> with LoopClock(pipe.unet) as clock:
+        ...     pipe("a fox", num_inference_steps=50)
+        >>> clock.seconds, clock.calls
+    """
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self.calls = 0
+        self.device = torch.device("cpu")
+        self._module = module
+        self._handles: list[Any] = []
+        self._start: Any = None
+        self._end: Any = None
+
+    def __enter__(self) -> LoopClock:
+        self._handles = [
+            self._module.register_forward_pre_hook(self._before, with_kwargs=True),
+            self._module.register_forward_hook(self._after),
+        ]
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds from the first call's start to the last call's end.
+
+        Raises:
+            RuntimeError: The module was not called, or its calls pass the hooks by.
+        """
+        if self.calls == 0:
+            raise RuntimeError(
+                f"the denoising loop could not be timed: {type(self._module).__name__} was not "
+                "called, or it was compiled in place, which passes hooks by "
+                "(pipe.unet = torch.compile(pipe.unet) can be timed)"
+            )
+        if self.device.type == "cpu":
+            return float(self._end - self._start)
+        self._end.synchronize()
+        return float(self._start.elapsed_time(self._end)) / 1000
+
+    def _before(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: Any) -> None:
+        if self._start is None:
+            # The inputs know where the work is done; the weights may still be offloaded.
+            inputs = (*args, *kwargs.values())
+            found = (value.device for value in inputs if isinstance(value, torch.Tensor))
+            self.device = next(found, self.device)
+            self._start = self._mark(None)
+
+    def _after(self, module: torch.nn.Module, args: Any, output: Any) -> None:
+        # Nobody knows which call is the last one, so each of them moves the end.
+        self._end = self._mark(self._end)
+        self.calls += 1
+
+    def _mark(self, event: Any) -> Any:
+        """Returns the time now: seconds on the CPU, else `event` (or a new one), recorded anew."""
+        kind = self.device.type
+        if kind == "cpu":
+            return time.perf_counter()
+        runtime = getattr(torch, kind)
+        event = event or runtime.Event(enable_timing=True)
+        if kind == "mps":  # one stream, which its events do not take as an argument
+            event.record()
+        else:
+            event.record(runtime.current_stream(self.device))
+        return event
