@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENVS := .venv
 
-.PHONY: demo test test-all lint types check clean
+.PHONY: demo test test-all lint types check tables clean
 
 # The main job on a trained pipeline: pictures without and with the helper, side by side.
 demo: $(VENVS)/demo/ready
@@ -35,6 +35,10 @@ $(VENVS)/%/ready: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[$(EXTRAS)]"
 	touch $@
+
+# The tables of README and docs, from the results files and the tests.
+tables: $(VENVS)/test/ready
+	$(VENVS)/test/bin/python -m benchmarks.tables
 
 clean:
 	rm -rf $(VENVS) build dist demo

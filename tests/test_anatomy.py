@@ -1,4 +1,4 @@
-"""Skips are counted in whatever layout there is; a cut runs what lies above the branch and no more."""
+"""Skips are counted in whatever layout there is; a cut runs what lies above the branch only."""
 
 import diffusers
 import pytest
@@ -91,13 +91,11 @@ def test_a_shallow_call_runs_what_lies_above_the_branch_once_and_nothing_else(na
     anatomy, arguments = dissect(unet), UNETS[name].inputs()
     for branch in anatomy.branches:
         stand_in, recorder = StandIn(), Recorder()
-        with counted_calls(unet) as full:
-            with anatomy.cut(None, stand_in, {branch: recorder}).applied():
-                unet(**arguments)
+        with counted_calls(unet) as full, anatomy.cut(None, stand_in, {branch: recorder}).applied():
+            unet(**arguments)
         stand_in.feature = recorder.take()
-        with counted_calls(unet) as shallow:
-            with anatomy.cut(branch, stand_in, {}).applied():
-                unet(**arguments)
+        with counted_calls(unet) as shallow, anatomy.cut(branch, stand_in, {}).applied():
+            unet(**arguments)
         down, up = expected_modules(unet, branch)
 
         layers = {name for name in shallow if name.count(".") == 3}
@@ -244,7 +242,7 @@ def test_blocks_with_other_skips_are_refused_by_name():
 def test_skips_that_do_not_add_up_are_refused():
     unet = unet2d_condition()
     unet.down_blocks[0].downsamplers = None
-    with pytest.raises(UnsupportedModelError, match="emit 8 skip connections.* consume 9"):
+    with pytest.raises(UnsupportedModelError, match=r"emit 8 skip connections.* consume 9"):
         dissect(unet)
 
 
