@@ -210,7 +210,7 @@ def test_arguments_are_named_by_the_signature():
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("branch", [9, -1, "0", 1.5, None, True])
+@pytest.mark.parametrize("branch", [9, -1, "0", 1.0, None, True])
 def test_a_branch_out_of_range_is_refused_with_the_range(branch):
     with pytest.raises(
         InvalidSettingError,
@@ -219,11 +219,27 @@ def test_a_branch_out_of_range_is_refused_with_the_range(branch):
         dissect(unet2d_condition()).check_branch(branch)
 
 
-def test_replaced_layers_are_noticed():
-    unet = unet2d_condition()
+@pytest.mark.parametrize(
+    ("owner", "name", "index"),
+    [
+        ("", "down_blocks", 0),
+        ("", "up_blocks", 1),
+        ("", "mid_block", None),
+        ("up_blocks.0", "resnets", 0),
+        ("up_blocks.1", "attentions", 2),
+        ("up_blocks.1", "upsamplers", 0),
+        ("down_blocks.0", "downsamplers", 0),
+    ],
+)
+def test_replaced_parts_are_noticed(owner, name, index):
+    unet, other = unet2d_condition(), unet2d_condition(seed=1)
     anatomy = dissect(unet)
     assert anatomy.is_current
-    unet.up_blocks[0].resnets[0] = unet2d_condition().up_blocks[0].resnets[0]
+    parent, replacement = unet.get_submodule(owner), getattr(other.get_submodule(owner), name)
+    if index is None:
+        setattr(parent, name, replacement)
+    else:
+        getattr(parent, name)[index] = replacement[index]
     assert not anatomy.is_current
 
 
@@ -243,6 +259,13 @@ def test_skips_that_do_not_add_up_are_refused():
     unet = unet2d_condition()
     unet.down_blocks[0].downsamplers = None
     with pytest.raises(UnsupportedModelError, match=r"emit 8 skip connections.* consume 9"):
+        dissect(unet)
+
+
+def test_parts_that_do_not_go_with_the_layers_are_refused():
+    unet = unet2d_condition()
+    del unet.up_blocks[1].attentions[2]
+    with pytest.raises(UnsupportedModelError, match="has 2 attentions for 3 resnets"):
         dissect(unet)
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from deepcache_patch.steps import MAX_SLOTS, StepTracker
+from deepcache_patch.steps import StepTracker
 
 TIMESTEPS = torch.tensor([900, 700, 500, 300, 100])
 
@@ -22,15 +22,8 @@ class CountedReads(TorchFunctionMode):
     """Counts the calls that copy a value to the host."""
 
     READS = (
-        "item",
-        "tolist",
-        "cpu",
-        "numpy",
-        "to",
-        "__bool__",
-        "__int__",
-        "__float__",
-        "__index__",
+        *("item", "tolist", "cpu", "numpy", "to", "nonzero", "equal", "allclose", "is_nonzero"),
+        *("__bool__", "__int__", "__float__", "__index__", "__contains__", "unique"),
     )
 
     def __init__(self):
@@ -90,8 +83,9 @@ def test_calls_at_one_step_get_slots():
     ]  # fmt: skip
 
 
-def test_left_out_steps_are_counted():
-    assert walk(StepTracker(), [TIMESTEPS[0], TIMESTEPS[3]]) == [(0, 0, 0), (0, 3, 0)]
+def test_steps_that_are_left_out_do_not_count():
+    # Those with gradients, for example.
+    assert walk(StepTracker(), [TIMESTEPS[0], TIMESTEPS[3]]) == [(0, 0, 0), (0, 1, 0)]
 
 
 @pytest.mark.parametrize(
@@ -140,7 +134,7 @@ def test_a_batch_of_different_timesteps_has_no_place():
 def test_what_is_no_view_is_matched_by_value(form):
     calls = [form(TIMESTEPS[i]) for i in (1, 1, 2, 4, 1)]
     assert walk(StepTracker(), calls) == [
-        (0, 0, 0), (0, 0, 1), (0, 1, 0), (0, 3, 0), (1, 0, 0),
+        (0, 0, 0), (0, 0, 1), (0, 1, 0), (0, 2, 0), (1, 0, 0),
     ]  # fmt: skip
 
 
@@ -161,7 +155,7 @@ def test_a_copy_of_all_timesteps_serves_as_well():
     tracker = StepTracker()
     assert walk(tracker, copied) == [(0, step, 0) for step in range(5)]
     assert walk(StepTracker(), copied, timesteps=None) == [(0, step, 0) for step in range(5)]
-    assert tracker.locate(copied[4]).num_steps == 5
+    assert tracker.locate(copied[4], TIMESTEPS).num_steps == 5
 
 
 def test_timesteps_that_are_not_the_schedulers_go_by_their_order():
@@ -176,11 +170,42 @@ def test_without_a_list_the_length_is_unknown():
     assert StepTracker().locate(80.0).num_steps is None
 
 
-def test_the_same_value_forever_does_not_grow():
+def test_a_pair_of_equal_timesteps_is_no_list():
+    # torch.tensor([t, t]).chunk(2): the halves of a batch. By its offset, the second half would be
+    # the next step, and replay the first half's feature.
     tracker = StepTracker()
-    positions = [tracker.locate(500) for _ in range(MAX_SLOTS + 2)]
-    assert where(positions[MAX_SLOTS - 1]) == (0, 0, MAX_SLOTS - 1)
-    assert positions[MAX_SLOTS:] == [None, None]
+    for step, value in enumerate((900, 700, 500)):
+        halves = torch.tensor([value, value]).chunk(2)
+        assert walk(tracker, halves) == [(0, step, 0), (0, step, 1)]
+
+
+def test_a_table_of_all_timesteps_is_no_list():
+    # By its offset, each falling timestep would be a jump back, and every call a first one.
+    table = torch.arange(1000)
+    calls = [table[value] for value in (980, 900, 900, 20)]
+    expected = [(0, 0, 0), (0, 1, 0), (0, 1, 1), (0, 2, 0)]
+    assert walk(StepTracker(), calls, timesteps=None) == expected
+
+
+def test_a_falling_list_of_the_callers_own_counts_the_steps_that_it_takes():
+    table = torch.arange(999, -1, -1)
+    calls = [table[index] for index in (0, 20, 40, 40, 0)]
+    assert walk(StepTracker(), calls, timesteps=None) == [
+        (0, 0, 0), (0, 1, 0), (0, 2, 0), (0, 2, 1), (1, 0, 0),
+    ]  # fmt: skip
+
+
+def test_a_copy_of_repeated_timesteps_is_located_by_its_offset():
+    timesteps = torch.tensor([900, 500, 500, 100])
+    for scheduled in (timesteps, None):
+        assert walk(StepTracker(), timesteps.clone(), scheduled) == [(0, i, 0) for i in range(4)]
+
+
+def test_a_view_from_beyond_the_timesteps_has_no_place():
+    whole = torch.arange(9, -1, -1)
+    tracker = StepTracker()
+    assert where(tracker.locate(whole[1], whole[:3])) == (0, 0, 0)
+    assert tracker.locate(whole[5], whole[:3]) is None
 
 
 def test_reset_starts_a_new_generation():

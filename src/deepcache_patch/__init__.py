@@ -1,5 +1,6 @@
 """DeepCache for any existing diffusers U-Net pipeline, as a patch that leaves no trace."""
 
+from .attached import Stats
 from .errors import (
     AlreadyEnabledError,
     DeepCacheError,
@@ -7,7 +8,7 @@ from .errors import (
     InvalidSettingError,
     UnsupportedModelError,
 )
-from .helper import DeepCacheHelper, Stats
+from .helper import DeepCacheHelper
 from .schedule import FULL, Schedule, Uniform
 
 __version__ = "0.1.0"

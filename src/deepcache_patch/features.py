@@ -1,6 +1,8 @@
 """Deep features: recorded by a tap, kept in a cache, replayed by a stand-in.
 
-When to record and when to replay is decided in `helper`; where, in `anatomy`.
+A deep feature has the shape `(batch, channels, height, width)` of the layer that it enters, and the
+dtype and device in which the U-Net computes. When to record and to replay is decided in `attached`;
+where, in `anatomy`.
 """
 
 from dataclasses import dataclass
@@ -11,13 +13,13 @@ from torch import nn
 
 
 class Recorder:
-    """Holds the tensor that passed a tap last, until it is taken."""
+    """Holds the deep feature that passed a tap last, until it is taken."""
 
     def __init__(self) -> None:
         self.latest: torch.Tensor | None = None
 
     def take(self) -> torch.Tensor | None:
-        """Return the tensor and let go of it."""
+        """Return the feature and let go of it."""
         latest, self.latest = self.latest, None
         return latest
 
@@ -32,7 +34,11 @@ class Tap(nn.Module):
 
     def __init__(self, inner: nn.Module, recorder: Recorder) -> None:
         super().__init__()
-        self.inner = inner
+        # Not a child: the tap has the children, parameters and buffers of what it taps, so that
+        # their names are the same inside a call. accelerate looks weights up by name there.
+        vars(self)["inner"] = inner
+        for names in ("_modules", "_parameters", "_buffers"):
+            vars(self)[names] = vars(inner)[names]
         self.recorder = recorder
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -45,10 +51,7 @@ class Tap(nn.Module):
 
     def __getattr__(self, name: str) -> Any:
         # The U-Net asks its middle block whether it `has_cross_attention`.
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("inner"), name)
+        return getattr(vars(self)["inner"], name)
 
 
 class StandIn(nn.Module):
@@ -59,7 +62,11 @@ class StandIn(nn.Module):
         self.feature: torch.Tensor | None = None
 
     def forward(self, *_args: Any, **_kwargs: Any) -> torch.Tensor:
-        """Return a copy of the feature, since the layers above may write into it."""
+        """Return a copy of the feature, since the layers above may write into it.
+
+        Raises:
+            RuntimeError: If there is no feature.
+        """
         if self.feature is None:
             raise RuntimeError("the stand-in for the middle block was run without a deep feature")
         return self.feature.clone()
@@ -86,15 +93,10 @@ class FeatureKey:
 
 
 class FeatureCache:
-    """The newest deep feature of each (slot, branch), with the key under which it is valid.
-
-    Attributes:
-        peak_nbytes: The most bytes held at once since the cache was made.
-    """
+    """The newest deep feature of each (slot, branch), with the key under which it is valid."""
 
     def __init__(self) -> None:
         self._features: dict[tuple[int, int], tuple[FeatureKey, torch.Tensor]] = {}
-        self.peak_nbytes = 0
 
     @property
     def nbytes(self) -> int:
@@ -102,9 +104,15 @@ class FeatureCache:
         return sum(feature.nbytes for _, feature in self._features.values())
 
     def put(self, slot: int, branch: int, key: FeatureKey, feature: torch.Tensor) -> None:
-        """Keep `feature`, in the place of an older one."""
+        """Keep `feature`, in the place of an older one.
+
+        Args:
+            slot: Which U-Net call of the step recorded it, at least 0.
+            branch: The branch that it belongs to, at least 0.
+            key: Of the call that recorded it.
+            feature: A deep feature that nobody else writes to.
+        """
         self._features[slot, branch] = (key, feature)
-        self.peak_nbytes = max(self.peak_nbytes, self.nbytes)
 
     def get(self, slot: int, branch: int, key: FeatureKey) -> torch.Tensor | None:
         """Return the feature if there is one that was recorded under an equal key."""

@@ -1,74 +1,33 @@
-"""`DeepCacheHelper`: attaches to a pipeline and decides at each call what runs.
+"""`DeepCacheHelper`, the public face: settings, and when a pipeline's U-Nets are patched."""
 
-The other modules know where a U-Net can be cut, which step a call belongs to and what is in the
-cache; whether a call runs in full or shallow is decided here and nowhere else, in
-`_AttachedUNet._branch_to_run`.
-"""
-
-import threading
-import warnings
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
-import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from .anatomy import dissect, is_unet
-from .cut import Cut
-from .errors import (
-    AlreadyEnabledError,
-    DeepCacheWarning,
-    InvalidSettingError,
-    UnsupportedModelError,
-)
-from .features import FeatureCache, FeatureKey, Recorder, StandIn
-from .patch import Patch, is_patched
-from .schedule import FULL, PlanEntry, Schedule, Uniform
-from .steps import Position, StepTracker
-
-# Where the patch goes. `nn.Module.__call__` runs this, if it is not `None`, instead of hooks and
-# `forward`. So the patch is outermost: whoever replaces `forward` (accelerate does at every
-# offload) is inside, and `Module.compile` puts its compiled call in the same place. Copies and
-# pickles of a module leave it out.
-_CALL = "_compiled_call_impl"
-
-
-@dataclass(frozen=True)
-class Stats:
-    """What has happened since `DeepCacheHelper.enable`.
-
-    Attributes:
-        generations: Denoising loops that were started.
-        full_calls: U-Net calls that ran everything.
-        shallow_calls: U-Net calls that ran only what lies above the branch.
-        cache_nbytes: The most bytes of deep features that were held at once.
-    """
-
-    generations: int = 0
-    full_calls: int = 0
-    shallow_calls: int = 0
-    cache_nbytes: int = 0
-
-    def __add__(self, other: "Stats") -> "Stats":
-        return Stats(
-            self.generations + other.generations,
-            self.full_calls + other.full_calls,
-            self.shallow_calls + other.shallow_calls,
-            self.cache_nbytes + other.cache_nbytes,
-        )
+from .anatomy import BlockAnatomy, dissect
+from .attached import CALL, AttachedUNet, Stats
+from .errors import AlreadyEnabledError, InvalidSettingError, UnsupportedModelError
+from .patch import installed_patch
+from .pipelines import scheduler_of, unets_of, unwrapped
+from .schedule import Schedule, Uniform
 
 
 class DeepCacheHelper:
     """Makes the U-Net of an existing pipeline skip its deep layers on most denoising steps.
 
     Full steps and the disabled helper are bit-exact; shallow steps are approximate, which is where
-    the speed comes from. `pipe` is not changed but for the length of a U-Net call, and `disable`
-    leaves every module as it was.
+    the speed comes from. The pipeline itself is not changed, its U-Net only for the length of a
+    call, and `disable` leaves every module as it was. A helper that is deleted while enabled stays
+    in force until the next one is enabled.
+
+    In a hand-written loop, call `reset` before each picture, unless the loop gets new timesteps
+    from `set_timesteps`: from the timesteps alone, a loop that was broken off, or a call to warm
+    up, cannot be told from the beginning of the next loop.
 
     Args:
         pipe: A diffusers pipeline with a U-Net, or a bare U-Net for a hand-written loop.
@@ -82,8 +41,7 @@ class DeepCacheHelper:
         InvalidSettingError: If an argument is out of range; the message names the range.
 
     Example:
-        >>> helper = DeepCacheHelper(pipe, interval=3)  # doctest: +SKIP
-        >>> helper.enable()  # doctest: +SKIP
+        >>> helper = DeepCacheHelper(pipe, interval=3).enable()  # doctest: +SKIP
         >>> images = pipe("a red circle").images  # doctest: +SKIP
         >>> helper.disable()  # doctest: +SKIP
     """
@@ -97,14 +55,16 @@ class DeepCacheHelper:
         schedule: Schedule | None = None,
     ) -> None:
         self._pipe = pipe
-        self._attached: tuple[_AttachedUNet, ...] = ()
-        self._anatomies = [dissect(_unwrapped(unet)) for unet in _unets(pipe)]
+        self._attached: tuple[AttachedUNet, ...] = ()
+        self._stats = Stats()
+        self._pauses = 0
         if schedule is None:
             chosen = {"interval": interval, "branch": branch}
             schedule = Uniform(**{key: value for key, value in chosen.items() if value is not None})
         elif interval is not None or branch is not None:
             raise InvalidSettingError("give either schedule or interval and branch, not both")
-        self._schedule = self._checked(schedule)
+        self._schedule = schedule
+        self._check(schedule)
 
     @property
     def schedule(self) -> Schedule:
@@ -113,15 +73,22 @@ class DeepCacheHelper:
 
     @property
     def enabled(self) -> bool:
-        """Whether calls of the U-Net go through this helper (while it is paused, too)."""
-        return bool(self._attached)
+        """Whether calls of the pipeline's U-Nets come to this helper (while it is paused, too).
+
+        False again when the pipeline got another U-Net, or when `unet.compile()` has put itself in
+        the place of the patch; `enable` then attaches anew.
+        """
+        try:
+            unets = unets_of(self._pipe)
+        except UnsupportedModelError:
+            return False
+        attached = [each.unet for each in self._attached if each.installed]
+        return attached == unets
 
     @property
     def stats(self) -> Stats:
         """Counts since `enable`; those of the last time while disabled."""
-        return self._stats + sum((unet.stats for unet in self._attached), Stats())
-
-    _stats = Stats()
+        return sum((attached.stats for attached in self._attached), self._stats)
 
     def enable(self) -> "DeepCacheHelper":
         """Patch the U-Net and return the helper. Harmless when already enabled.
@@ -129,23 +96,26 @@ class DeepCacheHelper:
         Raises:
             AlreadyEnabledError: If another helper is enabled on the same U-Net.
             UnsupportedModelError: If the pipeline's U-Net was replaced by one that cannot be cut.
+            InvalidSettingError: If it was replaced by one without the schedule's branch.
         """
         if self.enabled:
             return self
-        unets = _unets(self._pipe)
-        for unet in unets:
-            if is_patched(unet, _CALL) or is_patched(_unwrapped(unet), _CALL):
-                raise AlreadyEnabledError(
-                    "another DeepCacheHelper is enabled on this "
-                    f"{type(_unwrapped(unet)).__name__}: "
-                    "call its disable() first, or change it with its set_params()"
-                )
-        scheduler_of = _scheduler_of(self._pipe)
-        attached = tuple(_AttachedUNet(unet, self._schedule, scheduler_of) for unet in unets)
+        anatomies = self._check(self._schedule)
+        for unet in anatomies:
+            for module in {unet, unwrapped(unet)}:
+                self._take_over(module)
+        self.disable()
+        attached = tuple(
+            AttachedUNet(
+                unet, anatomy, self._schedule, scheduler_of(self._pipe), tag=weakref.ref(self)
+            )
+            for unet, anatomy in anatomies.items()
+        )
         with ExitStack() as undo:
-            for one in attached:
-                undo.callback(one.detach)
-                one.attach()
+            for each in attached:
+                undo.callback(each.detach)
+                each.pause(self._pauses)
+                each.attach()
             undo.pop_all()
         self._stats, self._attached = Stats(), attached
         return self
@@ -153,9 +123,9 @@ class DeepCacheHelper:
     def disable(self) -> None:
         """Remove every trace from the U-Net and release the cache. Harmless when not enabled."""
         attached, self._attached = self._attached, ()
-        for unet in attached:
-            unet.detach()
-        self._stats += sum((unet.stats for unet in attached), Stats())
+        for each in attached:
+            each.detach()
+        self._stats = sum((each.stats for each in attached), self._stats)
 
     def __enter__(self) -> "DeepCacheHelper":
         return self.enable()
@@ -171,14 +141,15 @@ class DeepCacheHelper:
     @contextmanager
     def paused(self) -> Iterator[None]:
         """The plain pipeline for the length of a `with` block, bit-exact."""
-        attached = self._attached
-        for unet in attached:
-            unet.pause()
+        self._pauses += 1
+        for attached in self._attached:
+            attached.pause()
         try:
             yield
         finally:
-            for unet in attached:
-                unet.resume()
+            self._pauses -= 1
+            for attached in self._attached:
+                attached.resume()
 
     def set_params(
         self,
@@ -194,261 +165,63 @@ class DeepCacheHelper:
             skip_mode: Only `"uniform"`.
 
         Raises:
-            InvalidSettingError: If a value is out of range or `skip_mode` is another.
+            InvalidSettingError: If a value is out of range, if `skip_mode` is another, or if one of
+                the two is `None` while the schedule is not uniform.
         """
         if skip_mode != "uniform":
             raise InvalidSettingError(
                 f"skip_mode must be 'uniform', not {skip_mode!r}: for another strategy give "
                 "DeepCacheHelper(pipe, schedule=...) a schedule"
             )
-        now = self._schedule if isinstance(self._schedule, Uniform) else Uniform()
-        self._schedule = self._checked(
-            Uniform(
-                interval=now.interval if cache_interval is None else cache_interval,
-                branch=now.branch if cache_branch_id is None else cache_branch_id,
+        if isinstance(self._schedule, Uniform):
+            if cache_interval is None:
+                cache_interval = self._schedule.interval
+            if cache_branch_id is None:
+                cache_branch_id = self._schedule.branch
+        if cache_interval is None or cache_branch_id is None:
+            raise InvalidSettingError(
+                f"the schedule is {self._schedule!r}: to replace it by a uniform one, give both "
+                "cache_interval and cache_branch_id"
             )
-        )
-        for unet in self._attached:
-            unet.follow(self._schedule)
+        schedule = Uniform(cache_interval, cache_branch_id)
+        self._check(schedule)
+        self._schedule = schedule
+        for attached in self._attached:
+            attached.follow(schedule)
 
     def reset(self) -> None:
         """Forget the current generation: the next U-Net call runs in full as a first step."""
-        for unet in self._attached:
-            unet.reset()
+        for attached in self._attached:
+            attached.reset()
 
     def __repr__(self) -> str:
         state = "enabled" if self.enabled else "disabled"
         return f"DeepCacheHelper({type(self._pipe).__name__}, {self._schedule}, {state})"
 
-    def _checked(self, schedule: Schedule) -> Schedule:
-        if not isinstance(schedule, Schedule):
+    def _check(self, schedule: Schedule) -> dict[nn.Module, BlockAnatomy]:
+        """The pipeline's U-Nets as it calls them, each with its anatomy, if the schedule fits."""
+        anatomies = {unet: dissect(unwrapped(unet)) for unet in unets_of(self._pipe)}
+        if isinstance(schedule, type) or not isinstance(schedule, Schedule):
             raise InvalidSettingError(
-                f"schedule must have a method plan(num_steps), which {schedule!r} has not"
+                f"schedule must be an object with a method plan(num_steps), not {schedule!r}"
             )
         for branch in getattr(schedule, "branches", ()):
-            for anatomy in self._anatomies:
+            for anatomy in anatomies.values():
                 anatomy.check_branch(branch)
-        return schedule
+        return anatomies
 
+    def _take_over(self, unet: nn.Module) -> None:
+        """Remove the patch of a helper that was deleted without `disable`.
 
-class _AttachedUNet:
-    """One U-Net with its tracker, its cache and the patch round its call.
-
-    Holds the pipeline's scheduler through a weak reference only, so that the patch, which the U-Net
-    holds, keeps no pipeline alive.
-    """
-
-    def __init__(
-        self, unet: nn.Module, schedule: Schedule, scheduler_of: Callable[[], Any]
-    ) -> None:
-        self._unet = unet
-        self._schedule = schedule
-        self._scheduler_of = scheduler_of
-        self._anatomy = dissect(_unwrapped(unet))
-        self._tracker = StepTracker()
-        self._cache = FeatureCache()
-        self._stand_in = StandIn()
-        self._recorders: dict[int, Recorder] = {}
-        self._cuts: dict[tuple[int | None, tuple[int, ...]], Cut] = {}
-        self._generation = -1
-        self._plan: Sequence[PlanEntry] = ()
-        self._pauses = 0
-        self._warned = False
-        self._generations = self._full_calls = self._shallow_calls = 0
-        # A cut changes the U-Net for everybody, so calls take turns.
-        self._lock = threading.RLock()
-        original = vars(unet).get(_CALL) or unet._call_impl
-        self._patch = Patch(unet, _CALL, original, self._call)
-
-    @property
-    def stats(self) -> Stats:
-        return Stats(
-            self._generations, self._full_calls, self._shallow_calls, self._cache.peak_nbytes
-        )
-
-    def attach(self) -> None:
-        self._patch.install()
-
-    def detach(self) -> None:
-        with self._lock:
-            self._patch.remove()
-            self.reset()
-
-    def pause(self) -> None:
-        with self._lock:
-            self._pauses += 1
-
-    def resume(self) -> None:
-        with self._lock:
-            self._pauses -= 1
-            self.reset()
-
-    def follow(self, schedule: Schedule) -> None:
-        with self._lock:
-            self._schedule = schedule
-            self.reset()
-
-    def reset(self) -> None:
-        with self._lock:
-            self._tracker.reset()
-            self._cache.clear()
-
-    def _call(
-        self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        with self._lock:
-            arguments = self._anatomy.arguments(args, kwargs)
-            if self._pauses or not arguments.keys() >= {"sample", "timestep"}:
-                return original(*args, **kwargs)
-            position = self._locate(arguments["timestep"])
-            if position is None:
-                self._full_calls += 1
-                return original(*args, **kwargs)
-            if position.generation != self._generation:
-                self._start_generation(position)
-            key = FeatureKey.of(arguments["sample"])
-            branch, feature = self._branch_to_run(position, key)
-            if branch is None:
-                self._full_calls += 1
-            else:
-                self._shallow_calls += 1
-                trimmed = self._anatomy.trimmed(branch, arguments)
-                if trimmed is not None:
-                    args, kwargs = (), trimmed
-            with self._cut(branch, feature):
-                output = original(*args, **kwargs)
-            self._keep_recorded(position, key)
-            return output
-
-    def _locate(self, timestep: Any) -> Position | None:
-        if torch.is_grad_enabled():
-            self._warn("gradients are enabled: wrap the denoising loop in torch.no_grad()")
-            return None
-        timesteps = getattr(self._scheduler_of(), "timesteps", None)
-        position = self._tracker.locate(
-            timestep, timesteps if isinstance(timesteps, torch.Tensor) else None
-        )
-        if position is None:
-            self._warn(
-                f"the step cannot be told from the timestep {timestep!r}: pass an element of "
-                "scheduler.timesteps, the same for the whole batch"
-            )
-        return position
-
-    def _start_generation(self, position: Position) -> None:
-        self._generation = position.generation
-        self._generations += 1
-        self._cache.clear()
-        self._plan = ()
-        if not self._anatomy.is_current:
-            self._anatomy = dissect(_unwrapped(self._unet))
-            self._cuts.clear()
-
-    def _branch_to_run(
-        self, position: Position, key: FeatureKey
-    ) -> tuple[int | None, torch.Tensor | None]:
-        """The branch and the feature to replay, or two `None` for a full call.
-
-        Full is what the plan says is full, and whatever has no valid feature: the first step, a
-        call of another shape or dtype than the one that recorded, more calls than the last full
-        step had.
+        Raises:
+            AlreadyEnabledError: If the helper that enabled the patch still exists.
         """
-        entry = self._planned(position)
-        if entry == FULL:
-            return None, None
-        feature = self._cache.get(position.slot, entry, key)
-        return (None, None) if feature is None else (entry, feature)
-
-    def _planned(self, position: Position) -> PlanEntry:
-        if position.step >= len(self._plan):
-            # Without a list of timesteps nobody knows how many steps there will be.
-            count = position.num_steps or max(64, 2 * position.step)
-            self._plan = self._checked_plan(count)
-            for branch in {entry for entry in self._plan if entry != FULL}:
-                self._recorders.setdefault(branch, Recorder())
-        return self._plan[position.step]
-
-    def _checked_plan(self, num_steps: int) -> Sequence[PlanEntry]:
-        plan = self._schedule.plan(num_steps)
-        if len(plan) != num_steps:
-            raise InvalidSettingError(
-                f"the plan of {self._schedule!r} has {len(plan)} entries for {num_steps} steps"
+        patch: Any = installed_patch(unet, CALL)
+        if patch is None or patch.tag() is self:
+            return
+        if patch.tag() is not None:
+            raise AlreadyEnabledError(
+                f"another DeepCacheHelper is enabled on this {type(unwrapped(unet)).__name__}: "
+                "call its disable() first, or change it with its set_params()"
             )
-        for entry in plan:
-            if entry != FULL:
-                self._anatomy.check_branch(entry)
-        return plan
-
-    @contextmanager
-    def _cut(self, branch: int | None, feature: torch.Tensor | None) -> Iterator[None]:
-        """The U-Net as one call shall see it: shallow, or whole; with taps where it is recorded."""
-        planned = {entry for entry in self._plan if entry != FULL}
-        tapped = tuple(sorted(b for b in planned if branch is None or b < branch))
-        if (branch, tapped) not in self._cuts:
-            recorders = {b: self._recorders[b] for b in tapped}
-            self._cuts[branch, tapped] = self._anatomy.cut(branch, self._stand_in, recorders)
-        self._stand_in.feature = feature
-        try:
-            with self._cuts[branch, tapped].applied():
-                yield
-        except BaseException:
-            for recorder in self._recorders.values():
-                recorder.take()
-            raise
-        finally:
-            self._stand_in.feature = None
-
-    def _keep_recorded(self, position: Position, key: FeatureKey) -> None:
-        last = position.num_steps is not None and position.step == position.num_steps - 1
-        for branch, recorder in self._recorders.items():
-            feature = recorder.take()
-            if feature is not None and not last:
-                self._cache.put(position.slot, branch, key, feature)
-        if last:
-            self._cache.drop(position.slot)
-
-    def _warn(self, reason: str) -> None:
-        if not self._warned:
-            self._warned = True
-            warnings.warn(f"a U-Net call runs in full: {reason}", DeepCacheWarning, stacklevel=2)
-
-
-def _unwrapped(unet: nn.Module) -> nn.Module:
-    """The module inside `torch.compile`'s wrapper."""
-    return cast(nn.Module, getattr(unet, "_orig_mod", unet))
-
-
-def _unets(pipe: Any) -> list[nn.Module]:
-    """The U-Nets of a pipeline, or the bare U-Net itself.
-
-    Raises:
-        UnsupportedModelError: If there is none.
-    """
-    if isinstance(pipe, nn.Module):
-        return [pipe]
-    if not isinstance(pipe, DiffusionPipeline):
-        raise UnsupportedModelError(
-            f"DeepCacheHelper takes a diffusers pipeline or a U-Net, not {type(pipe).__name__}"
-        )
-    modules = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
-    unets = [module for module in modules if is_unet(_unwrapped(module))]
-    if unets:
-        return unets
-    cure = ""
-    if hasattr(pipe.components.get("transformer"), "enable_cache"):
-        cure = (
-            "; transformers have caches of their own in diffusers: "
-            "see pipe.transformer.enable_cache(...)"
-        )
-    names = ", ".join(type(module).__name__ for module in modules) or "no modules"
-    raise UnsupportedModelError(
-        f"{type(pipe).__name__} has no U-Net that can be cut (it has {names}){cure}"
-    )
-
-
-def _scheduler_of(pipe: Any) -> Callable[[], Any]:
-    """Gives the scheduler that the pipeline has now, without keeping the pipeline alive."""
-    if isinstance(pipe, nn.Module):
-        return lambda: None
-    reference = weakref.ref(pipe)
-    return lambda: getattr(reference(), "scheduler", None)
+        patch.remove()

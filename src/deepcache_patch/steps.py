@@ -3,17 +3,17 @@
 A scheduler makes a new `timesteps` tensor for each `set_timesteps`, and the timestep that a
 pipeline passes to its U-Net is nearly always a view into that tensor. So the storage says which
 generation it is, and the offset in it says which step: no value is read, no device waits, and
-timesteps that occur twice (Heun, KDPM2, PNDM) stay apart. Only a timestep from elsewhere, a number
-or a copy, is matched by value.
+timesteps that occur twice (Heun, PNDM) stay apart. What is no such view is matched by value.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 import torch
 
-#: More calls than this in one step are no denoising loop, and each would keep a feature of its own.
-MAX_SLOTS: Final = 256
+# A longer storage is no list of timesteps: diffusion models are trained with a thousand or so.
+_LONGEST: Final = 10_000
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,10 @@ class Position:
 
     Attributes:
         generation: Counts denoising loops, from 0.
-        step: 0-based, counted from the first step that this generation ran.
-        slot: Which U-Net call of the step this is, 0-based.
-        num_steps: How many steps this generation has if it runs to the end of its timesteps;
-            `None` when there is no list of timesteps.
+        step: Counts the steps that this generation has run, from 0.
+        slot: Which U-Net call of the step this is, from 0.
+        num_steps: How many steps this generation has if it runs every one to the end of its
+            timesteps, more than `step`; `None` when there is no list of timesteps.
     """
 
     generation: int
@@ -35,7 +35,7 @@ class Position:
 
 
 class StepTracker:
-    """Locates U-Net calls from the timesteps that they get."""
+    """Locates the U-Net calls of one thread from the timesteps that they get."""
 
     def __init__(self) -> None:
         self._generation = -1
@@ -43,17 +43,15 @@ class StepTracker:
 
     def reset(self) -> None:
         """Forget the current generation: the next call starts a new one."""
-        # What the current generation's indices count in. A tensor is kept, not its address, so
-        # that the memory cannot be given to another generation's timesteps.
+        # What the current generation's indices count in; `None` for values of no known list. A
+        # tensor is kept, not its address, so that the memory cannot go to another list.
         self._timeline: torch.Tensor | None = None
         self._started = False
-        self._first = 0
-        self._index = 0
-        self._slot = 0
+        self._first = self._index = self._step = self._slot = 0
         self._value = 0.0
-        self._length: int | None = None
-        self._values_of: torch.Tensor | None = None
-        self._values: list[float] = []
+        # The lists whose values were read last.
+        self._known: tuple[torch.Tensor, list[float]] | None = None
+        self._foreign: tuple[torch.Tensor, list[float]] | None = None
 
     def locate(
         self, timestep: torch.Tensor | float, timesteps: torch.Tensor | None = None
@@ -70,53 +68,63 @@ class StepTracker:
         """
         if isinstance(timestep, torch.Tensor) and _is_one_entry_of_many(timestep):
             if timesteps is not None and _same_storage(timestep, timesteps):
-                offset = int(timestep.storage_offset() - timesteps.storage_offset())
-                return self._move(timesteps, offset // (timesteps.stride()[0] or 1), len(timesteps))
-            # A copy of the timesteps on another device, or a hand-written loop.
-            length = timestep.untyped_storage().nbytes() // timestep.element_size()
-            return self._move(timestep, int(timestep.storage_offset()), length)
+                stride = timesteps.stride()[0] or 1
+                index = int(timestep.storage_offset() - timesteps.storage_offset()) // stride
+                return self._move(timesteps, index, len(timesteps))
+            values = self._foreign_values(timestep)
+            index = int(timestep.storage_offset())
+            # A copy on another device, or a list of the caller's own. What does not fall, such as a
+            # table of all timesteps or a pair of equal ones, says nothing about the calls' order.
+            if _falls(values):
+                return self._move(timestep, index, len(values))
         value = _one_value(timestep)
-        if value is None:
-            return None
-        return self._move_by_value(value, timesteps)
+        return None if value is None else self._move_by_value(value, timesteps)
 
     def _move_by_value(self, value: float, timesteps: torch.Tensor | None) -> Position | None:
-        if timesteps is not None and timesteps is not self._values_of:
-            self._values_of, self._values = timesteps, timesteps.flatten().tolist()
-        if timesteps is not None and value in self._values:
-            if self._values.count(value) > 1:
+        values = [] if timesteps is None else self._values_of(timesteps)
+        if value in values:
+            if values.count(value) > 1:
                 return None
-            return self._move(timesteps, self._values.index(value), len(self._values))
+            return self._move(timesteps, values.index(value), len(values))
         # Not the scheduler's timesteps, so only their order is known: a lower one is the next
         # step, a higher one a new start.
-        falls = self._started and self._timeline is None and value <= self._value
-        index = self._index + (value < self._value) if falls else 0
-        if not falls:
-            self._started = False
+        goes_on = self._started and self._timeline is None and value <= self._value
+        index = self._index + (value < self._value) if goes_on else -1
         self._value = value
         return self._move(None, index, None)
 
     def _move(
         self, timeline: torch.Tensor | None, index: int, length: int | None
     ) -> Position | None:
+        if length is not None and not 0 <= index < length:
+            return None
         if not self._started or not _same_timeline(timeline, self._timeline) or index < self._index:
             self._generation += 1
             self._started = True
             self._timeline = timeline
             self._first = index
-            self._length = length
-            self._slot = 0
+            self._step = self._slot = 0
+        elif index == self._index:
+            self._slot += 1
         else:
-            self._slot = self._slot + 1 if index == self._index else 0
+            self._step += 1
+            self._slot = 0
         self._index = index
-        if self._slot >= MAX_SLOTS:
-            return None
-        return Position(
-            generation=self._generation,
-            step=index - self._first,
-            slot=self._slot,
-            num_steps=None if self._length is None else self._length - self._first,
-        )
+        num_steps = None if length is None else length - self._first
+        return Position(self._generation, self._step, self._slot, num_steps)
+
+    def _values_of(self, timesteps: torch.Tensor) -> list[float]:
+        if self._known is None or self._known[0] is not timesteps:
+            self._known = (timesteps, timesteps.flatten().tolist())
+        return self._known[1]
+
+    def _foreign_values(self, timestep: torch.Tensor) -> list[float]:
+        """What the storage behind a view holds: read once for each storage."""
+        if self._foreign is None or not _same_storage(timestep, self._foreign[0]):
+            length = timestep.untyped_storage().nbytes() // timestep.element_size()
+            whole = timestep.as_strided((min(length, _LONGEST),), (1,), 0)
+            self._foreign = (timestep, whole.tolist())
+        return self._foreign[1]
 
 
 def _is_one_entry_of_many(timestep: torch.Tensor) -> bool:
@@ -138,6 +146,11 @@ def _same_timeline(first: torch.Tensor | None, second: torch.Tensor | None) -> b
     if first is None or second is None:
         return first is second
     return _same_storage(first, second)
+
+
+def _falls(values: list[float]) -> bool:
+    """Whether the values never rise; they may stay (Heun), but not all be equal."""
+    return values[0] > values[-1] and all(after <= before for before, after in pairwise(values))
 
 
 def _one_value(timestep: torch.Tensor | float) -> float | None:

@@ -6,8 +6,9 @@ with the attentions that follow it.
 """
 
 import inspect
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Mapping, Sequence
+from numbers import Integral
+from typing import Any, Final, NamedTuple
 
 import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
@@ -36,6 +37,14 @@ _UP_BLOCKS: Final = (
 )
 
 
+class _Span(NamedTuple):
+    """A block and the skips that it emits or consumes: `first`, …, `stop - 1`."""
+
+    block: Any
+    first: int
+    stop: int
+
+
 class BlockAnatomy:
     """The skips of one `UNet2DModel` or `UNet2DConditionModel`, and how to cut it.
 
@@ -55,26 +64,25 @@ class BlockAnatomy:
 
     def __init__(self, unet: nn.Module) -> None:
         self._unet = unet
-        self._down: tuple[Any, ...] = tuple(unet.down_blocks)  # type: ignore[arg-type]
-        self._up: tuple[Any, ...] = tuple(unet.up_blocks)  # type: ignore[arg-type]
         self._parameters = tuple(inspect.signature(type(unet).forward).parameters)[1:]
-        for blocks, known in ((self._down, _DOWN_BLOCKS), (self._up, _UP_BLOCKS)):
+        down_blocks: Any = unet.down_blocks
+        up_blocks: Any = unet.up_blocks
+        for blocks, known in ((down_blocks, _DOWN_BLOCKS), (up_blocks, _UP_BLOCKS)):
             for block in blocks:
-                if not isinstance(block, known):
-                    raise UnsupportedModelError(
-                        f"{type(unet).__name__} with a {type(block).__name__} cannot be cut: "
-                        "it is not known which skip connections that block emits or consumes"
-                    )
-        emitted = 1 + sum(_emits(block) for block in self._down)
-        consumed = sum(len(block.resnets) for block in self._up)
-        if emitted != consumed:
+                self._check_block(block, known)
+        self._down = _spans(down_blocks, [_emits(block) for block in down_blocks], first=1)
+        up_path = list(reversed(up_blocks))  # skip 0 is consumed last
+        self._up = _spans(up_path, [len(block.resnets) for block in up_path], first=0)[::-1]
+        self.num_skips = self._down[-1].stop
+        consumed = self._up[0].stop
+        if consumed != self.num_skips:
             raise UnsupportedModelError(
-                f"{type(unet).__name__} cannot be cut: its down blocks emit {emitted} skip "
+                f"{type(unet).__name__} cannot be cut: its down blocks emit {self.num_skips} skip "
                 f"connections, its up blocks consume {consumed}"
             )
-        self.num_skips = emitted
-        self.branches = range(emitted if self._middle is not None else emitted - 1)
-        self._layers = self._list_layers()
+        # Without a middle block, the deepest branch would leave nothing out.
+        self.branches = range(self.num_skips if self._middle is not None else self.num_skips - 1)
+        self._found = self._children()
 
     @staticmethod
     def fits(model: object) -> bool:
@@ -84,15 +92,16 @@ class BlockAnatomy:
     @property
     def is_current(self) -> bool:
         """Whether the U-Net still has the blocks and layers that were found in it."""
-        return (
-            self._down == tuple(self._unet.down_blocks)  # type: ignore[arg-type]
-            and self._up == tuple(self._unet.up_blocks)  # type: ignore[arg-type]
-            and self._layers == self._list_layers()
-        )
+        return self._found == self._children()
 
     def check_branch(self, branch: Any) -> None:
-        """Raise `InvalidSettingError`, with the range, if this U-Net has no such branch."""
-        if branch not in self.branches or isinstance(branch, bool):
+        """Check that this U-Net has the branch.
+
+        Raises:
+            InvalidSettingError: If it has not; the message names the range.
+        """
+        whole = isinstance(branch, Integral) and not isinstance(branch, bool)
+        if not whole or branch not in self.branches:
             raise InvalidSettingError(
                 f"branch {branch!r} is out of range: this {type(self._unet).__name__} has "
                 f"{self.num_skips} skip connections, so branches 0 to {self.branches[-1]}"
@@ -103,71 +112,66 @@ class BlockAnatomy:
         return dict(zip(self._parameters, args, strict=False)) | dict(kwargs)
 
     def cut(self, branch: int | None, stand_in: StandIn, recorders: Mapping[int, Recorder]) -> Cut:
-        """The cut for one kind of call.
+        """What one kind of call needs.
 
         Args:
             branch: One of `branches` for a shallow call; `None` for a call that runs everything.
-            stand_in: What takes the place of the middle block in a shallow call.
-            recorders: What receives the deep feature of a branch; each branch shallower than
+            stand_in: Takes the place of the middle block in a shallow call.
+            recorders: What receives the deep feature of a branch, for branches shallower than
                 `branch`.
+
+        Returns:
+            The swaps: while they are applied, a call of the U-Net is of that kind.
         """
         taps = {
             producer: Tap(producer, recorder)
             for tapped, recorder in recorders.items()
             for producer in self._producers(tapped)
         }
-        swaps: list[Swap] = []
+        swaps = []
 
-        def keep(owner: nn.Module, name: str, part: slice = slice(None)) -> None:
-            present = list(getattr(owner, name))
-            kept = [taps.get(module, module) for module in present[part]]
-            if kept != present:
-                swaps.append(Swap(owner, name, nn.ModuleList(kept)))
+        def keep(owner: Any, name: str, kept: Sequence[nn.Module]) -> None:
+            tapped = [taps.get(module, module) for module in kept]
+            if tapped != list(getattr(owner, name)):
+                swaps.append(Swap(owner, name, nn.ModuleList(tapped)))
 
-        kept_skips = kept_layers = self.num_skips
-        if branch is not None:
-            kept_skips = kept_layers = branch + 1
-            swaps.append(Swap(self._unet, "mid_block", stand_in))
-        elif self._middle in taps:
-            swaps.append(Swap(self._unet, "mid_block", taps[self._middle]))
-
-        kept_skips -= 1  # skip 0 comes from conv_in, which always runs
-        for index, block in enumerate(self._down):
-            if kept_skips == 0:
-                keep(self._unet, "down_blocks", slice(index))
-                break
-            if kept_skips < _emits(block):
-                for name in _layer_lists(block):
-                    keep(block, name, slice(kept_skips * _multiple(block, name)))
-                if block.downsamplers is not None:
-                    swaps.append(Swap(block, "downsamplers", None))
-            kept_skips -= min(kept_skips, _emits(block))
-
-        for index, block in reversed(list(enumerate(self._up))):
-            if kept_layers == 0:
-                keep(self._unet, "up_blocks", slice(index + 1, None))
-                break
-            dropped = max(len(block.resnets) - kept_layers, 0)
-            for name in _layer_lists(block):
-                keep(block, name, slice(dropped * _multiple(block, name), None))
+        middle = taps.get(self._middle, self._middle) if branch is None else stand_in
+        if middle is not self._middle:
+            swaps.append(Swap(self._unet, "mid_block", middle))
+        limit = self.num_skips if branch is None else branch + 1  # skips below it are kept
+        down = [span for span in self._down if span.first < limit]
+        keep(self._unet, "down_blocks", [span.block for span in down])
+        for block, first, stop in down:
+            for name, each in _layer_lists(block):
+                keep(block, name, getattr(block, name)[: (limit - first) * each])
+            if limit < stop and block.downsamplers is not None:
+                swaps.append(Swap(block, "downsamplers", None))
+        up = [span for span in self._up if span.first < limit]
+        keep(self._unet, "up_blocks", [span.block for span in up])
+        for block, _first, stop in up:
+            for name, each in _layer_lists(block):
+                keep(block, name, getattr(block, name)[max(stop - limit, 0) * each :])
             if block.upsamplers is not None:
-                keep(block, "upsamplers")
-            kept_layers -= min(kept_layers, len(block.resnets))
+                keep(block, "upsamplers", list(block.upsamplers))
         return Cut(swaps)
 
     def trimmed(self, branch: int, arguments: dict[str, Any]) -> dict[str, Any] | None:
         """The arguments of a shallow call where they must differ from a full call's, else `None`.
 
-        Residuals of a ControlNet are added by position, so those of the skips that are left out are
-        not read; but the one for the middle block is part of the recorded feature already, unless
-        the feature is the output of the middle block itself. Features of a T2I-Adapter are popped
-        off a list, one for each down block, and one that is left over could be added to the
-        replayed feature.
+        A ControlNet's residuals are added by position, so those of the skips that are left out are
+        not read; but the one for the middle block is part of the recorded feature already. Features
+        of a T2I-Adapter are popped off a list, one for each down block, and one that is left over
+        could be added to the replayed feature. At the deepest branch all is as in a full call: the
+        feature there is the output of the middle block itself.
+
+        Args:
+            branch: Where the call is cut.
+            arguments: By name.
         """
-        middle = arguments.get("mid_block_additional_residual")
-        changed: dict[str, Any] = {}
         if branch == self.num_skips - 1:
             return None
+        changed: dict[str, Any] = {}
+        middle = arguments.get("mid_block_additional_residual")
         if middle is not None:
             changed["mid_block_additional_residual"] = torch.zeros(
                 (), dtype=middle.dtype, device=middle.device
@@ -181,38 +185,61 @@ class BlockAnatomy:
 
     def _adapted_blocks(self, branch: int) -> int:
         """How many down blocks run as far as the point where an adapter's feature is added."""
-        first_skip = 1
-        for index, block in enumerate(self._down):
-            # Cross-attention blocks add it to their last layer, others after their downsampler.
-            whole = len(block.resnets) if _has_cross_attention(block) else _emits(block)
-            if first_skip + whole - 1 > branch:
-                return index
-            first_skip += _emits(block)
-        return len(self._down)
+        # Cross-attention blocks add it to their last layer, others after their downsampler.
+        last_skips = (
+            (first + len(block.resnets) if _has_cross_attention(block) else stop) - 1
+            for block, first, stop in self._down
+        )
+        return sum(last <= branch for last in last_skips)
 
     @property
     def _middle(self) -> Any:
         return getattr(self._unet, "mid_block", None)
 
-    def _list_layers(self) -> tuple[Any, ...]:
-        return (*(tuple(block.resnets) for block in (*self._down, *self._up)), self._middle)
+    def _check_block(self, block: Any, known: tuple[type, ...]) -> None:
+        name = type(self._unet).__name__
+        if not issubclass(type(block), known):
+            raise UnsupportedModelError(
+                f"{name} with a {type(block).__name__} cannot be cut: it is not known which skip "
+                "connections that block emits or consumes"
+            )
+        for parts, each in _layer_lists(block):
+            if each * len(block.resnets) != len(getattr(block, parts)):
+                raise UnsupportedModelError(
+                    f"{name} cannot be cut: a {type(block).__name__} in it has "
+                    f"{len(getattr(block, parts))} {parts} for {len(block.resnets)} resnets"
+                )
+
+    def _children(self) -> list[nn.Module | None]:
+        """The blocks and what is directly in them, in order."""
+        unet: Any = self._unet
+        blocks = (*unet.down_blocks, *unet.up_blocks)
+        lists = (child for block in blocks for child in block.children())
+        parts = [part for each in lists if isinstance(each, nn.ModuleList) for part in each]
+        return [self._middle, *blocks, *parts]
 
     def _producers(self, branch: int) -> list[Any]:
         """The modules whose output, the last of them to run, is the deep feature of the branch."""
-        below = self.num_skips - 1 - branch  # layers of the up path that are left out
-        if below == 0:
+        below = branch + 1  # the skip of the layer just below the lowest kept one
+        if below == self.num_skips:
             return [self._middle]
-        for block in self._up:
-            if below <= len(block.resnets):
-                break
-            below -= len(block.resnets)
-        if below == len(block.resnets) and block.upsamplers is not None:
+        block, first, stop = next(span for span in self._up if span.first <= below < span.stop)
+        if below == first and block.upsamplers is not None:
             return [block.upsamplers[-1]]
-        producers = []
-        for name in _layer_lists(block):
-            each = _multiple(block, name)
-            producers += list(getattr(block, name))[(below - 1) * each : below * each]
-        return producers
+        layer = stop - 1 - below
+        return [
+            part
+            for name, each in _layer_lists(block)
+            for part in getattr(block, name)[layer * each : (layer + 1) * each]
+        ]
+
+
+def _spans(blocks: Sequence[Any], counts: Sequence[int], *, first: int) -> list[_Span]:
+    spans = []
+    for block, count in zip(blocks, counts, strict=True):
+        spans.append(_Span(block, first, first + count))
+        first += count
+    return spans
 
 
 def _emits(block: Any) -> int:
@@ -223,15 +250,10 @@ def _has_cross_attention(block: Any) -> bool:
     return bool(getattr(block, "has_cross_attention", False))
 
 
-def _layer_lists(block: Any) -> list[str]:
-    """The names of the lists that hold the parts of the block's layers."""
+def _layer_lists(block: Any) -> list[tuple[str, int]]:
+    """The lists that hold the parts of the block's layers, and how many parts each layer has."""
     return [
-        name
+        (name, len(child) // len(block.resnets))
         for name, child in block.named_children()
         if isinstance(child, nn.ModuleList) and name not in ("downsamplers", "upsamplers")
     ]
-
-
-def _multiple(block: Any, name: str) -> int:
-    """How many modules of a list belong to each layer."""
-    return len(getattr(block, name)) // len(block.resnets)
