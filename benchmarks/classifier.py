@@ -62,7 +62,7 @@ class ShapeClassifier(ModelMixin, ConfigMixin):  # type: ignore[misc]
         most: The highest number of shapes that it counts to.
     """
 
-    @register_to_config
+    @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
         self,
         widths: tuple[int, int, int] = (32, 96, 128),

@@ -70,6 +70,7 @@ class _Session:
         self.cache = FeatureCache()
         self.generation = -1
         self.plan: Sequence[PlanEntry] = ()
+        self.branches: list[int] = []  # of the plan, rising
         # The conditioning of each slot when it was recorded.
         self.conditionings: dict[int, torch.Tensor | None] = {}
 
@@ -196,7 +197,7 @@ class AttachedUNet:
             trimmed = self._anatomy.trimmed(branch, arguments)
             if trimmed is not None:
                 args, kwargs = (), trimmed
-        tapped = tuple(b for b in _branches(session.plan) if branch is None or b < branch)
+        tapped = tuple(b for b in session.branches if branch is None or b < branch)
         try:
             with self._cut(branch, tapped, feature):
                 output = original(*args, **kwargs)
@@ -246,6 +247,7 @@ class AttachedUNet:
             self._generations += 1
         if position.step >= len(session.plan):
             session.plan = self._make_plan(position)
+            session.branches = sorted({entry for entry in session.plan if entry != FULL})
         if position.slot == 0 and session.plan[position.step] == FULL:
             session.forget()
         return position
@@ -322,10 +324,6 @@ class AttachedUNet:
         if reason not in self._warned:
             self._warned.add(reason)
             warnings.warn(f"a U-Net call runs in full: {reason}", DeepCacheWarning, stacklevel=2)
-
-
-def _branches(plan: Sequence[PlanEntry]) -> list[int]:
-    return sorted({entry for entry in plan if entry != FULL})
 
 
 def _conditioning(arguments: dict[str, Any]) -> torch.Tensor | None:

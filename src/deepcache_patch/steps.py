@@ -49,9 +49,9 @@ class StepTracker:
         self._started = False
         self._first = self._index = self._step = self._slot = 0
         self._value = 0.0
-        # The lists whose values were read last.
+        # The lists that were read last: the scheduler's with its values, another with its length.
         self._known: tuple[torch.Tensor, list[float]] | None = None
-        self._foreign: tuple[torch.Tensor, list[float]] | None = None
+        self._foreign: tuple[torch.Tensor, int] | None = None
 
     def locate(
         self, timestep: torch.Tensor | float, timesteps: torch.Tensor | None = None
@@ -71,12 +71,9 @@ class StepTracker:
                 stride = timesteps.stride()[0] or 1
                 index = int(timestep.storage_offset() - timesteps.storage_offset()) // stride
                 return self._move(timesteps, index, len(timesteps))
-            values = self._foreign_values(timestep)
-            index = int(timestep.storage_offset())
-            # A copy on another device, or a list of the caller's own. What does not fall, such as a
-            # table of all timesteps or a pair of equal ones, says nothing about the calls' order.
-            if _falls(values):
-                return self._move(timestep, index, len(values))
+            length = self._length_behind(timestep)
+            if length:
+                return self._move(timestep, int(timestep.storage_offset()), length)
         value = _one_value(timestep)
         return None if value is None else self._move_by_value(value, timesteps)
 
@@ -118,12 +115,16 @@ class StepTracker:
             self._known = (timesteps, timesteps.flatten().tolist())
         return self._known[1]
 
-    def _foreign_values(self, timestep: torch.Tensor) -> list[float]:
-        """What the storage behind a view holds: read once for each storage."""
+    def _length_behind(self, timestep: torch.Tensor) -> int:
+        """How long the list of timesteps is that this is a view into; 0 if it is none.
+
+        Such a list is a copy on another device, or the caller's own. What does not fall, such as a
+        table of all timesteps or a pair of equal ones, says nothing about the order of the calls.
+        """
         if self._foreign is None or not _same_storage(timestep, self._foreign[0]):
             length = timestep.untyped_storage().nbytes() // timestep.element_size()
             whole = timestep.as_strided((min(length, _LONGEST),), (1,), 0)
-            self._foreign = (timestep, whole.tolist())
+            self._foreign = (timestep, length if _falls(whole.tolist()) else 0)
         return self._foreign[1]
 
 

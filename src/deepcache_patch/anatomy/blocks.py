@@ -82,7 +82,7 @@ class BlockAnatomy:
             )
         # Without a middle block, the deepest branch would leave nothing out.
         self.branches = range(self.num_skips if self._middle is not None else self.num_skips - 1)
-        self._found = self._children()
+        self._found = [(children, tuple(children.values())) for children in self._children()]
 
     @staticmethod
     def fits(model: object) -> bool:
@@ -92,7 +92,7 @@ class BlockAnatomy:
     @property
     def is_current(self) -> bool:
         """Whether the U-Net still has the blocks and layers that were found in it."""
-        return self._found == self._children()
+        return all(tuple(children.values()) == found for children, found in self._found)
 
     def check_branch(self, branch: Any) -> None:
         """Check that this U-Net has the branch.
@@ -210,13 +210,12 @@ class BlockAnatomy:
                     f"{len(getattr(block, parts))} {parts} for {len(block.resnets)} resnets"
                 )
 
-    def _children(self) -> list[nn.Module | None]:
-        """The blocks and what is directly in them, in order."""
+    def _children(self) -> list[dict[str, nn.Module | None]]:
+        """Where torch keeps the children of all that a cut looks at."""
         unet: Any = self._unet
-        blocks = (*unet.down_blocks, *unet.up_blocks)
-        lists = (child for block in blocks for child in block.children())
-        parts = [part for each in lists if isinstance(each, nn.ModuleList) for part in each]
-        return [self._middle, *blocks, *parts]
+        blocks = [*unet.down_blocks, *unet.up_blocks]
+        lists = [child for block in blocks for child in block.children()]
+        return [each._modules for each in (unet, unet.down_blocks, unet.up_blocks, *blocks, *lists)]
 
     def _producers(self, branch: int) -> list[Any]:
         """The modules whose output, the last of them to run, is the deep feature of the branch."""
