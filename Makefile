@@ -8,10 +8,10 @@ VENVS := .venv
 demo: $(VENVS)/demo/ready
 	$(VENVS)/demo/bin/python -m deepcache_patch compare benchmarks/models/shapes \
 		--prompt "a small red circle above a large blue square" \
-		--prompt "a large green triangle to the left of a small yellow circle" \
+		--prompt "a large green triangle left of a small yellow circle" \
 		--prompt "a large red star below a small blue triangle" \
 		--prompt "a small yellow square, a large red circle and a small green star" \
-		--scheduler ddim --steps 50 --interval 3 --branch 0 --repeats 3 --output demo
+		--guidance-scale 4 --scheduler ddim --steps 50 --interval 3 --branch 0 --repeats 3 --output demo
 
 test: $(VENVS)/test/ready
 	$(VENVS)/test/bin/python -m pytest -n auto --dist worksteal -q

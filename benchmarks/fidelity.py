@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("--model", default=str(BENCHMARKS / "models" / "shapes"))
     parser.add_argument("--scheduler", default="ddim")
     parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--guidance-scale", type=float, default=5.0)
+    parser.add_argument("--guidance-scale", type=float, default=4.0)
     parser.add_argument("--intervals", type=int, nargs="*", default=[2, 3, 5, 10])
     parser.add_argument("--branches", type=int, nargs="*", default=[0])
     parser.add_argument("--fewer-steps", type=int, nargs="*", default=[25, 17, 10])

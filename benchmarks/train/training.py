@@ -1,0 +1,219 @@
+"""What all training scripts share: the cached pictures, the moving average and the loop itself.
+
+The loop is resumable: everything that the next step depends on (weights, their moving average,
+optimizer, step and random state) goes into one checkpoint file. What a model is and what its loss
+is stands in the script of that model.
+"""
+
+import argparse
+import copy
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from benchmarks.train.shapes import draw, training_scene
+
+MODELS = Path(__file__).resolve().parents[1] / "models"
+TRAINING_SEED = 2024
+
+Model = TypeVar("Model", bound=nn.Module)
+#: Receives the model that carries the averaged weights, and the number of steps done.
+Snapshot = Callable[[nn.Module, int], None]
+#: Gives the loss of one batch, drawing whatever is random from the generator.
+Loss = Callable[[torch.Generator], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train: the options that every training script offers.
+
+    Attributes:
+        steps: Optimizer steps in all, those of earlier, resumed runs included.
+        batch_size: Pictures in a step.
+        learning_rate: Peak of the learning rate; a warm-up leads to it, half a cosine away from it.
+        seed: Of the weights, the batches and the noise.
+        device: Where to train.
+        precision: "fp32" or "bf16"; the latter is autocast, the weights stay in fp32.
+        pictures: How many drawings there are to learn from.
+        checkpoint_dir: Where checkpoints and cached pictures go.
+        checkpoint_every: Steps between two checkpoints.
+    """
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    seed: int
+    device: str
+    precision: str
+    pictures: int
+    checkpoint_dir: Path
+    checkpoint_every: int
+
+    def __post_init__(self) -> None:
+        """Reject what cannot be trained with."""
+        for name in ("steps", "batch_size", "pictures", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; give at least 1")
+
+    def autocast(self) -> torch.autocast:
+        """A context in which the model computes at the chosen precision."""
+        enabled = self.precision == "bf16"
+        return torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=enabled)
+
+
+def parser(
+    description: str, *, steps: int, batch_size: int, learning_rate: float
+) -> argparse.ArgumentParser:
+    """The options that every training script offers, with this script's defaults."""
+    options = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    options.add_argument("--steps", type=int, default=steps, help="optimizer steps in all")
+    options.add_argument("--batch-size", type=int, default=batch_size)
+    options.add_argument("--learning-rate", type=float, default=learning_rate)
+    options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options.add_argument("--precision", choices=("fp32", "bf16"), default="bf16")
+    options.add_argument("--pictures", type=int, default=40_000, help="drawings to learn from")
+    options.add_argument("--checkpoint-dir", type=Path, default=Path("build/train"))
+    options.add_argument("--checkpoint-every", type=int, default=200)
+    return options
+
+
+def settings_from(options: argparse.Namespace) -> Settings:
+    """The parsed options as settings; options that are one script's own are left out."""
+    return Settings(**{name: getattr(options, name) for name in Settings.__dataclass_fields__})
+
+
+def cached_pictures(count: int, directory: Path) -> torch.Tensor:
+    """The first ``count`` training pictures, drawn once and then read from the directory.
+
+    Returns:
+        uint8 of shape ``(count, 3, 64, 64)``.
+    """
+    path = directory / f"pictures-{TRAINING_SEED}-{count}.npy"
+    if not path.exists():
+        directory.mkdir(parents=True, exist_ok=True)
+        scenes = (training_scene(TRAINING_SEED, index) for index in range(count))
+        drawn = [np.asarray(draw(scene)) for scene in tqdm(scenes, "drawing", total=count)]
+        partial = path.with_suffix(".partial.npy")
+        np.save(partial, np.stack(drawn).transpose(0, 3, 1, 2))
+        os.replace(partial, path)
+    return torch.from_numpy(np.load(path))
+
+
+def as_input(pictures: torch.Tensor, device: str) -> torch.Tensor:
+    """Bytes as floats in [-1, 1], the range in which diffusers' models see pictures."""
+    return pictures.to(device).float() / 127.5 - 1
+
+
+def train(
+    model: Model,
+    loss: Loss,
+    settings: Settings,
+    *,
+    name: str,
+    average: float = 0.999,
+    snapshot: Snapshot | None = None,
+    snapshot_every: int = 0,
+    weight_decay: float = 0.01,
+) -> tuple[Model, float]:
+    """Train to the end, from a checkpoint if there is one.
+
+    Args:
+        model: What to train, in place.
+        loss: Called once in each step.
+        settings: How to train.
+        name: Of the checkpoint file.
+        average: Decay of the exponential moving average of the weights in a step.
+        snapshot: Called every ``snapshot_every`` steps; 0 means never.
+        snapshot_every: Steps between two snapshots.
+        weight_decay: AdamW's.
+
+    Returns:
+        A copy of the model that carries the averaged weights, and the mean loss of the last
+        hundred steps.
+    """
+    device = torch.device(settings.device)
+    model.to(device).train()
+    averaged = copy.deepcopy(model).requires_grad_(False).eval()
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(
+        parameters, lr=settings.learning_rate, betas=(0.9, 0.99), weight_decay=weight_decay
+    )
+    generator = torch.Generator().manual_seed(settings.seed)
+    path = settings.checkpoint_dir / f"{name}.pt"
+    first, recent = 0, []
+    if path.exists():
+        state = torch.load(path, map_location=device, weights_only=True)
+        model.load_state_dict(state["model"])
+        averaged.load_state_dict(state["averaged"])
+        optimizer.load_state_dict(state["optimizer"])
+        generator.set_state(state["generator"].cpu())
+        torch.set_rng_state(state["global_random_state"].cpu())
+        first, recent = state["step"], state["recent_losses"]
+
+    def save(step: int) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        state = {
+            "model": model.state_dict(),
+            "averaged": averaged.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "generator": generator.get_state(),
+            "global_random_state": torch.get_rng_state(),
+            "step": step,
+            "recent_losses": recent,
+        }
+        torch.save(state, partial)
+        os.replace(partial, path)  # a cut-off write never spoils the last good checkpoint
+
+    progress = tqdm(total=settings.steps, initial=first, desc=name, mininterval=5)
+    started = time.monotonic()
+    for step in range(first, settings.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = settings.learning_rate * _rate_at(step, settings.steps)
+        with settings.autocast():
+            value = loss(generator)
+        optimizer.zero_grad(set_to_none=True)
+        value.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        _update_average(averaged, model, min(average, (step + 1) / (step + 10)))
+        recent = [*recent[-99:], value.item()]
+        done = step + 1
+        progress.update()
+        if done % 50 == 0 or done == settings.steps:
+            rate = (done - first) / (time.monotonic() - started)
+            mean = sum(recent) / len(recent)
+            progress.write(f"{name}: step {done}, loss {mean:.5f}, {rate:.2f} it/s")
+        if done % settings.checkpoint_every == 0 or done == settings.steps:
+            save(done)
+        if snapshot is not None and snapshot_every and done % snapshot_every == 0:
+            snapshot(averaged, done)
+    progress.close()
+    return averaged, sum(recent) / max(len(recent), 1)
+
+
+def _rate_at(step: int, steps: int) -> float:
+    """Share of the peak learning rate: linear warm-up, then half a cosine down to a hundredth."""
+    warmup = min(200, max(1, steps // 20))
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+@torch.no_grad()
+def _update_average(averaged: nn.Module, model: nn.Module, decay: float) -> None:
+    old = [tensor for tensor in averaged.state_dict().values() if tensor.is_floating_point()]
+    new = [tensor for tensor in model.state_dict().values() if tensor.is_floating_point()]
+    torch._foreach_lerp_(old, new, 1 - decay)
