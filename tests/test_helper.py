@@ -32,14 +32,14 @@ from deepcache_patch.attached import CALL, MAX_SLOTS, AttachedUNet
 SD = CASES["sd"]
 
 
-class Plan:
-    """A schedule that is its plan."""
+class Written:
+    """A schedule of somebody else's: any object with `plan`."""
 
     def __init__(self, *entries):
         self.entries = entries
 
     def plan(self, num_steps):
-        return self.entries
+        return list(self.entries)
 
 
 def loop(unet, inputs=inputs2d_condition, steps=7, timesteps=None, **options):
@@ -74,9 +74,9 @@ def held_bytes(helper):
 
 def test_the_public_names():
     assert sorted(deepcache_patch.__all__) == [
-        "AlreadyEnabledError", "DeepCacheError", "DeepCacheHelper", "DeepCacheWarning", "FULL",
-        "InvalidSettingError", "Schedule", "Stats", "Uniform", "UnsupportedModelError",
-        "__version__",
+        "AlreadyEnabledError", "Centred", "DeepCacheError", "DeepCacheHelper", "DeepCacheWarning",
+        "Explicit", "FULL", "Growing", "InvalidSettingError", "Plan", "Schedule", "Stats",
+        "Uniform", "UnsupportedModelError", "__version__",
     ]  # fmt: skip
 
 
@@ -169,7 +169,7 @@ def test_a_loop_that_starts_late_starts_in_full():
 def test_a_plan_may_name_another_branch_at_each_step():
     # Step 2 runs at branch 3 and so refreshes branch 0, which step 3 replays.
     unet = unet2d_condition()
-    schedule = Plan(FULL, 0, 3, 0, FULL, 3, 0)
+    schedule = Written(FULL, 0, 3, 0, FULL, 3, 0)
     with DeepCacheHelper(unet, schedule=schedule) as helper:
         kinds = kinds_of_steps(unet)
         one_feature = 2 * 8 * 8 * 8 * 4  # (batch, channels, height, width) in fp32, branch 0
@@ -180,7 +180,7 @@ def test_a_plan_may_name_another_branch_at_each_step():
 
 def test_a_plan_that_starts_shallow_starts_in_full_all_the_same():
     unet = unet2d_condition()
-    with DeepCacheHelper(unet, schedule=Plan(0, 0, 0)):
+    with DeepCacheHelper(unet, schedule=Written(0, 0, 0)):
         assert kinds_of_steps(unet, steps=3) == "Fss"
 
 
@@ -890,7 +890,7 @@ def test_bad_params_change_nothing(params, message):
 
 
 def test_set_params_does_not_guess_at_half_of_another_schedule():
-    helper = DeepCacheHelper(unet2d_condition(), schedule=Plan(FULL))
+    helper = DeepCacheHelper(unet2d_condition(), schedule=Written(FULL))
     with pytest.raises(InvalidSettingError, match="give both cache_interval and cache_branch_id"):
         helper.set_params(cache_interval=2)
     helper.set_params(2, 1)
@@ -900,9 +900,9 @@ def test_set_params_does_not_guess_at_half_of_another_schedule():
 @pytest.mark.parametrize(
     ("plan", "message"),
     [
-        (Plan(FULL), "has 1 entries for 3 steps"),
-        (Plan(FULL, 9, 0), "branch 9 is out of range"),
-        (Plan(FULL, "shallow", 0), "branch 'shallow' is out of range"),
+        (Written(FULL), "has 1 entries for 3 steps"),
+        (Written(FULL, 9, 0), "branch 9 is out of range"),
+        (Written(FULL, "shallow", 0), "branch 'shallow' is out of range"),
     ],
 )
 def test_a_plan_that_does_not_fit_is_refused_when_the_generation_starts(plan, message):

@@ -1,9 +1,21 @@
 """Schedules are arithmetic: exact plans, and errors that name value and range."""
 
+import doctest
+
 import numpy as np
 import pytest
 
-from deepcache_patch import FULL, InvalidSettingError, Schedule, Uniform
+import deepcache_patch.schedule
+from deepcache_patch import (
+    FULL,
+    Centred,
+    Explicit,
+    Growing,
+    InvalidSettingError,
+    Plan,
+    Schedule,
+    Uniform,
+)
 
 
 @pytest.mark.parametrize(
@@ -41,9 +53,109 @@ def test_a_branch_that_is_no_natural_number_is_refused(branch):
         Uniform(branch=branch)
 
 
-def test_a_generation_has_at_least_one_step():
-    with pytest.raises(InvalidSettingError, match="num_steps"):
-        Uniform().plan(0)
+@pytest.mark.parametrize("schedule", [Uniform(), Centred(), Growing(3)], ids=repr)
+@pytest.mark.parametrize("steps", [0, -1, 2.5, None])
+def test_a_generation_has_at_least_one_step(schedule, steps):
+    with pytest.raises(InvalidSettingError, match="num_steps must be an integer of at least 1"):
+        schedule.plan(steps)
+
+
+def test_centred_gives_the_published_list():
+    # T = 50, 10 full steps, centre 15, power 1.4. A signed real root gives other steps.
+    published = (0, 5, 9, 13, 17, 21, 26, 31, 37, 43)
+    assert Centred(interval=5, center=15, power=1.4).plan(50).full_steps == published
+
+
+@pytest.mark.parametrize("interval", [2, 3, 5, 10])
+@pytest.mark.parametrize("steps", [20, 25, 50, 100, 250])
+@pytest.mark.parametrize("center", [0, 5, 10, 15])
+def test_centred_has_as_many_full_steps_as_uniform(interval, steps, center):
+    plan = Centred(interval, center, power=1.4, branch=2).plan(steps)
+    assert len(plan) == steps
+    assert len(plan.full_steps) == len(Uniform(interval).plan(steps).full_steps)
+    assert plan[0] == FULL
+    assert plan.branches == (2,)
+
+
+def test_where_no_list_exists_centred_says_so():
+    with pytest.raises(InvalidSettingError, match="no list of 25 full steps in 50 round step 25"):
+        Centred(interval=2, center=25).plan(50)
+
+
+@pytest.mark.parametrize(
+    ("full_steps", "power", "steps", "strip"),
+    [
+        (5, 2, 20, "FF·F···F····F·······"),  # 20·(i/5)²: 0, 0.8, 3.2, 7.2, 12.8
+        (4, 1, 8, "F·F·F·F·"),
+        (3, 10, 6, "FFF···"),  # two would fall together at 0: each gets a step of its own
+        (9, 2, 4, "FFFF"),
+        (1, 2, 3, "F··"),
+    ],
+)
+def test_growing_starts_close_together_and_grows_apart(full_steps, power, steps, strip):
+    assert str(Growing(full_steps, power).plan(steps)) == strip
+
+
+def test_growing_never_moves_closer_again():
+    steps = Growing(17, 1.5).plan(50).full_steps
+    assert len(steps) == 17
+    gaps = np.diff(steps)
+    # Rounding may shorten a gap by one.
+    assert (np.diff(gaps) >= -1).all()
+    assert gaps[-1] > gaps[0]
+
+
+def test_explicit_is_what_is_written():
+    schedule = Explicit([FULL, 0, np.int64(3), FULL])
+    assert schedule.plan(4) == (FULL, 0, 3, FULL)
+    assert schedule.branches == (0, 3)
+    with pytest.raises(InvalidSettingError, match="written for 4 steps, the generation has 5"):
+        schedule.plan(5)
+
+
+@pytest.mark.parametrize("entries", [[], ["F"], [FULL, -1], [FULL, 0.5], [FULL, True]])
+def test_entries_that_are_neither_full_nor_a_branch_are_refused(entries):
+    with pytest.raises(InvalidSettingError, match="entry"):
+        Explicit(entries)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Centred(interval=0), "interval must be an integer of at least 1, not 0"),
+        (lambda: Centred(center=-1), "center must be an integer of at least 0, not -1"),
+        (lambda: Centred(power=0.9), "power must be a number from 1 to 10, not 0.9"),
+        (lambda: Centred(power="2"), "power must be a number from 1 to 10, not '2'"),
+        (lambda: Centred(power=float("nan")), "power must be a number from 1 to 10, not nan"),
+        (lambda: Centred(branch=-2), "branch must be an integer of at least 0, not -2"),
+        (lambda: Growing(0), "full_steps must be an integer of at least 1, not 0"),
+        (lambda: Growing(5, power=11), "power must be a number from 1 to 10, not 11"),
+        (lambda: Growing(5, branch=None), "branch must be an integer of at least 0, not None"),
+    ],
+)
+def test_settings_out_of_range_are_refused(make, message):
+    with pytest.raises(InvalidSettingError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("entries", "strip"),
+    [
+        ([FULL, 0, 0, FULL], "F··F"),
+        ([FULL, 4, 4], "F··"),
+        ([FULL, 0, 3, 11, FULL], "F03[11]F"),
+        ([FULL], "F"),
+        ([], ""),
+    ],
+)
+def test_a_plan_is_printed_as_a_strip(entries, strip):
+    assert str(Plan(entries)) == strip
+
+
+def test_the_examples_in_the_docstrings_hold():
+    outcome = doctest.testmod(deepcache_patch.schedule)
+    assert outcome.attempted > 0
+    assert outcome.failed == 0
 
 
 def test_anything_with_plan_is_a_schedule():

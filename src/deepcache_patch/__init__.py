@@ -9,17 +9,21 @@ from .errors import (
     UnsupportedModelError,
 )
 from .helper import DeepCacheHelper
-from .schedule import FULL, Schedule, Uniform
+from .schedule import FULL, Centred, Explicit, Growing, Plan, Schedule, Uniform
 
 __version__ = "0.1.0"
 
 __all__ = [
     "FULL",
     "AlreadyEnabledError",
+    "Centred",
     "DeepCacheError",
     "DeepCacheHelper",
     "DeepCacheWarning",
+    "Explicit",
+    "Growing",
     "InvalidSettingError",
+    "Plan",
     "Schedule",
     "Stats",
     "Uniform",

@@ -8,7 +8,7 @@ cache; whether a call runs in full or shallow is decided here and nowhere else, 
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -22,7 +22,7 @@ from .errors import DeepCacheWarning, InvalidSettingError
 from .features import FeatureCache, FeatureKey, Recorder, StandIn
 from .patch import Patch
 from .pipelines import unwrapped
-from .schedule import FULL, PlanEntry, Schedule
+from .schedule import FULL, Plan, Schedule
 from .steps import Position, StepTracker
 
 #: Where the patch goes. `nn.Module.__call__` runs this, if it is not `None`, instead of hooks and
@@ -69,8 +69,8 @@ class _Session:
         self.tracker = StepTracker()
         self.cache = FeatureCache()
         self.generation = -1
-        self.plan: Sequence[PlanEntry] = ()
-        self.branches: list[int] = []  # of the plan, rising
+        self.plan = Plan()
+        self.branches: tuple[int, ...] = ()  # of the plan, rising
         # The conditioning of each slot when it was recorded.
         self.conditionings: dict[int, torch.Tensor | None] = {}
 
@@ -242,17 +242,17 @@ class AttachedUNet:
             return None
         if position.generation != session.generation:
             session.generation = position.generation
-            session.plan = ()
+            session.plan = Plan()
             session.forget()
             self._generations += 1
         if position.step >= len(session.plan):
             session.plan = self._make_plan(position)
-            session.branches = sorted({entry for entry in session.plan if entry != FULL})
+            session.branches = session.plan.branches
         if position.slot == 0 and session.plan[position.step] == FULL:
             session.forget()
         return position
 
-    def _make_plan(self, position: Position) -> Sequence[PlanEntry]:
+    def _make_plan(self, position: Position) -> Plan:
         # Without a list of timesteps nobody knows how many steps there will be.
         num_steps = position.num_steps or max(64, 2 * position.step)
         plan = self._schedule.plan(num_steps)
@@ -264,7 +264,7 @@ class AttachedUNet:
             if entry != FULL:
                 self._anatomy.check_branch(entry)
                 self._recorders.setdefault(entry, Recorder())
-        return plan
+        return Plan(plan)
 
     def _branch_to_run(
         self, session: _Session, position: Position, arguments: dict[str, Any]
