@@ -9,8 +9,8 @@ demo: $(VENVS)/demo/ready
 	$(VENVS)/demo/bin/python -m deepcache_patch compare benchmarks/models/shapes \
 		--prompt "a small red circle above a large blue square" \
 		--prompt "a large green triangle left of a small yellow circle" \
-		--prompt "a large red star below a small blue triangle" \
-		--prompt "a small yellow square, a large red circle and a small green star" \
+		--prompt "a large red star above a small blue triangle" \
+		--prompt "a small blue star, a large yellow circle and a small red triangle" \
 		--guidance-scale 4 --scheduler ddim --steps 50 --interval 3 --branch 0 --repeats 3 --output demo
 
 test: $(VENVS)/test/ready

@@ -398,6 +398,15 @@ def test_a_helper_deleted_while_enabled_stays_in_force_until_the_next_one():
     with DeepCacheHelper(unet, interval=3):
         assert kinds_of_steps(unet, steps=3) == "Fss"
     assert trace(unet) == before
+    DeepCacheHelper(unet).enable()
+    gc.collect()
+    DeepCacheHelper(unet).disable()
+    assert trace(unet) == before
+
+
+def test_a_setting_that_does_not_exist_cannot_be_set():
+    with pytest.raises(AttributeError):
+        DeepCacheHelper(unet2d_condition()).interval = 5
 
 
 def test_after_disable_the_unet_is_freed_by_reference_count():

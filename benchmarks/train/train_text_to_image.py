@@ -209,6 +209,11 @@ def save_pipeline(
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(folder, safe_serialization=True)
+    # transformers would load this part in fp16 even where nobody asks for a dtype, and diffusers
+    # the others in fp32.
+    config = folder / "text_encoder" / "config.json"
+    settings = json.loads(config.read_text(encoding="utf-8")) | {"dtype": "float32"}
+    config.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def main() -> None:

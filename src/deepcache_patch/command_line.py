@@ -131,7 +131,7 @@ def _compare(options: argparse.Namespace, command: str) -> int:
         outcome = compare(pipe, helper, seeds=seeds, repeats=options.repeats, **call)
     except (ValueError, DeepCacheError) as error:
         raise BadInputError(f"{type(pipe).__name__}: {first_line(error)}") from error
-    except (TypeError, RuntimeError) as error:
+    except Exception as error:  # whatever pipeline, scheduler and device raise together
         where = f"{type(pipe).__name__} on {device} in {pipe.dtype}".replace("torch.", "")
         message = f"{where} failed: {first_line(error)}"
         return _complain(options, RuntimeError(message), EXIT_FAILED)

@@ -97,8 +97,10 @@ class Comparison:
             f"denoising loop {self.speedup:.2f}x as fast · PSNR {self._psnr_text()} · "
             f"SSIM {self.mean_ssim:.3f}"
         )
-        columns = [f"seed {seed}" for seed in about["seeds"]]
-        return draw_grid(self.plain, self.cached, title=title, subtitle=subtitle, columns=columns)
+        prompts = about["call"].get("prompt")
+        if not isinstance(prompts, list) or len(prompts) != len(self.plain):
+            prompts = [f"seed {seed}" for seed in about["seeds"]]
+        return draw_grid(self.plain, self.cached, title=title, subtitle=subtitle, columns=prompts)
 
     def table(self) -> str:
         """Returns the figures as aligned text, without a newline at the end."""

@@ -73,7 +73,7 @@ def draw_grid(
     amplified = [Image.fromarray((d * factor).clip(0, 255).astype(np.uint8)) for d in differences]
     # Pillow's own font has no multiplication sign.
     labels = ("plain", "DeepCache", f"difference x{factor}")
-    place, font, large = _layout(plain[0].size, len(plain), labels, title, subtitle)
+    place, font, large = _layout(plain[0].size, len(plain), labels, title, subtitle, columns)
 
     canvas = Image.new("RGB", (place.width, place.height), "white")
     draw = ImageDraw.Draw(canvas)
@@ -87,25 +87,44 @@ def draw_grid(
             canvas.paste(picture.resize(size, Image.Resampling.NEAREST), place.corner(row, column))
     for column, heading in enumerate(columns):
         x, y = place.corner(0, column)
-        draw.text((x + place.cell_width / 2, y - 6), heading, FAINT, font, anchor="mb")
+        wrapped = "\n".join(_wrapped(heading, font, place.cell_width))
+        middle = (x + place.cell_width / 2, y - 6)
+        draw.multiline_text(middle, wrapped, FAINT, font, anchor="md", align="center")
     return canvas
 
 
 def _layout(
-    size: tuple[int, int], count: int, labels: Sequence[str], title: str, subtitle: str
+    size: tuple[int, int],
+    count: int,
+    labels: Sequence[str],
+    title: str,
+    subtitle: str,
+    columns: Sequence[str],
 ) -> tuple[Layout, ImageFont.FreeTypeFont, ImageFont.FreeTypeFont]:
     """Places `count` pictures of `size`, and chooses fonts that suit them."""
     scale = max(1, ceil(SMALLEST_CELL / min(size)))
     cell_width, cell_height = size[0] * scale, size[1] * scale
     font, large = _font(max(14, cell_height // 26)), _font(max(18, cell_height // 20))
     left = round(MARGIN * 1.6 + max(font.getlength(label) for label in labels))
-    top = round(MARGIN + large.size * 1.5 + font.size * 3.7)
+    lines = max((len(_wrapped(each, font, cell_width)) for each in columns), default=0)
+    top = round(MARGIN + large.size * 1.5 + font.size * (2.4 + 1.3 * lines))
     # A single small picture is narrower than its title.
     content = left + count * cell_width + (count - 1) * GAP
     width = max(content, MARGIN + large.getlength(title), MARGIN + font.getlength(subtitle))
     height = top + 3 * cell_height + 2 * GAP
     place = Layout(scale, cell_width, cell_height, left, top, ceil(width) + MARGIN, height + MARGIN)
     return place, font, large
+
+
+def _wrapped(heading: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """The lines of a heading that is no wider than its picture, as far as its words allow."""
+    lines: list[str] = []
+    for word in heading.split():
+        if lines and font.getlength(f"{lines[-1]} {word}") <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return lines
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont:

@@ -23,7 +23,8 @@ class DeepCacheHelper:
     Full steps and the disabled helper are bit-exact; shallow steps are approximate, which is where
     the speed comes from. The pipeline itself is not changed, its U-Net only for the length of a
     call, and `disable` leaves every module as it was. A helper that is deleted while enabled stays
-    in force until the next one is enabled.
+    in force until another one of the same U-Net is enabled or disabled. After the U-Net was
+    replaced, or compiled, call `enable` again.
 
     In a hand-written loop, call `reset` before each picture, unless the loop gets new timesteps
     from `set_timesteps`: from the timesteps alone, a loop that was broken off, or a call to warm
@@ -45,6 +46,9 @@ class DeepCacheHelper:
         >>> images = pipe("a red circle").images  # doctest: +SKIP
         >>> helper.disable()  # doctest: +SKIP
     """
+
+    # So that a misspelt setting (`helper.interval = 5`) is an error and not a silence.
+    __slots__ = ("__weakref__", "_attached", "_pauses", "_pipe", "_schedule", "_stats")
 
     def __init__(
         self,
@@ -78,12 +82,8 @@ class DeepCacheHelper:
         False again when the pipeline got another U-Net, or when `unet.compile()` has put itself in
         the place of the patch; `enable` then attaches anew.
         """
-        try:
-            unets = unets_of(self._pipe)
-        except UnsupportedModelError:
-            return False
         attached = [each.unet for each in self._attached if each.installed]
-        return attached == unets
+        return bool(attached) and attached == _unets_if_any(self._pipe)
 
     @property
     def stats(self) -> Stats:
@@ -103,8 +103,8 @@ class DeepCacheHelper:
         anatomies = self._check(self._schedule)
         for unet in anatomies:
             for module in {unet, unwrapped(unet)}:
-                self._take_over(module)
-        self.disable()
+                self._refuse_another(module)
+        self.disable()  # what is left of an earlier enable, or of a helper that was deleted
         attached = tuple(
             AttachedUNet(
                 unet, anatomy, self._schedule, scheduler_of(self._pipe), tag=weakref.ref(self)
@@ -126,6 +126,10 @@ class DeepCacheHelper:
         for each in attached:
             each.detach()
         self._stats = sum((each.stats for each in attached), self._stats)
+        for unet in _unets_if_any(self._pipe):
+            patch: Any = installed_patch(unet, CALL)
+            if patch is not None and patch.tag() is None:  # of a helper that was deleted
+                patch.remove()
 
     def __enter__(self) -> "DeepCacheHelper":
         return self.enable()
@@ -158,6 +162,8 @@ class DeepCacheHelper:
         skip_mode: Literal["uniform"] = "uniform",
     ) -> None:
         """Change the uniform schedule, before or while enabled; the call of `DeepCacheSDHelper`.
+
+        A generation that is under way goes on as if it were a new one, with a full step.
 
         Args:
             cache_interval: N of the paper's 1:N, at least 1; `None` leaves it as it is.
@@ -210,18 +216,22 @@ class DeepCacheHelper:
                 anatomy.check_branch(branch)
         return anatomies
 
-    def _take_over(self, unet: nn.Module) -> None:
-        """Remove the patch of a helper that was deleted without `disable`.
+    def _refuse_another(self, unet: nn.Module) -> None:
+        """Check that no other helper that still exists is enabled.
 
         Raises:
-            AlreadyEnabledError: If the helper that enabled the patch still exists.
+            AlreadyEnabledError: If one is.
         """
         patch: Any = installed_patch(unet, CALL)
-        if patch is None or patch.tag() is self:
-            return
-        if patch.tag() is not None:
+        if patch is not None and patch.tag() not in (None, self):
             raise AlreadyEnabledError(
                 f"another DeepCacheHelper is enabled on this {type(unwrapped(unet)).__name__}: "
                 "call its disable() first, or change it with its set_params()"
             )
-        patch.remove()
+
+
+def _unets_if_any(pipe: Any) -> list[nn.Module]:
+    try:
+        return unets_of(pipe)
+    except UnsupportedModelError:
+        return []
