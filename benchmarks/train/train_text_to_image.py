@@ -220,21 +220,33 @@ def main() -> None:
     """Train text encoder and U-Net together on latents, then save the whole pipeline."""
     options = parser(__doc__ or "", steps=3500, batch_size=32, learning_rate=6e-4)
     options.add_argument("--output", type=Path, default=MODELS / "shapes")
+    options.add_argument(
+        "--start-from",
+        type=Path,
+        help="train a saved pipeline on: its autoencoder, tokenizer and weights are the beginning",
+    )
     options.add_argument("--snapshot-dir", type=Path, help="where to save the pipeline on the way")
     options.add_argument("--snapshot-every", type=int, default=0, help="steps; 0 means never")
     chosen = options.parse_args()
     settings = settings_from(chosen)
     torch.manual_seed(settings.seed)
-    vae_folder = settings.checkpoint_dir / "vae"
+    start: Path | None = chosen.start_from
+    vae_folder = start / "vae" if start else settings.checkpoint_dir / "vae"
     pictures = cached_pictures(settings.pictures, settings.checkpoint_dir)
     latents = cached_latents(vae_folder, pictures, settings)
     texts = [caption(training_scene(TRAINING_SEED, row)) for row in range(settings.pictures)]
-    tokenizer = build_tokenizer(texts)
+    tokenizer = (
+        CLIPTokenizer.from_pretrained(start / "tokenizer") if start else build_tokenizer(texts)
+    )
     ids, empty = token_ids(tokenizer, texts), token_ids(tokenizer, [""])
     scheduler = noise_scheduler()
-    text_encoder = build_text_encoder(tokenizer)
-    teach_reading(text_encoder, tokenizer, ids, settings)
-    unet = build_unet()
+    text_encoder, unet = build_text_encoder(tokenizer), build_unet()
+    if start:
+        weights = StableDiffusionPipeline.from_pretrained(start, dtype=torch.float32)
+        text_encoder.load_state_dict(weights.text_encoder.state_dict())
+        unet.load_state_dict(weights.unet.state_dict())
+    else:
+        teach_reading(text_encoder, tokenizer, ids, settings)
     # On a CPU the plain formula is faster to train with than the fused kernel.
     unet.set_attn_processor(AttnProcessor())
     model = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
