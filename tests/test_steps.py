@@ -166,6 +166,15 @@ def test_timesteps_that_are_not_the_schedulers_go_by_their_order():
     ]  # fmt: skip
 
 
+def test_a_value_that_rises_at_once_is_a_new_start():
+    # A loop broken off after its first call: taken for a second call of that step, the next loop's
+    # first would leave its second step to replay the feature of the loop before.
+    calls = [10.0, 50.0, 40.0, 60.0, 60.0, 70.0]
+    assert walk(StepTracker(), calls, timesteps=None) == [
+        (0, 0, 0), (1, 0, 0), (1, 1, 0), (2, 0, 0), (2, 0, 1), (3, 0, 0),
+    ]  # fmt: skip
+
+
 def test_without_a_list_the_length_is_unknown():
     assert StepTracker().locate(80.0).num_steps is None
 

@@ -85,8 +85,10 @@ class StepTracker:
             return self._move(timesteps, values.index(value), len(values))
         # Not the scheduler's timesteps, so only their order is known: a lower one is the next
         # step, a higher one a new start.
-        goes_on = self._started and self._timeline is None and value <= self._value
-        index = self._index + (value < self._value) if goes_on else -1
+        if self._timeline is None and value > self._value:
+            self._started = False
+        goes_on = self._started and self._timeline is None
+        index = self._index + (value < self._value) if goes_on else 0
         self._value = value
         return self._move(None, index, None)
 
