@@ -92,8 +92,19 @@ def number_between(name: str, value: Any, low: float, high: float) -> float:
     return number
 
 
+class _OneBranch:
+    """What schedules share whose shallow steps all run at the same branch."""
+
+    branch: int
+
+    @property
+    def branches(self) -> tuple[int, ...]:
+        """The branches that a plan may name."""
+        return (self.branch,)
+
+
 @dataclass(frozen=True)
-class Uniform:
+class Uniform(_OneBranch):
     """The paper's 1:N: steps 0, N, 2N, … run in full, all others at one branch.
 
     Args:
@@ -117,11 +128,6 @@ class Uniform:
         object.__setattr__(self, "interval", whole_number("interval", self.interval, 1))
         object.__setattr__(self, "branch", whole_number("branch", self.branch, 0))
 
-    @property
-    def branches(self) -> tuple[int, ...]:
-        """The branches that a plan may name."""
-        return (self.branch,)
-
     def plan(self, num_steps: int) -> Plan:
         """One entry for each of `num_steps >= 1` steps."""
         count = whole_number("num_steps", num_steps, 1)
@@ -129,7 +135,7 @@ class Uniform:
 
 
 @dataclass(frozen=True)
-class Centred:
+class Centred(_OneBranch):
     """The paper's non-uniform 1:N: as many full steps as `Uniform` has, densest round one step.
 
     With T steps and k = ⌈T / interval⌉ full ones, l runs over k + 1 evenly spaced points from
@@ -163,11 +169,6 @@ class Centred:
         object.__setattr__(self, "branch", whole_number("branch", self.branch, 0))
         object.__setattr__(self, "power", number_between("power", self.power, 1, 10))
 
-    @property
-    def branches(self) -> tuple[int, ...]:
-        """The branches that a plan may name."""
-        return (self.branch,)
-
     def plan(self, num_steps: int) -> Plan:
         """One entry for each of `num_steps >= 1` steps.
 
@@ -196,7 +197,7 @@ class Centred:
 
 
 @dataclass(frozen=True)
-class Growing:
+class Growing(_OneBranch):
     """Full steps that start close together and grow apart: full step i stands at T·(i/k)^power.
 
     Args:
@@ -221,11 +222,6 @@ class Growing:
         object.__setattr__(self, "full_steps", whole_number("full_steps", self.full_steps, 1))
         object.__setattr__(self, "branch", whole_number("branch", self.branch, 0))
         object.__setattr__(self, "power", number_between("power", self.power, 1, 10))
-
-    @property
-    def branches(self) -> tuple[int, ...]:
-        """The branches that a plan may name."""
-        return (self.branch,)
 
     def plan(self, num_steps: int) -> Plan:
         """One entry for each of `num_steps >= 1` steps."""
