@@ -1,6 +1,9 @@
 """DeepCache for any existing diffusers U-Net pipeline, as a patch that leaves no trace."""
 
+from .adaptive import Adaptive
 from .attached import Stats
+from .auto import Auto
+from .calibrated import Calibrated
 from .errors import (
     AlreadyEnabledError,
     DeepCacheError,
@@ -9,21 +12,28 @@ from .errors import (
     UnsupportedModelError,
 )
 from .helper import DeepCacheHelper
+from .replay import Extrapolate, Replay, Reuse
 from .schedule import FULL, Centred, Explicit, Growing, Plan, Schedule, Uniform
 
 __version__ = "0.1.0"
 
 __all__ = [
     "FULL",
+    "Adaptive",
     "AlreadyEnabledError",
+    "Auto",
+    "Calibrated",
     "Centred",
     "DeepCacheError",
     "DeepCacheHelper",
     "DeepCacheWarning",
     "Explicit",
+    "Extrapolate",
     "Growing",
     "InvalidSettingError",
     "Plan",
+    "Replay",
+    "Reuse",
     "Schedule",
     "Stats",
     "Uniform",

@@ -18,11 +18,12 @@ from torch import nn
 
 from .anatomy import BlockAnatomy, dissect
 from .cut import Cut
-from .errors import DeepCacheWarning, InvalidSettingError
-from .features import FeatureCache, FeatureKey, Recorder, StandIn
+from .errors import DeepCacheWarning
+from .features import FeatureCache, FeatureKey, Recorded, Recorder, StandIn
+from .guide import Context, Guide
 from .patch import Patch
 from .pipelines import unwrapped
-from .schedule import FULL, Plan, Schedule
+from .schedule import FULL, PlanEntry
 from .steps import Position, StepTracker
 
 #: Where the patch goes. `nn.Module.__call__` runs this, if it is not `None`, instead of hooks and
@@ -69,13 +70,15 @@ class _Session:
         self.tracker = StepTracker()
         self.cache = FeatureCache()
         self.generation = -1
-        self.plan = Plan()
-        self.branches: tuple[int, ...] = ()  # of the plan, rising
-        # The conditioning of each slot when it was recorded.
+        self.guide: Guide | None = None
+        self.entry: PlanEntry = FULL  # of the current step
+        self.last_full = 0  # the last step that the guide wanted in full
+        # The conditioning of each slot in that step.
         self.conditionings: dict[int, torch.Tensor | None] = {}
 
     def reset(self) -> None:
         self.tracker.reset()
+        self.guide = None
         self.forget()
 
     def forget(self) -> None:
@@ -92,7 +95,7 @@ class AttachedUNet:
     Args:
         unet: The U-Net as the pipeline calls it, compiled or not.
         anatomy: Of the U-Net inside `torch.compile`'s wrapper.
-        schedule: What runs in full.
+        begin: Gives what leads through a generation, at its first call.
         scheduler_of: Gives the pipeline's scheduler, or `None`.
         tag: Marks the patch.
     """
@@ -101,14 +104,14 @@ class AttachedUNet:
         self,
         unet: nn.Module,
         anatomy: BlockAnatomy,
-        schedule: Schedule,
+        begin: Callable[[Context], Guide],
         scheduler_of: Callable[[], Any],
         *,
         tag: object,
     ) -> None:
         self.unet = unet
         self._anatomy = anatomy
-        self._schedule = schedule
+        self._begin = begin
         self._scheduler_of = scheduler_of
         self._stand_in = StandIn()
         self._recorders: dict[int, Recorder] = {}
@@ -153,10 +156,10 @@ class AttachedUNet:
             self._pauses -= 1
             self.reset()
 
-    def follow(self, schedule: Schedule) -> None:
-        """Go by another schedule from the next call on, which is a first step."""
+    def follow(self, begin: Callable[[Context], Guide]) -> None:
+        """Be led by another from the next call on, which is a first step."""
         with self._lock:
-            self._schedule = schedule
+            self._begin = begin
             self.reset()
 
     def reset(self) -> None:
@@ -185,11 +188,12 @@ class AttachedUNet:
         if position is None:
             self._full_calls += 1
             return original(*args, **kwargs)
+        guide = self._lead(session, position)
         if not self._anatomy.is_current:
             self._anatomy = dissect(unwrapped(self.unet))
             self._cuts.clear()
             session.forget()
-        branch, feature = self._branch_to_run(session, position, arguments)
+        branch, feature = self._branch_to_run(session, guide, position, arguments)
         if branch is None:
             self._full_calls += 1
         else:
@@ -197,11 +201,11 @@ class AttachedUNet:
             trimmed = self._anatomy.trimmed(branch, arguments)
             if trimmed is not None:
                 args, kwargs = (), trimmed
-        tapped = tuple(b for b in session.branches if branch is None or b < branch)
+        tapped = tuple(b for b in guide.branches if branch is None or b < branch)
         try:
             with self._cut(branch, tapped, feature):
                 output = original(*args, **kwargs)
-            self._keep_recorded(session, position, arguments)
+            self._keep_recorded(session, guide, position, arguments, output)
         except BaseException:
             # Whether the caller tries this step again, or what, cannot be known.
             session.reset()
@@ -240,54 +244,54 @@ class AttachedUNet:
                 "call the helper's reset() before each picture"
             )
             return None
-        if position.generation != session.generation:
-            session.generation = position.generation
-            session.plan = Plan()
-            session.forget()
-            self._generations += 1
-        if position.step >= len(session.plan):
-            session.plan = self._make_plan(position)
-            session.branches = session.plan.branches
-        if position.slot == 0 and session.plan[position.step] == FULL:
-            session.forget()
         return position
 
-    def _make_plan(self, position: Position) -> Plan:
-        # Without a list of timesteps nobody knows how many steps there will be.
-        num_steps = position.num_steps or max(64, 2 * position.step)
-        plan = self._schedule.plan(num_steps)
-        if len(plan) != num_steps:
-            raise InvalidSettingError(
-                f"the plan of {self._schedule!r} has {len(plan)} entries for {num_steps} steps"
-            )
-        for entry in plan:
-            if entry != FULL:
-                self._anatomy.check_branch(entry)
-                self._recorders.setdefault(entry, Recorder())
-        return Plan(plan)
+    def _lead(self, session: _Session, position: Position) -> Guide:
+        """What leads through the generation of this call, asked for the call's step."""
+        if position.generation != session.generation:
+            session.generation = position.generation
+            session.guide = None
+            session.forget()
+            self._generations += 1
+        guide = session.guide
+        if guide is None or position.step >= guide.num_steps:
+            counted = position.num_steps is not None
+            # Without a list of timesteps nobody knows how many steps there will be.
+            num_steps = position.num_steps or max(64, 2 * position.step)
+            unet = unwrapped(self.unet)
+            guide = self._begin(Context(num_steps, counted, self._scheduler_of(), unet))
+            for branch in guide.branches:
+                self._anatomy.check_branch(branch)
+                self._recorders.setdefault(branch, Recorder())
+            session.guide = guide
+        if position.slot == 0:
+            session.entry = guide.entry(position.step)
+            if session.entry == FULL:
+                session.last_full = position.step
+                session.conditionings.clear()
+        return guide
 
     def _branch_to_run(
-        self, session: _Session, position: Position, arguments: dict[str, Any]
+        self, session: _Session, guide: Guide, position: Position, arguments: dict[str, Any]
     ) -> tuple[int | None, torch.Tensor | None]:
         """The branch and the feature to replay, or two `None` for a full call.
 
-        Full is what the plan says is full, and whatever has no feature of its own to replay: the
+        Full is what the guide says is full, and whatever has no feature of its own to replay: the
         first step, a call of another shape or dtype than the one that recorded, more calls than the
         last full step had, and a call whose conditioning is that of another slot, because one
         before it was left out.
         """
-        entry = session.plan[position.step]
+        entry, slot = session.entry, position.slot
         if entry == FULL:
             return None, None
-        slot = position.slot
-        feature = session.cache.get(slot, entry, FeatureKey.of(arguments["sample"]))
-        if feature is None:
+        recorded = session.cache.get(slot, entry, FeatureKey.of(arguments["sample"]))
+        if not recorded or recorded[0].step < session.last_full:
             return None, None
         conditioning = _conditioning(arguments)
         slots = [s for s, its in session.conditionings.items() if _same_memory(its, conditioning)]
         if slots and slot not in slots:
             return None, None
-        return entry, feature
+        return entry, guide.feature(position.step, entry, recorded)
 
     @contextmanager
     def _cut(
@@ -305,18 +309,24 @@ class AttachedUNet:
             self._stand_in.feature = None
 
     def _keep_recorded(
-        self, session: _Session, position: Position, arguments: dict[str, Any]
+        self,
+        session: _Session,
+        guide: Guide,
+        position: Position,
+        arguments: dict[str, Any],
+        output: Any,
     ) -> None:
-        slot = position.slot
+        slot, sample = position.slot, arguments["sample"]
+        taken = {branch: recorder.take() for branch, recorder in self._recorders.items()}
+        features = {branch: each for branch, each in taken.items() if each is not None}
+        guide.observe(position, sample, output, features)
         if position.step + 1 == position.num_steps:
             session.cache.drop(slot)
             return
-        for branch, recorder in self._recorders.items():
-            feature = recorder.take()
-            if feature is not None:
-                key = FeatureKey.of(arguments["sample"])
-                session.cache.put(slot, branch, key, feature)
-                session.conditionings[slot] = _conditioning(arguments)
+        for branch, feature in features.items():
+            recorded = Recorded(position.step, FeatureKey.of(sample), feature)
+            session.cache.put(slot, branch, recorded, keep=guide.keep)
+            session.conditionings[slot] = _conditioning(arguments)
         held = sum(each.cache.nbytes for each in self._sessions)
         self._peak_nbytes = max(self._peak_nbytes, held)
 

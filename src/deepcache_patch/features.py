@@ -6,7 +6,7 @@ where, in `anatomy`.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -92,38 +92,56 @@ class FeatureKey:
         return cls(tuple(sample.shape), sample.dtype, sample.device)
 
 
+class Recorded(NamedTuple):
+    """A deep feature, and when it was recorded.
+
+    Attributes:
+        step: The step of the generation.
+        key: Of the call that recorded it.
+        feature: Nobody else writes to it.
+    """
+
+    step: int
+    key: FeatureKey
+    feature: torch.Tensor
+
+
 class FeatureCache:
-    """The newest deep feature of each (slot, branch), with the key under which it is valid."""
+    """The newest deep features of each (slot, branch), one or two of them."""
 
     def __init__(self) -> None:
-        self._features: dict[tuple[int, int], tuple[FeatureKey, torch.Tensor]] = {}
+        self._recorded: dict[tuple[int, int], tuple[Recorded, ...]] = {}
 
     @property
     def nbytes(self) -> int:
         """The bytes held now."""
-        return sum(feature.nbytes for _, feature in self._features.values())
+        held = (each for recorded in self._recorded.values() for each in recorded)
+        return sum(each.feature.nbytes for each in held)
 
-    def put(self, slot: int, branch: int, key: FeatureKey, feature: torch.Tensor) -> None:
-        """Keep `feature`, in the place of an older one.
+    def put(self, slot: int, branch: int, recorded: Recorded, *, keep: int = 1) -> None:
+        """Keep what was recorded, and no more than `keep` in all.
 
         Args:
             slot: Which U-Net call of the step recorded it, at least 0.
             branch: The branch that it belongs to, at least 0.
-            key: Of the call that recorded it.
-            feature: A deep feature that nobody else writes to.
+            recorded: The newest feature.
+            keep: How many, at least 1. Those of another key are never kept beside the newest.
         """
-        self._features[slot, branch] = (key, feature)
+        older = [
+            each for each in self._recorded.get((slot, branch), ()) if each.key == recorded.key
+        ]
+        self._recorded[slot, branch] = (recorded, *older)[:keep]
 
-    def get(self, slot: int, branch: int, key: FeatureKey) -> torch.Tensor | None:
-        """Return the feature if there is one that was recorded under an equal key."""
-        recorded, feature = self._features.get((slot, branch), (None, None))
-        return feature if recorded == key else None
+    def get(self, slot: int, branch: int, key: FeatureKey) -> tuple[Recorded, ...]:
+        """Return what was recorded under an equal key, the newest first."""
+        recorded = self._recorded.get((slot, branch), ())
+        return recorded if recorded and recorded[0].key == key else ()
 
     def drop(self, slot: int) -> None:
         """Let go of what the slot holds."""
-        for place in [place for place in self._features if place[0] == slot]:
-            del self._features[place]
+        for place in [place for place in self._recorded if place[0] == slot]:
+            del self._recorded[place]
 
     def clear(self) -> None:
         """Let go of everything."""
-        self._features.clear()
+        self._recorded.clear()

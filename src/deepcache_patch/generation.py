@@ -139,7 +139,7 @@ def generate(
             "many seeds as its inputs make pictures"
         )
     timing = Timing(clock.seconds, call_seconds, clock.calls)
-    return Generation(_as_floats(images), timing, clock.device)
+    return Generation(as_floats(images), timing, clock.device)
 
 
 @contextmanager
@@ -156,7 +156,7 @@ def labelled_progress(pipe: Any, label: str) -> Iterator[None]:
             pipe.set_progress_bar_config(**before)
 
 
-def _as_floats(images: Any) -> np.ndarray:
+def as_floats(images: Any) -> np.ndarray:
     """Returns arrays, or PIL pictures where a pipeline knows no `output_type`, as floats."""
     stacked = np.stack([np.asarray(image) for image in images])
     if stacked.dtype == np.uint8:

@@ -1,7 +1,7 @@
 """`DeepCacheHelper`, the public face: settings, and when a pipeline's U-Nets are patched."""
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Any, Literal
@@ -11,9 +11,13 @@ from torch import nn
 
 from .anatomy import BlockAnatomy, dissect
 from .attached import CALL, AttachedUNet, Stats
+from .auto import Auto
+from .calibrated import Calibrated
 from .errors import AlreadyEnabledError, InvalidSettingError, UnsupportedModelError
+from .guide import AnySchedule, Context, Guide, GuidingSchedule, PlannedGuide
 from .patch import installed_patch
 from .pipelines import scheduler_of, unets_of, unwrapped
+from .replay import REPLAYS, Extrapolate, Replay
 from .schedule import Schedule, Uniform
 
 
@@ -35,7 +39,11 @@ class DeepCacheHelper:
         interval: N of the paper's 1:N, at least 1 (default 3): steps 0, N, 2N, … run in full.
         branch: Where shallow steps are cut (default 0, the shallowest and fastest), from 0 up to a
             limit that depends on the U-Net; a higher one is slower and closer to the plain picture.
-        schedule: Any `Schedule`, in the place of `interval` and `branch`.
+        schedule: Any `Schedule`, in the place of `interval` and `branch`; or `"auto"`, which learns
+            from the first generation: `Auto(interval, branch)`.
+        replay: What a shallow step gets for the deep feature: `"extrapolate"` (default), `"reuse"`,
+            which is the paper's, or any `Replay`. Not for schedules that bring their own, such as
+            `Auto`.
 
     Raises:
         UnsupportedModelError: If there is no U-Net here that can be cut.
@@ -48,7 +56,7 @@ class DeepCacheHelper:
     """
 
     # So that a misspelt setting (`helper.interval = 5`) is an error and not a silence.
-    __slots__ = ("__weakref__", "_attached", "_pauses", "_pipe", "_schedule", "_stats")
+    __slots__ = ("__weakref__", "_attached", "_pauses", "_pipe", "_replay", "_schedule", "_stats")
 
     def __init__(
         self,
@@ -56,22 +64,24 @@ class DeepCacheHelper:
         *,
         interval: int | None = None,
         branch: int | None = None,
-        schedule: Schedule | None = None,
+        schedule: AnySchedule | Literal["auto"] | None = None,
+        replay: Replay | Literal["extrapolate", "reuse"] | None = None,
     ) -> None:
         self._pipe = pipe
         self._attached: tuple[AttachedUNet, ...] = ()
         self._stats = Stats()
         self._pauses = 0
-        if schedule is None:
-            chosen = {"interval": interval, "branch": branch}
-            schedule = Uniform(**{key: value for key, value in chosen.items() if value is not None})
-        elif interval is not None or branch is not None:
-            raise InvalidSettingError("give either schedule or interval and branch, not both")
-        self._schedule = schedule
-        self._check(schedule)
+        self._schedule: AnySchedule = _schedule(schedule, interval, branch)
+        self._check(self._schedule)
+        self._replay = _replay(replay, self._schedule)
 
     @property
-    def schedule(self) -> Schedule:
+    def pipe(self) -> DiffusionPipeline | nn.Module:
+        """The pipeline, or the bare U-Net."""
+        return self._pipe
+
+    @property
+    def schedule(self) -> AnySchedule:
         """What decides which steps run in full, and at which branch the others run."""
         return self._schedule
 
@@ -107,7 +117,7 @@ class DeepCacheHelper:
         self.disable()  # what is left of an earlier enable, or of a helper that was deleted
         attached = tuple(
             AttachedUNet(
-                unet, anatomy, self._schedule, scheduler_of(self._pipe), tag=weakref.ref(self)
+                unet, anatomy, self._begin(), scheduler_of(self._pipe), tag=weakref.ref(self)
             )
             for unet, anatomy in anatomies.items()
         )
@@ -189,11 +199,57 @@ class DeepCacheHelper:
                 f"the schedule is {self._schedule!r}: to replace it by a uniform one, give both "
                 "cache_interval and cache_branch_id"
             )
-        schedule = Uniform(cache_interval, cache_branch_id)
+        self.follow(Uniform(cache_interval, cache_branch_id))
+
+    def follow(self, schedule: AnySchedule) -> None:
+        """Go by another schedule, before or while enabled.
+
+        A generation that is under way goes on as if it were a new one, with a full step.
+
+        Raises:
+            InvalidSettingError: If it names a branch that a U-Net does not have, or does not fit.
+        """
         self._check(schedule)
         self._schedule = schedule
         for attached in self._attached:
-            attached.follow(schedule)
+            attached.follow(self._begin())
+
+    def calibrate(
+        self,
+        run: Callable[[], Any],
+        *,
+        speedup: float | None = None,
+        full_steps: int | None = None,
+        psnr: float | None = None,
+        branch: int = 0,
+    ) -> Calibrated:
+        """Learn the best schedule for what `run` does, and go by it.
+
+        `run` is called several times: at first in full, to record, and then to measure. Use other
+        prompts in it than those by which you judge the result.
+
+        Args:
+            run: Calls the pipeline once or more, always with the same steps. For `psnr` it makes
+                the same pictures each time and returns what the pipeline returned, or a list of
+                that.
+            speedup: How many times as fast the denoising loop shall be, at least; above 1.
+            full_steps: How many steps shall run in full, at least 1.
+            psnr: How close the pictures shall be to those of the plain pipeline, in dB on average;
+                the fastest schedule that reaches it on these pictures is taken.
+            branch: Of the shallow steps, at least 0.
+
+        Returns:
+            The schedule, to be saved and loaded elsewhere. The helper goes by it already.
+
+        Raises:
+            InvalidSettingError: If not exactly one of the three is given, one is out of range or
+                out of reach, or `run` is not what it has to be.
+        """
+        from .calibrate import calibrate  # it sits on top of this module
+
+        return calibrate(
+            self, run, speedup=speedup, full_steps=full_steps, psnr=psnr, branch=branch
+        )
 
     def reset(self) -> None:
         """Forget the current generation: the next U-Net call runs in full as a first step."""
@@ -204,16 +260,27 @@ class DeepCacheHelper:
         state = "enabled" if self.enabled else "disabled"
         return f"DeepCacheHelper({type(self._pipe).__name__}, {self._schedule}, {state})"
 
-    def _check(self, schedule: Schedule) -> dict[nn.Module, BlockAnatomy]:
+    def _begin(self) -> Callable[[Context], Guide]:
+        """What gives each generation its guide; nothing that keeps the pipeline alive."""
+        schedule, replay = self._schedule, self._replay
+        if isinstance(schedule, GuidingSchedule):
+            return lambda context: schedule.begin(context, replay)
+        return lambda context: PlannedGuide(schedule, replay, context)
+
+    def _check(self, schedule: AnySchedule) -> dict[nn.Module, BlockAnatomy]:
         """The pipeline's U-Nets as it calls them, each with its anatomy, if the schedule fits."""
         anatomies = {unet: dissect(unwrapped(unet)) for unet in unets_of(self._pipe)}
-        if isinstance(schedule, type) or not isinstance(schedule, Schedule):
+        if isinstance(schedule, type) or not isinstance(schedule, Schedule | GuidingSchedule):
             raise InvalidSettingError(
-                f"schedule must be an object with a method plan(num_steps), not {schedule!r}"
+                "schedule must be 'auto' or an object with a method plan(num_steps), not "
+                f"{schedule!r}"
             )
         for branch in getattr(schedule, "branches", ()):
             for anatomy in anatomies.values():
                 anatomy.check_branch(branch)
+        if isinstance(schedule, Calibrated):
+            for unet in anatomies:
+                schedule.check(unwrapped(unet), scheduler_of(self._pipe)())
         return anatomies
 
     def _refuse_another(self, unet: nn.Module) -> None:
@@ -235,3 +302,42 @@ def _unets_if_any(pipe: Any) -> list[nn.Module]:
         return unets_of(pipe)
     except UnsupportedModelError:
         return []
+
+
+def _schedule(schedule: Any, interval: int | None, branch: int | None) -> Any:
+    """The schedule that is meant by the arguments.
+
+    Raises:
+        InvalidSettingError: If there are too many of them, or one is out of range.
+    """
+    given = {"interval": interval, "branch": branch}
+    given = {name: value for name, value in given.items() if value is not None}
+    if schedule is None:
+        return Uniform(**given)  # type: ignore[arg-type]
+    if isinstance(schedule, str) and schedule == "auto":
+        return Auto(**given)  # type: ignore[arg-type]
+    if given:
+        raise InvalidSettingError("give either schedule or interval and branch, not both")
+    return schedule
+
+
+def _replay(replay: Any, schedule: Any) -> Replay:
+    """The replay that is meant by an argument.
+
+    Raises:
+        InvalidSettingError: If none is, or if the schedule brings its own.
+    """
+    if replay is not None and getattr(schedule, "own_replay", False):
+        raise InvalidSettingError(
+            f"{type(schedule).__name__} brings its own replay: leave replay={replay!r} out"
+        )
+    if isinstance(replay, str) and replay in REPLAYS:
+        replay = REPLAYS[replay]()
+    if replay is None:
+        replay = Extrapolate()
+    if isinstance(replay, type) or not isinstance(replay, Replay):
+        raise InvalidSettingError(
+            f"replay must be {' or '.join(map(repr, REPLAYS))} or an object with a method "
+            f"feature(step, recorded, levels), not {replay!r}"
+        )
+    return replay

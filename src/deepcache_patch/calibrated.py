@@ -1,0 +1,290 @@
+"""`Calibrated`, a plan and a replay learned for one U-Net, one scheduler and one list of timesteps;
+and the file that it is kept in.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Final
+
+import numpy as np
+import torch
+from torch import nn
+
+from .calibration import Blend, Solution
+from .errors import InvalidSettingError
+from .features import Recorded
+from .guide import Context
+from .schedule import FULL, Explicit, Plan, PlanEntry
+from .steps import Position
+
+#: Of the file's format.
+VERSION: Final = 1
+
+#: Digits of the coefficients in a file: more than a feature in half precision has.
+_DIGITS: Final = 5
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a calibration is valid for.
+
+    Attributes:
+        unet: Class name and config of the U-Net; its weights do not count.
+        scheduler: Class name and config of the scheduler.
+        timesteps: Of the steps that a generation runs.
+    """
+
+    unet: Mapping[str, Any]
+    scheduler: Mapping[str, Any]
+    timesteps: tuple[float, ...]
+
+    @classmethod
+    def of(cls, context: Context) -> "Setting":
+        """The setting of a generation whose timesteps are known."""
+        return cls(_named(context.unet), _named(context.scheduler), context.timesteps or ())
+
+    def difference(self, other: "Setting") -> str | None:
+        """Says in what the other differs, or `None`."""
+        for part in ("unet", "scheduler"):
+            mine, its = getattr(self, part), getattr(other, part)
+            names = [name for name in {**mine, **its} if mine.get(name) != its.get(name)]
+            if "class" in names:
+                return f"{part} is a {its['class']}, not a {mine['class']}"
+            if names:
+                name = names[0]
+                return f"{part} has {name}={its.get(name)!r}, not {mine.get(name)!r}"
+        if len(self.timesteps) != len(other.timesteps):
+            return f"the generation has {len(other.timesteps)} steps, not {len(self.timesteps)}"
+        if self.timesteps != other.timesteps:
+            return f"the timesteps begin with {other.timesteps[:3]}, not {self.timesteps[:3]}"
+        return None
+
+
+def _named(part: Any) -> dict[str, Any]:
+    """Class and config as JSON knows them, without what diffusers notes for itself."""
+    config = dict(getattr(part, "config", {}))
+    plain = json.loads(json.dumps(config, default=str))
+    public = {key: value for key, value in sorted(plain.items()) if not key.startswith("_")}
+    return {"class": type(part).__name__, **public}
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A learned schedule with its own replay: see `DeepCacheHelper.calibrate`.
+
+    Attributes:
+        setting: What it is valid for. A generation in another setting is refused.
+        solution: What was learned.
+        interval: The budget that `Auto` had; `None` if the calibration was asked for otherwise.
+
+    Example:
+        >>> schedule = helper.calibrate(run, speedup=2.5)  # doctest: +SKIP
+        >>> schedule.save("schedule.json")  # doctest: +SKIP
+        >>> helper = DeepCacheHelper(pipe, schedule=Calibrated.load("schedule.json"))
+        ... # doctest: +SKIP
+    """
+
+    own_replay: ClassVar = True
+
+    setting: Setting
+    solution: Solution
+    interval: int | None = None
+
+    @property
+    def branches(self) -> tuple[int, ...]:
+        """The branches that the plan names."""
+        return self.solution.plan.branches
+
+    def plan(self, num_steps: int) -> Plan:
+        """The learned plan.
+
+        Raises:
+            InvalidSettingError: If it was learned for another number of steps.
+        """
+        if num_steps != len(self.solution.plan):
+            raise InvalidSettingError(
+                f"this schedule was calibrated for {len(self.solution.plan)} steps, the generation "
+                f"has {num_steps}: calibrate it with {num_steps}"
+            )
+        return self.solution.plan
+
+    def check(self, unet: nn.Module, scheduler: Any) -> None:
+        """Check, before anything is patched, what can be known then.
+
+        Raises:
+            InvalidSettingError: If the U-Net or the scheduler is another than in the calibration.
+        """
+        here = Setting(_named(unet), _named(scheduler), self.setting.timesteps)
+        self._refuse(here)
+
+    def begin(self, context: Context, replay: Any) -> "SolutionGuide":
+        """Lead through a generation.
+
+        Raises:
+            InvalidSettingError: If its setting is another than in the calibration.
+        """
+        self._refuse(Setting.of(context))
+        return SolutionGuide(self.solution)
+
+    def save(self, path: str | Path) -> None:
+        """Write a JSON file, in one go: whoever reads it meanwhile sees the old one or the new."""
+        write_json(path, {"version": VERSION, "schedules": [self.to_dict()]})
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Calibrated":
+        """Read what `save` wrote.
+
+        Raises:
+            InvalidSettingError: If the file is none of this version, or damaged.
+            OSError: If it cannot be read.
+        """
+        schedules = load_all(path)
+        if len(schedules) != 1:
+            raise InvalidSettingError(
+                f"{path} holds {len(schedules)} calibrated schedules, not one: give it to "
+                "Auto(file=...)"
+            )
+        return schedules[0]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Of JSON's types."""
+        solution = self.solution
+        return {
+            "unet": dict(self.setting.unet),
+            "scheduler": dict(self.setting.scheduler),
+            "timesteps": list(self.setting.timesteps),
+            "interval": self.interval,
+            "plan": list(solution.plan),
+            "error": float(f"{solution.error:.{_DIGITS}g}"),
+            "blends": {
+                str(step): {
+                    "a": blend.a,
+                    "b": blend.b,
+                    **{
+                        name: [float(f"{value:.{_DIGITS}g}") for value in getattr(blend, name)]
+                        for name in ("gain", "trend", "offset")
+                    },
+                }
+                for step, blend in solution.blends.items()
+            },
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Calibrated":
+        """What `to_dict` gave; raises whatever is wrong with anything else."""
+        setting = Setting(
+            dict(data["unet"]), dict(data["scheduler"]), tuple(map(float, data["timesteps"]))
+        )
+        blends = {
+            int(step): Blend(
+                int(blend["a"]),
+                int(blend["b"]),
+                *(np.asarray(blend[name], dtype=float) for name in ("gain", "trend", "offset")),
+            )
+            for step, blend in data["blends"].items()
+        }
+        plan = Explicit(data["plan"]).entries
+        shallow = {step for step, entry in enumerate(plan) if entry != FULL}
+        if len(plan) != len(setting.timesteps) or shallow != set(blends):
+            raise ValueError("plan, timesteps and blends do not belong together")
+        interval = None if data["interval"] is None else int(data["interval"])
+        return cls(setting, Solution(plan, blends, float(data["error"])), interval)
+
+    def _refuse(self, here: Setting) -> None:
+        difference = self.setting.difference(here)
+        if difference:
+            raise InvalidSettingError(
+                f"this calibrated schedule does not fit: {difference}; calibrate it anew"
+            )
+
+
+class SolutionGuide:
+    """Goes by a solution."""
+
+    keep = 2
+
+    def __init__(self, solution: Solution) -> None:
+        self._solution = solution
+        self._coefficients: dict[tuple[torch.device, torch.dtype], torch.Tensor] = {}
+        self._rows = {step: row for row, step in enumerate(solution.blends)}
+        self.num_steps = len(solution.plan)
+        self.branches = solution.plan.branches
+
+    def entry(self, step: int) -> PlanEntry:
+        """The plan's."""
+        return self._solution.plan[step]
+
+    def feature(self, step: int, branch: int, recorded: Sequence[Recorded]) -> torch.Tensor:
+        """The step's blend; the newest feature if other steps were recorded than it was made for.
+
+        That happens where a call ran in full out of turn.
+        """
+        blend, newest = self._solution.blends[step], recorded[0]
+        steps = tuple(each.step for each in recorded)
+        expected = (blend.a, blend.b) if blend.b < blend.a else (blend.a,)
+        if steps != expected or newest.feature.shape[1] != len(blend.gain):
+            return newest.feature
+        gain, trend, offset = self._on(newest.feature)[self._rows[step]].unbind(0)
+        feature = torch.addcmul(newest.feature + offset, newest.feature, gain)
+        if len(recorded) > 1:
+            feature = torch.addcmul(feature, newest.feature - recorded[1].feature, trend)
+        return feature
+
+    def observe(
+        self,
+        position: Position,
+        sample: torch.Tensor,
+        output: Any,
+        features: Mapping[int, torch.Tensor],
+    ) -> None:
+        """Nothing to learn any more."""
+
+    def _on(self, feature: torch.Tensor) -> torch.Tensor:
+        """All coefficients, sent to the feature's device once: `(steps, 3, 1, channels, 1, …)`."""
+        place = (feature.device, feature.dtype)
+        if place not in self._coefficients:
+            blends = self._solution.blends.values()
+            stacked = np.stack([[each.gain, each.trend, each.offset] for each in blends])
+            shape = (*stacked.shape[:2], 1, -1, *(1,) * (feature.ndim - 2))
+            self._coefficients[place] = torch.from_numpy(stacked).reshape(shape).to(*place)
+        return self._coefficients[place]
+
+
+def load_all(path: str | Path) -> list[Calibrated]:
+    """Every schedule in a file.
+
+    Raises:
+        InvalidSettingError: If the file is none of this version, or damaged.
+        OSError: If it cannot be read.
+    """
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        version = data["version"]
+        if version != VERSION:
+            raise InvalidSettingError(
+                f"{path} has version {version!r} of the format, this package reads {VERSION}: "
+                "calibrate anew"
+            )
+        return [Calibrated.from_dict(each) for each in data["schedules"]]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, InvalidSettingError):
+            raise
+        raise InvalidSettingError(
+            f"{path} is no file of calibrated schedules, or a damaged one ({error!r}): "
+            "delete it and calibrate anew"
+        ) from error
+
+
+def save_all(path: str | Path, schedules: Iterable[Calibrated]) -> None:
+    """Write several schedules into one file, for `load_all`."""
+    write_json(path, {"version": VERSION, "schedules": [each.to_dict() for each in schedules]})
+
+
+def write_json(path: str | Path, data: Any) -> None:
+    """Write to a file beside and move it there."""
+    target = Path(path)
+    partial = target.with_name(f"{target.name}.partial")
+    partial.write_text(json.dumps(data) + "\n", encoding="utf-8")
+    partial.replace(target)

@@ -1,0 +1,96 @@
+"""What a scheduler's steps mean: how much noise is left, and how far an error travels.
+
+Everything here looks at a scheduler, or works with a copy of it; it never changes one.
+"""
+
+import copy
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+#: The perturbation whose effect is followed; schedulers are linear in it.
+_NUDGE = 1e-3
+
+
+def noise_levels(scheduler: Any, timesteps: Sequence[float]) -> tuple[float, ...] | None:
+    """ln(sigma) at each step, sigma being the noise's standard deviation where the data's is 1.
+
+    Args:
+        scheduler: Any scheduler, or `None`.
+        timesteps: The last of its timesteps, as many as the generation has steps.
+
+    Returns:
+        One number for each step, falling; `None` where the scheduler does not say.
+    """
+    sigmas = getattr(scheduler, "sigmas", None)
+    known = getattr(scheduler, "timesteps", ())
+    if isinstance(sigmas, torch.Tensor) and len(known) <= len(sigmas) <= len(known) + 1:
+        first = len(known) - len(timesteps)
+        values = sigmas[first : first + len(timesteps)].double().cpu().numpy()
+    else:
+        table = getattr(scheduler, "alphas_cumprod", None)
+        places = np.asarray(timesteps)
+        if not isinstance(table, torch.Tensor) or np.any(places != places.astype(int)):
+            return None
+        alphas = table.double().cpu().numpy()
+        if len(places) and not 0 <= places.min() <= places.max() < len(alphas):
+            return None
+        shares = alphas[places.astype(int)]
+        values = np.sqrt((1 - shares) / np.maximum(shares, 1e-12))
+    if len(values) != len(timesteps):
+        return None
+    return tuple(np.log(np.maximum(values, 1e-4)).tolist())
+
+
+def error_weights(scheduler: Any, timesteps: Sequence[float], slopes: Sequence[float]) -> Any:
+    """How much an error of the U-Net's output at each step moves the final sample.
+
+    The scheduler itself, a copy of it, takes all its steps with a stand-in for the U-Net that
+    answers in proportion to its input; once plainly and, for each step, once with the output of
+    that step nudged. Two stand-ins are tried, and their effects added: one with the measured
+    slopes, which is the best linear denoiser for data of that variance, and one with their
+    inverses, which removes everything, as from a direction in which the data do not vary. A
+    multistep method's use of old outputs and a last step that nothing corrects show in both.
+
+    Args:
+        scheduler: As it is before the first step, after `set_timesteps`.
+        timesteps: The last of its timesteps, as many as the generation has steps.
+        slopes: For each step <output, input> / <input, input> of the U-Net.
+
+    Returns:
+        float64 of shape `(steps,)`, the largest 1; all 1 where there is no scheduler, or one that
+        cannot be followed in this way.
+    """
+    steps = len(timesteps)
+    measured = np.asarray(slopes, dtype=np.float64)
+    inverses = 1 / np.where(np.abs(measured) < 1e-2, 1.0, measured)
+    try:
+        weights = sum(_responses(scheduler, steps, each) for each in (measured, inverses))
+    except Exception:  # whatever a scheduler of somebody else's raises for such a sample
+        return np.ones(steps)
+    total = np.abs(weights)
+    if not np.all(np.isfinite(total)) or total.max() == 0:
+        return np.ones(steps)
+    return total / total.max()
+
+
+@torch.no_grad()
+def _responses(scheduler: Any, steps: int, slopes: Any) -> Any:
+    """|d(final sample) / d(output of each step)|, all steps at once: one of them in each sample."""
+    finals = []
+    for nudge in (0.0, _NUDGE):
+        own = copy.deepcopy(scheduler)
+        own.timesteps = own.timesteps.cpu()
+        sample = torch.zeros(steps, 1, 1, 1, dtype=torch.float64)
+        options = {}
+        if "generator" in inspect.signature(own.step).parameters:
+            options["generator"] = torch.Generator().manual_seed(0)
+        for step, timestep in enumerate(own.timesteps[len(own.timesteps) - steps :]):
+            output = slopes[step] * own.scale_model_input(sample, timestep)
+            output[step] += nudge
+            sample = own.step(output, timestep, sample, **options, return_dict=False)[0]
+        finals.append(sample)
+    return ((finals[1] - finals[0]) / _NUDGE).abs().flatten().double().numpy()

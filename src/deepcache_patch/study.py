@@ -1,0 +1,173 @@
+"""Full generations that are looked at, and what follows from them: between `calibration`, which is
+arithmetic, and the schedules that use it.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from .calibrated import Calibrated, Setting
+from .calibration import Recording, solve
+from .errors import InvalidSettingError
+from .features import Recorded
+from .guide import Context
+from .noise import error_weights
+from .schedule import FULL, PlanEntry
+from .steps import Position
+
+
+class Study:
+    """Full generations in one setting.
+
+    Args:
+        context: Of the first of them, before its first step.
+        branch: What is recorded.
+    """
+
+    def __init__(self, context: Context, branch: int) -> None:
+        self.setting = Setting.of(context)
+        self.branch = branch
+        self.recording = Recording(context.num_steps)
+        # As it is before its first step. Nothing of the U-Net is kept, or it would stay alive.
+        self._scheduler = copy.deepcopy(context.scheduler)
+        self._levels = context.levels
+
+    def solve(
+        self, *, full_steps: int | None = None, interval: int | None = None
+    ) -> Calibrated | None:
+        """The best schedule with so many full steps, or as many as `interval` leaves.
+
+        Returns:
+            The schedule; `None` if nothing was recorded, or what was recorded is not finite.
+        """
+        features = self.recording.features(self.branch)
+        steps = len(features)
+        if not steps:
+            return None
+        if full_steps is None:
+            full_steps = -(-steps // (interval or 1))
+        timesteps = self.setting.timesteps
+        weights = error_weights(self._scheduler, timesteps, self.recording.slopes())
+        solution = solve(
+            features,
+            weights,
+            self._levels,
+            full_steps=full_steps,
+            branch=self.branch,
+            num_steps=self.recording.num_steps,
+        )
+        if not math.isfinite(solution.error):
+            return None
+        return Calibrated(self.setting, solution, interval)
+
+
+class FullGuide:
+    """Runs everything in full and looks at nothing."""
+
+    branches: tuple[int, ...] = ()
+    keep = 1
+
+    def __init__(self, num_steps: int) -> None:
+        self.num_steps = num_steps
+
+    def entry(self, step: int) -> PlanEntry:
+        """Full."""
+        return FULL
+
+    def feature(self, step: int, branch: int, recorded: Sequence[Recorded]) -> torch.Tensor:
+        """The newest; never asked for, as no step is shallow."""
+        return recorded[0].feature
+
+    def observe(
+        self,
+        position: Position,
+        sample: torch.Tensor,
+        output: Any,
+        features: Mapping[int, torch.Tensor],
+    ) -> None:
+        """Nothing to learn."""
+
+
+class StudyGuide(FullGuide):
+    """Runs everything in full and records it.
+
+    Args:
+        study: Where to.
+        done: Called once, after the last step or when `finish` is.
+    """
+
+    def __init__(self, study: Study, done: Callable[[Study], None] | None = None) -> None:
+        super().__init__(study.recording.num_steps)
+        self.branches = (study.branch,)
+        self._study: Study | None = study
+        self._done = done
+
+    def observe(
+        self,
+        position: Position,
+        sample: torch.Tensor,
+        output: Any,
+        features: Mapping[int, torch.Tensor],
+    ) -> None:
+        """Record the first call of each step; the others are much the same."""
+        if self._study is None or position.slot:
+            return
+        self._study.recording.add(position.step, sample, output[0], features)
+        if position.step + 1 == self.num_steps:
+            self.finish()
+
+    def finish(self) -> None:
+        """The generation is over, whether it went to its end or not."""
+        study, self._study = self._study, None
+        if study is not None and self._done is not None:
+            self._done(study)
+
+
+class Studying:
+    """A schedule that runs everything in full, for `DeepCacheHelper.calibrate`.
+
+    Args:
+        branch: What is recorded.
+    """
+
+    own_replay = True
+
+    def __init__(self, branch: int) -> None:
+        self.branches = (branch,)
+        self._study: Study | None = None
+
+    def begin(self, context: Context, replay: Any) -> StudyGuide:
+        """Lead through a generation in full.
+
+        Raises:
+            InvalidSettingError: If it cannot be calibrated, or not together with those before.
+        """
+        if context.timesteps is None:
+            raise InvalidSettingError(
+                "a calibration needs a pipeline whose scheduler lists its timesteps"
+            )
+        if self._study is None:
+            self._study = Study(context, self.branches[0])
+        difference = self._study.setting.difference(Setting.of(context))
+        if difference:
+            raise InvalidSettingError(
+                f"what is calibrated must be of one kind, but {difference}: calibrate one U-Net "
+                "with one list of timesteps at a time, or use schedule='auto'"
+            )
+        return StudyGuide(self._study)
+
+    @property
+    def study(self) -> Study:
+        """What was recorded.
+
+        Raises:
+            InvalidSettingError: If there was no generation.
+        """
+        if self._study is None:
+            raise InvalidSettingError(
+                "run() started no generation of this pipeline: give a function that calls it"
+            )
+        return self._study
