@@ -1,146 +1,303 @@
-"""What the speed costs: pictures with the helper against those of the plain pipeline.
+"""What the speed costs: pictures of faster pipelines against those of the plain one.
 
-Every way of being faster draws the same prompts from the same seeds, batch by batch in turn with
-the plain pipeline and in one process. Measured are the time of the denoising loop, PSNR and SSIM
-against the plain pictures, and how many prompts the classifier reads back from the pictures. The
-alternative that needs no library, simply taking fewer steps, is measured beside. Run from the
-project's root: ``python -m benchmarks.fidelity``.
+Every contestant of a sampler (`benchmarks/contestants.py`) draws the same prompts from the same
+seeds, batch by batch in turn with the plain pipeline and in one process. Measured are the time of
+the denoising loop, PSNR and SSIM against the plain pictures, Fréchet distances in the classifier's
+features, and how many prompts the classifier reads back. One run measures one sampler or several;
+each gets a file of its own as soon as it is complete. Run from the project's root:
+``python -m benchmarks.fidelity --sampler ddim-50``.
 """
 
 import argparse
+import importlib.metadata
+import itertools
 import json
+import math
 import shlex
 import statistics
 import sys
-from contextlib import AbstractContextManager, nullcontext
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from diffusers import DiffusionPipeline
+from tqdm.auto import tqdm
 
 from benchmarks.classifier import ShapeClassifier
+from benchmarks.contestants import FAMILIES, SAMPLERS, Contestant, contestants
+from benchmarks.curves import RESULTS
+from benchmarks.frechet import FeatureSpace, frechet_distance
 from benchmarks.train.evaluate import fresh_scenes, read_back
-from benchmarks.train.shapes import Scene, caption
-from deepcache_patch import DeepCacheHelper
+from benchmarks.train.shapes import Scene, caption, training_scene
 from deepcache_patch.environment import device_name, versions
-from deepcache_patch.generation import Generation, generate
-from deepcache_patch.loading import use_scheduler
+from deepcache_patch.generation import Generation, accepted_arguments, batched_call, generate
+from deepcache_patch.loading import choose_device, first_line, load_pipeline, use_scheduler
 from deepcache_patch.similarity import psnr, ssim
 
-BENCHMARKS = Path(__file__).resolve().parent
+MODELS = Path(__file__).resolve().parent / "models"
+CALIBRATION_SEED = 6502
+CALIBRATION_PICTURES = 4
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Arguments of one call of the pipeline, but for its steps, and the seeds of its pictures."""
+
+    call: dict[str, Any]
+    seeds: range
 
 
 @dataclass
-class Contestant:
-    """One way to make the pictures, and what it made so far."""
+class Record:
+    """What a contestant made so far, or why it makes nothing more.
 
-    name: str
-    steps: int
-    helper: DeepCacheHelper | None = None
-    settings: dict[str, Any] = field(default_factory=dict)
+    Attributes:
+        contestant: Who.
+        generations: One for each batch.
+        full_steps: How many U-Net calls of each generation ran whole; `None` where nobody knows.
+        error: Of the first generation that failed.
+    """
+
+    contestant: Contestant
     generations: list[Generation] = field(default_factory=list)
+    full_steps: list[int | None] = field(default_factory=list)
+    error: str | None = None
 
-    def enabled(self) -> AbstractContextManager[Any]:
-        """The pipeline as this contestant wants it."""
-        return self.helper or nullcontext()
+    @property
+    def pictures(self) -> np.ndarray:
+        """(pictures, height, width, 3), floats in 0..1."""
+        return np.concatenate([each.pictures for each in self.generations])
 
-    def figures(self, plain: "Contestant", scenes: list[Scene], reader: Any) -> dict[str, Any]:
-        """Medians and means over all pictures, against those of the plain pipeline."""
-        pictures = [one for each in self.generations for one in each.pictures]
-        reference = [one for each in plain.generations for one in each.pictures]
-        pairs = list(zip(reference, pictures, strict=True))
-        ratios = [
-            before.timing.loop_seconds / after.timing.loop_seconds
-            for before, after in zip(plain.generations, self.generations, strict=True)
-        ]
-        same = self is plain
-        batch = torch.stack([torch.from_numpy(one).permute(2, 0, 1) for one in pictures])
-        return {
-            "name": self.name,
-            "steps": self.steps,
-            **self.settings,
-            "speedup": statistics.median(ratios),
-            "psnr": None if same else statistics.fmean(psnr(*pair) for pair in pairs),
-            "ssim": 1.0 if same else statistics.fmean(ssim(*pair) for pair in pairs),
-            "read_back": read_back(reader.read(batch), scenes)["strict"],
-        }
+    def draw(self, pipe: Any, batch: Batch) -> None:
+        """One generation, or none after one that failed; only the plain one may not fail."""
+        if self.error is not None:
+            return
+        call = batch.call | {"num_inference_steps": self.contestant.steps}
+        try:
+            with self.contestant.around() as helper:
+                made = generate(pipe, pipe.unet, call, batch.seeds, label=self.contestant.name)
+            if not np.isfinite(made.pictures).all():
+                raise ArithmeticError("the pictures are not finite")
+        except Exception as error:
+            if self.contestant.family == "plain":
+                raise
+            self.error = f"{type(error).__name__}: {first_line(error)}"
+            tqdm.write(f"{self.contestant.name} failed: {self.error}")
+            return
+        self.generations.append(made)
+        self.full_steps.append(_full_steps(helper, made))
+
+    def calibrate(self, pipe: Any, batch: Batch) -> None:
+        """A generation that is not measured."""
+        self.draw(pipe, batch)
+        self.generations.clear()
+        self.full_steps.clear()
 
 
 def main() -> None:
-    """Generate, measure, print and write JSON."""
+    """Generate, measure, print and write JSON, one sampler after the other."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default=str(BENCHMARKS / "models" / "shapes"))
-    parser.add_argument("--scheduler", default="ddim")
-    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--sampler", nargs="+", choices=SAMPLERS, default=list(SAMPLERS))
+    parser.add_argument("--only", nargs="+", choices=FAMILIES, default=list(FAMILIES))
     parser.add_argument("--guidance-scale", type=float, default=4.0)
-    parser.add_argument("--intervals", type=int, nargs="*", default=[2, 3, 5, 10])
-    parser.add_argument("--branches", type=int, nargs="*", default=[0])
-    parser.add_argument("--fewer-steps", type=int, nargs="*", default=[25, 17, 10])
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--output", type=Path, default=BENCHMARKS / "results" / "fidelity.json")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the JSON files")
     options = parser.parse_args()
+    if options.images < 2:
+        parser.error("--images: a spread needs at least 2")
+    options.output.mkdir(parents=True, exist_ok=True)
+    reader = ShapeClassifier.from_pretrained(MODELS / "shapes-classifier")
+    # Half as many dimensions as pictures, so that their covariance is far from singular.
+    space = FeatureSpace(reader, options.images // 2)
+    for name in options.sampler:
+        report = measured(name, reader, space, options)
+        text = json.dumps(report, indent=2, allow_nan=False)
+        (options.output / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+        print(summary(report), flush=True)
 
-    pipe = DiffusionPipeline.from_pretrained(options.model, dtype=torch.float32)
-    use_scheduler(pipe, options.scheduler)
-    pipe.set_progress_bar_config(leave=False)
-    contestants = [Contestant("plain", options.steps)]
-    contestants += [Contestant("fewer steps", steps) for steps in options.fewer_steps]
-    contestants += [
-        Contestant(
-            "uniform",
-            options.steps,
-            DeepCacheHelper(pipe, interval=interval, branch=branch),
-            {"interval": interval, "branch": branch},
-        )
-        for branch in options.branches
-        for interval in options.intervals
-    ]
+
+def measured(
+    name: str, reader: ShapeClassifier, space: FeatureSpace, options: argparse.Namespace
+) -> dict[str, Any]:
+    """Everything about one sampler, as it goes into its file."""
+    sampler = SAMPLERS[name]
+    device = choose_device(options.device)
+    pipe = load_pipeline(str(MODELS / sampler.model), device, torch.float32)
+    use_scheduler(pipe, sampler.scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    prompted = "prompt" in accepted_arguments(pipe)
+    guidance = options.guidance_scale if prompted else None
     scenes = fresh_scenes(options.images)
-    run(pipe, contestants, scenes, options)
+    others = calibration_scenes(scenes)
 
-    reader = ShapeClassifier.from_pretrained(BENCHMARKS / "models" / "shapes-classifier")
-    text = json.dumps(
-        {
-            "command": shlex.join(["python", "-m", "benchmarks.fidelity", *sys.argv[1:]]),
-            "versions": versions(),
-            "device": device_name(pipe.device),
-            "threads": torch.get_num_threads(),
-            "model": Path(options.model).name,
-            "scheduler": type(pipe.scheduler).__name__,
-            "steps": options.steps,
-            "guidance_scale": options.guidance_scale,
-            "images": options.images,
-            "seeds": [0, options.images - 1],
-            "rows": [each.figures(contestants[0], scenes, reader) for each in contestants],
+    records = [Record(each) for each in contestants(pipe, sampler, options.only)]
+    calibration = batch_of(pipe, others, options.images, guidance)
+    batches = [
+        batch_of(pipe, scenes[first : first + options.batch_size], first, guidance)
+        for first in range(0, options.images, options.batch_size)
+    ]
+    share = take_turns(pipe, records, calibration, batches, name)
+
+    finished = [each for each in records if each.error is None]
+    drawings = space.describe_drawings(finished[0].pictures.shape[1])
+    return {
+        "command": shlex.join(["python", "-m", "benchmarks.fidelity", *sys.argv[1:]]),
+        "versions": versions() | _version_of_deepcache(),
+        "device": device_name(device),
+        "threads": torch.get_num_threads(),
+        "cpu_share": share,
+        "sampler": name,
+        "title": sampler.title,
+        "model": sampler.model,
+        "scheduler": type(pipe.scheduler).__name__,
+        "steps": sampler.steps,
+        "guidance_scale": guidance,
+        "images": options.images,
+        "batch_size": options.batch_size,
+        "seeds": [0, options.images - 1],
+        "calibration": {
+            "seeds": [calibration.seeds[0], calibration.seeds[-1]],
+            "prompts": calibration.call.get("prompt"),
         },
-        indent=2,
-    )
-    options.output.write_text(text + "\n", encoding="utf-8")
-    print(text)
+        "feature_dimensions": drawings.shape[1],
+        "feature_variance_kept": space.share,
+        "rows": [
+            figures(each, records[0], scenes if prompted else None, reader, space, drawings)
+            for each in finished
+        ],
+        "failed": [
+            {"name": each.contestant.name, "family": each.contestant.family, "error": each.error}
+            for each in records
+            if each.error is not None
+        ],
+    }
 
 
-def run(
-    pipe: Any, contestants: list[Contestant], scenes: list[Scene], options: argparse.Namespace
-) -> None:
-    """Let every contestant draw every batch, in turn; the seed of a picture is its place."""
-    for first in range(0, len(scenes), options.batch_size):
-        part = scenes[first : first + options.batch_size]
-        call = {
-            "prompt": [caption(scene) for scene in part],
-            "guidance_scale": options.guidance_scale,
-            "output_type": "np",
-        }
-        seeds = range(first, first + len(part))
-        if first == 0:  # a warm-up
-            generate(pipe, pipe.unet, call | {"num_inference_steps": 2}, seeds, label="warm-up")
-        for each in contestants:
-            steps = {"num_inference_steps": each.steps}
-            with each.enabled():
-                label = f"{first + len(part)}/{len(scenes)} {each.name}"
-                each.generations.append(generate(pipe, pipe.unet, call | steps, seeds, label=label))
+def calibration_scenes(scenes: Sequence[Scene]) -> list[Scene]:
+    """Scenes whose captions are none of those of the scenes given."""
+    taken = {caption(scene) for scene in scenes}
+    series = (training_scene(CALIBRATION_SEED, index) for index in itertools.count())
+    others = (scene for scene in series if caption(scene) not in taken)
+    return list(itertools.islice(others, CALIBRATION_PICTURES))
+
+
+def batch_of(pipe: Any, scenes: Sequence[Scene], first: int, guidance: float | None) -> Batch:
+    """A picture for each scene, with seeds from `first` on; no prompts without guidance."""
+    seeds = range(first, first + len(scenes))
+    call: dict[str, Any] = {}
+    if guidance is not None:
+        call = {"prompt": [caption(scene) for scene in scenes], "guidance_scale": guidance}
+    return Batch(batched_call(pipe, call, len(seeds)), seeds)
+
+
+def take_turns(
+    pipe: Any, records: Sequence[Record], calibration: Batch, batches: Sequence[Batch], name: str
+) -> float:
+    """Let every contestant draw every batch, each batch begun by another one.
+
+    So what slows the machine for a while does not fall on the same contestants in every batch.
+
+    Returns:
+        Seconds of the processor for each second that passed: where this is clearly less than 1
+        with one thread on a CPU, others were at work there, and the times are to be distrusted.
+    """
+    warm_up = batches[0].call | {"num_inference_steps": 2}
+    generate(pipe, pipe.unet, warm_up, batches[0].seeds, label="warm-up")
+    for record in records:
+        if record.contestant.calibrates:
+            record.calibrate(pipe, calibration)
+    start, processor_start = time.perf_counter(), time.process_time()
+    with tqdm(total=len(batches) * len(records), desc=name, mininterval=5) as progress:
+        for number, batch in enumerate(batches):
+            shift = number * len(records) // len(batches)
+            for record in (*records[shift:], *records[:shift]):
+                progress.set_postfix_str(record.contestant.name, refresh=False)
+                record.draw(pipe, batch)
+                progress.update()
+    return (time.process_time() - processor_start) / (time.perf_counter() - start)
+
+
+def figures(
+    record: Record,
+    plain: Record,
+    scenes: list[Scene] | None,
+    reader: ShapeClassifier,
+    space: FeatureSpace,
+    drawings: np.ndarray,
+) -> dict[str, Any]:
+    """Medians over the batches and means over the pictures, against those of the plain pipeline.
+
+    Args:
+        record: A contestant that has finished.
+        plain: The plain pipeline's.
+        scenes: What the prompts said, if there were any.
+        reader: Reads pictures back.
+        space: Of the features whose distance is measured.
+        drawings: What the models learned to draw, described in that space.
+    """
+    pairs = list(zip(plain.pictures, record.pictures, strict=True))
+    ratios = [
+        before.timing.loop_seconds / after.timing.loop_seconds
+        for before, after in zip(plain.generations, record.generations, strict=True)
+    ]
+    speedup = statistics.median(ratios)
+    # Infinite where a picture is the same: an adaptive schedule may run a batch in full.
+    decibels = [value for value in (psnr(*pair) for pair in pairs) if math.isfinite(value)]
+    features = space.describe(record.pictures)
+    readings = reader.read(torch.from_numpy(record.pictures).permute(0, 3, 1, 2))
+    known = [steps for steps in record.full_steps if steps is not None]
+    return {
+        "name": record.contestant.name,
+        "family": record.contestant.family,
+        "settings": dict(record.contestant.settings),
+        "steps": record.contestant.steps,
+        "full_steps": statistics.fmean(known) if known else None,
+        "loop_seconds": [each.timing.loop_seconds for each in record.generations],
+        "speedup": speedup,
+        "relative_time": 1 / speedup,
+        "psnr": statistics.fmean(decibels) if decibels else None,
+        "ssim": statistics.fmean(ssim(*pair) for pair in pairs),
+        "frechet": frechet_distance(space.describe(plain.pictures), features),
+        "frechet_drawings": frechet_distance(drawings, features),
+        "read_back": None if scenes is None else read_back(readings, scenes)["strict"],
+    }
+
+
+def summary(report: dict[str, Any]) -> str:
+    """The figures as a table for the terminal."""
+    lines = [f"{report['title']}: speedup, PSNR, SSIM, Fréchet distance, prompts read back"]
+    for row in report["rows"]:
+        columns = [
+            f"{row['name']:40}",
+            f"{row['speedup']:6.2f}",
+            "     –" if row["psnr"] is None else f"{row['psnr']:6.2f}",
+            f"{row['ssim']:6.3f}",
+            f"{row['frechet']:8.4f}",
+            "" if row["read_back"] is None else f"{row['read_back']:6.1%}",
+        ]
+        lines.append(" ".join(columns))
+    lines += [f"{each['name']:40} failed: {each['error']}" for each in report["failed"]]
+    return "\n".join(lines)
+
+
+def _full_steps(helper: Any, made: Generation) -> int | None:
+    """All calls where there is no helper; unknown where the helper does not count."""
+    if helper is None:
+        return made.timing.calls
+    stats = getattr(helper, "stats", None)
+    return None if stats is None else int(stats.full_calls)
+
+
+def _version_of_deepcache() -> dict[str, str]:
+    try:
+        return {"DeepCache": importlib.metadata.version("DeepCache")}
+    except importlib.metadata.PackageNotFoundError:
+        return {}
 
 
 if __name__ == "__main__":

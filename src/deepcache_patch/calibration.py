@@ -7,7 +7,7 @@ before that; x' is x without its mean, channel by channel.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ WIDEST: Final = 4
 NEAR: Final = 10
 #: How far a trend may be followed: see `damping`. More than for `Extrapolate`, as the plan chooses
 #: where.
-REACH: Final = 0.6
+REACH: Final = 0.5
 #: Share of a variance that is added to it before it divides, against noise.
 RIDGE: Final = 1e-3
 
@@ -85,7 +85,7 @@ class Recording:
         if not whole or not counts[0]:
             return np.zeros((0, 1, 1))
         stacked = torch.stack([torch.cat(parts, 1) for parts in of_steps[:whole]])
-        return cast(Array, stacked.cpu().double().numpy())
+        return stacked.cpu().double().numpy()
 
     def slopes(self) -> list[float]:
         """<output, input> / <input, input> of the U-Net at each step; 1 where it is not known."""
@@ -219,7 +219,7 @@ class _Fit:
             every[:, None, i, a], every[:, b[:, None], i], every[:, None, i, i],
             limits,
         )  # fmt: skip
-        return cast(Array, np.sqrt(rest.sum(0) / np.maximum(self._energies[i], 1e-30)))
+        return np.asarray(np.sqrt(rest.sum(0) / np.maximum(self._energies[i], 1e-30)))
 
     def _limit(self, i: int, a: int, b: int) -> float:
         return damping(a, i, self._levels, REACH) * (i - a) / (a - b) if a > b else 0.0

@@ -45,7 +45,12 @@ def noise_levels(scheduler: Any, timesteps: Sequence[float]) -> tuple[float, ...
     return tuple(np.log(np.maximum(values, 1e-4)).tolist())
 
 
-def error_weights(scheduler: Any, timesteps: Sequence[float], slopes: Sequence[float]) -> Any:
+def error_weights(
+    scheduler: Any,
+    timesteps: Sequence[float],
+    slopes: Sequence[float],
+    levels: Sequence[float] | None,
+) -> Any:
     """How much an error of the U-Net's output at each step moves the final sample.
 
     The scheduler itself, a copy of it, takes all its steps with a stand-in for the U-Net that
@@ -53,12 +58,15 @@ def error_weights(scheduler: Any, timesteps: Sequence[float], slopes: Sequence[f
     that step nudged. Two stand-ins are tried, and their effects added: one with the measured
     slopes, which is the best linear denoiser for data of that variance, and one with their
     inverses, which removes everything, as from a direction in which the data do not vary. A
-    multistep method's use of old outputs and a last step that nothing corrects show in both.
+    multistep method's use of old outputs and a last step that nothing corrects show in both. What
+    no linear stand-in shows is that an error made under strong noise changes what is drawn, and
+    grows: that effect was measured (docs/design.md) and is the factor sqrt(1 + sigma).
 
     Args:
         scheduler: As it is before the first step, after `set_timesteps`.
         timesteps: The last of its timesteps, as many as the generation has steps.
         slopes: For each step <output, input> / <input, input> of the U-Net.
+        levels: ln(sigma) of each step; `None` leaves the last factor out.
 
     Returns:
         float64 of shape `(steps,)`, the largest 1; all 1 where there is no scheduler, or one that
@@ -72,6 +80,8 @@ def error_weights(scheduler: Any, timesteps: Sequence[float], slopes: Sequence[f
     except Exception:  # whatever a scheduler of somebody else's raises for such a sample
         return np.ones(steps)
     total = np.abs(weights)
+    if levels is not None:
+        total = total * np.sqrt(1 + np.exp(np.asarray(levels)))
     if not np.all(np.isfinite(total)) or total.max() == 0:
         return np.ones(steps)
     return total / total.max()

@@ -50,7 +50,7 @@ class Study:
         if full_steps is None:
             full_steps = -(-steps // (interval or 1))
         timesteps = self.setting.timesteps
-        weights = error_weights(self._scheduler, timesteps, self.recording.slopes())
+        weights = error_weights(self._scheduler, timesteps, self.recording.slopes(), self._levels)
         solution = solve(
             features,
             weights,
