@@ -199,7 +199,8 @@ class _Fit:
         one, other, wanted = (self._centred[step] for step in (a, b, i))
 
         def product(x: Array, y: Array) -> Array:
-            return (x * y).mean(1)
+            averaged: Array = (x * y).mean(1)
+            return averaged
 
         gain, trend, _ = _least_squares(
             product(one, one), product(one, other), product(other, other),
@@ -219,7 +220,8 @@ class _Fit:
             every[:, None, i, a], every[:, b[:, None], i], every[:, None, i, i],
             limits,
         )  # fmt: skip
-        return np.asarray(np.sqrt(rest.sum(0) / np.maximum(self._energies[i], 1e-30)))
+        share: Array = np.sqrt(rest.sum(0) / np.maximum(self._energies[i], 1e-30))
+        return share
 
     def _limit(self, i: int, a: int, b: int) -> float:
         return damping(a, i, self._levels, REACH) * (i - a) / (a - b) if a > b else 0.0

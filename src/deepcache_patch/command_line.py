@@ -8,7 +8,8 @@ import argparse
 import shlex
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,6 +22,14 @@ example:
       --prompt "a lighthouse in a storm" --steps 50 --interval 3
 
 Writes comparison.png and comparison.json into the output folder.
+"""
+
+_CALIBRATE_EXAMPLE = """\
+example:
+  %(prog)s stable-diffusion-v1-5/stable-diffusion-v1-5 \\
+      --prompts prompts.txt --speedup 2.5 --out schedule.json
+
+In Python: DeepCacheHelper(pipe, schedule=Calibrated.load("schedule.json")).
 """
 
 #: Options that only some pipelines know, by the name of the argument that each one sets.
@@ -38,6 +47,10 @@ class BadInputError(Exception):
     """What the person typed cannot be done; the message says why and what can."""
 
 
+class FailedError(Exception):
+    """Something went wrong on the way; the message says where."""
+
+
 class _Parser(argparse.ArgumentParser):
     """Answers a mistake with one line instead of the whole usage."""
 
@@ -53,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(options.run(options, shlex.join(["deepcache-patch", *argv])))
     except BadInputError as error:
         return _complain(options, error, EXIT_BAD_INPUT)
-    except (ImportError, OSError) as error:
+    except (FailedError, ImportError, OSError) as error:
         return _complain(options, error, EXIT_FAILED)
     except KeyboardInterrupt:
         return _complain(options, KeyboardInterrupt("interrupted"), 130)
@@ -64,6 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="deepcache-patch", description="DeepCache for diffusers pipelines.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_compare(commands)
+    _add_calibrate(commands)
     return parser
 
 
@@ -76,65 +90,77 @@ def _add_compare(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("model", metavar="MODEL", help="folder of a diffusers pipeline, or hub id")
+    _add_pipeline(parser)
     add("--prompt", action="append", metavar="TEXT", help="may be given several times")
-    add("--negative-prompt", metavar="TEXT")
-    add("--guidance-scale", type=float, metavar="X", help="default: the pipeline's own")
-    add("--height", type=_positive, metavar="PIXELS")
-    add("--width", type=_positive, metavar="PIXELS")
-    add("--steps", type=_positive, metavar="N", help="denoising steps (default: 50)")
+    add("--interval", type=_positive, metavar="N", help="one full step in N (default: 3)")
+    add("--branch", type=int, metavar="K", help="0, the default, is fastest")
     add(
-        "--interval", type=_positive, default=3, metavar="N", help="one full step in N (default: 3)"
+        "--schedule",
+        default="uniform",
+        metavar="NAME|FILE",
+        help="uniform (default), auto, or a file that `calibrate` wrote",
     )
-    add("--branch", type=int, default=0, metavar="K", help="0, the default, is fastest")
-    add("--scheduler", metavar="NAME", help="ddim, dpm-solver++, euler, … or a class of diffusers")
+    add("--replay", choices=("extrapolate", "reuse"), help="default: extrapolate")
     add("--seed", type=int, default=0, metavar="N", help="of the first picture (default: 0)")
     add("--images", type=_positive, metavar="N", help="default: 4, or one for each prompt")
     add("--repeats", type=_positive, default=1, metavar="N", help="timed runs of each; medians")
-    add("--device", metavar="NAME", help="default: the best that there is")
-    add("--dtype", metavar="NAME", help="float32, float16, bfloat16 (default: float16 on a GPU)")
     output = Path("deepcache-comparison")
     add("--output", type=Path, default=output, metavar="DIR", help=f"default: {output}")
     add("--json", action="store_true", help="print the figures as JSON, not as a table")
     parser.set_defaults(run=_compare, command="compare")
 
 
+def _add_calibrate(commands: Any) -> None:
+    parser = commands.add_parser(
+        "calibrate",
+        help="learn the best schedule for a pipeline, and write it to a file",
+        description="Generates pictures to learn which steps to compute in full, and how to make "
+        "the others.",
+        epilog=_CALIBRATE_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    _add_pipeline(parser)
+    add("--prompts", type=Path, metavar="FILE", help="text file, one prompt in a line")
+    goal = parser.add_mutually_exclusive_group(required=True)
+    goal.add_argument("--speedup", type=float, metavar="X", help="of the denoising loop, at least")
+    goal.add_argument("--full-steps", type=_positive, metavar="N", help="steps that run in full")
+    goal.add_argument("--psnr", type=float, metavar="DB", help="to the plain pictures, on average")
+    add("--branch", type=int, default=0, metavar="K", help="0, the default, is fastest")
+    add("--seed", type=int, default=0, metavar="N", help="of the first picture (default: 0)")
+    add("--images", type=_positive, metavar="N", help="default: 4, or one for each prompt")
+    add("--out", type=Path, required=True, metavar="FILE", help="JSON file to write")
+    parser.set_defaults(run=_calibrate, command="calibrate")
+
+
+def _add_pipeline(parser: argparse.ArgumentParser) -> None:
+    """What both commands ask about the pipeline and its call."""
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="folder of a diffusers pipeline, or hub id")
+    add("--negative-prompt", metavar="TEXT")
+    add("--guidance-scale", type=float, metavar="X", help="default: the pipeline's own")
+    add("--height", type=_positive, metavar="PIXELS")
+    add("--width", type=_positive, metavar="PIXELS")
+    add("--steps", type=_positive, metavar="N", help="denoising steps (default: 50)")
+    add("--scheduler", metavar="NAME", help="ddim, dpm-solver++, euler, … or a class of diffusers")
+    add("--device", metavar="NAME", help="default: the best that there is")
+    add("--dtype", metavar="NAME", help="float32, float16, bfloat16 (default: float16 on a GPU)")
+
+
 def _compare(options: argparse.Namespace, command: str) -> int:
     # Here, so that --help and a mistyped option need not wait for torch.
     from . import DeepCacheHelper
     from .comparison import compare
-    from .errors import DeepCacheError
-    from .loading import (
-        choose_device,
-        choose_dtype,
-        first_line,
-        load_pipeline,
-        use_scheduler,
-    )
     from .similarity import require_metrics
 
     require_metrics()
-    _require_writable(options.output)
-    _quiet_loading()
-    try:
-        device = choose_device(options.device)
-        dtype = choose_dtype(options.dtype, device)
-        pipe = load_pipeline(options.model, device, dtype)
-        if options.scheduler is not None:
-            use_scheduler(pipe, options.scheduler)
+    _require_writable("--output", options.output)
+    with _bad_input():
+        pipe = _load(options)
         seeds, call = _call(pipe, options)
-        helper = DeepCacheHelper(pipe, interval=options.interval, branch=options.branch)
-    except (ValueError, DeepCacheError) as error:
-        raise BadInputError(first_line(error)) from error
-
-    try:
+        helper = DeepCacheHelper(pipe, **_schedule(options), replay=options.replay)
+    with _bad_input(f"{type(pipe).__name__}: "), _failure(pipe):
         outcome = compare(pipe, helper, seeds=seeds, repeats=options.repeats, **call)
-    except (ValueError, DeepCacheError) as error:
-        raise BadInputError(f"{type(pipe).__name__}: {first_line(error)}") from error
-    except Exception as error:  # whatever pipeline, scheduler and device raise together
-        where = f"{type(pipe).__name__} on {device} in {pipe.dtype}".replace("torch.", "")
-        message = f"{where} failed: {first_line(error)}"
-        return _complain(options, RuntimeError(message), EXIT_FAILED)
 
     options.output.mkdir(parents=True, exist_ok=True)
     picture = outcome.save(options.output / "comparison.png")
@@ -144,6 +170,104 @@ def _compare(options: argparse.Namespace, command: str) -> int:
     else:
         print(f"{outcome.table()}\n\npicture: {picture}")
     return 0
+
+
+def _calibrate(options: argparse.Namespace, command: str) -> int:
+    from . import DeepCacheHelper
+    from .generation import batched_call, seeded_call
+    from .similarity import require_metrics
+
+    if options.psnr is not None:
+        require_metrics()
+    _require_writable("--out", options.out.parent)
+    options.prompt = None if options.prompts is None else _lines(options.prompts)
+    with _bad_input():
+        pipe = _load(options)
+        seeds, call = _call(pipe, options)
+        helper = DeepCacheHelper(pipe)
+    arguments = batched_call(pipe, call, len(seeds))
+    with _bad_input(f"{type(pipe).__name__}: "), _failure(pipe):
+        schedule = helper.calibrate(
+            lambda: seeded_call(pipe, arguments, seeds),
+            speedup=options.speedup,
+            full_steps=options.full_steps,
+            psnr=options.psnr,
+            branch=options.branch,
+        )
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    schedule.save(options.out)
+    plan = schedule.solution.plan
+    print(f"{plan}\n{len(plan.full_steps)} of {len(plan)} steps in full; written to {options.out}")
+    return 0
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInputError(f"cannot read --prompts {path}: {error}") from error
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise BadInputError(f"--prompts {path} holds no prompt: write one in each line")
+    return prompts
+
+
+def _load(options: argparse.Namespace) -> Any:
+    from .loading import choose_device, choose_dtype, load_pipeline, use_scheduler
+
+    _quiet_loading()
+    device = choose_device(options.device)
+    pipe = load_pipeline(options.model, device, choose_dtype(options.dtype, device))
+    if options.scheduler is not None:
+        use_scheduler(pipe, options.scheduler)
+    return pipe
+
+
+def _schedule(options: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of `DeepCacheHelper`."""
+    given = {"interval": options.interval, "branch": options.branch}
+    if options.schedule == "uniform":
+        return given
+    if options.schedule == "auto":
+        return {**given, "schedule": "auto"}
+    from .calibrated import Calibrated
+
+    if options.interval is not None or options.branch is not None:
+        raise BadInputError("--interval and --branch stand in the file of --schedule already")
+    try:
+        return {"schedule": Calibrated.load(options.schedule)}
+    except OSError as error:
+        reason = error.strerror or str(error)
+        message = f"--schedule is uniform, auto or a file; cannot read {options.schedule}: {reason}"
+        raise BadInputError(message) from error
+
+
+@contextmanager
+def _bad_input(where: str = "") -> Iterator[None]:
+    """What the library refuses is the person's mistake: said in one line."""
+    from .errors import DeepCacheError
+    from .loading import first_line
+
+    try:
+        yield
+    except (ValueError, DeepCacheError) as error:
+        raise BadInputError(f"{where}{first_line(error)}") from error
+
+
+@contextmanager
+def _failure(pipe: Any) -> Iterator[None]:
+    """Whatever else pipeline, scheduler and device raise together."""
+    from .errors import DeepCacheError
+    from .loading import first_line
+
+    try:
+        yield
+    except (ValueError, DeepCacheError):
+        raise
+    except Exception as error:
+        device, dtype = pipe.device, str(pipe.dtype).removeprefix("torch.")
+        where = f"{type(pipe).__name__} on {device} in {dtype}"
+        raise FailedError(f"{where} failed: {first_line(error)}") from error
 
 
 def _call(pipe: Any, options: argparse.Namespace) -> tuple[range, dict[str, Any]]:
@@ -184,7 +308,7 @@ def _positive(text: str) -> int:
     return number
 
 
-def _require_writable(folder: Path) -> None:
+def _require_writable(option: str, folder: Path) -> None:
     """Finds out before minutes of work; the folder itself is made only when there is a result."""
     whole = folder.absolute()
     present = next(each for each in (whole, *whole.parents) if each.exists())
@@ -193,7 +317,7 @@ def _require_writable(folder: Path) -> None:
             pass
     except OSError as error:
         reason = error.strerror or str(error)
-        raise BadInputError(f"cannot write into --output {folder}: {reason}") from error
+        raise BadInputError(f"cannot write into {option} {folder}: {reason}") from error
 
 
 def _quiet_loading() -> None:

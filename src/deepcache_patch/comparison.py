@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from .auto import Auto
 from .environment import device_name, versions
 from .generation import Timing, accepted_arguments, batched_call, generate
 from .grid import draw_grid
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 _STEP_ARGUMENTS = ("strength", "timesteps", "sigmas", "denoising_start", "denoising_end")
 #: Enough for a full and a shallow step, whatever the interval, and for multistep solvers.
 _WARM_UP_STEPS = 4
+#: What a calibration's seeds are apart from those of the comparison.
+_CALIBRATION_SEEDS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -204,7 +207,8 @@ def compare(
 ) -> Comparison:
     """Generates the same pictures without and with `helper`, after a short warm-up.
 
-    All pictures are one batch. The helper is left enabled or disabled as it was found.
+    With `schedule="auto"` the calibration comes first, from other seeds. All pictures are one
+    batch. The helper is left enabled or disabled as it was found.
 
     Args:
         pipe: A pipeline whose output has `.images`.
@@ -240,6 +244,9 @@ def compare(
     try:
         helper.enable()
         generate(pipe, denoiser, _shortened(arguments), seeds, label="warm-up")
+        if isinstance(helper.schedule, Auto):  # its first generation runs in full, to learn
+            others = [seed + _CALIBRATION_SEEDS for seed in seeds]
+            generate(pipe, denoiser, arguments, others, label="calibration")
         for _ in range(repeats):
             helper.disable()
             plain.append(generate(pipe, denoiser, arguments, seeds, label="plain"))

@@ -118,12 +118,9 @@ def generate(
     Raises:
         TypeError: The pipeline returns no pictures, or not one for each seed.
     """
-    # Some pipelines, the LDM ones among them, hand no generator to the scheduler.
-    torch.manual_seed(seeds[0])
-    generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
     with labelled_progress(pipe, label), LoopClock(denoiser) as clock:
         start = time.perf_counter()
-        output = pipe(**call, generator=generators)
+        output = seeded_call(pipe, call, seeds)
         # Pictures arrive as arrays on the CPU: the device has nothing left to do.
         call_seconds = time.perf_counter() - start
     images = getattr(output, "images", None)
@@ -140,6 +137,14 @@ def generate(
         )
     timing = Timing(clock.seconds, call_seconds, clock.calls)
     return Generation(as_floats(images), timing, clock.device)
+
+
+def seeded_call(pipe: Any, call: Mapping[str, Any], seeds: Sequence[int]) -> Any:
+    """Calls the pipeline with a generator for each seed; torch's global ones are seeded, too."""
+    # Some pipelines, the LDM ones among them, hand no generator to the scheduler.
+    torch.manual_seed(seeds[0])
+    generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+    return pipe(**call, generator=generators)
 
 
 @contextmanager
