@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .replay import damping
 from .schedule import FULL, Plan, PlanEntry
 
 Array = NDArray[Any]  # of float64, but for indices
@@ -27,9 +26,9 @@ SEARCHED: Final = 1 << 22
 #: if that is more.
 WIDEST: Final = 4
 NEAR: Final = 10
-#: How far a trend may be followed: see `damping`. More than for `Extrapolate`, as the plan chooses
-#: where.
-REACH: Final = 0.5
+#: A trend is followed only where the next full step is at most this far, in ln(sigma): see
+#: `deepcache_patch.replay.damping`. It was measured (docs/design.md).
+REACH: Final = 0.35
 #: Share of a variance that is added to it before it divides, against noise.
 RIDGE: Final = 1e-3
 
@@ -113,7 +112,7 @@ class Blend(NamedTuple):
         a: The last full step before.
         b: The full step before that; `a` itself in the first interval, where `trend` is 0.
         gain: Shape `(channels,)`, as are the two that follow.
-        trend: At most what `damping` leaves of the straight line.
+        trend: At most the straight line's, and 0 where the next full step is far.
         offset: How the channel's mean moves, whatever the picture.
     """
 
@@ -157,7 +156,7 @@ def solve(
     Args:
         features: Of one branch, shape `(steps, channels, positions)`.
         weights: How much an error at each step moves the final picture: `noise.error_weights`.
-        levels: ln(sigma) of each step, or `None`: see `damping`.
+        levels: ln(sigma) of each step, or `None`: see `REACH`.
         full_steps: How many, at least 1; as many as there are steps if that is less.
         branch: For the shallow steps.
         num_steps: Of the plan. Those that `features` does not reach are full.
@@ -175,7 +174,8 @@ def solve(
     for step in range(steps):
         if step not in chosen:
             before = [full for full in chosen if full < step]
-            blends[step] = fit.blend(step, before[-1], before[-2:][0])
+            after = next((full for full in chosen if full > step), steps)
+            blends[step] = fit.blend(step, before[-1], before[-2:][0], after)
     return Solution(plan, blends, error)
 
 
@@ -194,8 +194,8 @@ class _Fit:
         variances = np.einsum("cii->ic", self._covariances)
         self._energies = (variances + self._means[:, few] ** 2).sum(1)
 
-    def blend(self, i: int, a: int, b: int) -> Blend:
-        """The best blend for one step."""
+    def blend(self, i: int, a: int, b: int, after: int) -> Blend:
+        """The best blend for one step; `after` is the next full step, or the end."""
         one, other, wanted = (self._centred[step] for step in (a, b, i))
 
         def product(x: Array, y: Array) -> Array:
@@ -205,26 +205,34 @@ class _Fit:
         gain, trend, _ = _least_squares(
             product(one, one), product(one, other), product(other, other),
             product(wanted, one), product(wanted, other), product(wanted, wanted),
-            self._limit(i, a, b),
+            self._limit(i, a, b) * self.follows(a, after),
         )  # fmt: skip
         mean_a, mean_b, mean_i = (self._means[step] for step in (a, b, i))
         offset = mean_i - mean_a - gain * mean_a - trend * (mean_a - mean_b)
         return Blend(a, b, gain, trend, offset)
 
-    def missed(self, a: int, b: Array, i: Array) -> Array:
+    def missed(self, a: int, b: Array, i: Array, follows: bool) -> Array:
         """The share of F_i that the best blend of F_a and F_b misses: `(len(b), len(i))`."""
         every = self._covariances
         limits = np.array([[self._limit(step, a, before) for step in i] for before in b])
         _, _, rest = _least_squares(
             every[:, a, a, None, None], every[:, a, b, None], every[:, b, b, None],
             every[:, None, i, a], every[:, b[:, None], i], every[:, None, i, i],
-            limits,
+            limits * follows,
         )  # fmt: skip
         share: Array = np.sqrt(rest.sum(0) / np.maximum(self._energies[i], 1e-30))
         return share
 
-    def _limit(self, i: int, a: int, b: int) -> float:
-        return damping(a, i, self._levels, REACH) * (i - a) / (a - b) if a > b else 0.0
+    def follows(self, a: int, after: int) -> bool:
+        """Whether a trend is followed from a up to the next full step."""
+        if self._levels is None:
+            return True
+        return abs(self._levels[min(after, self.steps - 1)] - self._levels[a]) <= REACH
+
+    @staticmethod
+    def _limit(i: int, a: int, b: int) -> float:
+        """The whole of a straight line's slope."""
+        return (i - a) / (a - b) if a > b else 0.0
 
 
 def _least_squares(
@@ -266,9 +274,12 @@ def _search(fit: _Fit, weights: Array, count: int, reach: int) -> tuple[list[int
     for a in range(steps):
         back = np.arange(1, min(a, reach) + 1) if a else np.zeros(1, int)
         i = np.arange(a + 1, min(a + reach, steps))
-        squares = (weights[i] * fit.missed(a, a - back, i)) ** 2
         cost[a, back, 1] = 0
-        cost[a, back[:, None], i - a + 1] = np.cumsum(np.nan_to_num(squares, nan=np.inf), axis=1)
+        for follows in (True, False):
+            squares = (weights[i] * fit.missed(a, a - back, i, follows)) ** 2
+            sums = np.cumsum(np.nan_to_num(squares, nan=np.inf), axis=1)
+            here = np.array([fit.follows(a, step + 1) is follows for step in i], dtype=bool)
+            cost[a, back[:, None], i[here] - a + 1] = sums[:, here]
     ends = steps - np.arange(steps)  # how far the end is from each step
     within = ends <= reach
     least = np.full((steps, reach + 1), np.inf)  # [a, back]: of everything before a

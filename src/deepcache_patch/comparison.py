@@ -20,6 +20,7 @@ from .auto import Auto
 from .environment import device_name, versions
 from .generation import Timing, accepted_arguments, batched_call, generate
 from .grid import draw_grid
+from .schedule import Uniform
 from .similarity import psnr, require_metrics, ssim
 
 if TYPE_CHECKING:
@@ -240,11 +241,13 @@ def compare(
     if denoiser is None:
         raise TypeError(f"{type(pipe).__name__} has no pipe.unet, whose calls could be timed")
     plain, cached = [], []
-    was_enabled = helper.enabled
+    was_enabled, schedule = helper.enabled, helper.schedule
     try:
         helper.enable()
+        helper.follow(Uniform(interval=2))  # one that does not mind how few steps there are
         generate(pipe, denoiser, _shortened(arguments), seeds, label="warm-up")
-        if isinstance(helper.schedule, Auto):  # its first generation runs in full, to learn
+        helper.follow(schedule)
+        if isinstance(schedule, Auto):  # its first generation runs in full, to learn
             others = [seed + _CALIBRATION_SEEDS for seed in seeds]
             generate(pipe, denoiser, arguments, others, label="calibration")
         for _ in range(repeats):
@@ -254,6 +257,7 @@ def compare(
             cached.append(generate(pipe, denoiser, arguments, seeds, label="cached"))
             stats = helper.stats
     finally:
+        helper.follow(schedule)
         if was_enabled:
             helper.enable()
         else:
