@@ -102,6 +102,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sampler", nargs="+", choices=SAMPLERS, default=list(SAMPLERS))
     parser.add_argument("--only", nargs="+", choices=FAMILIES, default=list(FAMILIES))
+    parser.add_argument(
+        "--update", action="store_true", help="keep what the file says of the other families"
+    )
     parser.add_argument("--guidance-scale", type=float, default=4.0)
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=8)
@@ -116,8 +119,10 @@ def main() -> None:
     space = FeatureSpace(reader, options.images // 2)
     for name in options.sampler:
         report = measured(name, reader, space, options)
-        text = json.dumps(report, indent=2, allow_nan=False)
-        (options.output / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+        file = options.output / f"{name}.json"
+        if options.update and file.is_file():
+            report = updated(json.loads(file.read_text(encoding="utf-8")), report)
+        file.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         print(summary(report), flush=True)
 
 
@@ -176,6 +181,24 @@ def measured(
             if each.error is not None
         ],
     }
+
+
+def updated(before: dict[str, Any], report: dict[str, Any]) -> dict[str, Any]:
+    """The earlier report with the families of a later one in the place of its own.
+
+    The plain pipeline stays as it was; each family was measured beside a plain one of its own.
+    """
+    measured_now = {row["family"] for row in (*report["rows"], *report["failed"])} - {"plain"}
+    order = list(FAMILIES)
+
+    def merged(part: str) -> list[dict[str, Any]]:
+        kept = [row for row in before[part] if row["family"] not in measured_now]
+        new = [row for row in report[part] if row["family"] in measured_now]
+        return sorted(kept + new, key=lambda row: order.index(row["family"]))
+
+    note = {key: report[key] for key in ("command", "versions", "device", "threads", "cpu_share")}
+    notes = [*before.get("updates", []), {"families": sorted(measured_now), **note}]
+    return {**before, "updates": notes, "rows": merged("rows"), "failed": merged("failed")}
 
 
 def calibration_scenes(scenes: Sequence[Scene]) -> list[Scene]:
