@@ -6,65 +6,128 @@ A table stands between ``<!-- NAME -->`` and ``<!-- end of NAME -->``; what is b
 """
 
 import json
+import math
 import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.curves import Row, psnr_at, results
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-DOCUMENTS = ("README.md", "docs/compatibility.md")
+DOCUMENTS = ("README.md", "docs/compatibility.md", "docs/schedules.md")
 
 
 def fidelity() -> str:
-    """Speed and fidelity on `shapes`, with fewer steps beside."""
-    results = _results("fidelity")
-    rows = []
-    for row in results["rows"]:
-        interval = row.get("interval")
-        name = f"interval {interval}, branch {row['branch']}" if interval else row["name"]
-        if not interval and row["steps"] != results["steps"]:
-            name = f"no helper, {row['steps']} steps"
-        exact = row["psnr"] is None
-        rows.append(
-            (
-                name,
-                f"{row['speedup']:.2f}×",
-                "–" if exact else f"{row['psnr']:.1f} dB",
-                "–" if exact else f"{row['ssim']:.3f}",
-                f"{row['read_back']:.0%}",
-            )
+    """Speed and fidelity on DDIM: ours, the published package and fewer steps."""
+    report = results()["ddim-50"]
+    shown = [row for row in report["rows"] if _in_readme(row)]
+    rows = [
+        (
+            _named(row),
+            f"{row['speedup']:.2f}×",
+            "–" if row["family"] == "plain" else f"{row['psnr']:.1f} dB",
+            "–" if row["family"] == "plain" else f"{row['ssim']:.3f}",
+            f"{row['read_back']:.0%}",
         )
-    header = (
-        f"{results['scheduler'].removesuffix('Scheduler')}, {results['steps']} steps",
-        "speed of the loop",
-        "PSNR",
-        "SSIM",
-        "prompts read back",
-    )
+        for row in shown
+    ]
+    header = (report["title"], "speed of the loop", "PSNR", "SSIM", "prompts read back")
     return _table(header, rows)
+
+
+def _in_readme(row: Row) -> bool:
+    interval = row["settings"].get("interval")
+    if row["family"] == "deepcache 0.1.1":
+        return interval in (2, 3, 5) and row["settings"]["branch"] == 0
+    if row["family"] in ("uniform extrapolated", "auto"):
+        return interval in (2, 3, 5)
+    return row["family"] in ("plain", "fewer steps")
+
+
+def _named(row: Row) -> str:
+    interval = row["settings"].get("interval")
+    return {
+        "plain": "plain",
+        "fewer steps": f"no helper, {row['steps']} steps",
+        "deepcache 0.1.1": f"DeepCache 0.1.1, interval {interval}",
+        "uniform extrapolated": f"`interval={interval}`",
+        "auto": f'`interval={interval}, schedule="auto"`',
+    }[row["family"]]
 
 
 def measured_on() -> str:
     """Where the table of `fidelity` comes from."""
-    results = _results("fidelity")
-    versions = results["versions"]
+    report = results()["ddim-50"]
+    versions = report["versions"]
     return (
-        f"{results['images']} pictures of 64×64 pixels from the model in `benchmarks/models/"
-        f"{results['model']}`, guidance {results['guidance_scale']:g}, {results['device']} with "
-        f"{results['threads']} threads, torch {versions['torch']}, diffusers "
-        f"{versions['diffusers']}; `{results['command']}`"
+        f"{report['images']} pictures of 64×64 pixels from the model in `benchmarks/models/"
+        f"{report['model']}`, guidance {report['guidance_scale']:g}, {report['device']} with "
+        f"{report['threads']} thread, torch {versions['torch']}, diffusers "
+        f"{versions['diffusers']}; `{report['command']}`"
     )
+
+
+def samplers() -> str:
+    """PSNR of each family at one speedup, for every sampler."""
+    header = ("PSNR in dB at 2.2 times the speed", *_FAMILIES.values())
+    return _table(header, [(r["title"], *_psnrs(r, 2.2)) for r in results().values()])
+
+
+def curves() -> str:
+    """PSNR of each family at several speedups, for every sampler."""
+    header = ("PSNR in dB", "speed", *_FAMILIES.values())
+    rows = [
+        (report["title"], f"{speedup:.1f}×", *_psnrs(report, speedup))
+        for report in results().values()
+        for speedup in (1.8, 2.2, 2.5, 3.3)
+    ]
+    return _table(header, rows)
+
+
+def quality() -> str:
+    """Prompts read back, and the Fréchet distance, of each family near one speedup."""
+    header = ("read back · Fréchet distance", *_FAMILIES.values())
+    rows = []
+    for report in results().values():
+        cells = []
+        for family in _FAMILIES:
+            rivals = [row for row in report["rows"] if row["family"] == family]
+            near = min(rivals, key=lambda row: abs(math.log(row["speedup"] / 2.4)), default=None)
+            cells.append("–" if near is None else _quality_of(near))
+        rows.append((report["title"], *cells))
+    return _table(header, rows)
+
+
+_FAMILIES = {
+    "fewer steps": "fewer steps",
+    "deepcache 0.1.1": "DeepCache 0.1.1",
+    "uniform extrapolated": "default",
+    "growing": "growing",
+    "adaptive": "adaptive",
+    "auto": "auto",
+}
+
+
+def _psnrs(report: Any, speedup: float) -> list[str]:
+    values = [psnr_at(report["rows"], family, speedup) for family in _FAMILIES]
+    return ["–" if value is None else f"{value:.1f}" for value in values]
+
+
+def _quality_of(row: Row) -> str:
+    read = "–" if row["read_back"] is None else f"{row['read_back']:.0%}"
+    return f"{read} · {row['frechet']:.1f} ({row['speedup']:.2f}×)"
 
 
 def speed() -> str:
     """How much of the bound the loop reaches."""
-    results = _results("loop_speed")
+    figures = _results("loop_speed")
     return (
-        f"At interval {results['interval']} and branch {results['branch']} the denoising loop runs "
-        f"{results['speedup']:.2f} times as fast; the bound, if nothing but the U-Net's own work "
-        f"counted, is {results['bound']:.2f}."
+        f"At interval {figures['interval']} and branch {figures['branch']} the denoising loop runs "
+        f"{figures['speedup']:.2f} times as fast; the bound, if nothing but the U-Net's own work "
+        f"counted, is {figures['bound']:.2f}."
     )
 
 
@@ -95,7 +158,8 @@ def pairs() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    table.__name__: table for table in (fidelity, measured_on, speed, pipelines, pairs)
+    table.__name__: table
+    for table in (fidelity, measured_on, samplers, curves, quality, speed, pipelines, pairs)
 }
 
 
