@@ -6,8 +6,7 @@ from typing import Any
 import torch
 
 from .errors import InvalidSettingError
-from .features import Recorded
-from .guide import Context
+from .guide import Context, ReplayGuide
 from .replay import Replay
 from .schedule import FULL, PlanEntry, number_between, whole_number
 from .steps import Position
@@ -23,7 +22,7 @@ class Adaptive:
     used two steps later, whether it arrived sooner or not, so that equal inputs give equal plans.
 
     Args:
-        tolerance: Relative change of a feature, above 0 and up to 1.
+        tolerance: Relative change of a feature, from 0 (everything in full) to 1.
         branches: Those to choose from, rising.
         longest: The most steps from one full step to the next, at least 1.
 
@@ -54,19 +53,15 @@ class Adaptive:
         return f"Adaptive({self.tolerance}, {self.branches}, longest={self.longest})"
 
 
-class AdaptiveGuide:
+class AdaptiveGuide(ReplayGuide):
     """Goes by the drift that it estimates."""
 
     def __init__(self, schedule: Adaptive, context: Context, replay: Replay) -> None:
+        super().__init__(context, schedule.branches, replay)
         self._schedule = schedule
-        self._context = context
-        self._replay = replay
         self._last_full = 0
         self._newest: dict[int, tuple[int, torch.Tensor]] = {}  # by branch: step and feature
         self._drifts: dict[int, list[tuple[int, HostCopy]]] = {}  # by branch: since which step
-        self.num_steps = context.num_steps
-        self.branches = schedule.branches
-        self.keep = replay.keep
 
     def entry(self, step: int) -> PlanEntry:
         """The shallowest branch within the tolerance, or full."""
@@ -79,11 +74,6 @@ class AdaptiveGuide:
         self._last_full = step
         return FULL
 
-    def feature(self, step: int, branch: int, recorded: Sequence[Recorded]) -> torch.Tensor:
-        """The replay's."""
-        levels = self._context.levels if self.keep > 1 else None
-        return self._replay.feature(step, recorded, levels)
-
     def observe(
         self,
         position: Position,
@@ -92,14 +82,18 @@ class AdaptiveGuide:
         features: Mapping[int, torch.Tensor],
     ) -> None:
         """Begin to measure what the first call of a step recorded."""
-        if position.slot:
-            return
+        if position.step + 1 == position.num_steps:
+            self._newest.clear()  # nothing is kept when the generation is over
+        elif position.slot == 0:
+            self._measure(position.step, features)
+
+    def _measure(self, step: int, features: Mapping[int, torch.Tensor]) -> None:
         for branch, feature in features.items():
             before, older = self._newest.get(branch, (0, feature))
-            self._newest[branch] = (position.step, feature)
-            if before < position.step and older.shape == feature.shape:
-                change = _relative_change(older, feature) / (position.step - before)
-                self._drifts.setdefault(branch, []).append((position.step, HostCopy(change)))
+            self._newest[branch] = (step, feature)
+            if before < step and older.shape == feature.shape:
+                change = _relative_change(older, feature) / (step - before)
+                self._drifts.setdefault(branch, []).append((step, HostCopy(change)))
 
     def _drift(self, branch: int, step: int) -> float | None:
         """How far the branch's feature has probably moved; `None` while nobody knows."""
@@ -123,7 +117,7 @@ class HostCopy:
             self._number = torch.empty((), dtype=number.dtype, pin_memory=True)
             self._number.copy_(number, non_blocking=True)
             self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._arrived.record()
+            self._arrived.record(torch.cuda.current_stream(number.device))
 
     def value(self) -> float:
         """The number, once it has arrived: what was enqueued after it need not be done."""

@@ -85,6 +85,7 @@ class _Session:
         """Let go of what was recorded."""
         self.cache.clear()
         self.conditionings.clear()
+        self.entry, self.last_full = FULL, 0
 
 
 class AttachedUNet:
@@ -188,21 +189,21 @@ class AttachedUNet:
         if position is None:
             self._full_calls += 1
             return original(*args, **kwargs)
-        guide = self._lead(session, position)
-        if not self._anatomy.is_current:
-            self._anatomy = dissect(unwrapped(self.unet))
-            self._cuts.clear()
-            session.forget()
-        branch, feature = self._branch_to_run(session, guide, position, arguments)
-        if branch is None:
-            self._full_calls += 1
-        else:
-            self._shallow_calls += 1
-            trimmed = self._anatomy.trimmed(branch, arguments)
-            if trimmed is not None:
-                args, kwargs = (), trimmed
-        tapped = tuple(b for b in guide.branches if branch is None or b < branch)
         try:
+            guide = self._lead(session, position)
+            if not self._anatomy.is_current:
+                self._anatomy = dissect(unwrapped(self.unet))
+                self._cuts.clear()
+                session.forget()
+            branch, feature = self._branch_to_run(session, guide, position, arguments)
+            if branch is None:
+                self._full_calls += 1
+            else:
+                self._shallow_calls += 1
+                trimmed = self._anatomy.trimmed(branch, arguments)
+                if trimmed is not None:
+                    args, kwargs = (), trimmed
+            tapped = tuple(b for b in guide.branches if branch is None or b < branch)
             with self._cut(branch, tapped, feature):
                 output = original(*args, **kwargs)
             self._keep_recorded(session, guide, position, arguments, output)
@@ -250,16 +251,20 @@ class AttachedUNet:
         """What leads through the generation of this call, asked for the call's step."""
         if position.generation != session.generation:
             session.generation = position.generation
-            session.guide = None
+            finished, session.guide = session.guide, None
             session.forget()
+            if finished is not None:
+                finished.finish()
             self._generations += 1
         guide = session.guide
         if guide is None or position.step >= guide.num_steps:
-            counted = position.num_steps is not None
+            timesteps = session.tracker.remaining()
+            if timesteps is not None and len(timesteps) != position.num_steps:
+                timesteps = None
             # Without a list of timesteps nobody knows how many steps there will be.
             num_steps = position.num_steps or max(64, 2 * position.step)
             unet = unwrapped(self.unet)
-            guide = self._begin(Context(num_steps, counted, self._scheduler_of(), unet))
+            guide = self._begin(Context(num_steps, timesteps, self._scheduler_of(), unet))
             for branch in guide.branches:
                 self._anatomy.check_branch(branch)
                 self._recorders.setdefault(branch, Recorder())
@@ -322,6 +327,7 @@ class AttachedUNet:
         guide.observe(position, sample, output, features)
         if position.step + 1 == position.num_steps:
             session.cache.drop(slot)
+            session.conditionings.pop(slot, None)
             return
         for branch, feature in features.items():
             recorded = Recorded(position.step, FeatureKey.of(sample), feature)

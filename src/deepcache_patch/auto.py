@@ -1,20 +1,25 @@
 """`Auto`: the first generation runs in full and is the calibration of all that follow."""
 
+import threading
 import warnings
 import weakref
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from torch import nn
 
 from .calibrated import Calibrated, Setting, SolutionGuide, load_all, save_all
-from .errors import DeepCacheWarning
+from .errors import DeepCacheWarning, InvalidSettingError
 from .guide import Context, Guide
 from .schedule import whole_number
-from .study import FullGuide, Study, StudyGuide
+from .study import Study, StudyGuide
 
 #: How many settings are remembered; the one that was learned first is forgotten first.
 _REMEMBERED: Final = 64
+
+#: Several U-Nets, each with a lock of its own, may share an `Auto`, and several of them a file.
+_LEARNING: Final = threading.RLock()
 
 
 class Auto:
@@ -22,17 +27,23 @@ class Auto:
 
     The first generation of each setting (U-Net, scheduler with its config, timesteps) runs in full;
     its pictures are the plain pipeline's. From the second on the plan that was learned runs; see
-    `learned`. A generation that stops early teaches as far as it went. Where the timesteps are not
-    known (a bare U-Net, for which no scheduler can be found), everything runs in full.
+    `learned`. A generation that stops early teaches as far as it went, if that was half the way;
+    one that goes further then makes the next learn anew. Where the timesteps are not known,
+    everything runs in full.
+
+    The picture's size, guidance and adapters (LoRA) are not part of the setting: after a change of
+    them that matters, take a new `Auto`.
 
     Args:
         interval: The budget: as many full steps as `Uniform` has with this interval, at least 1.
         branch: The branch of the shallow steps, at least 0.
         file: A JSON file in which to keep what was learned, so that the next process begins with
-            it. It is read now if it exists, and written after each calibration.
+            it. It is read now if it exists, and written after each calibration. What it says is
+            taken for every U-Net of equal class and config, whatever its weights.
 
     Raises:
-        InvalidSettingError: If an argument is out of range, or the file is damaged.
+        InvalidSettingError: If an argument is out of range, or the file is damaged or its folder
+            missing.
         OSError: If the file cannot be read.
 
     Example:
@@ -49,11 +60,13 @@ class Auto:
         self.interval = whole_number("interval", interval, 1)
         self.branch = whole_number("branch", branch, 0)
         self.file = None if file is None else Path(file)
-        self._learned: list[Calibrated] = []
-        if self.file is not None and self.file.exists():
-            self._learned = load_all(self.file)
-        self._unfinished: weakref.WeakKeyDictionary[nn.Module, StudyGuide]
-        self._unfinished = weakref.WeakKeyDictionary()
+        # Of which U-Net each was learned; that of a file is for any.
+        self._learned: list[tuple[weakref.ref[nn.Module] | None, Calibrated]] = []
+        if self.file is not None:
+            if not self.file.absolute().parent.is_dir():
+                raise InvalidSettingError(f"the folder of file={str(self.file)!r} does not exist")
+            if self.file.exists():
+                self._learned = [(None, each) for each in load_all(self.file)]
 
     @property
     def branches(self) -> tuple[int, ...]:
@@ -63,40 +76,69 @@ class Auto:
     @property
     def learned(self) -> tuple[Calibrated, ...]:
         """What was learned so far or read from the file, the newest last."""
-        return tuple(self._learned)
+        return tuple(calibrated for _, calibrated in self._learned)
 
     def begin(self, context: Context, replay: Any) -> Guide:
         """Lead through a generation: to learn, or by what was learned."""
-        unfinished = self._unfinished.pop(context.unet, None)
-        if unfinished is not None:  # it stopped early
-            unfinished.finish()
         if context.timesteps is None:
             warnings.warn(
-                "the U-Net runs in full: schedule='auto' needs a pipeline whose scheduler lists "
-                "its timesteps; give interval= or another schedule",
+                "the U-Net runs in full: schedule='auto' needs a list of timesteps; give "
+                "interval= or another schedule",
                 DeepCacheWarning,
                 stacklevel=2,
             )
-            return FullGuide(context.num_steps)
-        setting = Setting.of(context)
-        for known in self._learned:
-            if self._answers(known, setting):
-                return SolutionGuide(known.solution)
-        guide = StudyGuide(Study(context, self.branch), self._learn)
-        self._unfinished[context.unet] = guide
-        return guide
+            return Guide(context.num_steps, ())
+        setting, unet = Setting.of(context), weakref.ref(context.unet)
+        for of, known in self._learned:
+            if of in (None, unet) and self._answers(known, setting):
+                return SolutionGuide(known.solution, partial(self._forget, known))
+        return StudyGuide(Study(context, self.branch), lambda study: self._learn(study, unet))
 
-    def _learn(self, study: Study) -> None:
-        found = study.solve(interval=self.interval)
-        if found is not None:
-            others = [each for each in self._learned if not self._answers(each, study.setting)]
-            self._learned = [*others, found][-_REMEMBERED:]
-            if self.file is not None:
-                save_all(self.file, self._learned)
+    def _learn(self, study: Study, unet: "weakref.ref[nn.Module]") -> None:
+        """Learn what can be learned; the generation goes on whatever happens here."""
+        try:
+            found = study.solve(interval=self.interval)
+            if found is None or 2 * found.solution.seen < study.recording.num_steps:
+                return
+            with _LEARNING:
+                self._learned = [
+                    (of, known)
+                    for of, known in self._learned
+                    if of not in (None, unet) or not self._answers(known, study.setting)
+                ]
+                self._learned = [*self._learned, (unet, found)][-_REMEMBERED:]
+                self._write()
+        except Exception as error:
+            warnings.warn(
+                f"schedule='auto' could not learn from this generation, or not keep it: {error}",
+                DeepCacheWarning,
+                stacklevel=2,
+            )
+
+    def _forget(self, known: Calibrated) -> None:
+        """A generation went further than the one that taught this: the next shall teach more."""
+        with _LEARNING:
+            self._learned = [each for each in self._learned if each[1] is not known]
+
+    def _write(self) -> None:
+        """Keep what is known in the file, beside what others wrote meanwhile."""
+        if self.file is None:
+            return
+        mine = self.learned
+        others = load_all(self.file) if self.file.exists() else []
+        kept = [
+            each
+            for each in others
+            if all(each.setting != my.setting or each.interval != my.interval for my in mine)
+        ]
+        save_all(self.file, [*kept, *mine])
 
     def _answers(self, known: Calibrated, setting: Setting) -> bool:
         branches = {self.branch, *known.branches}
         return known.setting == setting and known.interval == self.interval and len(branches) == 1
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_learned": [(None, each) for each in self.learned]}
 
     def __repr__(self) -> str:
         file = "" if self.file is None else f", file={str(self.file)!r}"

@@ -23,7 +23,7 @@ from .study import Study, Studying
 if TYPE_CHECKING:
     from .helper import DeepCacheHelper
 
-#: How often the number of full steps is corrected by a measured time.
+#: After so many timed runs, the first number of full steps that is fast enough is taken.
 _CORRECTIONS: Final = 3
 
 #: What a shallow call costs, as a share of a full one, before it was measured.
@@ -81,7 +81,9 @@ def calibrate(
 def _solved(study: Study, full_steps: int) -> Calibrated:
     found = study.solve(full_steps=full_steps)
     if found is None:
-        raise InvalidSettingError("the U-Net's features are not finite: nothing can be learned")
+        raise InvalidSettingError(
+            "nothing was recorded, or the U-Net's features are not finite: nothing can be learned"
+        )
     return found
 
 
@@ -100,24 +102,32 @@ def _fast_enough(
     steps = study.recording.num_steps
     share = _FIRST_GUESS
     tried: dict[int, float] = {}
-    for _ in range(_CORRECTIONS):
+    highest = steps
+    while highest >= 1:
         # k full steps and the rest shallow take (k + (steps - k)·share) / steps of the time.
         count = int((steps / speedup - steps * share) / (1 - share) + 1e-9)
-        count = min(max(count, 1), steps)
+        count = min(max(count, 1), highest)
         if count in tried:
             break
-        helper.follow(_solved(study, count))
+        found = _solved(study, count)
+        helper.follow(found)
+        if not tried:
+            run()  # the first shallow calls may compile, or choose kernels
         tried[count] = plain / seconds()
+        if tried[count] >= speedup and len(tried) >= _CORRECTIONS:
+            break
+        if tried[count] < speedup:
+            highest = count - 1
         if count < steps:
             share = (steps / tried[count] - count) / (steps - count)
             share = min(max(share, 0.0), 0.99)
     fast = [count for count, ratio in tried.items() if ratio >= speedup]
-    if not fast and min(tried) == 1:
+    if not fast:
         raise InvalidSettingError(
-            f"speedup={speedup} is out of reach: one full step in {steps} at this branch ran "
-            f"{tried[1]:.2f} times as fast; ask for less"
+            f"speedup={speedup} is out of reach: {min(tried)} full steps of {steps} at this branch "
+            f"ran {tried[min(tried)]:.2f} times as fast; ask for less"
         )
-    return _solved(study, max(fast) if fast else count)
+    return _solved(study, max(fast))
 
 
 def _good_enough(

@@ -3,7 +3,8 @@ and the file that it is kept in.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Final
@@ -15,9 +16,8 @@ from torch import nn
 from .calibration import Blend, Solution
 from .errors import InvalidSettingError
 from .features import Recorded
-from .guide import Context
+from .guide import Context, Guide
 from .schedule import FULL, Explicit, Plan, PlanEntry
-from .steps import Position
 
 #: Of the file's format.
 VERSION: Final = 1
@@ -58,7 +58,9 @@ class Setting:
         if len(self.timesteps) != len(other.timesteps):
             return f"the generation has {len(other.timesteps)} steps, not {len(self.timesteps)}"
         if self.timesteps != other.timesteps:
-            return f"the timesteps begin with {other.timesteps[:3]}, not {self.timesteps[:3]}"
+            pairs = enumerate(zip(self.timesteps, other.timesteps, strict=True))
+            step, (mine, its) = next((s, pair) for s, pair in pairs if pair[0] != pair[1])
+            return f"step {step} has timestep {its:g}, not {mine:g}"
         return None
 
 
@@ -70,7 +72,7 @@ def _named(part: Any) -> dict[str, Any]:
     return {"class": type(part).__name__, **public}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Calibrated:
     """A learned schedule with its own replay: see `DeepCacheHelper.calibrate`.
 
@@ -156,6 +158,7 @@ class Calibrated:
             "scheduler": dict(self.setting.scheduler),
             "timesteps": list(self.setting.timesteps),
             "interval": self.interval,
+            "seen": solution.seen,
             "plan": list(solution.plan),
             "error": float(f"{solution.error:.{_DIGITS}g}"),
             "blends": {
@@ -190,7 +193,11 @@ class Calibrated:
         if len(plan) != len(setting.timesteps) or shallow != set(blends):
             raise ValueError("plan, timesteps and blends do not belong together")
         interval = None if data["interval"] is None else int(data["interval"])
-        return cls(setting, Solution(plan, blends, float(data["error"])), interval)
+        solution = Solution(int(data["seen"]), plan, blends, float(data["error"]))
+        return cls(setting, solution, interval)
+
+    def __repr__(self) -> str:
+        return f"Calibrated({self.solution.plan})"
 
     def _refuse(self, here: Setting) -> None:
         difference = self.setting.difference(here)
@@ -200,20 +207,25 @@ class Calibrated:
             )
 
 
-class SolutionGuide:
-    """Goes by a solution."""
+class SolutionGuide(Guide):
+    """Goes by a solution.
 
-    keep = 2
+    Args:
+        solution: What was learned.
+        beyond: Called when the generation goes further than the solution was learned from.
+    """
 
-    def __init__(self, solution: Solution) -> None:
+    def __init__(self, solution: Solution, beyond: Callable[[], None] | None = None) -> None:
+        super().__init__(len(solution.plan), solution.plan.branches, keep=2)
         self._solution = solution
+        self._beyond = beyond
         self._coefficients: dict[tuple[torch.device, torch.dtype], torch.Tensor] = {}
         self._rows = {step: row for row, step in enumerate(solution.blends)}
-        self.num_steps = len(solution.plan)
-        self.branches = solution.plan.branches
 
     def entry(self, step: int) -> PlanEntry:
         """The plan's."""
+        if step == self._solution.seen and self._beyond is not None:
+            self._beyond()
         return self._solution.plan[step]
 
     def feature(self, step: int, branch: int, recorded: Sequence[Recorded]) -> torch.Tensor:
@@ -231,15 +243,6 @@ class SolutionGuide:
         if len(recorded) > 1:
             feature = torch.addcmul(feature, newest.feature - recorded[1].feature, trend)
         return feature
-
-    def observe(
-        self,
-        position: Position,
-        sample: torch.Tensor,
-        output: Any,
-        features: Mapping[int, torch.Tensor],
-    ) -> None:
-        """Nothing to learn any more."""
 
     def _on(self, feature: torch.Tensor) -> torch.Tensor:
         """All coefficients, sent to the feature's device once: `(steps, 3, 1, channels, 1, …)`."""
@@ -285,6 +288,9 @@ def save_all(path: str | Path, schedules: Iterable[Calibrated]) -> None:
 def write_json(path: str | Path, data: Any) -> None:
     """Write to a file beside and move it there."""
     target = Path(path)
-    partial = target.with_name(f"{target.name}.partial")
-    partial.write_text(json.dumps(data) + "\n", encoding="utf-8")
-    partial.replace(target)
+    text = json.dumps(data) + "\n"
+    with tempfile.NamedTemporaryFile(
+        "w", encoding="utf-8", dir=target.absolute().parent, suffix=".partial", delete=False
+    ) as partial:
+        partial.write(text)
+    Path(partial.name).replace(target)

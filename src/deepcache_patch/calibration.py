@@ -20,14 +20,15 @@ Array = NDArray[Any]  # of float64, but for indices
 #: How many numbers of a feature are looked at, and how many positions at least: memory is bounded.
 SAMPLED: Final = 1 << 15
 POSITIONS: Final = 64
-#: How many numbers the search for a plan keeps: all pairs of steps, for some of the channels.
+#: How many numbers the search for a plan keeps: all pairs of steps, for some of the channels; and
+#: all neighbouring triples of full steps.
 SEARCHED: Final = 1 << 22
 #: Neighbouring full steps are at most this many times their mean distance apart, or `NEAR` steps
 #: if that is more.
 WIDEST: Final = 4
 NEAR: Final = 10
 #: A trend is followed only where the next full step is at most this far, in ln(sigma): see
-#: `deepcache_patch.replay.damping`. It was measured (docs/design.md).
+#: `deepcache_patch.replay.damping`. It was measured (docs/schedules.md).
 REACH: Final = 0.35
 #: Share of a variance that is added to it before it divides, against noise.
 RIDGE: Final = 1e-3
@@ -123,16 +124,18 @@ class Blend(NamedTuple):
     offset: Array
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Solution:
     """What a calibration found.
 
     Attributes:
+        seen: How many steps it was learned from; those after them are full.
         plan: One entry for each step.
         blends: For each shallow step.
         error: The objective that the plan minimises; only good for comparing plans.
     """
 
+    seen: int
     plan: Plan
     blends: dict[int, Blend]
     error: float
@@ -165,9 +168,10 @@ def solve(
     count = min(full_steps, steps)
     unseen: list[PlanEntry] = [FULL] * (num_steps - steps)
     if count == steps:
-        return Solution(Plan([FULL] * num_steps), {}, 0.0)
+        return Solution(steps, Plan([FULL] * num_steps), {}, 0.0)
     fit = _Fit(features, levels)
-    reach = min(steps, max(NEAR, WIDEST * -(-steps // count)))
+    mean = -(-steps // count)
+    reach = min(steps, max(NEAR, min(WIDEST * mean, int((SEARCHED / steps) ** 0.5)), mean))
     chosen, error = _search(fit, np.asarray(weights)[:steps], count, reach)
     plan = Plan([FULL if step in chosen else branch for step in range(steps)] + unseen)
     blends = {}
@@ -176,7 +180,7 @@ def solve(
             before = [full for full in chosen if full < step]
             after = next((full for full in chosen if full > step), steps)
             blends[step] = fit.blend(step, before[-1], before[-2:][0], after)
-    return Solution(plan, blends, error)
+    return Solution(steps, plan, blends, error)
 
 
 class _Fit:
@@ -205,7 +209,7 @@ class _Fit:
         gain, trend, _ = _least_squares(
             product(one, one), product(one, other), product(other, other),
             product(wanted, one), product(wanted, other), product(wanted, wanted),
-            self._limit(i, a, b) * self.follows(a, after),
+            (i - a) / (a - b) if b < a and self.follows(a, after) else 0.0,
         )  # fmt: skip
         mean_a, mean_b, mean_i = (self._means[step] for step in (a, b, i))
         offset = mean_i - mean_a - gain * mean_a - trend * (mean_a - mean_b)
@@ -214,7 +218,7 @@ class _Fit:
     def missed(self, a: int, b: Array, i: Array, follows: bool) -> Array:
         """The share of F_i that the best blend of F_a and F_b misses: `(len(b), len(i))`."""
         every = self._covariances
-        limits = np.array([[self._limit(step, a, before) for step in i] for before in b])
+        limits = (i[None, :] - a) / np.maximum(a - b, 1)[:, None] * (b < a)[:, None]
         _, _, rest = _least_squares(
             every[:, a, a, None, None], every[:, a, b, None], every[:, b, b, None],
             every[:, None, i, a], every[:, b[:, None], i], every[:, None, i, i],
@@ -228,11 +232,6 @@ class _Fit:
         if self._levels is None:
             return True
         return abs(self._levels[min(after, self.steps - 1)] - self._levels[a]) <= REACH
-
-    @staticmethod
-    def _limit(i: int, a: int, b: int) -> float:
-        """The whole of a straight line's slope."""
-        return (i - a) / (a - b) if a > b else 0.0
 
 
 def _least_squares(

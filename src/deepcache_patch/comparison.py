@@ -244,7 +244,8 @@ def compare(
     was_enabled, schedule = helper.enabled, helper.schedule
     try:
         helper.enable()
-        helper.follow(Uniform(interval=2))  # one that does not mind how few steps there are
+        branch = min(getattr(schedule, "branches", ()), default=0)
+        helper.follow(Uniform(2, branch))  # one that does not mind how few steps there are
         generate(pipe, denoiser, _shortened(arguments), seeds, label="warm-up")
         helper.follow(schedule)
         if isinstance(schedule, Auto):  # its first generation runs in full, to learn

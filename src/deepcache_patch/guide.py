@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
@@ -12,7 +11,7 @@ from .errors import InvalidSettingError
 from .features import Recorded
 from .noise import noise_levels
 from .replay import Replay
-from .schedule import Explicit, PlanEntry, Schedule
+from .schedule import FULL, Explicit, PlanEntry, Schedule
 from .steps import Position
 
 
@@ -21,34 +20,24 @@ class Context:
     """What is known when a generation begins.
 
     Attributes:
-        num_steps: How many steps it has; a guess, to be raised later, if not `counted`.
-        counted: Whether the number of steps is known.
+        num_steps: How many steps it has; a guess, to be raised later, without `timesteps`.
+        timesteps: The values of the steps; `None` if there is no list of them.
         scheduler: The pipeline's, after `set_timesteps`, or `None`.
         unet: The U-Net inside `torch.compile`'s wrapper.
     """
 
     num_steps: int
-    counted: bool
+    timesteps: tuple[float, ...] | None
     scheduler: Any
     unet: nn.Module
 
-    @cached_property
-    def timesteps(self) -> tuple[float, ...] | None:
-        """The values of the steps, read once; `None` if the scheduler has no such list."""
-        timesteps = getattr(self.scheduler, "timesteps", None)
-        if not self.counted or not isinstance(timesteps, torch.Tensor) or timesteps.ndim != 1:
-            return None
-        values = timesteps.tolist()[-self.num_steps :]
-        return tuple(map(float, values)) if len(values) == self.num_steps else None
-
-    @cached_property
     def levels(self) -> tuple[float, ...] | None:
         """`noise_levels` of the steps."""
         return noise_levels(self.scheduler, self.timesteps) if self.timesteps else None
 
 
-class Guide(Protocol):
-    """What `AttachedUNet` asks of whatever leads it through a generation.
+class Guide:
+    """What leads one U-Net through one generation. This one looks at nothing.
 
     Attributes:
         num_steps: Up to where it knows what to do.
@@ -56,17 +45,18 @@ class Guide(Protocol):
         keep: How many features of each slot and branch.
     """
 
-    num_steps: int
-    branches: tuple[int, ...]
-    keep: int
+    def __init__(self, num_steps: int, branches: tuple[int, ...], keep: int = 1) -> None:
+        self.num_steps = num_steps
+        self.branches = branches
+        self.keep = keep
 
     def entry(self, step: int) -> PlanEntry:
         """What the step is; asked once for each step, in order."""
-        ...
+        return FULL
 
     def feature(self, step: int, branch: int, recorded: Sequence[Recorded]) -> torch.Tensor:
         """What the step replays, made of what was recorded, the newest first."""
-        ...
+        return recorded[0].feature
 
     def observe(
         self,
@@ -76,7 +66,9 @@ class Guide(Protocol):
         features: Mapping[int, torch.Tensor],
     ) -> None:
         """Look at a call that is over: its input, its output and what it recorded."""
-        ...
+
+    def finish(self) -> None:
+        """Another generation begins, or the last step is over; not called after an error."""
 
 
 @runtime_checkable
@@ -95,8 +87,22 @@ class GuidingSchedule(Protocol):
 AnySchedule: TypeAlias = Schedule | GuidingSchedule
 
 
-class PlannedGuide:
-    """Goes by the plan of a schedule and by one replay."""
+class ReplayGuide(Guide):
+    """One that makes features by a replay."""
+
+    def __init__(self, context: Context, branches: tuple[int, ...], replay: Replay) -> None:
+        super().__init__(context.num_steps, branches, replay.keep)
+        self._replay = replay
+        # Read now, while nothing of this generation waits on the device.
+        self._levels = context.levels() if replay.keep > 1 else None
+
+    def feature(self, step: int, branch: int, recorded: Sequence[Recorded]) -> torch.Tensor:
+        """The replay's."""
+        return self._replay.feature(step, recorded, self._levels)
+
+
+class PlannedGuide(ReplayGuide):
+    """Goes by the plan of a schedule."""
 
     def __init__(self, schedule: Schedule, replay: Replay, context: Context) -> None:
         plan = schedule.plan(context.num_steps)
@@ -105,26 +111,8 @@ class PlannedGuide:
                 f"the plan of {schedule!r} has {len(plan)} entries for {context.num_steps} steps"
             )
         self._plan = Explicit(plan).entries
-        self._replay = replay
-        self._context = context
-        self.num_steps = context.num_steps
-        self.branches = self._plan.branches
-        self.keep = replay.keep
+        super().__init__(context, self._plan.branches, replay)
 
     def entry(self, step: int) -> PlanEntry:
         """The plan's."""
         return self._plan[step]
-
-    def feature(self, step: int, branch: int, recorded: Sequence[Recorded]) -> torch.Tensor:
-        """The replay's."""
-        levels = self._context.levels if self.keep > 1 else None
-        return self._replay.feature(step, recorded, levels)
-
-    def observe(
-        self,
-        position: Position,
-        sample: torch.Tensor,
-        output: Any,
-        features: Mapping[int, torch.Tensor],
-    ) -> None:
-        """Nothing to learn."""

@@ -232,7 +232,7 @@ class DeepCacheHelper:
             run: Calls the pipeline once or more, always with the same steps. For `psnr` it makes
                 the same pictures each time and returns what the pipeline returned, or a list of
                 that.
-            speedup: How many times as fast the denoising loop shall be, at least; above 1.
+            speedup: How many times as fast the denoising loop shall be, at least; 1 or more.
             full_steps: How many steps shall run in full, at least 1.
             psnr: How close the pictures shall be to those of the plain pipeline, in dB on average;
                 the fastest schedule that reaches it on these pictures is taken.

@@ -25,8 +25,10 @@ def noise_levels(scheduler: Any, timesteps: Sequence[float]) -> tuple[float, ...
     Returns:
         One number for each step, falling; `None` where the scheduler does not say.
     """
+    if not _ends_with(scheduler, timesteps):
+        return None
     sigmas = getattr(scheduler, "sigmas", None)
-    known = getattr(scheduler, "timesteps", ())
+    known = scheduler.timesteps
     if isinstance(sigmas, torch.Tensor) and len(known) <= len(sigmas) <= len(known) + 1:
         first = len(known) - len(timesteps)
         values = sigmas[first : first + len(timesteps)].double().cpu().numpy()
@@ -60,7 +62,7 @@ def error_weights(
     inverses, which removes everything, as from a direction in which the data do not vary. A
     multistep method's use of old outputs and a last step that nothing corrects show in both. What
     no linear stand-in shows is that an error made under strong noise changes what is drawn, and
-    grows: that effect was measured (docs/design.md) and is the factor sqrt(1 + sigma).
+    grows: that effect was measured (docs/schedules.md) and is the factor sqrt(1 + sigma).
 
     Args:
         scheduler: As it is before the first step, after `set_timesteps`.
@@ -73,6 +75,8 @@ def error_weights(
         cannot be followed in this way.
     """
     steps = len(timesteps)
+    if not _ends_with(scheduler, timesteps):
+        return np.ones(steps)
     measured = np.asarray(slopes, dtype=np.float64)
     inverses = 1 / np.where(np.abs(measured) < 1e-2, 1.0, measured)
     try:
@@ -87,13 +91,23 @@ def error_weights(
     return total / total.max()
 
 
+def _ends_with(scheduler: Any, timesteps: Sequence[float]) -> bool:
+    """Whether these are the last of the scheduler's own timesteps."""
+    known = getattr(scheduler, "timesteps", None)
+    if not isinstance(known, torch.Tensor) or known.ndim != 1:
+        return False
+    return bool(timesteps) and known.tolist()[-len(timesteps) :] == list(timesteps)
+
+
 @torch.no_grad()
 def _responses(scheduler: Any, steps: int, slopes: Any) -> Any:
     """|d(final sample) / d(output of each step)|, all steps at once: one of them in each sample."""
     finals = []
     for nudge in (0.0, _NUDGE):
         own = copy.deepcopy(scheduler)
-        own.timesteps = own.timesteps.cpu()
+        for name, value in vars(own).items():  # after `add_noise`, some are on the device
+            if isinstance(value, torch.Tensor):
+                setattr(own, name, value.cpu())
         sample = torch.zeros(steps, 1, 1, 1, dtype=torch.float64)
         options = {}
         if "generator" in inspect.signature(own.step).parameters:

@@ -10,7 +10,7 @@ from .features import Recorded
 from .schedule import number_between
 
 #: How far, in ln(sigma), a straight line may be followed: see `damping`. Theory gives 2; what
-#: multistep solvers bear was measured (docs/design.md).
+#: multistep solvers bear was measured (docs/schedules.md).
 REACH: Final = 0.4
 
 

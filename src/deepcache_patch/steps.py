@@ -53,6 +53,19 @@ class StepTracker:
         self._known: tuple[torch.Tensor, list[float]] | None = None
         self._foreign: tuple[torch.Tensor, int] | None = None
 
+    def remaining(self) -> tuple[float, ...] | None:
+        """The values of this generation's steps to their end; `None` if there is no list of them.
+
+        Read from the list that the generation runs on, whether or not it is the scheduler's.
+        """
+        if self._timeline is None:
+            return None
+        timeline = self._timeline
+        if timeline.ndim != 1 or timeline.stride()[0] == 0 or len(timeline) == 1:
+            length = timeline.untyped_storage().nbytes() // timeline.element_size()
+            timeline = timeline.as_strided((length,), (1,), 0)
+        return tuple(map(float, timeline.tolist()[self._first :]))
+
     def locate(
         self, timestep: torch.Tensor | float, timesteps: torch.Tensor | None = None
     ) -> Position | None:

@@ -4,7 +4,7 @@ arithmetic, and the schedules that use it.
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -12,10 +12,8 @@ import torch
 from .calibrated import Calibrated, Setting
 from .calibration import Recording, solve
 from .errors import InvalidSettingError
-from .features import Recorded
-from .guide import Context
+from .guide import Context, Guide
 from .noise import error_weights
-from .schedule import FULL, PlanEntry
 from .steps import Position
 
 
@@ -33,7 +31,7 @@ class Study:
         self.recording = Recording(context.num_steps)
         # As it is before its first step. Nothing of the U-Net is kept, or it would stay alive.
         self._scheduler = copy.deepcopy(context.scheduler)
-        self._levels = context.levels
+        self._levels = context.levels()
 
     def solve(
         self, *, full_steps: int | None = None, interval: int | None = None
@@ -64,44 +62,16 @@ class Study:
         return Calibrated(self.setting, solution, interval)
 
 
-class FullGuide:
-    """Runs everything in full and looks at nothing."""
-
-    branches: tuple[int, ...] = ()
-    keep = 1
-
-    def __init__(self, num_steps: int) -> None:
-        self.num_steps = num_steps
-
-    def entry(self, step: int) -> PlanEntry:
-        """Full."""
-        return FULL
-
-    def feature(self, step: int, branch: int, recorded: Sequence[Recorded]) -> torch.Tensor:
-        """The newest; never asked for, as no step is shallow."""
-        return recorded[0].feature
-
-    def observe(
-        self,
-        position: Position,
-        sample: torch.Tensor,
-        output: Any,
-        features: Mapping[int, torch.Tensor],
-    ) -> None:
-        """Nothing to learn."""
-
-
-class StudyGuide(FullGuide):
+class StudyGuide(Guide):
     """Runs everything in full and records it.
 
     Args:
         study: Where to.
-        done: Called once, after the last step or when `finish` is.
+        done: Called once, when the generation is over.
     """
 
     def __init__(self, study: Study, done: Callable[[Study], None] | None = None) -> None:
-        super().__init__(study.recording.num_steps)
-        self.branches = (study.branch,)
+        super().__init__(study.recording.num_steps, (study.branch,))
         self._study: Study | None = study
         self._done = done
 
@@ -120,7 +90,7 @@ class StudyGuide(FullGuide):
             self.finish()
 
     def finish(self) -> None:
-        """The generation is over, whether it went to its end or not."""
+        """Hand the study over."""
         study, self._study = self._study, None
         if study is not None and self._done is not None:
             self._done(study)
