@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from deepcache_patch.features import FeatureCache, FeatureKey, Recorder, StandIn, Tap
+from deepcache_patch.features import FeatureCache, FeatureKey, Recorded, Recorder, StandIn, Tap
 
 SAMPLE = torch.zeros(2, 4, 8, 8)
 KEY = FeatureKey.of(SAMPLE)
@@ -70,21 +70,46 @@ def test_a_recorder_gives_its_tensor_once():
 )
 def test_a_feature_is_valid_only_under_an_equal_key(other):
     cache = FeatureCache()
-    feature = torch.ones(1)
-    cache.put(0, 1, KEY, feature)
-    assert cache.get(0, 1, FeatureKey.of(SAMPLE.clone())) is feature
-    assert cache.get(0, 1, FeatureKey.of(other)) is None
-    assert cache.get(1, 1, KEY) is None
-    assert cache.get(0, 0, KEY) is None
+    recorded = Recorded(3, KEY, torch.ones(1))
+    cache.put(0, 1, recorded)
+    (found,) = cache.get(0, 1, FeatureKey.of(SAMPLE.clone()))
+    assert found is recorded
+    assert cache.get(0, 1, FeatureKey.of(other)) == ()
+    assert cache.get(1, 1, KEY) == ()
+    assert cache.get(0, 0, KEY) == ()
+
+
+@pytest.mark.parametrize(
+    ("keep", "steps"), [(1, [[0], [3], [4]]), (2, [[0], [3, 0], [4, 3]])], ids=["one", "two"]
+)
+def test_the_newest_are_kept_the_newest_first(keep, steps):
+    cache = FeatureCache()
+    kept = []
+    for step in (0, 3, 4):
+        cache.put(0, 0, Recorded(step, KEY, torch.ones(1)), keep=keep)
+        kept.append([each.step for each in cache.get(0, 0, KEY)])
+    assert kept == steps
+
+
+def test_features_of_another_key_are_not_kept_beside_the_newest():
+    # Guidance switched off midway: no line goes through features of two shapes.
+    cache = FeatureCache()
+    key = FeatureKey.of(SAMPLE[:1])
+    cache.put(0, 0, Recorded(0, KEY, torch.ones(2)), keep=2)
+    cache.put(0, 0, Recorded(1, key, torch.ones(1)), keep=2)
+    assert cache.get(0, 0, KEY) == ()
+    assert [each.step for each in cache.get(0, 0, key)] == [1]
+    assert cache.nbytes == 4
 
 
 def test_bytes_are_counted_and_released():
     cache = FeatureCache()
-    cache.put(0, 0, KEY, torch.zeros(10))
-    cache.put(0, 0, KEY, torch.zeros(20))
-    cache.put(1, 0, KEY, torch.zeros(5, dtype=torch.float16))
-    assert cache.nbytes == 20 * 4 + 5 * 2
+    cache.put(0, 0, Recorded(0, KEY, torch.zeros(10)))
+    cache.put(0, 0, Recorded(1, KEY, torch.zeros(20)))
+    cache.put(1, 0, Recorded(0, KEY, torch.zeros(5, dtype=torch.float16)), keep=2)
+    cache.put(1, 0, Recorded(1, KEY, torch.zeros(7, dtype=torch.float16)), keep=2)
+    assert cache.nbytes == 20 * 4 + (5 + 7) * 2
     cache.drop(0)
-    assert cache.nbytes == 5 * 2
+    assert cache.nbytes == (5 + 7) * 2
     cache.clear()
     assert cache.nbytes == 0

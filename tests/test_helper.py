@@ -17,11 +17,13 @@ from tiny import CASES, UNETS, inputs2d_condition, unet2d, unet2d_condition
 import deepcache_patch
 from deepcache_patch import (
     FULL,
+    Adaptive,
     AlreadyEnabledError,
     DeepCacheError,
     DeepCacheHelper,
     DeepCacheWarning,
     InvalidSettingError,
+    Reuse,
     Stats,
     Uniform,
     UnsupportedModelError,
@@ -74,9 +76,10 @@ def held_bytes(helper):
 
 def test_the_public_names():
     assert sorted(deepcache_patch.__all__) == [
-        "AlreadyEnabledError", "Centred", "DeepCacheError", "DeepCacheHelper", "DeepCacheWarning",
-        "Explicit", "FULL", "Growing", "InvalidSettingError", "Plan", "Schedule", "Stats",
-        "Uniform", "UnsupportedModelError", "__version__",
+        "Adaptive", "AlreadyEnabledError", "Auto", "Calibrated", "Centred", "DeepCacheError",
+        "DeepCacheHelper", "DeepCacheWarning", "Explicit", "Extrapolate", "FULL", "Growing",
+        "InvalidSettingError", "Plan", "Replay", "Reuse", "Schedule", "Stats", "Uniform",
+        "UnsupportedModelError", "__version__",
     ]  # fmt: skip
 
 
@@ -166,16 +169,17 @@ def test_a_loop_that_starts_late_starts_in_full():
     assert kinds == "FssFs"
 
 
-def test_a_plan_may_name_another_branch_at_each_step():
+@pytest.mark.parametrize(("replay", "kept"), [("reuse", 1), ("extrapolate", 2)])
+def test_a_plan_may_name_another_branch_at_each_step(replay, kept):
     # Step 2 runs at branch 3 and so refreshes branch 0, which step 3 replays.
     unet = unet2d_condition()
     schedule = Written(FULL, 0, 3, 0, FULL, 3, 0)
-    with DeepCacheHelper(unet, schedule=schedule) as helper:
+    with DeepCacheHelper(unet, schedule=schedule, replay=replay) as helper:
         kinds = kinds_of_steps(unet)
         one_feature = 2 * 8 * 8 * 8 * 4  # (batch, channels, height, width) in fp32, branch 0
         deeper = 2 * 16 * 4 * 4 * 4  # what enters the second level's last layer
     assert kinds == "FsssFss"
-    assert helper.stats == Stats(1, 2, 5, one_feature + deeper)
+    assert helper.stats == Stats(1, 2, 5, kept * (one_feature + deeper))
 
 
 def test_a_plan_that_starts_shallow_starts_in_full_all_the_same():
@@ -184,11 +188,16 @@ def test_a_plan_that_starts_shallow_starts_in_full_all_the_same():
         assert kinds_of_steps(unet, steps=3) == "Fss"
 
 
-def test_one_feature_is_kept():
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [({"replay": "reuse"}, 1), ({"replay": "extrapolate"}, 2), ({}, 2)],
+    ids=["reuse", "extrapolate", "default"],
+)
+def test_as_many_features_are_kept_as_the_replay_wants(options, kept):
     unet = unet2d_condition()
-    with DeepCacheHelper(unet) as helper:
-        loop(unet)
-    assert helper.stats.cache_nbytes == 2 * 8 * 8 * 8 * 4  # (2, 8, 8, 8) in fp32
+    with DeepCacheHelper(unet, **options) as helper:
+        loop(unet)  # three full steps
+    assert helper.stats.cache_nbytes == kept * 2 * 8 * 8 * 8 * 4  # (2, 8, 8, 8) in fp32
 
 
 def test_the_cache_is_empty_when_the_generation_has_ended():
@@ -867,10 +876,17 @@ def test_a_compiled_unet_has_one_graph_for_each_kind_of_call(form):
         ({"interval": 2.5}, "interval must be an integer of at least 1, not 2.5"),
         ({"branch": -1}, "branch must be an integer of at least 0, not -1"),
         ({"branch": 9}, "branch 9 is out of range: this UNet2DConditionModel has 9 skip .* 0 to 8"),
-        ({"schedule": [FULL, 0]}, r"schedule must be an object with a method plan\(num_steps\)"),
-        ({"schedule": Uniform}, r"schedule must be an object with a method plan\(num_steps\)"),
+        ({"schedule": [FULL, 0]}, r"must be 'auto' or an object with a method plan\(num_steps\)"),
+        ({"schedule": Uniform}, r"must be 'auto' or an object with a method plan\(num_steps\)"),
+        ({"schedule": "automatic"}, r"must be 'auto' or an object .*, not 'automatic'"),
         ({"schedule": Uniform(), "interval": 3}, "either schedule or interval and branch"),
         ({"schedule": Uniform(branch=9)}, "branch 9 is out of range"),
+        ({"schedule": "auto", "branch": 9}, "branch 9 is out of range"),
+        ({"schedule": "auto", "interval": 0}, "interval must be an integer of at least 1, not 0"),
+        ({"schedule": Adaptive(branches=(0, 9))}, "branch 9 is out of range"),
+        ({"replay": "repeat"}, r"replay must be 'reuse' or 'extrapolate' or .*, not 'repeat'"),
+        ({"replay": Reuse}, r"feature\(step, recorded, levels\), not <class"),
+        ({"replay": 2}, r"feature\(step, recorded, levels\), not 2"),
     ],
 )
 def test_bad_settings_are_refused_before_anything_is_patched(settings, message):
@@ -911,7 +927,7 @@ def test_set_params_does_not_guess_at_half_of_another_schedule():
     [
         (Written(FULL), "has 1 entries for 3 steps"),
         (Written(FULL, 9, 0), "branch 9 is out of range"),
-        (Written(FULL, "shallow", 0), "branch 'shallow' is out of range"),
+        (Written(FULL, "shallow", 0), "entry 1 must be an integer of at least 0, not 'shallow'"),
     ],
 )
 def test_a_plan_that_does_not_fit_is_refused_when_the_generation_starts(plan, message):

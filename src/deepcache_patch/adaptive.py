@@ -89,7 +89,7 @@ class AdaptiveGuide(ReplayGuide):
 
     def _measure(self, step: int, features: Mapping[int, torch.Tensor]) -> None:
         for branch, feature in features.items():
-            before, older = self._newest.get(branch, (0, feature))
+            before, older = self._newest.get(branch, (step, feature))
             self._newest[branch] = (step, feature)
             if before < step and older.shape == feature.shape:
                 change = _relative_change(older, feature) / (step - before)

@@ -12,6 +12,7 @@ from torch import nn
 from .calibrated import Calibrated, Setting, SolutionGuide, load_all, save_all
 from .errors import DeepCacheWarning, InvalidSettingError
 from .guide import Context, Guide
+from .noise import ends_with
 from .schedule import whole_number
 from .study import Study, StudyGuide
 
@@ -28,8 +29,8 @@ class Auto:
     The first generation of each setting (U-Net, scheduler with its config, timesteps) runs in full;
     its pictures are the plain pipeline's. From the second on the plan that was learned runs; see
     `learned`. A generation that stops early teaches as far as it went, if that was half the way;
-    one that goes further then makes the next learn anew. Where the timesteps are not known,
-    everything runs in full.
+    one that goes further then makes the next learn anew. Where the timesteps are not those of the
+    pipeline's scheduler (a bare U-Net has none), everything runs in full.
 
     The picture's size, guidance and adapters (LoRA) are not part of the setting: after a change of
     them that matters, take a new `Auto`.
@@ -60,6 +61,7 @@ class Auto:
         self.interval = whole_number("interval", interval, 1)
         self.branch = whole_number("branch", branch, 0)
         self.file = None if file is None else Path(file)
+        self._warned = False
         # Of which U-Net each was learned; that of a file is for any.
         self._learned: list[tuple[weakref.ref[nn.Module] | None, Calibrated]] = []
         if self.file is not None:
@@ -80,13 +82,15 @@ class Auto:
 
     def begin(self, context: Context, replay: Any) -> Guide:
         """Lead through a generation: to learn, or by what was learned."""
-        if context.timesteps is None:
-            warnings.warn(
-                "the U-Net runs in full: schedule='auto' needs a list of timesteps; give "
-                "interval= or another schedule",
-                DeepCacheWarning,
-                stacklevel=2,
-            )
+        if context.timesteps is None or not ends_with(context.scheduler, context.timesteps):
+            if not self._warned:
+                self._warned = True
+                warnings.warn(
+                    "the U-Net runs in full: schedule='auto' needs a pipeline that runs the "
+                    "timesteps of its scheduler; give interval= or another schedule",
+                    DeepCacheWarning,
+                    stacklevel=2,
+                )
             return Guide(context.num_steps, ())
         setting, unet = Setting.of(context), weakref.ref(context.unet)
         for of, known in self._learned:

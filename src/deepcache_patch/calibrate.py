@@ -124,8 +124,8 @@ def _fast_enough(
     fast = [count for count, ratio in tried.items() if ratio >= speedup]
     if not fast:
         raise InvalidSettingError(
-            f"speedup={speedup} is out of reach: {min(tried)} full steps of {steps} at this branch "
-            f"ran {tried[min(tried)]:.2f} times as fast; ask for less"
+            f"speedup={speedup} is out of reach: with {min(tried)} of {steps} steps in full at "
+            f"this branch it was {tried[min(tried)]:.2f}; ask for less"
         )
     return _solved(study, max(fast))
 

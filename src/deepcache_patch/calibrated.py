@@ -68,7 +68,13 @@ def _named(part: Any) -> dict[str, Any]:
     """Class and config as JSON knows them, without what diffusers notes for itself."""
     config = dict(getattr(part, "config", {}))
     plain = json.loads(json.dumps(config, default=str))
-    public = {key: value for key, value in sorted(plain.items()) if not key.startswith("_")}
+    # DPMSolverSinglestepScheduler changes this one itself, by the number of steps.
+    ignored = "lower_order_final"
+    public = {
+        key: value
+        for key, value in sorted(plain.items())
+        if not key.startswith("_") and key != ignored
+    }
     return {"class": type(part).__name__, **public}
 
 
@@ -265,19 +271,19 @@ def load_all(path: str | Path) -> list[Calibrated]:
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
         version = data["version"]
-        if version != VERSION:
-            raise InvalidSettingError(
-                f"{path} has version {version!r} of the format, this package reads {VERSION}: "
-                "calibrate anew"
-            )
-        return [Calibrated.from_dict(each) for each in data["schedules"]]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        if isinstance(error, InvalidSettingError):
-            raise
+        schedules = data["schedules"] if version == VERSION else []
+        found = [Calibrated.from_dict(each) for each in schedules]
+    except (KeyError, TypeError, ValueError, AttributeError, InvalidSettingError) as error:
         raise InvalidSettingError(
             f"{path} is no file of calibrated schedules, or a damaged one ({error!r}): "
             "delete it and calibrate anew"
         ) from error
+    if version != VERSION:
+        raise InvalidSettingError(
+            f"{path} has version {version!r} of the format, this package reads {VERSION}: "
+            "calibrate anew"
+        )
+    return found
 
 
 def save_all(path: str | Path, schedules: Iterable[Calibrated]) -> None:

@@ -25,7 +25,7 @@ def noise_levels(scheduler: Any, timesteps: Sequence[float]) -> tuple[float, ...
     Returns:
         One number for each step, falling; `None` where the scheduler does not say.
     """
-    if not _ends_with(scheduler, timesteps):
+    if not ends_with(scheduler, timesteps):
         return None
     sigmas = getattr(scheduler, "sigmas", None)
     known = scheduler.timesteps
@@ -75,7 +75,7 @@ def error_weights(
         cannot be followed in this way.
     """
     steps = len(timesteps)
-    if not _ends_with(scheduler, timesteps):
+    if not ends_with(scheduler, timesteps):
         return np.ones(steps)
     measured = np.asarray(slopes, dtype=np.float64)
     inverses = 1 / np.where(np.abs(measured) < 1e-2, 1.0, measured)
@@ -91,7 +91,7 @@ def error_weights(
     return total / total.max()
 
 
-def _ends_with(scheduler: Any, timesteps: Sequence[float]) -> bool:
+def ends_with(scheduler: Any, timesteps: Sequence[float]) -> bool:
     """Whether these are the last of the scheduler's own timesteps."""
     known = getattr(scheduler, "timesteps", None)
     if not isinstance(known, torch.Tensor) or known.ndim != 1:

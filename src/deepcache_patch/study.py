@@ -13,7 +13,7 @@ from .calibrated import Calibrated, Setting
 from .calibration import Recording, solve
 from .errors import InvalidSettingError
 from .guide import Context, Guide
-from .noise import error_weights
+from .noise import ends_with, error_weights
 from .steps import Position
 
 
@@ -115,9 +115,9 @@ class Studying:
         Raises:
             InvalidSettingError: If it cannot be calibrated, or not together with those before.
         """
-        if context.timesteps is None:
+        if context.timesteps is None or not ends_with(context.scheduler, context.timesteps):
             raise InvalidSettingError(
-                "a calibration needs a pipeline whose scheduler lists its timesteps"
+                "a calibration needs a pipeline that runs the timesteps of its scheduler"
             )
         if self._study is None:
             self._study = Study(context, self.branches[0])
