@@ -18,7 +18,7 @@ SD, LDM = CASES["sd"], CASES["ldm"]
 
 def plan_of(schedule, values, steps):
     """The entries of a generation in which branch b's feature at step s is `values[b](s)`."""
-    guide = schedule.begin(Context(steps, True, None, torch.nn.Identity()), Reuse())
+    guide = schedule.begin(Context(steps, None, None, torch.nn.Identity()), Reuse())
     assert guide.num_steps == steps
     entries = []
     for step in range(steps):
@@ -106,7 +106,7 @@ def test_equal_features_give_equal_plans():
 
 
 def test_only_the_first_call_of_a_step_is_looked_at():
-    guide = Adaptive(0.1).begin(Context(9, True, None, torch.nn.Identity()), Reuse())
+    guide = Adaptive(0.1).begin(Context(9, None, None, torch.nn.Identity()), Reuse())
     for step in range(3):
         assert guide.entry(step) == FULL
         for slot in range(2):
@@ -117,7 +117,7 @@ def test_only_the_first_call_of_a_step_is_looked_at():
 
 
 def test_a_feature_of_another_shape_is_not_compared():
-    guide = Adaptive(0.1).begin(Context(9, True, None, torch.nn.Identity()), Reuse())
+    guide = Adaptive(0.1).begin(Context(9, None, None, torch.nn.Identity()), Reuse())
     entries = []
     for step in range(8):
         entries.append(guide.entry(step))
@@ -138,7 +138,7 @@ def test_features_that_are_not_finite_are_computed():
 
 
 def test_large_features_in_half_precision_do_not_overflow():
-    guide = Adaptive(0.1).begin(Context(9, True, None, torch.nn.Identity()), Reuse())
+    guide = Adaptive(0.1).begin(Context(9, None, None, torch.nn.Identity()), Reuse())
     for step in range(3):
         guide.entry(step)
         feature = {0: torch.full((4, 4), 30000.0 + 32 * step, dtype=torch.float16)}

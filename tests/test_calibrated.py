@@ -67,6 +67,7 @@ def test_what_is_loaded_is_what_was_saved(learned, file):
     assert loaded.solution.plan == learned.solution.plan
     assert isinstance(loaded.solution.plan, Plan)
     assert loaded.interval == learned.interval == 3
+    assert loaded.solution.seen == learned.solution.seen == 8
     assert loaded.solution.error == float(f"{learned.solution.error:.5g}")
     assert loaded.solution.blends.keys() == learned.solution.blends.keys()
     assert len(loaded.solution.blends) == 5
@@ -98,6 +99,21 @@ def test_what_is_written_over_is_replaced_in_one_go(learned, file):
         replace(learned, interval=7).save(file)
         assert json.load(old)["schedules"][0]["interval"] == 3
     assert Calibrated.load(file).interval == 7
+
+
+# Bugs: a temporary file of Python's is for its owner alone, and stays where it cannot be moved.
+@pytest.mark.xfail(strict=True, reason="written with the mode of a temporary file")
+def test_the_file_may_be_read_by_whoever_may_read_other_files(file, tmp_path):
+    (tmp_path / "other.json").write_text("")
+    assert file.stat().st_mode == (tmp_path / "other.json").stat().st_mode
+
+
+@pytest.mark.xfail(strict=True, reason="the partial file remains")
+def test_a_failed_save_leaves_nothing_behind(learned, tmp_path):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError, match="folder"):
+        learned.save(tmp_path / "folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
 def test_several_schedules_are_for_auto(learned, file):
@@ -143,6 +159,9 @@ DAMAGES = {
         file, lambda data: next(iter(data["blends"].values())).update(gain=["much"])
     ),
     "a plan too short": lambda file: edited(file, lambda data: data["plan"].pop()),
+    # What is wrong with a plan was once passed on as it was, without the name of the file.
+    "a plan of words": lambda file: edited(file, lambda data: data.update(plan=["maybe"] * 8)),
+    "an empty plan": lambda file: edited(file, lambda data: data.update(plan=[])),
     "timesteps of words": lambda file: edited(
         file, lambda data: data.update(timesteps=["soon"] * 8)
     ),
@@ -159,7 +178,7 @@ PLANS = {
     "read", [Calibrated.load, lambda file: Auto(file=file)], ids=["load", "auto"]
 )
 def test_a_damaged_file_is_refused_by_name(damage, read, file):
-    (DAMAGES | PLANS)[damage](file)
+    DAMAGES[damage](file)
     with pytest.raises(InvalidSettingError) as caught:
         read(file)
     assert str(caught.value).startswith(f"{file} is no file of calibrated schedules, or a damaged")
@@ -266,7 +285,7 @@ def test_a_bare_unet_is_refused(learned):
         ({"steps": 7}, "the generation has 7 steps, not 8"),
         ({"steps": 16}, "the generation has 16 steps, not 8"),
         (
-            {"steps": None, "timesteps": [900, 800, 700, 600, 500, 400, 200, 1]},
+            {"steps": None, "timesteps": [876, 800, 700, 600, 500, 400, 200, 1]},
             "step 0 has timestep 900, not 876",
         ),
     ],
@@ -348,7 +367,10 @@ def test_a_schedule_fits_a_scheduler_that_changes_itself(tmp_path):
         return pipe
 
     learn(fresh(), steps=5).save(tmp_path / "schedule.json")
-    DeepCacheHelper(fresh(), schedule=Calibrated.load(tmp_path / "schedule.json"))
+    pipe = fresh()
+    with DeepCacheHelper(pipe, schedule=Calibrated.load(tmp_path / "schedule.json")) as helper:
+        SD.run(pipe, steps=5)
+    assert (helper.stats.full_calls, helper.stats.shallow_calls) == (2, 3)
 
 
 def test_what_diffusers_notes_for_itself_does_not_count(learned):

@@ -103,8 +103,21 @@ def test_neighbours_are_at_most_so_far_apart():
     plan = solve(features, weights, None, full_steps=12, branch=0, num_steps=60).plan
     gaps = np.diff([*plan.full_steps, 60])
     assert gaps.max() == WIDEST * 60 // 12 == 20
+    assert gaps[-1] == 20  # nor is the end further
     few = solve(features[:24], weights[:24], None, full_steps=12, branch=0, num_steps=24).plan
     assert np.diff([*few.full_steps, 24]).max() <= NEAR
+
+
+def test_neighbours_are_closer_where_the_search_would_keep_too_much(monkeypatch):
+    # All triples of neighbouring full steps: 60 · 13 · 13 of them are too many.
+    monkeypatch.setattr("deepcache_patch.calibration.SEARCHED", 60 * 12 * 12)
+    features = drifting(60)
+    features[20:] = features[20]
+    plan = solve(features, np.ones(60), None, full_steps=12, branch=0, num_steps=60).plan
+    assert np.diff([*plan.full_steps, 60]).max() == 12
+    # But never closer than what the number of full steps needs.
+    plan = solve(features, np.ones(60), None, full_steps=4, branch=0, num_steps=60).plan
+    assert plan.full_steps == (0, 15, 30, 45)
 
 
 def test_weights_decide():
@@ -135,6 +148,7 @@ def test_a_single_full_step_is_the_first():
 def test_as_many_full_steps_as_there_are_leave_nothing_to_replay(count):
     solution = solve(drifting(5), np.ones(5), None, full_steps=count, branch=0, num_steps=5)
     assert solution.plan == (FULL,) * 5
+    assert solution.seen == 5
     assert solution.blends == {}
     assert solution.error == 0.0
 
@@ -145,6 +159,7 @@ def test_steps_that_were_not_seen_are_full():
     solution = solve(features, weights, None, full_steps=3, branch=1, num_steps=12)
     assert solution.plan == (*seen.plan, FULL, FULL, FULL)
     assert len(seen.plan.full_steps) == 3
+    assert (seen.seen, solution.seen) == (9, 9)
     assert solution.blends.keys() == seen.blends.keys()
     assert solve(features, weights, None, full_steps=9, branch=1, num_steps=12).plan == (FULL,) * 12
 
@@ -187,7 +202,7 @@ def test_features_that_are_not_finite_have_no_finite_error(place):
     assert not np.isfinite(solution.error)
 
 
-@pytest.mark.parametrize("interval", [3, 10])
+@pytest.mark.parametrize("interval", [3, 10, 50, 250])
 def test_250_steps_of_320_channels_take_seconds(interval):
     # Not for the sake of the second, but so that it never grows to minutes without a word.
     features = drifting(250, channels=320, positions=SAMPLED // 320)

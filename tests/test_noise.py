@@ -98,10 +98,20 @@ ODD = {
         SimpleNamespace(timesteps=torch.tensor([1, -1]), alphas_cumprod=torch.ones(5) / 2),
         [1.0, -1.0],
     ),
-    "more steps than sigmas": (
+    "more steps than timesteps": (
         SimpleNamespace(timesteps=torch.tensor([3, 2]), sigmas=torch.ones(3)),
-        [4.0, 3.0, 2.0, 1.0],
+        [4.0, 3.0, 2.0],
     ),
+    "another list of timesteps": (
+        SimpleNamespace(timesteps=torch.tensor([3, 2]), sigmas=torch.ones(3)),
+        [3.0, 1.0],
+    ),
+    "no list of timesteps": (SimpleNamespace(timesteps=[3, 2], sigmas=torch.ones(3)), [3.0, 2.0]),
+    "a table of timesteps": (
+        SimpleNamespace(timesteps=torch.tensor([[3], [2]]), sigmas=torch.ones(3)),
+        [3.0, 2.0],
+    ),
+    "no steps": (SimpleNamespace(timesteps=torch.tensor([3, 2]), sigmas=torch.ones(3)), []),
 }
 
 
@@ -238,6 +248,13 @@ def test_a_scheduler_that_cannot_be_followed_has_equal_weights(kind, config):
 
 def test_without_a_scheduler_all_steps_weigh_the_same():
     assert np.array_equal(error_weights(None, [3.0, 2.0, 1.0], [0.5] * 3, None), np.ones(3))
+
+
+def test_a_loop_over_other_timesteps_has_equal_weights(config):
+    ddim, timesteps = prepared("ddim", config)
+    other = [timestep + 1 for timestep in timesteps]
+    assert np.array_equal(error_weights(ddim, other, [0.5] * 8, None), np.ones(8))
+    assert not np.array_equal(error_weights(ddim, timesteps, [0.5] * 8, None), np.ones(8))
 
 
 def test_slopes_that_are_no_numbers_give_equal_weights(config):
