@@ -1,8 +1,10 @@
 """The first generation is plain and teaches; from the second on what was learned runs."""
 
+import copy
 import gc
 import json
 import math
+import pickle
 import threading
 import warnings
 import weakref
@@ -352,14 +354,23 @@ def test_a_generation_that_is_broken_off_teaches_as_far_as_it_went():
         assert counted(helper, partial(SD.run, pipe, steps=8)) == (4, 4)
 
 
-@pytest.mark.parametrize("after", [0, 2])
-def test_what_is_half_learned_is_learned_to_the_end(after):
+@pytest.mark.parametrize(
+    ("after", "runs"),
+    [
+        (0, [(6, 0), (2, 4)]),
+        (1, [(6, 0), (2, 4)]),  # two steps of six: too few to learn from
+        (2, [(1 + 3, 2), (6, 0), (2, 4)]),  # three, of which one is full, and three unseen
+    ],
+    ids=["after-1", "after-2", "after-3"],
+)
+def test_what_was_broken_off_is_learned_to_the_end(after, runs):
+    # It once stayed full for ever: what was learned from its first steps was never added to.
     pipe = loaded("sd")
     with DeepCacheHelper(pipe, schedule="auto") as helper:
         stop_after(pipe, after, steps=6)
-        for _ in range(2):
-            SD.run(pipe, steps=6)
-        assert counted(helper, partial(SD.run, pipe, steps=6)) == (2, 4)
+        assert [counted(helper, partial(SD.run, pipe, steps=6)) for _ in runs] == runs
+        (learned,) = helper.schedule.learned
+    assert learned.solution.seen == 6
 
 
 def test_a_generation_that_failed_teaches_nothing():
@@ -388,6 +399,16 @@ def test_a_base_that_hands_over_to_its_refiner_learns_its_own_steps():
         (learned,) = helper.schedule.learned
     assert runs == [(12, 0), (4, 8), (4, 8)]
     assert learned.plan(20)[12:] == (FULL,) * 8
+    assert learned.solution.seen == 12
+
+
+def test_a_base_that_hands_over_before_half_the_way_stays_full():
+    base = CASES["sdxl-denoising-end"]
+    pipe = base.load()
+    with DeepCacheHelper(pipe, schedule="auto") as helper:
+        run = partial(base.run, pipe, steps=10, denoising_end=0.4)
+        assert [counted(helper, run) for _ in range(3)] == [(4, 0)] * 3
+        assert helper.schedule.learned == ()
 
 
 # --- threads ------------------------------------------------------------------------------------
@@ -513,6 +534,39 @@ def test_each_budget_and_branch_in_one_file_is_its_own(tmp_path):
             runs.append(counted(helper, partial(LDM.run, pipe, steps=8)))
     assert runs == [(8, 0)] * 4 + [(3, 5), (2, 6), (3, 5), (8, 0)]
     assert len(json.loads(file.read_text())["schedules"]) == 4
+
+
+def test_what_another_wrote_since_for_another_branch_is_kept(tmp_path):
+    file = tmp_path / "learned.json"
+    pipe = loaded("ldm")
+    for schedule in [Auto(branch=branch, file=file) for branch in (0, 2)]:
+        with DeepCacheHelper(pipe, schedule=schedule):
+            LDM.run(pipe, steps=8)
+    assert [each.branches for each in load_all(file)] == [(0,), (2,)]
+
+
+def test_what_another_wrote_since_is_kept(tmp_path):
+    file = tmp_path / "learned.json"
+    pipe = loaded("ldm")
+    schedules = [Auto(file=file), Auto(interval=4, file=file), Auto(file=file)]
+    for schedule, steps in zip(schedules, (8, 8, 6), strict=True):
+        with DeepCacheHelper(pipe, schedule=schedule):
+            LDM.run(pipe, steps=steps)
+    found = [(each.interval, len(each.setting.timesteps)) for each in load_all(file)]
+    assert found == [(3, 8), (4, 8), (3, 6)]
+
+
+@pytest.mark.parametrize(
+    "duplicate",
+    [copy.deepcopy, lambda auto: pickle.loads(pickle.dumps(auto))],
+    ids=["deepcopy", "pickle"],
+)
+def test_a_copy_knows_what_was_learned(duplicate):
+    pipe = loaded("ldm")
+    with DeepCacheHelper(pipe, schedule="auto") as helper:
+        LDM.run(pipe, steps=6)
+    with DeepCacheHelper(pipe, schedule=duplicate(helper.schedule)) as other:
+        assert counted(other, partial(LDM.run, pipe, steps=6)) == (2, 4)
 
 
 def test_what_was_asked_for_otherwise_is_not_for_auto(tmp_path):

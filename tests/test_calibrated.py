@@ -167,13 +167,8 @@ DAMAGES = {
     ),
 }
 
-PLANS = {
-    "a plan of words": lambda file: edited(file, lambda data: data.update(plan=["maybe"] * 8)),
-    "an empty plan": lambda file: edited(file, lambda data: data.update(plan=[])),
-}
 
-
-@pytest.mark.parametrize("damage", [*DAMAGES, *PLANS])
+@pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize(
     "read", [Calibrated.load, lambda file: Auto(file=file)], ids=["load", "auto"]
 )
@@ -261,7 +256,7 @@ def test_another_unet_or_scheduler_is_refused_before_anything_is_patched(name, l
     assert trace(pipe.unet) == before
 
 
-@pytest.mark.parametrize("name", KNOWN_BEFORE.keys() - {"no-scheduler"})
+@pytest.mark.parametrize("name", [name for name in KNOWN_BEFORE if name != "no-scheduler"])
 def test_and_by_enable_if_it_was_replaced_since(name, learned):
     change, difference = KNOWN_BEFORE[name]
     pipe = SD.load()
@@ -286,7 +281,7 @@ def test_a_bare_unet_is_refused(learned):
         ({"steps": 16}, "the generation has 16 steps, not 8"),
         (
             {"steps": None, "timesteps": [876, 800, 700, 600, 500, 400, 200, 1]},
-            "step 0 has timestep 900, not 876",
+            "step 1 has timestep 800, not 751",
         ),
     ],
     ids=["fewer", "more", "others"],

@@ -133,7 +133,11 @@ class Auto:
         kept = [
             each
             for each in others
-            if all(each.setting != my.setting or each.interval != my.interval for my in mine)
+            if not any(
+                each.setting == my.setting
+                and (each.interval, each.branches) == (my.interval, my.branches)
+                for my in mine
+            )
         ]
         save_all(self.file, [*kept, *mine])
 
