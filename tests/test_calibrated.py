@@ -101,14 +101,11 @@ def test_what_is_written_over_is_replaced_in_one_go(learned, file):
     assert Calibrated.load(file).interval == 7
 
 
-# Bugs: a temporary file of Python's is for its owner alone, and stays where it cannot be moved.
-@pytest.mark.xfail(strict=True, reason="written with the mode of a temporary file")
 def test_the_file_may_be_read_by_whoever_may_read_other_files(file, tmp_path):
     (tmp_path / "other.json").write_text("")
     assert file.stat().st_mode == (tmp_path / "other.json").stat().st_mode
 
 
-@pytest.mark.xfail(strict=True, reason="the partial file remains")
 def test_a_failed_save_leaves_nothing_behind(learned, tmp_path):
     (tmp_path / "folder").mkdir()
     with pytest.raises(OSError, match="folder"):

@@ -3,7 +3,8 @@ and the file that it is kept in.
 """
 
 import json
-import tempfile
+import os
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -294,9 +295,9 @@ def save_all(path: str | Path, schedules: Iterable[Calibrated]) -> None:
 def write_json(path: str | Path, data: Any) -> None:
     """Write to a file beside and move it there."""
     target = Path(path)
-    text = json.dumps(data) + "\n"
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", dir=target.absolute().parent, suffix=".partial", delete=False
-    ) as partial:
-        partial.write(text)
-    Path(partial.name).replace(target)
+    partial = target.with_name(f"{target.name}.{os.getpid()}.{threading.get_ident()}.partial")
+    try:
+        partial.write_text(json.dumps(data) + "\n", encoding="utf-8")
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
