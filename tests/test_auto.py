@@ -166,6 +166,27 @@ def test_pictures_of_another_shape_go_by_what_was_learned(change):
         assert len(helper.schedule.learned) == 1
 
 
+def test_of_several_calls_in_a_step_the_first_teaches_and_all_are_fast():
+    # Guidance in two calls, in a loop of one's own over the timesteps of the pipeline's scheduler.
+    pipe = loaded("ldm")
+    samples = torch.randn(2, 1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+    def run(calls):
+        pipe.scheduler.set_timesteps(6)
+        with torch.no_grad():
+            for timestep in pipe.scheduler.timesteps:
+                for sample in samples[:calls]:
+                    pipe.unet(sample * timestep / 1000, timestep)
+
+    learned = []
+    for calls in (1, 2):
+        with DeepCacheHelper(pipe, schedule="auto") as helper:
+            assert counted(helper, partial(run, calls)) == (calls * 6, 0)
+            assert counted(helper, partial(run, calls)) == (calls * 2, calls * 4)
+            learned.extend(helper.schedule.learned)
+    assert equal(*learned)
+
+
 def test_guidance_dropped_while_it_learns_teaches_up_to_there():
     # From then on the features are of another batch; the rest of the plan is full.
     pipe = loaded("sd")
