@@ -14,7 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from string import ascii_lowercase, digits
 from typing import Any, NamedTuple
@@ -181,7 +181,7 @@ def _sdxl_inputs(*, seed: int = 0, batch: int = 2, **options: Any) -> dict[str, 
     }
 
 
-_SDXL: dict[str, Any] = {
+SDXL: dict[str, Any] = {
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
     "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
     "transformer_layers_per_block": (1, 1, 2),
@@ -267,7 +267,7 @@ UNETS: dict[str, TinyUNet] = {
         functools.partial(unet2d_condition, num_class_embeds=3, layers_per_block=1),
         _class_labels(inputs2d_condition),
     ),
-    "condition-sdxl": TinyUNet(functools.partial(unet2d_condition, **_SDXL), _sdxl_inputs),
+    "condition-sdxl": TinyUNet(functools.partial(unet2d_condition, **SDXL), _sdxl_inputs),
     # The U-Net reads the shape of a skip for each upsampling here. `UNet2DModel` has no such code.
     "condition-odd-size": TinyUNet(
         unet2d_condition, functools.partial(inputs2d_condition, size=(9, 11))
@@ -314,7 +314,7 @@ def with_scheduler(pipe: DiffusionPipeline, name: str) -> DiffusionPipeline:
 # --- the parts of a pipeline ------------------------------------------------------------------
 
 
-def _sd_scheduler(**options: Any) -> DDIMScheduler:
+def sd_scheduler(**options: Any) -> DDIMScheduler:
     return DDIMScheduler(
         beta_schedule="scaled_linear",
         beta_start=0.00085,
@@ -331,7 +331,7 @@ def _sd_scheduler(**options: Any) -> DDIMScheduler:
 _PIXEL_BETA_END = 0.002
 
 
-def _tokenizer() -> CLIPTokenizer:
+def tokenizer() -> CLIPTokenizer:
     """A CLIP tokenizer that spells: one token for each letter or digit, no merges."""
     letters = ascii_lowercase + digits
     words = ["<|startoftext|>", *letters, *(f"{letter}</w>" for letter in letters), "<|endoftext|>"]
@@ -339,22 +339,22 @@ def _tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocab, merges=[], model_max_length=77)
 
 
-def _text_config() -> CLIPTextConfig:
-    tokenizer = _tokenizer()
+def text_config() -> CLIPTextConfig:
+    words = tokenizer()
     return CLIPTextConfig(
-        vocab_size=len(tokenizer),
+        vocab_size=len(words),
         hidden_size=TEXT_WIDTH,
         intermediate_size=2 * TEXT_WIDTH,
         projection_dim=TEXT_WIDTH,
         num_hidden_layers=2,
         num_attention_heads=2,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=words.bos_token_id,
+        eos_token_id=words.eos_token_id,
+        pad_token_id=words.pad_token_id,
     )
 
 
-def _vae(channels: tuple[int, ...] = (4, 8)) -> AutoencoderKL:
+def vae(channels: tuple[int, ...] = (4, 8)) -> AutoencoderKL:
     return AutoencoderKL(
         block_out_channels=channels,
         down_block_types=("DownEncoderBlock2D",) * len(channels),
@@ -368,7 +368,7 @@ def _vae(channels: tuple[int, ...] = (4, 8)) -> AutoencoderKL:
     )
 
 
-def _vqvae() -> VQModel:
+def vqvae() -> VQModel:
     return VQModel(
         block_out_channels=(4, 8),
         down_block_types=("DownEncoderBlock2D",) * 2,
@@ -380,18 +380,18 @@ def _vqvae() -> VQModel:
     )
 
 
-def _sd_parts(**unet: Any) -> dict[str, Any]:
+def sd_parts(**unet: Any) -> dict[str, Any]:
     return {
-        "vae": _vae(),
-        "text_encoder": CLIPTextModel(_text_config()),
-        "tokenizer": _tokenizer(),
+        "vae": vae(),
+        "text_encoder": CLIPTextModel(text_config()),
+        "tokenizer": tokenizer(),
         "unet": unet2d_condition(**unet),
-        "scheduler": _sd_scheduler(),
+        "scheduler": sd_scheduler(),
     }
 
 
 #: The parts of SD's pipelines that these cases do without.
-_UNCHECKED = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+UNCHECKED = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 
 
 def _depth_parts() -> dict[str, Any]:
@@ -413,15 +413,15 @@ def _depth_parts() -> dict[str, Any]:
     }
 
 
-def _sdxl_parts() -> dict[str, Any]:
+def sdxl_parts() -> dict[str, Any]:
     return {
-        **_sd_parts(**_SDXL, cross_attention_dim=2 * TEXT_WIDTH),
-        "tokenizer_2": _tokenizer(),
-        "text_encoder_2": CLIPTextModelWithProjection(_text_config()),
+        **sd_parts(**SDXL, cross_attention_dim=2 * TEXT_WIDTH),
+        "tokenizer_2": tokenizer(),
+        "text_encoder_2": CLIPTextModelWithProjection(text_config()),
     }
 
 
-def _refiner_parts() -> dict[str, Any]:
+def refiner_parts() -> dict[str, Any]:
     """The refiner has the second text encoder only, and five time ids in place of six."""
     unet = {
         "block_out_channels": (8, 8, 16, 16),
@@ -443,36 +443,36 @@ def _refiner_parts() -> dict[str, Any]:
         "projection_class_embeddings_input_dim": TEXT_WIDTH + 5 * 4,
     }
     return {
-        **_sd_parts(**unet),
+        **sd_parts(**unet),
         "text_encoder": None,
         "tokenizer": None,
-        "tokenizer_2": _tokenizer(),
-        "text_encoder_2": CLIPTextModelWithProjection(_text_config()),
+        "tokenizer_2": tokenizer(),
+        "text_encoder_2": CLIPTextModelWithProjection(text_config()),
         "requires_aesthetics_score": True,
     }
 
 
 #: What is saved: folder name -> a pipeline of fresh parts. Their U-Nets' layouts differ on purpose.
-_MODELS: dict[str, Callable[[], DiffusionPipeline]] = {
+MODELS: dict[str, Callable[[], DiffusionPipeline]] = {
     # Three levels of two layers: nine skips, branches 0 to 8.
-    "sd": lambda: StableDiffusionPipeline(**_sd_parts(), **_UNCHECKED),
+    "sd": lambda: StableDiffusionPipeline(**sd_parts(), **UNCHECKED),
     "sd-inpaint-9": lambda: StableDiffusionInpaintPipeline(
-        **_sd_parts(in_channels=9, block_out_channels=(8, 8, 16, 16), layers_per_block=1),
-        **_UNCHECKED,
+        **sd_parts(in_channels=9, block_out_channels=(8, 8, 16, 16), layers_per_block=1),
+        **UNCHECKED,
     ),
     "sd-depth2img": lambda: StableDiffusionDepth2ImgPipeline(
-        **_sd_parts(in_channels=5, block_out_channels=(8, 16), layers_per_block=3),
+        **sd_parts(in_channels=5, block_out_channels=(8, 16), layers_per_block=3),
         **_depth_parts(),
     ),
     "sd-instruct-pix2pix": lambda: StableDiffusionInstructPix2PixPipeline(
-        **_sd_parts(in_channels=8, layers_per_block=1), **_UNCHECKED
+        **sd_parts(in_channels=8, layers_per_block=1), **UNCHECKED
     ),
-    "sdxl": lambda: StableDiffusionXLPipeline(**_sdxl_parts(), add_watermarker=False),
+    "sdxl": lambda: StableDiffusionXLPipeline(**sdxl_parts(), add_watermarker=False),
     "sdxl-refiner": lambda: StableDiffusionXLImg2ImgPipeline(
-        **_refiner_parts(), add_watermarker=False
+        **refiner_parts(), add_watermarker=False
     ),
     "ldm": lambda: LDMPipeline(
-        vqvae=_vqvae(),
+        vqvae=vqvae(),
         unet=unet2d(
             block_out_channels=(8, 16, 16),
             down_block_types=("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
@@ -480,24 +480,24 @@ _MODELS: dict[str, Callable[[], DiffusionPipeline]] = {
         ),
         # The pipeline reads `init_noise_sigma` before `set_timesteps`. With another spacing, that
         # is the last generation's: a second one would differ from the first, at the same seed.
-        scheduler=_sd_scheduler(timestep_spacing="linspace"),
+        scheduler=sd_scheduler(timestep_spacing="linspace"),
     ),
     "ldm-text2img": lambda: LDMTextToImagePipeline(
         # The pipeline takes latents to be an eighth of the picture, whatever its autoencoder.
-        vqvae=_vae((4, 4, 4, 8)),
-        bert=CLIPTextModel(_text_config()),
-        tokenizer=_tokenizer(),
+        vqvae=vae((4, 4, 4, 8)),
+        bert=CLIPTextModel(text_config()),
+        tokenizer=tokenizer(),
         unet=unet2d_condition(
             block_out_channels=(8, 16),
             down_block_types=("CrossAttnDownBlock2D",) * 2,
             up_block_types=("CrossAttnUpBlock2D",) * 2,
         ),
-        scheduler=_sd_scheduler(),
+        scheduler=sd_scheduler(),
     ),
     "ldm-superresolution": lambda: LDMSuperResolutionPipeline(
-        vqvae=_vqvae(),
+        vqvae=vqvae(),
         unet=unet2d(in_channels=6, layers_per_block=3),
-        scheduler=_sd_scheduler(),
+        scheduler=sd_scheduler(),
     ),
     "ddpm": lambda: DDPMPipeline(
         unet=unet2d(layers_per_block=2, block_out_channels=(8, 8, 16), sample_size=SIDE),
@@ -528,11 +528,11 @@ def _session_folder() -> Path:
 
 
 @functools.cache
-def model_folder(name: str) -> Path:
-    """The folder of a saved model of `_MODELS`, built when first asked for."""
-    folder = _session_folder() / name
+def model_folder(build: Callable[[], DiffusionPipeline]) -> Path:
+    """The folder in which the pipeline that `build` makes is saved, once, when first asked for."""
+    folder = Path(tempfile.mkdtemp(dir=_session_folder()))
     with seeded(0):
-        _MODELS[name]().save_pretrained(folder)
+        build().save_pretrained(folder)
     return folder
 
 
@@ -572,18 +572,28 @@ class Case:
     #: (or latents) as a tensor. `overrides` go to `__call__`; no `output_type="pil"`.
     run: Callable[..., torch.Tensor]
     #: Names of the schedulers that the pipeline can drive.
-    schedulers: tuple[str, ...]
-    #: The pipeline's U-Net.
-    unet: Callable[[DiffusionPipeline], torch.nn.Module] = lambda pipe: pipe.unet
+    schedulers: tuple[str, ...] = ()
+    #: The components that are U-Nets, in the order in which they run.
+    unets: tuple[str, ...] = ("unet",)
+    #: Other generations, by what differs: overrides of `run`. They are what makes a stale start
+    #: show, so strengths and steps are no multiples of the interval 3 apart.
+    others: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def unet(self, pipe: DiffusionPipeline) -> torch.nn.Module:
+        """The pipeline's only U-Net, or the first of several."""
+        return pipe.components[self.unets[0]]
 
 
-def _load(pipeline: type[DiffusionPipeline], model: str) -> DiffusionPipeline:
-    pipe = pipeline.from_pretrained(model_folder(model), local_files_only=True)
+def load_pipeline(
+    pipeline: type[DiffusionPipeline], build: Callable[[], DiffusionPipeline]
+) -> DiffusionPipeline:
+    """A fresh pipeline of the class, from the folder where what `build` makes is saved."""
+    pipe = pipeline.from_pretrained(model_folder(build), local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
-def _run(
+def run_pipeline(
     pipe: DiffusionPipeline,
     *,
     defaults: Mapping[str, Any],
@@ -591,6 +601,11 @@ def _run(
     seed: int = 0,
     **overrides: Any,
 ) -> torch.Tensor:
+    """Calls the pipeline with `defaults` and what overrides them.
+
+    A default that can be called gets `seed`. One that is `ABSENT` is left out, for pipelines whose
+    `__call__` has no such argument.
+    """
     arguments = {
         "num_inference_steps": steps,
         "generator": torch.Generator().manual_seed(seed),
@@ -598,6 +613,7 @@ def _run(
         **{name: value(seed) if callable(value) else value for name, value in defaults.items()},
         **overrides,
     }
+    arguments = {name: value for name, value in arguments.items() if value is not ABSENT}
     # Fewer pictures than are to be made are deprecated: repeat the default ones.
     prompt = arguments.get("prompt")
     prompts = len(prompt) if isinstance(prompt, list) else 1
@@ -608,80 +624,120 @@ def _run(
             arguments[name] = torch.cat(copies) if torch.is_tensor(copies[0]) else copies
     # Seeded too because the LDM pipelines give no generator to `scheduler.step`.
     with seeded(seed):
-        return torch.as_tensor(pipe(**arguments).images)
+        return as_tensor(pipe(**arguments)[0])
 
 
-def _case(
+#: See `run_pipeline`.
+ABSENT: Any = object()
+
+
+def as_tensor(outputs: Any) -> torch.Tensor:
+    """What a pipeline returned first, pictures or frames or sound or latents, as one tensor."""
+    if isinstance(outputs, list | tuple):
+        return torch.stack([as_tensor(output) for output in outputs])
+    return torch.as_tensor(np.asarray(outputs) if isinstance(outputs, Image.Image) else outputs)
+
+
+def make_case(
     name: str,
     pipeline: type[DiffusionPipeline],
-    model: str,
-    schedulers: tuple[str, ...] = tuple(SCHEDULERS),
+    build: Callable[[], DiffusionPipeline],
+    schedulers: tuple[str, ...] = (),
+    *,
+    unets: tuple[str, ...] = ("unet",),
+    others: Mapping[str, Mapping[str, Any]] | None = None,
     **defaults: Any,
 ) -> Case:
+    """A case whose pipeline is loaded from what `build` makes, and called with `defaults`."""
     return Case(
         name=name,
         pipeline=pipeline,
-        load=functools.partial(_load, pipeline, model),
-        run=functools.partial(_run, defaults=defaults),
+        load=functools.partial(load_pipeline, pipeline, build),
+        run=functools.partial(run_pipeline, defaults=defaults),
         schedulers=schedulers,
+        unets=unets,
+        others=others or {},
     )
 
 
-_PROMPT: dict[str, Any] = {"prompt": "a small red circle"}
-_EDIT = {**_PROMPT, "image": picture()}
-_PAINT = {**_EDIT, "mask_image": mask()}
+PROMPT: dict[str, Any] = {"prompt": "a small red circle"}
+EDIT = {**PROMPT, "image": picture()}
+PAINT = {**EDIT, "mask_image": mask()}
 
 #: Schedulers that take the latents as they are: for pipelines without `scale_model_input`.
-_UNSCALED = ("ddim", "ddpm", "pndm", "dpm-multistep", "dpm-singlestep", "unipc", "lcm")
+UNSCALED = ("ddim", "ddpm", "pndm", "dpm-multistep", "dpm-singlestep", "unipc", "lcm")
 
-#: Every pipeline of the tests, by readable id.
+#: All schedulers.
+EVERY = tuple(SCHEDULERS)
+
+#: Pipelines that are run with every scheduler that they can drive, by readable id.
 CASES: dict[str, Case] = {
     case.name: case
     for case in (
-        _case("sd", StableDiffusionPipeline, "sd", **_PROMPT),
-        _case("sd-img2img", StableDiffusionImg2ImgPipeline, "sd", **_EDIT),
-        _case("sd-inpaint", StableDiffusionInpaintPipeline, "sd", **_PAINT),
-        _case("sd-inpaint-9", StableDiffusionInpaintPipeline, "sd-inpaint-9", **_PAINT),
-        _case("sd-depth2img", StableDiffusionDepth2ImgPipeline, "sd-depth2img", **_EDIT),
-        _case(
+        make_case("sd", StableDiffusionPipeline, MODELS["sd"], EVERY, **PROMPT),
+        make_case("sd-img2img", StableDiffusionImg2ImgPipeline, MODELS["sd"], EVERY, **EDIT),
+        make_case("sd-inpaint", StableDiffusionInpaintPipeline, MODELS["sd"], EVERY, **PAINT),
+        make_case(
+            "sd-inpaint-9", StableDiffusionInpaintPipeline, MODELS["sd-inpaint-9"], EVERY, **PAINT
+        ),
+        make_case(
+            "sd-depth2img", StableDiffusionDepth2ImgPipeline, MODELS["sd-depth2img"], EVERY, **EDIT
+        ),
+        make_case(
             "sd-instruct-pix2pix",
             StableDiffusionInstructPix2PixPipeline,
-            "sd-instruct-pix2pix",
-            **_EDIT,
+            MODELS["sd-instruct-pix2pix"],
+            EVERY,
+            **EDIT,
         ),
-        _case("sdxl", StableDiffusionXLPipeline, "sdxl", **_PROMPT),
+        make_case("sdxl", StableDiffusionXLPipeline, MODELS["sdxl"], EVERY, **PROMPT),
         # The base's latents after three fifths of the steps, and what finishes them.
-        _case(
+        make_case(
             "sdxl-denoising-end",
             StableDiffusionXLPipeline,
-            "sdxl",
+            MODELS["sdxl"],
+            EVERY,
             denoising_end=0.6,
             output_type="latent",
-            **_PROMPT,
+            **PROMPT,
         ),
-        _case(
+        make_case(
             "sdxl-refiner",
             StableDiffusionXLImg2ImgPipeline,
-            "sdxl-refiner",
+            MODELS["sdxl-refiner"],
+            EVERY,
             denoising_start=0.6,
             # A refiner adds no noise of its own: without this, `seed` would change nothing.
             image=latents,
-            **_PROMPT,
+            **PROMPT,
         ),
-        _case("sdxl-img2img", StableDiffusionXLImg2ImgPipeline, "sdxl", strength=0.8, **_EDIT),
-        _case("sdxl-inpaint", StableDiffusionXLInpaintPipeline, "sdxl", **_PAINT),
-        _case("ldm", LDMPipeline, "ldm"),
-        _case("ldm-text2img", LDMTextToImagePipeline, "ldm-text2img", _UNSCALED, **_PROMPT),
-        _case(
+        make_case(
+            "sdxl-img2img",
+            StableDiffusionXLImg2ImgPipeline,
+            MODELS["sdxl"],
+            EVERY,
+            strength=0.8,
+            **EDIT,
+        ),
+        make_case("sdxl-inpaint", StableDiffusionXLInpaintPipeline, MODELS["sdxl"], EVERY, **PAINT),
+        make_case("ldm", LDMPipeline, MODELS["ldm"], EVERY),
+        make_case(
+            "ldm-text2img", LDMTextToImagePipeline, MODELS["ldm-text2img"], UNSCALED, **PROMPT
+        ),
+        make_case(
             "ldm-superresolution",
             LDMSuperResolutionPipeline,
-            "ldm-superresolution",
+            MODELS["ldm-superresolution"],
+            EVERY,
             image=torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1,
         ),
-        _case(
-            "ddpm", DDPMPipeline, "ddpm", ("ddpm", "ddim", "dpm-multistep", "dpm-singlestep", "lcm")
+        make_case(
+            "ddpm",
+            DDPMPipeline,
+            MODELS["ddpm"],
+            ("ddpm", "ddim", "dpm-multistep", "dpm-singlestep", "lcm"),
         ),
-        _case("ddim", DDIMPipeline, "ddim", ("ddim",)),
-        _case("pndm", PNDMPipeline, "pndm", _UNSCALED),
+        make_case("ddim", DDIMPipeline, MODELS["ddim"], ("ddim",)),
+        make_case("pndm", PNDMPipeline, MODELS["pndm"], UNSCALED),
     )
 }
