@@ -3,8 +3,8 @@
 import diffusers
 import pytest
 import torch
-from conftest import counted_calls, trace
-from tiny import UNETS, inputs2d_condition, unet2d, unet2d_condition
+from conftest import assert_exact_at_every_branch, counted_calls
+from tiny import UNETS, inputs2d_condition, unet2d_condition
 
 from deepcache_patch import InvalidSettingError, UnsupportedModelError
 from deepcache_patch.anatomy import BlockAnatomy, dissect
@@ -41,21 +41,7 @@ def test_without_a_middle_block_the_deepest_branch_would_leave_nothing_out(name)
 
 @pytest.mark.parametrize("name", UNETS)
 def test_a_shallow_call_straight_after_a_full_one_is_equal_at_every_branch(name):
-    unet, anatomy = UNETS[name].build(), None
-    anatomy = dissect(unet)
-    arguments = UNETS[name].inputs()
-    plain = unet(**arguments).sample
-    before = trace(unet)
-    for branch in anatomy.branches:
-        stand_in, recorder = StandIn(), Recorder()
-        with anatomy.cut(None, stand_in, {branch: recorder}).applied():
-            full = unet(**arguments).sample
-        stand_in.feature = recorder.take()
-        with anatomy.cut(branch, stand_in, {}).applied():
-            shallow = unet(**arguments).sample
-        assert torch.equal(full, plain)
-        assert torch.equal(shallow, plain), f"branch {branch}"
-    assert trace(unet) == before
+    assert_exact_at_every_branch(UNETS[name].build(), UNETS[name].inputs)
 
 
 def expected_modules(unet, branch):
@@ -137,7 +123,6 @@ def test_controlnet_residuals_are_exact_at_every_branch(layers, size):
     # The residual of the middle block is added after it: on a shallow call the shapes clash, or
     # agree by accident and it is added a second time.
     unet = unet2d_condition(layers_per_block=layers)
-    anatomy = dissect(unet)
     control = diffusers.ControlNetModel.from_unet(unet).eval()
     for parameter in control.parameters():  # from_unet starts with residuals of zero
         parameter.add_(0.05)
@@ -147,7 +132,7 @@ def test_controlnet_residuals_are_exact_at_every_branch(layers, size):
         **arguments, controlnet_cond=torch.rand(2, 3, height, width), return_dict=False
     )
     arguments |= {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
-    assert_exact_at_every_branch(unet, anatomy, lambda: arguments)
+    assert_exact_at_every_branch(unet, lambda: arguments)
 
 
 @pytest.mark.parametrize("name", ["condition-2-layers", "condition-layers-1-2-3", "condition-sdxl"])
@@ -177,26 +162,13 @@ def test_adapter_features_are_exact_at_every_branch(name, middle):
         adapted = [feature.clone() for feature in features]
         return UNETS[name].inputs() | {"down_intrablock_additional_residuals": adapted}
 
-    assert_exact_at_every_branch(unet, dissect(unet), arguments)
-
-
-def assert_exact_at_every_branch(unet, anatomy, arguments):
-    plain = unet(**arguments()).sample
-    for branch in anatomy.branches:
-        stand_in, recorder = StandIn(), Recorder()
-        with anatomy.cut(None, stand_in, {branch: recorder}).applied():
-            unet(**arguments())
-        stand_in.feature = recorder.take()
-        shallow = arguments()
-        shallow = anatomy.trimmed(branch, shallow) or shallow
-        with anatomy.cut(branch, stand_in, {}).applied():
-            assert torch.equal(unet(**shallow).sample, plain), f"branch {branch}"
+    assert_exact_at_every_branch(unet, arguments)
 
 
 def test_freeu_scales_the_feature_once():
     unet = unet2d_condition()
     unet.enable_freeu(s1=0.9, s2=0.2, b1=1.5, b2=1.6)
-    assert_exact_at_every_branch(unet, dissect(unet), inputs2d_condition)
+    assert_exact_at_every_branch(unet, inputs2d_condition)
 
 
 def test_nothing_is_trimmed_without_residuals():
@@ -241,18 +213,6 @@ def test_replaced_parts_are_noticed(owner, name, index):
     else:
         getattr(parent, name)[index] = replacement[index]
     assert not anatomy.is_current
-
-
-def test_blocks_with_other_skips_are_refused_by_name():
-    # score_sde_ve: a second stream, `skip_sample`, runs beside the hidden state.
-    unet = unet2d(
-        block_out_channels=(32, 32),
-        norm_num_groups=8,
-        down_block_types=("SkipDownBlock2D", "AttnSkipDownBlock2D"),
-        up_block_types=("AttnSkipUpBlock2D", "SkipUpBlock2D"),
-    )
-    with pytest.raises(UnsupportedModelError, match="UNet2DModel with a SkipDownBlock2D"):
-        dissect(unet)
 
 
 def test_skips_that_do_not_add_up_are_refused():

@@ -16,7 +16,7 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from .anatomy import BlockAnatomy, dissect
+from .anatomy import Anatomy, dissect
 from .cut import Cut
 from .errors import DeepCacheWarning
 from .features import FeatureCache, FeatureKey, Recorded, Recorder, StandIn
@@ -104,7 +104,7 @@ class AttachedUNet:
     def __init__(
         self,
         unet: nn.Module,
-        anatomy: BlockAnatomy,
+        anatomy: Anatomy,
         begin: Callable[[Context], Guide],
         scheduler_of: Callable[[], Any],
         *,

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from .anatomy import BlockAnatomy, dissect
+from .anatomy import Anatomy, dissect
 from .attached import CALL, AttachedUNet, Stats
 from .auto import Auto
 from .calibrated import Calibrated
@@ -267,7 +267,7 @@ class DeepCacheHelper:
             return lambda context: schedule.begin(context, replay)
         return lambda context: PlannedGuide(schedule, replay, context)
 
-    def _check(self, schedule: AnySchedule) -> dict[nn.Module, BlockAnatomy]:
+    def _check(self, schedule: AnySchedule) -> dict[nn.Module, Anatomy]:
         """The pipeline's U-Nets as it calls them, each with its anatomy, if the schedule fits."""
         anatomies = {unet: dissect(unwrapped(unet)) for unet in unets_of(self._pipe)}
         if isinstance(schedule, type) or not isinstance(schedule, Schedule | GuidingSchedule):

@@ -4,28 +4,35 @@
 that makes the U-Net shallow and the layers whose output is the deep feature.
 """
 
+from typing import Final
+
 from torch import nn
 
 from ..errors import UnsupportedModelError
+from .base import Anatomy
 from .blocks import BlockAnatomy
 
-__all__ = ["BlockAnatomy", "dissect", "is_unet"]
+__all__ = ["Anatomy", "dissect", "is_unet"]
+
+# The first that fits is taken.
+_LAYOUTS: Final[tuple[type[Anatomy], ...]] = (BlockAnatomy,)
 
 
 def is_unet(model: object) -> bool:
     """Whether the model has a layout that some anatomy here is made for."""
-    return BlockAnatomy.fits(model)
+    return any(layout.fits(model) for layout in _LAYOUTS)
 
 
-def dissect(unet: nn.Module) -> BlockAnatomy:
+def dissect(unet: nn.Module) -> Anatomy:
     """Return the anatomy of a U-Net.
 
     Raises:
         UnsupportedModelError: If its layout, or one of its blocks, is not known.
     """
-    if not is_unet(unet):
-        raise UnsupportedModelError(
-            f"{type(unet).__name__} is not a U-Net that can be cut: "
-            "supported are UNet2DModel and UNet2DConditionModel of diffusers"
-        )
-    return BlockAnatomy(unet)
+    for layout in _LAYOUTS:
+        if layout.fits(unet):
+            return layout(unet)
+    raise UnsupportedModelError(
+        f"{type(unet).__name__} is not a U-Net that can be cut: it has none of the layouts that "
+        "are known, such as down_blocks, mid_block and up_blocks"
+    )

@@ -1,0 +1,106 @@
+"""What every anatomy gives: the skips of a U-Net, its branches, and the cut for each of them."""
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from numbers import Integral
+from typing import Any, ClassVar
+
+from torch import nn
+
+from ..cut import Cut
+from ..errors import InvalidSettingError
+from ..features import Recorder, StandIn
+
+
+class Anatomy(ABC):
+    """The skips of one U-Net, and how to cut it. A subclass for each layout.
+
+    Branch k keeps what produces skips 0…k and what consumes them.
+
+    A subclass finds the skips in `__init__`, calls `_found` at its end, and gives the cut.
+
+    Attributes:
+        sample_name: The argument of the U-Net's `forward` that is denoised.
+        timestep_name: The argument that says how far the denoising is.
+        num_skips: How many skip connections there are.
+        branches: The branches of this U-Net, `range(0, …)`.
+    """
+
+    sample_name: ClassVar[str] = "sample"
+    timestep_name: ClassVar[str] = "timestep"
+
+    num_skips: int
+    branches: range
+
+    def __init__(self, unet: nn.Module) -> None:
+        self._unet: Any = unet
+        self._parameters = tuple(inspect.signature(type(unet).forward).parameters)[1:]
+        self._seen: list[tuple[Any, tuple[Any, ...]]] = []
+
+    @classmethod
+    @abstractmethod
+    def fits(cls, model: object) -> bool:
+        """Whether the model has this layout."""
+
+    @abstractmethod
+    def cut(self, branch: int | None, stand_in: StandIn, recorders: Mapping[int, Recorder]) -> Cut:
+        """What one kind of call needs.
+
+        Args:
+            branch: One of `branches` for a shallow call; `None` for a call that runs everything.
+            stand_in: What returns the deep feature in a shallow call.
+            recorders: What receives the deep feature of a branch, for branches shallower than
+                `branch`.
+
+        Returns:
+            The swaps: while they are applied, a call of the U-Net is of that kind.
+        """
+
+    def trimmed(self, branch: int, arguments: dict[str, Any]) -> dict[str, Any] | None:
+        """The arguments of a shallow call where they must differ from a full call's, else `None`.
+
+        Args:
+            branch: Where the call is cut.
+            arguments: By name.
+        """
+        return None
+
+    def refusal(self, arguments: Mapping[str, Any]) -> str | None:
+        """Why a call with these arguments must run in full, if it must."""
+        return None
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the U-Net still has the blocks and layers that were found in it."""
+        return all(tuple(children.values()) == found for children, found in self._seen)
+
+    def check_branch(self, branch: Any) -> None:
+        """Check that this U-Net has the branch.
+
+        Raises:
+            InvalidSettingError: If it has not; the message names the range.
+        """
+        whole = isinstance(branch, Integral) and not isinstance(branch, bool)
+        if not whole or branch not in self.branches:
+            raise InvalidSettingError(
+                f"branch {branch!r} is out of range: this {type(self._unet).__name__} has "
+                f"{self.num_skips} skip connections, so branches 0 to {self.branches[-1]}"
+            )
+
+    def arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of a call to the U-Net, by the names in the signature of its `forward`."""
+        return dict(zip(self._parameters, args, strict=False)) | dict(kwargs)
+
+    def timestep(self, arguments: Mapping[str, Any]) -> Any:
+        """The timestep of a call, a number or a tensor; `None` if it has none."""
+        return arguments.get(self.timestep_name)
+
+    @staticmethod
+    def _takes(model: object, *names: str) -> bool:
+        """Whether the model's `forward` has arguments with these names."""
+        return set(names) <= inspect.signature(type(model).forward).parameters.keys()  # type: ignore[attr-defined]
+
+    def _found(self, owners: Iterable[nn.Module]) -> None:
+        """Remember the children of all modules that the cuts look at."""
+        self._seen = [(each._modules, tuple(each._modules.values())) for each in owners]
