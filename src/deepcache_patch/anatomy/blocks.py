@@ -41,8 +41,8 @@ class DownPath:
     """
 
     def __init__(self, owner: nn.Module) -> None:
-        self._owner: Any = owner
-        blocks: list[Any] = list(self._owner.down_blocks)
+        self._owner = owner
+        blocks: Any = owner.down_blocks
         for block in blocks:
             check_layers(owner, block)
         self.spans = _spans(blocks, [_emits(block) for block in blocks], first=1)
@@ -63,7 +63,8 @@ class DownPath:
     def modules(self) -> list[nn.Module]:
         """All whose children the swaps look at."""
         blocks = [span.block for span in self.spans]
-        return [self._owner, self._owner.down_blocks, *blocks, *_lists(blocks)]
+        path: Any = self._owner.down_blocks
+        return [self._owner, path, *blocks, *_lists(blocks)]
 
 
 class BlockAnatomy(Anatomy):
