@@ -71,7 +71,6 @@ from tiny import (
     sd_parts,
     sd_scheduler,
     sdxl_parts,
-    seeded,
     text_config,
     tokenizer,
     unet2d_condition,
@@ -387,7 +386,7 @@ def _load_kolors(pipeline: type[DiffusionPipeline]) -> DiffusionPipeline:
 def _run_ledits(
     pipe: DiffusionPipeline, *, steps: int = 5, seed: int = 0, **overrides: Any
 ) -> torch.Tensor:
-    """Inverts the picture and edits it; each phase gets the overrides that it has a name for."""
+    """Inverts the picture, with the arguments that `invert` has, and edits it, with the others."""
     arguments: dict[str, Any] = {
         "image": picture(2 * SIDE),
         "num_inversion_steps": steps,
@@ -397,10 +396,9 @@ def _run_ledits(
         **overrides,
     }
     for_inversion = set(inspect.signature(pipe.invert).parameters) & set(arguments)
-    # Seeded too because the scheduler's step is not given a generator.
-    with seeded(seed):
-        pipe.invert(**{name: arguments.pop(name) for name in for_inversion})
-        return as_tensor(pipe(**arguments)[0])
+    pipe.invert(**{name: arguments.pop(name) for name in for_inversion})
+    # Takes the noise that the inversion has found: there is nothing left to draw.
+    return as_tensor(pipe(**arguments)[0])
 
 
 def _kolors_case(
