@@ -64,6 +64,7 @@ from tiny import (
     ABSENT,
     MODELS,
     PROMPT,
+    SDXL,
     SIDE,
     TEXT_WIDTH,
     UNCHECKED,
@@ -170,12 +171,16 @@ def animatediff_controlnet() -> AnimateDiffControlNetPipeline:
 
 
 def animatediff_sdxl() -> AnimateDiffSDXLPipeline:
-    return AnimateDiffSDXLPipeline(**with_motion(sdxl_parts(), use_motion_mid_block=False))
+    unet = unet2d_condition(**SDXL, cross_attention_dim=2 * TEXT_WIDTH, layers_per_block=1)
+    return AnimateDiffSDXLPipeline(
+        **with_motion({**sdxl_parts(), "unet": unet}, use_motion_mid_block=False)
+    )
 
 
 def animatediff_sparse() -> AnimateDiffSparseControlNetPipeline:
+    layout = {**CONTROLLED, "layers_per_block": 1}
     controlnet = SparseControlNetModel(
-        **CONTROLLED,
+        **layout,
         down_block_types=("CrossAttnDownBlockMotion", "DownBlockMotion"),
         cross_attention_dim=TEXT_WIDTH,
         attention_head_dim=2,
@@ -184,7 +189,7 @@ def animatediff_sparse() -> AnimateDiffSparseControlNetPipeline:
         motion_max_seq_length=8,
     )
     return AnimateDiffSparseControlNetPipeline(
-        **with_motion(sd_parts(**CONTROLLED)), controlnet=woken(controlnet)
+        **with_motion(sd_parts(**layout)), controlnet=woken(controlnet)
     )
 
 
@@ -204,11 +209,11 @@ def load_free_noise() -> DiffusionPipeline:
 # --- three dimensions -------------------------------------------------------------------------
 
 
-def vision_encoder(side: int, patches: int = 2) -> CLIPVisionModelWithProjection:
+def vision_encoder(side: int) -> CLIPVisionModelWithProjection:
     return CLIPVisionModelWithProjection(
         CLIPVisionConfig(
             image_size=side,
-            patch_size=side // patches,
+            patch_size=side // 2,
             hidden_size=16,
             intermediate_size=16,
             num_hidden_layers=2,
@@ -327,6 +332,8 @@ def clap_text_config() -> ClapTextConfig:
         num_attention_heads=2,
         max_position_embeddings=80,
         projection_dim=TEXT_WIDTH,
+        # With the default all prompts would have nearly the same embedding.
+        initializer_factor=20.0,
     )
 
 
@@ -476,13 +483,11 @@ def dance_diffusion() -> DanceDiffusionPipeline:
         # The time, as channels beside the sound's.
         extra_in_channels=16,
     )
-    # As they come, they make so much noise that half of the sound would end clamped.
+    # As it comes, it makes so much noise that half of the sound would end clamped.
+    last = unet.up_blocks[-1].resnets[-1]
     with torch.no_grad():
-        for layer in (
-            unet.up_blocks[-1].resnets[-1].conv_2,
-            unet.up_blocks[-1].resnets[-1].conv_skip,
-        ):
-            layer.weight *= 0.2
+        for weight in (*last.conv_2.parameters(), *last.conv_skip.parameters()):
+            weight *= 0.2
     return DanceDiffusionPipeline(unet=unet, scheduler=IPNDMScheduler())
 
 
@@ -615,15 +620,18 @@ def run_to_latents(
 
 # --- cases ------------------------------------------------------------------------------------
 
+#: Two prompts, where a pipeline does not make several results of one.
 PROMPTS: dict[str, Any] = {"prompt": ["a small red circle", "two blue squares"]}
 VIDEO = frames()
-#: The step at which a strength of 0.6 starts is two from that of the pipelines' own 0.8, and four
-#: from that of 1.
-USUAL: dict[str, dict[str, Any]] = {"seed": {"seed": 1}, "steps": {"steps": 7}}
 SIZE = {"height": SIDE + 8, "width": SIDE}
 WITHOUT_GUIDANCE = {"guidance_scale": 1.0}
+#: Of eight steps it leaves four, and the pipelines' own 0.8 and 1 leave six and all.
+STRENGTH = {"strength": 0.6}
 
-#: Other generations of a pipeline that takes a prompt, a size and a guidance scale.
+#: Other generations that every pipeline can make.
+USUAL: dict[str, dict[str, Any]] = {"seed": {"seed": 1}, "steps": {"steps": 7}}
+
+#: Those of a pipeline that takes a size and a guidance scale.
 GUIDED = {**USUAL, "size": SIZE, "no-guidance": WITHOUT_GUIDANCE}
 
 #: The pipelines for sound take a length, in seconds, in place of a size.
@@ -663,6 +671,7 @@ CASES: dict[str, Case] = {
             "animatediff-controlnet",
             AnimateDiffControlNetPipeline,
             animatediff_controlnet,
+            # No batch: there is one picture for each frame of one video.
             others=GUIDED,
             num_frames=FRAMES,
             conditioning_frames=VIDEO,
@@ -680,7 +689,7 @@ CASES: dict[str, Case] = {
             "animatediff-sparse-controlnet",
             AnimateDiffSparseControlNetPipeline,
             animatediff_sparse,
-            others=GUIDED,
+            others={**GUIDED, "batch": PROMPTS},
             num_frames=FRAMES,
             conditioning_frames=[picture()],
             controlnet_frame_indices=[1],
@@ -693,7 +702,7 @@ CASES: dict[str, Case] = {
             others={
                 **GUIDED,
                 "batch": {**PROMPTS, "video": [VIDEO, frames(seed=9)]},
-                "strength": {"strength": 0.6},
+                "strength": STRENGTH,
             },
             video=VIDEO,
             **PROMPT,
@@ -702,7 +711,7 @@ CASES: dict[str, Case] = {
             "animatediff-video2video-controlnet",
             AnimateDiffVideoToVideoControlNetPipeline,
             animatediff_controlnet,
-            others={**GUIDED, "strength": {"strength": 0.6}},
+            others={**GUIDED, "strength": STRENGTH},
             video=VIDEO,
             conditioning_frames=frames(seed=9),
             **PROMPT,
@@ -711,7 +720,7 @@ CASES: dict[str, Case] = {
             "pia",
             PIAPipeline,
             pia,
-            others={**GUIDED, "strength": {"strength": 0.6}},
+            others={**GUIDED, "batch": PROMPTS, "strength": STRENGTH},
             image=picture(),
             num_frames=FRAMES,
             **PROMPT,
@@ -745,6 +754,7 @@ CASES: dict[str, Case] = {
                 **USUAL,
                 "size": {"video": frames(side=SIDE + 8)},
                 "no-guidance": WITHOUT_GUIDANCE,
+                # No batch: it adds noise as if each prompt had one frame. Its strength is 0.6.
                 "strength": {"strength": 0.8},
             },
             video=VIDEO,
@@ -755,7 +765,8 @@ CASES: dict[str, Case] = {
             pipeline=TextToVideoZeroPipeline,
             load=load_zero,
             run=run_zero,
-            # It cannot do without guidance: it joins the prompt's embedding to a missing one.
+            # It cannot do without guidance: it joins the prompt's embedding to a missing one. Nor
+            # can it make two videos: it has motion for the frames of one.
             others={**USUAL, "size": SIZE},
         ),
         Case(
