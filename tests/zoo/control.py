@@ -99,8 +99,8 @@ _HINT_CHANNELS = (4, 8)
 def wake(module: _Module, *, seed: int = 0, scale: float = 0.2) -> _Module:
     """Gives every convolution and linear layer whose weight is zero a random one; returns `module`.
 
-    Such layers are how ControlNets and motion modules are made to change nothing before training.
-    `scale` is the standard deviation of the new weights; their biases get it too.
+    Such layers are how ControlNets are made to change nothing before training. `scale` is the
+    standard deviation of the new weights and biases.
     """
     layers = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d, torch.nn.Linear)
     with seeded(seed), torch.no_grad():
