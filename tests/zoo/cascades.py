@@ -289,6 +289,16 @@ def _vqgan(scale_factor: float) -> PaellaVQModel:
     return model
 
 
+def _deepen(model: torch.nn.Module) -> torch.nn.Module:
+    """Lets what comes from the deeper levels count, beside what each adds on the way up."""
+    with torch.no_grad():
+        for name, module in model.named_modules():
+            if isinstance(module, torch.nn.ConvTranspose2d) or name.startswith("up_repeat_mappers"):
+                for parameter in module.parameters(recurse=False):
+                    parameter *= 4
+    return model
+
+
 def _wuerstchen_parts() -> dict[str, Any]:
     with seeded(0):
         decoder = WuerstchenDiffNeXt(
@@ -302,7 +312,7 @@ def _wuerstchen_parts() -> dict[str, Any]:
             clip_embd=TEXT_WIDTH,
         )
     # Its last layer and the time's start as zeros.
-    fill_zeros(decoder, std=0.3)
+    _deepen(fill_zeros(decoder, std=0.3))
     with torch.no_grad():
         # What it returns is divided by a sigmoid of the outputs' second half. With a half there,
         # the latents would double in each step.
@@ -352,7 +362,7 @@ def _cascade_unet(**config: Any) -> StableCascadeUNet:
     }
     with seeded(0):
         model = StableCascadeUNet(**(defaults | config))
-    return fill_zeros(model)
+    return _deepen(fill_zeros(model))
 
 
 def _cascade_text() -> dict[str, Any]:
@@ -509,6 +519,9 @@ def _dreamlite_parts() -> dict[str, Any]:
             addition_time_embed_dim=4,
             projection_class_embeddings_input_dim=8,
         )
+    with torch.no_grad():
+        # Separable convolutions make little of random weights.
+        unet.conv_out.weight *= 8
     return {
         "text_encoder": Qwen3VLForConditionalGeneration(
             Qwen3VLConfig(text_config=text, vision_config=vision, **tokens)
@@ -529,13 +542,13 @@ def _dreamlite_case(
     name: str,
     pipeline: type[DiffusionPipeline],
     others: Mapping[str, Mapping[str, Any]],
-    **picture: Any,
+    **edited: Any,
 ) -> Case:
     """A case that edits the picture, or makes one if there is none."""
 
     def processor() -> dict[str, Any]:
         # Only editing needs it; one that is saved could not be loaded without torchvision.
-        return {"processor": _qwen_processor() if picture else None}
+        return {"processor": _qwen_processor() if edited else None}
 
     return _case(
         name,
@@ -545,11 +558,11 @@ def _dreamlite_case(
         height=SIDE,
         width=SIDE,
         **PROMPT,
-        **picture,
+        **edited,
     )
 
 
-#: It cannot be switched off.
+#: Guidance cannot be switched off here: each step is a call with all prompts.
 _GUIDANCE = {"guidance": {"guidance_scale": 2.0}}
 _BATCH = {"batch": {"num_images_per_prompt": 2}}
 
