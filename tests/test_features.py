@@ -69,14 +69,23 @@ def test_a_recorder_gives_its_tensor_once():
     ids=["batch", "size", "dtype", "device"],
 )
 def test_a_feature_is_valid_only_under_an_equal_key(other):
+    assert FeatureKey.of(SAMPLE.clone()) == KEY
+    assert FeatureKey.of(other) != KEY
+
+
+def test_a_companion_s_sample_may_have_other_channels_only():
+    assert KEY.is_like(torch.zeros(2, 9, 8, 8))
+    for other in (torch.zeros(1, 4, 8, 8), torch.zeros(2, 4, 8, 9), SAMPLE.half()):
+        assert not KEY.is_like(other)
+
+
+def test_a_feature_is_found_by_slot_and_branch():
     cache = FeatureCache()
     recorded = Recorded(3, KEY, torch.ones(1))
     cache.put(0, 1, recorded)
-    (found,) = cache.get(0, 1, FeatureKey.of(SAMPLE.clone()))
+    (found,) = cache.get(0, 1)
     assert found is recorded
-    assert cache.get(0, 1, FeatureKey.of(other)) == ()
-    assert cache.get(1, 1, KEY) == ()
-    assert cache.get(0, 0, KEY) == ()
+    assert cache.get(1, 1) == cache.get(0, 0) == ()
 
 
 @pytest.mark.parametrize(
@@ -87,7 +96,7 @@ def test_the_newest_are_kept_the_newest_first(keep, steps):
     kept = []
     for step in (0, 3, 4):
         cache.put(0, 0, Recorded(step, KEY, torch.ones(1)), keep=keep)
-        kept.append([each.step for each in cache.get(0, 0, KEY)])
+        kept.append([each.step for each in cache.get(0, 0)])
     assert kept == steps
 
 
@@ -97,8 +106,7 @@ def test_features_of_another_key_are_not_kept_beside_the_newest():
     key = FeatureKey.of(SAMPLE[:1])
     cache.put(0, 0, Recorded(0, KEY, torch.ones(2)), keep=2)
     cache.put(0, 0, Recorded(1, key, torch.ones(1)), keep=2)
-    assert cache.get(0, 0, KEY) == ()
-    assert [each.step for each in cache.get(0, 0, key)] == [1]
+    assert [each.step for each in cache.get(0, 0)] == [1]
     assert cache.nbytes == 4
 
 

@@ -8,7 +8,7 @@ cache; whether a call runs in full or shallow is decided here and nowhere else, 
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -19,12 +19,14 @@ from torch import nn
 from .anatomy import Anatomy, dissect
 from .cut import Cut
 from .errors import DeepCacheWarning
-from .features import FeatureCache, FeatureKey, Recorded, Recorder, StandIn
+from .features import FeatureKey, Recorded, Recorder, StandIn
 from .guide import Context, Guide
+from .observers import observer_of
 from .patch import Patch
 from .pipelines import unwrapped
-from .schedule import FULL, PlanEntry
-from .steps import Position, StepTracker
+from .schedule import FULL
+from .session import Session
+from .steps import Position, same_storage
 
 #: Where the patch goes. `nn.Module.__call__` runs this, if it is not `None`, instead of hooks and
 #: `forward`. So the patch is outermost: whoever replaces `forward` (accelerate does at every
@@ -63,31 +65,6 @@ class Stats:
         )
 
 
-class _Session:
-    """What belongs to the generation of one thread."""
-
-    def __init__(self) -> None:
-        self.tracker = StepTracker()
-        self.cache = FeatureCache()
-        self.generation = -1
-        self.guide: Guide | None = None
-        self.entry: PlanEntry = FULL  # of the current step
-        self.last_full = 0  # the last step that the guide wanted in full
-        # The conditioning of each slot in that step.
-        self.conditionings: dict[int, torch.Tensor | None] = {}
-
-    def reset(self) -> None:
-        self.tracker.reset()
-        self.guide = None
-        self.forget()
-
-    def forget(self) -> None:
-        """Let go of what was recorded."""
-        self.cache.clear()
-        self.conditionings.clear()
-        self.entry, self.last_full = FULL, 0
-
-
 class AttachedUNet:
     """One U-Net with its cache and the patch round its call.
 
@@ -97,7 +74,7 @@ class AttachedUNet:
         unet: The U-Net as the pipeline calls it, compiled or not.
         anatomy: Of the U-Net inside `torch.compile`'s wrapper.
         begin: Gives what leads through a generation, at its first call.
-        scheduler_of: Gives the pipeline's scheduler, or `None`.
+        schedulers_of: Gives the pipeline's schedulers, the likeliest for this U-Net first.
         tag: Marks the patch.
     """
 
@@ -106,19 +83,19 @@ class AttachedUNet:
         unet: nn.Module,
         anatomy: Anatomy,
         begin: Callable[[Context], Guide],
-        scheduler_of: Callable[[], Any],
+        schedulers_of: Callable[[], Sequence[Any]],
         *,
         tag: object,
     ) -> None:
         self.unet = unet
         self._anatomy = anatomy
         self._begin = begin
-        self._scheduler_of = scheduler_of
+        self._schedulers_of = schedulers_of
         self._stand_in = StandIn()
         self._recorders: dict[int, Recorder] = {}
         self._cuts: dict[tuple[int | None, tuple[int, ...]], Cut] = {}
         self._local = threading.local()
-        self._sessions: weakref.WeakSet[_Session] = weakref.WeakSet()
+        self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         self._pauses = 0
         self._warned: set[str] = set()
         self._generations = self._full_calls = self._shallow_calls = self._peak_nbytes = 0
@@ -135,6 +112,11 @@ class AttachedUNet:
     def installed(self) -> bool:
         """Whether calls of the U-Net come here."""
         return self._patch.installed
+
+    @property
+    def num_skips(self) -> int:
+        """How many skip connections the U-Net has."""
+        return self._anatomy.num_skips
 
     def attach(self) -> None:
         """Send calls of the U-Net here."""
@@ -169,6 +151,39 @@ class AttachedUNet:
             for session in list(self._sessions):
                 session.reset()
 
+    def foresee(self, timestep: Any, sample: torch.Tensor) -> int | None:
+        """The branch of the coming call, for a companion that is called before it.
+
+        What comes may still run in full, if it turns out to be another call than it seems.
+
+        Args:
+            timestep: What the companion got.
+            sample: Likewise; it may differ from the U-Net's in its channels.
+
+        Returns:
+            `None` if the call will run in full, or if that is not known.
+        """
+        with self._lock:
+            if self._pauses or torch.is_grad_enabled() or not self._patch.installed:
+                return None
+            session = self._session()
+            guide, timesteps = session.guide, _timesteps_of(session.scheduler)
+            position = session.locate(timestep, timesteps, ahead=True)
+            if guide is None or position is None or position.generation != session.generation:
+                return None
+            beyond = position.step >= guide.num_steps or position.slot >= MAX_SLOTS
+            if beyond or not self._anatomy.is_current:
+                return None
+            session.enter(guide, position.step)
+            recorded = self._to_replay(session, position)
+            likely = recorded and recorded[0].key.is_like(sample)
+            return session.entry if likely and session.entry != FULL else None
+
+    def remember(self, companion_call: Any) -> None:
+        """Keep the last call of a companion, if it was cut; `None` if it was not."""
+        with self._lock:
+            self._session().companion = companion_call
+
     def _call(
         self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
@@ -182,13 +197,12 @@ class AttachedUNet:
         self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         arguments = self._anatomy.arguments(args, kwargs)
-        if self._pauses or not arguments.keys() >= {"sample", "timestep"}:
-            return original(*args, **kwargs)
         session = self._session()
-        position = self._locate(session, arguments["timestep"])
+        position = None if self._pauses else self._locate(session, arguments)
         if position is None:
-            self._full_calls += 1
-            return original(*args, **kwargs)
+            self._full_calls += not self._pauses
+            completed = self._completed(session, None, arguments)
+            return original(*args, **kwargs) if completed is None else original(**completed)
         try:
             guide = self._lead(session, position)
             if not self._anatomy.is_current:
@@ -196,16 +210,15 @@ class AttachedUNet:
                 self._cuts.clear()
                 session.forget()
             branch, feature = self._branch_to_run(session, guide, position, arguments)
+            changed = self._completed(session, branch, arguments)
             if branch is None:
                 self._full_calls += 1
             else:
                 self._shallow_calls += 1
-                trimmed = self._anatomy.trimmed(branch, arguments)
-                if trimmed is not None:
-                    args, kwargs = (), trimmed
+                changed = self._anatomy.trimmed(branch, changed or arguments) or changed
             tapped = tuple(b for b in guide.branches if branch is None or b < branch)
             with self._cut(branch, tapped, feature):
-                output = original(*args, **kwargs)
+                output = original(*args, **kwargs) if changed is None else original(**changed)
             self._keep_recorded(session, guide, position, arguments, output)
         except BaseException:
             # Whether the caller tries this step again, or what, cannot be known.
@@ -216,23 +229,28 @@ class AttachedUNet:
                 recorder.take()
         return output
 
-    def _session(self) -> _Session:
+    def _session(self) -> Session:
         try:
-            session: _Session = self._local.session
+            session: Session = self._local.session
         except AttributeError:
-            session = self._local.session = _Session()
+            session = self._local.session = Session()
             self._sessions.add(session)
         return session
 
-    def _locate(self, session: _Session, timestep: Any) -> Position | None:
+    def _locate(self, session: Session, arguments: Mapping[str, Any]) -> Position | None:
         """Where the call stands; `None`, with a warning that says why, if it must run in full."""
+        timestep = self._anatomy.timestep(arguments)
+        if timestep is None or not isinstance(self._sample(arguments), torch.Tensor):
+            return None
         if torch.is_grad_enabled():
             self._warn("gradients are enabled: wrap the denoising loop in torch.no_grad()")
             return None
-        timesteps = getattr(self._scheduler_of(), "timesteps", None)
-        if not isinstance(timesteps, torch.Tensor) or timesteps.ndim != 1:
-            timesteps = None
-        position = session.tracker.locate(timestep, timesteps)
+        refusal = self._anatomy.refusal(arguments)
+        if refusal is not None:
+            self._warn(refusal)
+            return None
+        session.scheduler = _driving(self._schedulers_of(), timestep)
+        position = session.locate(timestep, _timesteps_of(session.scheduler))
         if position is None:
             self._warn(
                 "its step cannot be told from its timestep: pass an element of the scheduler's "
@@ -247,7 +265,10 @@ class AttachedUNet:
             return None
         return position
 
-    def _lead(self, session: _Session, position: Position) -> Guide:
+    def _sample(self, arguments: Mapping[str, Any]) -> Any:
+        return arguments.get(self._anatomy.sample_name)
+
+    def _lead(self, session: Session, position: Position) -> Guide:
         """What leads through the generation of this call, asked for the call's step."""
         if position.generation != session.generation:
             session.generation = position.generation
@@ -264,39 +285,61 @@ class AttachedUNet:
             # Without a list of timesteps nobody knows how many steps there will be.
             num_steps = position.num_steps or max(64, 2 * position.step)
             unet = unwrapped(self.unet)
-            guide = self._begin(Context(num_steps, timesteps, self._scheduler_of(), unet))
+            guide = self._begin(Context(num_steps, timesteps, session.scheduler, unet))
             for branch in guide.branches:
                 self._anatomy.check_branch(branch)
                 self._recorders.setdefault(branch, Recorder())
             session.guide = guide
-        if position.slot == 0:
-            session.entry = guide.entry(position.step)
-            if session.entry == FULL:
-                session.last_full = position.step
-                session.conditionings.clear()
+        session.enter(guide, position.step)
         return guide
 
     def _branch_to_run(
-        self, session: _Session, guide: Guide, position: Position, arguments: dict[str, Any]
+        self, session: Session, guide: Guide, position: Position, arguments: dict[str, Any]
     ) -> tuple[int | None, torch.Tensor | None]:
         """The branch and the feature to replay, or two `None` for a full call.
 
         Full is what the guide says is full, and whatever has no feature of its own to replay: the
         first step, a call of another shape or dtype than the one that recorded, more calls than the
         last full step had, and a call whose conditioning is that of another slot, because one
-        before it was left out.
+        before it was left out. Full is also what somebody watches the left-out layers of.
         """
-        entry, slot = session.entry, position.slot
-        if entry == FULL:
+        entry = session.entry
+        recorded = self._to_replay(session, position)
+        if entry == FULL or not recorded:
             return None, None
-        recorded = session.cache.get(slot, entry, FeatureKey.of(arguments["sample"]))
-        if not recorded or recorded[0].step < session.last_full:
+        if recorded[0].key != FeatureKey.of(self._sample(arguments)):
             return None, None
-        conditioning = _conditioning(arguments)
-        slots = [s for s, its in session.conditionings.items() if _same_memory(its, conditioning)]
-        if slots and slot not in slots:
+        if session.is_anothers(position.slot, arguments):
             return None, None
         return entry, guide.feature(position.step, entry, recorded)
+
+    def _to_replay(self, session: Session, position: Position) -> Sequence[Recorded]:
+        """What there is to replay in a shallow call; nothing if it must be a full one."""
+        entry = session.entry
+        if entry == FULL:
+            return ()
+        recorded = session.cache.get(position.slot, entry)
+        if not recorded or recorded[0].step < session.last_full:
+            return ()
+        if session.watched is None:
+            cut = self._anatomy.cut(entry, self._stand_in, {})
+            session.watched = observer_of(unwrapped(self.unet), cut) or ""
+            if session.watched:
+                self._warn(session.watched)
+        return () if session.watched else recorded
+
+    def _completed(
+        self, session: Session, branch: int | None, arguments: dict[str, Any]
+    ) -> dict[str, Any] | None:
+        """The arguments with all residuals that the call needs, if a cut companion gave fewer."""
+        call = session.companion
+        if call is None:
+            return None
+        residuals = self._anatomy.residuals(arguments)
+        needed = self.num_skips if branch is None else branch + 1
+        if residuals is None or len(residuals) >= needed:
+            return None
+        return self._anatomy.with_residuals(arguments, call.in_full(residuals))
 
     @contextmanager
     def _cut(
@@ -315,24 +358,23 @@ class AttachedUNet:
 
     def _keep_recorded(
         self,
-        session: _Session,
+        session: Session,
         guide: Guide,
         position: Position,
         arguments: dict[str, Any],
         output: Any,
     ) -> None:
-        slot, sample = position.slot, arguments["sample"]
+        slot, sample = position.slot, self._sample(arguments)
         taken = {branch: recorder.take() for branch, recorder in self._recorders.items()}
         features = {branch: each for branch, each in taken.items() if each is not None}
         guide.observe(position, sample, output, features)
         if position.step + 1 == position.num_steps:
-            session.cache.drop(slot)
-            session.conditionings.pop(slot, None)
+            session.drop(slot)
             return
         for branch, feature in features.items():
             recorded = Recorded(position.step, FeatureKey.of(sample), feature)
             session.cache.put(slot, branch, recorded, keep=guide.keep)
-            session.conditionings[slot] = _conditioning(arguments)
+            session.recorded_by(slot, arguments)
         held = sum(each.cache.nbytes for each in self._sessions)
         self._peak_nbytes = max(self._peak_nbytes, held)
 
@@ -342,12 +384,17 @@ class AttachedUNet:
             warnings.warn(f"a U-Net call runs in full: {reason}", DeepCacheWarning, stacklevel=2)
 
 
-def _conditioning(arguments: dict[str, Any]) -> torch.Tensor | None:
-    found = arguments.get("encoder_hidden_states")
-    return found if isinstance(found, torch.Tensor) else None
+def _driving(schedulers: Sequence[Any], timestep: Any) -> Any:
+    """The scheduler whose list the timestep is a view into; the likeliest if it is no view."""
+    if len(schedulers) > 1 and isinstance(timestep, torch.Tensor):
+        for scheduler in schedulers:
+            timesteps = _timesteps_of(scheduler)
+            if timesteps is not None and same_storage(timestep, timesteps):
+                return scheduler
+    return schedulers[0] if schedulers else None
 
 
-def _same_memory(first: torch.Tensor | None, second: torch.Tensor | None) -> bool:
-    if first is None or second is None:
-        return first is second
-    return first.data_ptr() == second.data_ptr() and first.shape == second.shape
+def _timesteps_of(scheduler: Any) -> torch.Tensor | None:
+    timesteps = getattr(scheduler, "timesteps", None)
+    listed = isinstance(timesteps, torch.Tensor) and timesteps.ndim == 1
+    return timesteps if listed else None

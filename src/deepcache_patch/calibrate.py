@@ -93,7 +93,7 @@ def _fast_enough(
     """The most full steps with which the denoising loop is so much faster."""
 
     def seconds() -> float:
-        with LoopClock(unets_of(helper.pipe)[0]) as clock:
+        with LoopClock(next(iter(unets_of(helper.pipe).values()))) as clock:
             run()
         return clock.seconds
 

@@ -3,12 +3,14 @@
     DeepCacheError
     ├── InvalidSettingError       (ValueError)    an argument outside its range
     ├── UnsupportedModelError     (TypeError)     nothing here that can be cached, and why
-    └── AlreadyEnabledError       (RuntimeError)  the U-Net belongs to another helper
+    ├── AlreadyEnabledError       (RuntimeError)  the U-Net belongs to another helper
+    └── ChangedResidualsError     (RuntimeError)  a ControlNet's residuals cannot be made anew
 
     DeepCacheWarning              (UserWarning)   a call ran in full that should be fast
 
-Each is raised before anything is patched, but for a schedule whose plan turns out to be invalid for
-the number of steps of a generation: that is known only when the generation starts.
+Each is raised before anything is patched, but for `ChangedResidualsError`, and for a schedule whose
+plan turns out to be invalid for the number of steps of a generation: that is known only when the
+generation starts.
 """
 
 
@@ -26,6 +28,10 @@ class UnsupportedModelError(DeepCacheError, TypeError):
 
 class AlreadyEnabledError(DeepCacheError, RuntimeError):
     """Another helper is enabled on the same U-Net."""
+
+
+class ChangedResidualsError(DeepCacheError, RuntimeError):
+    """A U-Net call needs residuals that a ControlNet left out, and those it gave were changed."""
 
 
 class DeepCacheWarning(UserWarning):

@@ -24,21 +24,32 @@ class Recorder:
         return latest
 
 
-class Tap(nn.Module):
-    """Runs `inner` and hands a copy of its output to a recorder.
+class Around(nn.Module):
+    """Stands round `inner`, and looks like it to everybody else.
 
     It is swapped in for one call only. A forward hook would do the same in eager mode, but a
     compiled U-Net that ran once without the hook never notices it: dynamo does not guard on hooks
     (`skip_nnmodule_hook_guards`), while a swapped child makes it compile a second graph.
     """
 
-    def __init__(self, inner: nn.Module, recorder: Recorder) -> None:
+    def __init__(self, inner: nn.Module) -> None:
         super().__init__()
-        # Not a child: the tap has the children, parameters and buffers of what it taps, so that
-        # their names are the same inside a call. accelerate looks weights up by name there.
+        # Not a child: this has the children, parameters and buffers of what it stands round, so
+        # that their names are the same inside a call. accelerate looks weights up by name there.
         vars(self)["inner"] = inner
         for names in ("_modules", "_parameters", "_buffers"):
             vars(self)[names] = vars(inner)[names]
+
+    def __getattr__(self, name: str) -> Any:
+        # The U-Net asks its middle block whether it `has_cross_attention`.
+        return getattr(vars(self)["inner"], name)
+
+
+class Tap(Around):
+    """Runs `inner` and hands a copy of its output to a recorder."""
+
+    def __init__(self, inner: nn.Module, recorder: Recorder) -> None:
+        super().__init__(inner)
         self.recorder = recorder
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -48,10 +59,6 @@ class Tap(nn.Module):
         # A copy, because what comes next may write into this tensor: FreeU scales it in place.
         self.recorder.latest = hidden_states.clone()
         return output
-
-    def __getattr__(self, name: str) -> Any:
-        # The U-Net asks its middle block whether it `has_cross_attention`.
-        return getattr(vars(self)["inner"], name)
 
 
 class StandIn(nn.Module):
@@ -90,6 +97,11 @@ class FeatureKey:
     def of(cls, sample: torch.Tensor) -> "FeatureKey":
         """The key of a call with this `sample`."""
         return cls(tuple(sample.shape), sample.dtype, sample.device)
+
+    def is_like(self, sample: torch.Tensor) -> bool:
+        """Whether a call with this `sample` has the key, but for its channels."""
+        batch, _, *size = self.shape
+        return [batch, *size, self.dtype] == [len(sample), *sample.shape[2:], sample.dtype]
 
 
 class Recorded(NamedTuple):
@@ -132,10 +144,9 @@ class FeatureCache:
         ]
         self._recorded[slot, branch] = (recorded, *older)[:keep]
 
-    def get(self, slot: int, branch: int, key: FeatureKey) -> tuple[Recorded, ...]:
-        """Return what was recorded under an equal key, the newest first."""
-        recorded = self._recorded.get((slot, branch), ())
-        return recorded if recorded and recorded[0].key == key else ()
+    def get(self, slot: int, branch: int) -> tuple[Recorded, ...]:
+        """Return what was recorded, the newest first; all have the newest's key."""
+        return self._recorded.get((slot, branch), ())
 
     def drop(self, slot: int) -> None:
         """Let go of what the slot holds."""

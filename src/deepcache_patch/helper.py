@@ -13,10 +13,11 @@ from .anatomy import Anatomy, dissect
 from .attached import CALL, AttachedUNet, Stats
 from .auto import Auto
 from .calibrated import Calibrated
+from .companions import AttachedCompanion
 from .errors import AlreadyEnabledError, InvalidSettingError, UnsupportedModelError
 from .guide import AnySchedule, Context, Guide, GuidingSchedule, PlannedGuide
 from .patch import installed_patch
-from .pipelines import scheduler_of, unets_of, unwrapped
+from .pipelines import controlnets_of, schedulers_of, unets_of, unwrapped
 from .replay import REPLAYS, Extrapolate, Replay
 from .schedule import Schedule, Uniform
 
@@ -56,7 +57,16 @@ class DeepCacheHelper:
     """
 
     # So that a misspelt setting (`helper.interval = 5`) is an error and not a silence.
-    __slots__ = ("__weakref__", "_attached", "_pauses", "_pipe", "_replay", "_schedule", "_stats")
+    __slots__ = (
+        "__weakref__",
+        "_attached",
+        "_companions",
+        "_pauses",
+        "_pipe",
+        "_replay",
+        "_schedule",
+        "_stats",
+    )
 
     def __init__(
         self,
@@ -69,6 +79,7 @@ class DeepCacheHelper:
     ) -> None:
         self._pipe = pipe
         self._attached: tuple[AttachedUNet, ...] = ()
+        self._companions: tuple[AttachedCompanion, ...] = ()
         self._stats = Stats()
         self._pauses = 0
         self._schedule: AnySchedule = _schedule(schedule, interval, branch)
@@ -111,33 +122,45 @@ class DeepCacheHelper:
         if self.enabled:
             return self
         anatomies = self._check(self._schedule)
+        names = {unet: name for name, unet in unets_of(self._pipe).items()}
         for unet in anatomies:
             for module in {unet, unwrapped(unet)}:
                 self._refuse_another(module)
         self.disable()  # what is left of an earlier enable, or of a helper that was deleted
+        tag = weakref.ref(self)
         attached = tuple(
             AttachedUNet(
-                unet, anatomy, self._begin(), scheduler_of(self._pipe), tag=weakref.ref(self)
+                unet, anatomy, self._begin(), schedulers_of(self._pipe, names[unet]), tag=tag
             )
             for unet, anatomy in anatomies.items()
+        )
+        companions = tuple(
+            AttachedCompanion(controlnet, attached[0], tag=tag)
+            for controlnet in controlnets_of(self._pipe)
         )
         with ExitStack() as undo:
             for each in attached:
                 undo.callback(each.detach)
                 each.pause(self._pauses)
                 each.attach()
+            for companion in companions:
+                undo.callback(companion.detach)
+                companion.attach()
             undo.pop_all()
-        self._stats, self._attached = Stats(), attached
+        self._stats, self._attached, self._companions = Stats(), attached, companions
         return self
 
     def disable(self) -> None:
         """Remove every trace from the U-Net and release the cache. Harmless when not enabled."""
         attached, self._attached = self._attached, ()
+        companions, self._companions = self._companions, ()
+        for companion in companions:
+            companion.detach()
         for each in attached:
             each.detach()
         self._stats = sum((each.stats for each in attached), self._stats)
-        for unet in _unets_if_any(self._pipe):
-            patch: Any = installed_patch(unet, CALL)
+        for module in (*_unets_if_any(self._pipe), *controlnets_of(self._pipe)):
+            patch: Any = installed_patch(module, CALL)
             if patch is not None and patch.tag() is None:  # of a helper that was deleted
                 patch.remove()
 
@@ -269,7 +292,8 @@ class DeepCacheHelper:
 
     def _check(self, schedule: AnySchedule) -> dict[nn.Module, Anatomy]:
         """The pipeline's U-Nets as it calls them, each with its anatomy, if the schedule fits."""
-        anatomies = {unet: dissect(unwrapped(unet)) for unet in unets_of(self._pipe)}
+        unets = unets_of(self._pipe)
+        anatomies = {unet: dissect(unwrapped(unet)) for unet in unets.values()}
         if isinstance(schedule, type) or not isinstance(schedule, Schedule | GuidingSchedule):
             raise InvalidSettingError(
                 "schedule must be 'auto' or an object with a method plan(num_steps), not "
@@ -279,8 +303,9 @@ class DeepCacheHelper:
             for anatomy in anatomies.values():
                 anatomy.check_branch(branch)
         if isinstance(schedule, Calibrated):
-            for unet in anatomies:
-                schedule.check(unwrapped(unet), scheduler_of(self._pipe)())
+            for name, unet in unets.items():
+                schedulers = schedulers_of(self._pipe, name)()
+                schedule.check(unwrapped(unet), schedulers[0] if schedulers else None)
         return anatomies
 
     def _refuse_another(self, unet: nn.Module) -> None:
@@ -299,7 +324,7 @@ class DeepCacheHelper:
 
 def _unets_if_any(pipe: Any) -> list[nn.Module]:
     try:
-        return unets_of(pipe)
+        return list(dict.fromkeys(unets_of(pipe).values()))
     except UnsupportedModelError:
         return []
 

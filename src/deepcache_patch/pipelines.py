@@ -1,13 +1,14 @@
-"""What a pipeline is made of: its U-Nets, and the scheduler that it has now."""
+"""What a pipeline is made of: its U-Nets, what goes with them, and its schedulers."""
 
 import weakref
 from collections.abc import Callable
+from itertools import takewhile
 from typing import Any, cast
 
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from .anatomy import is_unet
+from .anatomy import ControlNetAnatomy, is_unet
 from .errors import UnsupportedModelError
 
 
@@ -16,35 +17,63 @@ def unwrapped(unet: nn.Module) -> nn.Module:
     return cast(nn.Module, getattr(unet, "_orig_mod", unet))
 
 
-def unets_of(pipe: Any) -> list[nn.Module]:
-    """The U-Nets of a pipeline, as the pipeline calls them; or the bare U-Net itself.
+def unets_of(pipe: Any) -> dict[str, nn.Module]:
+    """The U-Nets of a pipeline, as it calls them, by the names of the components.
+
+    A bare U-Net has the name "unet".
 
     Raises:
         UnsupportedModelError: If there is none that can be cut.
     """
-    if isinstance(pipe, nn.Module):
-        modules = [pipe]
-    elif isinstance(pipe, DiffusionPipeline):
-        modules = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
-    else:
-        raise UnsupportedModelError(
-            f"DeepCacheHelper takes a diffusers pipeline or a U-Net, not {type(pipe).__name__}"
-        )
-    unets = [module for module in modules if is_unet(unwrapped(module))]
+    modules = _modules_of(pipe)
+    unets = {name: module for name, module in modules.items() if is_unet(unwrapped(module))}
     if unets:
         return unets
-    names = ", ".join(type(unwrapped(module)).__name__ for module in modules) or "no modules"
-    cure = "supported are UNet2DModel and UNet2DConditionModel of diffusers"
-    if any(hasattr(module, "enable_cache") for module in modules):
+    names = ", ".join(type(unwrapped(each)).__name__ for each in modules.values()) or "no modules"
+    cure = "a U-Net with skip connections is what DeepCache needs"
+    if any(hasattr(module, "enable_cache") for module in modules.values()):
         cure = "transformers have caches of their own: see pipe.transformer.enable_cache(...)"
     raise UnsupportedModelError(
         f"{type(pipe).__name__} has no U-Net that can be cut (found: {names}); {cure}"
     )
 
 
-def scheduler_of(pipe: Any) -> Callable[[], Any]:
-    """Gives the scheduler that the pipeline has at the time, without keeping the pipeline alive."""
+def controlnets_of(pipe: Any) -> list[nn.Module]:
+    """The ControlNets of a pipeline that can be cut along with its U-Net, as it calls them."""
     if isinstance(pipe, nn.Module):
-        return lambda: None
+        return []
+    modules = _modules_of(pipe).values()
+    return [module for module in modules if ControlNetAnatomy.fits(unwrapped(module))]
+
+
+def schedulers_of(pipe: Any, name: str) -> Callable[[], list[Any]]:
+    """Gives the schedulers that the pipeline has at the time, without keeping it alive.
+
+    Args:
+        pipe: The pipeline, or a bare U-Net, which has none.
+        name: The component that a scheduler is for; the likeliest comes first: a pipeline with a
+            `prior` and a `decoder` has a `prior_scheduler`, and one with an `unet` a `scheduler`.
+    """
+    if isinstance(pipe, nn.Module):
+        return list
+
+    def likeness(scheduler: str) -> tuple[int, bool]:
+        letters = zip(scheduler.replace("scheduler", "unet"), name, strict=False)
+        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], letters))
+        return shared, scheduler == "scheduler"
+
+    found = [each for each in pipe.components if "scheduler" in each]
+    names = sorted(found, key=likeness, reverse=True)
     reference = weakref.ref(pipe)
-    return lambda: getattr(reference(), "scheduler", None)
+    return lambda: [getattr(reference(), each, None) for each in names]
+
+
+def _modules_of(pipe: Any) -> dict[str, nn.Module]:
+    if isinstance(pipe, nn.Module):
+        return {"unet": pipe}
+    if isinstance(pipe, DiffusionPipeline):
+        parts = pipe.components.items()
+        return {name: part for name, part in parts if isinstance(part, nn.Module)}
+    raise UnsupportedModelError(
+        f"DeepCacheHelper takes a diffusers pipeline or a U-Net, not {type(pipe).__name__}"
+    )

@@ -80,7 +80,7 @@ class StepTracker:
             timesteps, or a timestep that is known by its value only occurs several times.
         """
         if isinstance(timestep, torch.Tensor) and _is_one_entry_of_many(timestep):
-            if timesteps is not None and _same_storage(timestep, timesteps):
+            if timesteps is not None and same_storage(timestep, timesteps):
                 stride = timesteps.stride()[0] or 1
                 index = int(timestep.storage_offset() - timesteps.storage_offset()) // stride
                 return self._move(timesteps, index, len(timesteps))
@@ -136,7 +136,7 @@ class StepTracker:
         Such a list is a copy on another device, or the caller's own. What does not fall, such as a
         table of all timesteps or a pair of equal ones, says nothing about the order of the calls.
         """
-        if self._foreign is None or not _same_storage(timestep, self._foreign[0]):
+        if self._foreign is None or not same_storage(timestep, self._foreign[0]):
             length = timestep.untyped_storage().nbytes() // timestep.element_size()
             whole = timestep.as_strided((min(length, _LONGEST),), (1,), 0)
             self._foreign = (timestep, length if _falls(whole.tolist()) else 0)
@@ -151,7 +151,8 @@ def _is_one_entry_of_many(timestep: torch.Tensor) -> bool:
     return one_entry and timestep.untyped_storage().nbytes() > timestep.element_size()
 
 
-def _same_storage(first: torch.Tensor, second: torch.Tensor) -> bool:
+def same_storage(first: torch.Tensor, second: torch.Tensor) -> bool:
+    """Whether both are views into the same memory, counted in the same units."""
     return (
         first.dtype == second.dtype
         and first.untyped_storage().data_ptr() == second.untyped_storage().data_ptr()
@@ -161,7 +162,7 @@ def _same_storage(first: torch.Tensor, second: torch.Tensor) -> bool:
 def _same_timeline(first: torch.Tensor | None, second: torch.Tensor | None) -> bool:
     if first is None or second is None:
         return first is second
-    return _same_storage(first, second)
+    return same_storage(first, second)
 
 
 def _falls(values: list[float]) -> bool:

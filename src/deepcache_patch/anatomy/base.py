@@ -2,10 +2,11 @@
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 from typing import Any, ClassVar
 
+import torch
 from torch import nn
 
 from ..cut import Cut
@@ -69,6 +70,14 @@ class Anatomy(ABC):
     def refusal(self, arguments: Mapping[str, Any]) -> str | None:
         """Why a call with these arguments must run in full, if it must."""
         return None
+
+    def residuals(self, arguments: Mapping[str, Any]) -> Sequence[torch.Tensor] | None:
+        """What a ControlNet adds to the skips in this call, one for each; `None` without one."""
+        return None
+
+    def with_residuals(self, arguments: Mapping[str, Any], given: Any) -> dict[str, Any]:
+        """The arguments with what another call of the ControlNet has returned."""
+        return dict(arguments)
 
     @property
     def is_current(self) -> bool:

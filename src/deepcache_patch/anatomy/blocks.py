@@ -161,6 +161,21 @@ class BlockAnatomy(Anatomy):
             changed[adapted] = list(arguments[adapted])[: self._adapted_blocks(branch)]
         return arguments | changed if changed else None
 
+    def residuals(self, arguments: Mapping[str, Any]) -> Sequence[torch.Tensor] | None:
+        """What a ControlNet adds to the skips in this call, one for each; `None` without one."""
+        if arguments.get("mid_block_additional_residual") is None:
+            return None
+        found: Sequence[torch.Tensor] | None = arguments.get("down_block_additional_residuals")
+        return found
+
+    def with_residuals(self, arguments: Mapping[str, Any], given: Any) -> dict[str, Any]:
+        """The arguments with what another call of the ControlNet has returned."""
+        down, middle = given[0], given[1]
+        return dict(arguments) | {
+            "down_block_additional_residuals": down,
+            "mid_block_additional_residual": middle,
+        }
+
     def _adapted_blocks(self, branch: int) -> int:
         """How many down blocks run as far as the point where an adapter's feature is added."""
         # Cross-attention blocks add it to their last layer, others after their downsampler.

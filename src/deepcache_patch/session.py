@@ -1,0 +1,96 @@
+"""What one thread has of the generation that it runs through one U-Net."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from .features import FeatureCache
+from .guide import Guide
+from .schedule import FULL, PlanEntry
+from .steps import Position, StepTracker
+
+
+class Session:
+    """Where the generation stands, what leads it, and what was recorded in it.
+
+    Attributes:
+        tracker: Locates the U-Net's calls.
+        cache: The deep features.
+        generation: The number of the one that is under way.
+        guide: Leads through it; `None` before its first call.
+        entry: What the guide wants the current step to be.
+        last_full: The last step that it wanted in full.
+        scheduler: The one that drives this generation, or `None`.
+        companion: The last companion's call, if it was cut; see `companions`.
+        watched: Why shallow calls are no good in this generation, "" if they are; `None` as long as
+            nobody has looked.
+    """
+
+    def __init__(self) -> None:
+        self.tracker = StepTracker()
+        self.cache = FeatureCache()
+        self.generation = -1
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the current generation."""
+        self.tracker.reset()
+        self.guide: Guide | None = None
+        self.scheduler: Any = None
+        self.companion: Any = None
+        self.forget()
+
+    def forget(self) -> None:
+        """Let go of what was recorded."""
+        self.cache.clear()
+        # The conditioning of each slot in the last full step.
+        self._conditionings: dict[int, torch.Tensor | None] = {}
+        self.entry: PlanEntry = FULL
+        self._entered = -1  # the step that the entry is of
+        self.last_full = 0
+        self.watched: str | None = None
+
+    def locate(
+        self, timestep: Any, timesteps: torch.Tensor | None, *, ahead: bool = False
+    ) -> Position | None:
+        """Where a U-Net call with this timestep stands; `ahead` of the call, remember nothing."""
+        tracker = copy.copy(self.tracker) if ahead else self.tracker
+        return tracker.locate(timestep, timesteps)
+
+    def enter(self, guide: Guide, step: int) -> None:
+        """Ask the guide what the step is, once for each step."""
+        if step == self._entered:
+            return
+        self._entered = step
+        self.entry = guide.entry(step)
+        if self.entry == FULL:
+            self.last_full = step
+            self._conditionings.clear()
+
+    def recorded_by(self, slot: int, arguments: Mapping[str, Any]) -> None:
+        """Remember whose conditioning the slot has."""
+        self._conditionings[slot] = _conditioning(arguments)
+
+    def drop(self, slot: int) -> None:
+        """Let go of what the slot holds."""
+        self.cache.drop(slot)
+        self._conditionings.pop(slot, None)
+
+    def is_anothers(self, slot: int, arguments: Mapping[str, Any]) -> bool:
+        """Whether the call has the conditioning of other slots, because one before was left out."""
+        conditioning = _conditioning(arguments)
+        slots = [s for s, its in self._conditionings.items() if _same_memory(its, conditioning)]
+        return bool(slots) and slot not in slots
+
+
+def _conditioning(arguments: Mapping[str, Any]) -> torch.Tensor | None:
+    found = arguments.get("encoder_hidden_states")
+    return found if isinstance(found, torch.Tensor) else None
+
+
+def _same_memory(first: torch.Tensor | None, second: torch.Tensor | None) -> bool:
+    if first is None or second is None:
+        return first is second
+    return first.data_ptr() == second.data_ptr() and first.shape == second.shape
