@@ -11,11 +11,31 @@ from torch import nn
 from ..errors import UnsupportedModelError
 from .base import Anatomy
 from .blocks import BlockAnatomy
+from .cascade import CascadeAnatomy, WuerstchenAnatomy
+from .controlnet import ControlNetAnatomy
+from .controlnet_xs import ControlNetXSAnatomy
+from .levels import Kandinsky3Anatomy, KBlockAnatomy, OneDimensionalAnatomy
+from .long_skips import HunyuanAnatomy, UniDiffuserAnatomy, UViTAnatomy
+from .original import OriginalAnatomy
+from .second_stream import SecondStreamAnatomy
 
-__all__ = ["Anatomy", "dissect", "is_unet"]
+__all__ = ["Anatomy", "ControlNetAnatomy", "dissect", "is_unet"]
 
 # The first that fits is taken.
-_LAYOUTS: Final[tuple[type[Anatomy], ...]] = (BlockAnatomy,)
+_LAYOUTS: Final[tuple[type[Anatomy], ...]] = (
+    KBlockAnatomy,  # before `BlockAnatomy`, whose parts they have
+    Kandinsky3Anatomy,
+    SecondStreamAnatomy,
+    BlockAnatomy,
+    OneDimensionalAnatomy,
+    CascadeAnatomy,
+    WuerstchenAnatomy,
+    ControlNetXSAnatomy,
+    HunyuanAnatomy,
+    UniDiffuserAnatomy,
+    UViTAnatomy,
+    OriginalAnatomy,
+)
 
 
 def is_unet(model: object) -> bool:
