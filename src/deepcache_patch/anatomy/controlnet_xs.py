@@ -88,11 +88,10 @@ class ControlNetXSAnatomy(Anatomy):
         swaps: list[Swap] = []
         down = [span for span in self._down if span.first < limit]
         keep(swaps, self._unet, "down_blocks", [span.block for span in down])
-        if limit < down[-1].stop:
-            block, first, _stop = down[-1]
-            for name in _parts(block, _DOWN):
-                keep(swaps, block, name, list(getattr(block, name))[: limit - first])
-            if block.base_downsamplers is not None:
+        for block, first, stop in down:
+            if limit < stop:
+                for name in _parts(block, _DOWN):
+                    keep(swaps, block, name, list(getattr(block, name))[: limit - first])
                 swaps += [Swap(block, name, None) for name in _SAMPLERS]
         middle = self._unet.mid_block
         if branch is not None:
