@@ -1,1 +1,13 @@
 """Every U-Net pipeline of diffusers, each as a tiny one that is run through its own `__call__`."""
+
+from tiny import Case
+
+from . import cascades, control, editing, kandinsky, pixels, stable_diffusion, video_audio
+
+_FILES = (stable_diffusion, control, kandinsky, cascades, video_audio, editing, pixels)
+
+#: By readable id.
+CASES: dict[str, Case] = {name: case for file in _FILES for name, case in file.CASES.items()}
+
+if len(CASES) < sum(len(file.CASES) for file in _FILES):
+    raise ValueError("two cases have the same name")
