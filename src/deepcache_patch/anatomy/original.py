@@ -46,8 +46,8 @@ class OriginalAnatomy(Anatomy):
         self.branches = range(len(ins) - (self._unet.middle_block is None))
         if not self.branches:
             raise UnsupportedModelError(
-                f"{type(unet).__name__} cannot be cut: it has a single skip connection and no middle "
-                "block, so there is nothing to leave out"
+                f"{type(unet).__name__} cannot be cut: with one skip connection and no middle "
+                "block there is nothing to leave out"
             )
         self._found([unet, ins, outs])
 
