@@ -76,6 +76,22 @@ def test_a_jump_back_is_a_new_generation():
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("sign", [1, -1], ids=["falling", "rising"])
+def test_a_list_that_goes_back_itself_is_a_new_generation(sign):
+    # RePaint's list has its jumps to more noise in it, through which the U-Net is not run: by their
+    # offsets, the calls after a jump looked like the next steps, and replayed what was recorded
+    # under less noise.
+    timesteps = sign * torch.tensor([900, 700, 500, 700, 900, 700, 500, 300, 100])
+    tracker = StepTracker()
+    positions = []
+    for index in (0, 1, 2, 5, 6, 7, 8):
+        position = tracker.locate(timesteps[index], timesteps)
+        tracker.remaining()  # as at the start of each generation
+        positions.append((position.generation, position.step))
+    assert positions == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (1, 3)]
+    assert position.num_steps == 4
+
+
 def test_calls_at_one_step_get_slots():
     calls = [TIMESTEPS[i] for i in (0, 0, 0, 1, 1, 2)]
     assert walk(StepTracker(), calls) == [

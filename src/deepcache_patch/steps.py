@@ -46,6 +46,7 @@ class StepTracker:
         # What the current generation's indices count in; `None` for values of no known list. A
         # tensor is kept, not its address, so that the memory cannot go to another list.
         self._timeline: torch.Tensor | None = None
+        self._values: list[float] = []  # of the timeline, once `remaining` has read them
         self._started = False
         self._first = self._index = self._step = self._slot = 0
         self._value = 0.0
@@ -60,11 +61,13 @@ class StepTracker:
         """
         if self._timeline is None:
             return None
-        timeline = self._timeline
-        if timeline.ndim != 1 or timeline.stride()[0] == 0 or len(timeline) == 1:
-            length = timeline.untyped_storage().nbytes() // timeline.element_size()
-            timeline = timeline.as_strided((length,), (1,), 0)
-        return tuple(map(float, timeline.tolist()[self._first :]))
+        if not self._values:
+            timeline = self._timeline
+            if timeline.ndim != 1 or timeline.stride()[0] == 0 or len(timeline) == 1:
+                length = timeline.untyped_storage().nbytes() // timeline.element_size()
+                timeline = timeline.as_strided((length,), (1,), 0)
+            self._values = [float(value) for value in timeline.tolist()]
+        return tuple(self._values[self._first :])
 
     def locate(
         self, timestep: torch.Tensor | float, timesteps: torch.Tensor | None = None
@@ -110,10 +113,12 @@ class StepTracker:
     ) -> Position | None:
         if length is not None and not 0 <= index < length:
             return None
-        if not self._started or not _same_timeline(timeline, self._timeline) or index < self._index:
+        goes_on = self._started and _same_timeline(timeline, self._timeline)
+        if not goes_on:
+            self._timeline, self._values = timeline, []
+        if not goes_on or index < self._index or self._turns_back(index):
             self._generation += 1
             self._started = True
-            self._timeline = timeline
             self._first = index
             self._step = self._slot = 0
         elif index == self._index:
@@ -124,6 +129,13 @@ class StepTracker:
         self._index = index
         num_steps = None if length is None else length - self._first
         return Position(self._generation, self._step, self._slot, num_steps)
+
+    def _turns_back(self, index: int) -> bool:
+        """Whether the list itself has gone back since the last call, as RePaint's does."""
+        if not self._values:
+            return False
+        change = self._values[index] - self._values[self._index]
+        return change * (self._values[-1] - self._values[0]) < 0
 
     def _values_of(self, timesteps: torch.Tensor) -> list[float]:
         if self._known is None or self._known[0] is not timesteps:
