@@ -51,7 +51,7 @@ class StepTracker:
         self._first = self._index = self._step = self._slot = 0
         self._value = 0.0
         # The lists that were read last: the scheduler's with its values, another with its length.
-        self._known: tuple[torch.Tensor, list[float]] | None = None
+        self._known: tuple[torch.Tensor, torch.dtype, list[float]] | None = None
         self._foreign: tuple[torch.Tensor, int] | None = None
 
     def remaining(self) -> tuple[float, ...] | None:
@@ -91,10 +91,19 @@ class StepTracker:
             if length:
                 return self._move(timestep, int(timestep.storage_offset()), length)
         value = _one_value(timestep)
-        return None if value is None else self._move_by_value(value, timesteps)
+        if value is None:
+            return None
+        if timesteps is None:
+            return self._move_by_value(value, None, [])
+        # Some pipelines cast it to the U-Net's dtype: 981 is 980 in bfloat16.
+        dtype = timesteps.dtype
+        if isinstance(timestep, torch.Tensor) and timestep.is_floating_point():
+            dtype = timestep.dtype
+        return self._move_by_value(value, timesteps, self._values_of(timesteps, dtype))
 
-    def _move_by_value(self, value: float, timesteps: torch.Tensor | None) -> Position | None:
-        values = [] if timesteps is None else self._values_of(timesteps)
+    def _move_by_value(
+        self, value: float, timesteps: torch.Tensor | None, values: list[float]
+    ) -> Position | None:
         if value in values:
             if values.count(value) > 1:
                 return None
@@ -137,10 +146,10 @@ class StepTracker:
         change = self._values[index] - self._values[self._index]
         return change * (self._values[-1] - self._values[0]) < 0
 
-    def _values_of(self, timesteps: torch.Tensor) -> list[float]:
-        if self._known is None or self._known[0] is not timesteps:
-            self._known = (timesteps, timesteps.flatten().tolist())
-        return self._known[1]
+    def _values_of(self, timesteps: torch.Tensor, dtype: torch.dtype) -> list[float]:
+        if self._known is None or self._known[0] is not timesteps or self._known[1] != dtype:
+            self._known = (timesteps, dtype, timesteps.flatten().to(dtype).tolist())
+        return self._known[2]
 
     def _length_behind(self, timestep: torch.Tensor) -> int:
         """How long the list of timesteps is that this is a view into; 0 if it is none.
