@@ -10,12 +10,13 @@ from typing import Any
 from torch import nn
 
 from .cut import Cut
+from .offloading import offloading_of
 
 _PLAIN = (bool, int, float, str, type(None))
 
 
 def observer_of(unet: nn.Module, cut: Cut) -> str | None:
-    """Say which attention processor watches what the cut leaves out, if one does.
+    """Say what needs the layers that the cut leaves out: an attention processor, or offloading.
 
     Processors of `diffusers.models` only compute. So does any other, as far as can be seen, that
     holds nothing but numbers, names and weights.
@@ -28,7 +29,7 @@ def observer_of(unet: nn.Module, cut: Cut) -> str | None:
                 f"the attention processor {_name(module.processor)} of {name} may keep what it "
                 "sees at each step, and shallow steps leave that layer out"
             )
-    return None
+    return offloading_of(unet)
 
 
 def _keeps_something(processor: Any) -> bool:

@@ -1,0 +1,51 @@
+"""Who moves weights about in a way that a shallow call would break.
+
+Memory savers bring a layer's weights to the device when it runs, or just before. Most of them go by
+the layer itself, and never notice that others are left out; this knows those that do not.
+"""
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+import diffusers
+from torch import nn
+
+# From here on, diffusers loads a layer at once that no layer before it has prefetched.
+_LOADS_AFTER_A_GAP: Final = (0, 37)
+
+
+def offloading_of(unet: nn.Module) -> str | None:
+    """Say what in the U-Net's offloading needs every layer to run, if something does."""
+    version = tuple(int(part) for part in diffusers.__version__.split(".")[:2])
+    for module in unet.modules():
+        group = _group_of(module)
+        if group is not None and group.onload_leader not in (None, module):
+            return (
+                "group offloading loads several blocks when the first of them runs, and shallow "
+                "steps leave that one out: give enable_group_offload(num_blocks_per_group=1)"
+            )
+        if getattr(group, "stream", None) is not None and version < _LOADS_AFTER_A_GAP:
+            return (
+                "group offloading prefetches layers in the order of a full step: give "
+                "enable_group_offload(use_stream=False), or update diffusers to 0.37 or newer"
+            )
+        # They have other names while lists of layers are cut short.
+        if any(hook.offload and hook.place_submodules for hook in _align_hooks_of(module)):
+            return (
+                f"accelerate loads what is inside a {type(module).__name__} by its names, which "
+                "shallow steps change: leave preload_module_classes and place_submodules out"
+            )
+    return None
+
+
+def _group_of(module: nn.Module) -> Any:
+    registry = vars(module).get("_diffusers_hook")
+    hook = registry and registry.get_hook("group_offloading")
+    return getattr(hook, "group", None)
+
+
+def _align_hooks_of(module: nn.Module) -> Iterator[Any]:
+    hook: Any = vars(module).get("_hf_hook")
+    for each in getattr(hook, "hooks", (hook,)):  # a `SequentialHook` has several
+        if hasattr(each, "place_submodules"):
+            yield each
