@@ -46,6 +46,11 @@ class Cut:
     def __init__(self, swaps: Sequence[Swap]) -> None:
         self._swaps = tuple(swaps)
 
+    @property
+    def owners(self) -> set[nn.Module]:
+        """The modules whose children are swapped."""
+        return {swap.owner for swap in self._swaps}
+
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Make every swap; undo those that were made, in reverse order, on the way out."""
