@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from .anatomy import Anatomy, dissect
+from .branches import example_of
 from .cut import Cut
 from .errors import DeepCacheWarning
 from .features import FeatureKey, Recorded, Recorder, StandIn
@@ -76,6 +77,10 @@ class AttachedUNet:
         begin: Gives what leads through a generation, at its first call.
         schedulers_of: Gives the pipeline's schedulers, the likeliest for this U-Net first.
         tag: Marks the patch.
+
+    Attributes:
+        unet: Likewise.
+        example: What the last generation called it with, without values; or `None`.
     """
 
     def __init__(
@@ -98,6 +103,7 @@ class AttachedUNet:
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         self._pauses = 0
         self._warned: set[str] = set()
+        self.example: dict[str, Any] | None = None
         self._generations = self._full_calls = self._shallow_calls = self._peak_nbytes = 0
         # A cut changes the U-Net for everybody, so calls take turns.
         self._lock = threading.RLock()
@@ -117,6 +123,12 @@ class AttachedUNet:
     def num_skips(self) -> int:
         """How many skip connections the U-Net has."""
         return self._anatomy.num_skips
+
+    @contextmanager
+    def between_calls(self) -> Iterator[None]:
+        """Keep the U-Net whole for the length of a `with` block: no call runs, so no cut."""
+        with self._lock:
+            yield
 
     def attach(self) -> None:
         """Send calls of the U-Net here."""
@@ -205,6 +217,8 @@ class AttachedUNet:
             return original(*args, **kwargs) if completed is None else original(**completed)
         try:
             guide = self._lead(session, position)
+            if position.step == position.slot == 0:
+                self.example = example_of(arguments)
             if not self._anatomy.is_current:
                 self._anatomy = dissect(unwrapped(self.unet))
                 self._cuts.clear()
