@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from tiny import CASES
 
-from deepcache_patch import Uniform, comparison, loading
+from deepcache_patch import DeepCacheHelper, Uniform, comparison, loading
 from deepcache_patch.command_line import main
 
 
@@ -80,6 +80,23 @@ def test_a_text_pipeline_end_to_end(
     assert whole["dtype"] == "float32"
     assert whole["call"] == {"prompt": "a fox", "num_inference_steps": 6}
     assert (whole["figures"]["full_calls"], whole["figures"]["shallow_calls"]) == (2, 4)
+
+
+def test_branches_prints_the_table_and_generates_nothing(
+    sd: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["branches", str(sd), "--dtype", "float16"]) == 0
+    out, err = capsys.readouterr()
+    expected = DeepCacheHelper(CASES["sd"].load().to(torch.float16)).branches
+    assert out == f"{expected}\n"
+    assert out.splitlines()[0].endswith("9 branches; a call with 1×4×8×8 in float16")
+    assert err == ""
+
+
+def test_branches_of_a_model_that_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["branches", "./missing"]) == 2
+    message = "deepcache-patch branches: error: there is no folder ./missing\n"
+    assert capsys.readouterr().err == message
 
 
 def test_json_on_stdout_is_the_json_in_the_file(

@@ -76,9 +76,9 @@ def held_bytes(helper):
 
 def test_the_public_names():
     assert sorted(deepcache_patch.__all__) == [
-        "Adaptive", "AlreadyEnabledError", "Auto", "Calibrated", "Centred", "DeepCacheError",
-        "DeepCacheHelper", "DeepCacheWarning", "Explicit", "Extrapolate", "FULL", "Growing",
-        "InvalidSettingError", "Plan", "Replay", "Reuse", "Schedule", "Stats", "Uniform",
+        "Adaptive", "AlreadyEnabledError", "Auto", "Branch", "Calibrated", "Centred",
+        "DeepCacheError", "DeepCacheHelper", "DeepCacheWarning", "Explicit", "Extrapolate", "FULL",
+        "Growing", "InvalidSettingError", "Plan", "Replay", "Reuse", "Schedule", "Stats", "Uniform",
         "UnsupportedModelError", "__version__",
     ]  # fmt: skip
 

@@ -3,6 +3,7 @@
 from .adaptive import Adaptive
 from .attached import Stats
 from .auto import Auto
+from .branches import Branch
 from .calibrated import Calibrated
 from .errors import (
     AlreadyEnabledError,
@@ -22,6 +23,7 @@ __all__ = [
     "Adaptive",
     "AlreadyEnabledError",
     "Auto",
+    "Branch",
     "Calibrated",
     "Centred",
     "DeepCacheError",

@@ -78,6 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_compare(commands)
     _add_calibrate(commands)
+    _add_branches(commands)
     return parser
 
 
@@ -133,10 +134,33 @@ def _add_calibrate(commands: Any) -> None:
     parser.set_defaults(run=_calibrate, command="calibrate")
 
 
+def _add_branches(commands: Any) -> None:
+    parser = commands.add_parser(
+        "branches",
+        help="the branches that a pipeline's U-Net has: place, cost, size",
+        description="Prints what a shallow call leaves out at each branch, its share of the "
+        "U-Net's work, and the size of what is held. Generates nothing.",
+    )
+    _add_model(parser)
+    _add_dtype(parser)
+    parser.set_defaults(run=_branches, command="branches")
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="folder of a diffusers pipeline, or hub id")
+
+
+def _add_dtype(parser: argparse.ArgumentParser) -> None:
+    default = "float16 on a GPU, else float32"
+    parser.add_argument(
+        "--dtype", metavar="NAME", help=f"float32, float16, bfloat16 (default: {default})"
+    )
+
+
 def _add_pipeline(parser: argparse.ArgumentParser) -> None:
-    """What both commands ask about the pipeline and its call."""
+    """What the commands that generate ask about the pipeline and its call."""
     add = parser.add_argument
-    add("model", metavar="MODEL", help="folder of a diffusers pipeline, or hub id")
+    _add_model(parser)
     add("--negative-prompt", metavar="TEXT")
     add("--guidance-scale", type=float, metavar="X", help="default: the pipeline's own")
     add("--height", type=_positive, metavar="PIXELS")
@@ -144,7 +168,7 @@ def _add_pipeline(parser: argparse.ArgumentParser) -> None:
     add("--steps", type=_positive, metavar="N", help="denoising steps (default: 50)")
     add("--scheduler", metavar="NAME", help="ddim, dpm-solver++, euler, … or a class of diffusers")
     add("--device", metavar="NAME", help="default: the best that there is")
-    add("--dtype", metavar="NAME", help="float32, float16, bfloat16 (default: float16 on a GPU)")
+    _add_dtype(parser)
 
 
 def _compare(options: argparse.Namespace, command: str) -> int:
@@ -198,6 +222,19 @@ def _calibrate(options: argparse.Namespace, command: str) -> int:
     schedule.save(options.out)
     plan = schedule.solution.plan
     print(f"{plan}\n{len(plan.full_steps)} of {len(plan)} steps in full; written to {options.out}")
+    return 0
+
+
+def _branches(options: argparse.Namespace, command: str) -> int:
+    from . import DeepCacheHelper
+    from .loading import choose_device, choose_dtype, load_pipeline
+
+    _quiet_loading()
+    with _bad_input():
+        dtype = choose_dtype(options.dtype, choose_device())
+        # Nothing runs, so the weights need not go to the device.
+        pipe = load_pipeline(options.model, choose_device("cpu"), dtype)
+        print(DeepCacheHelper(pipe).branches)
     return 0
 
 

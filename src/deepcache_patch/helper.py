@@ -12,6 +12,7 @@ from torch import nn
 from .anatomy import Anatomy, dissect
 from .attached import CALL, AttachedUNet, Stats
 from .auto import Auto
+from .branches import Branches, BranchesOfEach, Outline, branches_of
 from .calibrated import Calibrated
 from .companions import AttachedCompanion
 from .errors import AlreadyEnabledError, InvalidSettingError, UnsupportedModelError
@@ -61,6 +62,7 @@ class DeepCacheHelper:
         "__weakref__",
         "_attached",
         "_companions",
+        "_examples",
         "_pauses",
         "_pipe",
         "_replay",
@@ -80,6 +82,7 @@ class DeepCacheHelper:
         self._pipe = pipe
         self._attached: tuple[AttachedUNet, ...] = ()
         self._companions: tuple[AttachedCompanion, ...] = ()
+        self._examples: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
         self._stats = Stats()
         self._pauses = 0
         self._schedule: AnySchedule = _schedule(schedule, interval, branch)
@@ -110,6 +113,29 @@ class DeepCacheHelper:
     def stats(self) -> Stats:
         """Counts since `enable`; those of the last time while disabled."""
         return sum((attached.stats for attached in self._attached), self._stats)
+
+    @property
+    def branches(self) -> Branches | BranchesOfEach:
+        """What each branch leaves out, what it costs and what it holds; printed, a table.
+
+        A sequence of `Branch`; with several U-Nets, one of them for each component's name. Costs
+        and sizes are those of a call of the last generation, or else of a call for one picture of
+        the U-Net's own size, where what that needs is known.
+
+        Raises:
+            UnsupportedModelError: If the pipeline's U-Net was replaced by one that cannot be cut.
+        """
+        with ExitStack() as whole:
+            for each in self._attached:
+                whole.enter_context(each.between_calls())
+                self._keep_example(each)
+            unets = unets_of(self._pipe)
+            outlines = {unet: Outline(unwrapped(unet)) for unet in unets.values()}
+        tables = {
+            name: branches_of(outlines[unet], self._examples.get(unet))
+            for name, unet in unets.items()
+        }
+        return BranchesOfEach(tables) if len(tables) > 1 else next(iter(tables.values()))
 
     def enable(self) -> "DeepCacheHelper":
         """Patch the U-Net and return the helper. Harmless when already enabled.
@@ -157,6 +183,7 @@ class DeepCacheHelper:
         for companion in companions:
             companion.detach()
         for each in attached:
+            self._keep_example(each)
             each.detach()
         self._stats = sum((each.stats for each in attached), self._stats)
         for module in (*_unets_if_any(self._pipe), *controlnets_of(self._pipe)):
@@ -307,6 +334,10 @@ class DeepCacheHelper:
                 schedulers = schedulers_of(self._pipe, name)()
                 schedule.check(unwrapped(unet), schedulers[0] if schedulers else None)
         return anatomies
+
+    def _keep_example(self, attached: AttachedUNet) -> None:
+        if attached.example is not None:
+            self._examples[attached.unet] = attached.example
 
     def _refuse_another(self, unet: nn.Module) -> None:
         """Check that no other helper that still exists is enabled.

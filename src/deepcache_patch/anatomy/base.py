@@ -94,7 +94,8 @@ class Anatomy(ABC):
         if not whole or branch not in self.branches:
             raise InvalidSettingError(
                 f"branch {branch!r} is out of range: this {type(self._unet).__name__} has "
-                f"{self.num_skips} skip connections, so branches 0 to {self.branches[-1]}"
+                f"{self.num_skips} skip connections, so branches 0 to {self.branches[-1]}; "
+                "print(DeepCacheHelper(pipe).branches) shows them"
             )
 
     def arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
