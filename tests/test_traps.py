@@ -356,12 +356,16 @@ def test_trap_controlnet(branch):
     # stands, which has it already: shapes clash, or agree by accident.
     pipe = CASES["sd-controlnet"].load()
     by_hand = Controlled(pipe)
-    with DeepCacheHelper(pipe, branch=branch) as helper, torch.no_grad():
-        full, shallow = (by_hand.step(t, by_hand.residuals(t)) for t in TWICE)
-    assert counted(helper) == (1, 1)
-    assert torch.equal(full, shallow)
     with torch.no_grad():
-        assert torch.equal(by_hand.step(TWICE[0], by_hand.residuals(TWICE[0])), full)
+        whole = by_hand.residuals(TWICE[0])
+        plain = by_hand.step(TWICE[0], whole)
+    # First of a ControlNet that is cut along, then of one that is not.
+    for residuals in (by_hand.residuals, lambda _timestep: whole):
+        with DeepCacheHelper(pipe, branch=branch) as helper, torch.no_grad():
+            full, shallow = (by_hand.step(t, residuals(t)) for t in TWICE)
+        assert counted(helper) == (1, 1)
+        assert torch.equal(full, plain)
+        assert torch.equal(shallow, plain)
 
 
 def test_trap_controlnet_guess_mode():
@@ -832,14 +836,15 @@ def test_trap_gradients():
 
     outputs, plain = [], gradient(TWICE[0])
     with told() as said, DeepCacheHelper(unet) as helper:
-        for timestep in TWICE:
-            assert torch.equal(gradient(timestep), plain)
+        for timestep, before in zip(TWICE, (2, 1), strict=True):
+            for _ in range(before):
+                assert torch.equal(gradient(timestep), plain)
             with torch.no_grad():
                 outputs.append(unet(**arguments | {"timestep": timestep}).sample)
             assert torch.equal(gradient(timestep), plain)
     assert "gradients are enabled" in said[0]
     assert torch.equal(*outputs)
-    assert counted(helper) == (5, 1)
+    assert counted(helper) == (6, 1)
 
 
 @pytest.mark.parametrize(("name", "calls"), [("pix2pix-zero", 15), ("attend-and-excite", 31)])
