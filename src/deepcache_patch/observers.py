@@ -4,7 +4,10 @@ Some pipelines and users read attention maps out of a U-Net's deep layers at eve
 attention processor that keeps what it saw. On a shallow step there would be no map, or an old one.
 """
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Iterable
+from functools import partial
+from types import FunctionType, MethodType
 from typing import Any
 
 from torch import nn
@@ -19,7 +22,7 @@ def observer_of(unet: nn.Module, cut: Cut) -> str | None:
     """Say what needs the layers that the cut leaves out: an attention processor, or offloading.
 
     Processors of `diffusers.models` only compute. So does any other, as far as can be seen, that
-    holds nothing but numbers, names and weights.
+    can reach nothing but numbers, names and weights: what a global variable holds is not looked at.
     """
     with cut.applied():
         kept = set(unet.modules())
@@ -35,16 +38,44 @@ def observer_of(unet: nn.Module, cut: Cut) -> str | None:
 def _keeps_something(processor: Any) -> bool:
     if processor is None or type(processor).__module__.startswith("diffusers.models."):
         return False
+    if isinstance(processor, partial):
+        given = [*processor.args, *processor.keywords.values()]
+        return _any_state(given) or _keeps_something(processor.func)
+    if isinstance(processor, MethodType):
+        return _keeps_something(processor.__self__) or _function_keeps(processor.__func__)
+    if isinstance(processor, FunctionType):
+        return _function_keeps(processor)
+    called = "forward" if isinstance(processor, nn.Module) else "__call__"
+    return _any_state(_attributes(processor)) or _function_keeps(getattr(type(processor), called))
+
+
+def _function_keeps(function: Any) -> bool:
+    function = inspect.unwrap(function)
+    code = getattr(function, "__code__", None)
+    if code is not None and set(code.co_freevars) - {"__class__"}:  # that one is for `super()`
+        return True
+    defaults = getattr(function, "__defaults__", None) or ()
+    named = getattr(function, "__kwdefaults__", None) or {}
+    return _any_state([*defaults, *named.values(), *getattr(function, "__dict__", {}).values()])
+
+
+def _attributes(processor: Any) -> Iterable[Any]:
+    """What it has itself, and what its classes have that is no method."""
+    own = getattr(processor, "__dict__", {})
     if isinstance(processor, nn.Module):
-        own = vars(processor).keys() - vars(nn.Module()).keys()  # weights are in the others
-        return _any_state({name: vars(processor)[name] for name in own})
-    return _any_state(getattr(processor, "__dict__", {})) or bool(
-        getattr(processor, "__closure__", None)
-    )
+        yield from (own[name] for name in own.keys() - vars(nn.Module()).keys())  # no weights
+    else:
+        yield from own.values()
+    for kind in set(type(processor).__mro__) - set(nn.Module.__mro__):
+        for name, value in vars(kind).items():
+            if type(value).__name__ == "member_descriptor":  # of `__slots__`
+                yield getattr(processor, name, None)
+            elif not name.startswith("__") and not hasattr(value, "__get__"):
+                yield value
 
 
-def _any_state(attributes: Mapping[str, Any]) -> bool:
-    return any(not isinstance(value, _PLAIN) for value in attributes.values())
+def _any_state(values: Iterable[Any]) -> bool:
+    return any(not isinstance(value, _PLAIN) for value in values)
 
 
 def _name(processor: Any) -> str:
