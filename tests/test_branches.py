@@ -278,6 +278,14 @@ def test_what_a_config_asks_for_is_given_before_the_first_call(config, more):
             "down block 2 to up block 1",
             "down block 3 to up block 0",
         ],
+        "xs-2-levels": [
+            "down block 0 to layer 1 of up block 1",
+            "layer 1 of down block 0 to layer 0 of up block 1",
+            "the downsampler of down block 0 to up block 0",
+            "down block 1 to layer 1 of up block 0",
+            "layer 1 of down block 1 to layer 0 of up block 0",
+            "the middle block",
+        ],
         "second-stream-1-level": ["down block 0 to layer 0 of up block 0", "the middle block"],
     }.items(),
 )

@@ -373,8 +373,9 @@ def _places(unet: nn.Module, anatomy: Anatomy) -> Iterator[str]:
                 left.append(name)
         with anatomy.cut(None, StandIn(), {branch: Recorder()}).applied():
             tapped = [names[_inner(each)] for each in unet.modules() if isinstance(each, Tap)]
-        # In some layouts, what goes with the blocks stands in lists before them.
-        first = next((name for name in left if "block" in name), left[0])
+        # In some layouts the middle block, or what goes with the blocks, is named before them.
+        blocks = [name for name in left if "block" in name and "mid" not in name]
+        first = blocks[0] if blocks else left[0]
         # A second stream may be recorded where it enters the part that is kept.
         ends = [name for name in left for end in tapped if f"{end}.".startswith(f"{name}.")]
         last = ends[-1] if ends else left[-1]
