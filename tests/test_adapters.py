@@ -4,6 +4,7 @@ A *story* is a list of changes to a pipeline. After each of them, the pipeline w
 enabled from the start generates what one does that took the changes without, and has a fresh one.
 """
 
+import abc
 import copy
 import functools
 import itertools
@@ -47,6 +48,15 @@ from zoo.control import HINT, controlnet
 from deepcache_patch import AlreadyEnabledError, DeepCacheHelper, DeepCacheWarning, Extrapolate
 
 SD, SDXL = CASES["sd"], CASES["sdxl"]
+
+
+def slowly(row, name):
+    """A row of parameters; those of SDXL, but for its adapter's, are marked slow."""
+    slow = name.startswith("sdxl") and name != "sdxl-adapter"
+    return pytest.param(*row, id=name, marks=[pytest.mark.slow] if slow else [])
+
+
+BOTH = [slowly([case], case.name) for case in (SD, SDXL)]
 
 # What peft says when a second adapter is loaded.
 pytestmark = pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning")
@@ -146,7 +156,7 @@ LORA = [
 ]
 
 
-@pytest.mark.parametrize("case", [SD, SDXL], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", BOTH)
 def test_a_lora_is_loaded_scaled_fused_and_unloaded_while_enabled(case):
     plains = dict(zip([change.name for change in LORA], tell(case, LORA), strict=True))
     shown = ("plain", "load", "scale", "weaken", "both", "fuse")
@@ -190,7 +200,11 @@ FREEU = [
 
 # FreeU is in the two deepest up blocks: branch 0 leaves them out, 4 is cut inside the second.
 @pytest.mark.parametrize(
-    ("case", "branch"), [(SD, 0), (SD, 4), (SDXL, 4)], ids=["sd-0", "sd-4", "sdxl-4"]
+    ("case", "branch"),
+    [
+        slowly((case, branch), f"{case.name}-{branch}")
+        for case, branch in ((SD, 0), (SD, 4), (SDXL, 4))
+    ],
 )
 def test_freeu_is_switched_on_and_off_while_enabled(case, branch):
     plain, on, off = tell(case, FREEU, branch=branch)
@@ -206,7 +220,7 @@ def test_freeu_is_exact_at_every_branch(no_grad):
     assert_exact_at_every_branch(unet, inputs2d_condition)
 
 
-@pytest.mark.parametrize("case", [SD, SDXL], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", BOTH)
 def test_projections_are_fused_and_unfused_while_enabled(case):
     story = [
         Change("plain", lambda pipe: None),
@@ -232,7 +246,7 @@ def test_fused_projections_are_used_by_shallow_steps():
 # --- attention processors -----------------------------------------------------------------------
 
 
-class Halved(AttnProcessor):
+class Halved(AttnProcessor, abc.ABC):
     """Only computes, with a number of its own."""
 
     def __init__(self, scale=0.5):
@@ -473,7 +487,7 @@ def only_in_the_deepest_up_block(pipe):
     pipe.set_ip_adapter_scale({"up": {f"block_{block}": layers}})
 
 
-@pytest.mark.parametrize("case", [SD, SDXL], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", BOTH)
 def test_an_ip_adapter_is_loaded_scaled_and_unloaded_while_enabled(case):
     story = [
         Change("plain", lambda pipe: None),
@@ -551,7 +565,7 @@ PLUGGED = [
 ]
 
 
-@pytest.mark.parametrize(("name", "other", "branch"), PLUGGED, ids=[name for name, *_ in PLUGGED])
+@pytest.mark.parametrize(("name", "other", "branch"), [slowly(row, row[0]) for row in PLUGGED])
 def test_what_is_plugged_in_is_accelerated_and_the_next_generation_is_right(name, other, branch):
     case = (_MULTI | CASES)[name]
     overrides = {"steps": STEPS} | dict(case.others[other])
@@ -611,8 +625,10 @@ ORDERS = [
 
 @pytest.mark.parametrize(
     ("case", "order"),
-    [*((SD, order) for order in ORDERS), (SDXL, ORDERS[-1])],
-    ids=lambda value: "-".join(value) if isinstance(value, tuple) else value.name,
+    [
+        slowly((case, order), "-".join([case.name, *order]))
+        for case, order in [*((SD, order) for order in ORDERS), (SDXL, ORDERS[-1])]
+    ],
 )
 def test_tomesd_and_a_helper_come_and_go_in_any_order(case, order):
     pictures = {}
@@ -834,7 +850,7 @@ SHARING = {
 @pytest.mark.parametrize(
     ("name", "scheduler"),
     [
-        *((name, "same") for name in SHARING),
+        *(slowly((name, "same"), name) for name in SHARING),
         ("img2img-strength", "heun"),
         ("inpaint", "dpm-multistep"),
     ],
@@ -973,8 +989,7 @@ CONTROLS = [
 
 @pytest.mark.parametrize(
     ("name", "branch", "overrides", "in_full"),
-    CONTROLS,
-    ids=["-".join([name, str(branch), *overrides]) for name, branch, overrides, _ in CONTROLS],
+    [slowly(row, "-".join([row[0], str(row[1]), *row[2]])) for row in CONTROLS],
 )
 def test_a_cut_controlnet_gives_what_a_whole_one_does(name, branch, overrides, in_full):
     case = CASES[name]

@@ -70,7 +70,7 @@ def _attributes(processor: Any) -> Iterable[Any]:
         for name, value in vars(kind).items():
             if type(value).__name__ == "member_descriptor":  # of `__slots__`
                 yield getattr(processor, name, None)
-            elif not name.startswith("__") and not hasattr(value, "__get__"):
+            elif not name.startswith(("__", "_abc_")) and not hasattr(value, "__get__"):
                 yield value
 
 
