@@ -373,9 +373,11 @@ def _places(unet: nn.Module, anatomy: Anatomy) -> Iterator[str]:
                 left.append(name)
         with anatomy.cut(None, StandIn(), {branch: Recorder()}).applied():
             tapped = [names[_inner(each)] for each in unet.modules() if isinstance(each, Tap)]
-        # In some layouts the middle block, or what goes with the blocks, is named before them.
-        blocks = [name for name in left if "block" in name and "mid" not in name]
-        first = blocks[0] if blocks else left[0]
+        # In some layouts the middle block, or what goes with the blocks, is named before them, and
+        # a downsampler before the layers of its block, which run first.
+        blocks = [name for name in left if "block" in name and "mid" not in name] or left
+        start = blocks[0].split(".")[:2]
+        first = min(blocks, key=lambda each: (each.split(".")[:2] != start, "sample" in each))
         # A second stream may be recorded where it enters the part that is kept.
         ends = [name for name in left for end in tapped if f"{end}.".startswith(f"{name}.")]
         last = ends[-1] if ends else left[-1]
@@ -415,8 +417,9 @@ def _words(modules: Mapping[str, nn.Module], name: str) -> str:
         if "sample" in listed:
             words.append("the " + _singular(listed))
         elif parts and isinstance(layers, nn.ModuleList):
-            each = len(getattr(owner, listed)) // len(layers)
-            words.append(f"layer {int(last) // each}")
+            layer = int(last) // (len(getattr(owner, listed)) // len(layers))
+            # ControlNet-XS lists what goes with the downsampler behind what goes with the layers.
+            words.append(f"layer {layer}" if layer < len(layers) else "the downsampler")
         else:
             words.append(f"{_singular(listed)} {last}")
     return " of ".join(words)
