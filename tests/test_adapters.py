@@ -674,11 +674,6 @@ def test_tomesds_chance_is_that_of_the_same_calls():
 
 
 @pytest.mark.parametrize("name", ["sd-controlnet", "sd-adapter"])
-@pytest.mark.xfail(
-    strict=True,
-    raises=IndexError,
-    reason="a shallow call whose arguments are changed hands them all over by keyword",
-)
 def test_a_hook_that_reads_positional_arguments_finds_them_in_shallow_calls(name):
     # tomesd's hook takes the size of the latents from `args[0]`. Shallow calls of pipelines with a
     # ControlNet or an adapter had all arguments by keyword, so they failed.
@@ -1014,11 +1009,6 @@ def test_a_cut_controlnet_gives_what_a_whole_one_does(name, branch, overrides, i
     assert (trace(pipe.unet), trace(pipe.controlnet)) == traces
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=IndexError,
-    reason="each helper puts a patch of its own round the ControlNet, and cuts what is cut already",
-)
 def test_two_unets_with_helpers_may_share_a_controlnet():
     # The second helper's patch went round the first one's, whose call came inside the cut.
     case = CASES["sd-controlnet"]

@@ -13,13 +13,12 @@ from tiny import seeded, unet2d_condition
 
 from deepcache_patch import UnsupportedModelError
 from deepcache_patch.anatomy import dissect
+from deepcache_patch.anatomy.controlnet import HunyuanControlNetAnatomy
 from deepcache_patch.anatomy.long_skips import (
     HunyuanAnatomy,
     UniDiffuserAnatomy,
     UViTAnatomy,
-    hunyuan_controlnet_cut,
 )
-from deepcache_patch.cut import Cut
 from deepcache_patch.features import Recorder, StandIn
 
 pytestmark = pytest.mark.usefixtures("no_grad")
@@ -141,7 +140,7 @@ def test_hunyuan_takes_the_residuals_of_a_cut_controlnet():
             full = hunyuan_inputs(controlnet_block_samples=_residuals(controlnet))
             plain = model(**full).sample
         stand_in.feature = recorder.take()
-        with Cut(hunyuan_controlnet_cut(controlnet, branch + 1)).applied():
+        with HunyuanControlNetAnatomy(controlnet).cut(branch).applied():
             given = _residuals(controlnet)
         arguments = hunyuan_inputs(controlnet_block_samples=given)
         trimmed = anatomy.trimmed(branch, arguments)
@@ -171,7 +170,7 @@ def test_a_cut_controlnet_makes_the_first_residuals_with_the_first_blocks(limit)
     controlnet = hunyuan_controlnet(10)
     before, whole = trace(controlnet), _residuals(controlnet)
     assert len(whole) == 4
-    cut = Cut(hunyuan_controlnet_cut(controlnet, limit))
+    cut = HunyuanControlNetAnatomy(controlnet).cut(limit - 1)
     with counted_calls(controlnet) as calls, cut.applied():
         residuals = _residuals(controlnet)
     assert len(residuals) == limit

@@ -648,11 +648,6 @@ def test_weights_that_are_loaded_by_the_names_of_inner_layers_run_in_full(classe
     assert helper.stats.shallow_calls == 0
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=RuntimeError,
-    reason="accelerate moves the U-Net inside the cut, so that only what is kept is moved",
-)
 def test_a_unet_that_is_offloaded_amid_a_generation_comes_back_whole(far):
     # A preview in a callback: `vae.decode` sends the U-Net to the CPU. In a shallow step accelerate
     # fetched what was left of it, and in the next full one saw by its first weight that it was

@@ -23,6 +23,7 @@ from .errors import DeepCacheWarning
 from .features import FeatureKey, Recorded, Recorder, StandIn
 from .guide import Context, Guide
 from .observers import observer_of
+from .offloading import bring_whole
 from .patch import Patch
 from .pipelines import unwrapped
 from .schedule import FULL
@@ -139,6 +140,8 @@ class AttachedUNet:
         with self._lock:
             self._patch.remove()
             self.reset()
+            for session in list(self._sessions):
+                session.companion = None
 
     def pause(self, count: int = 1) -> None:
         """Run everything plainly until `resume` was called as often."""
@@ -213,8 +216,10 @@ class AttachedUNet:
         position = None if self._pauses else self._locate(session, arguments)
         if position is None:
             self._full_calls += not self._pauses
-            completed = self._completed(session, None, arguments)
-            return original(*args, **kwargs) if completed is None else original(**completed)
+            changed = self._completed(session, None, arguments)
+            if changed is not None:
+                args, kwargs = self._anatomy.handed_over(changed, len(args))
+            return original(*args, **kwargs)
         try:
             guide = self._lead(session, position)
             if position.step == position.slot == 0:
@@ -230,9 +235,11 @@ class AttachedUNet:
             else:
                 self._shallow_calls += 1
                 changed = self._anatomy.trimmed(branch, changed or arguments) or changed
+            if changed is not None:
+                args, kwargs = self._anatomy.handed_over(changed, len(args))
             tapped = tuple(b for b in guide.branches if branch is None or b < branch)
             with self._cut(branch, tapped, feature):
-                output = original(*args, **kwargs) if changed is None else original(**changed)
+                output = original(*args, **kwargs)
             self._keep_recorded(session, guide, position, arguments, output)
         except BaseException:
             # Whether the caller tries this step again, or what, cannot be known.
@@ -253,11 +260,13 @@ class AttachedUNet:
 
     def _locate(self, session: Session, arguments: Mapping[str, Any]) -> Position | None:
         """Where the call stands; `None`, with a warning that says why, if it must run in full."""
-        timestep = self._anatomy.timestep(arguments)
-        if timestep is None or not isinstance(self._sample(arguments), torch.Tensor):
+        timestep, sample = self._anatomy.timestep(arguments), self._sample(arguments)
+        if timestep is None or not isinstance(sample, torch.Tensor):
             return None
         if torch.is_grad_enabled():
-            self._warn("gradients are enabled: wrap the denoising loop in torch.no_grad()")
+            meant = sample.requires_grad
+            cure = "" if meant else ": wrap the denoising loop in torch.no_grad()"
+            self._warn(f"gradients are enabled{cure}")
             return None
         refusal = self._anatomy.refusal(arguments)
         if refusal is not None:
@@ -323,7 +332,7 @@ class AttachedUNet:
             return None, None
         if recorded[0].key != FeatureKey.of(self._sample(arguments)):
             return None, None
-        if session.is_anothers(position.slot, arguments):
+        if session.is_anothers(position.slot, self._anatomy.conditioning(arguments)):
             return None, None
         return entry, guide.feature(position.step, entry, recorded)
 
@@ -335,12 +344,14 @@ class AttachedUNet:
         recorded = session.cache.get(position.slot, entry)
         if not recorded or recorded[0].step < session.last_full:
             return ()
-        if session.watched is None:
+        if entry not in session.watched:
             cut = self._anatomy.cut(entry, self._stand_in, {})
-            session.watched = observer_of(unwrapped(self.unet), cut) or ""
-            if session.watched:
-                self._warn(session.watched)
-        return () if session.watched else recorded
+            session.watched[entry] = observer_of(unwrapped(self.unet), cut)
+        reason = session.watched[entry]
+        if reason is not None:
+            self._warn(reason)
+            return ()
+        return recorded
 
     def _completed(
         self, session: Session, branch: int | None, arguments: dict[str, Any]
@@ -363,6 +374,8 @@ class AttachedUNet:
         if (branch, tapped) not in self._cuts:
             recorders = {b: self._recorders[b] for b in tapped}
             self._cuts[branch, tapped] = self._anatomy.cut(branch, self._stand_in, recorders)
+        if branch is not None:
+            bring_whole(unwrapped(self.unet))
         self._stand_in.feature = feature
         try:
             with self._cuts[branch, tapped].applied():
@@ -384,11 +397,12 @@ class AttachedUNet:
         guide.observe(position, sample, output, features)
         if position.step + 1 == position.num_steps:
             session.drop(slot)
+            session.companion = None
             return
         for branch, feature in features.items():
             recorded = Recorded(position.step, FeatureKey.of(sample), feature)
             session.cache.put(slot, branch, recorded, keep=guide.keep)
-            session.recorded_by(slot, arguments)
+            session.recorded_by(slot, self._anatomy.conditioning(arguments))
         held = sum(each.cache.nbytes for each in self._sessions)
         self._peak_nbytes = max(self._peak_nbytes, held)
 

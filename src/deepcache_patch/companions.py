@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from .anatomy import ControlNetAnatomy
+from .anatomy import dissect_controlnet
 from .attached import CALL, AttachedUNet
 from .errors import ChangedResidualsError
+from .offloading import bring_whole
 from .patch import Patch
 from .pipelines import unwrapped
 
@@ -65,7 +66,7 @@ class AttachedCompanion:
     def __init__(self, controlnet: nn.Module, unet: AttachedUNet, *, tag: object) -> None:
         self._controlnet = controlnet
         self._unet = unet
-        self._anatomy = ControlNetAnatomy(unwrapped(controlnet))
+        self._anatomy = dissect_controlnet(unwrapped(controlnet))
         # A cut changes the ControlNet for everybody, so calls take turns.
         self._lock = threading.RLock()
         self._patch = Patch(controlnet, CALL, controlnet._call_impl, tag=tag)
@@ -87,6 +88,7 @@ class AttachedCompanion:
         with self._lock:
             if branch is None:
                 return original(*args, **kwargs)
+            bring_whole(unwrapped(self._controlnet))
             with self._anatomy.cut(branch).applied():
                 output = original(*args, **kwargs)
 
@@ -103,9 +105,9 @@ class AttachedCompanion:
         # In guess mode the scale of a residual depends on how many there are.
         if arguments.get("guess_mode") or self._anatomy.num_skips != self._unet.num_skips:
             return None
-        timestep, sample = self._anatomy.timestep(arguments), self._anatomy.sample(arguments)
+        timestep, sample = arguments.get("timestep"), arguments.get(self._anatomy.sample_name)
         if timestep is None or not isinstance(sample, torch.Tensor):
             return None
         if not self._anatomy.is_current:
-            self._anatomy = ControlNetAnatomy(unwrapped(self._controlnet))
+            self._anatomy = dissect_controlnet(unwrapped(self._controlnet))
         return self._unet.foresee(timestep, sample)

@@ -18,7 +18,7 @@ from .companions import AttachedCompanion
 from .errors import AlreadyEnabledError, InvalidSettingError, UnsupportedModelError
 from .guide import AnySchedule, Context, Guide, GuidingSchedule, PlannedGuide
 from .patch import installed_patch
-from .pipelines import controlnets_of, schedulers_of, unets_of, unwrapped
+from .pipelines import controlnets_of, modules_of, schedulers_of, unets_of, unwrapped
 from .replay import REPLAYS, Extrapolate, Replay
 from .schedule import Schedule, Uniform
 
@@ -106,8 +106,9 @@ class DeepCacheHelper:
         False again when the pipeline got another U-Net, or when `unet.compile()` has put itself in
         the place of the patch; `enable` then attaches anew.
         """
-        attached = [each.unet for each in self._attached if each.installed]
-        return bool(attached) and attached == _unets_if_any(self._pipe)
+        parts = set(modules_of(self._pipe).values())
+        attached = self._attached
+        return bool(attached) and all(each.installed and each.unet in parts for each in attached)
 
     @property
     def stats(self) -> Stats:
@@ -125,10 +126,9 @@ class DeepCacheHelper:
         Raises:
             UnsupportedModelError: If the pipeline's U-Net was replaced by one that cannot be cut.
         """
-        with ExitStack() as whole:
-            for each in self._attached:
-                whole.enter_context(each.between_calls())
-                self._keep_example(each)
+        for each in self._attached:
+            self._keep_example(each)
+        with self._between_calls():
             unets = unets_of(self._pipe)
             outlines = {unet: Outline(unwrapped(unet)) for unet in unets.values()}
         tables = {
@@ -163,6 +163,8 @@ class DeepCacheHelper:
         companions = tuple(
             AttachedCompanion(controlnet, attached[0], tag=tag)
             for controlnet in controlnets_of(self._pipe)
+            # One that another pipeline has, too, is cut for one of the two.
+            if installed_patch(controlnet, CALL) is None
         )
         with ExitStack() as undo:
             for each in attached:
@@ -319,8 +321,9 @@ class DeepCacheHelper:
 
     def _check(self, schedule: AnySchedule) -> dict[nn.Module, Anatomy]:
         """The pipeline's U-Nets as it calls them, each with its anatomy, if the schedule fits."""
-        unets = unets_of(self._pipe)
-        anatomies = {unet: dissect(unwrapped(unet)) for unet in unets.values()}
+        with self._between_calls():
+            unets = unets_of(self._pipe)
+            anatomies = {unet: dissect(unwrapped(unet)) for unet in unets.values()}
         if isinstance(schedule, type) or not isinstance(schedule, Schedule | GuidingSchedule):
             raise InvalidSettingError(
                 "schedule must be 'auto' or an object with a method plan(num_steps), not "
@@ -334,6 +337,14 @@ class DeepCacheHelper:
                 schedulers = schedulers_of(self._pipe, name)()
                 schedule.check(unwrapped(unet), schedulers[0] if schedulers else None)
         return anatomies
+
+    @contextmanager
+    def _between_calls(self) -> Iterator[None]:
+        """Keep the U-Nets whole, whatever other threads do."""
+        with ExitStack() as whole:
+            for each in self._attached:
+                whole.enter_context(each.between_calls())
+            yield
 
     def _keep_example(self, attached: AttachedUNet) -> None:
         if attached.example is not None:

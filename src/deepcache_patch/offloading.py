@@ -38,6 +38,17 @@ def offloading_of(unet: nn.Module) -> str | None:
     return None
 
 
+def bring_whole(model: nn.Module) -> None:
+    """Have accelerate move an offloaded model to the device before a part of it is left out.
+
+    Its hook would move what it finds in the call, and take the first weight for all of them then.
+    """
+    hook: Any = vars(model).get("_hf_hook")
+    for each in getattr(hook, "hooks", (hook,)):
+        if type(each).__name__ == "CpuOffload":
+            each.pre_forward(model)
+
+
 def _group_of(module: nn.Module) -> Any:
     registry = vars(module).get("_diffusers_hook")
     hook = registry and registry.get_hook("group_offloading")

@@ -8,7 +8,7 @@ from typing import Any, cast
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from .anatomy import ControlNetAnatomy, is_unet
+from .anatomy import is_controlnet, is_unet
 from .errors import UnsupportedModelError
 
 
@@ -25,7 +25,7 @@ def unets_of(pipe: Any) -> dict[str, nn.Module]:
     Raises:
         UnsupportedModelError: If there is none that can be cut.
     """
-    modules = _modules_of(pipe)
+    modules = modules_of(pipe)
     unets = {name: module for name, module in modules.items() if is_unet(unwrapped(module))}
     if unets:
         return unets
@@ -42,8 +42,8 @@ def controlnets_of(pipe: Any) -> list[nn.Module]:
     """The ControlNets of a pipeline that can be cut along with its U-Net, as it calls them."""
     if isinstance(pipe, nn.Module):
         return []
-    modules = _modules_of(pipe).values()
-    return [module for module in modules if ControlNetAnatomy.fits(unwrapped(module))]
+    modules = modules_of(pipe).values()
+    return [module for module in modules if is_controlnet(unwrapped(module))]
 
 
 def schedulers_of(pipe: Any, name: str) -> Callable[[], list[Any]]:
@@ -68,7 +68,12 @@ def schedulers_of(pipe: Any, name: str) -> Callable[[], list[Any]]:
     return lambda: [getattr(reference(), each, None) for each in names]
 
 
-def _modules_of(pipe: Any) -> dict[str, nn.Module]:
+def modules_of(pipe: Any) -> dict[str, nn.Module]:
+    """The components of a pipeline that are modules, by name.
+
+    Raises:
+        UnsupportedModelError: If it is no pipeline.
+    """
     if isinstance(pipe, nn.Module):
         return {"unet": pipe}
     if isinstance(pipe, DiffusionPipeline):

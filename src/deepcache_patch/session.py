@@ -1,7 +1,6 @@
 """What one thread has of the generation that it runs through one U-Net."""
 
 import copy
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -24,14 +23,15 @@ class Session:
         last_full: The last step that it wanted in full.
         scheduler: The one that drives this generation, or `None`.
         companion: The last companion's call, if it was cut; see `companions`.
-        watched: Why shallow calls are no good in this generation, "" if they are; `None` as long as
-            nobody has looked.
+        watched: By branch, why shallow calls are no good in this generation; `None` if they are.
     """
 
     def __init__(self) -> None:
         self.tracker = StepTracker()
         self.cache = FeatureCache()
         self.generation = -1
+        # A reset may come between the companion's call and the U-Net's.
+        self.companion: Any = None
         self.reset()
 
     def reset(self) -> None:
@@ -39,7 +39,6 @@ class Session:
         self.tracker.reset()
         self.guide: Guide | None = None
         self.scheduler: Any = None
-        self.companion: Any = None
         self.forget()
 
     def forget(self) -> None:
@@ -50,7 +49,7 @@ class Session:
         self.entry: PlanEntry = FULL
         self._entered = -1  # the step that the entry is of
         self.last_full = 0
-        self.watched: str | None = None
+        self.watched: dict[int, str | None] = {}
 
     def locate(
         self, timestep: Any, timesteps: torch.Tensor | None, *, ahead: bool = False
@@ -69,25 +68,19 @@ class Session:
             self.last_full = step
             self._conditionings.clear()
 
-    def recorded_by(self, slot: int, arguments: Mapping[str, Any]) -> None:
+    def recorded_by(self, slot: int, conditioning: torch.Tensor | None) -> None:
         """Remember whose conditioning the slot has."""
-        self._conditionings[slot] = _conditioning(arguments)
+        self._conditionings[slot] = conditioning
 
     def drop(self, slot: int) -> None:
         """Let go of what the slot holds."""
         self.cache.drop(slot)
         self._conditionings.pop(slot, None)
 
-    def is_anothers(self, slot: int, arguments: Mapping[str, Any]) -> bool:
+    def is_anothers(self, slot: int, conditioning: torch.Tensor | None) -> bool:
         """Whether the call has the conditioning of other slots, because one before was left out."""
-        conditioning = _conditioning(arguments)
         slots = [s for s, its in self._conditionings.items() if _same_memory(its, conditioning)]
         return bool(slots) and slot not in slots
-
-
-def _conditioning(arguments: Mapping[str, Any]) -> torch.Tensor | None:
-    found = arguments.get("encoder_hidden_states")
-    return found if isinstance(found, torch.Tensor) else None
 
 
 def _same_memory(first: torch.Tensor | None, second: torch.Tensor | None) -> bool:

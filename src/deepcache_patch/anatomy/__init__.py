@@ -12,14 +12,14 @@ from ..errors import UnsupportedModelError
 from .base import Anatomy
 from .blocks import BlockAnatomy
 from .cascade import CascadeAnatomy, WuerstchenAnatomy
-from .controlnet import ControlNetAnatomy
+from .controlnet import Companion, ControlNetAnatomy, HunyuanControlNetAnatomy
 from .controlnet_xs import ControlNetXSAnatomy
 from .levels import Kandinsky3Anatomy, KBlockAnatomy, OneDimensionalAnatomy
 from .long_skips import HunyuanAnatomy, UniDiffuserAnatomy, UViTAnatomy
 from .original import OriginalAnatomy
 from .second_stream import SecondStreamAnatomy
 
-__all__ = ["Anatomy", "ControlNetAnatomy", "dissect", "is_unet"]
+__all__ = ["Anatomy", "dissect", "dissect_controlnet", "is_controlnet", "is_unet"]
 
 # The first that fits is taken.
 _LAYOUTS: Final[tuple[type[Anatomy], ...]] = (
@@ -36,6 +36,8 @@ _LAYOUTS: Final[tuple[type[Anatomy], ...]] = (
     UViTAnatomy,
     OriginalAnatomy,
 )
+
+_CONTROLNETS: Final[tuple[type[Companion], ...]] = (ControlNetAnatomy, HunyuanControlNetAnatomy)
 
 
 def is_unet(model: object) -> bool:
@@ -56,3 +58,20 @@ def dissect(unet: nn.Module) -> Anatomy:
         f"{type(unet).__name__} is not a U-Net that can be cut: it has none of the layouts that "
         "are known, such as down_blocks, mid_block and up_blocks"
     )
+
+
+def is_controlnet(model: object) -> bool:
+    """Whether the model is a ControlNet, or several, of a layout that is known here."""
+    return any(layout.fits(model) for layout in _CONTROLNETS)
+
+
+def dissect_controlnet(controlnet: nn.Module) -> Companion:
+    """Return the anatomy of a ControlNet.
+
+    Raises:
+        UnsupportedModelError: If it is none, or if it is not known which skips a block emits.
+    """
+    for layout in _CONTROLNETS:
+        if layout.fits(controlnet):
+            return layout(controlnet)
+    raise UnsupportedModelError(f"{type(controlnet).__name__} is not a ControlNet that can be cut")

@@ -24,12 +24,14 @@ class Anatomy(ABC):
     Attributes:
         sample_name: The argument of the U-Net's `forward` that is denoised.
         timestep_name: The argument that says how far the denoising is.
+        conditioning_name: The argument that two calls of one step differ in, such as the prompt.
         num_skips: How many skip connections there are.
         branches: The branches of this U-Net, `range(0, …)`.
     """
 
     sample_name: ClassVar[str] = "sample"
     timestep_name: ClassVar[str] = "timestep"
+    conditioning_name: ClassVar[str] = "encoder_hidden_states"
 
     num_skips: int
     branches: range
@@ -101,6 +103,22 @@ class Anatomy(ABC):
     def arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of a call to the U-Net, by the names in the signature of its `forward`."""
         return dict(zip(self._parameters, args, strict=False)) | dict(kwargs)
+
+    def handed_over(
+        self, arguments: Mapping[str, Any], count: int
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments as they are handed over: the first `count` by position, others by name.
+
+        Hooks of others that read a call's positional arguments (tomesd's) go on finding them.
+        """
+        names = self._parameters[:count]
+        named = {name: value for name, value in arguments.items() if name not in names}
+        return tuple(arguments[name] for name in names), named
+
+    def conditioning(self, arguments: Mapping[str, Any]) -> torch.Tensor | None:
+        """The conditioning of a call, if it is a tensor."""
+        found = arguments.get(self.conditioning_name)
+        return found if isinstance(found, torch.Tensor) else None
 
     def timestep(self, arguments: Mapping[str, Any]) -> Any:
         """The timestep of a call, a number or a tensor; `None` if it has none."""

@@ -1,8 +1,9 @@
-"""ControlNets: the down path of a U-Net, with a convolution that makes a residual of each skip."""
+"""ControlNets: the first half of a U-Net, with a layer that makes a residual of each skip."""
 
 import inspect
-from collections.abc import Mapping
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -11,39 +12,42 @@ from ..cut import Cut, Swap
 from .blocks import DownPath, keep
 
 
-class ControlNetAnatomy:
+class Companion(ABC):
     """How to leave out of a ControlNet, or of several in one, what a shallow call does not use.
 
     Args:
-        controlnet: One with `controlnet_down_blocks`, or a module with several of them in `nets`.
-
-    Raises:
-        UnsupportedModelError: If it is not known which skips a block emits.
+        controlnet: A ControlNet, or a module with several of them in `nets`.
 
     Attributes:
-        num_skips: How many residuals there are for the skips; one more is for the middle block.
+        sample_name: The argument of its `forward` that is denoised.
+        parts: The children by which it is known.
+        num_skips: How many residuals there are for the skips; -1 if several do not agree.
     """
 
+    sample_name: ClassVar[str] = "sample"
+    parts: ClassVar[tuple[str, ...]]
+    num_skips: int
+
     def __init__(self, controlnet: nn.Module) -> None:
+        self._controlnet = controlnet
         self._parameters = tuple(inspect.signature(type(controlnet).forward).parameters)[1:]
-        self._nets: list[Any] = list(getattr(controlnet, "nets", [controlnet]))
-        self._paths = [DownPath(net) for net in self._nets]
-        counts = {path.num_skips for path in self._paths}
-        counts |= {len(net.controlnet_down_blocks) for net in self._nets}
+        self._nets = _nets(controlnet)
+        self._seen: list[tuple[Any, tuple[Any, ...]]] = []
+
+    @classmethod
+    def fits(cls, model: Any) -> bool:
+        """Whether the model is such a ControlNet, or several of them."""
+        nets = _nets(model)
+        return bool(nets) and all(hasattr(net, part) for net in nets for part in cls.parts)
+
+    def _found(self, counts: set[int], owners: Iterable[nn.Module]) -> None:
         self.num_skips = counts.pop() if len(counts) == 1 else -1
-        owners = [controlnet, *(child for child in controlnet.children())]
-        owners += [module for path in self._paths for module in path.modules()]
-        owners += [net.controlnet_down_blocks for net in self._nets]
+        owners = [self._controlnet, *self._controlnet.children(), *self._nets, *owners]
         self._seen = [(each._modules, tuple(each._modules.values())) for each in owners]
 
-    @staticmethod
-    def fits(model: Any) -> bool:
-        """Whether the model is such a ControlNet, or several of them."""
-        nets = getattr(model, "nets", [model])
-        parts = ("down_blocks", "controlnet_down_blocks", "controlnet_mid_block")
-        return isinstance(model, nn.Module) and all(
-            hasattr(net, part) for net in nets for part in parts
-        )
+    @abstractmethod
+    def cut(self, branch: int) -> Cut:
+        """What leaves the residuals that a shallow call uses."""
 
     @property
     def is_current(self) -> bool:
@@ -54,13 +58,23 @@ class ControlNetAnatomy:
         """The arguments of a call, by the names in the signature of its `forward`."""
         return dict(zip(self._parameters, args, strict=False)) | dict(kwargs)
 
-    def timestep(self, arguments: Mapping[str, Any]) -> Any:
-        """The timestep of a call; `None` if it has none."""
-        return arguments.get("timestep")
 
-    def sample(self, arguments: Mapping[str, Any]) -> Any:
-        """What is denoised."""
-        return arguments.get("sample")
+class ControlNetAnatomy(Companion):
+    """The ControlNets of U-Nets with blocks of layers.
+
+    Raises:
+        UnsupportedModelError: If it is not known which skips a block emits.
+    """
+
+    parts = ("down_blocks", "controlnet_down_blocks", "controlnet_mid_block")
+
+    def __init__(self, controlnet: nn.Module) -> None:
+        super().__init__(controlnet)
+        self._paths = [DownPath(net) for net in self._nets]
+        counts = {path.num_skips for path in self._paths}
+        counts |= {len(net.controlnet_down_blocks) for net in self._nets}
+        owners = [module for path in self._paths for module in path.modules()]
+        self._found(counts, [*owners, *(net.controlnet_down_blocks for net in self._nets)])
 
     def cut(self, branch: int) -> Cut:
         """What leaves the residuals of skips 0…branch; that of the middle block becomes 0.
@@ -78,6 +92,36 @@ class ControlNetAnatomy:
                 swaps.append(Swap(net, "mid_block", _Through()))
             swaps.append(Swap(net, "controlnet_mid_block", _Zero()))
         return Cut(swaps)
+
+
+class HunyuanControlNetAnatomy(Companion):
+    """The ControlNets of Hunyuan-DiT."""
+
+    parts = ("blocks", "controlnet_blocks")
+    sample_name = "hidden_states"
+
+    def __init__(self, controlnet: nn.Module) -> None:
+        super().__init__(controlnet)
+        counts = {len(getattr(net, part)) for net in self._nets for part in self.parts}
+        self._found(counts, [getattr(net, part) for net in self._nets for part in self.parts])
+
+    def cut(self, branch: int) -> Cut:
+        """What leaves the residuals of skips 0…branch.
+
+        A residual does not depend on the blocks behind the one that makes it.
+        """
+        swaps: list[Swap] = []
+        for net in self._nets:
+            for part in self.parts:
+                keep(swaps, net, part, list(getattr(net, part))[: branch + 1])
+        return Cut(swaps)
+
+
+def _nets(model: Any) -> list[Any]:
+    if not isinstance(model, nn.Module):
+        return []
+    nets: Any = getattr(model, "nets", [model])
+    return list(nets)
 
 
 class _Through(nn.Module):

@@ -189,22 +189,6 @@ class UniDiffuserAnatomy(UViTAnatomy):
         return unet.transformer
 
 
-def hunyuan_controlnet_cut(controlnet: Any, limit: int) -> list[Swap]:
-    """What leaves the producers of a `HunyuanDiT2DControlNetModel`'s first residuals.
-
-    A residual does not depend on the blocks behind the one that makes it, so those that remain are
-    exactly those of the whole ControlNet.
-
-    Args:
-        controlnet: The ControlNet; it is only looked at.
-        limit: How many residuals it shall make, at least 0.
-    """
-    swaps: list[Swap] = []
-    for name in ("blocks", "controlnet_blocks"):
-        keep(swaps, controlnet, name, list(getattr(controlnet, name))[:limit])
-    return swaps
-
-
 class _PassThrough(nn.Module):
     """Stands for a block that is left out."""
 
