@@ -38,7 +38,8 @@ class Companion(ABC):
     def fits(cls, model: Any) -> bool:
         """Whether the model is such a ControlNet, or several of them."""
         nets = _nets(model)
-        return bool(nets) and all(hasattr(net, part) for net in nets for part in cls.parts)
+        # Not `hasattr`: diffusers warns of that, where a configuration has the name.
+        return bool(nets) and all(part in net._modules for net in nets for part in cls.parts)
 
     def _found(self, counts: set[int], owners: Iterable[nn.Module]) -> None:
         self.num_skips = counts.pop() if len(counts) == 1 else -1
