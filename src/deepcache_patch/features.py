@@ -5,6 +5,7 @@ dtype and device in which the U-Net computes. When to record and to replay is de
 where, in `anatomy`.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -99,9 +100,21 @@ class FeatureKey:
         return cls(tuple(sample.shape), sample.dtype, sample.device)
 
     def is_like(self, sample: torch.Tensor) -> bool:
-        """Whether a call with this `sample` has the key, but for its channels."""
-        batch, _, *size = self.shape
-        return [batch, *size, self.dtype] == [len(sample), *sample.shape[2:], sample.dtype]
+        """Whether a call with this `sample` has the key, but for its channels.
+
+        The frames of a video `(batch, channels, frames, height, width)` may be in the batch.
+        """
+        pictures, size = _pictures(self.shape), self.shape[-2:]
+        return (pictures, size, self.dtype) == (
+            _pictures(tuple(sample.shape)),
+            tuple(sample.shape[-2:]),
+            sample.dtype,
+        )
+
+
+def _pictures(shape: tuple[int, ...]) -> int:
+    batch, _channels, *frames = shape[:-2]
+    return math.prod((batch, *frames))
 
 
 class Recorded(NamedTuple):

@@ -1,0 +1,144 @@
+"""A ControlNet runs only what a shallow call of the U-Net uses, and no picture shows it."""
+
+import pytest
+import torch
+from conftest import counted_calls, trace
+from tiny import inputs2d_condition, unet2d_condition
+from zoo import CASES
+
+from deepcache_patch import DeepCacheHelper
+from deepcache_patch.anatomy import dissect, dissect_controlnet, is_controlnet
+from deepcache_patch.companions import AttachedCompanion
+
+# Of each kind of ControlNet, one or more to a pipeline.
+CONTROLLED = {
+    "sd-controlnet": "controlnet_mid_block",
+    "sd-controlnet-two": "nets.1.controlnet_mid_block",
+    "sd-controlnet-inpaint": "controlnet_mid_block",
+    "sdxl-controlnet-img2img": "controlnet_mid_block",
+    "sdxl-controlnet-union": "controlnet_mid_block",
+    "blip-controlnet": "controlnet_mid_block",
+    "sd-controlnet-pag": "controlnet_mid_block",
+    "animatediff-controlnet": "controlnet_mid_block",
+    "animatediff-sparse-controlnet": "controlnet_mid_block",
+    "hunyuandit-controlnet": "controlnet_blocks.2",  # the deepest
+}
+
+
+def uncut(monkeypatch):
+    monkeypatch.setattr(AttachedCompanion, "_branch", lambda _self, _arguments: None)
+
+
+@pytest.mark.parametrize("name", CONTROLLED)
+def test_the_pictures_are_those_with_a_whole_controlnet(name, monkeypatch):
+    case = CASES[name]
+    pipe = case.load()
+    before = trace(pipe.controlnet)
+    with DeepCacheHelper(pipe) as helper:
+        picture = case.run(pipe, steps=8)
+        shallow = helper.stats.shallow_calls
+    assert shallow >= 3
+    assert trace(pipe.controlnet) == before
+    uncut(monkeypatch)
+    with DeepCacheHelper(pipe):
+        assert torch.equal(case.run(pipe, steps=8), picture)
+
+
+@pytest.mark.parametrize("branch", [0, 1])
+@pytest.mark.parametrize("name", CONTROLLED)
+def test_the_deepest_part_runs_on_full_steps_only(name, branch):
+    case = CASES[name]
+    pipe = case.load()
+    with counted_calls(pipe.controlnet) as calls, DeepCacheHelper(pipe, branch=branch) as helper:
+        case.run(pipe, steps=8)
+    assert calls[CONTROLLED[name]] == helper.stats.full_calls
+    assert calls[""] == helper.stats.full_calls + helper.stats.shallow_calls
+
+
+def test_at_the_deepest_branch_a_controlnet_is_whole(monkeypatch):
+    # The middle block's residual is added after the feature that is replayed there.
+    case = CASES["sd-controlnet"]
+    pipe = case.load()
+    deepest = dissect(pipe.unet).branches[-1]
+    with DeepCacheHelper(pipe, branch=deepest) as helper:
+        with counted_calls(pipe.controlnet) as calls:
+            picture = case.run(pipe, steps=8)
+        assert helper.stats.shallow_calls == 5
+    assert calls["controlnet_mid_block"] == 8
+    uncut(monkeypatch)
+    with DeepCacheHelper(pipe, branch=deepest):
+        assert torch.equal(case.run(pipe, steps=8), picture)
+
+
+def test_guess_mode_is_not_cut():
+    # It scales the residuals by how many there are.
+    case = CASES["sd-controlnet"]
+    pipe = case.load()
+    with counted_calls(pipe.controlnet) as calls, DeepCacheHelper(pipe) as helper:
+        case.run(pipe, steps=8, guess_mode=True)
+    assert calls["mid_block"] == 8
+    assert helper.stats.shallow_calls == 5
+
+
+def test_paused_and_disabled_a_controlnet_is_whole():
+    case = CASES["sd-controlnet"]
+    pipe = case.load()
+    helper = DeepCacheHelper(pipe).enable()
+    with counted_calls(pipe.controlnet) as calls, helper.paused():
+        case.run(pipe, steps=8)
+    assert calls["mid_block"] == 8
+    helper.disable()
+    with counted_calls(pipe.controlnet) as calls:
+        case.run(pipe, steps=8)
+    assert calls["mid_block"] == 8
+
+
+def test_a_replaced_controlnet_runs_whole_until_enable():
+    case = CASES["sd-controlnet"]
+    pipe, other = case.load(), case.load()
+    with DeepCacheHelper(pipe) as helper:
+        expected = case.run(pipe, steps=8)
+        pipe.controlnet = other.controlnet
+        with counted_calls(pipe.controlnet) as calls:
+            assert torch.equal(case.run(pipe, steps=8), expected)
+        assert calls["mid_block"] == 8
+        helper.disable()
+        helper.enable()
+        with counted_calls(pipe.controlnet) as calls:
+            assert torch.equal(case.run(pipe, steps=8), expected)
+        assert calls["mid_block"] == 3
+
+
+def test_a_controlnet_of_another_depth_is_not_cut():
+    pipe = CASES["sd-controlnet"].load()
+    anatomy = dissect_controlnet(pipe.controlnet)
+    assert anatomy.num_skips == dissect(pipe.unet).num_skips
+    pipe.controlnet.controlnet_down_blocks.append(torch.nn.Identity())
+    assert not anatomy.is_current
+    assert dissect_controlnet(pipe.controlnet).num_skips == -1
+
+
+def test_what_is_no_controlnet_is_not_taken_for_one():
+    for model in (unet2d_condition(), torch.nn.Linear(1, 1), torch.nn.ModuleList(), None):
+        assert not is_controlnet(model)
+
+
+@pytest.mark.usefixtures("no_grad")
+@pytest.mark.parametrize("size", [(8, 8), (9, 11)], ids=["8x8", "9x11"])
+def test_a_cut_controlnet_makes_the_first_residuals(size):
+    pipe = CASES["sd-controlnet"].load()
+    controlnet = pipe.controlnet
+    factor = 2 ** (len(controlnet.config.conditioning_embedding_out_channels) - 1)
+    arguments = inputs2d_condition(size=size) | {
+        "controlnet_cond": torch.rand(2, 3, *(factor * side for side in size)),
+        "return_dict": False,
+    }
+    whole, _ = controlnet(**arguments)
+    anatomy = dissect_controlnet(controlnet)
+    assert len(whole) == anatomy.num_skips
+    for branch in range(anatomy.num_skips - 1):
+        with anatomy.cut(branch).applied():
+            residuals, middle = controlnet(**arguments)
+        assert len(residuals) == branch + 1
+        assert all(map(torch.equal, residuals, whole))
+        assert middle.count_nonzero() == 0
