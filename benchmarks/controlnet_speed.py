@@ -1,10 +1,10 @@
 """How much faster a pipeline with a ControlNet is, with and without cutting the ControlNet.
 
-A U-Net and a ControlNet of the true size of SD 1.5 with random weights (the work does not depend on
-them), run by `StableDiffusionControlNetPipeline` itself on given text embeddings, up to latents. The
-plain pipeline, a helper of the pipeline, a helper of the U-Net alone (which knows no ControlNet) and
-DeepCache 0.1.1 take turns in one process; the figures are medians. Run from the project's root:
-``python -m benchmarks.controlnet_speed``.
+A U-Net and a ControlNet of the true size of SD 1.5 with random weights (the work does not depend
+on them), run by `StableDiffusionControlNetPipeline` itself on given text embeddings, up to the
+latents. The plain pipeline, a helper of the pipeline, a helper of the U-Net alone (which knows no
+ControlNet) and DeepCache 0.1.1 take turns in one process; the figures are medians. Run from the
+project's root: ``python -m benchmarks.controlnet_speed``.
 """
 
 import argparse

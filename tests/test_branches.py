@@ -26,8 +26,10 @@ from zoo import CASES as ZOO
 
 from deepcache_patch import Branch, DeepCacheHelper, InvalidSettingError
 from deepcache_patch.anatomy import dissect
-from deepcache_patch.branches import BranchesOfEach, Outline, branches_of, example_of
+from deepcache_patch.branches import BranchesOfEach, branches_of
+from deepcache_patch.example import example_of
 from deepcache_patch.features import Recorder, StandIn
+from deepcache_patch.outline import Outline
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 

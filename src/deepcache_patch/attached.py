@@ -17,9 +17,9 @@ import torch
 from torch import nn
 
 from .anatomy import Anatomy, dissect
-from .branches import example_of
 from .cut import Cut
 from .errors import DeepCacheWarning
+from .example import example_of
 from .features import FeatureKey, Recorded, Recorder, StandIn
 from .guide import Context, Guide
 from .observers import observer_of

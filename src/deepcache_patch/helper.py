@@ -12,11 +12,12 @@ from torch import nn
 from .anatomy import Anatomy, dissect
 from .attached import CALL, AttachedUNet, Stats
 from .auto import Auto
-from .branches import Branches, BranchesOfEach, Outline, branches_of
+from .branches import Branches, BranchesOfEach, branches_of
 from .calibrated import Calibrated
 from .companions import AttachedCompanion
 from .errors import AlreadyEnabledError, InvalidSettingError, UnsupportedModelError
 from .guide import AnySchedule, Context, Guide, GuidingSchedule, PlannedGuide
+from .outline import Outline
 from .patch import installed_patch
 from .pipelines import controlnets_of, modules_of, schedulers_of, unets_of, unwrapped
 from .replay import REPLAYS, Extrapolate, Replay
