@@ -40,6 +40,9 @@ def main() -> None:
     parser.add_argument("--intervals", type=int, nargs="*", default=[3, 5])
     parser.add_argument("--steps", type=int, default=15)
     parser.add_argument("--size", type=int, default=128, help="of the picture, in pixels")
+    parser.add_argument(
+        "--width", type=float, default=1.0, help="of the networks, part of SD 1.5's"
+    )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
@@ -47,7 +50,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(arguments.seed)
-    pipe = pipeline().to(device)
+    pipe = pipeline(arguments.width).to(device)
     report = {
         "command": shlex.join(["python", "-m", "benchmarks.controlnet_speed", *sys.argv[1:]]),
         "device": device_name(device),
@@ -59,9 +62,12 @@ def main() -> None:
     RESULTS.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
-def pipeline() -> StableDiffusionControlNetPipeline:
+def pipeline(width: float) -> StableDiffusionControlNetPipeline:
     """The pipeline without what the loop does not need."""
-    unet = UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8)
+    channels = tuple(int(each * width) for each in (320, 640, 1280, 1280))
+    unet = UNet2DConditionModel(
+        block_out_channels=channels, cross_attention_dim=768, attention_head_dim=8
+    )
     pipe = StableDiffusionControlNetPipeline(
         vae=AutoencoderKL(
             block_out_channels=(8,) * 4,

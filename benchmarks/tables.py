@@ -159,6 +159,25 @@ def covered() -> str:
     )
 
 
+def controlnet() -> str:
+    """Speed of a ControlNet pipeline with the ControlNet cut, whole, and with DeepCache 0.1.1."""
+    report = _results("controlnet_speed")
+    shown = ("ours", "ours, ControlNet whole", "DeepCache 0.1.1")
+    rows = [
+        (f"interval {row['interval']}", *(f"{row['speedup'][name]:.2f}×" for name in shown))
+        for row in report["rows"]
+    ]
+    named = ("", "this package", "without cutting the ControlNet", "DeepCache 0.1.1")
+    told = (
+        f"U-Net and ControlNet of SD 1.5 with {report['width']:g} of its channels, "
+        f"{report['size']}×{report['size']} pixels, "
+        f"{report['steps']} steps, the whole call but for the decoder; {report['device']} with "
+        f"{report['threads']} thread{'s' * (report['threads'] != 1)}, medians of "
+        f"{report['repeats']} side by side; `{report['command']}`"
+    )
+    return f"{_table(named, rows)}\n\n{told}"
+
+
 def unets() -> str:
     """The U-Net classes, and how many pipelines have them."""
     classes = _by_class(_results("compatibility"))
@@ -234,6 +253,7 @@ TABLES: dict[str, Callable[[], str]] = {
         quality,
         speed,
         covered,
+        controlnet,
         unets,
         every_pipeline,
         pairs,
