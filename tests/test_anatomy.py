@@ -4,7 +4,8 @@ import diffusers
 import pytest
 import torch
 from conftest import assert_exact_at_every_branch, counted_calls
-from tiny import UNETS, inputs2d_condition, unet2d_condition
+from tiny import UNETS, inputs2d, inputs2d_condition, seeded, unet2d_condition
+from torch import nn
 
 from deepcache_patch import InvalidSettingError, UnsupportedModelError
 from deepcache_patch.anatomy import BlockAnatomy, dissect
@@ -234,3 +235,76 @@ def test_another_model_is_refused_by_name():
     assert not BlockAnatomy.fits(torch.nn.Linear(1, 1))
     with pytest.raises(UnsupportedModelError, match="Linear is not a U-Net that can be cut"):
         dissect(torch.nn.Linear(1, 1))
+
+
+class ForeignDown(nn.Module):
+    def __init__(self, channels, layers, *, last):
+        super().__init__()
+        self.resnets = nn.ModuleList(nn.Conv2d(channels, channels, 3, 1, 1) for _ in range(layers))
+        down = nn.ModuleList([nn.Conv2d(channels, channels, 3, 2, 1)])
+        self.downsamplers = None if last else down
+
+    def forward(self, hidden, skips):
+        for resnet in self.resnets:
+            hidden = resnet(hidden).tanh()
+            skips.append(hidden)
+        for downsampler in self.downsamplers or ():
+            hidden = downsampler(hidden)
+            skips.append(hidden)
+        return hidden
+
+
+class ForeignUp(nn.Module):
+    def __init__(self, channels, layers, *, last):
+        super().__init__()
+        self.resnets = nn.ModuleList(
+            nn.Conv2d(2 * channels, channels, 3, 1, 1) for _ in range(layers)
+        )
+        up = nn.ModuleList([nn.ConvTranspose2d(channels, channels, 2, 2)])
+        self.upsamplers = None if last else up
+
+    def forward(self, hidden, skips):
+        for resnet in self.resnets:
+            hidden = resnet(torch.cat([hidden, skips.pop()], 1)).tanh()
+        for upsampler in self.upsamplers or ():
+            hidden = upsampler(hidden)
+        return hidden
+
+
+class ForeignUNet(nn.Module):
+    """Somebody's own, of classes that nobody here knows."""
+
+    def __init__(self, layers=2, extra=0):
+        super().__init__()
+        self.conv_in = nn.Conv2d(3, 8, 3, 1, 1)
+        self.down_blocks = nn.ModuleList(ForeignDown(8, layers, last=last) for last in (0, 0, 1))
+        self.mid_block = nn.Conv2d(8, 8, 1)
+        self.up_blocks = nn.ModuleList(
+            ForeignUp(8, layers + 1 + (extra if last else 0), last=last) for last in (0, 0, 1)
+        )
+        self.conv_out = nn.Conv2d(8, 3, 3, 1, 1)
+
+    def forward(self, sample, timestep):
+        hidden = self.conv_in(sample)
+        skips = [hidden]
+        for block in self.down_blocks:
+            hidden = block(hidden, skips)
+        hidden = self.mid_block(hidden)
+        for block in self.up_blocks:
+            hidden = block(hidden, skips)
+        return self.conv_out(hidden)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_a_class_that_is_not_known_is_accepted_by_its_structure(layers):
+    with seeded(0):
+        unet = ForeignUNet(layers)
+    assert dissect(unet).num_skips == 1 + 3 * layers + 2
+    assert_exact_at_every_branch(unet, inputs2d)
+
+
+def test_a_class_that_is_not_known_is_refused_if_its_skips_do_not_add_up():
+    with pytest.raises(
+        UnsupportedModelError, match=r"ForeignUNet .* emit 9 skip connections.* consume 10"
+    ):
+        dissect(ForeignUNet(2, extra=1))
