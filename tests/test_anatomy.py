@@ -1,5 +1,7 @@
 """Skips are counted in whatever layout there is; a cut runs what lies above the branch only."""
 
+import warnings
+
 import diffusers
 import pytest
 import torch
@@ -7,7 +9,7 @@ from conftest import assert_exact_at_every_branch, counted_calls
 from tiny import UNETS, inputs2d, inputs2d_condition, seeded, unet2d_condition
 from torch import nn
 
-from deepcache_patch import InvalidSettingError, UnsupportedModelError
+from deepcache_patch import DeepCacheHelper, InvalidSettingError, UnsupportedModelError
 from deepcache_patch.anatomy import BlockAnatomy, dissect
 from deepcache_patch.features import Recorder, StandIn
 
@@ -255,6 +257,8 @@ class ForeignDown(nn.Module):
 
 
 class ForeignUp(nn.Module):
+    activates = False
+
     def __init__(self, channels, layers, *, last):
         super().__init__()
         self.resnets = nn.ModuleList(
@@ -265,7 +269,8 @@ class ForeignUp(nn.Module):
 
     def forward(self, hidden, skips):
         for resnet in self.resnets:
-            hidden = resnet(torch.cat([hidden, skips.pop()], 1)).tanh()
+            hidden = resnet(torch.cat([hidden, skips.pop()], 1))
+            hidden = hidden.tanh() if self.activates else hidden
         for upsampler in self.upsamplers or ():
             hidden = upsampler(hidden)
         return hidden
@@ -308,3 +313,23 @@ def test_a_class_that_is_not_known_is_refused_if_its_skips_do_not_add_up():
         UnsupportedModelError, match=r"ForeignUNet .* emit 9 skip connections.* consume 10"
     ):
         dissect(ForeignUNet(2, extra=1))
+
+
+@pytest.mark.parametrize("activates", [False, True], ids=["plain", "more between the layers"])
+def test_a_cut_of_classes_that_are_not_known_is_proved_by_a_call(activates, monkeypatch):
+    # An activation that the block applies after each layer is in no list: the layer's own output
+    # is not what enters the next one.
+    monkeypatch.setattr(ForeignUp, "activates", activates)
+    with seeded(0):
+        unet = ForeignUNet()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with DeepCacheHelper(unet, branch=1) as helper:
+            for timestep in range(9, 3, -1):
+                inputs = inputs2d(seed=timestep) | {"timestep": timestep}
+                picture = unet(**inputs)
+    counts = (helper.stats.full_calls, helper.stats.shallow_calls)
+    assert counts == ((6, 0) if activates else (2, 4))
+    assert len(caught) == activates
+    assert torch.equal(picture, unet(**inputs)) == activates
+    assert all("ForeignUNet has classes that are not diffusers'" in str(w.message) for w in caught)

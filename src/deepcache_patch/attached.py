@@ -20,7 +20,7 @@ from .anatomy import Anatomy, dissect
 from .cut import Cut
 from .errors import DeepCacheWarning
 from .example import example_of
-from .features import FeatureKey, Recorded, Recorder, StandIn
+from .features import FeatureKey, Recorded, Recorder, StandIn, first_tensor
 from .guide import Context, Guide
 from .observers import observer_of
 from .offloading import bring_whole
@@ -100,6 +100,7 @@ class AttachedUNet:
         self._stand_in = StandIn()
         self._recorders: dict[int, Recorder] = {}
         self._cuts: dict[tuple[int | None, tuple[int, ...]], Cut] = {}
+        self._proofs: dict[int, bool] = {}
         self._local = threading.local()
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         self._pauses = 0
@@ -227,6 +228,7 @@ class AttachedUNet:
             if not self._anatomy.is_current:
                 self._anatomy = dissect(unwrapped(self.unet))
                 self._cuts.clear()
+                self._proofs.clear()
                 session.forget()
             branch, feature = self._branch_to_run(session, guide, position, arguments)
             changed = self._completed(session, branch, arguments)
@@ -240,6 +242,8 @@ class AttachedUNet:
             tapped = tuple(b for b in guide.branches if branch is None or b < branch)
             with self._cut(branch, tapped, feature):
                 output = original(*args, **kwargs)
+            if branch is None and not self._anatomy.is_known:
+                self._prove(original, args, kwargs, output)
             self._keep_recorded(session, guide, position, arguments, output)
         except BaseException:
             # Whether the caller tries this step again, or what, cannot be known.
@@ -249,6 +253,24 @@ class AttachedUNet:
             for recorder in self._recorders.values():
                 recorder.take()
         return output
+
+    def _prove(
+        self,
+        original: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        output: Any,
+    ) -> None:
+        """See, once for each branch, that a shallow call straight after the full one equals it."""
+        for branch, recorder in self._recorders.items():
+            if recorder.latest is None or branch in self._proofs:
+                continue
+            arguments = self._anatomy.arguments(args, kwargs)
+            arguments = self._anatomy.trimmed(branch, arguments) or arguments
+            again, named = self._anatomy.handed_over(arguments, len(args))
+            with self._cut(branch, (), recorder.latest):
+                shallow = original(*again, **named)
+            self._proofs[branch] = torch.equal(first_tensor(shallow), first_tensor(output))
 
     def _session(self) -> Session:
         try:
@@ -343,6 +365,13 @@ class AttachedUNet:
             return ()
         recorded = session.cache.get(position.slot, entry)
         if not recorded or recorded[0].step < session.last_full:
+            return ()
+        if not (self._anatomy.is_known or self._proofs.get(entry)):
+            self._warn(
+                f"{type(unwrapped(self.unet)).__name__} has classes that are not diffusers', and "
+                f"cut at branch {entry} it does not give what it gives whole: something happens "
+                "between its layers that cannot be seen from their list"
+            )
             return ()
         if entry not in session.watched:
             cut = self._anatomy.cut(entry, self._stand_in, {})

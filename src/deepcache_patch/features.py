@@ -56,7 +56,7 @@ class Tap(Around):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return what `inner` returns."""
         output = self.inner(*args, **kwargs)
-        hidden_states = output[0] if isinstance(output, tuple) else output
+        hidden_states = first_tensor(output)
         # A copy, because what comes next may write into this tensor: FreeU scales it in place.
         self.recorder.latest = hidden_states.clone()
         return output
@@ -78,6 +78,11 @@ class StandIn(nn.Module):
         if self.feature is None:
             raise RuntimeError("the stand-in for the middle block was run without a deep feature")
         return self.feature.clone()
+
+
+def first_tensor(output: Any) -> Any:
+    """What a module returned first, or alone."""
+    return output if isinstance(output, torch.Tensor) else output[0]
 
 
 @dataclass(frozen=True)

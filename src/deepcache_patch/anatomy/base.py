@@ -27,6 +27,8 @@ class Anatomy(ABC):
         conditioning_name: The argument that two calls of one step differ in, such as the prompt.
         num_skips: How many skip connections there are.
         branches: The branches of this U-Net, `range(0, …)`.
+        is_known: Whether it is made of diffusers' classes alone. What others do between their
+            layers is not known, so a cut of theirs has to be proved by a call.
     """
 
     sample_name: ClassVar[str] = "sample"
@@ -35,6 +37,7 @@ class Anatomy(ABC):
 
     num_skips: int
     branches: range
+    is_known: bool
 
     def __init__(self, unet: nn.Module) -> None:
         self._unet: Any = unet
@@ -131,4 +134,7 @@ class Anatomy(ABC):
 
     def _found(self, owners: Iterable[nn.Module]) -> None:
         """Remember the children of all modules that the cuts look at."""
+        owners = list(owners)
+        libraries = {type(each).__module__.partition(".")[0] for each in (self._unet, *owners)}
+        self.is_known = libraries <= {"diffusers", "torch"}
         self._seen = [(each._modules, tuple(each._modules.values())) for each in owners]
