@@ -286,9 +286,7 @@ class AttachedUNet:
         if timestep is None or not isinstance(sample, torch.Tensor):
             return None
         if torch.is_grad_enabled():
-            meant = sample.requires_grad
-            cure = "" if meant else ": wrap the denoising loop in torch.no_grad()"
-            self._warn(f"gradients are enabled{cure}")
+            self._warn("gradients are enabled: wrap the denoising loop in torch.no_grad()")
             return None
         refusal = self._anatomy.refusal(arguments)
         if refusal is not None:

@@ -5,7 +5,9 @@ attention processor that keeps what it saw. On a shallow step there would be no 
 """
 
 import inspect
+from collections import deque
 from collections.abc import Iterable
+from dis import get_instructions
 from functools import partial
 from types import FunctionType, MethodType
 from typing import Any
@@ -15,6 +17,8 @@ from torch import nn
 from .cut import Cut
 from .offloading import offloading_of
 
+_KEEPING = {"append", "extend", "setattr", "setdefault"}
+_STORING = {"STORE_ATTR", "STORE_GLOBAL"}
 _PLAIN = (bool, int, float, str, type(None))
 
 
@@ -22,7 +26,7 @@ def observer_of(unet: nn.Module, cut: Cut) -> str | None:
     """Say what needs the layers that the cut leaves out: an attention processor, or offloading.
 
     Processors of `diffusers.models` only compute. So does any other, as far as can be seen, that
-    can reach nothing but numbers, names and weights: what a global variable holds is not looked at.
+    can reach nothing but numbers, names and weights, and writes to nobody's attributes.
     """
     with cut.applied():
         kept = set(unet.modules())
@@ -30,7 +34,8 @@ def observer_of(unet: nn.Module, cut: Cut) -> str | None:
         if module not in kept and _keeps_something(getattr(module, "processor", None)):
             return (
                 f"the attention processor {_name(module.processor)} of {name} may keep what it "
-                "sees at each step, and shallow steps leave that layer out"
+                "sees at each step, and shallow steps leave that layer out: set diffusers' own "
+                "processors to be fast"
             )
     return offloading_of(unet)
 
@@ -52,11 +57,18 @@ def _keeps_something(processor: Any) -> bool:
 def _function_keeps(function: Any) -> bool:
     function = inspect.unwrap(function)
     code = getattr(function, "__code__", None)
-    if code is not None and set(code.co_freevars) - {"__class__"}:  # that one is for `super()`
-        return True
+    if code is not None:
+        if set(code.co_freevars) - {"__class__"}:  # that one is for `super()`
+            return True
+        stored = {each.opname for each in get_instructions(code)}
+        if _KEEPING & set(code.co_names) or _STORING & stored:
+            return True
+        named = (getattr(function, "__globals__", {}).get(name) for name in code.co_names)
+        if any(isinstance(value, list | dict | set | deque) for value in named):
+            return True
     defaults = getattr(function, "__defaults__", None) or ()
-    named = getattr(function, "__kwdefaults__", None) or {}
-    return _any_state([*defaults, *named.values(), *getattr(function, "__dict__", {}).values()])
+    by_name = getattr(function, "__kwdefaults__", None) or {}
+    return _any_state([*defaults, *by_name.values(), *getattr(function, "__dict__", {}).values()])
 
 
 def _attributes(processor: Any) -> Iterable[Any]:
