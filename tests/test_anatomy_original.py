@@ -315,3 +315,19 @@ def test_other_models_do_not_fit():
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_helper_leads_through_a_loop(kind):
     assert_helper_works(build(kind), lambda t: inputs(kind, timestep=1000 * t))
+
+
+def test_a_call_whose_predecessor_is_left_out_does_not_replay_its_feature():
+    # Two calls in a step, without and with the prompt; when the first was left out, the second had
+    # its place, and replayed its feature: the conditioning has another name here.
+    unet = build(CompVisUNet)
+    unguided, guided = (torch.randn(2, 5, WIDTH) for _ in range(2))
+    x = inputs(CompVisUNet)["x"]
+    with DeepCacheHelper(unet, interval=4) as helper:
+        for context in (unguided, guided):
+            unet(x, torch.full((2,), 900.0), context=context)
+        unet(x, torch.full((2,), 800.0), context=guided)
+        assert (helper.stats.full_calls, helper.stats.shallow_calls) == (3, 0)
+        for context in (unguided, guided):
+            unet(x, torch.full((2,), 700.0), context=context)
+        assert helper.stats.shallow_calls == 2

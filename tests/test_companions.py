@@ -1,5 +1,10 @@
 """A ControlNet runs only what a shallow call of the U-Net uses, and no picture shows it."""
 
+import copy
+import functools
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from conftest import counted_calls, trace
@@ -26,7 +31,7 @@ CONTROLLED = {
 
 
 def uncut(monkeypatch):
-    monkeypatch.setattr(AttachedCompanion, "_branch", lambda _self, _arguments: None)
+    monkeypatch.setattr(AttachedCompanion, "_branch", lambda *_: None)
 
 
 @pytest.mark.parametrize("name", CONTROLLED)
@@ -93,7 +98,7 @@ def test_paused_and_disabled_a_controlnet_is_whole():
     assert calls["mid_block"] == 8
 
 
-def test_a_replaced_controlnet_runs_whole_until_enable():
+def test_a_replaced_controlnet_runs_whole_until_it_is_attached():
     case = CASES["sd-controlnet"]
     pipe, other = case.load(), case.load()
     with DeepCacheHelper(pipe) as helper:
@@ -142,3 +147,37 @@ def test_a_cut_controlnet_makes_the_first_residuals(size):
         assert len(residuals) == branch + 1
         assert all(map(torch.equal, residuals, whole))
         assert middle.count_nonzero() == 0
+
+
+def test_a_controlnet_that_cannot_be_dissected_runs_whole():
+    case = CASES["sd-controlnet"]
+    pipe = case.load()
+    pipe.controlnet.down_blocks[0].more = torch.nn.ModuleList([torch.nn.Identity()] * 7)
+    with counted_calls(pipe.controlnet) as calls, DeepCacheHelper(pipe) as helper:
+        case.run(pipe, steps=8)
+    assert calls["mid_block"] == 8
+    assert helper.stats.shallow_calls == 5
+
+
+def test_threads_may_share_unet_and_controlnet():
+    # One thread looked at the ControlNet while the other one's call had it cut, and took what was
+    # left of it for all.
+    case = CASES["sd-controlnet"]
+    pipe = case.load()
+    other = type(pipe)(**{**pipe.components, "scheduler": copy.deepcopy(pipe.scheduler)})
+    other.set_progress_bar_config(disable=True)
+    with DeepCacheHelper(pipe):
+        expected = [case.run(pipe, steps=8, seed=seed) for seed in range(4)]
+    pipe.controlnet.controlnet_cond_embedding.register_forward_hook(lambda *_: time.sleep(0.01))
+    with DeepCacheHelper(pipe), ThreadPoolExecutor(2) as pool:
+        futures = [
+            pool.submit(functools.partial(_runs, case, each, seeds))
+            for each, seeds in ((pipe, (0, 1)), (other, (2, 3)))
+        ]
+        pictures = [picture for future in futures for picture in future.result()]
+    assert all(map(torch.equal, pictures, expected))
+    assert len(pictures) == 4
+
+
+def _runs(case, pipe, seeds):
+    return [case.run(pipe, steps=8, seed=seed) for seed in seeds]

@@ -18,7 +18,7 @@ from torch import nn
 
 from .anatomy import Anatomy, dissect
 from .cut import Cut
-from .errors import DeepCacheWarning
+from .errors import ChangedResidualsError, DeepCacheWarning
 from .example import example_of
 from .features import FeatureKey, Recorded, Recorder, StandIn, first_tensor
 from .guide import Context, Guide
@@ -142,7 +142,7 @@ class AttachedUNet:
             self._patch.remove()
             self.reset()
             for session in list(self._sessions):
-                session.companion = None
+                session.cut_calls.clear()
 
     def pause(self, count: int = 1) -> None:
         """Run everything plainly until `resume` was called as often."""
@@ -195,10 +195,10 @@ class AttachedUNet:
             likely = recorded and recorded[0].key.is_like(sample)
             return session.entry if likely and session.entry != FULL else None
 
-    def remember(self, companion_call: Any) -> None:
-        """Keep the last call of a companion, if it was cut; `None` if it was not."""
+    def remember(self, cut_call: Any) -> None:
+        """Keep a call of a companion that was cut, in case that it is needed in full."""
         with self._lock:
-            self._session().companion = companion_call
+            self._session().cut_calls.append(cut_call)
 
     def _call(
         self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -248,6 +248,7 @@ class AttachedUNet:
         except BaseException:
             # Whether the caller tries this step again, or what, cannot be known.
             session.reset()
+            session.cut_calls.clear()
             raise
         finally:
             for recorder in self._recorders.values():
@@ -383,15 +384,24 @@ class AttachedUNet:
     def _completed(
         self, session: Session, branch: int | None, arguments: dict[str, Any]
     ) -> dict[str, Any] | None:
-        """The arguments with all residuals that the call needs, if a cut companion gave fewer."""
-        call = session.companion
-        if call is None:
-            return None
-        residuals = self._anatomy.residuals(arguments)
+        """The arguments with all residuals that the call needs, if a cut companion gave fewer.
+
+        Raises:
+            ChangedResidualsError: If something was done to those that it gave.
+        """
+        residuals = self._anatomy.residuals(arguments) if session.cut_calls else None
         needed = self.num_skips if branch is None else branch + 1
         if residuals is None or len(residuals) >= needed:
             return None
-        return self._anatomy.with_residuals(arguments, call.in_full(residuals))
+        for call in session.cut_calls:
+            if call.gave(residuals):
+                return self._anatomy.with_residuals(arguments, call.again())
+        names = " and ".join(sorted({call.companion for call in session.cut_calls}))
+        raise ChangedResidualsError(
+            f"the residuals of {names} were changed before they reached the U-Net, and this call "
+            "needs more of them than were made: give them to the U-Net as they are, and change "
+            "conditioning_scale instead"
+        )
 
     @contextmanager
     def _cut(
@@ -424,7 +434,8 @@ class AttachedUNet:
         guide.observe(position, sample, output, features)
         if position.step + 1 == position.num_steps:
             session.drop(slot)
-            session.companion = None
+            if not session.cache.nbytes:  # this was the last slot
+                session.cut_calls.clear()
             return
         for branch, feature in features.items():
             recorded = Recorded(position.step, FeatureKey.of(sample), feature)

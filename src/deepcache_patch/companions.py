@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from .anatomy import dissect_controlnet
+from .anatomy import Companion, dissect_controlnet
 from .attached import CALL, AttachedUNet
-from .errors import ChangedResidualsError
+from .errors import UnsupportedModelError
 from .offloading import bring_whole
 from .patch import Patch
 from .pipelines import unwrapped
@@ -36,22 +36,9 @@ class CutCall:
     residuals: Sequence[torch.Tensor]
     again: Callable[[], Any]
 
-    def in_full(self, given: Sequence[torch.Tensor]) -> Any:
-        """What the call would have returned in full.
-
-        Args:
-            given: The residuals that the U-Net got.
-
-        Raises:
-            ChangedResidualsError: If these are others, so that something was done to them.
-        """
-        if [id(each) for each in given] != [id(each) for each in self.residuals]:
-            raise ChangedResidualsError(
-                f"the residuals of {self.companion} were changed before they reached the U-Net, "
-                "and this call needs more of them than were made: give them to the U-Net as they "
-                "are, and change conditioning_scale instead"
-            )
-        return self.again()
+    def gave(self, residuals: Sequence[torch.Tensor]) -> bool:
+        """Whether these are what it gave, and not something made of it."""
+        return [id(each) for each in residuals] == [id(each) for each in self.residuals]
 
 
 class AttachedCompanion:
@@ -83,13 +70,15 @@ class AttachedCompanion:
     def _call(
         self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        branch = self._branch(self._anatomy.arguments(args, kwargs))
-        self._unet.remember(None)
+        anatomy = self._current()
+        branch = None if anatomy is None else self._branch(anatomy, args, kwargs)
         with self._lock:
-            if branch is None:
+            # While this call was waiting, it may have been removed, or layers replaced.
+            ready = self._patch.installed and anatomy is not None and anatomy.is_current
+            if anatomy is None or branch is None or not ready:
                 return original(*args, **kwargs)
             bring_whole(unwrapped(self._controlnet))
-            with self._anatomy.cut(branch).applied():
+            with anatomy.cut(branch).applied():
                 output = original(*args, **kwargs)
 
         def again() -> Any:
@@ -100,14 +89,26 @@ class AttachedCompanion:
         self._unet.remember(CutCall(name, tuple(output[0]), again))
         return output
 
-    def _branch(self, arguments: dict[str, Any]) -> int | None:
+    def _current(self) -> Companion | None:
+        """The anatomy as it is now; `None` if it has become one that cannot be cut."""
+        with self._lock:  # no call of another thread is in its cut
+            if not self._anatomy.is_current:
+                try:
+                    self._anatomy = dissect_controlnet(unwrapped(self._controlnet))
+                except UnsupportedModelError:
+                    return None
+            return self._anatomy
+
+    def _branch(
+        self, anatomy: Companion, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> int | None:
         """Where to cut this call; `None` for a call in full."""
+        arguments = anatomy.arguments(args, kwargs)
         # In guess mode the scale of a residual depends on how many there are.
-        if arguments.get("guess_mode") or self._anatomy.num_skips != self._unet.num_skips:
+        if arguments.get("guess_mode") or anatomy.num_skips != self._unet.num_skips:
             return None
-        timestep, sample = arguments.get("timestep"), arguments.get(self._anatomy.sample_name)
+        timestep, sample = arguments.get("timestep"), arguments.get(anatomy.sample_name)
         if timestep is None or not isinstance(sample, torch.Tensor):
             return None
-        if not self._anatomy.is_current:
-            self._anatomy = dissect_controlnet(unwrapped(self._controlnet))
+        # Not under this lock: the U-Net's may be held by a call that waits for this one.
         return self._unet.foresee(timestep, sample)

@@ -2,7 +2,7 @@
 
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from types import TracebackType
 from typing import Any, Literal
 
@@ -31,7 +31,8 @@ class DeepCacheHelper:
     the speed comes from. The pipeline itself is not changed, its U-Net only for the length of a
     call, and `disable` leaves every module as it was. A helper that is deleted while enabled stays
     in force until another one of the same U-Net is enabled or disabled. After the U-Net was
-    replaced, or compiled, call `enable` again.
+    replaced, or compiled, call `enable` again; after a ControlNet was, `disable` and `enable`, or
+    the new one runs whole.
 
     In a hand-written loop, call `reset` before each picture, unless the loop gets new timesteps
     from `set_timesteps`: from the timesteps alone, a loop that was broken off, or a call to warm
@@ -161,12 +162,7 @@ class DeepCacheHelper:
             )
             for unet, anatomy in anatomies.items()
         )
-        companions = tuple(
-            AttachedCompanion(controlnet, attached[0], tag=tag)
-            for controlnet in controlnets_of(self._pipe)
-            # One that another pipeline has, too, is cut for one of the two.
-            if installed_patch(controlnet, CALL) is None
-        )
+        companions = self._attach_companions(attached, tag)
         with ExitStack() as undo:
             for each in attached:
                 undo.callback(each.detach)
@@ -338,6 +334,18 @@ class DeepCacheHelper:
                 schedulers = schedulers_of(self._pipe, name)()
                 schedule.check(unwrapped(unet), schedulers[0] if schedulers else None)
         return anatomies
+
+    def _attach_companions(
+        self, attached: tuple[AttachedUNet, ...], tag: object
+    ) -> tuple[AttachedCompanion, ...]:
+        """One for each ControlNet that can be cut along with the pipeline's only U-Net."""
+        found: list[AttachedCompanion] = []
+        for controlnet in controlnets_of(self._pipe) if len(attached) == 1 else ():
+            # One that another pipeline has, too, is cut for the first of the two.
+            if installed_patch(controlnet, CALL) is None:
+                with suppress(UnsupportedModelError):  # then it runs whole
+                    found.append(AttachedCompanion(controlnet, attached[0], tag=tag))
+        return tuple(found)
 
     @contextmanager
     def _between_calls(self) -> Iterator[None]:

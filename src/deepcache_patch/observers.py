@@ -2,6 +2,7 @@
 
 Some pipelines and users read attention maps out of a U-Net's deep layers at every step: through an
 attention processor that keeps what it saw. On a shallow step there would be no map, or an old one.
+Forward hooks are not looked at: profilers have them, too.
 """
 
 import inspect

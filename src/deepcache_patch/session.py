@@ -1,6 +1,7 @@
 """What one thread has of the generation that it runs through one U-Net."""
 
 import copy
+from collections import deque
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ class Session:
         entry: What the guide wants the current step to be.
         last_full: The last step that it wanted in full.
         scheduler: The one that drives this generation, or `None`.
-        companion: The last companion's call, if it was cut; see `companions`.
+        cut_calls: The last calls of companions that were cut; see `companions`.
         watched: By branch, why shallow calls are no good in this generation; `None` if they are.
     """
 
@@ -31,7 +32,7 @@ class Session:
         self.cache = FeatureCache()
         self.generation = -1
         # A reset may come between the companion's call and the U-Net's.
-        self.companion: Any = None
+        self.cut_calls: deque[Any] = deque(maxlen=4)
         self.reset()
 
     def reset(self) -> None:

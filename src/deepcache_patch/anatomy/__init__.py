@@ -19,7 +19,7 @@ from .long_skips import HunyuanAnatomy, UniDiffuserAnatomy, UViTAnatomy
 from .original import OriginalAnatomy
 from .second_stream import SecondStreamAnatomy
 
-__all__ = ["Anatomy", "dissect", "dissect_controlnet", "is_controlnet", "is_unet"]
+__all__ = ["Anatomy", "Companion", "dissect", "dissect_controlnet", "is_controlnet", "is_unet"]
 
 # The first that fits is taken.
 _LAYOUTS: Final[tuple[type[Anatomy], ...]] = (

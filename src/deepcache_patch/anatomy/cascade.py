@@ -54,6 +54,7 @@ class CascadeAnatomy(_LevelAnatomy):
     """The skips of a `StableCascadeUNet`, and how to cut it."""
 
     timestep_name = "timestep_ratio"
+    conditioning_name = "clip_text_pooled"
 
     @classmethod
     def fits(cls, model: Any) -> bool:
@@ -95,6 +96,7 @@ class WuerstchenAnatomy(_LevelAnatomy):
 
     sample_name = "x"
     timestep_name = "r"
+    conditioning_name = "clip"
 
     @classmethod
     def fits(cls, model: Any) -> bool:
