@@ -9,11 +9,7 @@ from torch import nn
 
 from deepcache_patch import DeepCacheHelper
 from deepcache_patch.anatomy import dissect
-from deepcache_patch.features import Recorder, StandIn
-
-
-def first(output: Any) -> torch.Tensor:
-    return output if isinstance(output, torch.Tensor) else output[0]
+from deepcache_patch.features import Recorder, StandIn, first_tensor
 
 
 def shake(model: nn.Module) -> nn.Module:
@@ -64,7 +60,7 @@ def assert_helper_works(model: nn.Module, at: Callable[[torch.Tensor], dict[str,
     timesteps = torch.linspace(0.9, 0.1, 7)
 
     def generate() -> list[torch.Tensor]:
-        return [first(model(**at(timestep))) for timestep in timesteps.clone()]
+        return [first_tensor(model(**at(timestep))) for timestep in timesteps.clone()]
 
     before, plain = trace(model), generate()
     with DeepCacheHelper(model, interval=1) as helper:

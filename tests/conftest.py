@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from deepcache_patch.anatomy import dissect
-from deepcache_patch.features import Recorder, StandIn
+from deepcache_patch.features import Recorder, StandIn, first_tensor
 
 # The suite runs in several processes, so each takes one core.
 torch.set_num_threads(1)
@@ -54,26 +54,50 @@ def _state(value):
 def assert_exact_at_every_branch(unet: nn.Module, inputs: Callable[[], dict[str, Any]]) -> None:
     """A shallow call straight after a full one has the full one's output, and uses the feature."""
     anatomy = dissect(unet)
-    plain, before = _output(unet(**inputs())), trace(unet)
+    plain, before = first_tensor(unet(**inputs())), trace(unet)
     for branch in anatomy.branches:
         stand_in, recorder = StandIn(), Recorder()
         with anatomy.cut(None, stand_in, {branch: recorder}).applied():
-            full = _output(unet(**inputs()))
+            full = first_tensor(unet(**inputs()))
         feature = recorder.take()
         outputs = []
         for stand_in.feature in (feature, feature.flip(0, 1)):
             arguments = inputs()
             arguments = anatomy.trimmed(branch, arguments) or arguments
             with anatomy.cut(branch, stand_in, {}).applied():
-                outputs.append(_output(unet(**arguments)))
+                outputs.append(first_tensor(unet(**arguments)))
         assert torch.equal(full, plain), f"branch {branch}"
         assert torch.equal(outputs[0], plain), f"branch {branch}"
         assert not torch.equal(outputs[1], plain), f"branch {branch}"
     assert trace(unet) == before
 
 
-def _output(output: Any) -> torch.Tensor:
-    return output if isinstance(output, torch.Tensor) else output[0]
+def assert_refreshes_every_shallower_branch(
+    unet: nn.Module, inputs: Callable[..., dict[str, Any]]
+) -> None:
+    """A shallow call records what shallower branches need: replayed there, it has its output.
+
+    Args:
+        unet: A U-Net.
+        inputs: Gives the arguments of a call; takes `seed`.
+    """
+    anatomy = dissect(unet)
+    first, second = inputs(seed=1), inputs(seed=2)
+    for branch in anatomy.branches[1:]:
+        recorders = {number: Recorder() for number in range(branch + 1)}
+        stand_in = StandIn()
+        with anatomy.cut(None, stand_in, recorders).applied():
+            unet(**first)
+        features = {number: recorder.take() for number, recorder in recorders.items()}
+        stand_in.feature = features[branch]
+        del recorders[branch]
+        with anatomy.cut(branch, stand_in, recorders).applied():
+            at_branch = first_tensor(unet(**second))
+        for shallower, recorder in recorders.items():
+            stand_in.feature = recorder.take()
+            assert not torch.equal(stand_in.feature, features[shallower])
+            with anatomy.cut(shallower, stand_in, {}).applied():
+                assert torch.equal(first_tensor(unet(**second)), at_branch)
 
 
 @pytest.fixture

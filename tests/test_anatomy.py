@@ -5,7 +5,11 @@ import warnings
 import diffusers
 import pytest
 import torch
-from conftest import assert_exact_at_every_branch, counted_calls
+from conftest import (
+    assert_exact_at_every_branch,
+    assert_refreshes_every_shallower_branch,
+    counted_calls,
+)
 from tiny import UNETS, inputs2d, inputs2d_condition, seeded, unet2d_condition
 from torch import nn
 
@@ -100,24 +104,7 @@ def test_a_shallow_call_runs_what_lies_above_the_branch_once_and_nothing_else(na
 
 @pytest.mark.parametrize("name", ["2d-2-layers", "condition-layers-1-2-3", "condition-4-levels"])
 def test_a_shallow_call_refreshes_every_shallower_branch(name):
-    unet = UNETS[name].build()
-    anatomy = dissect(unet)
-    first, second = UNETS[name].inputs(seed=1), UNETS[name].inputs(seed=2)
-    for branch in anatomy.branches[1:]:
-        recorders = {number: Recorder() for number in range(branch + 1)}
-        stand_in = StandIn()
-        with anatomy.cut(None, stand_in, recorders).applied():
-            unet(**first)
-        features = {number: recorder.take() for number, recorder in recorders.items()}
-        stand_in.feature = features[branch]
-        del recorders[branch]
-        with anatomy.cut(branch, stand_in, recorders).applied():
-            at_branch = unet(**second).sample
-        for shallower, recorder in recorders.items():
-            stand_in.feature = recorder.take()
-            assert not torch.equal(stand_in.feature, features[shallower])
-            with anatomy.cut(shallower, stand_in, {}).applied():
-                assert torch.equal(unet(**second).sample, at_branch)
+    assert_refreshes_every_shallower_branch(UNETS[name].build(), UNETS[name].inputs)
 
 
 @pytest.mark.parametrize("size", [(8, 8), (9, 11)], ids=["8x8", "9x11"])

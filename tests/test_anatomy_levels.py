@@ -7,7 +7,12 @@ from typing import Any, NamedTuple
 import diffusers
 import pytest
 import torch
-from conftest import assert_exact_at_every_branch, counted_calls, trace
+from conftest import (
+    assert_exact_at_every_branch,
+    assert_refreshes_every_shallower_branch,
+    counted_calls,
+    trace,
+)
 from tiny import TEXT_WIDTH, seeded, unet2d, unet2d_condition
 from torch import nn
 
@@ -244,21 +249,7 @@ def test_a_shallow_call_runs_what_lies_above_the_branch_once_and_nothing_else(na
 
 @pytest.mark.parametrize("name", ["k-blocks", "sound", "planner-4-levels", "kandinsky3"])
 def test_a_shallow_call_refreshes_every_shallower_branch(name):
-    unet = CASES[name].build()
-    anatomy = dissect(unet)
-    first, second = CASES[name].inputs(seed=1), CASES[name].inputs(seed=2)
-    for branch in anatomy.branches[1:]:
-        recorders = {number: Recorder() for number in range(branch + 1)}
-        stand_in = StandIn()
-        with anatomy.cut(None, stand_in, recorders).applied():
-            unet(**first)
-        stand_in.feature = recorders.pop(branch).take()
-        with anatomy.cut(branch, stand_in, recorders).applied():
-            at_branch = unet(**second).sample
-        for shallower, recorder in recorders.items():
-            stand_in.feature = recorder.take()
-            with anatomy.cut(shallower, stand_in, {}).applied():
-                assert torch.equal(unet(**second).sample, at_branch)
+    assert_refreshes_every_shallower_branch(CASES[name].build(), CASES[name].inputs)
 
 
 def test_k_blocks_with_residuals_of_another_network_run_in_full():

@@ -5,7 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import assert_exact_at_every_branch, counted_calls, trace
+from conftest import (
+    assert_exact_at_every_branch,
+    assert_refreshes_every_shallower_branch,
+    counted_calls,
+    trace,
+)
 from tiny import inputs2d, unet2d, unet2d_condition
 from torch import nn
 
@@ -186,21 +191,7 @@ def test_a_shallow_call_runs_what_lies_above_the_branch_once_and_nothing_else(na
 def test_a_shallow_call_refreshes_every_shallower_branch(name):
     # Where both branches begin in the same block, its `upsampler` does not run: the second stream
     # of the shallower one is the replayed one.
-    unet = build(name)
-    anatomy = dissect(unet)
-    first, second = inputs(seed=1), inputs(seed=2)
-    for branch in anatomy.branches[1:]:
-        recorders = {number: Recorder() for number in range(branch + 1)}
-        stand_in = StandIn()
-        with anatomy.cut(None, stand_in, recorders).applied():
-            unet(**first)
-        stand_in.feature = recorders.pop(branch).take()
-        with anatomy.cut(branch, stand_in, recorders).applied():
-            at_branch = unet(**second).sample
-        for shallower, recorder in recorders.items():
-            stand_in.feature = recorder.take()
-            with anatomy.cut(shallower, stand_in, {}).applied():
-                assert torch.equal(unet(**second).sample, at_branch)
+    assert_refreshes_every_shallower_branch(build(name), inputs)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,6 @@ import test_anatomy_long_skips as long_skips
 import test_anatomy_original as original
 import test_anatomy_second_stream as second_stream
 import torch
-from bare_models import first
 from conftest import trace
 from tiny import CASES, UNETS, unet2d, unet2d_condition
 from torch import nn
@@ -28,7 +27,7 @@ from deepcache_patch import Branch, DeepCacheHelper, InvalidSettingError
 from deepcache_patch.anatomy import dissect
 from deepcache_patch.branches import BranchesOfEach, branches_of
 from deepcache_patch.example import example_of
-from deepcache_patch.features import Recorder, StandIn
+from deepcache_patch.features import Recorder, StandIn, first_tensor
 from deepcache_patch.outline import Outline
 
 pytestmark = pytest.mark.usefixtures("no_grad")
@@ -321,7 +320,7 @@ def test_a_u_net_that_asks_for_values_has_places_only():
     unet = unet2d()
     embed = unet.time_embedding
     embed.act = type("Asks", (nn.Module,), {"forward": lambda self, x: x * x.sum().item()})()
-    first(unet(**UNETS["2d-1-layer"].inputs()))
+    first_tensor(unet(**UNETS["2d-1-layer"].inputs()))
     assert {each.share for each in DeepCacheHelper(unet).branches} == {None}
 
 

@@ -14,7 +14,37 @@ from ..errors import InvalidSettingError
 from ..features import Recorder, StandIn
 
 
-class Anatomy(ABC):
+class Dissected:
+    """A model in whose calls and children the cuts of an anatomy find their way.
+
+    A subclass ends its `__init__` with a call of `_remember`.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._parameters = tuple(inspect.signature(type(model).forward).parameters)[1:]
+        self._seen: list[tuple[Any, tuple[Any, ...]]] = []
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the model still has the blocks and layers that were found in it."""
+        return all(tuple(children.values()) == found for children, found in self._seen)
+
+    def arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of a call, by the names in the signature of the model's `forward`."""
+        return dict(zip(self._parameters, args, strict=False)) | dict(kwargs)
+
+    def _remember(self, owners: Iterable[nn.Module]) -> None:
+        """Keep the children of all modules that the cuts look at."""
+        self._seen = [(each._modules, tuple(each._modules.values())) for each in owners]
+
+
+def has_lists(model: object, *names: str) -> bool:
+    """Whether the model has lists of modules with these names, and something in each."""
+    lists = [getattr(model, name, None) for name in names]
+    return all(isinstance(each, nn.ModuleList) and len(each) > 0 for each in lists)
+
+
+class Anatomy(Dissected, ABC):
     """The skips of one U-Net, and how to cut it. A subclass for each layout.
 
     Branch k keeps what produces skips 0…k and what consumes them.
@@ -40,9 +70,8 @@ class Anatomy(ABC):
     is_known: bool
 
     def __init__(self, unet: nn.Module) -> None:
+        super().__init__(unet)
         self._unet: Any = unet
-        self._parameters = tuple(inspect.signature(type(unet).forward).parameters)[1:]
-        self._seen: list[tuple[Any, tuple[Any, ...]]] = []
 
     @classmethod
     @abstractmethod
@@ -84,11 +113,6 @@ class Anatomy(ABC):
         """The arguments with what another call of the ControlNet has returned."""
         return dict(arguments)
 
-    @property
-    def is_current(self) -> bool:
-        """Whether the U-Net still has the blocks and layers that were found in it."""
-        return all(tuple(children.values()) == found for children, found in self._seen)
-
     def check_branch(self, branch: Any) -> None:
         """Check that this U-Net has the branch.
 
@@ -102,10 +126,6 @@ class Anatomy(ABC):
                 f"{self.num_skips} skip connections, so branches 0 to {self.branches[-1]}; "
                 "print(DeepCacheHelper(pipe).branches) shows them"
             )
-
-    def arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments of a call to the U-Net, by the names in the signature of its `forward`."""
-        return dict(zip(self._parameters, args, strict=False)) | dict(kwargs)
 
     def handed_over(
         self, arguments: Mapping[str, Any], count: int
@@ -137,4 +157,4 @@ class Anatomy(ABC):
         owners = list(owners)
         libraries = {type(each).__module__.partition(".")[0] for each in (self._unet, *owners)}
         self.is_known = libraries <= {"diffusers", "torch"}
-        self._seen = [(each._modules, tuple(each._modules.values())) for each in owners]
+        self._remember(owners)

@@ -15,7 +15,7 @@ from torch import nn
 from ..cut import Cut, Swap
 from ..errors import UnsupportedModelError
 from ..features import Recorder, StandIn, Tap
-from .base import Anatomy
+from .base import Anatomy, has_lists
 
 
 class Span(NamedTuple):
@@ -45,7 +45,7 @@ class DownPath:
         blocks: Any = owner.down_blocks
         for block in blocks:
             check_layers(owner, block)
-        self.spans = _spans(blocks, [_emits(block) for block in blocks], first=1)
+        self.spans = spans(blocks, [_emits(block) for block in blocks], first=1)
         self.num_skips = self.spans[-1].stop
 
     def swaps(self, limit: int) -> list[Swap]:
@@ -87,7 +87,7 @@ class BlockAnatomy(Anatomy):
         up_path = list(reversed(self._unet.up_blocks))  # skip 0 is consumed last
         for block in up_path:
             check_layers(unet, block)
-        self._up = _spans(up_path, [len(block.resnets) for block in up_path], first=0)[::-1]
+        self._up = spans(up_path, [len(block.resnets) for block in up_path], first=0)[::-1]
         self.num_skips = self._down.num_skips
         consumed = self._up[0].stop
         if consumed != self.num_skips:
@@ -103,11 +103,10 @@ class BlockAnatomy(Anatomy):
     @classmethod
     def fits(cls, model: Any) -> bool:
         """Whether the model has these parts, and blocks of layers in them."""
-        if not all(hasattr(model, name) for name in ("conv_in", "conv_out")):
-            return False
-        paths = [getattr(model, name, None) for name in ("down_blocks", "up_blocks")]
-        return all(isinstance(path, nn.ModuleList) and len(path) for path in paths) and (
-            cls._takes(model, "sample", "timestep")
+        return (
+            all(hasattr(model, name) for name in ("conv_in", "conv_out"))
+            and has_lists(model, "down_blocks", "up_blocks")
+            and cls._takes(model, "sample", "timestep")
         )
 
     def cut(self, branch: int | None, stand_in: StandIn, recorders: Mapping[int, Recorder]) -> Cut:
@@ -245,12 +244,13 @@ def _lists(blocks: Iterable[nn.Module]) -> list[nn.Module]:
     return [child for block in blocks for child in block.children()]
 
 
-def _spans(blocks: Sequence[Any], counts: Sequence[int], *, first: int) -> list[Span]:
-    spans = []
+def spans(blocks: Sequence[Any], counts: Sequence[int], *, first: int) -> list[Span]:
+    """The blocks with the skips that are theirs, so many for each, counted on from `first`."""
+    found = []
     for block, count in zip(blocks, counts, strict=True):
-        spans.append(Span(block, first, first + count))
+        found.append(Span(block, first, first + count))
         first += count
-    return spans
+    return found
 
 
 def _emits(block: Any) -> int:

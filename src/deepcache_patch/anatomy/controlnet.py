@@ -1,18 +1,18 @@
 """ControlNets: the first half of a U-Net, with a layer that makes a residual of each skip."""
 
-import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from ..cut import Cut, Swap
+from .base import Dissected
 from .blocks import DownPath, keep
 
 
-class Companion(ABC):
+class Companion(Dissected, ABC):
     """How to leave out of a ControlNet, or of several in one, what a shallow call does not use.
 
     Args:
@@ -29,10 +29,9 @@ class Companion(ABC):
     num_skips: int
 
     def __init__(self, controlnet: nn.Module) -> None:
+        super().__init__(controlnet)
         self._controlnet = controlnet
-        self._parameters = tuple(inspect.signature(type(controlnet).forward).parameters)[1:]
         self._nets = _nets(controlnet)
-        self._seen: list[tuple[Any, tuple[Any, ...]]] = []
 
     @classmethod
     def fits(cls, model: Any) -> bool:
@@ -43,21 +42,11 @@ class Companion(ABC):
 
     def _found(self, counts: set[int], owners: Iterable[nn.Module]) -> None:
         self.num_skips = counts.pop() if len(counts) == 1 else -1
-        owners = [self._controlnet, *self._controlnet.children(), *self._nets, *owners]
-        self._seen = [(each._modules, tuple(each._modules.values())) for each in owners]
+        self._remember([self._controlnet, *self._controlnet.children(), *self._nets, *owners])
 
     @abstractmethod
     def cut(self, branch: int) -> Cut:
         """What leaves the residuals that a shallow call uses."""
-
-    @property
-    def is_current(self) -> bool:
-        """Whether it still has the blocks and layers that were found in it."""
-        return all(tuple(children.values()) == found for children, found in self._seen)
-
-    def arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments of a call, by the names in the signature of its `forward`."""
-        return dict(zip(self._parameters, args, strict=False)) | dict(kwargs)
 
 
 class ControlNetAnatomy(Companion):

@@ -8,7 +8,6 @@ tensor of the base path.
 """
 
 from collections.abc import Iterable, Mapping
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -17,8 +16,8 @@ from torch import nn
 from ..cut import Cut, Swap
 from ..errors import UnsupportedModelError
 from ..features import Recorder, StandIn, Tap
-from .base import Anatomy
-from .blocks import Span, keep
+from .base import Anatomy, has_lists
+from .blocks import keep, spans
 
 # What a block has for each of its layers; a list of `None` stands for attentions that it has not.
 _DOWN = (
@@ -54,8 +53,8 @@ class ControlNetXSAnatomy(Anatomy):
         for block in up:
             self._check(block, dict.fromkeys(_UP, len(block.resnets)))
         # Skip 0 is that of the input convolutions, and is consumed last.
-        self._down = _spans(down, [len(block.ctrl_to_base) for block in down], first=1)
-        self._up = _spans(up[::-1], [len(block.resnets) for block in up[::-1]], first=0)[::-1]
+        self._down = spans(down, [len(block.ctrl_to_base) for block in down], first=1)
+        self._up = spans(up[::-1], [len(block.resnets) for block in up[::-1]], first=0)[::-1]
         self.num_skips, consumed = self._down[-1].stop, self._up[0].stop
         if consumed != self.num_skips:
             raise UnsupportedModelError(
@@ -71,10 +70,10 @@ class ControlNetXSAnatomy(Anatomy):
         """Whether the model has blocks with a base and a control path."""
         if not all(hasattr(model, name) for name in ("base_conv_in", "ctrl_conv_in", "mid_block")):
             return False
-        if not all(_is_filled(model, name) for name in ("down_blocks", "up_blocks")):
+        if not has_lists(model, "down_blocks", "up_blocks"):
             return False
         return cls._takes(model, "sample", "timestep", "controlnet_cond") and all(
-            _is_filled(block, "base_resnets") for block in model.down_blocks
+            has_lists(block, "base_resnets") for block in model.down_blocks
         )
 
     def cut(self, branch: int | None, stand_in: StandIn, recorders: Mapping[int, Recorder]) -> Cut:
@@ -142,13 +141,3 @@ class _BothPaths(nn.Module):
 
 def _parts(block: Any, names: Iterable[str]) -> list[str]:
     return [name for name in names if isinstance(getattr(block, name), nn.ModuleList)]
-
-
-def _is_filled(owner: Any, name: str) -> bool:
-    child = getattr(owner, name, None)
-    return isinstance(child, nn.ModuleList) and len(child) > 0
-
-
-def _spans(blocks: list[Any], counts: list[int], *, first: int) -> list[Span]:
-    stops = list(accumulate(counts, initial=first))
-    return [Span(*each) for each in zip(blocks, stops, stops[1:], strict=False)]

@@ -20,7 +20,7 @@ from torch import nn
 from ..cut import Cut, Swap
 from ..errors import UnsupportedModelError
 from ..features import Recorder, StandIn, Tap
-from .base import Anatomy
+from .base import Anatomy, has_lists
 from .blocks import keep
 
 
@@ -128,7 +128,7 @@ class KBlockAnatomy(LevelAnatomy):
         """Whether the model has K-blocks."""
         # Nothing but its class tells a K-block from a block with a skip for each layer.
         return (
-            _has_two_paths(model)
+            has_lists(model, "down_blocks", "up_blocks")
             and all(hasattr(model, name) for name in ("conv_in", "mid_block", "conv_out"))
             and any(
                 isinstance(b, (*_K_DOWN, *_K_UP)) for b in (*model.down_blocks, *model.up_blocks)
@@ -179,7 +179,7 @@ class OneDimensionalAnatomy(LevelAnatomy):
     def fits(cls, model: Any) -> bool:
         """Whether the model has these parts; a value function has no way up and is none."""
         return (
-            _has_two_paths(model)
+            has_lists(model, "down_blocks", "up_blocks")
             and hasattr(model, "out_block")
             and not hasattr(model, "conv_in")
             and cls._takes(model, "sample", "timestep")
@@ -218,7 +218,7 @@ class Kandinsky3Anatomy(LevelAnatomy):
     def fits(cls, model: Any) -> bool:
         """Whether the model has these parts."""
         return (
-            _has_two_paths(model)
+            has_lists(model, "down_blocks", "up_blocks")
             and hasattr(model, "num_levels")
             and not hasattr(model, "mid_block")
             and all(hasattr(b, "resnets_in") for b in (*model.down_blocks, *model.up_blocks))
@@ -238,11 +238,6 @@ _RESIDUALS = (
     "down_block_additional_residuals",
     "down_intrablock_additional_residuals",
 )
-
-
-def _has_two_paths(model: Any) -> bool:
-    paths = [getattr(model, name, None) for name in ("down_blocks", "up_blocks")]
-    return all(isinstance(path, nn.ModuleList) and len(path) for path in paths)
 
 
 def _cannot_cut(unet: nn.Module, reason: str) -> UnsupportedModelError:

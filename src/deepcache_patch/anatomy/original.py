@@ -14,7 +14,7 @@ from torch import nn
 from ..cut import Cut, Swap
 from ..errors import UnsupportedModelError
 from ..features import Recorder, StandIn, Tap
-from .base import Anatomy
+from .base import Anatomy, has_lists
 from .blocks import keep
 
 
@@ -55,9 +55,8 @@ class OriginalAnatomy(Anatomy):
     @classmethod
     def fits(cls, model: Any) -> bool:
         """Whether the model has input blocks, a middle block and output blocks."""
-        paths = [getattr(model, name, None) for name in ("input_blocks", "output_blocks")]
         return (
-            all(isinstance(path, nn.ModuleList) and len(path) for path in paths)
+            has_lists(model, "input_blocks", "output_blocks")
             and hasattr(model, "middle_block")
             and cls._takes(model, "x", "timesteps")
         )

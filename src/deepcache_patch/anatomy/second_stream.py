@@ -19,7 +19,7 @@ from torch import nn
 from ..cut import Cut, Swap
 from ..errors import UnsupportedModelError
 from ..features import Around, Recorder, StandIn, Tap
-from .base import Anatomy
+from .base import Anatomy, has_lists
 from .blocks import DownPath, Span, check_layers, keep, layer_lists
 
 
@@ -65,11 +65,10 @@ class SecondStreamAnatomy(Anatomy):
     @classmethod
     def fits(cls, model: Any) -> bool:
         """Whether the model has blocks with a second stream."""
-        paths = [getattr(model, name, None) for name in ("down_blocks", "up_blocks")]
         return (
-            all(isinstance(path, nn.ModuleList) and len(path) for path in paths)
+            has_lists(model, "down_blocks", "up_blocks")
             and all(hasattr(model, name) for name in ("conv_in", "mid_block", "conv_out"))
-            and any(_has_stream(block) for block in chain(*paths))  # type: ignore[arg-type]
+            and any(_has_stream(block) for block in chain(model.down_blocks, model.up_blocks))
             and cls._takes(model, "sample", "timestep")
         )
 
