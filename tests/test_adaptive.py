@@ -9,7 +9,7 @@ from conftest import trace
 from tiny import CASES
 
 from deepcache_patch import FULL, Adaptive, DeepCacheHelper, InvalidSettingError, Plan, Reuse
-from deepcache_patch.adaptive import AdaptiveGuide, HostCopy
+from deepcache_patch.adaptive import AdaptiveGuide
 from deepcache_patch.guide import Context, GuidingSchedule
 from deepcache_patch.steps import Position
 
@@ -241,10 +241,6 @@ def test_the_watch_sees_reads(monkeypatch):
         watch.inside = 0
         number.item()
     assert watch.reads == ["item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__"]
-
-
-def test_a_host_copy_is_the_number():
-    assert HostCopy(torch.tensor(0.25)).value() == 0.25
 
 
 # --- in a pipeline ------------------------------------------------------------------------------

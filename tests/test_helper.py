@@ -29,7 +29,8 @@ from deepcache_patch import (
     UnsupportedModelError,
 )
 from deepcache_patch.anatomy import dissect
-from deepcache_patch.attached import CALL, MAX_SLOTS, AttachedUNet
+from deepcache_patch.attached import MAX_SLOTS, AttachedUNet
+from deepcache_patch.call import CALL
 
 SD = CASES["sd"]
 
@@ -468,19 +469,6 @@ def test_a_branch_that_a_replaced_unet_lacks_is_refused_by_enable():
     assert trace(pipe.unet) == before
 
 
-def test_a_unet_compiled_in_place_while_enabled_is_attached_by_enable():
-    unet = unet2d_condition(block_out_channels=(8, 16), layers_per_block=1)
-    helper = DeepCacheHelper(unet).enable()
-    unet.compile(backend="eager")
-    assert not helper.enabled
-    helper.enable()
-    assert helper.enabled
-    loop(unet, steps=3)
-    assert helper.stats == Stats(1, 1, 2, 2 * 8 * 8 * 8 * 4)
-    helper.disable()
-    assert unet._compiled_call_impl is not None
-
-
 class TwoUNets(diffusers.DiffusionPipeline):
     """A pipeline with two denoisers, as UnCLIP's has."""
 
@@ -829,41 +817,6 @@ def test_a_copy_of_an_enabled_unet_is_a_plain_one(duplicate):
         assert "_compiled_call_impl" not in vars(duplicated)
         assert torch.equal(loop(duplicated), plain)
         assert not torch.equal(loop(unet), plain)
-
-
-@pytest.mark.parametrize("form", ["wrapper", "method"])
-def test_a_compiled_unet_has_one_graph_for_each_kind_of_call(form):
-    # It ran plain before, as a warmed-up server does: forward hooks, the obvious way to record,
-    # would then never be noticed by the compiled graph.
-    torch._dynamo.reset()
-    graphs = []
-
-    def backend(graph, _inputs):
-        graphs.append(graph)
-        return graph.forward
-
-    unet = unet2d_condition(layers_per_block=1, block_out_channels=(8, 16))
-    timesteps = torch.tensor([500, 500, 500, 500, 1])[:4]
-    arguments = inputs2d_condition()
-    if form == "method":
-        unet.compile(backend=backend, fullgraph=True)
-        compiled = unet
-    else:
-        compiled = torch.compile(unet, backend=backend, fullgraph=True)
-    with torch.no_grad():
-        plain = compiled(**(arguments | {"timestep": timesteps[0]})).sample
-        assert len(graphs) == 1
-        with DeepCacheHelper(compiled) as helper:
-            for timestep in timesteps:
-                assert torch.equal(compiled(**(arguments | {"timestep": timestep})).sample, plain)
-            assert len(graphs) == 3
-            with pytest.raises(AlreadyEnabledError):
-                DeepCacheHelper(compiled).enable()
-        compiled(**(arguments | {"timestep": timesteps[0]}))
-        assert len(graphs) == 3
-    assert (helper.stats.full_calls, helper.stats.shallow_calls) == (2, 2)
-    assert len(graphs) == 3
-    torch._dynamo.reset()
 
 
 # --- bad input ----------------------------------------------------------------------------------

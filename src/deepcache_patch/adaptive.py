@@ -10,6 +10,7 @@ from .guide import Context, ReplayGuide
 from .replay import Replay
 from .schedule import FULL, PlanEntry, number_between, whole_number
 from .steps import Position
+from .transfer import HostCopy
 
 
 class Adaptive:
@@ -101,29 +102,6 @@ class AdaptiveGuide(ReplayGuide):
         ready = [each for since, each in drifts if since + self._schedule.delay <= step]
         del drifts[: max(0, len(ready) - 1)]
         return ready[-1].value() * (step - self._newest[branch][0]) if ready else None
-
-
-class HostCopy:
-    """A number on its way from the device: nothing waits for it until `value` is asked for.
-
-    Args:
-        number: Shape `()`.
-    """
-
-    def __init__(self, number: torch.Tensor) -> None:
-        self._arrived: torch.cuda.Event | None = None
-        self._number = number
-        if number.is_cuda:
-            self._number = torch.empty((), dtype=number.dtype, pin_memory=True)
-            self._number.copy_(number, non_blocking=True)
-            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._arrived.record(torch.cuda.current_stream(number.device))
-
-    def value(self) -> float:
-        """The number, once it has arrived: what was enqueued after it need not be done."""
-        if self._arrived is not None:
-            self._arrived.synchronize()
-        return self._number.item()
 
 
 def _relative_change(older: torch.Tensor, newer: torch.Tensor) -> torch.Tensor:

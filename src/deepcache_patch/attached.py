@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from .anatomy import Anatomy, dissect
+from .call import CallPatch, unwrapped
 from .cut import Cut
 from .errors import ChangedResidualsError, DeepCacheWarning
 from .example import example_of
@@ -24,17 +25,9 @@ from .features import FeatureKey, Recorded, Recorder, StandIn, first_tensor
 from .guide import Context, Guide
 from .observers import observer_of
 from .offloading import bring_whole
-from .patch import Patch
-from .pipelines import unwrapped
 from .schedule import FULL
 from .session import Session
 from .steps import Position, same_storage
-
-#: Where the patch goes. `nn.Module.__call__` runs this, if it is not `None`, instead of hooks and
-#: `forward`. So the patch is outermost: whoever replaces `forward` (accelerate does at every
-#: offload) is inside, and `Module.compile` puts its compiled call in the same place. Copies and
-#: pickles of a module leave it out.
-CALL: Final = "_compiled_call_impl"
 
 #: How many calls of one step are kept apart. More are no denoising loop that is known, and each
 #: would hold a feature of its own: they run in full.
@@ -73,27 +66,23 @@ class AttachedUNet:
     Nothing here keeps the pipeline alive, for the U-Net holds the patch.
 
     Args:
-        unet: The U-Net as the pipeline calls it, compiled or not.
+        patch: Round the U-Net's calls, to be installed.
         anatomy: Of the U-Net inside `torch.compile`'s wrapper.
         begin: Gives what leads through a generation, at its first call.
         schedulers_of: Gives the pipeline's schedulers, the likeliest for this U-Net first.
-        tag: Marks the patch.
 
     Attributes:
-        unet: Likewise.
         example: What the last generation called it with, without values; or `None`.
     """
 
     def __init__(
         self,
-        unet: nn.Module,
+        patch: CallPatch,
         anatomy: Anatomy,
         begin: Callable[[Context], Guide],
         schedulers_of: Callable[[], Sequence[Any]],
-        *,
-        tag: object,
     ) -> None:
-        self.unet = unet
+        self._unet = unwrapped(patch.module)
         self._anatomy = anatomy
         self._begin = begin
         self._schedulers_of = schedulers_of
@@ -109,7 +98,7 @@ class AttachedUNet:
         self._generations = self._full_calls = self._shallow_calls = self._peak_nbytes = 0
         # A cut changes the U-Net for everybody, so calls take turns.
         self._lock = threading.RLock()
-        self._patch = Patch(unet, CALL, unet._call_impl, tag=tag)
+        self._patch = patch
 
     @property
     def stats(self) -> Stats:
@@ -120,6 +109,11 @@ class AttachedUNet:
     def installed(self) -> bool:
         """Whether calls of the U-Net come here."""
         return self._patch.installed
+
+    @property
+    def unet(self) -> nn.Module:
+        """The U-Net as the pipeline calls it; changes when it was compiled since."""
+        return self._patch.module
 
     @property
     def num_skips(self) -> int:
@@ -205,9 +199,11 @@ class AttachedUNet:
     ) -> Any:
         with self._lock:
             if self._patch.installed:
-                return self._run(original, args, kwargs)
+                kinds = 2 * len(self._anatomy.branches) + 1  # recording, shallow; and plain
+                with self._patch.room_for_graphs(kinds):
+                    return self._run(original, args, kwargs)
         # Removed while this call was waiting: somebody else's patch may be there by now.
-        return self.unet(*args, **kwargs)
+        return self._patch.module(*args, **kwargs)
 
     def _run(
         self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -226,7 +222,7 @@ class AttachedUNet:
             if position.step == position.slot == 0:
                 self.example = example_of(arguments)
             if not self._anatomy.is_current:
-                self._anatomy = dissect(unwrapped(self.unet))
+                self._anatomy = dissect(self._unet)
                 self._cuts.clear()
                 self._proofs.clear()
                 session.forget()
@@ -328,7 +324,7 @@ class AttachedUNet:
                 timesteps = None
             # Without a list of timesteps nobody knows how many steps there will be.
             num_steps = position.num_steps or max(64, 2 * position.step)
-            unet = unwrapped(self.unet)
+            unet = self._unet
             guide = self._begin(Context(num_steps, timesteps, session.scheduler, unet))
             for branch in guide.branches:
                 self._anatomy.check_branch(branch)
@@ -367,14 +363,14 @@ class AttachedUNet:
             return ()
         if not (self._anatomy.is_known or self._proofs.get(entry)):
             self._warn(
-                f"{type(unwrapped(self.unet)).__name__} has classes that are not diffusers', and "
+                f"{type(self._unet).__name__} has classes that are not diffusers', and "
                 f"cut at branch {entry} it does not give what it gives whole: something happens "
                 "between its layers that cannot be seen from their list"
             )
             return ()
         if entry not in session.watched:
             cut = self._anatomy.cut(entry, self._stand_in, {})
-            session.watched[entry] = observer_of(unwrapped(self.unet), cut)
+            session.watched[entry] = observer_of(self._unet, cut)
         reason = session.watched[entry]
         if reason is not None:
             self._warn(reason)
@@ -412,7 +408,7 @@ class AttachedUNet:
             recorders = {b: self._recorders[b] for b in tapped}
             self._cuts[branch, tapped] = self._anatomy.cut(branch, self._stand_in, recorders)
         if branch is not None:
-            bring_whole(unwrapped(self.unet))
+            bring_whole(self._unet)
         self._stand_in.feature = feature
         try:
             with self._cuts[branch, tapped].applied():

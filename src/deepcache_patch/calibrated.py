@@ -19,6 +19,7 @@ from .errors import InvalidSettingError
 from .features import Recorded
 from .guide import Context, Guide
 from .schedule import FULL, Explicit, Plan, PlanEntry
+from .transfer import sent
 
 #: Of the file's format.
 VERSION: Final = 1
@@ -258,7 +259,8 @@ class SolutionGuide(Guide):
             blends = self._solution.blends.values()
             stacked = np.stack([[each.gain, each.trend, each.offset] for each in blends])
             shape = (*stacked.shape[:2], 1, -1, *(1,) * (feature.ndim - 2))
-            self._coefficients[place] = torch.from_numpy(stacked).reshape(shape).to(*place)
+            coefficients = torch.from_numpy(stacked).reshape(shape).to(feature.dtype)
+            self._coefficients[place] = sent(coefficients, feature.device)
         return self._coefficients[place]
 
 

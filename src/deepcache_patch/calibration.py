@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from .schedule import FULL, Plan, PlanEntry
+from .transfer import sent
 
 Array = NDArray[Any]  # of float64, but for indices
 
@@ -100,7 +101,7 @@ def _sampled(feature: torch.Tensor) -> torch.Tensor:
     wanted = max(POSITIONS, SAMPLED // channels)
     if positions > wanted:
         chosen = torch.randperm(positions, generator=torch.Generator().manual_seed(0))[:wanted]
-        by_channel = by_channel[:, chosen.to(feature.device)]
+        by_channel = by_channel[:, sent(chosen, feature.device)]
     return by_channel.float()
 
 

@@ -12,14 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
 from .anatomy import Companion, dissect_controlnet
-from .attached import CALL, AttachedUNet
+from .attached import AttachedUNet
+from .call import CallPatch, unwrapped
 from .errors import UnsupportedModelError
 from .offloading import bring_whole
-from .patch import Patch
-from .pipelines import unwrapped
 
 
 @dataclass(frozen=True)
@@ -45,18 +43,17 @@ class AttachedCompanion:
     """One ControlNet with the patch round its call.
 
     Args:
-        controlnet: As the pipeline calls it, compiled or not.
+        patch: Round the ControlNet's calls, to be installed.
         unet: The U-Net that gets its residuals.
-        tag: Marks the patch.
     """
 
-    def __init__(self, controlnet: nn.Module, unet: AttachedUNet, *, tag: object) -> None:
-        self._controlnet = controlnet
+    def __init__(self, patch: CallPatch, unet: AttachedUNet) -> None:
+        self._controlnet = unwrapped(patch.module)
         self._unet = unet
-        self._anatomy = dissect_controlnet(unwrapped(controlnet))
+        self._anatomy = dissect_controlnet(self._controlnet)
         # A cut changes the ControlNet for everybody, so calls take turns.
         self._lock = threading.RLock()
-        self._patch = Patch(controlnet, CALL, controlnet._call_impl, tag=tag)
+        self._patch = patch
 
     def attach(self) -> None:
         """Send calls of the ControlNet here."""
@@ -72,12 +69,13 @@ class AttachedCompanion:
     ) -> Any:
         anatomy = self._current()
         branch = None if anatomy is None else self._branch(anatomy, args, kwargs)
-        with self._lock:
+        kinds = self._unet.num_skips + 1  # cut at each branch, and whole
+        with self._lock, self._patch.room_for_graphs(kinds):
             # While this call was waiting, it may have been removed, or layers replaced.
             ready = self._patch.installed and anatomy is not None and anatomy.is_current
             if anatomy is None or branch is None or not ready:
                 return original(*args, **kwargs)
-            bring_whole(unwrapped(self._controlnet))
+            bring_whole(self._controlnet)
             with anatomy.cut(branch).applied():
                 output = original(*args, **kwargs)
 
@@ -85,7 +83,7 @@ class AttachedCompanion:
             with self._lock:
                 return original(*args, **kwargs)
 
-        name = type(unwrapped(self._controlnet)).__name__
+        name = type(self._controlnet).__name__
         self._unet.remember(CutCall(name, tuple(output[0]), again))
         return output
 
@@ -94,7 +92,7 @@ class AttachedCompanion:
         with self._lock:  # no call of another thread is in its cut
             if not self._anatomy.is_current:
                 try:
-                    self._anatomy = dissect_controlnet(unwrapped(self._controlnet))
+                    self._anatomy = dissect_controlnet(self._controlnet)
                 except UnsupportedModelError:
                     return None
             return self._anatomy

@@ -14,14 +14,22 @@ from torch import nn
 
 
 class Recorder:
-    """Holds the deep feature that passed a tap last, until it is taken."""
+    """Holds the deep feature that passed a tap last, until it is taken.
+
+    Attributes:
+        latest: The feature.
+        in_graph: Whether compiled code recorded it.
+    """
 
     def __init__(self) -> None:
         self.latest: torch.Tensor | None = None
+        self.in_graph = False
 
     def take(self) -> torch.Tensor | None:
         """Return the feature and let go of it."""
         latest, self.latest = self.latest, None
+        if latest is not None and self.in_graph:
+            return latest.clone()  # a CUDA graph writes to the same memory when it runs again
         return latest
 
 
@@ -59,6 +67,7 @@ class Tap(Around):
         hidden_states = first_tensor(output)
         # A copy, because what comes next may write into this tensor: FreeU scales it in place.
         self.recorder.latest = hidden_states.clone()
+        self.recorder.in_graph = torch.compiler.is_compiling()
         return output
 
 

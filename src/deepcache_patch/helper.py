@@ -10,16 +10,23 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from .anatomy import Anatomy, dissect
-from .attached import CALL, AttachedUNet, Stats
+from .attached import AttachedUNet, Stats
 from .auto import Auto
 from .branches import Branches, BranchesOfEach, branches_of
 from .calibrated import Calibrated
+from .call import CallPatch, call_patch_of, is_compiled_wrapper, unwrapped
 from .companions import AttachedCompanion
 from .errors import AlreadyEnabledError, InvalidSettingError, UnsupportedModelError
 from .guide import AnySchedule, Context, Guide, GuidingSchedule, PlannedGuide
 from .outline import Outline
-from .patch import installed_patch
-from .pipelines import controlnets_of, modules_of, schedulers_of, unets_of, unwrapped
+from .pipelines import (
+    controlnets_of,
+    is_sharded,
+    modules_later,
+    modules_of,
+    schedulers_of,
+    unets_of,
+)
 from .replay import REPLAYS, Extrapolate, Replay
 from .schedule import Schedule, Uniform
 
@@ -31,7 +38,7 @@ class DeepCacheHelper:
     the speed comes from. The pipeline itself is not changed, its U-Net only for the length of a
     call, and `disable` leaves every module as it was. A helper that is deleted while enabled stays
     in force until another one of the same U-Net is enabled or disabled. After the U-Net was
-    replaced, or compiled, call `enable` again; after a ControlNet was, `disable` and `enable`, or
+    replaced, call `enable` again; after a ControlNet was, `disable` and `enable`, or
     the new one runs whole.
 
     In a hand-written loop, call `reset` before each picture, unless the loop gets new timesteps
@@ -105,10 +112,10 @@ class DeepCacheHelper:
     def enabled(self) -> bool:
         """Whether calls of the pipeline's U-Nets come to this helper (while it is paused, too).
 
-        False again when the pipeline got another U-Net, or when `unet.compile()` has put itself in
-        the place of the patch; `enable` then attaches anew.
+        False again when the pipeline got another U-Net; `enable` then attaches anew.
         """
         parts = set(modules_of(self._pipe).values())
+        parts |= {unwrapped(part) for part in parts}  # what was compiled since calls what it was
         attached = self._attached
         return bool(attached) and all(each.installed and each.unet in parts for each in attached)
 
@@ -134,7 +141,7 @@ class DeepCacheHelper:
             unets = unets_of(self._pipe)
             outlines = {unet: Outline(unwrapped(unet)) for unet in unets.values()}
         tables = {
-            name: branches_of(outlines[unet], self._examples.get(unet))
+            name: branches_of(outlines[unet], self._examples.get(unwrapped(unet)))
             for name, unet in unets.items()
         }
         return BranchesOfEach(tables) if len(tables) > 1 else next(iter(tables.values()))
@@ -147,7 +154,7 @@ class DeepCacheHelper:
             UnsupportedModelError: If the pipeline's U-Net was replaced by one that cannot be cut.
             InvalidSettingError: If it was replaced by one without the schedule's branch.
         """
-        if self.enabled:
+        if self.enabled and self._stands_outside():
             return self
         anatomies = self._check(self._schedule)
         names = {unet: name for name, unet in unets_of(self._pipe).items()}
@@ -155,14 +162,13 @@ class DeepCacheHelper:
             for module in {unet, unwrapped(unet)}:
                 self._refuse_another(module)
         self.disable()  # what is left of an earlier enable, or of a helper that was deleted
-        tag = weakref.ref(self)
         attached = tuple(
             AttachedUNet(
-                unet, anatomy, self._begin(), schedulers_of(self._pipe, names[unet]), tag=tag
+                self._patch_of(unet), anatomy, self._begin(), schedulers_of(self._pipe, names[unet])
             )
             for unet, anatomy in anatomies.items()
         )
-        companions = self._attach_companions(attached, tag)
+        companions = self._attach_companions(attached)
         with ExitStack() as undo:
             for each in attached:
                 undo.callback(each.detach)
@@ -186,9 +192,10 @@ class DeepCacheHelper:
             each.detach()
         self._stats = sum((each.stats for each in attached), self._stats)
         for module in (*_unets_if_any(self._pipe), *controlnets_of(self._pipe)):
-            patch: Any = installed_patch(module, CALL)
-            if patch is not None and patch.tag() is None:  # of a helper that was deleted
-                patch.remove()
+            for patched in (module, unwrapped(module)):
+                patch = call_patch_of(patched)
+                if patch is not None and patch.tag() is None:  # of a helper that was deleted
+                    patch.remove()
 
     def __enter__(self) -> "DeepCacheHelper":
         return self.enable()
@@ -300,6 +307,32 @@ class DeepCacheHelper:
             self, run, speedup=speedup, full_steps=full_steps, psnr=psnr, branch=branch
         )
 
+    def compile(self, **options: Any) -> "DeepCacheHelper":
+        """Compile the U-Nets, and the ControlNets that are cut along, in place; return the helper.
+
+        Each kind of call becomes one graph when it first happens: full and shallow, for each branch
+        of the schedule, and plain when the helper is paused or disabled. `torch.compile` by your
+        own hand does the same, before `enable` or after it. `disable` leaves them compiled.
+
+        Args:
+            options: Those of `torch.compile`, such as `mode="reduce-overhead"` for CUDA graphs.
+                `fullgraph` is `True` unless it is given, so that no graph breaks in silence.
+
+        Raises:
+            InvalidSettingError: If one of them is `torch.compile`'s already.
+        """
+        unets = unets_of(self._pipe).values()
+        modules = list(dict.fromkeys([*unets, *controlnets_of(self._pipe)]))
+        for module in modules:
+            if is_compiled_wrapper(module):
+                raise InvalidSettingError(
+                    f"{type(unwrapped(module)).__name__} is wrapped by torch.compile already: "
+                    "leave out one of the two"
+                )
+        for module in modules:
+            module.compile(**{"fullgraph": True, **options})
+        return self
+
     def reset(self) -> None:
         """Forget the current generation: the next U-Net call runs in full as a first step."""
         for attached in self._attached:
@@ -326,6 +359,12 @@ class DeepCacheHelper:
                 "schedule must be 'auto' or an object with a method plan(num_steps), not "
                 f"{schedule!r}"
             )
+        if not isinstance(schedule, Schedule) and any(map(is_sharded, unets.values())):
+            raise InvalidSettingError(
+                f"{type(schedule).__name__} may decide otherwise in each process, but the U-Net is "
+                "sharded, and all processes must call the same layers: take Uniform, or a schedule "
+                "that was calibrated before"
+            )
         for branch in getattr(schedule, "branches", ()):
             for anatomy in anatomies.values():
                 anatomy.check_branch(branch)
@@ -335,16 +374,20 @@ class DeepCacheHelper:
                 schedule.check(unwrapped(unet), schedulers[0] if schedulers else None)
         return anatomies
 
+    def _patch_of(self, module: nn.Module) -> CallPatch:
+        """One to be installed round the module's calls, tagged with this helper."""
+        return CallPatch(module, modules_later(self._pipe), tag=weakref.ref(self))
+
     def _attach_companions(
-        self, attached: tuple[AttachedUNet, ...], tag: object
+        self, attached: tuple[AttachedUNet, ...]
     ) -> tuple[AttachedCompanion, ...]:
         """One for each ControlNet that can be cut along with the pipeline's only U-Net."""
         found: list[AttachedCompanion] = []
         for controlnet in controlnets_of(self._pipe) if len(attached) == 1 else ():
             # One that another pipeline has, too, is cut for the first of the two.
-            if installed_patch(controlnet, CALL) is None:
+            if call_patch_of(controlnet) is None:
                 with suppress(UnsupportedModelError):  # then it runs whole
-                    found.append(AttachedCompanion(controlnet, attached[0], tag=tag))
+                    found.append(AttachedCompanion(self._patch_of(controlnet), attached[0]))
         return tuple(found)
 
     @contextmanager
@@ -355,9 +398,13 @@ class DeepCacheHelper:
                 whole.enter_context(each.between_calls())
             yield
 
+    def _stands_outside(self) -> bool:
+        """Whether nothing was compiled round what this is attached to."""
+        return {each.unet for each in self._attached} <= set(modules_of(self._pipe).values())
+
     def _keep_example(self, attached: AttachedUNet) -> None:
         if attached.example is not None:
-            self._examples[attached.unet] = attached.example
+            self._examples[unwrapped(attached.unet)] = attached.example
 
     def _refuse_another(self, unet: nn.Module) -> None:
         """Check that no other helper that still exists is enabled.
@@ -365,7 +412,7 @@ class DeepCacheHelper:
         Raises:
             AlreadyEnabledError: If one is.
         """
-        patch: Any = installed_patch(unet, CALL)
+        patch = call_patch_of(unet)
         if patch is not None and patch.tag() not in (None, self):
             raise AlreadyEnabledError(
                 f"another DeepCacheHelper is enabled on this {type(unwrapped(unet)).__name__}: "

@@ -76,6 +76,11 @@ class Patch:
         """Whether calls reach the wrapper, possibly through somebody else's round it."""
         return self._gated is not None and installed_patch(self._owner, self._name) is self
 
+    @property
+    def covers_another(self) -> bool:
+        """Whether something was there when this was installed."""
+        return self._gated is not None and self._before not in (_ABSENT, None)
+
     def lets_in(self, ticket: object) -> bool:
         """Whether the wrapper with this ticket is the one in use; others pass calls through."""
         return ticket is self._ticket

@@ -3,18 +3,14 @@
 import weakref
 from collections.abc import Callable
 from itertools import takewhile
-from typing import Any, cast
+from typing import Any
 
 from diffusers import DiffusionPipeline
 from torch import nn
 
 from .anatomy import is_controlnet, is_unet
+from .call import unwrapped
 from .errors import UnsupportedModelError
-
-
-def unwrapped(unet: nn.Module) -> nn.Module:
-    """The module inside `torch.compile`'s wrapper, or the module itself."""
-    return cast(nn.Module, getattr(unet, "_orig_mod", unet))
 
 
 def unets_of(pipe: Any) -> dict[str, nn.Module]:
@@ -31,11 +27,21 @@ def unets_of(pipe: Any) -> dict[str, nn.Module]:
         return unets
     names = ", ".join(type(unwrapped(each)).__name__ for each in modules.values()) or "no modules"
     cure = "a U-Net with skip connections is what DeepCache needs"
+    wrappers = {"DataParallel", "FullyShardedDataParallel"}
+    if wrappers & {type(module).__name__ for module in modules.values()}:
+        cure = "run one process for each device, or shard the U-Net with fully_shard"
     if any(hasattr(module, "enable_cache") for module in modules.values()):
         cure = "transformers have caches of their own: see pipe.transformer.enable_cache(...)"
     raise UnsupportedModelError(
         f"{type(pipe).__name__} has no U-Net that can be cut (found: {names}); {cure}"
     )
+
+
+def is_sharded(unet: nn.Module) -> bool:
+    """Whether processes fetch parts of the U-Net from each other, by `fully_shard`."""
+    # By its name, because its place has changed with torch 2.6.
+    kinds = {kind for module in unet.modules() for kind in type(module).__mro__}
+    return any(kind.__name__ == "FSDPModule" for kind in kinds)
 
 
 def controlnets_of(pipe: Any) -> list[nn.Module]:
@@ -66,6 +72,14 @@ def schedulers_of(pipe: Any, name: str) -> Callable[[], list[Any]]:
     names = sorted(found, key=likeness, reverse=True)
     reference = weakref.ref(pipe)
     return lambda: [getattr(reference(), each, None) for each in names]
+
+
+def modules_later(pipe: Any) -> Callable[[], list[nn.Module]]:
+    """Gives the modules that the pipeline has at the time, without keeping it alive."""
+    if isinstance(pipe, nn.Module):
+        return list
+    names, reference = list(modules_of(pipe)), weakref.ref(pipe)
+    return lambda: [getattr(reference(), each, None) for each in names]  # type: ignore[misc]
 
 
 def modules_of(pipe: Any) -> dict[str, nn.Module]:

@@ -1,0 +1,182 @@
+"""A patch round the call of a module, which stays outside of whatever compiles that module.
+
+What decides between a full and a shallow call is Python that no compiler should look into, and the
+compiled call has to be inside it. So the patch follows `module.compile()` and
+`torch.compile(module)`, whether they come before it or after it.
+"""
+
+import inspect
+import warnings
+import weakref
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Final, cast
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from .errors import DeepCacheWarning
+from .patch import Patch, Wrapper, installed_patch
+
+#: Where the patch goes. `nn.Module.__call__` runs this, if it is not `None`, instead of hooks and
+#: `forward`. So the patch is outermost: whoever replaces `forward` (accelerate does at every
+#: offload) is inside, and `Module.compile` puts its compiled call in the same place. Copies and
+#: pickles of a module leave it out.
+CALL: Final = "_compiled_call_impl"
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The module inside the wrappers of `torch.compile` and `DistributedDataParallel`, if any."""
+    while True:
+        if is_compiled_wrapper(module):
+            module = cast(nn.Module, module._orig_mod)
+        elif isinstance(module, DistributedDataParallel):
+            module = module.module
+        else:
+            return module
+
+
+def is_compiled_wrapper(module: nn.Module) -> bool:
+    """Whether the module is what `torch.compile` has made of another one."""
+    return "_orig_mod" in module._modules
+
+
+def _outside_of_graphs(function: Any) -> Any:
+    """The function, for dynamo to leave a graph where it is called, or fail with the cure."""
+    options: dict[str, Any] = {}
+    if "reason" in inspect.signature(torch.compiler.disable).parameters:  # from torch 2.7 on
+        options["reason"] = "DeepCacheHelper decides outside of compiled code: call its enable()"
+        options["reason"] += " once more after torch.compile, or compile with helper.compile()"
+    return torch.compiler.disable(function, **options)  # type: ignore[no-untyped-call]
+
+
+class CallPatch:
+    """A wrapper round the calls of one module.
+
+    Args:
+        module: As it is called: a module, or `torch.compile`'s wrapper of one.
+        modules_of: Gives all modules of the pipeline as it calls them now, without keeping it
+            alive.
+        tag: Anything, for whoever finds the patch with `call_patch_of`.
+
+    Attributes:
+        module: As it is called; changes when the pipeline got a compiled one.
+        tag: Likewise.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        modules_of: Callable[[], Iterable[nn.Module]],
+        *,
+        tag: Any,
+    ) -> None:
+        self.tag = tag
+        self._modules_of = modules_of
+        self._wrapper: Wrapper | None = None
+        self._stand_round(module)
+
+    def _stand_round(self, module: nn.Module) -> None:
+        self.module = module
+        me = weakref.ref(self)  # or the module would be held by a cycle after removal
+        self._patch = Patch(module, CALL, module._call_impl, tag=me)
+        self._compile = Patch(module, "compile", module.compile, tag=me)
+
+    @property
+    def installed(self) -> bool:
+        """Whether calls of the module reach the wrapper."""
+        return self._patch.installed
+
+    @property
+    def compiled(self) -> bool:
+        """Whether the module is compiled as a whole, as far as this can be seen."""
+        return is_compiled_wrapper(self.module) or self._patch.covers_another
+
+    def room_for_graphs(self, kinds: int) -> AbstractContextManager[Any]:
+        """Let dynamo compile as many graphs for each kind of call as for one module.
+
+        A cut module is another network, but runs the same code, of which dynamo compiles no more
+        than `recompile_limit` graphs (8): then it gives up, with an error where `fullgraph` was
+        asked for. diffusers wraps the `forward` of all its models in one function, so that they
+        share that limit.
+
+        Args:
+            kinds: How many there may be.
+
+        Returns:
+            For the length of one call, in this thread.
+        """
+        if not self.compiled:
+            return nullcontext()
+        config: Any = torch._dynamo.config
+        # An older name, up to torch 2.6.
+        name = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
+        patched: AbstractContextManager[Any] = config.patch(**{name: kinds * getattr(config, name)})
+        return patched
+
+    def install(self, wrapper: Wrapper) -> None:
+        """Send calls to `wrapper`. Harmless when already installed."""
+        if self.installed:
+            return
+        self._wrapper = wrapper
+        self._patch.install(self._enter)
+        self._compile.install(self._compile_inside)
+
+    def remove(self) -> None:
+        """Leave the module as it was. Harmless when repeated."""
+        self._wrapper = None
+        self._compile.remove()
+        self._patch.remove()
+
+    def _enter(
+        self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        if torch.compiler.is_compiling():
+            return self._leave_compiled_code(original, args, kwargs)
+        if self._wrapper is None:  # removed just now, by another thread
+            return original(*args, **kwargs)
+        return self._wrapper(original, args, kwargs)
+
+    @_outside_of_graphs
+    def _leave_compiled_code(
+        self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """A call from compiled code, which goes on behind it.
+
+        If it is from what `torch.compile` has made of the module, stand round that from now on.
+        """
+        wrapper = self._wrapper
+        if wrapper is None:
+            return original(*args, **kwargs)
+        for module in self._modules_of():
+            if is_compiled_wrapper(module) and module._orig_mod is self.module:
+                self.remove()
+                self._stand_round(module)
+                self.install(wrapper)
+                return module(*args, **kwargs)
+        warnings.warn(
+            f"{type(self.module).__name__} is called from compiled code, and runs uncompiled: "
+            "compile it alone, with helper.compile() or before enable()",
+            DeepCacheWarning,
+            stacklevel=2,
+        )
+        return wrapper(original, args, kwargs)
+
+    def _compile_inside(
+        self, compile_in_place: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        """`module.compile`, which would put its compiled call in the place of the patch."""
+        self._patch.remove()
+        try:
+            compile_in_place(*args, **kwargs)
+        finally:
+            self._patch.install(self._enter)
+
+
+def call_patch_of(module: nn.Module) -> CallPatch | None:
+    """The patch that a call of the module reaches first, if any."""
+    patch = installed_patch(module, CALL)
+    tag: Any = None if patch is None else patch.tag
+    found: CallPatch | None = tag and tag()
+    return found

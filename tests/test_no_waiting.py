@@ -1,0 +1,55 @@
+"""Nothing on the step path reads a value off the device, for which the device would be waited for."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from zoo import CASES
+
+import deepcache_patch
+from deepcache_patch import Auto, DeepCacheHelper, Uniform
+
+READS = ("item", "tolist", "cpu", "numpy", "nonzero", "__bool__", "__float__", "__int__", "equal")
+PACKAGE = str(Path(deepcache_patch.__file__).parent)
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """Every read of a tensor by the package itself: its name, and the function that it is in."""
+    found = []
+
+    def noted(name, original):
+        def read(*args, **kwargs):
+            code = sys._getframe(1).f_code
+            if code.co_filename.startswith(PACKAGE):
+                found.append((name, code.co_name))
+            return original(*args, **kwargs)
+
+        return read
+
+    for name in READS:
+        monkeypatch.setattr(torch.Tensor, name, noted(name, getattr(torch.Tensor, name)))
+    monkeypatch.setattr(torch, "equal", noted("equal", torch.equal))
+    return found
+
+
+@pytest.mark.parametrize("name", ["sd", "sdxl", "sd-controlnet", "ddpm"])
+@pytest.mark.parametrize(
+    "schedule", [Uniform(3), Uniform(3, 1), Auto(3)], ids=["uniform", "branch 1", "auto"]
+)
+def test_only_the_first_call_of_a_generation_reads(name, schedule, reads):
+    case = CASES[name]
+    pipe = case.load()
+    at_call = []
+    with DeepCacheHelper(pipe, schedule=schedule):
+        case.run(pipe)  # `Auto` learns from the first generation
+        reads.clear()
+        handle = pipe.unet.register_forward_pre_hook(lambda *_: at_call.append(list(reads)))
+        case.run(pipe)
+        handle.remove()
+    # The scheduler's timesteps and noise, once, while nothing of this generation is under way.
+    assert ("tolist", "remaining") in at_call[0]
+    assert len(at_call) > 4
+    assert all(found == at_call[0] for found in at_call)
+    assert reads == at_call[0]
