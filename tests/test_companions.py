@@ -3,6 +3,7 @@
 import copy
 import functools
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -181,3 +182,24 @@ def test_threads_may_share_unet_and_controlnet():
 
 def _runs(case, pipe, seeds):
     return [case.run(pipe, steps=8, seed=seed) for seed in seeds]
+
+
+def test_nobody_keeps_the_residuals_of_a_cut_call(monkeypatch):
+    # Those of four calls, 5 MiB each for SD 1.5, stayed with the helper for the next ones.
+    case = CASES["sd-controlnet"]
+    pipe = case.load()
+    given = []
+    call = AttachedCompanion._call
+
+    def watched(self, original, args, kwargs):
+        # The pipeline itself holds those of the last step until it has the next.
+        assert not [each for earlier in given[:-1] for each in earlier if each() is not None]
+        output = call(self, original, args, kwargs)
+        given.append([weakref.ref(each) for each in output[0]])
+        return output
+
+    monkeypatch.setattr(AttachedCompanion, "_call", watched)
+    with DeepCacheHelper(pipe, interval=5, replay="reuse") as helper:
+        case.run(pipe)
+    assert helper.stats.shallow_calls > 0
+    assert len(given) == helper.stats.shallow_calls + helper.stats.full_calls

@@ -7,8 +7,10 @@ residual.
 """
 
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import is_
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ import torch
 from .anatomy import Companion, dissect_controlnet
 from .attached import AttachedUNet
 from .call import CallPatch, unwrapped
+from .cut import Cut
 from .errors import UnsupportedModelError
 from .offloading import bring_whole
 
@@ -26,17 +29,18 @@ class CutCall:
 
     Attributes:
         companion: The ControlNet's name.
-        residuals: What it gave.
+        residuals: What it gave, held by nobody here.
         again: Calls it with the same arguments, in full.
     """
 
     companion: str
-    residuals: Sequence[torch.Tensor]
+    residuals: Sequence[weakref.ref[torch.Tensor]]
     again: Callable[[], Any]
 
     def gave(self, residuals: Sequence[torch.Tensor]) -> bool:
         """Whether these are what it gave, and not something made of it."""
-        return [id(each) for each in residuals] == [id(each) for each in self.residuals]
+        given = [each() for each in self.residuals]
+        return len(given) == len(residuals) and all(map(is_, given, residuals))
 
 
 class AttachedCompanion:
@@ -51,6 +55,7 @@ class AttachedCompanion:
         self._controlnet = unwrapped(patch.module)
         self._unet = unet
         self._anatomy = dissect_controlnet(self._controlnet)
+        self._cuts: dict[int, Cut] = {}
         # A cut changes the ControlNet for everybody, so calls take turns.
         self._lock = threading.RLock()
         self._patch = patch
@@ -76,7 +81,9 @@ class AttachedCompanion:
             if anatomy is None or branch is None or not ready:
                 return original(*args, **kwargs)
             bring_whole(self._controlnet)
-            with anatomy.cut(branch).applied():
+            if branch not in self._cuts:
+                self._cuts[branch] = anatomy.cut(branch)
+            with self._cuts[branch].applied():
                 output = original(*args, **kwargs)
 
         def again() -> Any:
@@ -84,13 +91,14 @@ class AttachedCompanion:
                 return original(*args, **kwargs)
 
         name = type(self._controlnet).__name__
-        self._unet.remember(CutCall(name, tuple(output[0]), again))
+        self._unet.remember(CutCall(name, tuple(map(weakref.ref, output[0])), again))
         return output
 
     def _current(self) -> Companion | None:
         """The anatomy as it is now; `None` if it has become one that cannot be cut."""
         with self._lock:  # no call of another thread is in its cut
             if not self._anatomy.is_current:
+                self._cuts.clear()
                 try:
                     self._anatomy = dissect_controlnet(self._controlnet)
                 except UnsupportedModelError:
