@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENVS := .venv
 
-.PHONY: demo test test-all lint types check tables clean
+.PHONY: demo test test-all lint types check tables bench-quick clean
 
 # The main job on a trained pipeline: pictures without and with the helper, side by side.
 demo: $(VENVS)/demo/ready
@@ -40,5 +40,11 @@ $(VENVS)/%/ready: setup.cfg pyproject.toml constraints.txt
 tables: $(VENVS)/test/ready
 	$(VENVS)/test/bin/python -m benchmarks.tables
 
+# The benchmarks of speed and memory in small, to see that they run: about ten minutes on one core.
+bench-quick: $(VENVS)/test/ready
+	for name in speed memory overhead scaling; do \
+		$(VENVS)/test/bin/python -m benchmarks.$$name --quick --output bench || exit 1; \
+	done
+
 clean:
-	rm -rf $(VENVS) build dist demo
+	rm -rf $(VENVS) build dist demo bench

@@ -10,15 +10,18 @@ import math
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.cost_tables import memory, overhead, scaling
 from benchmarks.curves import Row, psnr_at, results
+from benchmarks.markdown import table
+from benchmarks.speed_tables import TABLES as SPEED_TABLES
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-DOCUMENTS = ("README.md", "docs/compatibility.md", "docs/schedules.md")
+DOCUMENTS = ("README.md", "docs/compatibility.md", "docs/schedules.md", "docs/speed.md")
 
 
 def fidelity() -> str:
@@ -36,7 +39,7 @@ def fidelity() -> str:
         for row in shown
     ]
     header = (report["title"], "speed of the loop", "PSNR", "SSIM", "prompts read back")
-    return _table(header, rows)
+    return table(header, rows)
 
 
 def _in_readme(row: Row) -> bool:
@@ -75,7 +78,7 @@ def samplers() -> str:
     """PSNR of each family at one speedup, for every sampler."""
     shown = ("fewer steps", "deepcache 0.1.1", "uniform extrapolated", "auto")
     header = ("PSNR in dB at 2.2 times the speed", *(_FAMILIES[family] for family in shown))
-    return _table(header, [(r["title"], *_psnrs(r, 2.2, shown)) for r in results().values()])
+    return table(header, [(r["title"], *_psnrs(r, 2.2, shown)) for r in results().values()])
 
 
 def curves() -> str:
@@ -86,7 +89,7 @@ def curves() -> str:
         for report in results().values()
         for speedup in (1.8, 2.2, 2.5, 3.3)
     ]
-    return _table(header, rows)
+    return table(header, rows)
 
 
 def quality() -> str:
@@ -100,7 +103,7 @@ def quality() -> str:
             near = min(rivals, key=lambda row: abs(math.log(row["speedup"] / 2.4)), default=None)
             cells.append("–" if near is None else _quality_of(near))
         rows.append((report["title"], *cells))
-    return _table(header, rows)
+    return table(header, rows)
 
 
 _FAMILIES = {
@@ -121,16 +124,6 @@ def _psnrs(report: Any, speedup: float, families: Iterable[str] = _FAMILIES) -> 
 def _quality_of(row: Row) -> str:
     read = "–" if row["read_back"] is None else f"{row['read_back']:.0%}"
     return f"{read} · {row['frechet']:.1f} ({row['speedup']:.2f}×)"
-
-
-def speed() -> str:
-    """How much of the bound the loop reaches."""
-    figures = _results("loop_speed")
-    return (
-        f"At interval {figures['interval']} and branch {figures['branch']} the denoising loop runs "
-        f"{figures['speedup']:.2f} times as fast; the bound, if nothing but the U-Net's own work "
-        f"counted, is {figures['bound']:.2f}."
-    )
 
 
 def covered() -> str:
@@ -159,25 +152,6 @@ def covered() -> str:
     )
 
 
-def controlnet() -> str:
-    """Speed of a ControlNet pipeline with the ControlNet cut, whole, and with DeepCache 0.1.1."""
-    report = _results("controlnet_speed")
-    shown = ("ours", "ours, ControlNet whole", "DeepCache 0.1.1")
-    rows = [
-        (f"interval {row['interval']}", *(f"{row['speedup'][name]:.2f}×" for name in shown))
-        for row in report["rows"]
-    ]
-    named = ("", "this package", "without cutting the ControlNet", "DeepCache 0.1.1")
-    told = (
-        f"U-Net and ControlNet of SD 1.5 with {report['width']:g} of its channels, "
-        f"{report['size']}×{report['size']} pixels, "
-        f"{report['steps']} steps, the whole call but for the decoder; {report['device']} with "
-        f"{report['threads']} thread{'s' * (report['threads'] != 1)}, medians of "
-        f"{report['repeats']} side by side; `{report['command']}`"
-    )
-    return f"{_table(named, rows)}\n\n{told}"
-
-
 def unets() -> str:
     """The U-Net classes, and how many pipelines have them."""
     classes = _by_class(_results("compatibility"))
@@ -188,7 +162,7 @@ def unets() -> str:
         if any(row["ours"]["result"] == "exact" for row in rows)
     )
     listed = [(f"`{unet}`", str(count)) for unet, count in rows.most_common()]
-    return _table(("U-Net", "pipelines"), listed)
+    return table(("U-Net", "pipelines"), listed)
 
 
 def every_pipeline() -> str:
@@ -204,7 +178,7 @@ def every_pipeline() -> str:
         for name, row in _results("compatibility")["rows"].items()
     ]
     header = ("pipeline", "case", "U-Net", "this package", "DeepCache 0.1.1")
-    return _table(header, rows)
+    return table(header, rows)
 
 
 def _said(outcome: Any) -> str:
@@ -240,23 +214,25 @@ def pairs() -> str:
         for name, case in cases.items()
     ]
     total = sum(len(case.schedulers) for case in cases.values())
-    return f"{total} pairs.\n\n{_table(header, rows)}"
+    return f"{total} pairs.\n\n{table(header, rows)}"
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    table.__name__: table
-    for table in (
+    each.__name__: each
+    for each in (
         fidelity,
         measured_on,
         samplers,
         curves,
         quality,
-        speed,
         covered,
-        controlnet,
         unets,
         every_pipeline,
         pairs,
+        memory,
+        overhead,
+        scaling,
+        *SPEED_TABLES,
     )
 }
 
@@ -291,11 +267,6 @@ def _tested() -> tuple[Any, Any]:
     finally:
         sys.path.pop(0)
     return tiny.CASES, tiny.SCHEDULERS
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 if __name__ == "__main__":
