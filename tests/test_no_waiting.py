@@ -1,4 +1,4 @@
-"""Nothing on the step path reads a value off the device, for which the device would be waited for."""
+"""Nothing on the step path reads a value off the device, which would have to be waited for."""
 
 import sys
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""Numbers that are sent between host and device arrive."""
+
 import pytest
 import torch
 

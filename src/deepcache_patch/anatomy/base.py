@@ -27,7 +27,11 @@ class Dissected:
     @property
     def is_current(self) -> bool:
         """Whether the model still has the blocks and layers that were found in it."""
-        return all(tuple(children.values()) == found for children, found in self._seen)
+        # A loop, because this runs in every call, and a generator expression is slower.
+        for children, found in self._seen:  # noqa: SIM110
+            if tuple(children.values()) != found:
+                return False
+        return True
 
     def arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of a call, by the names in the signature of the model's `forward`."""
