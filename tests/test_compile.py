@@ -15,6 +15,7 @@ from zoo import CASES
 
 from deepcache_patch import (
     FULL,
+    AlreadyEnabledError,
     DeepCacheHelper,
     DeepCacheWarning,
     Explicit,
@@ -38,9 +39,9 @@ def graphs(request):
     return CompileCounterWithBackend(request.param)
 
 
-def small_unet():
+def small_unet(kind=UNet2DModel):
     torch.manual_seed(0)
-    return UNet2DModel(
+    return kind(
         sample_size=8,
         in_channels=4,
         out_channels=4,
@@ -54,10 +55,10 @@ def small_unet():
 
 
 @torch.no_grad()
-def loop(unet, *, steps=6, pictures=2):
+def loop(unet, *, steps=6, pictures=2, device="cpu"):
     scheduler = DDIMScheduler()
-    scheduler.set_timesteps(steps)
-    sample = torch.randn(pictures, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    scheduler.set_timesteps(steps, device=device)
+    sample = torch.randn(pictures, 4, 8, 8, generator=torch.Generator().manual_seed(0)).to(device)
     for timestep in scheduler.timesteps:
         noise = unet(sample, timestep).sample
         sample = scheduler.step(noise, timestep, sample).prev_sample
@@ -142,20 +143,45 @@ def test_a_pipelines_unet_wrapped_after_enable(graphs):
     assert graphs.frame_count == 3
 
 
-def test_wrapped_after_enable_for_one_graph_it_says_how_to_go_on(graphs):
-    case = CASES["sd"]
+@pytest.mark.parametrize("name", ["unet", "controlnet"])
+def test_wrapped_after_enable_for_one_graph_it_says_how_to_go_on(name, graphs):
+    case = CASES["sd-controlnet"]
     pipe = case.load()
     with DeepCacheHelper(pipe):
         cached = case.run(pipe)
     helper = DeepCacheHelper(pipe).enable()
-    pipe.unet = torch.compile(pipe.unet, backend=graphs, fullgraph=True)
-    with pytest.raises(
-        torch._dynamo.exc.Unsupported, match=r"call its enable\(\) once more after torch.compile"
-    ):
+    setattr(pipe, name, torch.compile(getattr(pipe, name), backend=graphs, fullgraph=True))
+    unsupported = torch._dynamo.exc.Unsupported
+    with pytest.raises(unsupported, match=r"call its enable\(\) once more after torch.compile"):
         case.run(pipe)
     helper.enable()
     assert torch.equal(case.run(pipe), cached)
     assert graphs.frame_count == 2
+
+
+def test_a_helper_on_the_wrapper_and_one_on_the_unet_inside_are_told_apart(graphs):
+    case = CASES["sd"]
+    pipe = case.load()
+    unet, compiled = pipe.unet, torch.compile(pipe.unet, backend=graphs)
+    pipe.unet = compiled
+    first = DeepCacheHelper(pipe).enable()
+    pipe.unet = unet
+    second = DeepCacheHelper(pipe).enable()
+    pipe.unet = compiled
+    with pytest.raises(AlreadyEnabledError, match=r"call disable\(\) on one of them"):
+        case.run(pipe)
+    second.disable()
+    case.run(pipe)
+    assert first.stats.shallow_calls > 0
+
+
+def test_somebody_elses_compilation_beside_it_is_none_of_its_own(monkeypatch, pictures):
+    # torch says that it compiles while any thread does.
+    monkeypatch.setattr(torch.compiler, "_is_compiling_flag", True, raising=False)
+    unet = small_unet()
+    with DeepCacheHelper(unet) as helper:
+        assert torch.equal(loop(unet), pictures[1])
+    assert helper.stats == Stats(1, 2, 4, 2 * FEATURE)
 
 
 def test_called_from_compiled_code_of_somebody_it_runs_uncompiled_with_a_warning(graphs, pictures):
@@ -235,26 +261,49 @@ def test_regional_compilation(enabled_first, graphs):
     assert graphs.frame_count == blocks > 0
 
 
-def test_a_feature_survives_the_reuse_of_a_graphs_memory(pictures):
-    # A CUDA graph writes its outputs to the same memory each time that it runs.
+def reusing_memory(graph, _inputs):
+    """A backend that writes outputs to the same memory each time, as CUDA graphs do."""
+    kept = []
+
+    def run(*inputs):
+        outputs = graph.forward(*inputs)
+        if not kept:
+            kept.extend(outputs)
+        for memory, output in zip(kept, outputs, strict=True):
+            memory.copy_(output)
+        return tuple(kept)
+
+    return run
+
+
+class ForeignUNet(UNet2DModel):
+    """Not diffusers' own: a cut has to be proved by a call before it is used."""
+
+
+@pytest.mark.parametrize("kind", [UNet2DModel, ForeignUNet])
+def test_a_feature_survives_the_reuse_of_a_graphs_memory(kind, pictures):
+    unet = small_unet(kind)
+    unet.compile(backend=reusing_memory, fullgraph=True)
+    with DeepCacheHelper(unet) as helper:
+        assert torch.equal(loop(unet), pictures[1])
+        assert torch.equal(loop(unet), pictures[1])
+    assert helper.stats == Stats(2, 4, 8, 2 * FEATURE)
+
+
+def test_compiled_code_that_rounds_otherwise_proves_nothing_about_a_cut(pictures):
+    # With inductor, a shallow call differs from the full one in the last bits.
     def backend(graph, _inputs):
-        kept = []
+        noise = torch.rand(()) * 1e-6
+        return lambda *inputs: tuple(
+            output + noise if output.is_floating_point() else output
+            for output in graph.forward(*inputs)
+        )
 
-        def run(*inputs):
-            outputs = graph.forward(*inputs)
-            if not kept:
-                kept.extend(outputs)
-            for memory, output in zip(kept, outputs, strict=True):
-                memory.copy_(output)
-            return tuple(kept)
-
-        return run
-
-    unet = small_unet()
+    unet = small_unet(ForeignUNet)
     unet.compile(backend=backend, fullgraph=True)
-    with DeepCacheHelper(unet):
-        assert torch.equal(loop(unet), pictures[1])
-        assert torch.equal(loop(unet), pictures[1])
+    with DeepCacheHelper(unet) as helper:
+        assert not torch.equal(loop(unet), pictures[1])
+    assert helper.stats == Stats(1, 2, 4, 2 * FEATURE)
 
 
 # --- helper.compile -----------------------------------------------------------------------------
@@ -314,10 +363,25 @@ def test_a_controlnet_that_is_cut_is_compiled_along(graphs):
 def test_a_copy_compiles_for_itself(duplicate, graphs, pictures):
     unet = small_unet()
     with DeepCacheHelper(unet) as helper:
+        before = vars(unet)[CALL]
         duplicated = duplicate(unet)
+        assert CALL not in vars(duplicated)
         duplicated.compile(backend=graphs)
-        assert unet._compiled_call_impl is vars(unet)[CALL]
+        assert vars(unet)[CALL] is before
         assert torch.equal(loop(duplicated), pictures[0])
         assert graphs.frame_count == 1
         assert torch.equal(loop(unet), pictures[1])
     assert helper.stats == Stats(1, 2, 4, 2 * FEATURE)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_cuda_graphs():
+    unet = small_unet().to("cuda")
+    on_device = {"steps": 7, "device": "cuda"}
+    with DeepCacheHelper(unet) as helper:
+        eager = loop(unet, **on_device)
+        helper.compile(mode="reduce-overhead")
+        first = loop(unet, **on_device)
+        assert torch.equal(loop(unet, **on_device), first)
+    # inductor fuses operations, and rounds otherwise: float32 to a few of its last bits.
+    torch.testing.assert_close(first, eager, rtol=1e-3, atol=1e-4)

@@ -1,14 +1,19 @@
-"""Nothing on the step path reads a value off the device, which would have to be waited for."""
+"""Nothing on the step path reads a value off the device, which would have to be waited for.
+
+On a CPU nothing waits, so reads are seen by their names in the package's own code. With CUDA torch
+itself is asked to fail where it would wait.
+"""
 
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from tiny import inputs2d_condition, unet2d_condition
 from zoo import CASES
 
 import deepcache_patch
-from deepcache_patch import Auto, DeepCacheHelper, Uniform
+from deepcache_patch import Adaptive, Auto, DeepCacheHelper, Uniform
 
 READS = ("item", "tolist", "cpu", "numpy", "nonzero", "__bool__", "__float__", "__int__", "equal")
 PACKAGE = str(Path(deepcache_patch.__file__).parent)
@@ -42,7 +47,7 @@ def test_only_the_first_call_of_a_generation_reads(name, schedule, reads):
     case = CASES[name]
     pipe = case.load()
     at_call = []
-    with DeepCacheHelper(pipe, schedule=schedule):
+    with DeepCacheHelper(pipe, schedule=schedule) as helper:
         case.run(pipe)  # `Auto` learns from the first generation
         reads.clear()
         handle = pipe.unet.register_forward_pre_hook(lambda *_: at_call.append(list(reads)))
@@ -53,3 +58,22 @@ def test_only_the_first_call_of_a_generation_reads(name, schedule, reads):
     assert len(at_call) > 4
     assert all(found == at_call[0] for found in at_call)
     assert reads == at_call[0]
+    assert helper.stats.shallow_calls > 0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize(
+    "schedule", [Uniform(3), Auto(3), Adaptive(0.1)], ids=["uniform", "auto", "adaptive"]
+)
+def test_no_call_but_the_first_waits_for_the_device(schedule):
+    unet = unet2d_condition().to("cuda")
+    given = {name: each.to("cuda") for name, each in inputs2d_condition().items()}
+    timesteps = torch.linspace(900, 1, 12, device="cuda")
+    with DeepCacheHelper(unet, schedule=schedule) as helper, torch.no_grad():
+        for _ in range(2):
+            helper.reset()
+            for timestep in timesteps:
+                unet(**(given | {"timestep": timestep}))
+                torch.cuda.set_sync_debug_mode("error")
+            torch.cuda.set_sync_debug_mode("default")
+    assert helper.stats.shallow_calls > 0

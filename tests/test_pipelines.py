@@ -11,6 +11,7 @@ from conftest import trace
 from tiny import CASES, SCHEDULERS, with_scheduler
 
 from deepcache_patch import DeepCacheHelper
+from deepcache_patch.pipelines import modules_later
 
 PAIRS = [(name, scheduler) for name, case in CASES.items() for scheduler in case.schedulers]
 
@@ -205,3 +206,14 @@ def test_custom_timesteps_are_located():
 
 def test_the_tables_schedulers_are_all_run():
     assert {scheduler for _, scheduler in PAIRS} == set(SCHEDULERS)
+
+
+def test_the_modules_of_a_pipeline_later_are_those_that_it_has_then():
+    pipe = CASES["sd"].load()
+    modules = modules_later(pipe)
+    unet, vae, encoder = pipe.unet, pipe.vae, pipe.text_encoder
+    assert set(modules()) == {unet, vae, encoder}
+    pipe.vae = None  # as people do to save memory
+    assert set(modules()) == {unet, encoder}
+    del pipe
+    assert modules() == []

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from .anatomy import Anatomy, dissect
-from .call import CallPatch, unwrapped
+from .call import CallPatch
 from .cut import Cut
 from .errors import ChangedResidualsError, DeepCacheWarning
 from .example import example_of
@@ -28,6 +28,7 @@ from .offloading import bring_whole
 from .schedule import FULL
 from .session import Session
 from .steps import Position, same_storage
+from .wrappers import unwrapped
 
 #: How many calls of one step are kept apart. More are no denoising loop that is known, and each
 #: would hold a feature of its own: they run in full.
@@ -97,7 +98,7 @@ class AttachedUNet:
         self.example: dict[str, Any] | None = None
         self._generations = self._full_calls = self._shallow_calls = self._peak_nbytes = 0
         # A cut changes the U-Net for everybody, so calls take turns.
-        self._lock = threading.RLock()
+        self._lock = patch.lock
         self._patch = patch
 
     @property
@@ -239,7 +240,7 @@ class AttachedUNet:
             with self._cut(branch, tapped, feature):
                 output = original(*args, **kwargs)
             if branch is None and not self._anatomy.is_known:
-                self._prove(original, args, kwargs, output)
+                self._prove(original, args, kwargs, output, tapped)
             self._keep_recorded(session, guide, position, arguments, output)
         except BaseException:
             # Whether the caller tries this step again, or what, cannot be known.
@@ -257,10 +258,19 @@ class AttachedUNet:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         output: Any,
+        tapped: tuple[int, ...],
     ) -> None:
         """See, once for each branch, that a shallow call straight after the full one equals it."""
-        for branch, recorder in self._recorders.items():
-            if recorder.latest is None or branch in self._proofs:
+        unproved = [branch for branch in tapped if branch not in self._proofs]
+        if unproved and self._patch.compiled:
+            # Compiled code rounds otherwise when it is cut, and may reuse the memory of outputs.
+            eager: Callable[..., Any] = self._unet._call_impl
+            with self._cut(None, tapped, None):
+                output = eager(*args, **kwargs)
+            original = eager
+        for branch in unproved:
+            recorder = self._recorders[branch]
+            if recorder.latest is None:
                 continue
             arguments = self._anatomy.arguments(args, kwargs)
             arguments = self._anatomy.trimmed(branch, arguments) or arguments

@@ -6,40 +6,25 @@ compiled call has to be inside it. So the patch follows `module.compile()` and
 """
 
 import inspect
+import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
-from .errors import DeepCacheWarning
+from .errors import AlreadyEnabledError, DeepCacheWarning
 from .patch import Patch, Wrapper, installed_patch
+from .wrappers import is_compiled_wrapper, layers_of, unwrapped
 
 #: Where the patch goes. `nn.Module.__call__` runs this, if it is not `None`, instead of hooks and
 #: `forward`. So the patch is outermost: whoever replaces `forward` (accelerate does at every
 #: offload) is inside, and `Module.compile` puts its compiled call in the same place. Copies and
 #: pickles of a module leave it out.
 CALL: Final = "_compiled_call_impl"
-
-
-def unwrapped(module: nn.Module) -> nn.Module:
-    """The module inside the wrappers of `torch.compile` and `DistributedDataParallel`, if any."""
-    while True:
-        if is_compiled_wrapper(module):
-            module = cast(nn.Module, module._orig_mod)
-        elif isinstance(module, DistributedDataParallel):
-            module = module.module
-        else:
-            return module
-
-
-def is_compiled_wrapper(module: nn.Module) -> bool:
-    """Whether the module is what `torch.compile` has made of another one."""
-    return "_orig_mod" in module._modules
 
 
 def _outside_of_graphs(function: Any) -> Any:
@@ -63,6 +48,7 @@ class CallPatch:
     Attributes:
         module: As it is called; changes when the pipeline got a compiled one.
         tag: Likewise.
+        lock: For whoever may change what the module is made of: calls take turns.
     """
 
     def __init__(
@@ -75,6 +61,8 @@ class CallPatch:
         self.tag = tag
         self._modules_of = modules_of
         self._wrapper: Wrapper | None = None
+        self._usual_limit = 0
+        self.lock = threading.RLock()
         self._stand_round(module)
 
     def _stand_round(self, module: nn.Module) -> None:
@@ -90,8 +78,9 @@ class CallPatch:
 
     @property
     def compiled(self) -> bool:
-        """Whether the module is compiled as a whole, as far as this can be seen."""
-        return is_compiled_wrapper(self.module) or self._patch.covers_another
+        """Whether the module is compiled as a whole; or has a wrapper that may be compiled code."""
+        wrapped = any(map(is_compiled_wrapper, layers_of(self.module)))
+        return wrapped or self._patch.covers_another
 
     def room_for_graphs(self, kinds: int) -> AbstractContextManager[Any]:
         """Let dynamo compile as many graphs for each kind of call as for one module.
@@ -112,31 +101,39 @@ class CallPatch:
         config: Any = torch._dynamo.config
         # An older name, up to torch 2.6.
         name = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
-        patched: AbstractContextManager[Any] = config.patch(**{name: kinds * getattr(config, name)})
+        now = getattr(config, name)
+        self._usual_limit = self._usual_limit or now  # not a multiple of what a call has set
+        patched: AbstractContextManager[Any] = config.patch(
+            **{name: max(now, kinds * self._usual_limit)}
+        )
         return patched
 
     def install(self, wrapper: Wrapper) -> None:
         """Send calls to `wrapper`. Harmless when already installed."""
-        if self.installed:
-            return
-        self._wrapper = wrapper
-        self._patch.install(self._enter)
-        self._compile.install(self._compile_inside)
+        with self.lock:
+            if self.installed:
+                return
+            self._wrapper = wrapper
+            self._patch.install(self._enter)
+            self._compile.install(self._compile_inside)
 
     def remove(self) -> None:
         """Leave the module as it was. Harmless when repeated."""
-        self._wrapper = None
-        self._compile.remove()
-        self._patch.remove()
+        with self.lock:
+            self._compile.remove()
+            self._patch.remove()
+            self._wrapper = None
 
     def _enter(
         self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        if torch.compiler.is_compiling():
+        # Not `is_compiling`, which is true while any thread compiles anything.
+        if torch.compiler.is_dynamo_compiling():
             return self._leave_compiled_code(original, args, kwargs)
-        if self._wrapper is None:  # removed just now, by another thread
-            return original(*args, **kwargs)
-        return self._wrapper(original, args, kwargs)
+        wrapper = self._wrapper
+        if wrapper is None:  # removed just now, by another thread
+            return self.module(*args, **kwargs)
+        return wrapper(original, args, kwargs)
 
     @_outside_of_graphs
     def _leave_compiled_code(
@@ -145,16 +142,19 @@ class CallPatch:
         """A call from compiled code, which goes on behind it.
 
         If it is from what `torch.compile` has made of the module, stand round that from now on.
+
+        Raises:
+            AlreadyEnabledError: If another patch stands there.
         """
-        wrapper = self._wrapper
-        if wrapper is None:
-            return original(*args, **kwargs)
-        for module in self._modules_of():
-            if is_compiled_wrapper(module) and module._orig_mod is self.module:
+        with self.lock:
+            wrapper, around = self._wrapper, self._wrapper_of_module()
+            if wrapper is not None and around is not None:
                 self.remove()
-                self._stand_round(module)
+                self._stand_round(around)
                 self.install(wrapper)
-                return module(*args, **kwargs)
+        # It may have been moved or removed by another thread, too.
+        if wrapper is None or unwrapped(self.module) is not self.module:
+            return self.module(*args, **kwargs)
         warnings.warn(
             f"{type(self.module).__name__} is called from compiled code, and runs uncompiled: "
             "compile it alone, with helper.compile() or before enable()",
@@ -163,20 +163,38 @@ class CallPatch:
         )
         return wrapper(original, args, kwargs)
 
+    def _wrapper_of_module(self) -> nn.Module | None:
+        """What the pipeline has now that wraps the module, if it does."""
+        for module in self._modules_of():
+            if module is not self.module and any(each is self.module for each in layers_of(module)):
+                other = call_patch_of(module)
+                if other is not None and other.tag() is not None:
+                    raise AlreadyEnabledError(
+                        f"one DeepCacheHelper is enabled on {type(self.module).__name__}, another "
+                        "on what torch.compile has made of it: call disable() on one of them"
+                    )
+                if other is not None:
+                    other.remove()
+                return module
+        return None
+
     def _compile_inside(
         self, compile_in_place: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         """`module.compile`, which would put its compiled call in the place of the patch."""
-        self._patch.remove()
-        try:
-            compile_in_place(*args, **kwargs)
-        finally:
-            self._patch.install(self._enter)
+        with self.lock:
+            installed = self._patch.installed
+            self._patch.remove()
+            try:
+                compile_in_place(*args, **kwargs)
+            finally:
+                if installed:
+                    self._patch.install(self._enter)
 
 
 def call_patch_of(module: nn.Module) -> CallPatch | None:
     """The patch that a call of the module reaches first, if any."""
     patch = installed_patch(module, CALL)
     tag: Any = None if patch is None else patch.tag
-    found: CallPatch | None = tag and tag()
+    found: CallPatch | None = None if tag is None else tag()
     return found

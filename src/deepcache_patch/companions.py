@@ -6,7 +6,6 @@ that turns out otherwise, the U-Net's side has it run again, in full: a U-Net ca
 residual.
 """
 
-import threading
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,13 +13,15 @@ from operator import is_
 from typing import Any
 
 import torch
+from torch import nn
 
 from .anatomy import Companion, dissect_controlnet
 from .attached import AttachedUNet
-from .call import CallPatch, unwrapped
+from .call import CallPatch
 from .cut import Cut
 from .errors import UnsupportedModelError
 from .offloading import bring_whole
+from .wrappers import unwrapped
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,13 @@ class AttachedCompanion:
         self._anatomy = dissect_controlnet(self._controlnet)
         self._cuts: dict[int, Cut] = {}
         # A cut changes the ControlNet for everybody, so calls take turns.
-        self._lock = threading.RLock()
+        self._lock = patch.lock
         self._patch = patch
+
+    @property
+    def controlnet(self) -> nn.Module:
+        """The ControlNet as the pipeline calls it; changes when it was compiled since."""
+        return self._patch.module
 
     def attach(self) -> None:
         """Send calls of the ControlNet here."""

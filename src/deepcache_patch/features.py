@@ -67,7 +67,7 @@ class Tap(Around):
         hidden_states = first_tensor(output)
         # A copy, because what comes next may write into this tensor: FreeU scales it in place.
         self.recorder.latest = hidden_states.clone()
-        self.recorder.in_graph = torch.compiler.is_compiling()
+        self.recorder.in_graph = torch.compiler.is_dynamo_compiling()
         return output
 
 

@@ -14,7 +14,7 @@ from .attached import AttachedUNet, Stats
 from .auto import Auto
 from .branches import Branches, BranchesOfEach, branches_of
 from .calibrated import Calibrated
-from .call import CallPatch, call_patch_of, is_compiled_wrapper, unwrapped
+from .call import CallPatch, call_patch_of
 from .companions import AttachedCompanion
 from .errors import AlreadyEnabledError, InvalidSettingError, UnsupportedModelError
 from .guide import AnySchedule, Context, Guide, GuidingSchedule, PlannedGuide
@@ -29,6 +29,7 @@ from .pipelines import (
 )
 from .replay import REPLAYS, Extrapolate, Replay
 from .schedule import Schedule, Uniform
+from .wrappers import is_compiled_wrapper, layers_of, unwrapped
 
 
 class DeepCacheHelper:
@@ -114,8 +115,8 @@ class DeepCacheHelper:
 
         False again when the pipeline got another U-Net; `enable` then attaches anew.
         """
-        parts = set(modules_of(self._pipe).values())
-        parts |= {unwrapped(part) for part in parts}  # what was compiled since calls what it was
+        # What was compiled since calls what it was.
+        parts = {each for part in modules_of(self._pipe).values() for each in layers_of(part)}
         attached = self._attached
         return bool(attached) and all(each.installed and each.unet in parts for each in attached)
 
@@ -159,7 +160,7 @@ class DeepCacheHelper:
         anatomies = self._check(self._schedule)
         names = {unet: name for name, unet in unets_of(self._pipe).items()}
         for unet in anatomies:
-            for module in {unet, unwrapped(unet)}:
+            for module in layers_of(unet):
                 self._refuse_another(module)
         self.disable()  # what is left of an earlier enable, or of a helper that was deleted
         attached = tuple(
@@ -192,7 +193,7 @@ class DeepCacheHelper:
             each.detach()
         self._stats = sum((each.stats for each in attached), self._stats)
         for module in (*_unets_if_any(self._pipe), *controlnets_of(self._pipe)):
-            for patched in (module, unwrapped(module)):
+            for patched in layers_of(module):
                 patch = call_patch_of(patched)
                 if patch is not None and patch.tag() is None:  # of a helper that was deleted
                     patch.remove()
@@ -308,11 +309,12 @@ class DeepCacheHelper:
         )
 
     def compile(self, **options: Any) -> "DeepCacheHelper":
-        """Compile the U-Nets, and the ControlNets that are cut along, in place; return the helper.
+        """Compile the U-Nets and ControlNets of the pipeline in place, and return the helper.
 
         Each kind of call becomes one graph when it first happens: full and shallow, for each branch
         of the schedule, and plain when the helper is paused or disabled. `torch.compile` by your
-        own hand does the same, before `enable` or after it. `disable` leaves them compiled.
+        own hand before `enable` does the same, and so does `unet.compile()` at any time. `disable`
+        leaves them compiled.
 
         Args:
             options: Those of `torch.compile`, such as `mode="reduce-overhead"` for CUDA graphs.
@@ -324,7 +326,7 @@ class DeepCacheHelper:
         unets = unets_of(self._pipe).values()
         modules = list(dict.fromkeys([*unets, *controlnets_of(self._pipe)]))
         for module in modules:
-            if is_compiled_wrapper(module):
+            if any(map(is_compiled_wrapper, layers_of(module))):
                 raise InvalidSettingError(
                     f"{type(unwrapped(module)).__name__} is wrapped by torch.compile already: "
                     "leave out one of the two"
@@ -400,7 +402,9 @@ class DeepCacheHelper:
 
     def _stands_outside(self) -> bool:
         """Whether nothing was compiled round what this is attached to."""
-        return {each.unet for each in self._attached} <= set(modules_of(self._pipe).values())
+        attached = {each.unet for each in self._attached}
+        attached |= {each.controlnet for each in self._companions}
+        return attached <= set(modules_of(self._pipe).values())
 
     def _keep_example(self, attached: AttachedUNet) -> None:
         if attached.example is not None:

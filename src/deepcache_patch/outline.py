@@ -15,9 +15,9 @@ from torch.utils import flop_counter
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from .call import unwrapped
 from .cut import Cut
 from .example import PLAIN, on_meta
+from .wrappers import unwrapped
 
 
 class Outline:

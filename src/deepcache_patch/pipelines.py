@@ -9,8 +9,8 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from .anatomy import is_controlnet, is_unet
-from .call import unwrapped
 from .errors import UnsupportedModelError
+from .wrappers import unwrapped
 
 
 def unets_of(pipe: Any) -> dict[str, nn.Module]:
@@ -79,7 +79,12 @@ def modules_later(pipe: Any) -> Callable[[], list[nn.Module]]:
     if isinstance(pipe, nn.Module):
         return list
     names, reference = list(modules_of(pipe)), weakref.ref(pipe)
-    return lambda: [getattr(reference(), each, None) for each in names]  # type: ignore[misc]
+
+    def modules() -> list[nn.Module]:
+        found = (getattr(reference(), name, None) for name in names)
+        return [each for each in found if isinstance(each, nn.Module)]
+
+    return modules
 
 
 def modules_of(pipe: Any) -> dict[str, nn.Module]:
