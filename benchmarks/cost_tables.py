@@ -94,6 +94,8 @@ def _overhead(report: Any) -> str:
 
 
 def _own(row: Mapping[str, float]) -> str:
+    if row["own_us"] < 0:
+        return f"less than the noise, {row['functions']} functions"
     return f"{row['own_us']:.0f} µs, {row['share']:.2%}, {row['functions']} functions"
 
 

@@ -27,7 +27,10 @@ def by_device(name: str, told: Callable[[Any], str]) -> str:
 
 def _made_by(report: Any) -> str:
     versions, threads = report["versions"], report["options"]["threads"]
+    command = f"`{report['command']}`"
+    if " && " in command:
+        command = "the commands stand with the rows in `benchmarks/results`"
     return (
         f"{report['device']}, {threads} thread{'s' * (threads != 1)} of the CPU, "
-        f"torch {versions['torch']}, diffusers {versions['diffusers']}; `{report['command']}`"
+        f"torch {versions['torch']}, diffusers {versions['diffusers']}; {command}"
     )

@@ -4,8 +4,10 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from benchmarks.entrants import FORMS
 from benchmarks.macs import mean
 from benchmarks.markdown import by_device, table
+from benchmarks.networks import NETWORKS
 from benchmarks.report import RESULTS
 
 _Row = Mapping[str, Any]
@@ -170,12 +172,23 @@ def _throughput(report: Any) -> str:
 
 
 def _cached(rows: Iterable[_Row], **wanted: Any) -> list[_Row]:
-    """Those with an interval and with these values."""
-    return [
+    """Those with an interval and with these values, in order."""
+    found = [
         row
         for row in rows
         if row["interval"] is not None and all(row[name] == wanted[name] for name in wanted)
     ]
+    networks = list(NETWORKS)
+    return sorted(
+        found,
+        key=lambda row: (
+            networks.index(row["network"]),
+            list(FORMS).index(row["form"]),
+            row["branch"],
+            row["batch"],
+            row["interval"],
+        ),
+    )
 
 
 def _main(report: Any) -> list[_Row]:
