@@ -8,6 +8,7 @@ hide that the host prepares the next one meanwhile.
 """
 
 import itertools
+import random
 import statistics
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
@@ -94,6 +95,7 @@ def race(
         repeats: Measured generations of each, 1 or more.
         warm_up: Turns of a generation before them, 1 or more.
     """
+    order = random.Random(loop.seed)
     failed: dict[str, str] = {}
     times: dict[str, list[list[float]]] = {}
     with ExitStack() as stack, torch.no_grad():
@@ -103,9 +105,9 @@ def race(
                 running[name] = enter(twin(pipe), stack)
             except Exception as error:  # whatever it is, the others go on
                 failed[name] = f"{type(error).__name__}: {error}"
-        _generate(running, min(warm_up, loop.turns), failed)
+        _generate(running, min(warm_up, loop.turns), failed, order)
         for _ in range(repeats):
-            for name, measured in _generate(running, loop.turns, failed).items():
+            for name, measured in _generate(running, loop.turns, failed, order).items():
                 times.setdefault(name, []).append(measured)
     times = {name: each for name, each in times.items() if name not in failed}
     return Outcome(
@@ -122,7 +124,7 @@ def typical(repeats: list[list[float]]) -> float:
 
 
 def _generate(
-    running: dict[str, Generation], turns: int, failed: dict[str, str]
+    running: dict[str, Generation], turns: int, failed: dict[str, str], order: random.Random
 ) -> dict[str, list[float]]:
     """One generation of each, or its beginning; whoever raises is taken out of `running`."""
     times: dict[str, list[float]] = {name: [] for name in running}
@@ -131,9 +133,9 @@ def _generate(
         for name, begin in running.items():
             generations[name] = begin()
             stack.enter_context(closing(generations[name]))  # type: ignore[type-var]
-        for turn in range(turns):
-            # To and fro: nobody always follows the same one.
-            for name in list(running)[:: 1 if turn % 2 == 0 else -1]:
+        for _ in range(turns):
+            # A step takes longer after somebody's shallow one: nobody always follows the same one.
+            for name in order.sample(list(running), len(running)):
                 try:
                     times[name].append(next(generations[name]))
                 except Exception as error:
