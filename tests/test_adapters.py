@@ -898,10 +898,6 @@ class Levels(Extrapolate):
         return super().feature(step, recorded, levels)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="only the schedulers of the helper's own pipeline are asked for the noise levels",
-)
 def test_the_noise_levels_of_another_pipelines_scheduler_are_known():
     # Without them an extrapolation is not damped: with few steps it goes too far.
     pipe, other = _shared(SD, StableDiffusionInpaintPipeline)

@@ -58,7 +58,7 @@ def test_levels_of_euler_are_its_sigmas(config):
     assert noise_levels(euler, timesteps) == tuple(np.log(sigmas.numpy()).tolist())
 
 
-@pytest.mark.parametrize("name", sorted(SCHEDULERS.keys() - {"kdpm2"}))
+@pytest.mark.parametrize("name", sorted(SCHEDULERS))
 def test_levels_never_rise(name, config):
     scheduler, timesteps = prepared(name, config)
     levels = noise_levels(scheduler, timesteps)
@@ -85,10 +85,6 @@ ODD = {
     "sigmas of another length": (
         SimpleNamespace(timesteps=torch.tensor([3, 2]), sigmas=torch.ones(6)),
         [3.0, 2.0],
-    ),
-    "timesteps between those of the table": (
-        SimpleNamespace(timesteps=torch.tensor([2.5, 1]), alphas_cumprod=torch.ones(5) / 2),
-        [2.5, 1.0],
     ),
     "timesteps beyond the table": (
         SimpleNamespace(timesteps=torch.tensor([5, 1]), alphas_cumprod=torch.ones(5) / 2),
@@ -120,8 +116,22 @@ def test_a_scheduler_that_does_not_say_has_no_levels(name):
     assert noise_levels(*ODD[name]) is None
 
 
-def test_kdpm2_whose_steps_lie_between_its_sigmas_has_no_levels(config):
-    assert noise_levels(*prepared("kdpm2", config)) is None
+def test_between_the_entries_of_the_table_the_level_is_on_a_straight_line():
+    # Noise and data are equally strong where half of the variance is left, and that is level 0.
+    scheduler = SimpleNamespace(alphas_cumprod=torch.tensor([1 / (1 + 2.0), 0.5], dtype=float))
+    assert noise_levels(scheduler, [0.75, 0.5, 0.0]) == pytest.approx(
+        [np.log(2) / 8, np.log(2) / 4, np.log(2) / 2], abs=1e-15
+    )
+
+
+@pytest.mark.parametrize(("name", "tolerance"), [("ddim", 0), ("ddpm", 0), ("euler", 1e-3)])
+def test_another_schedulers_timesteps_have_its_levels(name, tolerance, config):
+    # Pipelines that share a U-Net have schedulers of their own. Euler's sigmas are on a straight
+    # line between those of the table, and these are their logarithms.
+    other, timesteps = prepared(name, config)
+    mine, _ = prepared("dpm-multistep", config)
+    expected = noise_levels(other, timesteps)
+    assert noise_levels(mine, timesteps) == pytest.approx(expected, abs=tolerance)
 
 
 # --- weights ------------------------------------------------------------------------------------

@@ -71,6 +71,7 @@ class AttachedUNet:
         anatomy: Of the U-Net inside `torch.compile`'s wrapper.
         begin: Gives what leads through a generation, at its first call.
         schedulers_of: Gives the pipeline's schedulers, the likeliest for this U-Net first.
+        paused: Whether calls run plainly; asked for each of them.
 
     Attributes:
         example: What the last generation called it with, without values; or `None`.
@@ -82,18 +83,19 @@ class AttachedUNet:
         anatomy: Anatomy,
         begin: Callable[[Context], Guide],
         schedulers_of: Callable[[], Sequence[Any]],
+        paused: Callable[[], bool],
     ) -> None:
         self._unet = unwrapped(patch.module)
         self._anatomy = anatomy
         self._begin = begin
         self._schedulers_of = schedulers_of
+        self._paused = paused
         self._stand_in = StandIn()
         self._recorders: dict[int, Recorder] = {}
         self._cuts: dict[tuple[int | None, tuple[int, ...]], Cut] = {}
         self._proofs: dict[int, bool] = {}
         self._local = threading.local()
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
-        self._pauses = 0
         self._warned: set[str] = set()
         self.example: dict[str, Any] | None = None
         self._generations = self._full_calls = self._shallow_calls = self._peak_nbytes = 0
@@ -139,17 +141,6 @@ class AttachedUNet:
             for session in list(self._sessions):
                 session.cut_calls.clear()
 
-    def pause(self, count: int = 1) -> None:
-        """Run everything plainly until `resume` was called as often."""
-        with self._lock:
-            self._pauses += count
-
-    def resume(self) -> None:
-        """Take one `pause` back; a generation that was paused starts anew."""
-        with self._lock:
-            self._pauses -= 1
-            self.reset()
-
     def follow(self, begin: Callable[[Context], Guide]) -> None:
         """Be led by another from the next call on, which is a first step."""
         with self._lock:
@@ -175,7 +166,7 @@ class AttachedUNet:
             `None` if the call will run in full, or if that is not known.
         """
         with self._lock:
-            if self._pauses or torch.is_grad_enabled() or not self._patch.installed:
+            if self._paused() or torch.is_grad_enabled() or not self._patch.installed:
                 return None
             session = self._session()
             guide, timesteps = session.guide, _timesteps_of(session.scheduler)
@@ -211,9 +202,12 @@ class AttachedUNet:
     ) -> Any:
         arguments = self._anatomy.arguments(args, kwargs)
         session = self._session()
-        position = None if self._pauses else self._locate(session, arguments)
+        paused = self._paused()
+        if paused:
+            session.reset()  # what was recorded before this call is too old after it
+        position = None if paused else self._locate(session, arguments)
         if position is None:
-            self._full_calls += not self._pauses
+            self._full_calls += not paused
             changed = self._completed(session, None, arguments)
             if changed is not None:
                 args, kwargs = self._anatomy.handed_over(changed, len(args))
@@ -265,6 +259,8 @@ class AttachedUNet:
         if unproved and self._patch.compiled:
             # Compiled code rounds otherwise when it is cut, and may reuse the memory of outputs.
             eager: Callable[..., Any] = self._unet._call_impl
+            for recorder in self._recorders.values():
+                recorder.take()  # or the taps would seem to be passed twice in one call
             with self._cut(None, tapped, None):
                 output = eager(*args, **kwargs)
             original = eager
@@ -435,6 +431,11 @@ class AttachedUNet:
         output: Any,
     ) -> None:
         slot, sample = position.slot, self._sample(arguments)
+        if any(recorder.repeated for recorder in self._recorders.values()):
+            self._warn(
+                "its layers were run more than once in it, by what somebody has put round its "
+                "forward, and each time has a feature of its own"
+            )
         taken = {branch: recorder.take() for branch, recorder in self._recorders.items()}
         features = {branch: each for branch, each in taken.items() if each is not None}
         guide.observe(position, sample, output, features)

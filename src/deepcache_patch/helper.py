@@ -1,10 +1,12 @@
 """`DeepCacheHelper`, the public face: settings, and when a pipeline's U-Nets are patched."""
 
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from contextvars import ContextVar
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from diffusers import DiffusionPipeline
 from torch import nn
@@ -30,6 +32,9 @@ from .pipelines import (
 from .replay import REPLAYS, Extrapolate, Replay
 from .schedule import Schedule, Uniform
 from .wrappers import is_compiled_wrapper, layers_of, unwrapped
+
+#: Held by whoever installs or removes patches: two threads must not find the same U-Net free.
+_SWITCHING: Final = threading.RLock()
 
 
 class DeepCacheHelper:
@@ -73,7 +78,7 @@ class DeepCacheHelper:
         "_attached",
         "_companions",
         "_examples",
-        "_pauses",
+        "_paused",
         "_pipe",
         "_replay",
         "_schedule",
@@ -94,7 +99,7 @@ class DeepCacheHelper:
         self._companions: tuple[AttachedCompanion, ...] = ()
         self._examples: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
         self._stats = Stats()
-        self._pauses = 0
+        self._paused = ContextVar("paused", default=False)
         self._schedule: AnySchedule = _schedule(schedule, interval, branch)
         self._check(self._schedule)
         self._replay = _replay(replay, self._schedule)
@@ -155,48 +160,53 @@ class DeepCacheHelper:
             UnsupportedModelError: If the pipeline's U-Net was replaced by one that cannot be cut.
             InvalidSettingError: If it was replaced by one without the schedule's branch.
         """
-        if self.enabled and self._stands_outside():
-            return self
-        anatomies = self._check(self._schedule)
-        names = {unet: name for name, unet in unets_of(self._pipe).items()}
-        for unet in anatomies:
-            for module in layers_of(unet):
-                self._refuse_another(module)
-        self.disable()  # what is left of an earlier enable, or of a helper that was deleted
-        attached = tuple(
-            AttachedUNet(
-                self._patch_of(unet), anatomy, self._begin(), schedulers_of(self._pipe, names[unet])
+        with _SWITCHING:
+            if self.enabled and self._stands_outside():
+                return self
+            anatomies = self._check(self._schedule)
+            names = {unet: name for name, unet in unets_of(self._pipe).items()}
+            for unet in anatomies:
+                for module in layers_of(unet):
+                    self._refuse_another(module)
+            self.disable()  # what is left of an earlier enable, or of a helper that was deleted
+            attached = tuple(
+                AttachedUNet(
+                    self._patch_of(unet),
+                    anatomy,
+                    self._begin(),
+                    schedulers_of(self._pipe, names[unet]),
+                    self._paused.get,
+                )
+                for unet, anatomy in anatomies.items()
             )
-            for unet, anatomy in anatomies.items()
-        )
-        companions = self._attach_companions(attached)
-        with ExitStack() as undo:
-            for each in attached:
-                undo.callback(each.detach)
-                each.pause(self._pauses)
-                each.attach()
-            for companion in companions:
-                undo.callback(companion.detach)
-                companion.attach()
-            undo.pop_all()
-        self._stats, self._attached, self._companions = Stats(), attached, companions
-        return self
+            companions = self._attach_companions(attached)
+            with ExitStack() as undo:
+                for each in attached:
+                    undo.callback(each.detach)
+                    each.attach()
+                for companion in companions:
+                    undo.callback(companion.detach)
+                    companion.attach()
+                undo.pop_all()
+            self._stats, self._attached, self._companions = Stats(), attached, companions
+            return self
 
     def disable(self) -> None:
         """Remove every trace from the U-Net and release the cache. Harmless when not enabled."""
-        attached, self._attached = self._attached, ()
-        companions, self._companions = self._companions, ()
-        for companion in companions:
-            companion.detach()
-        for each in attached:
-            self._keep_example(each)
-            each.detach()
-        self._stats = sum((each.stats for each in attached), self._stats)
-        for module in (*_unets_if_any(self._pipe), *controlnets_of(self._pipe)):
-            for patched in layers_of(module):
-                patch = call_patch_of(patched)
-                if patch is not None and patch.tag() is None:  # of a helper that was deleted
-                    patch.remove()
+        with _SWITCHING:
+            attached, self._attached = self._attached, ()
+            companions, self._companions = self._companions, ()
+            for companion in companions:
+                companion.detach()
+            for each in attached:
+                self._keep_example(each)
+                each.detach()
+            self._stats = sum((each.stats for each in attached), self._stats)
+            for module in (*_unets_if_any(self._pipe), *controlnets_of(self._pipe)):
+                for patched in layers_of(module):
+                    patch = call_patch_of(patched)
+                    if patch is not None and patch.tag() is None:  # of a helper that was deleted
+                        patch.remove()
 
     def __enter__(self) -> "DeepCacheHelper":
         return self.enable()
@@ -211,16 +221,17 @@ class DeepCacheHelper:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """The plain pipeline for the length of a `with` block, bit-exact."""
-        self._pauses += 1
-        for attached in self._attached:
-            attached.pause()
+        """The plain pipeline for the length of a `with` block, bit-exact.
+
+        Only for what this thread calls in it, or this asyncio task, `asyncio.to_thread` included: a
+        server may pause one request while others are served. A generation that is under way goes
+        on, after a paused call, as if it were a new one.
+        """
+        before = self._paused.set(True)
         try:
             yield
         finally:
-            self._pauses -= 1
-            for attached in self._attached:
-                attached.resume()
+            self._paused.reset(before)
 
     def set_params(
         self,
@@ -266,10 +277,11 @@ class DeepCacheHelper:
         Raises:
             InvalidSettingError: If it names a branch that a U-Net does not have, or does not fit.
         """
-        self._check(schedule)
-        self._schedule = schedule
-        for attached in self._attached:
-            attached.follow(self._begin())
+        with _SWITCHING:
+            self._check(schedule)
+            self._schedule = schedule
+            for attached in self._attached:
+                attached.follow(self._begin())
 
     def calibrate(
         self,

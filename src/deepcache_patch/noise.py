@@ -14,37 +14,35 @@ import torch
 #: The perturbation whose effect is followed; schedulers are linear in it.
 _NUDGE = 1e-3
 
+#: A standard deviation that is as good as none.
+_LEAST = 1e-4
+
 
 def noise_levels(scheduler: Any, timesteps: Sequence[float]) -> tuple[float, ...] | None:
     """ln(sigma) at each step, sigma being the noise's standard deviation where the data's is 1.
 
     Args:
         scheduler: Any scheduler, or `None`.
-        timesteps: The last of its timesteps, as many as the generation has steps.
+        timesteps: Of the steps of the generation. If they are not the last of the scheduler's, they
+            are taken for those of another one that the same U-Net is used with.
 
     Returns:
-        One number for each step, falling; `None` where the scheduler does not say.
+        One number for each step; `None` where the scheduler does not say.
     """
-    if not ends_with(scheduler, timesteps):
-        return None
     sigmas = getattr(scheduler, "sigmas", None)
-    known = scheduler.timesteps
-    if isinstance(sigmas, torch.Tensor) and len(known) <= len(sigmas) <= len(known) + 1:
-        first = len(known) - len(timesteps)
-        values = sigmas[first : first + len(timesteps)].double().cpu().numpy()
-    else:
-        table = getattr(scheduler, "alphas_cumprod", None)
-        places = np.asarray(timesteps)
-        if not isinstance(table, torch.Tensor) or np.any(places != places.astype(int)):
-            return None
-        alphas = table.double().cpu().numpy()
-        if len(places) and not 0 <= places.min() <= places.max() < len(alphas):
-            return None
-        shares = alphas[places.astype(int)]
-        values = np.sqrt((1 - shares) / np.maximum(shares, 1e-12))
-    if len(values) != len(timesteps):
+    if ends_with(scheduler, timesteps) and isinstance(sigmas, torch.Tensor):
+        known = len(scheduler.timesteps)
+        if known <= len(sigmas) <= known + 1:
+            values = sigmas[known - len(timesteps) : known].double().cpu().numpy()
+            return tuple(np.log(np.maximum(values, _LEAST)).tolist())
+    table = getattr(scheduler, "alphas_cumprod", None)
+    if not isinstance(table, torch.Tensor) or not timesteps:
         return None
-    return tuple(np.log(np.maximum(values, 1e-4)).tolist())
+    alphas = table.double().cpu().numpy()
+    if not 0 <= min(timesteps) <= max(timesteps) <= len(alphas) - 1:
+        return None
+    levels = np.log(np.maximum(np.sqrt((1 - alphas) / np.maximum(alphas, 1e-12)), _LEAST))
+    return tuple(np.interp(timesteps, np.arange(len(alphas)), levels).tolist())
 
 
 def error_weights(
