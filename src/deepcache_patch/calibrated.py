@@ -1,10 +1,8 @@
-"""`Calibrated`, a plan and a replay learned for one U-Net, one scheduler and one list of timesteps;
-and the file that it is kept in.
+"""`Calibrated`, a plan and a replay learned for one U-Net, one scheduler and one list of timesteps.
+The file that it is kept in is described in `calibrated_file`.
 """
 
 import json
-import os
-import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +12,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from . import calibrated_file
+from .calibrated_file import checked
 from .calibration import Blend, Solution
 from .errors import InvalidSettingError
 from .features import Recorded
 from .guide import Context, Guide
-from .schedule import FULL, Explicit, Plan, PlanEntry
+from .schedule import Explicit, Plan, PlanEntry
 from .transfer import sent
-
-#: Of the file's format.
-VERSION: Final = 1
 
 #: Digits of the coefficients in a file: more than a feature in half precision has.
 _DIGITS: Final = 5
@@ -56,7 +53,7 @@ class Setting:
                 return f"{part} is a {its['class']}, not a {mine['class']}"
             if names:
                 name = names[0]
-                return f"{part} has {name}={its.get(name)!r}, not {mine.get(name)!r}"
+                return f"{part} has {name}={_short(its.get(name))}, not {_short(mine.get(name))}"
         if len(self.timesteps) != len(other.timesteps):
             return f"the generation has {len(other.timesteps)} steps, not {len(self.timesteps)}"
         if self.timesteps != other.timesteps:
@@ -64,6 +61,11 @@ class Setting:
             step, (mine, its) = next((s, pair) for s, pair in pairs if pair[0] != pair[1])
             return f"step {step} has timestep {its:g}, not {mine:g}"
         return None
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}…"
 
 
 def _named(part: Any) -> dict[str, Any]:
@@ -139,15 +141,20 @@ class Calibrated:
         return SolutionGuide(self.solution)
 
     def save(self, path: str | Path) -> None:
-        """Write a JSON file, in one go: whoever reads it meanwhile sees the old one or the new."""
-        write_json(path, {"version": VERSION, "schedules": [self.to_dict()]})
+        """Write a JSON file, in one go: whoever reads it meanwhile sees the old one or the new.
+
+        Raises:
+            OSError: If it cannot be written. What was there is there still.
+        """
+        save_all(path, [self])
 
     @classmethod
     def load(cls, path: str | Path) -> "Calibrated":
         """Read what `save` wrote.
 
         Raises:
-            InvalidSettingError: If the file is none of this version, or damaged.
+            InvalidSettingError: If the file is none of this version, damaged, or larger than
+                64 MiB.
             OSError: If it cannot be read.
         """
         schedules = load_all(path)
@@ -184,25 +191,12 @@ class Calibrated:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Calibrated":
-        """What `to_dict` gave; raises whatever is wrong with anything else."""
-        setting = Setting(
-            dict(data["unet"]), dict(data["scheduler"]), tuple(map(float, data["timesteps"]))
-        )
-        blends = {
-            int(step): Blend(
-                int(blend["a"]),
-                int(blend["b"]),
-                *(np.asarray(blend[name], dtype=float) for name in ("gain", "trend", "offset")),
-            )
-            for step, blend in data["blends"].items()
-        }
-        plan = Explicit(data["plan"]).entries
-        shallow = {step for step, entry in enumerate(plan) if entry != FULL}
-        if len(plan) != len(setting.timesteps) or shallow != set(blends):
-            raise ValueError("plan, timesteps and blends do not belong together")
-        interval = None if data["interval"] is None else int(data["interval"])
-        solution = Solution(int(data["seen"]), plan, blends, float(data["error"]))
-        return cls(setting, solution, interval)
+        """What `to_dict` gave.
+
+        Raises:
+            InvalidSettingError: If it is anything else.
+        """
+        return _from_checked(checked(data))
 
     def __repr__(self) -> str:
         return f"Calibrated({self.solution.plan})"
@@ -268,38 +262,30 @@ def load_all(path: str | Path) -> list[Calibrated]:
     """Every schedule in a file.
 
     Raises:
-        InvalidSettingError: If the file is none of this version, or damaged.
+        InvalidSettingError: If the file is none of this version, damaged, or larger than 64 MiB.
         OSError: If it cannot be read.
     """
-    try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-        version = data["version"]
-        schedules = data["schedules"] if version == VERSION else []
-        found = [Calibrated.from_dict(each) for each in schedules]
-    except (KeyError, TypeError, ValueError, AttributeError, InvalidSettingError) as error:
-        raise InvalidSettingError(
-            f"{path} is no file of calibrated schedules, or a damaged one ({error!r}): "
-            "delete it and calibrate anew"
-        ) from error
-    if version != VERSION:
-        raise InvalidSettingError(
-            f"{path} has version {version!r} of the format, this package reads {VERSION}: "
-            "calibrate anew"
-        )
-    return found
+    return [_from_checked(each) for each in calibrated_file.read(Path(path))]
 
 
 def save_all(path: str | Path, schedules: Iterable[Calibrated]) -> None:
-    """Write several schedules into one file, for `load_all`."""
-    write_json(path, {"version": VERSION, "schedules": [each.to_dict() for each in schedules]})
+    """Write several schedules into one file, for `load_all`.
+
+    The first are left out where all would be more than 64 MiB.
+    """
+    calibrated_file.write(Path(path), [each.to_dict() for each in schedules])
 
 
-def write_json(path: str | Path, data: Any) -> None:
-    """Write to a file beside and move it there."""
-    target = Path(path)
-    partial = target.with_name(f"{target.name}.{os.getpid()}.{threading.get_ident()}.partial")
-    try:
-        partial.write_text(json.dumps(data) + "\n", encoding="utf-8")
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+def _from_checked(data: Mapping[str, Any]) -> Calibrated:
+    setting = Setting(data["unet"], data["scheduler"], tuple(map(float, data["timesteps"])))
+    blends = {
+        int(step): Blend(
+            blend["a"],
+            blend["b"],
+            *(np.asarray(blend[name], dtype=float) for name in ("gain", "trend", "offset")),
+        )
+        for step, blend in data["blends"].items()
+    }
+    plan = Explicit(data["plan"]).entries
+    solution = Solution(data["seen"], plan, blends, float(data["error"]))
+    return Calibrated(setting, solution, data["interval"])

@@ -33,6 +33,8 @@ NEAR: Final = 10
 REACH: Final = 0.35
 #: Share of a variance that is added to it before it divides, against noise.
 RIDGE: Final = 1e-3
+#: No coefficient is larger, so that all of them are finite in float16.
+LARGEST: Final = 65504
 
 
 class Recording:
@@ -212,9 +214,11 @@ class _Fit:
             product(wanted, one), product(wanted, other), product(wanted, wanted),
             (i - a) / (a - b) if b < a and self.follows(a, after) else 0.0,
         )  # fmt: skip
+        # A channel that was still at one step may move at the next: its gain has no bound.
+        gain, trend = np.clip(gain, -LARGEST, LARGEST), np.clip(trend, -LARGEST, LARGEST)
         mean_a, mean_b, mean_i = (self._means[step] for step in (a, b, i))
         offset = mean_i - mean_a - gain * mean_a - trend * (mean_a - mean_b)
-        return Blend(a, b, gain, trend, offset)
+        return Blend(a, b, gain, trend, np.clip(offset, -LARGEST, LARGEST))
 
     def missed(self, a: int, b: Array, i: Array, follows: bool) -> Array:
         """The share of F_i that the best blend of F_a and F_b misses: `(len(b), len(i))`."""

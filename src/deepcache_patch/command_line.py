@@ -5,11 +5,14 @@ is only how it is asked for, and how bad input is answered: one line on stderr, 
 from __future__ import annotations
 
 import argparse
+import math
+import os
+import re
 import shlex
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -43,6 +46,12 @@ _CALL_OPTIONS = {
 }
 
 
+#: Bytes of a file of prompts, all of which make one batch.
+_LARGEST_PROMPTS = 2**20
+#: Of pictures, pixels, steps: beyond, memory runs out before anything can be said.
+_LARGEST_COUNT = 100_000
+
+
 class BadInputError(Exception):
     """What the person typed cannot be done; the message says why and what can."""
 
@@ -55,7 +64,7 @@ class _Parser(argparse.ArgumentParser):
     """Answers a mistake with one line instead of the whole usage."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(EXIT_BAD_INPUT, f"{self.prog}: error: {message} (see --help)\n")
+        self.exit(EXIT_BAD_INPUT, _one_line(f"{self.prog}: error: {message} (see --help)") + "\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,11 +74,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(options.run(options, shlex.join(["deepcache-patch", *argv])))
     except BadInputError as error:
-        return _complain(options, error, EXIT_BAD_INPUT)
-    except (FailedError, ImportError, OSError) as error:
-        return _complain(options, error, EXIT_FAILED)
+        return _complain(options, str(error), EXIT_BAD_INPUT)
+    except FailedError as error:
+        return _complain(options, str(error), EXIT_FAILED)
+    except (ImportError, OSError) as error:
+        return _complain(options, _first_line(error), EXIT_FAILED)
     except KeyboardInterrupt:
-        return _complain(options, KeyboardInterrupt("interrupted"), 130)
+        return _complain(options, "interrupted", 130)
+    except Exception as error:
+        if sys.flags.dev_mode:
+            raise
+        what = f"unexpected {type(error).__name__}: {_first_line(error)}"
+        return _complain(options, f"{what} (python -X dev shows where)", EXIT_FAILED)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -102,7 +118,7 @@ def _add_compare(commands: Any) -> None:
         help="uniform (default), auto, or a file that `calibrate` wrote",
     )
     add("--replay", choices=("extrapolate", "reuse"), help="default: extrapolate")
-    add("--seed", type=int, default=0, metavar="N", help="of the first picture (default: 0)")
+    add("--seed", type=_seed, default=0, metavar="N", help="of the first picture (default: 0)")
     add("--images", type=_positive, metavar="N", help="default: 4, or one for each prompt")
     add("--repeats", type=_positive, default=1, metavar="N", help="timed runs of each; medians")
     output = Path("deepcache-comparison")
@@ -124,11 +140,15 @@ def _add_calibrate(commands: Any) -> None:
     _add_pipeline(parser)
     add("--prompts", type=Path, metavar="FILE", help="text file, one prompt in a line")
     goal = parser.add_mutually_exclusive_group(required=True)
-    goal.add_argument("--speedup", type=float, metavar="X", help="of the denoising loop, at least")
+    goal.add_argument(
+        "--speedup", type=_finite, metavar="X", help="of the denoising loop, at least"
+    )
     goal.add_argument("--full-steps", type=_positive, metavar="N", help="steps that run in full")
-    goal.add_argument("--psnr", type=float, metavar="DB", help="to the plain pictures, on average")
+    goal.add_argument(
+        "--psnr", type=_finite, metavar="DB", help="to the plain pictures, on average"
+    )
     add("--branch", type=int, default=0, metavar="K", help="0, the default, is fastest")
-    add("--seed", type=int, default=0, metavar="N", help="of the first picture (default: 0)")
+    add("--seed", type=_seed, default=0, metavar="N", help="of the first picture (default: 0)")
     add("--images", type=_positive, metavar="N", help="default: 4, or one for each prompt")
     add("--out", type=Path, required=True, metavar="FILE", help="JSON file to write")
     parser.set_defaults(run=_calibrate, command="calibrate")
@@ -162,7 +182,7 @@ def _add_pipeline(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     _add_model(parser)
     add("--negative-prompt", metavar="TEXT")
-    add("--guidance-scale", type=float, metavar="X", help="default: the pipeline's own")
+    add("--guidance-scale", type=_finite, metavar="X", help="default: the pipeline's own")
     add("--height", type=_positive, metavar="PIXELS")
     add("--width", type=_positive, metavar="PIXELS")
     add("--steps", type=_positive, metavar="N", help="denoising steps (default: 50)")
@@ -174,11 +194,11 @@ def _add_pipeline(parser: argparse.ArgumentParser) -> None:
 def _compare(options: argparse.Namespace, command: str) -> int:
     # Here, so that --help and a mistyped option need not wait for torch.
     from . import DeepCacheHelper
-    from .comparison import compare
+    from .comparison import FILES, compare
     from .similarity import require_metrics
 
     require_metrics()
-    _require_writable("--output", options.output)
+    _require_writable("--output", options.output, *(options.output / name for name in FILES))
     with _bad_input():
         pipe = _load(options)
         seeds, call = _call(pipe, options)
@@ -187,12 +207,11 @@ def _compare(options: argparse.Namespace, command: str) -> int:
         outcome = compare(pipe, helper, seeds=seeds, repeats=options.repeats, **call)
 
     options.output.mkdir(parents=True, exist_ok=True)
-    picture = outcome.save(options.output / "comparison.png")
-    outcome.save(options.output / "comparison.json", command=command)
+    picture = outcome.save_both(options.output, command=command)
     if options.json:
-        print(outcome.to_json(command=command))
+        _print(outcome.to_json(command=command))
     else:
-        print(f"{outcome.table()}\n\npicture: {picture}")
+        _print(f"{outcome.table()}\n\npicture: {picture}")
     return 0
 
 
@@ -203,13 +222,13 @@ def _calibrate(options: argparse.Namespace, command: str) -> int:
 
     if options.psnr is not None:
         require_metrics()
-    _require_writable("--out", options.out.parent)
+    _require_writable("--out", options.out.parent, options.out)
     options.prompt = None if options.prompts is None else _lines(options.prompts)
     with _bad_input():
         pipe = _load(options)
         seeds, call = _call(pipe, options)
         helper = DeepCacheHelper(pipe)
-    arguments = batched_call(pipe, call, len(seeds))
+        arguments = batched_call(pipe, call, len(seeds))
     with _bad_input(f"{type(pipe).__name__}: "), _failure(pipe):
         schedule = helper.calibrate(
             lambda: seeded_call(pipe, arguments, seeds),
@@ -221,7 +240,7 @@ def _calibrate(options: argparse.Namespace, command: str) -> int:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     schedule.save(options.out)
     plan = schedule.solution.plan
-    print(f"{plan}\n{len(plan.full_steps)} of {len(plan)} steps in full; written to {options.out}")
+    _print(f"{plan}\n{len(plan.full_steps)} of {len(plan)} steps in full; written to {options.out}")
     return 0
 
 
@@ -234,18 +253,30 @@ def _branches(options: argparse.Namespace, command: str) -> int:
         dtype = choose_dtype(options.dtype, choose_device())
         # Nothing runs, so the weights need not go to the device.
         pipe = load_pipeline(options.model, choose_device("cpu"), dtype)
-        print(DeepCacheHelper(pipe).branches)
+        branches = DeepCacheHelper(pipe).branches
+    _print(str(branches))
     return 0
 
 
 def _lines(path: Path) -> list[str]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInputError(f"cannot read --prompts {path}: {error}") from error
-    prompts = [line.strip() for line in lines if line.strip()]
+        with path.open("rb") as file:
+            content = file.read(_LARGEST_PROMPTS + 1)
+        if len(content) > _LARGEST_PROMPTS:
+            raise BadInputError(f"--prompts {path} has more than {_LARGEST_PROMPTS} bytes")
+        text = content.decode("utf-8-sig")
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise BadInputError(f"cannot read --prompts {path}: {reason}") from error
+    except ValueError as error:  # also of a path that cannot be one
+        message = f"cannot read --prompts {path}: {error}; save it as text in UTF-8"
+        raise BadInputError(message) from error
+    # Only these end a line. `splitlines` also splits at what stands within pasted text, U+2028.
+    prompts = [line.strip() for line in re.split("\r\n|\r|\n", text) if line.strip()]
     if not prompts:
         raise BadInputError(f"--prompts {path} holds no prompt: write one in each line")
+    if "\0" in text:
+        raise BadInputError(f"--prompts {path} holds NUL characters: save it as text in UTF-8")
     return prompts
 
 
@@ -283,19 +314,17 @@ def _schedule(options: argparse.Namespace) -> dict[str, Any]:
 def _bad_input(where: str = "") -> Iterator[None]:
     """What the library refuses is the person's mistake: said in one line."""
     from .errors import DeepCacheError
-    from .loading import first_line
 
     try:
         yield
     except (ValueError, DeepCacheError) as error:
-        raise BadInputError(f"{where}{first_line(error)}") from error
+        raise BadInputError(f"{where}{_first_line(error)}") from error
 
 
 @contextmanager
 def _failure(pipe: Any) -> Iterator[None]:
     """Whatever else pipeline, scheduler and device raise together."""
     from .errors import DeepCacheError
-    from .loading import first_line
 
     try:
         yield
@@ -304,7 +333,7 @@ def _failure(pipe: Any) -> Iterator[None]:
     except Exception as error:
         device, dtype = pipe.device, str(pipe.dtype).removeprefix("torch.")
         where = f"{type(pipe).__name__} on {device} in {dtype}"
-        raise FailedError(f"{where} failed: {first_line(error)}") from error
+        raise FailedError(f"{where} failed: {_first_line(error)}") from error
 
 
 def _call(pipe: Any, options: argparse.Namespace) -> tuple[range, dict[str, Any]]:
@@ -342,19 +371,46 @@ def _positive(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is too small: 1 is the least")
+    if number > _LARGEST_COUNT:
+        raise argparse.ArgumentTypeError(f"{text} is too large: {_LARGEST_COUNT} is the most")
     return number
 
 
-def _require_writable(option: str, folder: Path) -> None:
-    """Finds out before minutes of work; the folder itself is made only when there is a result."""
-    whole = folder.absolute()
-    present = next(each for each in (whole, *whole.parents) if each.exists())
+def _seed(text: str) -> int:
     try:
+        number = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
+    if not -(2**63) <= number < 2**63:  # torch's, with room for those of further pictures
+        raise argparse.ArgumentTypeError(f"{text} is out of range: at most 63 bits")
+    return number
+
+
+def _finite(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"{text!r} is no finite number")
+    return number
+
+
+def _require_writable(option: str, folder: Path, *files: Path) -> None:
+    """Finds out before minutes of work; the folder itself is made only when there is a result."""
+    from .writing import require_replaceable
+
+    place = folder
+    try:
+        whole = folder.absolute()
+        present = next(each for each in (whole, *whole.parents) if each.exists())
         with tempfile.TemporaryFile(dir=present):
             pass
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise BadInputError(f"cannot write into {option} {folder}: {reason}") from error
+        for place in files:
+            require_replaceable(place)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise BadInputError(f"cannot write into {option} {place}: {reason}") from error
 
 
 def _quiet_loading() -> None:
@@ -374,6 +430,31 @@ def _quiet_loading() -> None:
             library.disable_progress_bar()
 
 
-def _complain(options: argparse.Namespace, error: BaseException, code: int) -> int:
-    print(f"deepcache-patch {options.command}: error: {error}", file=sys.stderr)
+def _complain(options: argparse.Namespace, message: str, code: int) -> int:
+    print(_one_line(f"deepcache-patch {options.command}: error: {message}"), file=sys.stderr)
     return code
+
+
+def _first_line(error: BaseException) -> str:
+    from .loading import first_line
+
+    return first_line(error)
+
+
+def _one_line(text: str) -> str:
+    """What a person typed, or a file holds, may be long, and may steer the terminal."""
+    shown = text if len(text) <= 1000 else f"{text[:1000]}…"
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in shown)
+
+
+def _print(text: str) -> None:
+    """Prints also what the terminal's encoding does not know, or is no text: names of files."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding))
+    try:
+        sys.stdout.flush()
+    except OSError:
+        # Else Python would try again at its exit, and complain in its own words.
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise

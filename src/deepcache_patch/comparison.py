@@ -10,6 +10,7 @@ import os
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +23,13 @@ from .generation import Timing, accepted_arguments, batched_call, generate
 from .grid import draw_grid
 from .schedule import Uniform
 from .similarity import psnr, require_metrics, ssim
+from .writing import write_whole
 
 if TYPE_CHECKING:
     from .helper import DeepCacheHelper
 
+#: What `Comparison.save_both` writes.
+FILES = ("comparison.png", "comparison.json")
 #: With one of these, the number of steps is not `num_inference_steps` alone.
 _STEP_ARGUMENTS = ("strength", "timesteps", "sigmas", "denoising_start", "denoising_end")
 #: Enough for a full and a shallow step, whatever the interval, and for multistep solvers.
@@ -159,20 +163,31 @@ class Comparison:
 
         Raises:
             ValueError: Another suffix.
+            OSError: It cannot be written. What was there is there still.
         """
         path = Path(path)
-        if path.suffix not in (".png", ".json"):
-            raise ValueError(f"cannot save a comparison as {path.name!r}; end in .png or .json")
-        beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            if path.suffix == ".png":
-                self.grid().save(beside, format="PNG")
-            else:
-                beside.write_text(self.to_json(**more) + "\n", encoding="utf-8")
-            os.replace(beside, path)
-        finally:
-            beside.unlink(missing_ok=True)
+        write_whole({path: self._encoded(path, more)})
         return path
+
+    def save_both(self, folder: str | os.PathLike[str], **more: Any) -> Path:
+        """Writes comparison.png and comparison.json, both or none, and returns the former's path.
+
+        Raises:
+            OSError: One cannot be written. What was there is there still.
+        """
+        paths = [Path(folder) / name for name in FILES]
+        write_whole({path: self._encoded(path, more) for path in paths})
+        return paths[0]
+
+    def _encoded(self, path: Path, more: Mapping[str, Any]) -> bytes:
+        if path.suffix == ".json":
+            # Bytes of the command line that are no text stand in it as escapes, as JSON has them.
+            return (self.to_json(**more) + "\n").encode("utf-8", "backslashreplace")
+        if path.suffix != ".png":
+            raise ValueError(f"cannot save a comparison as {path.name!r}; end in .png or .json")
+        picture = BytesIO()
+        self.grid().save(picture, format="PNG")
+        return picture.getvalue()
 
     def _ratio(self, name: str) -> float:
         return _median(self.plain_times, name) / _median(self.cached_times, name)

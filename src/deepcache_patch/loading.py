@@ -5,7 +5,9 @@ For the command line and other places where a person types them. Everything that
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import diffusers
@@ -72,28 +74,78 @@ def choose_dtype(name: str | None, device: torch.device) -> torch.dtype:
 
 
 def load_pipeline(model: str, device: torch.device, dtype: torch.dtype) -> Any:
-    """Loads a pipeline from a local folder or from the hub.
+    """Loads a pipeline from a local folder or from the hub. Code of its own is never run.
 
     Raises:
-        ValueError: There is no such folder or hub id, or it holds no pipeline.
+        ValueError: There is no such folder or hub id, or it holds no pipeline, or one with code.
     """
-    folder = Path(model).expanduser()
-    if folder.is_dir():
+    try:
+        folder = Path(model).expanduser()
+    except RuntimeError as error:  # ~somebody who has no home
+        raise ValueError(f"there is no folder {model}") from error
+    local = folder.is_dir()
+    if local:
         if not (folder / "model_index.json").is_file():
             raise ValueError(f"{model} is not a diffusers pipeline: it has no model_index.json")
     elif folder.exists():
         raise ValueError(f"{model} is a file; give the folder of a diffusers pipeline")
     elif model.startswith((".", "/", "~")) or model.count("/") != 1:
         raise ValueError(f"there is no folder {model}")
-    source = folder if folder.is_dir() else model
     try:
-        pipe = diffusers.DiffusionPipeline.from_pretrained(source, dtype=dtype)
+        if not local:
+            folder = Path(diffusers.DiffusionPipeline.download(model, **_safely()))
+        _refuse_code(folder)
+        pipe = diffusers.DiffusionPipeline.from_pretrained(folder, dtype=dtype, **_safely())
     except Exception as error:  # whatever a damaged folder or a far server can raise
-        what = "cannot be loaded" if source is folder else "is no folder, and not on the hub"
+        what = "cannot be loaded" if local else "is no folder, and not on the hub"
         raise ValueError(f"{model} {what}: {first_line(error)}") from error
+    pipe.register_to_config(_name_or_path=str(folder) if local else model)
     if pipe.dtype != dtype:  # older versions of diffusers do not know the argument by this name
         pipe.to(dtype=dtype)
     return pipe.to(device)
+
+
+def _safely() -> dict[str, bool]:
+    """What keeps pickled weights from running code: `weights_only`, but torch 2.5 can be tricked.
+
+    See CVE-2025-32434.
+    """
+    return {} if torch.__version__ >= "2.6" else {"use_safetensors": True}
+
+
+def _refuse_code(folder: Path) -> None:
+    """Checks that a folder names classes of diffusers and transformers, and brings none along.
+
+    diffusers 0.42 refuses most code by itself; older versions import what the folder names.
+
+    Raises:
+        ValueError: It does not.
+    """
+    index = json.loads((folder / "model_index.json").read_bytes())
+    name = index.get("_class_name") if isinstance(index, dict) else None
+    found = getattr(diffusers, name, None) if isinstance(name, str) else None
+    if not isinstance(found, type) or not issubclass(found, diffusers.DiffusionPipeline):
+        raise ValueError(f"its model_index.json names {name!r}, which is no pipeline of diffusers")
+    if (folder / "None.py").exists():  # where diffusers looks if no code is asked for
+        raise ValueError("it brings code along, None.py")
+    for part, named in index.items():
+        if part.startswith("_") or not isinstance(named, list) or named == [None, None]:
+            continue
+        if len(named) != 2 or not all(isinstance(each, str) for each in named):
+            raise ValueError(f"its {part} is {named!r}, not a library and a class")
+        library, kind = named
+        # transformers asks a person whether to run what its Auto classes find in a folder.
+        if not _is_known(library) or (library, kind[:4]) == ("transformers", "Auto"):
+            raise ValueError(f"its {part} is {named!r}: only classes of diffusers and transformers")
+        if (folder / part / f"{library}.py").exists():
+            raise ValueError(f"its {part} brings code along, {part}/{library}.py")
+        if (folder / part / "model_index.json").exists():  # a pipeline within the pipeline
+            _refuse_code(folder / part)
+
+
+def _is_known(library: str) -> bool:
+    own = isinstance(getattr(diffusers.pipelines, library, None), ModuleType)
+    return own or library in ("diffusers", "transformers")
 
 
 def use_scheduler(pipe: Any, name: str) -> None:
@@ -109,7 +161,10 @@ def use_scheduler(pipe: Any, name: str) -> None:
     own = getattr(pipe, "scheduler", None)
     if own is None:
         raise ValueError(f"{type(pipe).__name__} has no scheduler to exchange")
-    found: Any = getattr(diffusers, SCHEDULERS.get(name.lower(), name), None)
+    try:
+        found: Any = getattr(diffusers, SCHEDULERS.get(name.lower(), name), None)
+    except (ImportError, RuntimeError):  # a module of diffusers that lacks a package
+        found = None
     if not name or not hasattr(found, "from_config") or not found.__name__.endswith("Scheduler"):
         known = ", ".join(SCHEDULERS)
         raise ValueError(
@@ -123,6 +178,8 @@ def use_scheduler(pipe: Any, name: str) -> None:
 
 def first_line(error: BaseException) -> str:
     """Returns the first line that says something, or the error's class."""
+    if isinstance(error, LookupError):  # its text is what was looked up, and no more
+        return f"{type(error).__name__}: {error}"
     lines = (line.strip() for line in str(error).splitlines())
     return next((line for line in lines if line), type(error).__name__)
 

@@ -83,13 +83,11 @@ def number_between(name: str, value: Any, low: float, high: float) -> float:
     Raises:
         InvalidSettingError: If it is not; the message names `name`, the value and the range.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
-        number = float("nan")
-    else:
-        number = float(value)
-    if not low <= number <= high:
+    real = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    # Compared as it is: an integer may be too large for a float.
+    if not real or not low <= value <= high:
         raise InvalidSettingError(f"{name} must be a number from {low} to {high}, not {value!r}")
-    return number
+    return float(value)
 
 
 class _OneBranch:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
 from .calibrated import Calibrated, Setting
@@ -57,7 +58,9 @@ class Study:
             branch=self.branch,
             num_steps=self.recording.num_steps,
         )
-        if not math.isfinite(solution.error):
+        # The search looks at some of the channels; a blend has all of them.
+        finite = (np.isfinite(blend[2:]).all() for blend in solution.blends.values())
+        if not math.isfinite(solution.error) or not all(finite):
             return None
         return Calibrated(self.setting, solution, interval)
 

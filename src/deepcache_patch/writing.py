@@ -1,0 +1,49 @@
+"""Files that are there whole or not at all: written beside, then renamed."""
+
+import errno
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+
+
+def require_replaceable(path: Path) -> None:
+    """Check, before minutes of work, that a rename would put a file there.
+
+    Raises:
+        OSError: If there is a folder, a pipe or a device. A rename would do away with the latter.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "Not a regular file", str(path))
+
+
+def write_whole(contents: Mapping[Path, bytes]) -> None:
+    """Write files, all or none; whoever reads one meanwhile sees the old one or the new.
+
+    A link stays, and what it points at is replaced. After `kill -9` a `.….partial` may be left.
+
+    Raises:
+        OSError: If one cannot be written; it names that file.
+    """
+    partials: dict[Path, Path] = {}
+    path = Path()
+    try:
+        for path, content in contents.items():
+            require_replaceable(path)
+            target = Path(os.path.realpath(path))
+            partial = target.with_name(f".{target.name[:40]}.{secrets.token_hex(8)}.partial")
+            partials[partial] = target
+            with partial.open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())  # else a power cut may leave the new name without content
+        for partial, target in partials.items():
+            path = target
+            partial.replace(target)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        for partial in partials:
+            partial.unlink(missing_ok=True)
