@@ -38,7 +38,8 @@ def read(path: Path) -> list[dict[str, Any]]:
         OSError: If it cannot be read; it names the file.
     """
     try:
-        data = json.loads(_content(path), object_pairs_hook=_unique, parse_constant=_constant)
+        text = _content(path).decode()
+        data = json.loads(text, object_pairs_hook=_unique, parse_constant=_constant)
         version = _fields("the file", data).get("version")
         if type(version) is not int:
             raise InvalidSettingError(f"its version is {_short(version)}")

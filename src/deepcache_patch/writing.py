@@ -4,6 +4,7 @@ import errno
 import os
 import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -46,4 +47,5 @@ def write_whole(contents: Mapping[Path, bytes]) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         for partial in partials:
-            partial.unlink(missing_ok=True)
+            with suppress(OSError):  # what came before is to be told
+                partial.unlink()
