@@ -9,8 +9,8 @@ import inspect
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Final
 
 import torch
@@ -103,10 +103,7 @@ class CallPatch:
         name = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
         now = getattr(config, name)
         self._usual_limit = self._usual_limit or now  # not a multiple of what a call has set
-        patched: AbstractContextManager[Any] = config.patch(
-            **{name: max(now, kinds * self._usual_limit)}
-        )
-        return patched
+        return _set(config, name, max(now, kinds * self._usual_limit))
 
     def install(self, wrapper: Wrapper) -> None:
         """Send calls to `wrapper`. Harmless when already installed."""
@@ -190,6 +187,18 @@ class CallPatch:
             finally:
                 if installed:
                     self._patch.install(self._enter)
+
+
+@contextmanager
+def _set(config: Any, name: str, value: int) -> Iterator[None]:
+    # Not by torch's `config.patch`: it makes a class at each use, and in torch 2.13 a context
+    # variable, too, which the thread's context holds for ever.
+    before = getattr(config, name)
+    setattr(config, name, value)
+    try:
+        yield
+    finally:
+        setattr(config, name, before)
 
 
 def call_patch_of(module: nn.Module) -> CallPatch | None:
