@@ -76,6 +76,7 @@ def test_a_feature_is_valid_only_under_an_equal_key(other):
 def test_a_companion_s_sample_may_have_other_channels_only():
     assert KEY.is_like(torch.zeros(2, 9, 8, 8))
     assert KEY.is_like(torch.zeros(1, 4, 2, 8, 8))  # two frames
+    assert FeatureKey.of(torch.zeros(1, 4, 2, 8, 8)).is_like(SAMPLE)
     for other in (torch.zeros(1, 4, 8, 8), torch.zeros(2, 4, 8, 9), SAMPLE.half()):
         assert not KEY.is_like(other)
 

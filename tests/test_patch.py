@@ -150,3 +150,18 @@ def test_a_patch_can_be_recognised(greeter):
     assert patch.tag == "mine"
     patch.remove()
     assert installed_patch(greeter, "greet") is None
+
+
+def test_a_patch_knows_whether_it_covers_something(greeter):
+    patch = Patch(greeter, "greet", greeter.greet)
+    assert not patch.covers_another
+    patch.install(loud)
+    assert not patch.covers_another
+    patch.remove()
+    for there, covers in ((None, False), (greeter.greet, True)):
+        greeter.greet = there
+        assert not patch.covers_another
+        patch.install(loud)
+        assert patch.covers_another is covers
+        patch.remove()
+    assert not patch.covers_another

@@ -56,6 +56,33 @@ def test_the_length_is_what_is_left_of_the_timesteps():
     assert tracker.locate(TIMESTEPS[3], TIMESTEPS).num_steps == 3
 
 
+def test_the_length_is_known_where_timesteps_are_matched_by_value():
+    assert StepTracker().locate(700, TIMESTEPS).num_steps == 4
+
+
+def test_a_timestep_in_the_unets_dtype_is_matched_in_that_dtype():
+    # 981 is 980 in bfloat16, which is no entry of the list.
+    timesteps = torch.tensor([981, 961, 941])
+    tracker = StepTracker()
+    for step, timestep in enumerate(timesteps.to(torch.bfloat16)):
+        position = tracker.locate(timestep.clone(), timesteps)
+        assert (where(position), position.num_steps) == ((0, step, 0), 3)
+
+
+def test_the_values_of_a_list_are_read_once():
+    # On a GPU each reading waits for the device.
+    tracker, calls = StepTracker(), TIMESTEPS.tolist()
+    with CountedReads() as reads:
+        walk(tracker, calls)
+    assert reads.count == 2  # a cast and its values
+    again = TIMESTEPS + 50
+    assert where(tracker.locate(750, again)) == (1, 0, 0)
+    copied = TIMESTEPS.clone()
+    with CountedReads() as reads:
+        walk(tracker, copied)
+    assert reads.count == 1
+
+
 def test_a_loop_that_starts_late_starts_with_step_0():
     assert walk(StepTracker(), TIMESTEPS[2:]) == [(0, 0, 0), (0, 1, 0), (0, 2, 0)]
 
@@ -90,6 +117,53 @@ def test_a_list_that_goes_back_itself_is_a_new_generation(sign):
         positions.append((position.generation, position.step))
     assert positions == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (1, 3)]
     assert position.num_steps == 4
+
+
+@pytest.mark.parametrize(
+    ("values", "places"),
+    [
+        ([500, 50, 600, 100], [(0, 0), (0, 1), (1, 0), (1, 1)]),
+        ([500, 600, 100], [(0, 0), (1, 0), (1, 1)]),
+        ([900, 700, 700, 500], [(0, 0), (0, 1), (0, 2), (0, 3)]),
+        ([0.9, 0.7, 0.5], [(0, 0), (0, 1), (0, 2)]),
+        ([900, 500, 900], [(0, 0), (0, 1), (0, 2)]),
+    ],
+    ids=["falling", "rises-at-once", "a-value-twice", "below-1", "neither-way"],
+)
+def test_the_ends_of_a_list_tell_which_way_it_goes(values, places):
+    timesteps, tracker, found = torch.tensor(values), StepTracker(), []
+    for timestep in timesteps:
+        position = tracker.locate(timestep, timesteps)
+        tracker.remaining()
+        found.append((position.generation, position.step))
+    assert found == places
+
+
+@pytest.mark.parametrize(
+    "timesteps",
+    [TIMESTEPS, torch.arange(10)[1::3], torch.arange(9)[4:8]],
+    ids=["whole", "strided", "slice"],
+)
+def test_what_remains_are_the_values_from_the_generations_first_step_on(timesteps):
+    tracker = StepTracker()
+    assert tracker.remaining() is None
+    tracker.locate(timesteps[1], timesteps)
+    tracker.locate(timesteps[2], timesteps)
+    assert tracker.remaining() == tuple(timesteps[1:].tolist())
+    assert all(type(value) is float for value in tracker.remaining())
+    tracker.locate(80.0)
+    assert tracker.remaining() is None
+
+
+@pytest.mark.parametrize(
+    "form",
+    [lambda t: t, lambda t: t.expand(4), lambda t: t[None]],
+    ids=["number", "expanded", "1-element"],
+)
+def test_what_remains_of_a_list_of_the_callers_own_is_read_from_behind_the_timestep(form):
+    tracker = StepTracker()
+    tracker.locate(form(TIMESTEPS.clone()[1]))
+    assert tracker.remaining() == (700, 500, 300, 100)
 
 
 def test_calls_at_one_step_get_slots():
@@ -220,10 +294,18 @@ def test_a_falling_list_of_the_callers_own_counts_the_steps_that_it_takes():
     ]  # fmt: skip
 
 
-def test_a_copy_of_repeated_timesteps_is_located_by_its_offset():
-    timesteps = torch.tensor([900, 500, 500, 100])
+@pytest.mark.parametrize(
+    "values",
+    [[900, 500, 500, 100], [900, 500, 500], [900, 900, 500], [900, 100]],
+    ids=["within", "last", "first", "none"],
+)
+def test_a_copy_of_repeated_timesteps_is_located_by_its_offset(values):
+    timesteps = torch.tensor(values)
     for scheduled in (timesteps, None):
-        assert walk(StepTracker(), timesteps.clone(), scheduled) == [(0, i, 0) for i in range(4)]
+        tracker, copied = StepTracker(), timesteps.clone()
+        found = [tracker.locate(timestep, scheduled) for timestep in copied]
+        assert [where(position) for position in found] == [(0, i, 0) for i in range(len(values))]
+        assert {position.num_steps for position in found} == {len(values)}
 
 
 def test_a_view_from_beyond_the_timesteps_has_no_place():
