@@ -6,11 +6,14 @@ compiled call has to be inside it. So the patch follows `module.compile()` and
 """
 
 import inspect
+import sys
 import threading
+import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from types import FrameType
 from typing import Any, Final
 
 import torch
@@ -114,6 +117,23 @@ class CallPatch:
             self._patch.install(self._enter)
             self._compile.install(self._compile_inside)
 
+    def await_earlier_calls(self) -> None:
+        """Wait for calls in other threads that began before `install`.
+
+        They take no turns, so they would see the module cut. To be called with the lock held.
+        """
+        while any(map(self._is_in_earlier_call, _stacks_of_others())):
+            time.sleep(1e-3)
+
+    def _is_in_earlier_call(self, innermost: FrameType | None) -> bool:
+        modules = list(layers_of(self.module))
+        frame = innermost
+        while frame is not None and frame.f_code not in _ENTRIES:
+            if frame.f_code is _MODULE_CALL and frame.f_locals["self"] in modules:
+                return True
+            frame = frame.f_back
+        return False
+
     def remove(self) -> None:
         """Leave the module as it was. Harmless when repeated."""
         with self.lock:
@@ -199,6 +219,20 @@ def _set(config: Any, name: str, value: int) -> Iterator[None]:
         yield
     finally:
         setattr(config, name, before)
+
+
+#: The code of `module(...)`, and that by which a call comes to a patch.
+_MODULE_CALL: Final = nn.Module._wrapped_call_impl.__code__
+_ENTRIES: Final = frozenset(
+    inspect.unwrap(function).__code__
+    for function in (CallPatch._enter, CallPatch._leave_compiled_code)
+)
+
+
+def _stacks_of_others() -> list[FrameType]:
+    """Where the other threads are."""
+    me = threading.get_ident()
+    return [frame for thread, frame in sys._current_frames().items() if thread != me]
 
 
 def call_patch_of(module: nn.Module) -> CallPatch | None:
