@@ -55,6 +55,18 @@ def test_a_tap_does_not_change_the_names_of_weights():
     assert [name for name, _ in tap.named_modules()] == [name for name, _ in inner.named_modules()]
 
 
+def test_a_recorder_gives_none_of_several_features():
+    # A network that somebody runs twice in one call has two; each half got the last one's.
+    recorder = Recorder()
+    below, above = Tap(nn.Identity(), recorder), Tap(nn.Identity(), recorder)
+    for count in (1, 2, 1):
+        for number in range(count):
+            above(below(torch.full((1,), float(number))))
+        assert recorder.repeated is (count == 2)
+        feature = recorder.take()
+        assert feature is None if count == 2 else torch.equal(feature, torch.zeros(1))
+
+
 def test_a_recorder_gives_its_tensor_once():
     recorder = Recorder()
     assert recorder.take() is None

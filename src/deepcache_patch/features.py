@@ -6,6 +6,7 @@ where, in `anatomy`.
 """
 
 import math
+import weakref
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,15 +20,24 @@ class Recorder:
     Attributes:
         latest: The feature.
         in_graph: Whether compiled code recorded it.
+        repeated: Whether a tap was passed more than once: there is a feature for each time then,
+            and no telling which belongs to what.
     """
 
     def __init__(self) -> None:
         self.latest: torch.Tensor | None = None
         self.in_graph = False
+        self.repeated = False
+        self.taps: weakref.WeakSet[Tap] = weakref.WeakSet()
 
     def take(self) -> torch.Tensor | None:
-        """Return the feature and let go of it."""
+        """Return the feature, unless it is one of several, and let go of it."""
         latest, self.latest = self.latest, None
+        repeated, self.repeated = self.repeated, False
+        for tap in self.taps:
+            tap.passed = False
+        if repeated:
+            return None
         if latest is not None and self.in_graph:
             return latest.clone()  # a CUDA graph writes to the same memory when it runs again
         return latest
@@ -60,10 +70,15 @@ class Tap(Around):
     def __init__(self, inner: nn.Module, recorder: Recorder) -> None:
         super().__init__(inner)
         self.recorder = recorder
+        self.passed = False
+        recorder.taps.add(self)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return what `inner` returns."""
         output = self.inner(*args, **kwargs)
+        if self.passed:
+            self.recorder.repeated = True
+        self.passed = True
         hidden_states = first_tensor(output)
         # A copy, because what comes next may write into this tensor: FreeU scales it in place.
         self.recorder.latest = hidden_states.clone()

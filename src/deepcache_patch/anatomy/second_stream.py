@@ -149,7 +149,7 @@ class _StreamTap(Tap):
     """Puts the channels that pass behind those that the recorder has already."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        hidden_states = self.recorder.take()
+        hidden_states = self.recorder.latest
         output = super().forward(*args, **kwargs)
         _record(self.recorder, hidden_states, output)
         return output
@@ -183,7 +183,7 @@ class _Added(Around):
     def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         stream: torch.Tensor = self.stand_in()[:, -self.channels :]
         for recorder in self.recorders:
-            _record(recorder, recorder.take(), stream)
+            _record(recorder, recorder.latest, stream)
         output: torch.Tensor = self.inner(*args, **kwargs)
         return output + stream
 
