@@ -24,7 +24,7 @@ _PLAIN = (bool, int, float, str, type(None))
 
 
 def observer_of(unet: nn.Module, cut: Cut) -> str | None:
-    """Say what needs the layers that the cut leaves out: an attention processor, or offloading.
+    """Say what needs the layers that the cut leaves out: a processor, offloading, another cache.
 
     Processors of `diffusers.models` only compute. So does any other, as far as can be seen, that
     can reach nothing but numbers, names and weights, and writes to nobody's attributes.
@@ -38,6 +38,12 @@ def observer_of(unet: nn.Module, cut: Cut) -> str | None:
                 "sees at each step, and shallow steps leave that layer out: set diffusers' own "
                 "processors to be fast"
             )
+    made_by = str(getattr(vars(unet).get("forward"), "__module__", ""))
+    if made_by.partition(".")[0] == "DeepCache":
+        return (
+            "DeepCacheSDHelper of the DeepCache package is enabled, too, and each would replay "
+            "what the other has replayed: call its disable() to be fast"
+        )
     return offloading_of(unet)
 
 
