@@ -21,7 +21,7 @@ class Dissected:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._parameters = tuple(inspect.signature(type(model).forward).parameters)[1:]
+        self._parameters = parameters_of(model)
         self._seen: list[tuple[Any, tuple[Any, ...]]] = []
 
     @property
@@ -40,6 +40,31 @@ class Dissected:
     def _remember(self, owners: Iterable[nn.Module]) -> None:
         """Keep the children of all modules that the cuts look at."""
         self._seen = [(each._modules, tuple(each._modules.values())) for each in owners]
+
+
+def parameters_of(model: object) -> tuple[str, ...]:
+    """The names of the parameters of the model's `forward`."""
+    # Not of its `type`, which a proxy has of its own; nor of what hides it on the instance.
+    forward: Any = model.__class__.forward  # type: ignore[attr-defined]
+    return tuple(_signature(forward).parameters)[1:]
+
+
+def _signature(function: Any) -> inspect.Signature:
+    """That of a function, or of the `forward` that it takes its place of and calls.
+
+    Who replaces `forward` on a class often takes `*args, **kwargs`, without `functools.wraps`.
+    """
+    signature = inspect.signature(function)
+    kinds = {each.kind for each in list(signature.parameters.values())[1:]}
+    if inspect.isfunction(function) and kinds <= {
+        inspect.Parameter.VAR_POSITIONAL,
+        inspect.Parameter.VAR_KEYWORD,
+    }:
+        seen = inspect.getclosurevars(function)
+        for each in (*seen.nonlocals.values(), *seen.globals.values()):
+            if inspect.isfunction(each) and each.__name__ == "forward" and each is not function:
+                return _signature(each)
+    return signature
 
 
 def has_lists(model: object, *names: str) -> bool:
@@ -154,7 +179,7 @@ class Anatomy(Dissected, ABC):
     @staticmethod
     def _takes(model: object, *names: str) -> bool:
         """Whether the model's `forward` has arguments with these names."""
-        return set(names) <= inspect.signature(type(model).forward).parameters.keys()  # type: ignore[attr-defined]
+        return set(names) <= set(parameters_of(model))
 
     def _found(self, owners: Iterable[nn.Module]) -> None:
         """Remember the children of all modules that the cuts look at."""
