@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from test_comparison import outcome
 from tiny import CASES
 
-from deepcache_patch import DeepCacheHelper, command_line, comparison
+from deepcache_patch import DeepCacheHelper, command_line, comparison, terminal
 from deepcache_patch.command_line import main
 
 PLAN = ("--full-steps", "2", "--steps", "4", "--device", "cpu")
@@ -220,11 +220,14 @@ def test_bytes_that_are_no_text_do_not_cost_the_result(
     assert capsysbinary.readouterr().out.endswith(rb"/f\udcfcr/comparison.png" + b"\n")
 
 
+# Not the whole package: it brings torch along.
 FINISHED = """
-import sys
-from deepcache_patch import command_line
+import sys, types
+package = sys.modules["deepcache_patch"] = types.ModuleType("deepcache_patch")
+package.__path__ = sys.argv[1:]
+from deepcache_patch import command_line, terminal
 def finished(options, command):
-    command_line._print("·" * 100_000)
+    terminal.say("·" * 100_000)
     return 0
 command_line._branches = finished
 sys.exit(command_line.main(["branches", "m"]))
@@ -235,7 +238,10 @@ def test_a_full_disk_for_stdout_is_one_line() -> None:
     # Python found out at its exit, with a traceback and the exit code 120.
     with Path("/dev/full").open("w") as full:
         process = subprocess.run(
-            [sys.executable, "-c", FINISHED], stdout=full, stderr=subprocess.PIPE, text=True
+            [sys.executable, "-c", FINISHED, Path(command_line.__file__).parent],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
         )
     assert process.stderr == "deepcache-patch branches: error: [Errno 28] No space left on device\n"
     assert process.returncode == 1
@@ -246,7 +252,7 @@ def test_a_terminal_that_does_not_know_a_sign_gets_an_escape(
 ) -> None:
     written = BytesIO()
     monkeypatch.setattr(sys, "stdout", TextIOWrapper(written, encoding="ascii"))
-    command_line._print("F··")
+    terminal.say("F··")
     assert written.getvalue() == b"F\\xb7\\xb7\n"
 
 

@@ -5,16 +5,15 @@ is only how it is asked for, and how bad input is answered: one line on stderr, 
 from __future__ import annotations
 
 import argparse
-import math
-import os
-import re
 import shlex
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
+
+from .command_input import BadInputError, finite, positive, prompts_of, require_writable, seed
+from .terminal import first_line, one_line, say
 
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
@@ -46,16 +45,6 @@ _CALL_OPTIONS = {
 }
 
 
-#: Bytes of a file of prompts, all of which make one batch.
-_LARGEST_PROMPTS = 2**20
-#: Of pictures, pixels, steps: beyond, memory runs out before anything can be said.
-_LARGEST_COUNT = 100_000
-
-
-class BadInputError(Exception):
-    """What the person typed cannot be done; the message says why and what can."""
-
-
 class FailedError(Exception):
     """Something went wrong on the way; the message says where."""
 
@@ -64,7 +53,7 @@ class _Parser(argparse.ArgumentParser):
     """Answers a mistake with one line instead of the whole usage."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(EXIT_BAD_INPUT, _one_line(f"{self.prog}: error: {message} (see --help)") + "\n")
+        self.exit(EXIT_BAD_INPUT, one_line(f"{self.prog}: error: {message} (see --help)") + "\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -78,13 +67,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except FailedError as error:
         return _complain(options, str(error), EXIT_FAILED)
     except (ImportError, OSError) as error:
-        return _complain(options, _first_line(error), EXIT_FAILED)
+        return _complain(options, first_line(error), EXIT_FAILED)
     except KeyboardInterrupt:
         return _complain(options, "interrupted", 130)
     except Exception as error:
         if sys.flags.dev_mode:
             raise
-        what = f"unexpected {type(error).__name__}: {_first_line(error)}"
+        what = f"unexpected {type(error).__name__}: {first_line(error)}"
         return _complain(options, f"{what} (python -X dev shows where)", EXIT_FAILED)
 
 
@@ -109,7 +98,7 @@ def _add_compare(commands: Any) -> None:
     add = parser.add_argument
     _add_pipeline(parser)
     add("--prompt", action="append", metavar="TEXT", help="may be given several times")
-    add("--interval", type=_positive, metavar="N", help="one full step in N (default: 3)")
+    add("--interval", type=positive, metavar="N", help="one full step in N (default: 3)")
     add("--branch", type=int, metavar="K", help="0, the default, is fastest")
     add(
         "--schedule",
@@ -118,9 +107,9 @@ def _add_compare(commands: Any) -> None:
         help="uniform (default), auto, or a file that `calibrate` wrote",
     )
     add("--replay", choices=("extrapolate", "reuse"), help="default: extrapolate")
-    add("--seed", type=_seed, default=0, metavar="N", help="of the first picture (default: 0)")
-    add("--images", type=_positive, metavar="N", help="default: 4, or one for each prompt")
-    add("--repeats", type=_positive, default=1, metavar="N", help="timed runs of each; medians")
+    add("--seed", type=seed, default=0, metavar="N", help="of the first picture (default: 0)")
+    add("--images", type=positive, metavar="N", help="default: 4, or one for each prompt")
+    add("--repeats", type=positive, default=1, metavar="N", help="timed runs of each; medians")
     output = Path("deepcache-comparison")
     add("--output", type=Path, default=output, metavar="DIR", help=f"default: {output}")
     add("--json", action="store_true", help="print the figures as JSON, not as a table")
@@ -140,16 +129,12 @@ def _add_calibrate(commands: Any) -> None:
     _add_pipeline(parser)
     add("--prompts", type=Path, metavar="FILE", help="text file, one prompt in a line")
     goal = parser.add_mutually_exclusive_group(required=True)
-    goal.add_argument(
-        "--speedup", type=_finite, metavar="X", help="of the denoising loop, at least"
-    )
-    goal.add_argument("--full-steps", type=_positive, metavar="N", help="steps that run in full")
-    goal.add_argument(
-        "--psnr", type=_finite, metavar="DB", help="to the plain pictures, on average"
-    )
+    goal.add_argument("--speedup", type=finite, metavar="X", help="of the denoising loop, at least")
+    goal.add_argument("--full-steps", type=positive, metavar="N", help="steps that run in full")
+    goal.add_argument("--psnr", type=finite, metavar="DB", help="to the plain pictures, on average")
     add("--branch", type=int, default=0, metavar="K", help="0, the default, is fastest")
-    add("--seed", type=_seed, default=0, metavar="N", help="of the first picture (default: 0)")
-    add("--images", type=_positive, metavar="N", help="default: 4, or one for each prompt")
+    add("--seed", type=seed, default=0, metavar="N", help="of the first picture (default: 0)")
+    add("--images", type=positive, metavar="N", help="default: 4, or one for each prompt")
     add("--out", type=Path, required=True, metavar="FILE", help="JSON file to write")
     parser.set_defaults(run=_calibrate, command="calibrate")
 
@@ -182,10 +167,10 @@ def _add_pipeline(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     _add_model(parser)
     add("--negative-prompt", metavar="TEXT")
-    add("--guidance-scale", type=_finite, metavar="X", help="default: the pipeline's own")
-    add("--height", type=_positive, metavar="PIXELS")
-    add("--width", type=_positive, metavar="PIXELS")
-    add("--steps", type=_positive, metavar="N", help="denoising steps (default: 50)")
+    add("--guidance-scale", type=finite, metavar="X", help="default: the pipeline's own")
+    add("--height", type=positive, metavar="PIXELS")
+    add("--width", type=positive, metavar="PIXELS")
+    add("--steps", type=positive, metavar="N", help="denoising steps (default: 50)")
     add("--scheduler", metavar="NAME", help="ddim, dpm-solver++, euler, … or a class of diffusers")
     add("--device", metavar="NAME", help="default: the best that there is")
     _add_dtype(parser)
@@ -198,7 +183,7 @@ def _compare(options: argparse.Namespace, command: str) -> int:
     from .similarity import require_metrics
 
     require_metrics()
-    _require_writable("--output", options.output, *(options.output / name for name in FILES))
+    require_writable("--output", options.output, *(options.output / name for name in FILES))
     with _bad_input():
         pipe = _load(options)
         seeds, call = _call(pipe, options)
@@ -209,9 +194,9 @@ def _compare(options: argparse.Namespace, command: str) -> int:
     options.output.mkdir(parents=True, exist_ok=True)
     picture = outcome.save_both(options.output, command=command)
     if options.json:
-        _print(outcome.to_json(command=command))
+        say(outcome.to_json(command=command))
     else:
-        _print(f"{outcome.table()}\n\npicture: {picture}")
+        say(f"{outcome.table()}\n\npicture: {picture}")
     return 0
 
 
@@ -222,8 +207,8 @@ def _calibrate(options: argparse.Namespace, command: str) -> int:
 
     if options.psnr is not None:
         require_metrics()
-    _require_writable("--out", options.out.parent, options.out)
-    options.prompt = None if options.prompts is None else _lines(options.prompts)
+    require_writable("--out", options.out.parent, options.out)
+    options.prompt = None if options.prompts is None else prompts_of(options.prompts)
     with _bad_input():
         pipe = _load(options)
         seeds, call = _call(pipe, options)
@@ -240,7 +225,7 @@ def _calibrate(options: argparse.Namespace, command: str) -> int:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     schedule.save(options.out)
     plan = schedule.solution.plan
-    _print(f"{plan}\n{len(plan.full_steps)} of {len(plan)} steps in full; written to {options.out}")
+    say(f"{plan}\n{len(plan.full_steps)} of {len(plan)} steps in full; written to {options.out}")
     return 0
 
 
@@ -254,30 +239,8 @@ def _branches(options: argparse.Namespace, command: str) -> int:
         # Nothing runs, so the weights need not go to the device.
         pipe = load_pipeline(options.model, choose_device("cpu"), dtype)
         branches = DeepCacheHelper(pipe).branches
-    _print(str(branches))
+    say(str(branches))
     return 0
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        with path.open("rb") as file:
-            content = file.read(_LARGEST_PROMPTS + 1)
-        if len(content) > _LARGEST_PROMPTS:
-            raise BadInputError(f"--prompts {path} has more than {_LARGEST_PROMPTS} bytes")
-        text = content.decode("utf-8-sig")
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise BadInputError(f"cannot read --prompts {path}: {reason}") from error
-    except ValueError as error:  # also of a path that cannot be one
-        message = f"cannot read --prompts {path}: {error}; save it as text in UTF-8"
-        raise BadInputError(message) from error
-    # Only these end a line. `splitlines` also splits at what stands within pasted text, U+2028.
-    prompts = [line.strip() for line in re.split("\r\n|\r|\n", text) if line.strip()]
-    if not prompts:
-        raise BadInputError(f"--prompts {path} holds no prompt: write one in each line")
-    if "\0" in text:
-        raise BadInputError(f"--prompts {path} holds NUL characters: save it as text in UTF-8")
-    return prompts
 
 
 def _load(options: argparse.Namespace) -> Any:
@@ -318,7 +281,7 @@ def _bad_input(where: str = "") -> Iterator[None]:
     try:
         yield
     except (ValueError, DeepCacheError) as error:
-        raise BadInputError(f"{where}{_first_line(error)}") from error
+        raise BadInputError(f"{where}{first_line(error)}") from error
 
 
 @contextmanager
@@ -333,7 +296,7 @@ def _failure(pipe: Any) -> Iterator[None]:
     except Exception as error:
         device, dtype = pipe.device, str(pipe.dtype).removeprefix("torch.")
         where = f"{type(pipe).__name__} on {device} in {dtype}"
-        raise FailedError(f"{where} failed: {_first_line(error)}") from error
+        raise FailedError(f"{where} failed: {first_line(error)}") from error
 
 
 def _call(pipe: Any, options: argparse.Namespace) -> tuple[range, dict[str, Any]]:
@@ -364,55 +327,6 @@ def _call(pipe: Any, options: argparse.Namespace) -> tuple[range, dict[str, Any]
     return range(options.seed, options.seed + images), call
 
 
-def _positive(text: str) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is too small: 1 is the least")
-    if number > _LARGEST_COUNT:
-        raise argparse.ArgumentTypeError(f"{text} is too large: {_LARGEST_COUNT} is the most")
-    return number
-
-
-def _seed(text: str) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
-    if not -(2**63) <= number < 2**63:  # torch's, with room for those of further pictures
-        raise argparse.ArgumentTypeError(f"{text} is out of range: at most 63 bits")
-    return number
-
-
-def _finite(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise argparse.ArgumentTypeError(f"{text!r} is no finite number")
-    return number
-
-
-def _require_writable(option: str, folder: Path, *files: Path) -> None:
-    """Finds out before minutes of work; the folder itself is made only when there is a result."""
-    from .writing import require_replaceable
-
-    place = folder
-    try:
-        whole = folder.absolute()
-        present = next(each for each in (whole, *whole.parents) if each.exists())
-        with tempfile.TemporaryFile(dir=present):
-            pass
-        for place in files:
-            require_replaceable(place)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise BadInputError(f"cannot write into {option} {place}: {reason}") from error
-
-
 def _quiet_loading() -> None:
     """Keeps stderr to the two generations, or to the one line that says what is wrong."""
     import diffusers
@@ -431,30 +345,5 @@ def _quiet_loading() -> None:
 
 
 def _complain(options: argparse.Namespace, message: str, code: int) -> int:
-    print(_one_line(f"deepcache-patch {options.command}: error: {message}"), file=sys.stderr)
+    print(one_line(f"deepcache-patch {options.command}: error: {message}"), file=sys.stderr)
     return code
-
-
-def _first_line(error: BaseException) -> str:
-    from .loading import first_line
-
-    return first_line(error)
-
-
-def _one_line(text: str) -> str:
-    """What a person typed, or a file holds, may be long, and may steer the terminal."""
-    shown = text if len(text) <= 1000 else f"{text[:1000]}…"
-    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in shown)
-
-
-def _print(text: str) -> None:
-    """Prints also what the terminal's encoding does not know, or is no text: names of files."""
-    encoding = sys.stdout.encoding or "utf-8"
-    print(text.encode(encoding, "backslashreplace").decode(encoding))
-    try:
-        sys.stdout.flush()
-    except OSError:
-        # Else Python would try again at its exit, and complain in its own words.
-        with suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise

@@ -13,6 +13,8 @@ from typing import Any
 import diffusers
 import torch
 
+from .terminal import first_line
+
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 #: Friendly names; every scheduler class of diffusers is also known by its own name.
@@ -174,14 +176,6 @@ def use_scheduler(pipe: Any, name: str) -> None:
         pipe.scheduler = found.from_config(own.config)
     except (ImportError, TypeError, ValueError, NotImplementedError) as error:
         raise ValueError(f"{found.__name__} cannot be built here: {first_line(error)}") from error
-
-
-def first_line(error: BaseException) -> str:
-    """Returns the first line that says something, or the error's class."""
-    if isinstance(error, LookupError):  # its text is what was looked up, and no more
-        return f"{type(error).__name__}: {error}"
-    lines = (line.strip() for line in str(error).splitlines())
-    return next((line for line in lines if line), type(error).__name__)
 
 
 def _present() -> list[str]:
