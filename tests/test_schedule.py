@@ -36,9 +36,18 @@ def test_the_default_is_the_papers_one_in_three_at_branch_0():
     assert Uniform() == Uniform(interval=3, branch=0)
 
 
-def test_integers_of_other_libraries_become_python_integers():
-    schedule = Uniform(np.int64(2), np.int32(1))
-    assert (type(schedule.interval), type(schedule.branch)) == (int, int)
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        Uniform(np.int64(2), np.int32(1)),
+        Centred(np.int64(2), np.int16(3), np.float32(1.5), np.int32(1)),
+        Growing(np.int64(2), 2, np.int32(1)),
+    ],
+    ids=lambda schedule: type(schedule).__name__,
+)
+def test_numbers_of_other_libraries_become_pythons(schedule):
+    kinds = {name: type(value) for name, value in vars(schedule).items()}
+    assert kinds == {name: float if name == "power" else int for name in kinds}
 
 
 @pytest.mark.parametrize("interval", [0, -1, 2.0, "3", None, True])
@@ -77,9 +86,30 @@ def test_centred_has_as_many_full_steps_as_uniform(interval, steps, center):
     assert plan.branches == (2,)
 
 
+def test_a_list_of_one_full_step_is_the_first():
+    assert Centred(interval=10).plan(5) == (FULL, 0, 0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "steps"),
+    [
+        (Centred(interval=1, power=2), 2),  # by the formula, the second of two would be step 2
+        (Centred(interval=5, power=1), 50),  # evenly spaced lists are those of `Uniform`
+    ],
+    ids=["beyond-the-end", "power-1"],
+)
+def test_there_is_no_list_beyond_the_end_and_none_for_power_1(schedule, steps):
+    with pytest.raises(InvalidSettingError, match="there is no list of"):
+        schedule.plan(steps)
+
+
 def test_where_no_list_exists_centred_says_so():
-    with pytest.raises(InvalidSettingError, match="no list of 25 full steps in 50 round step 25"):
+    with pytest.raises(InvalidSettingError) as caught:
         Centred(interval=2, center=25).plan(50)
+    assert str(caught.value) == (
+        "there is no list of 25 full steps in 50 round step 25 for power 1.4: lower center or "
+        "power, or raise interval"
+    )
 
 
 @pytest.mark.parametrize(
@@ -93,7 +123,9 @@ def test_where_no_list_exists_centred_says_so():
     ],
 )
 def test_growing_starts_close_together_and_grows_apart(full_steps, power, steps, strip):
-    assert str(Growing(full_steps, power).plan(steps)) == strip
+    plan = Growing(full_steps, power, branch=2).plan(steps)
+    assert str(plan) == strip
+    assert all(entry in (FULL, 2) for entry in plan)
 
 
 def test_growing_never_moves_closer_again():
@@ -109,14 +141,27 @@ def test_explicit_is_what_is_written():
     schedule = Explicit([FULL, 0, np.int64(3), FULL])
     assert schedule.plan(4) == (FULL, 0, 3, FULL)
     assert schedule.branches == (0, 3)
-    with pytest.raises(InvalidSettingError, match="written for 4 steps, the generation has 5"):
+    with pytest.raises(InvalidSettingError) as caught:
         schedule.plan(5)
+    assert str(caught.value) == (
+        "this plan is written for 4 steps, the generation has 5: write one with 5 entries"
+    )
 
 
-@pytest.mark.parametrize("entries", [[], ["F"], [FULL, -1], [FULL, 0.5], [FULL, True]])
-def test_entries_that_are_neither_full_nor_a_branch_are_refused(entries):
-    with pytest.raises(InvalidSettingError, match="entry"):
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ([], "a plan needs at least one entry, such as 'full'"),
+        (["F"], "entry 0 must be an integer of at least 0, not 'F'"),
+        ([FULL, -1], "entry 1 must be an integer of at least 0, not -1"),
+        ([FULL, 0, 0.5], "entry 2 must be an integer of at least 0, not 0.5"),
+        ([FULL, True], "entry 1 must be an integer of at least 0, not True"),
+    ],
+)
+def test_entries_that_are_neither_full_nor_a_branch_are_refused(entries, message):
+    with pytest.raises(InvalidSettingError) as caught:
         Explicit(entries)
+    assert str(caught.value) == message
 
 
 @pytest.mark.parametrize(
@@ -134,8 +179,9 @@ def test_entries_that_are_neither_full_nor_a_branch_are_refused(entries):
     ],
 )
 def test_settings_out_of_range_are_refused(make, message):
-    with pytest.raises(InvalidSettingError, match=message):
+    with pytest.raises(InvalidSettingError) as caught:
         make()
+    assert str(caught.value) == message
 
 
 @pytest.mark.parametrize(
