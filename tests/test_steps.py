@@ -256,6 +256,12 @@ def test_timesteps_that_are_not_the_schedulers_go_by_their_order():
     ]  # fmt: skip
 
 
+def test_values_may_be_zero_or_below():
+    # Logarithms of noise levels, for example.
+    for calls in ([0.0, -1.0, -2.5], [-1.0, -2.0, -2.5]):
+        assert walk(StepTracker(), calls, timesteps=None) == [(0, 0, 0), (0, 1, 0), (0, 2, 0)]
+
+
 def test_a_value_that_rises_at_once_is_a_new_start():
     # A loop broken off after its first call: taken for a second call of that step, the next loop's
     # first would leave its second step to replay the feature of the loop before.
