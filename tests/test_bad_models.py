@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 from tiny import CASES
 
+from deepcache_patch import loading
 from deepcache_patch.command_line import main
 
 
@@ -265,3 +267,22 @@ def test_a_torch_that_can_be_tricked_reads_no_pickles(
     torch.save(state, folder / "unet" / "diffusion_pytorch_model.bin")
     monkeypatch.setattr("deepcache_patch.loading._safely", lambda: {"use_safetensors": True})
     assert "safetensors" in refusal(folder, capfd)
+
+
+def test_what_comes_from_the_hub_is_looked_at_as_well(
+    folder: Path,
+    code: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(DiffusionPipeline, "download", lambda _id, **_: str(folder))
+    cpu = torch.device("cpu")
+    pipe = loading.load_pipeline("somebody/model", cpu, torch.float32)
+    assert pipe.name_or_path == "somebody/model"
+    part_named_like_a_library(folder, code)
+    assert main(["branches", "somebody/model"]) == 2
+    reason = "its unet brings code along, unet/diffusers.py"
+    message = f"deepcache-patch branches: error: somebody/model cannot be loaded: {reason}\n"
+    assert capfd.readouterr().err == message
+    assert not (tmp_path / "was-run").exists()

@@ -93,13 +93,15 @@ def load_pipeline(model: str, device: torch.device, dtype: torch.dtype) -> Any:
         raise ValueError(f"{model} is a file; give the folder of a diffusers pipeline")
     elif model.startswith((".", "/", "~")) or model.count("/") != 1:
         raise ValueError(f"there is no folder {model}")
+    what = "cannot be loaded"
     try:
         if not local:
+            what = "is no folder, and not on the hub"
             folder = Path(diffusers.DiffusionPipeline.download(model, **_safely()))
+            what = "cannot be loaded"
         _refuse_code(folder)
         pipe = diffusers.DiffusionPipeline.from_pretrained(folder, dtype=dtype, **_safely())
     except Exception as error:  # whatever a damaged folder or a far server can raise
-        what = "cannot be loaded" if local else "is no folder, and not on the hub"
         raise ValueError(f"{model} {what}: {first_line(error)}") from error
     pipe.register_to_config(_name_or_path=str(folder) if local else model)
     if pipe.dtype != dtype:  # older versions of diffusers do not know the argument by this name
