@@ -1,14 +1,16 @@
 """What is checked of every layout: what a cut leaves running, and a loop written by hand."""
 
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import pytest
 import torch
 from conftest import counted_calls, trace
 from torch import nn
 
-from deepcache_patch import DeepCacheHelper
-from deepcache_patch.anatomy import dissect
+from deepcache_patch import DeepCacheHelper, UnsupportedModelError
+from deepcache_patch.anatomy import Anatomy, dissect
 from deepcache_patch.features import Recorder, StandIn, first_tensor
 
 
@@ -20,6 +22,50 @@ def shake(model: nn.Module) -> nn.Module:
             if bool((parameter == parameter.flatten()[0]).all()):
                 parameter.add_(0.2 * torch.randn_like(parameter))
     return model.eval()
+
+
+def refusal_of(model: nn.Module) -> str:
+    """Why the model cannot be cut."""
+    with pytest.raises(UnsupportedModelError) as caught:
+        dissect(model)
+    return str(caught.value)
+
+
+def assert_fits_by(
+    layout: type[Anatomy],
+    build: Callable[[], nn.Module],
+    *,
+    parts: Iterable[str],
+    arguments: Iterable[str],
+) -> None:
+    """The layout fits what is built, and nothing that lacks one of the parts or arguments.
+
+    Args:
+        layout: An anatomy.
+        build: Makes a model.
+        parts: Attributes of the model; of lists, empty ones do not do, either.
+        arguments: Of its `forward`.
+    """
+    assert layout.fits(build())
+    for part in parts:
+        model = build()
+        if isinstance(getattr(model, part), nn.ModuleList):
+            setattr(model, part, nn.ModuleList())
+            assert not layout.fits(model), f"no {part}"
+        delattr(model, part)
+        assert not layout.fits(model), f"without {part}"
+    for missing in arguments:
+
+        def forward(self: Any) -> None:
+            raise NotImplementedError
+
+        names = ("self", *(name for name in arguments if name != missing))
+        forward.__signature__ = inspect.Signature(
+            inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names
+        )
+        model = build()
+        model.__class__ = type("Other", (type(model),), {"forward": forward})
+        assert not layout.fits(model), f"without {missing}"
 
 
 def assert_runs_only(

@@ -5,6 +5,7 @@ import warnings
 import diffusers
 import pytest
 import torch
+from bare_models import assert_fits_by, refusal_of
 from conftest import (
     assert_exact_at_every_branch,
     assert_refreshes_every_shallower_branch,
@@ -13,7 +14,7 @@ from conftest import (
 from tiny import UNETS, inputs2d, inputs2d_condition, seeded, unet2d_condition
 from torch import nn
 
-from deepcache_patch import DeepCacheHelper, InvalidSettingError, UnsupportedModelError
+from deepcache_patch import DeepCacheHelper, InvalidSettingError
 from deepcache_patch.anatomy import BlockAnatomy, dissect
 from deepcache_patch.features import Recorder, StandIn
 
@@ -175,11 +176,12 @@ def test_arguments_are_named_by_the_signature():
 
 @pytest.mark.parametrize("branch", [9, -1, "0", 1.0, None, True])
 def test_a_branch_out_of_range_is_refused_with_the_range(branch):
-    with pytest.raises(
-        InvalidSettingError,
-        match=r"UNet2DConditionModel has 9 skip connections, so branches 0 to 8",
-    ):
+    with pytest.raises(InvalidSettingError) as caught:
         dissect(unet2d_condition()).check_branch(branch)
+    assert str(caught.value) == (
+        f"branch {branch!r} is out of range: this UNet2DConditionModel has 9 skip connections, so "
+        "branches 0 to 8; print(DeepCacheHelper(pipe).branches) shows them"
+    )
 
 
 @pytest.mark.parametrize(
@@ -209,21 +211,50 @@ def test_replaced_parts_are_noticed(owner, name, index):
 def test_skips_that_do_not_add_up_are_refused():
     unet = unet2d_condition()
     unet.down_blocks[0].downsamplers = None
-    with pytest.raises(UnsupportedModelError, match=r"emit 8 skip connections.* consume 9"):
-        dissect(unet)
+    assert refusal_of(unet) == (
+        "UNet2DConditionModel cannot be cut: its down blocks emit 8 skip connections, its up "
+        "blocks consume 9"
+    )
 
 
 def test_parts_that_do_not_go_with_the_layers_are_refused():
     unet = unet2d_condition()
     del unet.up_blocks[1].attentions[2]
-    with pytest.raises(UnsupportedModelError, match="has 2 attentions for 3 resnets"):
-        dissect(unet)
+    assert refusal_of(unet) == (
+        "UNet2DConditionModel cannot be cut: a CrossAttnUpBlock2D in it has 2 attentions for 3 "
+        "resnets"
+    )
+
+
+@pytest.mark.parametrize("resnets", [None, [], nn.ModuleList()], ids=["none", "list", "empty"])
+@pytest.mark.parametrize("path", ["down_blocks", "up_blocks"])
+def test_a_block_without_layers_is_refused(path, resnets):
+    unet = unet2d_condition()
+    block = nn.Module()
+    if resnets is not None:
+        block.resnets = resnets
+    getattr(unet, path)[0] = block
+    assert refusal_of(unet) == (
+        "UNet2DConditionModel with a Module cannot be cut: it is not known which skip connections "
+        "that block emits or consumes"
+    )
 
 
 def test_another_model_is_refused_by_name():
     assert not BlockAnatomy.fits(torch.nn.Linear(1, 1))
-    with pytest.raises(UnsupportedModelError, match="Linear is not a U-Net that can be cut"):
-        dissect(torch.nn.Linear(1, 1))
+    assert refusal_of(torch.nn.Linear(1, 1)) == (
+        "Linear is not a U-Net that can be cut: it has none of the layouts that are known, such as "
+        "down_blocks, mid_block and up_blocks"
+    )
+
+
+def test_the_layout_is_known_by_its_parts():
+    assert_fits_by(
+        BlockAnatomy,
+        unet2d_condition,
+        parts=("conv_in", "conv_out", "down_blocks", "up_blocks"),
+        arguments=("sample", "timestep"),
+    )
 
 
 class ForeignDown(nn.Module):
@@ -296,10 +327,10 @@ def test_a_class_that_is_not_known_is_accepted_by_its_structure(layers):
 
 
 def test_a_class_that_is_not_known_is_refused_if_its_skips_do_not_add_up():
-    with pytest.raises(
-        UnsupportedModelError, match=r"ForeignUNet .* emit 9 skip connections.* consume 10"
-    ):
-        dissect(ForeignUNet(2, extra=1))
+    assert refusal_of(ForeignUNet(2, extra=1)) == (
+        "ForeignUNet cannot be cut: its down blocks emit 9 skip connections, its up blocks consume "
+        "10"
+    )
 
 
 @pytest.mark.parametrize("activates", [False, True], ids=["plain", "more between the layers"])

@@ -2,12 +2,17 @@
 
 import pytest
 import torch
-from bare_models import assert_helper_works, assert_runs_only, shake
+from bare_models import (
+    assert_fits_by,
+    assert_helper_works,
+    assert_runs_only,
+    refusal_of,
+    shake,
+)
 from conftest import assert_exact_at_every_branch
 from diffusers import ControlNetXSAdapter, UNetControlNetXSModel
 from tiny import seeded, unet2d_condition
 
-from deepcache_patch import UnsupportedModelError
 from deepcache_patch.anatomy import dissect
 from deepcache_patch.anatomy.controlnet_xs import ControlNetXSAnatomy
 from deepcache_patch.features import Recorder, StandIn
@@ -164,25 +169,27 @@ def _layers(block, path):
 @pytest.mark.parametrize(
     ("part", "index", "reason"),
     [
-        ("down_blocks.0.ctrl_resnets", 0, "has 1 ctrl_resnets instead of 2"),
-        ("down_blocks.0.base_to_ctrl", 0, "has 2 base_to_ctrl instead of 3"),
-        ("up_blocks.1.attentions", 1, "has 2 attentions instead of 3"),
+        ("down_blocks.0.ctrl_resnets", 0, "Down{} has 1 ctrl_resnets instead of 2"),
+        ("down_blocks.0.base_to_ctrl", 0, "Down{} has 2 base_to_ctrl instead of 3"),
+        ("up_blocks.1.attentions", 1, "Up{} has 2 attentions instead of 3"),
     ],
 )
 def test_parts_that_do_not_go_with_the_layers_are_refused(part, index, reason):
     unet = unet_xs()
     del unet.get_submodule(part)[index]
-    with pytest.raises(
-        UnsupportedModelError, match=f"UNetControlNetXSModel .*Block2D in it {reason}"
-    ):
-        dissect(unet)
+    assert refusal_of(unet) == (
+        "UNetControlNetXSModel cannot be cut: a ControlNetXSCrossAttn"
+        + reason.format("Block2D in it")
+    )
 
 
 def test_skips_that_do_not_add_up_are_refused():
     unet = unet_xs()
     del unet.up_blocks[0]
-    with pytest.raises(UnsupportedModelError, match=r"emit 9 skip connections.* consume 6"):
-        dissect(unet)
+    assert refusal_of(unet) == (
+        "UNetControlNetXSModel cannot be cut: its down blocks emit 9 skip connections, its up "
+        "blocks consume 6"
+    )
 
 
 def test_replaced_parts_are_noticed():
@@ -197,6 +204,18 @@ def test_replaced_parts_are_noticed():
 def test_other_models_do_not_fit():
     for other in (unet2d_condition(), torch.nn.Linear(1, 1), object()):
         assert not ControlNetXSAnatomy.fits(other)
+
+
+def test_the_layout_is_known_by_its_parts():
+    assert_fits_by(
+        ControlNetXSAnatomy,
+        unet_xs,
+        parts=("base_conv_in", "ctrl_conv_in", "mid_block", "down_blocks", "up_blocks"),
+        arguments=("sample", "timestep", "controlnet_cond"),
+    )
+    unet = unet_xs()
+    del unet.down_blocks[1].base_resnets
+    assert not ControlNetXSAnatomy.fits(unet)
 
 
 def test_a_helper_leads_through_a_loop():

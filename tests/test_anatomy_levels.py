@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import diffusers
 import pytest
 import torch
+from bare_models import assert_fits_by, refusal_of
 from conftest import (
     assert_exact_at_every_branch,
     assert_refreshes_every_shallower_branch,
@@ -16,7 +17,7 @@ from conftest import (
 from tiny import TEXT_WIDTH, seeded, unet2d, unet2d_condition
 from torch import nn
 
-from deepcache_patch import DeepCacheHelper, UnsupportedModelError
+from deepcache_patch import DeepCacheHelper
 from deepcache_patch.anatomy import dissect
 from deepcache_patch.anatomy.levels import (
     Kandinsky3Anatomy,
@@ -288,13 +289,15 @@ def _with(unet: nn.Module, change: Callable[[Any], Any]) -> nn.Module:
         ),
         (
             lambda: _with(k_blocks(), lambda unet: unet.up_blocks[0].resnets.pop(0)),
-            r"UNet2DConditionModel .* emit \[2, 2, 2, 2\] .* take \[2, 2, 2, 1\]",
+            "UNet2DConditionModel cannot be cut: its down blocks emit [2, 2, 2, 2] tensors at the "
+            "levels from the top, its up blocks take [2, 2, 2, 1]",
         ),
         (
             lambda: _with(
                 k_blocks(), lambda unet: setattr(unet.down_blocks[1], "downsamplers", None)
             ),
-            "UNet2DConditionModel .* above the deepest emits no skip connection",
+            "UNet2DConditionModel cannot be cut: a down block above the deepest emits no skip "
+            "connection",
         ),
         (
             lambda: k_blocks(
@@ -306,21 +309,23 @@ def _with(unet: nn.Module, change: Callable[[Any], Any]) -> nn.Module:
         ),
         (
             lambda: planner(3, up_block_types=()),  # a value function
-            "UNet1DModel is not a U-Net that can be cut",
+            "UNet1DModel is not a U-Net that can be cut: it has none of the layouts that are "
+            "known, such as down_blocks, mid_block and up_blocks",
         ),
         (
             lambda: _with(one_dimensional(), lambda unet: unet.down_blocks.pop(0)),
-            "UNet1DModel cannot be cut: its down blocks emit 2 .* consume 3",
+            "UNet1DModel cannot be cut: its down blocks emit 2 skip connections, its up blocks "
+            "consume 3",
         ),
         (
             lambda: _with(
                 one_dimensional(), lambda unet: unet.up_blocks.insert(0, nn.Identity())
             ),
-            "UNet1DModel .* not known how many skip connections a Identity has",
+            "UNet1DModel cannot be cut: it is not known how many skip connections a Identity has",
         ),
         (
             lambda: _with(kandinsky3(), lambda unet: unet.up_blocks.pop(0)),
-            "Kandinsky3UNet .* 4 levels, but 4 down blocks and 3 up blocks",
+            "Kandinsky3UNet cannot be cut: it has 4 levels, but 4 down blocks and 3 up blocks",
         ),
         (
             lambda: kandinsky3(levels=1),
@@ -329,8 +334,40 @@ def _with(unet: nn.Module, change: Callable[[Any], Any]) -> nn.Module:
     ],
 )  # fmt: skip
 def test_what_cannot_be_cut_is_refused_with_the_reason(build, message):
-    with pytest.raises(UnsupportedModelError, match=message):
-        dissect(build())
+    assert refusal_of(build()) == message
+
+
+@pytest.mark.parametrize(
+    ("layout", "build", "parts"),
+    [
+        (KBlockAnatomy, k_blocks, ("conv_in", "mid_block", "conv_out")),
+        (OneDimensionalAnatomy, one_dimensional, ("out_block",)),
+        (Kandinsky3Anatomy, kandinsky3, ("num_levels",)),
+    ],
+    ids=["k-blocks", "one-dimensional", "kandinsky3"],
+)
+def test_each_layout_is_known_by_its_parts(layout, build, parts):
+    parts = ("down_blocks", "up_blocks", *parts)
+    assert_fits_by(layout, build, parts=parts, arguments=("sample", "timestep"))
+
+
+@pytest.mark.parametrize(
+    ("layout", "build", "part"),
+    [
+        (OneDimensionalAnatomy, one_dimensional, "conv_in"),
+        (Kandinsky3Anatomy, kandinsky3, "mid_block"),
+    ],
+    ids=["one-dimensional", "kandinsky3"],
+)
+def test_a_part_that_the_layout_has_not_makes_it_another(layout, build, part):
+    assert not layout.fits(_with(build(), lambda unet: setattr(unet, part, nn.Identity())))
+
+
+def test_kandinsky3_is_known_by_every_one_of_its_blocks():
+    for path in ("down_blocks", "up_blocks"):
+        unet = kandinsky3()
+        del getattr(unet, path)[1].resnets_in
+        assert not Kandinsky3Anatomy.fits(unet)
 
 
 @pytest.mark.parametrize("layout", [KBlockAnatomy, OneDimensionalAnatomy, Kandinsky3Anatomy])

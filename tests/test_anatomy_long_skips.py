@@ -2,7 +2,13 @@
 
 import pytest
 import torch
-from bare_models import assert_helper_works, assert_runs_only, shake
+from bare_models import (
+    assert_fits_by,
+    assert_helper_works,
+    assert_runs_only,
+    refusal_of,
+    shake,
+)
 from conftest import assert_exact_at_every_branch, counted_calls, trace
 from diffusers import HunyuanDiT2DControlNetModel, HunyuanDiT2DModel
 from diffusers.pipelines.deprecated.unidiffuser.modeling_uvit import (
@@ -11,7 +17,6 @@ from diffusers.pipelines.deprecated.unidiffuser.modeling_uvit import (
 )
 from tiny import seeded, unet2d_condition
 
-from deepcache_patch import UnsupportedModelError
 from deepcache_patch.anatomy import dissect
 from deepcache_patch.anatomy.controlnet import HunyuanControlNetAnatomy
 from deepcache_patch.anatomy.long_skips import (
@@ -190,18 +195,26 @@ def test_a_shallow_hunyuan_runs_the_blocks_above_the_branch():
     assert_runs_only(model, hunyuan_inputs, kept)
 
 
-@pytest.mark.parametrize("layers", [2, 5, 7])
-def test_hunyuan_without_skips_or_with_an_odd_number_of_blocks_is_refused(layers):
+@pytest.mark.parametrize(
+    ("layers", "emitting", "consuming"), [(2, 0, []), (5, 1, [3, 4]), (7, 2, [4, 5, 6])]
+)
+def test_hunyuan_without_skips_or_with_an_odd_number_of_blocks_is_refused(
+    layers, emitting, consuming
+):
     # With an odd number its own forward takes one skip more than there is.
-    with pytest.raises(UnsupportedModelError, match=rf"HunyuanDiT2DModel .* its {layers} blocks"):
-        dissect(hunyuan(layers))
+    assert refusal_of(hunyuan(layers)) == (
+        f"HunyuanDiT2DModel cannot be cut: of its {layers} blocks {emitting} emit a skip "
+        f"connection, the blocks {consuming} consume one"
+    )
 
 
 def test_hunyuan_with_a_block_less_is_refused():
     model = hunyuan(6)
     del model.blocks[2]
-    with pytest.raises(UnsupportedModelError, match=r"its 5 blocks 2 emit .* \[3, 4\] consume"):
-        dissect(model)
+    assert refusal_of(model) == (
+        "HunyuanDiT2DModel cannot be cut: of its 5 blocks 2 emit a skip connection, the blocks "
+        "[3, 4] consume one"
+    )
 
 
 def test_a_helper_leads_through_a_loop_of_hunyuan():
@@ -301,10 +314,14 @@ def test_the_timestep_of_unidiffuser_is_the_one_that_moves(image, text, moving):
 def test_a_uvit_whose_blocks_do_not_add_up_is_refused():
     model = unidiffuser()
     del model.transformer.transformer_out_blocks[0]
-    with pytest.raises(UnsupportedModelError, match=r"UniDiffuserModel .* emit 3 .* consume 2"):
-        dissect(model)
-    with pytest.raises(UnsupportedModelError, match=r"UTransformer2DModel .* emit 0 .* consume 0"):
-        dissect(uvit(num_layers=1))
+    assert refusal_of(model) == (
+        "UniDiffuserModel cannot be cut: its in-blocks emit 3 skip connections, its out-blocks "
+        "consume 2"
+    )
+    assert refusal_of(uvit(num_layers=1)) == (
+        "UTransformer2DModel cannot be cut: its in-blocks emit 0 skip connections, its out-blocks "
+        "consume 0"
+    )
 
 
 def test_a_helper_leads_through_a_loop_of_unidiffuser():
@@ -342,3 +359,31 @@ def test_other_models_do_not_fit():
             assert not layout.fits(other)
     assert not HunyuanAnatomy.fits(uvit())
     assert not UViTAnatomy.fits(unidiffuser())
+
+
+def test_each_layout_is_known_by_its_parts():
+    assert_fits_by(
+        HunyuanAnatomy,
+        lambda: hunyuan(6),
+        parts=("blocks",),
+        arguments=("hidden_states", "timestep", "controlnet_block_samples"),
+    )
+    model = hunyuan(6)
+    del model.blocks[1].skip_linear
+    assert not HunyuanAnatomy.fits(model)
+    assert_fits_by(
+        UViTAnatomy,
+        uvit,
+        parts=("transformer_mid_block",),
+        arguments=("hidden_states", "timestep"),
+    )
+    assert_fits_by(
+        UniDiffuserAnatomy,
+        unidiffuser,
+        parts=("transformer",),
+        arguments=("latent_image_embeds", "timestep_img", "timestep_text"),
+    )
+    for path in ("transformer_in_blocks", "transformer_out_blocks"):
+        model = uvit()
+        delattr(model, path)
+        assert not UViTAnatomy.fits(model)

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from bare_models import assert_fits_by, refusal_of
 from conftest import (
     assert_exact_at_every_branch,
     assert_refreshes_every_shallower_branch,
@@ -14,7 +15,7 @@ from conftest import (
 from tiny import inputs2d, unet2d, unet2d_condition
 from torch import nn
 
-from deepcache_patch import DeepCacheHelper, UnsupportedModelError
+from deepcache_patch import DeepCacheHelper
 from deepcache_patch.anatomy import dissect
 from deepcache_patch.anatomy.second_stream import SecondStreamAnatomy
 from deepcache_patch.features import Recorder, StandIn
@@ -219,31 +220,48 @@ def test_a_second_stream_that_ends_below_the_top_is_refused():
         down_block_types=("SkipDownBlock2D",) * 2,
         up_block_types=("SkipUpBlock2D", "UpBlock2D"),
     )
-    with pytest.raises(
-        UnsupportedModelError,
-        match="UNet2DModel cannot be cut: a UpBlock2D above a SkipUpBlock2D does not pass",
-    ):
-        dissect(unet)
+    assert refusal_of(unet) == (
+        "UNet2DModel cannot be cut: a UpBlock2D above a SkipUpBlock2D does not pass the second "
+        "stream on"
+    )
 
 
 def test_skips_that_do_not_add_up_are_refused():
     unet = build("attention")
     del unet.up_blocks[2].resnets[0]
-    with pytest.raises(UnsupportedModelError, match=r"UNet2DModel .* emit 6 .* consume 5"):
-        dissect(unet)
+    assert refusal_of(unet) == (
+        "UNet2DModel cannot be cut: its down blocks emit 6 skip connections, its up blocks consume "
+        "5"
+    )
 
 
-def test_an_unknown_block_is_refused():
+@pytest.mark.parametrize("change", ["attentions", "resnets", "resnet_up", "upsampler"])
+def test_an_unknown_block_is_refused(change):
     unet = build("attention")
-    unet.up_blocks[0].attentions.append(nn.Identity())
-    with pytest.raises(UnsupportedModelError, match="UNet2DModel with a AttnSkipUpBlock2D cannot"):
-        dissect(unet)
+    block = unet.up_blocks[0]
+    if change == "attentions":
+        block.attentions.append(nn.Identity())
+    else:
+        delattr(block, change)
+    assert refusal_of(unet) == (
+        "UNet2DModel with a AttnSkipUpBlock2D cannot be cut: it is not known what goes with the "
+        "second stream there"
+    )
 
 
 def test_nothing_else_fits():
     assert all(SecondStreamAnatomy.fits(build(name)) for name in CONFIGS)
     for other in (unet2d(), unet2d_condition(), nn.Linear(1, 1), None):
         assert not SecondStreamAnatomy.fits(other)
+
+
+def test_the_layout_is_known_by_its_parts():
+    assert_fits_by(
+        SecondStreamAnatomy,
+        lambda: build("attention"),
+        parts=("conv_in", "mid_block", "conv_out", "down_blocks", "up_blocks"),
+        arguments=("sample", "timestep"),
+    )
 
 
 @pytest.mark.parametrize("branch", [0, 2, 4])
