@@ -84,7 +84,9 @@ class AdaptiveGuide(ReplayGuide):
     ) -> None:
         """Begin to measure what the first call of a step recorded."""
         if position.step + 1 == position.num_steps:
-            self._newest.clear()  # nothing is kept when the generation is over
+            # Nothing is kept when the generation is over.
+            self._newest.clear()
+            self._drifts.clear()
         elif position.slot == 0:
             self._measure(position.step, features)
 

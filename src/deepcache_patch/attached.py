@@ -439,10 +439,9 @@ class AttachedUNet:
         taken = {branch: recorder.take() for branch, recorder in self._recorders.items()}
         features = {branch: each for branch, each in taken.items() if each is not None}
         guide.observe(position, sample, output, features)
-        if position.step + 1 == position.num_steps:
-            session.drop(slot)
-            if not session.cache.nbytes:  # this was the last slot
-                session.cut_calls.clear()
+        last_step = position.step + 1 == position.num_steps
+        session.called(slot, last_step=last_step)
+        if last_step:
             return
         for branch, feature in features.items():
             recorded = Recorded(position.step, FeatureKey.of(sample), feature)

@@ -54,7 +54,8 @@ class AttachedCompanion:
 
     def __init__(self, patch: CallPatch, unet: AttachedUNet) -> None:
         self._controlnet = unwrapped(patch.module)
-        self._unet = unet
+        # Or a ControlNet that another pipeline has, too, would keep the U-Net alive.
+        self._unet = weakref.ref(unet)
         self._anatomy = dissect_controlnet(self._controlnet)
         self._cuts: dict[int, Cut] = {}
         # A cut changes the ControlNet for everybody, so calls take turns.
@@ -78,13 +79,15 @@ class AttachedCompanion:
     def _call(
         self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        anatomy = self._current()
-        branch = None if anatomy is None else self._branch(anatomy, args, kwargs)
-        kinds = self._unet.num_skips + 1  # cut at each branch, and whole
+        unet, anatomy = self._unet(), self._current()
+        if unet is None or anatomy is None:
+            return original(*args, **kwargs)
+        branch = self._branch(unet, anatomy, args, kwargs)
+        kinds = unet.num_skips + 1  # cut at each branch, and whole
         with self._lock, self._patch.room_for_graphs(kinds):
             # While this call was waiting, it may have been removed, or layers replaced.
-            ready = self._patch.installed and anatomy is not None and anatomy.is_current
-            if anatomy is None or branch is None or not ready:
+            ready = self._patch.installed and anatomy.is_current
+            if branch is None or not ready:
                 return original(*args, **kwargs)
             bring_whole(self._controlnet)
             if branch not in self._cuts:
@@ -97,7 +100,7 @@ class AttachedCompanion:
                 return original(*args, **kwargs)
 
         name = type(self._controlnet).__name__
-        self._unet.remember(CutCall(name, tuple(map(weakref.ref, output[0])), again))
+        unet.remember(CutCall(name, tuple(map(weakref.ref, output[0])), again))
         return output
 
     def _current(self) -> Companion | None:
@@ -112,15 +115,19 @@ class AttachedCompanion:
             return self._anatomy
 
     def _branch(
-        self, anatomy: Companion, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        unet: AttachedUNet,
+        anatomy: Companion,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> int | None:
         """Where to cut this call; `None` for a call in full."""
         arguments = anatomy.arguments(args, kwargs)
         # In guess mode the scale of a residual depends on how many there are.
-        if arguments.get("guess_mode") or anatomy.num_skips != self._unet.num_skips:
+        if arguments.get("guess_mode") or anatomy.num_skips != unet.num_skips:
             return None
         timestep, sample = arguments.get("timestep"), arguments.get(anatomy.sample_name)
         if timestep is None or not isinstance(sample, torch.Tensor):
             return None
         # Not under this lock: the U-Net's may be held by a call that waits for this one.
-        return self._unet.foresee(timestep, sample)
+        return unet.foresee(timestep, sample)

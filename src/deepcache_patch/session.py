@@ -49,6 +49,7 @@ class Session:
         self._conditionings: dict[int, torch.Tensor | None] = {}
         self.entry: PlanEntry = FULL
         self._entered = -1  # the step that the entry is of
+        self._calls = self._calls_before = 0  # of this step and of the one before
         self.last_full = 0
         self.watched: dict[int, str | None] = {}
 
@@ -64,6 +65,7 @@ class Session:
         if step == self._entered:
             return
         self._entered = step
+        self._calls, self._calls_before = 0, self._calls
         self.entry = guide.entry(step)
         if self.entry == FULL:
             self.last_full = step
@@ -73,10 +75,18 @@ class Session:
         """Remember whose conditioning the slot has."""
         self._conditionings[slot] = conditioning
 
-    def drop(self, slot: int) -> None:
-        """Let go of what the slot holds."""
+    def called(self, slot: int, *, last_step: bool) -> None:
+        """A call is over; in the last step, let go of what only it and those before it needed."""
+        self._calls = slot + 1
+        if not last_step:
+            return
         self.cache.drop(slot)
         self._conditionings.pop(slot, None)
+        # A slot that the step before did without, such as guidance that ended, may never come.
+        if self._calls >= self._calls_before:
+            self.cache.clear()
+            self._conditionings.clear()
+            self.cut_calls.clear()
 
     def is_anothers(self, slot: int, conditioning: torch.Tensor | None) -> bool:
         """Whether the call has the conditioning of other slots, because one before was left out."""
