@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENVS := .venv
 
-.PHONY: demo test test-all lint types check tables bench-quick clean
+.PHONY: demo test test-all coverage mutation lint types check tables bench-quick clean
 
 # The main job on a trained pipeline: pictures without and with the helper, side by side.
 demo: $(VENVS)/demo/ready
@@ -20,6 +20,15 @@ test: $(VENVS)/test/ready
 test-all: $(VENVS)/test/ready
 	$(VENVS)/test/bin/python -m pytest -n auto --dist worksteal -q -m "slow or not slow"
 
+# Which lines and branches of src/ no test reaches.
+coverage: $(VENVS)/test/ready
+	$(VENVS)/test/bin/python -m pytest -n auto --dist worksteal -q --cov
+
+# Does a test fail for every small change? Writes benchmarks/results/mutation.json; takes hours.
+mutation: $(VENVS)/mutation/ready
+	rm -rf mutants
+	OMP_NUM_THREADS=1 $(VENVS)/mutation/bin/python -m benchmarks.mutation
+
 lint: $(VENVS)/test/ready
 	$(VENVS)/test/bin/ruff check .
 	$(VENVS)/test/bin/ruff format --check .
@@ -31,6 +40,7 @@ check: lint types test
 
 $(VENVS)/demo/ready: EXTRAS = compare
 $(VENVS)/test/ready: EXTRAS = test,check,benchmarks
+$(VENVS)/mutation/ready: EXTRAS = test,mutation
 $(VENVS)/%/ready: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[$(EXTRAS)]"
@@ -47,4 +57,4 @@ bench-quick: $(VENVS)/test/ready
 	done
 
 clean:
-	rm -rf $(VENVS) build dist demo bench
+	rm -rf $(VENVS) build dist demo bench mutants

@@ -190,7 +190,7 @@ class Centred(_OneBranch):
         first = complex(-self.center) ** (1 / power)
         last = complex(count - self.center) ** (1 / power)
         reals = (np.linspace(first, last, wanted + 1) ** power).real
-        inner = np.unique(np.trunc(reals).astype(int))[1:-1] + self.center
+        inner = np.unique(reals.astype(int))[1:-1] + self.center  # rounded towards zero
         return [0, *inner.tolist()]
 
 
