@@ -3,15 +3,16 @@
 mutmut makes the changes and tries each in a process forked from one that has imported everything.
 Here stands what it lacks: which tests judge which module, the quickest first; properties and
 context managers, which it would leave out; and the results. Its settings are in `pyproject.toml`.
-Run from the project's root: ``python -m benchmarks.mutation [NAME_OF_MUTANT …]``.
+Run from the project's root: ``python -m benchmarks.mutation [NAME_OF_MUTANT …]``. Without names it
+goes on where it was broken off; ``rm -r mutants`` for a fresh start.
 """
 
+import argparse
 import gc
 import json
 import platform
-import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -83,9 +84,8 @@ def extend_mutmut() -> None:
             found[function] = judged(function, found[function])
 
     def quickest_first(self: PytestRunner, tests: Iterable[str]) -> list[str]:
-        return arguments(
-            self, sorted(tests, key=lambda test: (state().duration_by_test[test], test))
-        )
+        seconds = state().duration_by_test
+        return arguments(self, sorted(tests, key=lambda test: (seconds[test], test)))
 
     def warmed_up(self: PytestRunner) -> None:
         warm_up(self)
@@ -116,7 +116,7 @@ def report(before: dict[str, Any]) -> dict[str, Any]:
     """The results of the last run.
 
     Args:
-        before: An earlier report, for what it says about mutants that survive.
+        before: An earlier report, for what it says of mutants that survive.
     """
     reasons = {_key(each): each["reason"] for each in before.get("survivors", ())}
     modules: dict[str, Counter[str]] = {}
@@ -130,25 +130,24 @@ def report(before: dict[str, Any]) -> dict[str, Any]:
             status = status_by_exit_code[code]
             counts[status] += 1
             if status not in ("killed", "timeout"):
-                survivor = {"module": name, "status": status, **_change(mutant, path)}
-                survivors.append(
-                    {**survivor, "reason": reasons.get(_key(survivor)), "name": mutant}
-                )
-    total: Counter[str] = sum(modules.values(), Counter())
+                survivor = {"name": mutant, "status": status, "module": name}
+                survivor |= _change(mutant, path)
+                survivors.append(survivor | {"reason": reasons.get(_key(survivor))})
     return {
         "tool": f"mutmut {version('mutmut')}",
         "command": "make mutation",
         "python": platform.python_version(),
-        "total": _counted(total),
-        "modules": {name: _counted(counts) for name, counts in modules.items()},
+        "total": _counted(sum(modules.values(), Counter())),
+        "modules": {name: _counted(counts) for name, counts in sorted(modules.items())},
         "survivors": survivors,
     }
 
 
 def _counted(counts: Counter[str]) -> dict[str, Any]:
-    mutants = counts.total()
+    """Those that run into the limit of time count as killed."""
     killed = counts["killed"] + counts["timeout"]
-    return {"mutants": mutants, **counts, "killed share": round(killed / max(mutants, 1), 4)}
+    share = round(killed / max(counts.total(), 1), 4)
+    return {"mutants": counts.total(), **counts, "killed_share": share}
 
 
 def _change(mutant: str, path: Path) -> dict[str, str]:
@@ -164,10 +163,14 @@ def _key(survivor: dict[str, Any]) -> tuple[str, ...]:
     return tuple(survivor[name] for name in ("module", "function", "code", "mutant"))
 
 
-def main(names: Sequence[str]) -> None:
-    """Run the mutants with these names, or all that have not been run; write the results."""
+def main() -> None:
+    """Run the mutants that are asked for; write the results of all."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("names", nargs="*", help="of mutants to run again; may have a *")
+    parser.add_argument("--children", type=int, default=1, help="how many run at a time")
+    arguments = parser.parse_args()
     extend_mutmut()
-    mutmut._run(tuple(names), 1)
+    mutmut._run(tuple(arguments.names), arguments.children)
     before = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
     found = report(before)
     RESULTS.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", "utf-8")
@@ -176,4 +179,4 @@ def main(names: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()
