@@ -27,8 +27,9 @@ def test_what_is_replayed_may_be_changed():
 
 
 def test_a_stand_in_without_a_feature_says_so():
-    with pytest.raises(RuntimeError, match="without a deep feature"):
+    with pytest.raises(RuntimeError) as caught:
         StandIn()(torch.zeros(1))
+    assert str(caught.value) == ("the stand-in for the middle block was run without a deep feature")
 
 
 def test_a_tap_passes_everything_through_and_records_the_hidden_state():
@@ -72,6 +73,21 @@ def test_a_recorder_gives_its_tensor_once():
     assert recorder.take() is None
     recorder.latest = torch.ones(1)
     assert recorder.take() is not None
+    assert recorder.take() is None
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_what_compiled_code_recorded_is_copied_once_more(compiled, monkeypatch):
+    # A CUDA graph writes to the same memory when it runs again.
+    monkeypatch.setattr(torch.compiler, "is_dynamo_compiling", lambda: compiled)
+    recorder = Recorder()
+    assert recorder.in_graph is False
+    Tap(nn.Identity(), recorder)(torch.ones(2))
+    assert recorder.in_graph is compiled
+    latest = recorder.latest
+    taken = recorder.take()
+    assert (taken is latest) is not compiled
+    assert torch.equal(taken, torch.ones(2))
     assert recorder.take() is None
 
 
