@@ -38,7 +38,7 @@ JUDGES = {
     "patch": ("patch",),
     "helper": ("helper", "branches", "companions"),
     "anatomy": ("anatomy",),
-    "anatomy.base": ("anatomy.", "anatomy_original", "anatomy_long_skips"),
+    "anatomy.base": ("anatomy_base", "anatomy."),
     "anatomy.blocks": ("anatomy.",),
     "anatomy.cascade": ("anatomy_cascade",),
     "anatomy.controlnet": ("anatomy_long_skips", "companions"),
