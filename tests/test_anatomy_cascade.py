@@ -5,13 +5,12 @@ import torch
 from bare_models import assert_helper_works, assert_runs_only, refusal_of, shake
 from conftest import assert_exact_at_every_branch
 from diffusers import StableCascadeUNet
-from diffusers.pipelines.deprecated.wuerstchen.modeling_wuerstchen_diffnext import (
-    WuerstchenDiffNeXt,
-)
-from tiny import seeded, unet2d_condition
+from tiny import deprecated, seeded, unet2d_condition
 
 from deepcache_patch.anatomy import dissect
 from deepcache_patch.anatomy.cascade import CascadeAnatomy, WuerstchenAnatomy
+
+WuerstchenDiffNeXt = deprecated("wuerstchen.modeling_wuerstchen_diffnext").WuerstchenDiffNeXt
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 

@@ -10,12 +10,8 @@ from bare_models import (
     shake,
 )
 from conftest import assert_exact_at_every_branch, counted_calls, trace
-from diffusers import HunyuanDiT2DControlNetModel, HunyuanDiT2DModel
-from diffusers.pipelines.deprecated.unidiffuser.modeling_uvit import (
-    UniDiffuserModel,
-    UTransformer2DModel,
-)
-from tiny import seeded, unet2d_condition
+from diffusers import HunyuanDiT2DControlNetModel, HunyuanDiT2DModel, UniDiffuserModel
+from tiny import deprecated, seeded, unet2d_condition
 
 from deepcache_patch.anatomy import dissect
 from deepcache_patch.anatomy.controlnet import HunyuanControlNetAnatomy
@@ -25,6 +21,8 @@ from deepcache_patch.anatomy.long_skips import (
     UViTAnatomy,
 )
 from deepcache_patch.features import Recorder, StandIn
+
+UTransformer2DModel = deprecated("unidiffuser.modeling_uvit").UTransformer2DModel
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 

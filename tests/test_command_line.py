@@ -260,10 +260,11 @@ def test_a_dtype_that_the_device_cannot_compute_in(monkeypatch: pytest.MonkeyPat
 
 
 def test_defaults_follow_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    for kind in ("cuda", "xpu", "mps"):
-        monkeypatch.setattr(getattr(torch, kind), "is_available", lambda: False)
+    for runtime in (torch.cuda, torch.xpu, torch.backends.mps):
+        monkeypatch.setattr(runtime, "is_available", lambda: False)
     assert loading.choose_device() == torch.device("cpu")
-    monkeypatch.setattr(torch.mps, "is_available", lambda: True)
+    # `torch.mps.is_available` does not exist before torch 2.5: every command failed there.
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     assert loading.choose_device() == torch.device("mps")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert loading.choose_device() == torch.device("cuda")

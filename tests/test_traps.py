@@ -17,6 +17,7 @@ from conftest import assert_exact_at_every_branch, counted_calls, trace
 from diffusers import UNet2DConditionModel
 from tiny import UNETS, inputs2d_condition, with_scheduler
 from torch.overrides import TorchFunctionMode
+from versions_needed import needs
 from zoo import CASES
 
 from deepcache_patch import (
@@ -731,7 +732,13 @@ BY_KEYWORD = {
 }
 
 
-@pytest.mark.parametrize("name", BY_KEYWORD)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=needs("diffusers", "0.39") if name == "dreamlite" else ())
+        for name in BY_KEYWORD
+    ],
+)
 def test_trap_keyword_timesteps(name):
     # What looks for the timestep in the second place finds nothing, or something else.
     *counts, keyword = BY_KEYWORD[name]

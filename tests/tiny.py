@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import atexit
 import functools
+import importlib
+import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -17,10 +19,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from string import ascii_lowercase, digits
-from typing import Any, NamedTuple
+from types import ModuleType
+from typing import Any, NamedTuple, TypeVar
 
 import diffusers
 import numpy as np
+import pytest
 import torch
 import transformers
 from diffusers import (
@@ -58,6 +62,9 @@ from transformers import (
     DPTForDepthEstimation,
     DPTImageProcessor,
 )
+from versions_needed import has
+
+Tokenizer = TypeVar("Tokenizer")
 
 # Bars for loading and saving only: a pipeline's own bar is another one, switched off in `_load`.
 diffusers.utils.logging.disable_progress_bar()
@@ -68,6 +75,14 @@ SIDE = 16
 
 #: Width of the text embeddings, and the `cross_attention_dim` of U-Nets with one text encoder.
 TEXT_WIDTH = 16
+
+
+def deprecated(module: str) -> ModuleType:
+    """A module of diffusers' pipelines; newer versions have it among the deprecated ones."""
+    try:
+        return importlib.import_module(f"diffusers.pipelines.deprecated.{module}")
+    except ModuleNotFoundError:
+        return importlib.import_module(f"diffusers.pipelines.{module}")
 
 
 # --- U-Nets -----------------------------------------------------------------------------------
@@ -336,7 +351,18 @@ def tokenizer() -> CLIPTokenizer:
     letters = ascii_lowercase + digits
     words = ["<|startoftext|>", *letters, *(f"{letter}</w>" for letter in letters), "<|endoftext|>"]
     vocab = {word: index for index, word in enumerate(words)}
-    return CLIPTokenizer(vocab=vocab, merges=[], model_max_length=77)
+    # From files, because the arguments are others in transformers 4 than in 5.
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
+        Path(folder, "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
+        return CLIPTokenizer.from_pretrained(folder, model_max_length=77)
+
+
+def from_vocabulary(kind: Callable[..., Tokenizer], **options: Any) -> Tokenizer:
+    """A tokenizer of another kind, made from its vocabulary; skips the test where none can be."""
+    if not has("transformers", "5"):
+        pytest.skip(f"{kind.__name__}(vocab=…) needs transformers 5")
+    return kind(**options)
 
 
 def text_config() -> CLIPTextConfig:

@@ -181,9 +181,6 @@ def use_scheduler(pipe: Any, name: str) -> None:
 
 
 def _present() -> list[str]:
-    found = []
-    for kind in ("cuda", "xpu", "mps"):
-        runtime = getattr(torch, kind, None)
-        if runtime is not None and runtime.is_available():
-            found.append(kind)
-    return [*found, "cpu"]
+    # Not `torch.mps`, which cannot tell before torch 2.5.
+    kinds = {"cuda": torch.cuda, "xpu": torch.xpu, "mps": torch.backends.mps}
+    return [*(kind for kind, runtime in kinds.items() if runtime.is_available()), "cpu"]

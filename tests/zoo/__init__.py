@@ -1,10 +1,18 @@
 """Every U-Net pipeline of diffusers, each as a tiny one that is run through its own `__call__`."""
 
+from types import ModuleType
+
+import diffusers
 from tiny import Case
 
 from . import cascades, control, editing, kandinsky, pixels, stable_diffusion, video_audio
 
-_FILES = (stable_diffusion, control, kandinsky, cascades, video_audio, editing, pixels)
+_FILES: list[ModuleType] = [stable_diffusion, control, kandinsky, cascades]
+if hasattr(diffusers, "DreamLitePipeline"):
+    from . import dreamlite
+
+    _FILES.append(dreamlite)
+_FILES += [video_audio, editing, pixels]
 
 #: By readable id.
 CASES: dict[str, Case] = {name: case for file in _FILES for name, case in file.CASES.items()}

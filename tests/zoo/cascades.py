@@ -1,6 +1,6 @@
-"""Tiny DeepFloyd IF, unCLIP, Würstchen, Stable Cascade and DreamLite pipelines.
+"""Tiny DeepFloyd IF, unCLIP, Würstchen and Stable Cascade pipelines.
 
-All but DreamLite come in stages: pipelines that one calls after each other, or several denoisers
+They come in stages: pipelines that one calls after each other, or several denoisers
 in one pipeline, which `unets` then names in the order in which they run. Würstchen's and unCLIP's
 priors have no skips: they are no U-Nets.
 """
@@ -9,19 +9,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from string import ascii_letters, digits, punctuation
 from typing import Any
 
 import torch
 from diffusers import (
-    AutoencoderTiny,
     DDPMScheduler,
     DDPMWuerstchenScheduler,
     DiffusionPipeline,
-    DreamLiteMobilePipeline,
-    DreamLitePipeline,
-    DreamLiteUNetModel,
-    FlowMatchEulerDiscreteScheduler,
     IFImg2ImgPipeline,
     IFImg2ImgSuperResolutionPipeline,
     IFInpaintingPipeline,
@@ -38,12 +32,6 @@ from diffusers import (
     WuerstchenCombinedPipeline,
     WuerstchenDecoderPipeline,
 )
-from diffusers.pipelines.deprecated.unclip.text_proj import UnCLIPTextProjModel
-from diffusers.pipelines.deprecated.wuerstchen import (
-    PaellaVQModel,
-    WuerstchenDiffNeXt,
-    WuerstchenPrior,
-)
 from tiny import (
     ABSENT,
     PROMPT,
@@ -51,6 +39,7 @@ from tiny import (
     TEXT_WIDTH,
     UNCHECKED,
     Case,
+    deprecated,
     load_pipeline,
     mask,
     model_folder,
@@ -65,12 +54,7 @@ from tiny import (
 from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
-    Qwen2Tokenizer,
-    Qwen3VLConfig,
-    Qwen3VLForConditionalGeneration,
-    Qwen3VLProcessor,
 )
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from zoo.kandinsky import (
     SIMPLE_BLOCKS,
@@ -82,12 +66,17 @@ from zoo.kandinsky import (
     variations,
 )
 
+UnCLIPTextProjModel = deprecated("unclip.text_proj").UnCLIPTextProjModel
+PaellaVQModel = deprecated("wuerstchen").PaellaVQModel
+WuerstchenDiffNeXt = deprecated("wuerstchen").WuerstchenDiffNeXt
+WuerstchenPrior = deprecated("wuerstchen").WuerstchenPrior
+
 
 def _noise(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def _load(
+def load_with_parts(
     pipeline: type[DiffusionPipeline],
     build: Callable[[], DiffusionPipeline],
     parts: Callable[[], dict[str, Any]],
@@ -211,7 +200,7 @@ def _if_case(
     # The pipelines repeat the pictures themselves.
     others = variations(pipeline, pictures, pictures, size=large)
     # The watermarker is optional, but one of the classes does not say so.
-    load = functools.partial(_load, pipeline, build, lambda: {"watermarker": None})
+    load = functools.partial(load_with_parts, pipeline, build, lambda: {"watermarker": None})
     return _case(name, pipeline, load, others=others, **_IF, **pictures)
 
 
@@ -433,139 +422,6 @@ _COMBINED_OTHERS = {
     "guidance": {"decoder_guidance_scale": 2.0},
 }
 
-# --- DreamLite ----------------------------------------------------------------------------------
-
-
-def _qwen_tokenizer() -> Qwen2Tokenizer:
-    """A tokenizer that spells; "Ġ" and "Ċ" are the space and the line's end."""
-    special = [
-        "<|endoftext|>",
-        *("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"),
-        *("<|image_pad|>", "<|video_pad|>"),
-    ]
-    words = [*special, *ascii_letters, *digits, *punctuation, "Ġ", "Ċ"]
-    return Qwen2Tokenizer(
-        vocab={word: index for index, word in enumerate(words)},
-        merges=[],
-        additional_special_tokens=special[1:],
-    )
-
-
-class _Processor(Qwen3VLProcessor):
-    """A processor without its part for videos, which torchvision is needed for."""
-
-    def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> None:
-        """Allows that None is passed."""
-
-
-def _qwen_processor() -> Qwen3VLProcessor:
-    return _Processor(Qwen2VLImageProcessorPil(patch_size=16), _qwen_tokenizer())
-
-
-def _dreamlite_parts() -> dict[str, Any]:
-    words = _qwen_tokenizer()
-    text = {
-        "vocab_size": len(words),
-        "hidden_size": TEXT_WIDTH,
-        "intermediate_size": TEXT_WIDTH,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "head_dim": 8,
-        "rope_parameters": {
-            "rope_type": "default",
-            "rope_theta": 1e6,
-            "mrope_section": [1, 1, 2],
-            "mrope_interleaved": True,
-        },
-    }
-    vision = {
-        "depth": 1,
-        "hidden_size": TEXT_WIDTH,
-        "intermediate_size": TEXT_WIDTH,
-        "num_heads": 2,
-        "out_hidden_size": TEXT_WIDTH,
-        "num_position_embeddings": 16,
-        "deepstack_visual_indexes": [0],
-    }
-    tokens = {
-        f"{name}_token_id": words.convert_tokens_to_ids(f"<|{word}|>")
-        for name, word in (
-            ("image", "image_pad"),
-            ("video", "video_pad"),
-            ("vision_start", "vision_start"),
-            ("vision_end", "vision_end"),
-        )
-    }
-    autoencoder = AutoencoderTiny(
-        encoder_block_out_channels=(8, 8),
-        decoder_block_out_channels=(8, 8),
-        num_encoder_blocks=(1, 1),
-        num_decoder_blocks=(1, 1),
-    )
-    # Pixels are clamped to between 0 and 1: in the middle they show the most.
-    torch.nn.init.constant_(autoencoder.decoder.layers[-1].bias, 0.5)
-    with seeded(0):
-        unet = DreamLiteUNetModel(
-            sample_size=SIDE // 2,
-            block_out_channels=(8, 16, 16),
-            layers_per_block=1,
-            norm_num_groups=4,
-            attention_head_dim=2,
-            cross_attention_dim=TEXT_WIDTH,
-            encoder_hid_dim=TEXT_WIDTH,
-            encoder_hid_dim_type="text_proj_rms",
-            addition_embed_type="time",
-            addition_time_embed_dim=4,
-            projection_class_embeddings_input_dim=8,
-        )
-    with torch.no_grad():
-        # Separable convolutions make little of random weights.
-        unet.conv_out.weight *= 8
-    return {
-        "text_encoder": Qwen3VLForConditionalGeneration(
-            Qwen3VLConfig(text_config=text, vision_config=vision, **tokens)
-        ),
-        "tokenizer": words,
-        "processor": None,
-        "vae": autoencoder,
-        "unet": unet,
-        "scheduler": FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
-    }
-
-
-def _dreamlite() -> DiffusionPipeline:
-    return DreamLitePipeline(**_dreamlite_parts())
-
-
-def _dreamlite_case(
-    name: str,
-    pipeline: type[DiffusionPipeline],
-    others: Mapping[str, Mapping[str, Any]],
-    **edited: Any,
-) -> Case:
-    """A case that edits the picture, or makes one if there is none."""
-
-    def processor() -> dict[str, Any]:
-        # Only editing needs it; one that is saved could not be loaded without torchvision.
-        return {"processor": _qwen_processor() if edited else None}
-
-    return _case(
-        name,
-        pipeline,
-        functools.partial(_load, pipeline, _dreamlite, processor),
-        others={"size": {"height": 2 * SIDE, "width": 2 * SIDE}, **others},
-        height=SIDE,
-        width=SIDE,
-        **PROMPT,
-        **edited,
-    )
-
-
-#: Guidance cannot be switched off here: each step is a call with all prompts.
-_GUIDANCE = {"guidance": {"guidance_scale": 2.0}}
-_BATCH = {"batch": {"num_images_per_prompt": 2}}
-
 # --- cases --------------------------------------------------------------------------------------
 
 #: Pipelines by readable id.
@@ -696,10 +552,5 @@ CASES: dict[str, Case] = {
             **PROMPT,
             **_SQUARE,
         ),
-        # Only without guidance and a picture can it make several pictures for a prompt.
-        _dreamlite_case("dreamlite", DreamLitePipeline, _GUIDANCE),
-        _dreamlite_case("dreamlite-edit", DreamLitePipeline, _GUIDANCE, image=picture()),
-        _dreamlite_case("dreamlite-mobile", DreamLiteMobilePipeline, _BATCH),
-        _dreamlite_case("dreamlite-mobile-edit", DreamLiteMobilePipeline, {}, image=picture()),
     )
 }

@@ -55,8 +55,6 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from diffusers.configuration_utils import register_to_config
-from diffusers.pipelines.deprecated.blip_diffusion.blip_image_processing import BlipImageProcessor
-from diffusers.pipelines.deprecated.blip_diffusion.modeling_ctx_clip import ContextCLIPTextModel
 from tiny import (
     EDIT,
     PAINT,
@@ -66,6 +64,8 @@ from tiny import (
     TEXT_WIDTH,
     UNCHECKED,
     Case,
+    deprecated,
+    from_vocabulary,
     make_case,
     model_folder,
     picture,
@@ -86,6 +86,9 @@ from transformers import (
     T5EncoderModel,
     T5Tokenizer,
 )
+
+BlipImageProcessor = deprecated("blip_diffusion.blip_image_processing").BlipImageProcessor
+ContextCLIPTextModel = deprecated("blip_diffusion.modeling_ctx_clip").ContextCLIPTextModel
 
 # --- ControlNets ------------------------------------------------------------------------------
 
@@ -354,12 +357,13 @@ def _bert_tokenizer() -> BertTokenizer:
     """Spells, as `tiny.tokenizer` does."""
     letters = ascii_lowercase + digits
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{x}" for x in letters)]
-    return BertTokenizer(vocab={word: index for index, word in enumerate(words)})
+    return from_vocabulary(BertTokenizer, vocab={word: index for index, word in enumerate(words)})
 
 
 def _t5_tokenizer() -> T5Tokenizer:
     words = ["<pad>", "</s>", "<unk>", "▁", *ascii_lowercase, *digits]
-    return T5Tokenizer(vocab=[(word, -float(i)) for i, word in enumerate(words)], extra_ids=0)
+    vocab = [(word, -float(i)) for i, word in enumerate(words)]
+    return from_vocabulary(T5Tokenizer, vocab=vocab, extra_ids=0)
 
 
 def hunyuan_transformer(*, layers: int = 8, seed: int = 0) -> HunyuanDiT2DModel:

@@ -51,9 +51,6 @@ from diffusers.pipelines.deprecated.alt_diffusion.modeling_roberta_series import
     RobertaSeriesConfig,
     RobertaSeriesModelWithTransformation,
 )
-from diffusers.pipelines.deprecated.paint_by_example.image_encoder import (
-    PaintByExampleImageEncoder,
-)
 from diffusers.pipelines.deprecated.versatile_diffusion.modeling_text_unet import (
     UNetFlatConditionModel,
 )
@@ -69,6 +66,8 @@ from tiny import (
     UNCHECKED,
     Case,
     as_tensor,
+    deprecated,
+    from_vocabulary,
     load_pipeline,
     make_case,
     mask,
@@ -92,6 +91,8 @@ from transformers import (
 )
 
 from zoo.pixels import quietly
+
+PaintByExampleImageEncoder = deprecated("paint_by_example.image_encoder").PaintByExampleImageEncoder
 
 # --- parts ------------------------------------------------------------------------------------
 
@@ -130,7 +131,7 @@ def roberta_parts() -> dict[str, Any]:
     vocab = [(word, 0.0 if word in special else -1.0) for word in words]
     return {
         "text_encoder": RobertaSeriesModelWithTransformation(config).eval(),
-        "tokenizer": XLMRobertaTokenizer(vocab=vocab, model_max_length=77),
+        "tokenizer": from_vocabulary(XLMRobertaTokenizer, vocab=vocab, model_max_length=77),
     }
 
 

@@ -44,6 +44,7 @@ from tiny import (
     SIDE,
     TEXT_WIDTH,
     Case,
+    from_vocabulary,
     make_case,
     picture,
     sd_scheduler,
@@ -81,7 +82,7 @@ def t5_parts() -> dict[str, Any]:
         num_heads=2,
     )
     return {
-        "tokenizer": T5Tokenizer(vocab=pieces, extra_ids=0),
+        "tokenizer": from_vocabulary(T5Tokenizer, vocab=pieces, extra_ids=0),
         "text_encoder": T5EncoderModel(config),
     }
 
@@ -191,7 +192,7 @@ def _parts21(**unet: Any) -> dict[str, Any]:
         max_position_embeddings=80,
     )
     return {
-        "tokenizer": XLMRobertaTokenizer(vocab=pieces, model_max_length=77),
+        "tokenizer": from_vocabulary(XLMRobertaTokenizer, vocab=pieces, model_max_length=77),
         "text_encoder": MultilingualCLIP(text),
         "unet": unet2d_condition(
             **SIMPLE_BLOCKS,

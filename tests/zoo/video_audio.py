@@ -54,11 +54,6 @@ from diffusers import (
     VideoToVideoSDPipeline,
 )
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-
-# `diffusers.AudioDiffusionPipeline` is a stand-in that refuses to work without librosa.
-from diffusers.pipelines.deprecated.audio_diffusion.pipeline_audio_diffusion import (
-    AudioDiffusionPipeline,
-)
 from PIL import Image
 from tiny import (
     ABSENT,
@@ -69,6 +64,8 @@ from tiny import (
     TEXT_WIDTH,
     UNCHECKED,
     Case,
+    deprecated,
+    from_vocabulary,
     load_pipeline,
     make_case,
     model_folder,
@@ -104,6 +101,11 @@ from transformers import (
     T5EncoderModel,
     T5Tokenizer,
 )
+
+# `diffusers.AudioDiffusionPipeline` is a stand-in that refuses to work without librosa.
+AudioDiffusionPipeline = deprecated(
+    "audio_diffusion.pipeline_audio_diffusion"
+).AudioDiffusionPipeline
 
 #: Frames of a video, where a case says nothing else.
 FRAMES = 3
@@ -320,7 +322,7 @@ def roberta_tokenizer() -> RobertaTokenizer:
     """Spells, as `tiny.tokenizer` does. `Ġ` is a space."""
     words = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "Ġ", *ascii_lowercase, *digits]
     vocab = {word: index for index, word in enumerate(words)}
-    return RobertaTokenizer(vocab=vocab, merges=[], model_max_length=77)
+    return from_vocabulary(RobertaTokenizer, vocab=vocab, merges=[], model_max_length=77)
 
 
 def clap_text_config() -> ClapTextConfig:
@@ -464,8 +466,11 @@ def audioldm2() -> AudioLDM2Pipeline:
             )
         ),
         tokenizer=roberta_tokenizer(),
-        tokenizer_2=T5Tokenizer(
-            vocab=[(piece, -2.0) for piece in pieces], extra_ids=0, model_max_length=77
+        tokenizer_2=from_vocabulary(
+            T5Tokenizer,
+            vocab=[(piece, -2.0) for piece in pieces],
+            extra_ids=0,
+            model_max_length=77,
         ),
         feature_extractor=ClapFeatureExtractor(),
         unet=unet,
@@ -581,8 +586,8 @@ def unidiffuser() -> UniDiffuserPipeline:
         clip_image_processor=image_processor(32),
         clip_tokenizer=tokenizer(),
         text_decoder=text_decoder,
-        text_tokenizer=GPT2Tokenizer(
-            vocab={word: index for index, word in enumerate(words)}, merges=[]
+        text_tokenizer=from_vocabulary(
+            GPT2Tokenizer, vocab={word: index for index, word in enumerate(words)}, merges=[]
         ),
         unet=woken(unet),
         scheduler=DPMSolverMultistepScheduler(

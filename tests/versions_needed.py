@@ -1,0 +1,16 @@
+"""Which versions of other packages a test needs: older ones lack what it looks at."""
+
+from importlib.metadata import version
+
+import pytest
+from packaging.version import Version
+
+
+def has(package: str, oldest: str) -> bool:
+    """Whether the package is of this version or a newer one."""
+    return Version(version(package)) >= Version(oldest)
+
+
+def needs(package: str, oldest: str) -> pytest.MarkDecorator:
+    """Skips the test, and says why, where the package is older."""
+    return pytest.mark.skipif(not has(package, oldest), reason=f"needs {package} {oldest}")
