@@ -76,7 +76,8 @@ def test_the_values_of_a_list_are_read_once():
         walk(tracker, calls)
     assert reads.count == 2  # a cast and its values
     again = TIMESTEPS + 50
-    assert where(tracker.locate(750, again)) == (1, 0, 0)
+    position = tracker.locate(750, again)
+    assert (where(position), position.num_steps) == ((1, 0, 0), 4)
     copied = TIMESTEPS.clone()
     with CountedReads() as reads:
         walk(tracker, copied)
