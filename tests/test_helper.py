@@ -365,8 +365,12 @@ def test_a_second_helper_on_the_same_unet_is_refused_and_harms_nothing():
     before = trace(unet)
     first = DeepCacheHelper(unet, interval=2).enable()
     second = DeepCacheHelper(unet)
-    with pytest.raises(AlreadyEnabledError, match=r"UNet2DConditionModel: call its disable\(\)"):
+    with pytest.raises(AlreadyEnabledError) as caught:
         second.enable()
+    assert str(caught.value) == (
+        "another DeepCacheHelper is enabled on this UNet2DConditionModel: call its disable() "
+        "first, or change it with its set_params()"
+    )
     assert not second.enabled
     assert kinds_of_steps(unet, steps=3) == "FsF"
     first.disable()
@@ -822,57 +826,105 @@ def test_a_copy_of_an_enabled_unet_is_a_plain_one(duplicate):
 # --- bad input ----------------------------------------------------------------------------------
 
 
+NO_BRANCH_9 = (
+    "branch 9 is out of range: this UNet2DConditionModel has 9 skip connections, so branches 0 to "
+    "8; print(DeepCacheHelper(pipe).branches) shows them"
+)
+NO_SCHEDULE = "schedule must be 'auto' or an object with a method plan(num_steps), not "
+NO_REPLAY = (
+    "replay must be 'reuse' or 'extrapolate' or an object with a method "
+    "feature(step, recorded, levels), not "
+)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"interval": 0}, "interval must be an integer of at least 1, not 0"),
         ({"interval": 2.5}, "interval must be an integer of at least 1, not 2.5"),
         ({"branch": -1}, "branch must be an integer of at least 0, not -1"),
-        ({"branch": 9}, "branch 9 is out of range: this UNet2DConditionModel has 9 skip .* 0 to 8"),
-        ({"schedule": [FULL, 0]}, r"must be 'auto' or an object with a method plan\(num_steps\)"),
-        ({"schedule": Uniform}, r"must be 'auto' or an object with a method plan\(num_steps\)"),
-        ({"schedule": "automatic"}, r"must be 'auto' or an object .*, not 'automatic'"),
-        ({"schedule": Uniform(), "interval": 3}, "either schedule or interval and branch"),
-        ({"schedule": Uniform(branch=9)}, "branch 9 is out of range"),
-        ({"schedule": "auto", "branch": 9}, "branch 9 is out of range"),
+        ({"branch": 9}, NO_BRANCH_9),
+        ({"schedule": [FULL, 0]}, NO_SCHEDULE + "['full', 0]"),
+        ({"schedule": Uniform}, NO_SCHEDULE + repr(Uniform)),
+        ({"schedule": "automatic"}, NO_SCHEDULE + "'automatic'"),
+        (
+            {"schedule": Uniform(), "interval": 3},
+            "give either schedule or interval and branch, not both",
+        ),
+        ({"schedule": Uniform(branch=9)}, NO_BRANCH_9),
+        ({"schedule": "auto", "branch": 9}, NO_BRANCH_9),
         ({"schedule": "auto", "interval": 0}, "interval must be an integer of at least 1, not 0"),
-        ({"schedule": Adaptive(branches=(0, 9))}, "branch 9 is out of range"),
-        ({"replay": "repeat"}, r"replay must be 'reuse' or 'extrapolate' or .*, not 'repeat'"),
-        ({"replay": Reuse}, r"feature\(step, recorded, levels\), not <class"),
-        ({"replay": 2}, r"feature\(step, recorded, levels\), not 2"),
+        ({"schedule": Adaptive(branches=(0, 9))}, NO_BRANCH_9),
+        (
+            {"schedule": "auto", "replay": "reuse"},
+            "Auto brings its own replay: leave replay='reuse' out",
+        ),
+        ({"replay": "repeat"}, NO_REPLAY + "'repeat'"),
+        ({"replay": Reuse}, NO_REPLAY + repr(Reuse)),
+        ({"replay": 2}, NO_REPLAY + "2"),
     ],
 )
 def test_bad_settings_are_refused_before_anything_is_patched(settings, message):
     unet = unet2d_condition()
     before = trace(unet)
-    with pytest.raises(InvalidSettingError, match=message):
+    with pytest.raises(InvalidSettingError) as caught:
         DeepCacheHelper(unet, **settings)
+    assert str(caught.value) == message
     assert trace(unet) == before
 
 
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"cache_interval": 0}, "interval must be an integer of at least 1"),
-        ({"cache_branch_id": 9}, "branches 0 to 8"),
-        ({"skip_mode": "non-uniform"}, "skip_mode must be 'uniform', not 'non-uniform'"),
+        ({"cache_interval": 0}, "interval must be an integer of at least 1, not 0"),
+        ({"cache_branch_id": 9}, NO_BRANCH_9),
+        (
+            {"skip_mode": "non-uniform"},
+            "skip_mode must be 'uniform', not 'non-uniform': for another strategy give "
+            "DeepCacheHelper(pipe, schedule=...) a schedule",
+        ),
     ],
 )
 def test_bad_params_change_nothing(params, message):
     unet = unet2d_condition()
     with DeepCacheHelper(unet, interval=4) as helper:
-        with pytest.raises(InvalidSettingError, match=message):
+        with pytest.raises(InvalidSettingError) as caught:
             helper.set_params(**params)
+        assert str(caught.value) == message
         assert helper.schedule == Uniform(interval=4)
         assert kinds_of_steps(unet) == "FsssFss"
 
 
+def test_params_that_are_not_given_stay_as_they_are():
+    helper = DeepCacheHelper(unet2d_condition(), interval=4, branch=2)
+    helper.set_params(cache_interval=2)
+    assert helper.schedule == Uniform(2, 2)
+    helper.set_params(cache_branch_id=1)
+    assert helper.schedule == Uniform(2, 1)
+
+
 def test_set_params_does_not_guess_at_half_of_another_schedule():
-    helper = DeepCacheHelper(unet2d_condition(), schedule=Written(FULL))
-    with pytest.raises(InvalidSettingError, match="give both cache_interval and cache_branch_id"):
-        helper.set_params(cache_interval=2)
+    schedule = Written(FULL)
+    helper = DeepCacheHelper(unet2d_condition(), schedule=schedule)
+    for half in ({"cache_interval": 2}, {"cache_branch_id": 1}, {}):
+        with pytest.raises(InvalidSettingError) as caught:
+            helper.set_params(**half)
+        assert str(caught.value) == (
+            f"the schedule is {schedule!r}: to replace it by a uniform one, give both "
+            "cache_interval and cache_branch_id"
+        )
     helper.set_params(2, 1)
     assert helper.schedule == Uniform(2, 1)
+
+
+def test_a_helper_is_printed_with_its_schedule_and_state():
+    unet = unet2d_condition()
+    helper = DeepCacheHelper(unet, interval=4)
+    assert helper.pipe is unet
+    said = "DeepCacheHelper(UNet2DConditionModel, Uniform(interval=4, branch=0), "
+    assert repr(helper) == said + "disabled)"
+    with helper:
+        assert repr(helper) == said + "enabled)"
 
 
 @pytest.mark.parametrize(
