@@ -51,6 +51,19 @@ def _state(value):
     )
 
 
+def layout(module):
+    """What `trace` compares, without identities: for two pipelines in the same state."""
+    return [
+        (name, type(part).__name__, [(key, _names(value)) for key, value in vars(part).items()])
+        for name, part in module.named_modules()
+    ]
+
+
+def _names(value):
+    # Hooks have numbers that all modules share.
+    return [key if isinstance(key, str) else "" for key in value] if isinstance(value, dict) else ""
+
+
 def assert_exact_at_every_branch(unet: nn.Module, inputs: Callable[[], dict[str, Any]]) -> None:
     """A shallow call straight after a full one has the full one's output, and uses the feature."""
     anatomy = dissect(unet)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 import tomesd
 import torch
-from conftest import assert_exact_at_every_branch, counted_calls, trace
+from conftest import assert_exact_at_every_branch, counted_calls, layout, trace
 from diffusers import (
     MultiAdapter,
     StableDiffusionAdapterPipeline,
@@ -71,19 +71,6 @@ class Change(NamedTuple):
     name: str
     make: Callable[[Any], Any]
     overrides: Mapping[str, Any] = {}
-
-
-def layout(module):
-    """What `trace` compares, without identities: for two pipelines in the same state."""
-    return [
-        (name, type(part).__name__, [(key, _names(value)) for key, value in vars(part).items()])
-        for name, part in module.named_modules()
-    ]
-
-
-def _names(value):
-    # Hooks have numbers that all modules share.
-    return [key if isinstance(key, str) else "" for key in value] if isinstance(value, dict) else ""
 
 
 def tell(case, story, **settings):

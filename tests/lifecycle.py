@@ -1,0 +1,594 @@
+"""A pipeline's life with a helper, as a hypothesis state machine: see `test_lifecycle`.
+
+Everything that happens to the pipeline and has nothing to do with the helper (another scheduler, a
+LoRA, somebody's patch) is written down. What a picture must be is then what a fresh pipeline makes
+to which the same things happened in the same order, with a fresh helper or with none.
+"""
+
+import copy
+import functools
+import inspect
+import pickle
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import torch
+import wrapt
+from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
+from conftest import layout, trace
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from test_adapters import lora
+from tiny import CASES as PLAIN_CASES
+from tiny import seeded, with_scheduler
+from zoo import CASES as ZOO_CASES
+
+from deepcache_patch import FULL, Adaptive, Centred, DeepCacheHelper, Growing, Uniform
+
+# --- families -----------------------------------------------------------------------------------
+
+
+class Family(NamedTuple):
+    """A pipeline, what its calls may ask for, and what may happen to it."""
+
+    case: Any
+    calls: dict[str, tuple[Any, ...]]
+    schedulers: tuple[str, ...] = ("ddim", "pndm", "euler", "heun", "dpm-multistep")
+    changes: frozenset[str] = frozenset({"lora", "freeu"})
+    dtype: torch.dtype = torch.bfloat16
+    #: What a second pipeline with the same parts needs besides.
+    more: Mapping[str, Any] = MappingProxyType({})
+
+    @property
+    def has_callback(self) -> bool:
+        return "callback_on_step_end" in inspect.signature(self.case.pipeline.__call__).parameters
+
+
+_UNCHECKED = {"requires_safety_checker": False}
+
+FAMILIES = {
+    "sd": Family(
+        PLAIN_CASES["sd"],
+        {"guidance_scale": (4.0, 1.0), "num_images_per_prompt": (1, 2), "height": (16, 24)},
+        more=_UNCHECKED,
+    ),
+    "sd-img2img": Family(
+        PLAIN_CASES["sd-img2img"],
+        {"guidance_scale": (4.0, 1.0), "num_images_per_prompt": (1, 2), "strength": (0.8, 0.4, 1)},
+        more=_UNCHECKED,
+    ),
+    "sdxl": Family(
+        PLAIN_CASES["sdxl"],
+        {"guidance_scale": (4.0, 1.0), "num_images_per_prompt": (1, 2), "height": (16, 24)},
+        more={"add_watermarker": False},
+    ),
+    "ddpm": Family(
+        PLAIN_CASES["ddpm"],
+        {"batch_size": (1, 2)},
+        schedulers=("ddpm", "ddim", "dpm-multistep"),
+        changes=frozenset(),
+        dtype=torch.float64,  # its pictures leave by numpy, which knows no bfloat16
+    ),
+    "controlnet": Family(
+        ZOO_CASES["sd-controlnet"],
+        {
+            "guidance_scale": (4.0, 1.0),
+            "control_guidance_end": (1.0, 0.5),
+            "guess_mode": (False, True),
+        },
+        more=_UNCHECKED,
+    ),
+    "video": Family(
+        ZOO_CASES["animatediff"],
+        {"guidance_scale": (4.0, 1.0), "num_frames": (2, 3)},
+        changes=frozenset({"freeu"}),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """A schedule of somebody's own, whose shallow steps are at two branches."""
+
+    branches: tuple[int, ...] = (0, 1)
+
+    def plan(self, num_steps):
+        return [(FULL, 1, 0)[step % 3] for step in range(num_steps)]
+
+
+SCHEDULES = (
+    Uniform(3),
+    Uniform(2, 1),
+    Uniform(1),
+    Uniform(10),
+    Centred(3, center=2),
+    Growing(2),
+    Mixed(),
+    Adaptive(0.5, (0, 1)),
+)
+REPLAYS = ("extrapolate", "reuse")
+
+# --- what happens to a pipeline -----------------------------------------------------------------
+
+
+class Site:
+    """A pipeline, a second one that shares its U-Net, and how to take back what was put in."""
+
+    def __init__(self, family: Family) -> None:
+        self.family = family
+        self.pipe = family.case.load()
+        self.other: Any = None
+        self.undo: dict[str, Callable[[], None]] = {}
+
+
+def _replace_unet(site: Site, seed: int) -> None:
+    old = site.pipe.unet
+    with seeded(seed):
+        site.pipe.unet = type(old).from_config(old.config).eval().to(old.dtype)
+
+
+def _share(site: Site, scheduler: str) -> None:
+    site.other = type(site.pipe)(**site.pipe.components, **site.family.more)
+    site.other.set_progress_bar_config(disable=True)
+    with_scheduler(site.other, scheduler)
+
+
+def _louder(args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """A call of a U-Net whose sample is a little larger: so a patch shows in every picture."""
+    if args:
+        return (args[0] * 1.125, *args[1:]), kwargs
+    return args, {**kwargs, "sample": kwargs["sample"] * 1.125}
+
+
+class _LouderHook(ModelHook):
+    def pre_forward(self, module, *args, **kwargs):
+        return _louder(args, kwargs)
+
+
+def _wrap(site: Site, kind: str) -> None:
+    unet = site.pipe.unet
+    if kind == "forward hook":
+        hook = unet.register_forward_pre_hook(
+            lambda _module, args, kwargs: _louder(args, kwargs), with_kwargs=True
+        )
+        site.undo[kind] = hook.remove
+    elif kind == "accelerate":
+        add_hook_to_module(unet, _LouderHook())
+        site.undo[kind] = lambda: remove_hook_from_module(unet)
+    else:
+        inner, present = unet.forward, vars(unet).get("forward")
+
+        def louder(wrapped, _instance, args, kwargs):
+            args, kwargs = _louder(args, kwargs)
+            return wrapped(*args, **kwargs)
+
+        def undo():
+            del unet.forward
+            if present is not None:
+                unet.forward = present
+
+        patched = functools.partial(louder, inner, None)
+        if kind == "wrapt":
+            unet.forward = wrapt.FunctionWrapper(inner, louder)
+        else:
+            unet.forward = lambda *args, **kwargs: patched(args, kwargs)
+        site.undo[kind] = undo
+
+
+WRAPS = ("forward", "forward hook", "accelerate", "wrapt")
+
+#: Whatever can happen to a pipeline that is not the helper's doing.
+CHANGES: dict[str, Callable[..., Any]] = {
+    "scheduler": lambda site, name: with_scheduler(site.pipe, name),
+    "unet": _replace_unet,
+    "share": _share,
+    "load LoRA": lambda site, seed: site.pipe.load_lora_weights(lora(site.pipe.unet, seed=seed)),
+    "unload LoRA": lambda site: site.pipe.unload_lora_weights(),
+    "FreeU": lambda site: site.pipe.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4),
+    "no FreeU": lambda site: site.pipe.disable_freeu(),
+    "dtype": lambda site, dtype: site.pipe.to(dtype),
+    "compile": lambda site: site.pipe.unet.compile(backend="eager"),
+    "wrap": _wrap,
+    "unwrap": lambda site, kind: site.undo.pop(kind)(),
+}
+
+
+def _told(family: Family, story: tuple) -> Site:
+    site = Site(family)
+    for name, *arguments in story:
+        CHANGES[name](site, *arguments)
+    return site
+
+
+class Run(NamedTuple):
+    """One generation: through which pipeline, with what arguments, and what happens in it."""
+
+    shared: bool
+    call: tuple[tuple[str, Any], ...]
+    meddling: str | None
+    at: int
+
+    def of(self, site: Site, helper: DeepCacheHelper | None) -> torch.Tensor:
+        """The picture, and whatever `meddling` does to the helper after step `at`."""
+        pipe, call = site.other if self.shared else site.pipe, dict(self.call)
+        if self.meddling and helper is not None:
+
+            def meddle(_pipe, step, _timestep, _tensors):
+                if step == self.at:
+                    _MEDDLINGS[self.meddling](helper)
+                return {}
+
+            call["callback_on_step_end"] = meddle
+        return site.family.case.run(pipe, **call)
+
+
+def _toggle(helper):
+    helper.disable()
+    helper.enable()
+
+
+_MEDDLINGS: dict[str, Callable[[DeepCacheHelper], Any]] = {
+    "reset": lambda helper: helper.reset(),
+    "set_params": lambda helper: helper.set_params(cache_interval=2, cache_branch_id=1),
+    "disable": lambda helper: helper.disable(),
+    "disable and enable": _toggle,
+}
+
+
+@functools.cache
+def expected(
+    family: str, story: tuple, run: Run, helper: tuple[Any, str] | None
+) -> tuple[torch.Tensor, Any]:
+    """The picture of a fresh pipeline with the same story, and the helper's schedule after it."""
+    site = _told(FAMILIES[family], story)
+    if helper is None:
+        return run._replace(meddling=None).of(site, None), None
+    schedule, replay = helper
+    pipe = site.other if run.shared else site.pipe
+    fresh = DeepCacheHelper(pipe, schedule=schedule, replay=replay).enable()
+    return run.of(site, fresh), (fresh.schedule, fresh.enabled)
+
+
+@functools.cache
+def expected_layout(family: str, story: tuple) -> list:
+    """What a fresh pipeline's modules hold after the same story."""
+    pipe = _told(FAMILIES[family], story).pipe
+    return [layout(part) for part in _patched_parts(pipe)]
+
+
+def _patched_parts(pipe: Any) -> list[torch.nn.Module]:
+    return [part for part in (pipe.unet, getattr(pipe, "controlnet", None)) if part is not None]
+
+
+def _with_weights_of(pipe: Any, site: Site) -> Site:
+    """The site with the very weights of another pipeline, which are equal to its own.
+
+    How a CPU rounds depends on where in memory they begin, and a copy's begin elsewhere.
+    """
+    theirs = pipe.components
+    for name, part in site.pipe.components.items():
+        if isinstance(part, torch.nn.Module):
+            for mine, its in zip(part.parameters(), theirs[name].parameters(), strict=True):
+                assert torch.equal(mine, its)
+                mine.data = its.data
+    return site
+
+
+# --- failures -----------------------------------------------------------------------------------
+
+
+class FailureError(Exception):
+    """What fails in these generations."""
+
+
+def _fail_in(unet: Any, where: str, at: int, error: type[BaseException]) -> Callable[[], None]:
+    """Have call number `at` of a deep block or of a shallow step's last layer fail."""
+    seen = {"deep": 0, "shallow": 0, "deep before": 0}
+
+    def deep(_module, _args):
+        seen["deep"] += 1
+        if where == "deep" and seen["deep"] == at:
+            raise error
+
+    def last(_module, _args):
+        seen["shallow"] += seen["deep"] == seen["deep before"]
+        seen["deep before"] = seen["deep"]
+        if where == "shallow" and seen["shallow"] == at:
+            raise error
+
+    hooks = [
+        unet.mid_block.register_forward_pre_hook(deep),
+        unet.conv_out.register_forward_pre_hook(last),
+    ]
+    return lambda: [hook.remove() for hook in hooks]
+
+
+def is_clean(unet: torch.nn.Module) -> bool:
+    """Whether nothing of this package is left in any module."""
+    held = [value for module in unet.modules() for value in vars(module).values()]
+    held += [each for value in held if isinstance(value, dict) for each in value.values()]
+    modules = {type(value).__module__ for value in held}
+    names = {getattr(value, "__module__", None) or "" for value in held if callable(value)}
+    return not any(name.startswith("deepcache_patch") for name in modules | names)
+
+
+# --- the machine --------------------------------------------------------------------------------
+
+
+class Lifecycle(RuleBasedStateMachine):
+    """Any order of what people do with a helper and a pipeline.
+
+    Attributes:
+        name: The family.
+        steps: Rules that were run, of all machines.
+    """
+
+    name: str
+    steps = 0
+
+    @initialize()
+    def begin(self):
+        self.family = FAMILIES[self.name]
+        self.site = Site(self.family)
+        self.story: tuple = ()
+        self.settings: tuple[Any, str] = (SCHEDULES[0], REPLAYS[0])
+        self.helper = DeepCacheHelper(self.site.pipe)
+        #: The settings that calls of the U-Net go by: the helper's, or those of a deleted one.
+        self.in_force: tuple[Any, str] | None = None
+        self.orphaned = False
+        self.retired: list[torch.nn.Module] = []
+
+    def teardown(self):
+        if hasattr(self, "helper"):
+            self.helper.disable()
+            assert all(map(is_clean, self.parts()))
+
+    def parts(self):
+        return [*self.retired, *_patched_parts(self.site.pipe)]
+
+    def happens(self, name, *arguments):
+        CHANGES[name](self.site, *arguments)
+        self.story += ((name, *arguments),)
+
+    def has(self, name, undone=None):
+        """Whether something has happened, and was not undone since."""
+        names = [entry[0] for entry in self.story]
+        return name in names and undone not in names[len(names) - names[::-1].index(name) :]
+
+    @property
+    def wrapped(self):
+        return bool(self.site.undo)
+
+    @invariant()
+    def counts(self):
+        type(self).steps += 1
+
+    @invariant()
+    def knows_whether_it_is_enabled(self):
+        if hasattr(self, "helper"):
+            assert self.helper.enabled == (self.in_force is not None and not self.orphaned)
+
+    # What is done to the helper.
+
+    @rule()
+    def enable(self):
+        assert self.helper.enable() is self.helper
+        assert all(map(is_clean, self.retired))
+        self.in_force, self.orphaned, self.retired = self.settings, False, []
+
+    @rule()
+    def disable(self):
+        before = layout(self.site.pipe.unet)
+        was_plain = self.in_force is None
+        self.helper.disable()
+        self.in_force, self.orphaned = None, False
+        assert [layout(each) for each in _patched_parts(self.site.pipe)] == expected_layout(
+            self.name, self.story
+        )
+        assert all(map(is_clean, self.parts()))
+        if was_plain:
+            assert layout(self.site.pipe.unet) == before
+
+    @rule(call=st.data())
+    def with_block(self, call):
+        parts = _patched_parts(self.site.pipe)
+        if self.in_force is not None:
+            self.disable()
+        before = list(map(trace, parts))
+        with self.helper:
+            self.in_force = self.settings
+            self.generate(call)
+        self.in_force = None
+        assert list(map(trace, parts)) == before
+
+    @rule(schedule=st.sampled_from(SCHEDULES))
+    def follow(self, schedule):
+        self.helper.follow(schedule)
+        self.settings = (schedule, self.settings[1])
+        if self.in_force is not None and not self.orphaned:
+            self.in_force = self.settings
+
+    @rule(interval=st.integers(1, 4), branch=st.integers(0, 2))
+    def set_params(self, interval, branch):
+        self.helper.set_params(interval, branch)
+        self.settings = (Uniform(interval, branch), self.settings[1])
+        if self.in_force is not None and not self.orphaned:
+            self.in_force = self.settings
+
+    @rule(
+        schedule=st.sampled_from(SCHEDULES), replay=st.sampled_from(REPLAYS), disable=st.booleans()
+    )
+    def another_helper(self, schedule, replay, disable):
+        if disable:
+            self.disable()
+        else:
+            self.retired = []  # nobody is left to tidy up there
+            # Deleted while enabled, it stays in force.
+            self.orphaned = self.in_force is not None
+        self.settings = (schedule, replay)
+        del self.helper
+        self.helper = DeepCacheHelper(self.site.pipe, schedule=schedule, replay=replay)
+
+    # Generations.
+
+    def run(self, data):
+        calls = {
+            name: data.draw(st.sampled_from(values), label=name)
+            for name, values in self.family.calls.items()
+        }
+        steps, seed = data.draw(st.integers(2, 6), label="steps"), data.draw(st.integers(0, 1))
+        shared = self.site.other is not None and data.draw(st.booleans(), label="shared")
+        return Run(shared, (("steps", steps), ("seed", seed), *calls.items()), None, 0)
+
+    def check(self, run, helper):
+        picture = run.of(self.site, self.helper)
+        wanted, after = expected(self.name, self.story, run, helper)
+        assert torch.equal(picture, wanted)
+        return after
+
+    @rule(data=st.data())
+    def generate(self, data):
+        self.check(self.run(data), self.in_force)
+
+    @rule(data=st.data())
+    def generate_twice(self, data):
+        run = self.run(data)
+        self.check(run, self.in_force)
+        self.check(run, self.in_force)
+
+    @rule(data=st.data())
+    def generate_paused(self, data):
+        run = self.run(data)
+        with self.helper.paused():
+            # A helper that was deleted is nobody's to pause.
+            self.check(run, self.in_force if self.orphaned else None)
+        self.check(run, self.in_force)
+
+    @precondition(
+        lambda self: self.in_force is not None and not self.orphaned and self.family.has_callback
+    )
+    @rule(data=st.data(), meddling=st.sampled_from(sorted(_MEDDLINGS)), at=st.integers(0, 3))
+    def generate_and_meddle(self, data, meddling, at):
+        run = self.run(data)._replace(meddling=meddling, at=at)
+        schedule, enabled = self.check(run, self.in_force)
+        self.settings = (schedule, self.settings[1])
+        self.in_force = self.settings if enabled else None
+        self.check(run._replace(meddling=None), self.in_force)
+
+    @rule(
+        data=st.data(),
+        where=st.sampled_from(["callback", "deep", "shallow"]),
+        at=st.integers(1, 6),
+        error=st.sampled_from([FailureError, KeyboardInterrupt]),
+    )
+    def generate_and_fail(self, data, where, at, error):
+        run = self.run(data)
+        pipe = self.site.other if run.shared else self.site.pipe
+        before = list(map(trace, self.parts()))
+        call, undo = dict(run.call), lambda: None
+        if where != "callback" or not self.family.has_callback:
+            undo = _fail_in(pipe.unet, where, at, error)
+        else:
+
+            def fail(_pipe, step, _timestep, tensors):
+                if step + 1 == at:
+                    raise error
+                return tensors
+
+            call["callback_on_step_end"] = fail
+        with suppress(error):
+            self.family.case.run(pipe, **call)
+        undo()
+        assert list(map(trace, self.parts())) == before
+        self.check(run, self.in_force)
+
+    # What happens to the pipeline.
+
+    @rule(data=st.data())
+    def another_scheduler(self, data):
+        self.happens("scheduler", data.draw(st.sampled_from(self.family.schedulers)))
+
+    @precondition(lambda self: not self.wrapped and not self.has("load LoRA", "unload LoRA"))
+    @rule(seed=st.integers(1, 2))
+    def another_unet(self, seed):
+        if not self.orphaned:  # nobody is left to tidy up after a helper that was deleted
+            self.retired.append(self.site.pipe.unet)
+        self.site.other = None
+        self.happens("unet", seed)
+        if self.in_force is not None:
+            # Calls of the new one are plain until `enable` is called once more.
+            self.in_force, self.orphaned = None, False
+
+    @rule()
+    def share(self):
+        # The other's noise levels are read off a table by whoever does not know its scheduler: for
+        # this one, they are the same to the last bit.
+        self.happens("share", "ddim")
+
+    @precondition(lambda self: "lora" in self.family.changes and not self.wrapped)
+    @rule(seed=st.integers(1, 2))
+    def load_or_unload_lora(self, seed):
+        if self.has("load LoRA", "unload LoRA"):
+            self.happens("unload LoRA")
+        else:
+            self.happens("load LoRA", seed)
+
+    @precondition(lambda self: "freeu" in self.family.changes)
+    @rule()
+    def toggle_freeu(self):
+        self.happens("no FreeU" if self.has("FreeU", "no FreeU") else "FreeU")
+
+    @rule(back=st.booleans())
+    def cast(self, back):
+        self.happens("dtype", torch.float32 if back else self.family.dtype)
+
+    @precondition(lambda self: not self.has("compile"))
+    @rule()
+    def compile(self):
+        self.happens("compile")
+
+    @rule(kind=st.sampled_from(WRAPS))
+    def wrap_or_unwrap(self, kind):
+        self.happens("unwrap" if kind in self.site.undo else "wrap", kind)
+
+    # Copies, which are plain.
+
+    def check_copy(self, pipe, data):
+        run = self.run(data)._replace(shared=False)
+        assert all(map(is_clean, _patched_parts(pipe)))
+        wanted = run.of(_with_weights_of(pipe, _told(self.family, self.story)), None)
+        copied = Site(self.family)
+        copied.pipe = pipe
+        assert torch.equal(run.of(copied, None), wanted)
+
+    @precondition(lambda self: not self.wrapped)
+    @rule(data=st.data())
+    def deepcopy(self, data):
+        self.check_copy(copy.deepcopy(self.site.pipe), data)
+
+    @precondition(lambda self: not self.wrapped)
+    @rule(data=st.data())
+    def pickled(self, data):
+        self.check_copy(pickle.loads(pickle.dumps(self.site.pipe)), data)
+
+    @precondition(
+        lambda self: (
+            not (
+                self.wrapped
+                or self.has("load LoRA", "unload LoRA")
+                or self.has("FreeU", "no FreeU")
+                or self.site.pipe.unet.dtype != torch.float32
+            )
+        )
+    )
+    @rule(data=st.data())
+    def saved(self, data):
+        with tempfile.TemporaryDirectory() as folder:
+            self.site.pipe.save_pretrained(folder)
+            pipe = type(self.site.pipe).from_pretrained(folder, local_files_only=True)
+        pipe.set_progress_bar_config(disable=True)
+        self.check_copy(pipe, data)
