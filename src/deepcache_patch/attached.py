@@ -130,8 +130,10 @@ class AttachedUNet:
             yield
 
     def attach(self) -> None:
-        """Send calls of the U-Net here."""
-        self._patch.install(self._call)
+        """Send calls of the U-Net here; wait for those that are under way."""
+        with self._lock:
+            self._patch.install(self._call)
+            self._patch.await_earlier_calls()
 
     def detach(self) -> None:
         """Leave the U-Net as it was, and let go of everything recorded."""

@@ -68,8 +68,10 @@ class AttachedCompanion:
         return self._patch.module
 
     def attach(self) -> None:
-        """Send calls of the ControlNet here."""
-        self._patch.install(self._call)
+        """Send calls of the ControlNet here; wait for those that are under way."""
+        with self._lock:
+            self._patch.install(self._call)
+            self._patch.await_earlier_calls()
 
     def detach(self) -> None:
         """Leave the ControlNet as it was."""
