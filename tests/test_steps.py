@@ -318,8 +318,9 @@ def test_a_copy_of_repeated_timesteps_is_located_by_its_offset(values):
 def test_a_view_from_beyond_the_timesteps_has_no_place():
     whole = torch.arange(9, -1, -1)
     tracker = StepTracker()
-    assert where(tracker.locate(whole[1], whole[:3])) == (0, 0, 0)
-    assert tracker.locate(whole[5], whole[:3]) is None
+    assert where(tracker.locate(whole[3], whole[2:5])) == (0, 0, 0)
+    for beyond in (whole[1], whole[5], whole[7]):
+        assert tracker.locate(beyond, whole[2:5]) is None
 
 
 def test_reset_starts_a_new_generation():
