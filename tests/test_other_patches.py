@@ -10,6 +10,7 @@ import functools
 import itertools
 import pickle
 import types
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 from unittest import mock
@@ -367,6 +368,8 @@ class Other(NamedTuple):
     exact: bool = True
     #: Whether it replaces `forward` of the model, and gives back what was there when it came.
     stacks: bool = True
+    #: Whether it notes things on the model at each call.
+    notes: bool = False
     #: Whether it is for text-guided U-Nets only.
     attention: bool = False
 
@@ -410,7 +413,7 @@ OTHERS: dict[str, Other] = {
         stacks=False,
         attention=True,
     ),
-    "tomesd": Other(merged_tokens, counts=False, stacks=False, attention=True),
+    "tomesd": Other(merged_tokens, counts=False, stacks=False, notes=True, attention=True),
 }
 
 
@@ -558,7 +561,7 @@ def test_every_order_of_coming_and_going_is_right_at_each_stage(case, part, othe
                 for model in denoisers(patched.pipe):
                     assert vars(model).keys() >= OURS
             else:
-                if done[-2:] == ["enable", "disable"]:
+                if done[-2:] == ["enable", "disable"] and not patched.other.notes:
                     assert [trace(model) for model in denoisers(patched.pipe)] == traces[-2]
                 assert_same(patched.run(), expected.plain, expected.seen_plain)
                 assert patched.layouts() == expected.layouts
@@ -569,7 +572,10 @@ def test_every_order_of_coming_and_going_is_right_at_each_stage(case, part, othe
 
 def _slowly(names: Any, quick: Any) -> list[Any]:
     marks = {True: (), False: pytest.mark.slow}
-    return [pytest.param(name, id=str(name), marks=marks[name in quick]) for name in names]
+    return [
+        pytest.param(name, id=getattr(name, "__name__", str(name)), marks=marks[name in quick])
+        for name in names
+    ]
 
 
 QUICK = ("closure",)
@@ -852,7 +858,7 @@ def test_what_is_saved_with_both_is_what_is_saved_with_the_patch_alone(kind, tmp
 
 SETTINGS: list[dict[str, Any]] = [
     {"schedule": "auto"},
-    {"schedule": Adaptive(0.1)},
+    {"schedule": Adaptive(0.9)},
     {"branch": 3},
 ]
 
@@ -911,6 +917,25 @@ def test_a_forward_that_runs_the_unet_several_times_runs_in_full(several, settin
     assert not torch.equal(picture, bare)
     helper.disable()
     assert torch.equal(case.run(pipe), bare)
+
+
+@pytest.mark.xfail(
+    strict=True,
+    raises=(AssertionError, RuntimeError),
+    reason="a shallow call whose feature was recorded when the U-Net ran once in a call replays it "
+    "in every run: the stand-in does not count how often it is asked",
+)
+@pytest.mark.parametrize("several", _slowly([halves, tiles], [tiles]))
+def test_a_forward_that_begins_to_run_the_unet_several_times_runs_in_full_from_then_on(several):
+    def picture(interval: int) -> torch.Tensor:
+        pipe = TINY["sd"].load()
+        change = functools.partial(setattr, pipe.unet, "forward", several(pipe.unet.forward))
+        with DeepCacheHelper(pipe, interval=interval):
+            return TINY["sd"].run(pipe, steps=3, **at_step(0, change))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeepCacheWarning)
+        assert torch.equal(picture(3), picture(1))
 
 
 @pytest.mark.slow
