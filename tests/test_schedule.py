@@ -37,17 +37,16 @@ def test_the_default_is_the_papers_one_in_three_at_branch_0():
 
 
 @pytest.mark.parametrize(
-    "schedule",
+    ("kind", "numbers"),
     [
-        Uniform(np.int64(2), np.int32(1)),
-        Centred(np.int64(2), np.int16(3), np.float32(1.5), np.int32(1)),
-        Growing(np.int64(2), 2, np.int32(1)),
+        (Uniform, (np.int64(2), np.int32(1))),
+        (Centred, (np.int64(2), np.int16(3), np.float32(1.5), np.int32(1))),
+        (Growing, (np.int64(2), 2, np.int32(1))),
     ],
-    ids=lambda schedule: type(schedule).__name__,
 )
-def test_numbers_of_other_libraries_become_pythons(schedule):
-    kinds = {name: type(value) for name, value in vars(schedule).items()}
-    assert kinds == {name: float if name == "power" else int for name in kinds}
+def test_numbers_of_other_libraries_become_pythons(kind, numbers):
+    types = {name: type(value) for name, value in vars(kind(*numbers)).items()}
+    assert types == {name: float if name == "power" else int for name in types}
 
 
 @pytest.mark.parametrize("interval", [0, -1, 2.0, "3", None, True])
