@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENVS := .venv
 
-.PHONY: demo test test-all coverage mutation lint types check tables bench-quick clean
+.PHONY: demo test test-all test-matrix test-oldest coverage mutation lint types check tables bench-quick clean
 
 # The main job on a trained pipeline: pictures without and with the helper, side by side.
 demo: $(VENVS)/demo/ready
@@ -19,6 +19,15 @@ test: $(VENVS)/test/ready
 # Also what is marked slow.
 test-all: $(VENVS)/test/ready
 	$(VENVS)/test/bin/python -m pytest -n auto --dist worksteal -q -m "slow or not slow"
+
+# The core tests under the oldest and the newest versions that are supported, with every Python of
+# theirs that is at hand; a table at the end.
+test-matrix:
+	$(PYTHON) .ci/matrix.py
+
+# The core tests under the oldest versions, with this Python only.
+test-oldest:
+	$(PYTHON) .ci/matrix.py oldest --here
 
 # Which lines and branches of src/ no test reaches.
 coverage: $(VENVS)/test/ready

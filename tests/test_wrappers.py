@@ -23,7 +23,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.parallel import DistributedDataParallel
-from versions_needed import has
+from versions_needed import require
 
 from deepcache_patch import (
     Adaptive,
@@ -96,8 +96,7 @@ def compiled(module):
 
 
 def sharded(unet, parts=()):
-    if not has("torch", "2.6"):
-        pytest.skip("fully_shard on a CPU needs torch 2.6")
+    require("torch", "2.6", "fully_shard on a CPU")
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))

@@ -24,7 +24,6 @@ from typing import Any, NamedTuple, TypeVar
 
 import diffusers
 import numpy as np
-import pytest
 import torch
 import transformers
 from diffusers import (
@@ -62,7 +61,7 @@ from transformers import (
     DPTForDepthEstimation,
     DPTImageProcessor,
 )
-from versions_needed import has
+from versions_needed import require
 
 Tokenizer = TypeVar("Tokenizer")
 
@@ -360,8 +359,7 @@ def tokenizer() -> CLIPTokenizer:
 
 def from_vocabulary(kind: Callable[..., Tokenizer], **options: Any) -> Tokenizer:
     """A tokenizer of another kind, made from its vocabulary; skips the test where none can be."""
-    if not has("transformers", "5"):
-        pytest.skip(f"{kind.__name__}(vocab=…) needs transformers 5")
+    require("transformers", "5", f"{kind.__name__}(vocab=…)")
     return kind(**options)
 
 

@@ -14,3 +14,9 @@ def has(package: str, oldest: str) -> bool:
 def needs(package: str, oldest: str) -> pytest.MarkDecorator:
     """Skips the test, and says why, where the package is older."""
     return pytest.mark.skipif(not has(package, oldest), reason=f"needs {package} {oldest}")
+
+
+def require(package: str, oldest: str, what: str) -> None:
+    """Skips the test that has come here, and says what is missing, where the package is older."""
+    if not has(package, oldest):
+        pytest.skip(f"{what} needs {package} {oldest}")

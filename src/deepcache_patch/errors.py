@@ -6,7 +6,8 @@
     ├── AlreadyEnabledError       (RuntimeError)  the U-Net belongs to another helper
     └── ChangedResidualsError     (RuntimeError)  a ControlNet's residuals cannot be made anew
 
-    DeepCacheWarning              (UserWarning)   a call ran in full that should be fast
+    DeepCacheWarning              (UserWarning)   a call ran in full that should be fast, or may be
+                                                  wrong: nobody has tested these versions
 
 Each is raised before anything is patched, but for `ChangedResidualsError`, and for a schedule whose
 plan turns out to be invalid for the number of steps of a generation: that is known only when the
@@ -35,4 +36,4 @@ class ChangedResidualsError(DeepCacheError, RuntimeError):
 
 
 class DeepCacheWarning(UserWarning):
-    """Calls run in full, so the helper brings no speed; the message says why."""
+    """Calls run in full, or with untested versions of other packages; the message says which."""

@@ -31,6 +31,7 @@ from .pipelines import (
 )
 from .replay import REPLAYS, Extrapolate, Replay
 from .schedule import Schedule, Uniform
+from .versions import warn_of_untested
 from .wrappers import is_compiled_wrapper, layers_of, unwrapped
 
 #: Held by whoever installs or removes patches: two threads must not find the same U-Net free.
@@ -94,6 +95,7 @@ class DeepCacheHelper:
         schedule: AnySchedule | Literal["auto"] | None = None,
         replay: Replay | Literal["extrapolate", "reuse"] | None = None,
     ) -> None:
+        warn_of_untested()
         self._pipe = pipe
         self._attached: tuple[AttachedUNet, ...] = ()
         self._companions: tuple[AttachedCompanion, ...] = ()

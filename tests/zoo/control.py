@@ -86,6 +86,7 @@ from transformers import (
     T5EncoderModel,
     T5Tokenizer,
 )
+from versions_needed import require
 
 BlipImageProcessor = deprecated("blip_diffusion.blip_image_processing").BlipImageProcessor
 ContextCLIPTextModel = deprecated("blip_diffusion.modeling_ctx_clip").ContextCLIPTextModel
@@ -307,6 +308,7 @@ def _blip_extras() -> dict[str, Any]:
     No `model_index.json` can name them: diffusers no longer exports BLIP diffusion's own classes,
     and the Q-Former's is of this file.
     """
+    require("transformers", "5", "BLIP-Diffusion")  # it passes CLIP arguments that 4 does not take
     with seeded(0):
         return {
             "text_encoder": ContextCLIPTextModel(text_config()).eval(),
