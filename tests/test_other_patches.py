@@ -508,6 +508,8 @@ ORDERS = {
 
 
 QUICK_ROWS = {
+    ("sd", "unet", "closure", "ours-first-and-last"),
+    ("sd", "unet", "closure", "ours-first-other-last"),
     ("sd", "unet", "accelerate", "other-first-ours-last"),
     ("sd", "unet", "class-forward", "other-first-and-last"),
     ("sd-controlnet", "controlnet", "closure", "ours-first-other-last"),
@@ -525,8 +527,7 @@ def _runs() -> Iterator[Any]:
     chosen = {("sd", "unet"): tuple(OTHERS), **elsewhere}
     for place, others in chosen.items():
         for other, order in itertools.product(others, ORDERS):
-            quick = (*place, other) == ("sd", "unet", "closure")
-            quick |= (*place, other, order) in QUICK_ROWS
+            quick = (*place, other, order) in QUICK_ROWS
             marks = () if quick else pytest.mark.slow
             row = (*place, other, ORDERS[order])
             yield pytest.param(*row, id="-".join((*place, other, order)), marks=marks)
@@ -835,7 +836,7 @@ def test_a_pickled_unet_with_both_is_one_with_the_patch_alone():
     assert torch.equal(loop(again), plain)
 
 
-@pytest.mark.parametrize("kind", _slowly(COPIED, ["accelerate"]))
+@pytest.mark.parametrize("kind", _slowly(COPIED, []))
 def test_what_is_saved_with_both_is_what_is_saved_with_the_patch_alone(kind, tmp_path):
     patched = Patched("sd", "unet", kind)
     patched.install()
@@ -889,7 +890,7 @@ def tiles(forward: Callable[..., Any]) -> Callable[..., Any]:
     [{}, *(pytest.param(each, marks=pytest.mark.slow) for each in SETTINGS)],
     ids=str,
 )
-@pytest.mark.parametrize("several", [halves, tiles])
+@pytest.mark.parametrize("several", _slowly([halves, tiles], [halves]))
 def test_a_forward_that_runs_the_unet_several_times_runs_in_full(several, settings, first):
     # Of the features that were recorded in one call only the last was kept, and replayed in all of
     # them: the second half's for the first one, too. The pictures were wrong, and nobody was told.
@@ -925,7 +926,8 @@ def test_a_forward_that_runs_the_unet_several_times_runs_in_full(several, settin
     reason="a shallow call whose feature was recorded when the U-Net ran once in a call replays it "
     "in every run: the stand-in does not count how often it is asked",
 )
-@pytest.mark.parametrize("several", _slowly([halves, tiles], [tiles]))
+@pytest.mark.slow
+@pytest.mark.parametrize("several", [halves, tiles])
 def test_a_forward_that_begins_to_run_the_unet_several_times_runs_in_full_from_then_on(several):
     def picture(interval: int) -> torch.Tensor:
         pipe = TINY["sd"].load()
@@ -958,7 +960,13 @@ def test_a_forward_that_runs_the_unet_several_times_is_noticed_when_compiled():
 # --- another DeepCache, and a proxy ---------------------------------------------------------------
 
 
-@pytest.mark.parametrize("order", [("theirs", "ours"), ("ours", "theirs")], ids="-".join)
+@pytest.mark.parametrize(
+    "order",
+    [
+        pytest.param(("theirs", "ours"), id="theirs-ours", marks=pytest.mark.slow),
+        pytest.param(("ours", "theirs"), id="ours-theirs"),
+    ],
+)
 def test_beside_the_helper_of_the_deepcache_package_ours_runs_in_full(order):
     # Each replayed what the other one had replayed: the pictures were neither's.
     case, steps = TINY["sd"], 7
@@ -987,8 +995,8 @@ def test_beside_the_helper_of_the_deepcache_package_ours_runs_in_full(order):
     assert torch.equal(case.run(pipe, steps=steps), plain)
 
 
-@pytest.mark.parametrize("part", ["unet", "controlnet"])
-@pytest.mark.parametrize("first", ["other", "ours"])
+@pytest.mark.parametrize("part", _slowly(["unet", "controlnet"], ["unet"]))
+@pytest.mark.parametrize("first", _slowly(["other", "ours"], ["other"]))
 def test_a_proxy_in_the_place_of_a_model_is_taken_for_it(part, first):
     # `type(proxy)` has no `forward`: enable and disable raised an AttributeError.
     case = CASES["sd-controlnet"]
