@@ -29,6 +29,7 @@ from typing import Any, Final, NamedTuple
 
 import torch
 from diffusers import ControlNetModel, DDIMScheduler, UNet2DConditionModel
+from torch._subclasses import FakeTensor
 
 from benchmarks.loop_pipeline import LoopPipeline, Network
 from benchmarks.report import options, prepare, write
@@ -53,7 +54,8 @@ class Tensors(NamedTuple):
 
     Attributes:
         count: How many.
-        nbytes: Of their memory, what several share counted once; those on "meta" have none.
+        nbytes: Of their memory, what several share counted once; those on "meta" have none, nor
+            have dynamo's fakes.
     """
 
     count: int
@@ -64,7 +66,8 @@ def live_tensors() -> Tensors:
     """All that the garbage collector knows."""
     # By its type: `isinstance` would ask other objects what class they say they are of.
     found = [each for each in gc.get_objects() if issubclass(type(each), torch.Tensor)]
-    storages = [each.untyped_storage() for each in found if not each.is_meta]
+    real = [each for each in found if not (each.is_meta or issubclass(type(each), FakeTensor))]
+    storages = [each.untyped_storage() for each in real]
     return Tensors(len(found), sum({each._cdata: each.nbytes() for each in storages}.values()))
 
 

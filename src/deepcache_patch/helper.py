@@ -44,9 +44,9 @@ class DeepCacheHelper:
     Full steps and the disabled helper are bit-exact; shallow steps are approximate, which is where
     the speed comes from. The pipeline itself is not changed, its U-Net only for the length of a
     call, and `disable` leaves every module as it was. A helper that is deleted while enabled stays
-    in force until another one of the same U-Net is enabled or disabled. After the U-Net was
-    replaced, call `enable` again; after a ControlNet was, `disable` and `enable`, or
-    the new one runs whole.
+    in force until another one of the same U-Net is enabled or disabled, which releases its cache.
+    After the U-Net was replaced, call `enable` again; after a ControlNet was, `disable` and
+    `enable`, or the new one runs whole.
 
     In a hand-written loop, call `reset` before each picture, unless the loop gets new timesteps
     from `set_timesteps`: from the timesteps alone, a loop that was broken off, or a call to warm
