@@ -41,7 +41,7 @@ JUDGES = {
     "anatomy.base": ("anatomy_base", "anatomy."),
     "anatomy.blocks": ("anatomy.",),
     "anatomy.cascade": ("anatomy_cascade",),
-    "anatomy.controlnet": ("anatomy_long_skips", "companions"),
+    "anatomy.controlnet": ("anatomy_controlnet.", "anatomy_long_skips"),
     "anatomy.controlnet_xs": ("anatomy_controlnet_xs",),
     "anatomy.levels": ("anatomy_levels",),
     "anatomy.long_skips": ("anatomy_long_skips",),

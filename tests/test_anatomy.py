@@ -167,21 +167,31 @@ def test_nothing_is_trimmed_without_residuals():
     assert dissect(unet2d_condition()).trimmed(0, inputs2d_condition()) is None
 
 
-def test_arguments_are_named_by_the_signature():
-    anatomy = dissect(unet2d_condition())
-    assert anatomy.arguments((1, 2), {"return_dict": False}) == {
-        "sample": 1, "timestep": 2, "return_dict": False,
-    }  # fmt: skip
+def test_a_controlnets_residuals_are_those_of_the_skips_and_the_middle():
+    anatomy, (down, middle) = dissect(unet2d_condition()), torch.ones(2, 3)
+    skips, both = "down_block_additional_residuals", "mid_block_additional_residual"
+    assert anatomy.residuals({}) is None
+    assert anatomy.residuals({skips: down}) is None  # the older name of an adapter's features
+    assert anatomy.residuals({skips: down, both: middle}) is down
+    arguments = {"sample": 1, skips: None}
+    given = anatomy.with_residuals(arguments, (down, middle))
+    assert given == {"sample": 1, skips: down, both: middle}
+    assert arguments == {"sample": 1, skips: None}
 
 
-@pytest.mark.parametrize("branch", [9, -1, "0", 1.0, None, True])
-def test_a_branch_out_of_range_is_refused_with_the_range(branch):
-    with pytest.raises(InvalidSettingError) as caught:
-        dissect(unet2d_condition()).check_branch(branch)
-    assert str(caught.value) == (
-        f"branch {branch!r} is out of range: this UNet2DConditionModel has 9 skip connections, so "
-        "branches 0 to 8; print(DeepCacheHelper(pipe).branches) shows them"
-    )
+def test_what_is_trimmed_is_zero_for_the_middle_and_an_adapters_lowest_features():
+    anatomy, middle = dissect(unet2d_condition()), torch.ones(2, 3, dtype=torch.float16)
+    features, both = [torch.ones(1), torch.ones(2)], "mid_block_additional_residual"
+    newer, older = "down_intrablock_additional_residuals", "down_block_additional_residuals"
+    assert anatomy.trimmed(8, {both: middle, newer: features}) is None
+    trimmed = anatomy.trimmed(0, {"sample": 1, both: middle, older: features})
+    assert (trimmed["sample"], trimmed[older] is features) == (1, True)
+    assert torch.equal(trimmed[both], torch.zeros((), dtype=torch.float16))
+    assert trimmed[both].dtype == torch.float16
+    for name in (newer, older):
+        for branch, blocks in ((0, 0), (1, 0), (2, 1), (4, 1), (5, 2), (7, 2)):
+            trimmed = anatomy.trimmed(branch, {"sample": 1, name: features})
+            assert trimmed == {"sample": 1, name: features[:blocks]}, (name, branch)
 
 
 @pytest.mark.parametrize(
