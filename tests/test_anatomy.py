@@ -14,7 +14,7 @@ from conftest import (
 from tiny import UNETS, inputs2d, inputs2d_condition, seeded, unet2d_condition
 from torch import nn
 
-from deepcache_patch import DeepCacheHelper, InvalidSettingError
+from deepcache_patch import DeepCacheHelper
 from deepcache_patch.anatomy import BlockAnatomy, dissect
 from deepcache_patch.features import Recorder, StandIn
 
