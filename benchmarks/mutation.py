@@ -37,7 +37,7 @@ JUDGES = {
     "cut": ("cut",),
     "patch": ("patch",),
     "helper": ("helper", "branches", "companions"),
-    "anatomy": ("anatomy",),
+    "anatomy": ("anatomy.", "anatomy_controlnet.", "anatomy_original"),
     "anatomy.base": ("anatomy_base", "anatomy."),
     "anatomy.blocks": ("anatomy.",),
     "anatomy.cascade": ("anatomy_cascade",),
@@ -85,7 +85,7 @@ def extend_mutmut() -> None:
 
     def quickest_first(self: PytestRunner, tests: Iterable[str]) -> list[str]:
         seconds = state().duration_by_test
-        return arguments(self, sorted(tests, key=lambda test: (seconds[test], test)))
+        return arguments(self, sorted(tests, key=lambda test: (seconds.get(test, 0), test)))
 
     def warmed_up(self: PytestRunner) -> None:
         warm_up(self)
