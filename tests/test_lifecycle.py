@@ -5,6 +5,7 @@ import torch
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
 from lifecycle import FAMILIES, Lifecycle
+from versions_needed import require
 
 pytestmark = pytest.mark.filterwarnings(
     # What peft says when a second adapter is loaded.
@@ -16,6 +17,7 @@ pytestmark = pytest.mark.filterwarnings(
 def nothing_is_compiled():
     # The patches of `torch.compile` are put in place and the code runs as it is: compiling has
     # tests of its own, and takes minutes.
+    require("torch", "2.6", "torch.compiler.set_stance")
     torch.compiler.set_stance("force_eager")
     yield
     torch.compiler.set_stance("default")

@@ -26,6 +26,7 @@ from diffusers.hooks import apply_group_offloading, group_offloading
 from tiny import CASES as TINY
 from tiny import MODELS, inputs2d_condition, model_folder, unet2d_condition
 from torch import nn
+from versions_needed import require
 from zoo import CASES as ZOO
 
 from deepcache_patch import DeepCacheHelper, DeepCacheWarning
@@ -106,7 +107,11 @@ def _aligned(pipe: Any, device: str) -> None:
 
 
 def _in_groups(**options: Any) -> Callable[[Any, str], None]:
-    return lambda pipe, device: pipe.enable_group_offload(torch.device(device), CPU, **options)
+    def offload(pipe: Any, device: str) -> None:
+        require("diffusers", "0.36", "enable_group_offload of a pipeline")
+        pipe.enable_group_offload(torch.device(device), CPU, **options)
+
+    return offload
 
 
 def _of_the_unet_in_groups(pipe: Any, device: str) -> None:
