@@ -188,6 +188,7 @@ def test_what_is_trimmed_is_zero_for_the_middle_and_an_adapters_lowest_features(
     assert (trimmed["sample"], trimmed[older] is features) == (1, True)
     assert torch.equal(trimmed[both], torch.zeros((), dtype=torch.float16))
     assert trimmed[both].dtype == torch.float16
+    assert anatomy.trimmed(0, {both: middle.to("meta")})[both].device.type == "meta"
     for name in (newer, older):
         for branch, blocks in ((0, 0), (1, 0), (2, 1), (4, 1), (5, 2), (7, 2)):
             trimmed = anatomy.trimmed(branch, {"sample": 1, name: features})

@@ -262,6 +262,21 @@ def test_k_blocks_with_residuals_of_another_network_run_in_full():
     assert "down_intrablock_additional_residuals" in anatomy.refusal(given)
 
 
+def test_a_k_block_without_a_downsampler_stays_as_it_is():
+    unet = k_blocks(
+        block_out_channels=(32, 64),
+        down_block_types=("KDownBlock2D",) * 2,
+        mid_block_type="UNetMidBlock2D",
+        up_block_types=("KUpBlock2D",) * 2,
+    )
+    anatomy = dissect(unet)
+    assert anatomy.branches == range(2)
+    with anatomy.cut(1, StandIn(), {}).applied():
+        assert unet.down_blocks[1].downsamplers is None
+    with anatomy.cut(0, StandIn(), {}).applied():
+        assert list(unet.down_blocks[0].downsamplers) == []
+
+
 @pytest.mark.parametrize("name", ["k-blocks", "sound", "kandinsky3"])
 @pytest.mark.parametrize("path", ["down_blocks", "up_blocks"])
 def test_replaced_blocks_are_noticed(name, path):

@@ -159,6 +159,22 @@ def test_nothing_is_trimmed_without_residuals():
     assert anatomy.trimmed(0, hunyuan_inputs(controlnet_block_samples=None)) is None
 
 
+def test_residuals_of_skips_that_are_left_out_become_zeros_of_the_same_kind():
+    anatomy = dissect(hunyuan(10))
+    given = tuple(torch.full((2, 16, 8), float(i), dtype=torch.float16) for i in range(4))
+    for branch in anatomy.branches:
+        trimmed = anatomy.trimmed(branch, {"controlnet_block_samples": given})
+        residuals = trimmed["controlnet_block_samples"]
+        assert [each is kept for each, kept in zip(residuals, given, strict=True)] == [
+            skip <= branch for skip in range(4)
+        ]
+        for zero in residuals[branch + 1 :]:
+            assert torch.equal(zero, torch.zeros((), dtype=torch.float16))
+            assert zero.dtype == torch.float16
+    elsewhere = {"controlnet_block_samples": [torch.ones(2, device="meta")]}
+    assert anatomy.trimmed(0, elsewhere)["controlnet_block_samples"][1].device.type == "meta"
+
+
 def test_residuals_can_be_exchanged_for_those_of_another_call():
     anatomy, controlnet = dissect(hunyuan(6)), hunyuan_controlnet(6)
     arguments = hunyuan_inputs()
