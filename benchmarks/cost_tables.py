@@ -1,4 +1,6 @@
-"""The tables of docs/speed.md that say what the helper costs: memory, its own work, its growth."""
+"""The tables of docs/speed.md that say what the helper costs: memory, its own work, its growth,
+and what it leaves behind.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -19,6 +21,11 @@ def overhead() -> str:
 def scaling() -> str:
     """What grows with steps, slots, resolution and batch."""
     return by_device("scaling", _scaling)
+
+
+def lifetime() -> str:
+    """What many generations, and switching on and off many times, leave behind."""
+    return by_device("lifetime", _lifetime)
 
 
 _CONTESTANTS = {
@@ -167,6 +174,30 @@ def _cache(cache: Mapping[str, Sequence[Mapping[str, int]]]) -> str:
     ]
     header, row = zip(*cells, strict=True)
     return table(("SD 1.5", *header), [("MiB of the cache", *row)])
+
+
+def _lifetime(report: Any) -> str:
+    ways = {f"generations, `{name}`": its for name, its in report["generations"].items()}
+    ways |= {f"times on and off: {name}": its for name, its in report["cycles"].items()}
+    ways["times on, off and paused, compiled"] = report["compiled"]
+    header = ("after the tenth and the last", "tensors", "their bytes", "objects", "graphs")
+    rows = [
+        (
+            f"{its['places'][-1]:,} {said}",
+            *(_constant(its[name]) for name in ("tensors", "nbytes", "objects", "graphs")),
+            f"+{max(its['resident_mib']) - its['resident_mib'][0]:.2f}",
+        )
+        for said, its in ways.items()
+    ]
+    return table((*header, "most MiB resident"), rows)
+
+
+def _constant(values: Sequence[int]) -> str:
+    """One number where it never changes, else the first and the extremes."""
+    if min(values) == max(values):
+        return str(values[0])
+    later = sorted({min(values[1:]), max(values[1:])})
+    return f"{values[0]}, then {' to '.join(map(str, later))}"
 
 
 def _figures(rows: Sequence[Mapping[str, float]], figure: str, spec: str) -> list[str]:

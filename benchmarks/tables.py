@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cost_tables import memory, overhead, scaling
+from benchmarks.cost_tables import lifetime, memory, overhead, scaling
 from benchmarks.curves import Row, psnr_at, results
 from benchmarks.markdown import table
 from benchmarks.speed_tables import TABLES as SPEED_TABLES
@@ -232,6 +232,7 @@ TABLES: dict[str, Callable[[], str]] = {
         memory,
         overhead,
         scaling,
+        lifetime,
         *SPEED_TABLES,
     )
 }
