@@ -24,10 +24,7 @@ class BadInputError(Exception):
 
 def positive(text: str) -> int:
     """A whole number from 1 up to what can be."""
-    try:
-        number = int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
+    number = _whole(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is too small: 1 is the least")
     if number > _LARGEST_COUNT:
@@ -37,13 +34,17 @@ def positive(text: str) -> int:
 
 def seed(text: str) -> int:
     """A number for a generator of torch."""
-    try:
-        number = int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
+    number = _whole(text)
     if not -(2**63) <= number < 2**63:  # torch's, with room for those of further pictures
         raise argparse.ArgumentTypeError(f"{text} is out of range: at most 63 bits")
     return number
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
 
 
 def finite(text: str) -> float:
