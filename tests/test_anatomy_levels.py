@@ -317,6 +317,13 @@ def _with(unet: nn.Module, change: Callable[[Any], Any]) -> nn.Module:
             "connection",
         ),
         (
+            lambda: _with(
+                k_blocks(), lambda unet: setattr(unet.down_blocks[2], "downsamplers", None)
+            ),
+            "UNet2DConditionModel cannot be cut: a down block above the deepest emits no skip "
+            "connection",
+        ),
+        (
             lambda: k_blocks(
                 block_out_channels=(32,),
                 down_block_types=("KDownBlock2D",),
@@ -339,6 +346,14 @@ def _with(unet: nn.Module, change: Callable[[Any], Any]) -> nn.Module:
                 one_dimensional(), lambda unet: unet.up_blocks.insert(0, nn.Identity())
             ),
             "UNet1DModel cannot be cut: it is not known how many skip connections a Identity has",
+        ),
+        (
+            lambda: _with(
+                one_dimensional(),
+                lambda unet: setattr(unet.down_blocks[1], "downsamplers", nn.ModuleList()),
+            ),
+            "UNet1DModel cannot be cut: it is not known how many skip connections a DownBlock1D "
+            "has",
         ),
         (
             lambda: _with(kandinsky3(), lambda unet: unet.up_blocks.pop(0)),
