@@ -642,8 +642,9 @@ def test_a_bare_unet_says_so_once():
     unet = loaded("sd").unet
     with (
         DeepCacheHelper(unet, schedule="auto"),
-        warnings.catch_warnings(record=True, action="always") as caught,
+        warnings.catch_warnings(record=True) as caught,
     ):
+        warnings.simplefilter("always")
         loop(unet)
         loop(unet, steps=5)
     assert [each.category for each in caught] == [DeepCacheWarning]

@@ -15,6 +15,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from tiny import CASES
+from versions_needed import needs
 
 from deepcache_patch import loading
 from deepcache_patch.command_line import main
@@ -249,6 +250,7 @@ def test_the_code_would_leave_a_mark(code: str, tmp_path: Path) -> None:
     assert (tmp_path / "was-run").exists()
 
 
+@needs("torch", "2.6")
 def test_pickled_weights_without_code_are_read(
     folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
