@@ -17,7 +17,7 @@ from torch import nn
 
 from deepcache_patch import DeepCacheHelper
 from deepcache_patch.anatomy import dissect
-from deepcache_patch.anatomy.second_stream import SecondStreamAnatomy
+from deepcache_patch.anatomy.second_stream import SecondStreamAnatomy, _StreamTap
 from deepcache_patch.features import Recorder, StandIn
 
 pytestmark = pytest.mark.usefixtures("no_grad")
@@ -247,6 +247,13 @@ def test_an_unknown_block_is_refused(change):
         "UNet2DModel with a AttnSkipUpBlock2D cannot be cut: it is not known what goes with the "
         "second stream there"
     )
+
+
+def test_a_second_stream_without_a_hidden_state_says_so():
+    tap = _StreamTap(nn.Identity(), Recorder())
+    with pytest.raises(RuntimeError) as caught:
+        tap(torch.ones(1, 3, 2, 2))
+    assert str(caught.value) == "the second stream came before the hidden state"
 
 
 def test_nothing_else_fits():

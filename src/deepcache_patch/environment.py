@@ -26,7 +26,7 @@ def versions() -> dict[str, str]:
 def device_name(device: torch.device) -> str:
     """Returns the name that the maker gave the device, as far as it can be told."""
     if device.type in ("cuda", "xpu"):
-        return str(getattr(torch, device.type).get_device_name(device))
+        return str(getattr(torch, device.type).get_device_name(device))  # pragma: no cover (a GPU)
     # Linux tells `platform.processor` nothing, or the architecture once more.
     described = Path("/proc/cpuinfo")
     lines = described.read_text(encoding="utf-8").splitlines() if described.is_file() else []
