@@ -2,13 +2,23 @@
 
 import pytest
 import torch
-from bare_models import assert_helper_works, assert_runs_only, refusal_of, shake
+from bare_models import (
+    assert_fits_by,
+    assert_helper_works,
+    assert_runs_only,
+    refusal_of,
+    shake,
+)
 from conftest import assert_exact_at_every_branch
 from diffusers import StableCascadeUNet
 from tiny import deprecated, seeded, unet2d_condition
 
 from deepcache_patch.anatomy import dissect
-from deepcache_patch.anatomy.cascade import CascadeAnatomy, WuerstchenAnatomy
+from deepcache_patch.anatomy.cascade import (
+    CascadeAnatomy,
+    WuerstchenAnatomy,
+    _ends_with_scaler,
+)
 
 WuerstchenDiffNeXt = deprecated("wuerstchen.modeling_wuerstchen_diffnext").WuerstchenDiffNeXt
 
@@ -217,6 +227,50 @@ def test_wuerstchen_without_scalers_or_mappers_is_refused():
     assert refusal_of(unet) == (
         "WuerstchenDiffNeXt cannot be cut: it has 3 effnet_mappers for 2 levels"
     )
+
+
+def test_every_up_level_of_wuerstchen_below_the_highest_scales_up():
+    unet = wuerstchen([1, 1, 1])
+    del unet.up_blocks[1][-1]
+    assert "does not end with what scales up" in refusal_of(unet)
+    scaler, block = nn.Sequential(), nn.Identity()
+    for group, ends in (
+        (nn.ModuleList([block, scaler]), True),
+        (nn.ModuleList([scaler]), True),
+        (nn.ModuleList([scaler, block]), False),
+        (nn.ModuleList(), False),
+        (nn.Sequential(scaler), False),
+    ):
+        assert _ends_with_scaler(group) is ends
+
+
+@pytest.mark.parametrize(
+    ("layout", "build", "parts", "arguments"),
+    [
+        (
+            CascadeAnatomy,
+            lambda: cascade((1, 1), (1, 1)),
+            (
+                *("down_blocks", "down_downscalers", "down_repeat_mappers"),
+                *("up_blocks", "up_upscalers", "up_repeat_mappers"),
+            ),
+            ("sample", "timestep_ratio"),
+        ),
+        (
+            WuerstchenAnatomy,
+            lambda: wuerstchen([1, 1]),
+            ("down_blocks", "up_blocks", "effnet_mappers"),
+            ("x", "r", "effnet"),
+        ),
+    ],
+    ids=["cascade", "wuerstchen"],
+)
+def test_each_layout_is_known_by_its_parts(layout, build, parts, arguments):
+    assert_fits_by(layout, build, parts=(), arguments=arguments)
+    for part in parts:
+        unet = build()
+        delattr(unet, part)
+        assert not layout.fits(unet)
 
 
 def test_replaced_levels_are_noticed():
