@@ -12,6 +12,7 @@ from bare_models import (
 from conftest import assert_exact_at_every_branch
 from diffusers import StableCascadeUNet
 from tiny import deprecated, seeded, unet2d_condition
+from torch import nn
 
 from deepcache_patch.anatomy import dissect
 from deepcache_patch.anatomy.cascade import (
