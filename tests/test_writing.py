@@ -47,13 +47,14 @@ def test_several_files_are_written(file):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, OSError(errno.EIO, "broken")])
-@pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_what_comes_between_leaves_the_old_file(call, error, file, monkeypatch):
+@pytest.mark.parametrize(
+    ("owner", "call"), [(os, "fsync"), (Path, "replace")], ids=["fsync", "replace"]
+)
+def test_what_comes_between_leaves_the_old_file(owner, call, error, file, monkeypatch):
     def interrupted(*_):
         raise error
 
-    # `Path.replace` goes by `os.replace`.
-    monkeypatch.setattr(os, call, interrupted)
+    monkeypatch.setattr(owner, call, interrupted)
     with pytest.raises(type(error) if isinstance(error, OSError) else error):
         write_whole({file: NEW})
     assert file.read_bytes() == OLD
