@@ -17,7 +17,7 @@ from torch import nn
 
 from deepcache_patch import DeepCacheHelper
 from deepcache_patch.anatomy import dissect
-from deepcache_patch.anatomy.second_stream import SecondStreamAnatomy, _StreamTap
+from deepcache_patch.anatomy.second_stream import SecondStreamAnatomy, _Added, _StreamTap
 from deepcache_patch.features import Recorder, StandIn
 
 pytestmark = pytest.mark.usefixtures("no_grad")
@@ -247,6 +247,28 @@ def test_an_unknown_block_is_refused(change):
         "UNet2DModel with a AttnSkipUpBlock2D cannot be cut: it is not known what goes with the "
         "second stream there"
     )
+
+
+def test_a_block_without_layers_is_refused():
+    unet = build("ordinary-deepest")
+    unet.up_blocks[0] = nn.Module()
+    assert refusal_of(unet) == (
+        "UNet2DModel with a Module cannot be cut: it is not known which skip connections that "
+        "block emits or consumes"
+    )
+
+
+def test_what_stands_round_a_layer_passes_every_argument_on():
+    class Scaled(nn.Module):
+        def forward(self, sample, *, scale):
+            return sample * scale
+
+    recorder, stand_in, sample = Recorder(), StandIn(), torch.ones(1, 2, 2, 2)
+    recorder.latest = torch.zeros(1, 3, 2, 2)
+    assert torch.equal(_StreamTap(Scaled(), recorder)(sample, scale=3), 3 * sample)
+    assert torch.equal(recorder.latest, torch.cat([torch.zeros(1, 3, 2, 2), 3 * sample], 1))
+    stand_in.feature = recorder.latest
+    assert torch.equal(_Added(Scaled(), stand_in, 2, ())(sample, scale=4), 7 * sample)
 
 
 def test_a_second_stream_without_a_hidden_state_says_so():
