@@ -13,6 +13,7 @@ import torch
 import wrapt
 from conftest import counted_calls, trace
 from tiny import CASES, UNETS, inputs2d_condition, unet2d, unet2d_condition
+from zoo import CASES as ZOO
 
 import deepcache_patch
 from deepcache_patch import (
@@ -915,6 +916,45 @@ def test_set_params_does_not_guess_at_half_of_another_schedule():
         )
     helper.set_params(2, 1)
     assert helper.schedule == Uniform(2, 1)
+
+
+def test_calibrate_hands_over_what_it_is_given(monkeypatch):
+    handed, helper = [], DeepCacheHelper(unet2d_condition())
+
+    def calibrate(*args, **options):
+        handed.append((args, options))
+        return "a schedule"
+
+    monkeypatch.setattr("deepcache_patch.calibrate.calibrate", calibrate)
+    nothing = {"speedup": None, "full_steps": None, "psnr": None, "branch": 0}
+    for options in ({"speedup": 2.0}, {"full_steps": 5, "branch": 1}, {"psnr": 30.0}, {}):
+        assert helper.calibrate(loop, **options) == "a schedule"
+        assert handed.pop() == ((helper, loop), nothing | options)
+
+
+def test_compile_compiles_the_unet_and_the_controlnet_in_place(monkeypatch):
+    compiled, pipe = [], ZOO["sd-controlnet"].load()
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda module, **options: compiled.append((module, options))
+    )
+    helper = DeepCacheHelper(pipe)
+    assert helper.compile(mode="max-autotune") is helper
+    options = {"fullgraph": True, "mode": "max-autotune"}
+    assert compiled == [(pipe.unet, options), (pipe.controlnet, options)]
+    compiled.clear()
+    unet = unet2d_condition()
+    DeepCacheHelper(unet).compile(fullgraph=False)
+    assert compiled == [(unet, {"fullgraph": False})]
+
+
+def test_compile_refuses_what_is_compiled_already():
+    unet = unet2d_condition()
+    helper = DeepCacheHelper(torch.compile(unet, backend="eager"))
+    with pytest.raises(InvalidSettingError) as caught:
+        helper.compile()
+    assert str(caught.value) == (
+        "UNet2DConditionModel is wrapped by torch.compile already: leave out one of the two"
+    )
 
 
 def test_a_helper_is_printed_with_its_schedule_and_state():
