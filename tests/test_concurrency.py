@@ -203,6 +203,41 @@ def test_two_threads_cannot_both_enable_a_helper_on_one_unet(hasty):
         assert layout(unet) == plain
 
 
+def test_a_unet_that_another_thread_has_cut_is_looked_at_when_it_is_whole():
+    # A second helper, made while a shallow call was under way, found no U-Net, or fewer branches.
+    unet, inside, go_on = unet2d_condition(), threading.Event(), threading.Event()
+    helper, told = DeepCacheHelper(unet).enable(), []
+
+    def call():
+        with torch.no_grad():
+            for timestep in torch.tensor([900, 700]):
+                if timestep == 700:
+                    unet.conv_out.register_forward_pre_hook(wait)
+                unet(**inputs2d_condition() | {"timestep": timestep})
+
+    def wait(_module, _args):
+        inside.set()
+        assert go_on.wait(PATIENCE)
+
+    def look():
+        assert inside.wait(PATIENCE)
+        threading.Timer(0.2, go_on.set).start()
+        told.append(len(DeepCacheHelper(unet, branch=8).branches))
+
+    in_threads(call, look)
+    assert helper.stats.shallow_calls == 1
+    assert told == [9]
+    helper.disable()
+
+
+def test_a_pause_is_left_where_it_was_entered():
+    # As a web framework does with a dependency that yields: torn down in another worker.
+    pause = DeepCacheHelper(unet2d_condition()).paused()
+    in_threads(pause.__enter__)
+    with pytest.raises(RuntimeError, match="entered in another thread or asyncio task"):
+        pause.__exit__(None, None, None)
+
+
 def test_enable_waits_for_a_call_that_is_under_way():
     unet, inside, go_on = unet2d_condition(), threading.Event(), threading.Event()
     arguments = inputs2d_condition()
@@ -239,30 +274,34 @@ def test_enable_waits_for_a_call_that_is_under_way():
     helper.disable()
 
 
+@pytest.mark.parametrize("interval", [1, 3])
 @pytest.mark.parametrize("name", ["sd", "sd-img2img"])
-def test_switching_while_others_generate_breaks_nothing(name, hasty):
+def test_switching_while_others_generate_breaks_nothing(name, interval, hasty):
     # A call that began before `enable` takes no turns: another thread cut the U-Net under it.
     case = CASES[name]
     pipes = pipelines(case, 3)
     plain = layout(pipes[0].unet)
     expected = [case.run(pipe) for pipe in pipes]
-    helper, done = DeepCacheHelper(pipes[0]), threading.Event()
+    helper, done = DeepCacheHelper(pipes[0], interval=interval), threading.Event()
 
-    def generate(pipe):
-        for _ in range(3):
-            assert torch.isfinite(case.run(pipe)).all()
+    def generate(number):
+        for _ in range(2):
+            picture = case.run(pipes[number])
+            assert torch.isfinite(picture).all()
+            # With nothing but full steps, it does not matter when the helper was on.
+            assert interval > 1 or torch.equal(picture, expected[number])
 
     def switch():
         while not done.is_set():
             helper.enable()
             with helper.paused():
-                helper.set_params(cache_interval=2)
+                helper.reset()
             helper.disable()
 
     switching = threading.Thread(target=switch)
     switching.start()
     try:
-        in_threads(*(lambda pipe=pipe: generate(pipe) for pipe in pipes))
+        in_threads(*(lambda number=number: generate(number) for number in range(len(pipes))))
     finally:
         done.set()
         switching.join(PATIENCE)

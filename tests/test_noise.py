@@ -124,6 +124,15 @@ def test_between_the_entries_of_the_table_the_level_is_on_a_straight_line():
     )
 
 
+def test_what_another_pipelines_scheduler_holds_at_the_moment_does_not_matter(config):
+    # Where two lists are equal by chance, the levels came from this scheduler's sigmas, else from
+    # the table: a thread's picture depended on what another thread had set.
+    euler, timesteps = prepared("euler", config)
+    chance = noise_levels(euler, timesteps, is_own=False)
+    euler.set_timesteps(5)
+    assert noise_levels(euler, timesteps) == noise_levels(euler, timesteps, is_own=False) == chance
+
+
 @pytest.mark.parametrize(("name", "tolerance"), [("ddim", 0), ("ddpm", 0), ("euler", 1e-3)])
 def test_another_schedulers_timesteps_have_its_levels(name, tolerance, config):
     # Pipelines that share a U-Net have schedulers of their own. Euler's sigmas are on a straight

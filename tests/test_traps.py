@@ -409,6 +409,22 @@ def test_trap_controlnet_cut_unet_full():
     assert counted(helper) == (3, 0)
 
 
+@pytest.mark.parametrize("counts", [(2, 1, 2, 1, 2), (1, 1, 1, 1, 2)])
+def test_trap_controlnet_cut_unet_full_in_the_last_step(counts):
+    # After as many calls as the step before had, the last step let go of everything. One more ran
+    # in full, with the few residuals that a cut ControlNet had given: shapes clashed in diffusers.
+    pipe = CASES["sd-controlnet"].load()
+    by_hand, timesteps = Controlled(pipe), torch.arange(len(counts), 0, -1) * 100
+    with torch.no_grad():
+        plain = by_hand.step(timesteps[-1], by_hand.residuals(timesteps[-1]), seed=1)
+    with DeepCacheHelper(pipe, interval=10) as helper, torch.no_grad():
+        for timestep, count in zip(timesteps, counts, strict=True):
+            residuals = by_hand.residuals(timestep)
+            outputs = [by_hand.step(timestep, residuals, seed=seed) for seed in range(count)]
+    assert torch.equal(outputs[1], plain)
+    assert helper.stats.shallow_calls >= len(counts) - 1
+
+
 def test_trap_controlnet_cut_unet_full_with_changed_residuals():
     # As above, but what was done to the residuals cannot be done to new ones.
     pipe = CASES["sd-controlnet"].load()

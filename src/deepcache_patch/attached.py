@@ -123,12 +123,6 @@ class AttachedUNet:
         """How many skip connections the U-Net has."""
         return self._anatomy.num_skips
 
-    @contextmanager
-    def between_calls(self) -> Iterator[None]:
-        """Keep the U-Net whole for the length of a `with` block: no call runs, so no cut."""
-        with self._lock:
-            yield
-
     def attach(self) -> None:
         """Send calls of the U-Net here; wait for those that are under way."""
         with self._lock:
@@ -184,9 +178,11 @@ class AttachedUNet:
             return session.entry if likely and session.entry != FULL else None
 
     def remember(self, cut_call: Any) -> None:
-        """Keep a call of a companion that was cut, in case that it is needed in full."""
+        """Keep a call of a companion that was cut, while somebody has what it gave."""
         with self._lock:
-            self._session().cut_calls.append(cut_call)
+            calls = self._session().cut_calls
+            calls.append(cut_call)
+        cut_call.when_forgotten(lambda: calls.remove(cut_call) if cut_call in calls else None)
 
     def _call(
         self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -268,7 +264,7 @@ class AttachedUNet:
             original = eager
         for branch in unproved:
             recorder = self._recorders[branch]
-            if recorder.latest is None:
+            if recorder.latest is None or recorder.repeated:
                 continue
             arguments = self._anatomy.arguments(args, kwargs)
             arguments = self._anatomy.trimmed(branch, arguments) or arguments
@@ -332,8 +328,10 @@ class AttachedUNet:
                 timesteps = None
             # Without a list of timesteps nobody knows how many steps there will be.
             num_steps = position.num_steps or max(64, 2 * position.step)
-            unet = self._unet
-            guide = self._begin(Context(num_steps, timesteps, session.scheduler, unet))
+            scheduler = session.scheduler
+            is_own = session.tracker.runs_on(_timesteps_of(scheduler))
+            context = Context(num_steps, timesteps, scheduler, self._unet, is_own)
+            guide = self._begin(context)
             for branch in guide.branches:
                 self._anatomy.check_branch(branch)
                 self._recorders.setdefault(branch, Recorder())
@@ -397,7 +395,7 @@ class AttachedUNet:
         needed = self.num_skips if branch is None else branch + 1
         if residuals is None or len(residuals) >= needed:
             return None
-        for call in session.cut_calls:
+        for call in tuple(session.cut_calls):  # one whose residuals die meanwhile goes
             if call.gave(residuals):
                 return self._anatomy.with_residuals(arguments, call.again())
         names = " and ".join(sorted({call.companion for call in session.cut_calls}))

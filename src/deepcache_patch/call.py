@@ -235,6 +235,21 @@ def _stacks_of_others() -> list[FrameType]:
     return [frame for thread, frame in sys._current_frames().items() if thread != me]
 
 
+@contextmanager
+def whole(module: nn.Module) -> Iterator[None]:
+    """Keep the module whole for the length of a `with` block, whoever may cut it for a call."""
+    while True:
+        found = (call_patch_of(each) for each in layers_of(module))
+        patch = next((each for each in found if each is not None), None)
+        if patch is None:
+            yield
+            return
+        with patch.lock:
+            if patch.installed:  # not removed while this was waiting
+                yield
+                return
+
+
 def call_patch_of(module: nn.Module) -> CallPatch | None:
     """The patch that a call of the module reaches first, if any."""
     patch = installed_patch(module, CALL)

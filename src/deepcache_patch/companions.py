@@ -17,14 +17,14 @@ from torch import nn
 
 from .anatomy import Companion, dissect_controlnet
 from .attached import AttachedUNet
-from .call import CallPatch
+from .call import CallPatch, whole
 from .cut import Cut
 from .errors import UnsupportedModelError
 from .offloading import bring_whole
 from .wrappers import unwrapped
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CutCall:
     """A call of a companion that gave only the residuals of a shallow call.
 
@@ -43,6 +43,10 @@ class CutCall:
         given = [each() for each in self.residuals]
         return len(given) == len(residuals) and all(map(is_, given, residuals))
 
+    def when_forgotten(self, callback: Callable[[], object]) -> None:
+        """Have the callback called when nobody has the first residual any more."""
+        weakref.finalize(self.residuals[0](), callback).atexit = False
+
 
 class AttachedCompanion:
     """One ControlNet with the patch round its call.
@@ -56,7 +60,8 @@ class AttachedCompanion:
         self._controlnet = unwrapped(patch.module)
         # Or a ControlNet that another pipeline has, too, would keep the U-Net alive.
         self._unet = weakref.ref(unet)
-        self._anatomy = dissect_controlnet(self._controlnet)
+        with whole(patch.module):
+            self._anatomy = dissect_controlnet(self._controlnet)
         self._cuts: dict[int, Cut] = {}
         # A cut changes the ControlNet for everybody, so calls take turns.
         self._lock = patch.lock
@@ -87,15 +92,18 @@ class AttachedCompanion:
         branch = self._branch(unet, anatomy, args, kwargs)
         kinds = unet.num_skips + 1  # cut at each branch, and whole
         with self._lock, self._patch.room_for_graphs(kinds):
-            # While this call was waiting, it may have been removed, or layers replaced.
-            ready = self._patch.installed and anatomy.is_current
-            if branch is None or not ready:
+            # While this call was waiting, layers may have been replaced, or the patch removed.
+            installed = self._patch.installed
+            if installed and (branch is None or not anatomy.is_current):
                 return original(*args, **kwargs)
-            bring_whole(self._controlnet)
-            if branch not in self._cuts:
-                self._cuts[branch] = anatomy.cut(branch)
-            with self._cuts[branch].applied():
-                output = original(*args, **kwargs)
+            if installed and branch is not None:
+                bring_whole(self._controlnet)
+                if branch not in self._cuts:
+                    self._cuts[branch] = anatomy.cut(branch)
+                with self._cuts[branch].applied():
+                    output = original(*args, **kwargs)
+        if not installed:  # somebody else's patch may be there by now
+            return self._patch.module(*args, **kwargs)
 
         def again() -> Any:
             with self._lock:

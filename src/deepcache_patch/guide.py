@@ -24,16 +24,20 @@ class Context:
         timesteps: The values of the steps; `None` if there is no list of them.
         scheduler: The pipeline's, after `set_timesteps`, or `None`.
         unet: The U-Net inside `torch.compile`'s wrapper.
+        is_own: Whether the timesteps are the scheduler's own list, not another pipeline's.
     """
 
     num_steps: int
     timesteps: tuple[float, ...] | None
     scheduler: Any
     unet: nn.Module
+    is_own: bool = True
 
     def levels(self) -> tuple[float, ...] | None:
         """`noise_levels` of the steps."""
-        return noise_levels(self.scheduler, self.timesteps) if self.timesteps else None
+        if not self.timesteps:
+            return None
+        return noise_levels(self.scheduler, self.timesteps, is_own=self.is_own)
 
 
 class Guide:

@@ -16,7 +16,7 @@ from .attached import AttachedUNet, Stats
 from .auto import Auto
 from .branches import Branches, BranchesOfEach, branches_of
 from .calibrated import Calibrated
-from .call import CallPatch, call_patch_of
+from .call import CallPatch, call_patch_of, whole
 from .companions import AttachedCompanion
 from .errors import AlreadyEnabledError, InvalidSettingError, UnsupportedModelError
 from .guide import AnySchedule, Context, Guide, GuidingSchedule, PlannedGuide
@@ -34,7 +34,8 @@ from .schedule import Schedule, Uniform
 from .versions import warn_of_untested
 from .wrappers import is_compiled_wrapper, layers_of, unwrapped
 
-#: Held by whoever installs or removes patches: two threads must not find the same U-Net free.
+#: Held by whoever installs or removes patches: two threads must not find the same U-Net free, and
+#: before it is patched it has no lock of its own.
 _SWITCHING: Final = threading.RLock()
 
 
@@ -145,9 +146,10 @@ class DeepCacheHelper:
         """
         for each in self._attached:
             self._keep_example(each)
-        with self._between_calls():
-            unets = unets_of(self._pipe)
-            outlines = {unet: Outline(unwrapped(unet)) for unet in unets.values()}
+        unets, outlines = unets_of(self._pipe), {}
+        for unet in unets.values():
+            with whole(unet):
+                outlines[unet] = Outline(unwrapped(unet))
         tables = {
             name: branches_of(outlines[unet], self._examples.get(unwrapped(unet)))
             for name, unet in unets.items()
@@ -156,6 +158,9 @@ class DeepCacheHelper:
 
     def enable(self) -> "DeepCacheHelper":
         """Patch the U-Net and return the helper. Harmless when already enabled.
+
+        Waits for calls of the U-Net that are under way in other threads, as `disable` does; neither
+        may be called from within one.
 
         Raises:
             AlreadyEnabledError: If another helper is enabled on the same U-Net.
@@ -226,14 +231,23 @@ class DeepCacheHelper:
         """The plain pipeline for the length of a `with` block, bit-exact.
 
         Only for what this thread calls in it, or this asyncio task, `asyncio.to_thread` included: a
-        server may pause one request while others are served. A generation that is under way goes
-        on, after a paused call, as if it were a new one.
+        server may pause one request while others are served. Threads of a pool are not paused by
+        who gives them work: enter the block in them. A generation that is under way goes on, after
+        a paused call, as if it were a new one.
+
+        Raises:
+            RuntimeError: If the block is left in another thread or task than it was entered in.
         """
         before = self._paused.set(True)
         try:
             yield
         finally:
-            self._paused.reset(before)
+            try:
+                self._paused.reset(before)
+            except ValueError as error:
+                raise RuntimeError(
+                    "paused() was entered in another thread or asyncio task: leave it there, too"
+                ) from error
 
     def set_params(
         self,
@@ -367,9 +381,10 @@ class DeepCacheHelper:
 
     def _check(self, schedule: AnySchedule) -> dict[nn.Module, Anatomy]:
         """The pipeline's U-Nets as it calls them, each with its anatomy, if the schedule fits."""
-        with self._between_calls():
-            unets = unets_of(self._pipe)
-            anatomies = {unet: dissect(unwrapped(unet)) for unet in unets.values()}
+        unets, anatomies = unets_of(self._pipe), {}
+        for unet in unets.values():
+            with whole(unet):
+                anatomies[unet] = dissect(unwrapped(unet))
         if isinstance(schedule, type) or not isinstance(schedule, Schedule | GuidingSchedule):
             raise InvalidSettingError(
                 "schedule must be 'auto' or an object with a method plan(num_steps), not "
@@ -405,14 +420,6 @@ class DeepCacheHelper:
                 with suppress(UnsupportedModelError):  # then it runs whole
                     found.append(AttachedCompanion(self._patch_of(controlnet), attached[0]))
         return tuple(found)
-
-    @contextmanager
-    def _between_calls(self) -> Iterator[None]:
-        """Keep the U-Nets whole, whatever other threads do."""
-        with ExitStack() as whole:
-            for each in self._attached:
-                whole.enter_context(each.between_calls())
-            yield
 
     def _stands_outside(self) -> bool:
         """Whether nothing was compiled round what this is attached to."""

@@ -18,19 +18,23 @@ _NUDGE = 1e-3
 _LEAST = 1e-4
 
 
-def noise_levels(scheduler: Any, timesteps: Sequence[float]) -> tuple[float, ...] | None:
+def noise_levels(
+    scheduler: Any, timesteps: Sequence[float], *, is_own: bool = True
+) -> tuple[float, ...] | None:
     """ln(sigma) at each step, sigma being the noise's standard deviation where the data's is 1.
 
     Args:
         scheduler: Any scheduler, or `None`.
         timesteps: Of the steps of the generation. If they are not the last of the scheduler's, they
             are taken for those of another one that the same U-Net is used with.
+        is_own: Whether they can be the scheduler's. If not, what it holds at the moment, perhaps
+            for another thread, does not matter.
 
     Returns:
         One number for each step; `None` where the scheduler does not say.
     """
     sigmas = getattr(scheduler, "sigmas", None)
-    if ends_with(scheduler, timesteps) and isinstance(sigmas, torch.Tensor):
+    if is_own and ends_with(scheduler, timesteps) and isinstance(sigmas, torch.Tensor):
         known = len(scheduler.timesteps)
         if known <= len(sigmas) <= known + 1:
             values = sigmas[known - len(timesteps) : known].double().cpu().numpy()

@@ -9,6 +9,7 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from .anatomy import is_controlnet, is_unet
+from .call import whole
 from .errors import UnsupportedModelError
 from .wrappers import unwrapped
 
@@ -22,7 +23,7 @@ def unets_of(pipe: Any) -> dict[str, nn.Module]:
         UnsupportedModelError: If there is none that can be cut.
     """
     modules = modules_of(pipe)
-    unets = {name: module for name, module in modules.items() if is_unet(unwrapped(module))}
+    unets = {name: module for name, module in modules.items() if _is_whole(module, is_unet)}
     if unets:
         return unets
     names = ", ".join(type(unwrapped(each)).__name__ for each in modules.values()) or "no modules"
@@ -49,7 +50,13 @@ def controlnets_of(pipe: Any) -> list[nn.Module]:
     if isinstance(pipe, nn.Module):
         return []
     modules = modules_of(pipe).values()
-    return [module for module in modules if is_controlnet(unwrapped(module))]
+    return [module for module in modules if _is_whole(module, is_controlnet)]
+
+
+def _is_whole(module: nn.Module, kind: Callable[[nn.Module], bool]) -> bool:
+    """Whether the module is of the kind; cut, it might not look like it."""
+    with whole(module):
+        return kind(unwrapped(module))
 
 
 def schedulers_of(pipe: Any, name: str) -> Callable[[], list[Any]]:

@@ -86,7 +86,6 @@ class Session:
         if self._calls >= self._calls_before:
             self.cache.clear()
             self._conditionings.clear()
-            self.cut_calls.clear()
 
     def is_anothers(self, slot: int, conditioning: torch.Tensor | None) -> bool:
         """Whether the call has the conditioning of other slots, because one before was left out."""

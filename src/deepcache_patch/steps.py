@@ -54,6 +54,10 @@ class StepTracker:
         self._known: tuple[torch.Tensor, torch.dtype, list[float]] | None = None
         self._foreign: tuple[torch.Tensor, int] | None = None
 
+    def runs_on(self, timesteps: torch.Tensor | None) -> bool:
+        """Whether the current generation goes by this very list."""
+        return _same_timeline(self._timeline, timesteps)
+
     def remaining(self) -> tuple[float, ...] | None:
         """The values of this generation's steps to their end; `None` if there is no list of them.
 

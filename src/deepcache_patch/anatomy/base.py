@@ -61,9 +61,10 @@ def _signature(function: Any) -> inspect.Signature:
         inspect.Parameter.VAR_KEYWORD,
     }:
         seen = inspect.getclosurevars(function)
-        for each in (*seen.nonlocals.values(), *seen.globals.values()):
-            if inspect.isfunction(each) and each.__name__ == "forward" and each is not function:
-                return _signature(each)
+        named = {*filter(inspect.isfunction, (*seen.nonlocals.values(), *seen.globals.values()))}
+        found = [each for each in named - {function} if each.__name__ == "forward"]
+        if len(found) == 1:  # of several, who knows which is called
+            return _signature(found[0])
     return signature
 
 
