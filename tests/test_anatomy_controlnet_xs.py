@@ -166,6 +166,30 @@ def _layers(block, path):
         yield ["downsamplers"]
 
 
+def test_a_block_of_which_nothing_is_kept_is_left_out():
+    unet = unet_xs()
+    anatomy = dissect(unet)
+    # By hand: the skips 1 to 3, 4 to 6, and 7 and 8 are those of the down blocks.
+    for branch, blocks in enumerate((0, 1, 1, 1, 2, 2, 2, 3, 3)):
+        with anatomy.cut(branch, StandIn(), {}).applied():
+            assert len(unet.down_blocks) == blocks
+
+
+def test_blocks_may_have_different_numbers_of_layers():
+    unet = unet_xs()
+    lower, upper = unet.up_blocks[1:]
+    for name in ("resnets", "attentions", "ctrl_to_base"):
+        getattr(upper, name).append(getattr(lower, name).pop(-1))
+    anatomy = dissect(unet)
+    for branch in anatomy.branches:
+        with anatomy.cut(branch, StandIn(), {}).applied():
+            layers = [len(block.resnets) for block in unet.up_blocks]
+        assert (
+            layers
+            == [[branch + 1], [branch - 3, 4], [branch - 5, 2, 4]][(branch > 3) + (branch > 5)]
+        )
+
+
 @pytest.mark.parametrize(
     ("part", "index", "reason"),
     [

@@ -831,7 +831,10 @@ NO_BRANCH_9 = (
     "branch 9 is out of range: this UNet2DConditionModel has 9 skip connections, so branches 0 to "
     "8; print(DeepCacheHelper(pipe).branches) shows them"
 )
-NO_SCHEDULE = "schedule must be 'auto' or an object with a method plan(num_steps), not "
+NO_SCHEDULE = (
+    "schedule must be 'auto', what Calibrated.load(file) gives, or an object with a method "
+    "plan(num_steps), not "
+)
 NO_REPLAY = (
     "replay must be 'reuse' or 'extrapolate' or an object with a method "
     "feature(step, recorded, levels), not "
@@ -945,6 +948,27 @@ def test_compile_compiles_the_unet_and_the_controlnet_in_place(monkeypatch):
     unet = unet2d_condition()
     DeepCacheHelper(unet).compile(fullgraph=False)
     assert compiled == [(unet, {"fullgraph": False})]
+
+
+def test_enable_attaches_anew_to_what_was_compiled_since_and_to_nothing_else():
+    pipe = ZOO["sd-controlnet"].load()
+    for whole in (pipe, pipe.unet):
+        with DeepCacheHelper(whole) as helper:
+            attached = helper._attached
+            helper.enable()
+            assert helper._attached is attached
+    with DeepCacheHelper(pipe) as helper:
+        for name in ("unet", "controlnet"):
+            setattr(pipe, name, torch.compile(getattr(pipe, name), backend="eager"))
+            helper.enable()
+            assert helper._attached[0].unet is pipe.unet
+            assert helper._companions[0].controlnet is pipe.controlnet
+
+
+def test_two_unets_have_a_table_each():
+    pipe = ZOO["stable-cascade-combined"].load()
+    tables = DeepCacheHelper(pipe).branches
+    assert list(tables) == ["prior_prior", "decoder"]
 
 
 def test_compile_refuses_what_is_compiled_already():

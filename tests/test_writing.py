@@ -69,6 +69,7 @@ def test_an_error_of_the_second_file_leaves_both_old(file, tmp_path):
     assert list(file.parent.iterdir()) == [file]
 
 
+@pytest.mark.slow  # as root, it mounts a disk
 def test_a_full_disk_leaves_what_was_there(small_disk):
     file, other = small_disk / "a.json", small_disk / "b.json"
     write_whole({file: b"old"})
@@ -79,6 +80,7 @@ def test_a_full_disk_leaves_what_was_there(small_disk):
     assert list(small_disk.iterdir()) == [file]
 
 
+@pytest.mark.slow  # as root, it mounts a disk
 def test_a_disk_for_reading_only_is_named(small_disk):
     # What was said was of the file beside, which could not be removed either.
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)

@@ -277,7 +277,9 @@ def save_all(path: str | Path, schedules: Iterable[Calibrated]) -> None:
 
 
 def _from_checked(data: Mapping[str, Any]) -> Calibrated:
-    setting = Setting(data["unet"], data["scheduler"], tuple(map(float, data["timesteps"])))
+    setting = Setting(
+        dict(data["unet"]), dict(data["scheduler"]), tuple(map(float, data["timesteps"]))
+    )
     blends = {
         int(step): Blend(
             blend["a"],

@@ -49,7 +49,8 @@ def read(path: Path) -> list[dict[str, Any]]:
         reason = str(error) or type(error).__name__
         raise InvalidSettingError(
             f"{path} is no file of calibrated schedules, or a damaged one "
-            f"({_short(reason, as_it_is=True)}): delete it and calibrate anew"
+            f"({_short(reason, as_it_is=True)}): give one that calibrate() has written, or "
+            "calibrate anew"
         ) from error
     if version != VERSION:
         raise InvalidSettingError(
@@ -171,8 +172,12 @@ def _fields(name: str, data: Any, expected: set[str] | None = None) -> dict[str,
     if not isinstance(data, dict):
         raise InvalidSettingError(f"{name} is no object")
     if expected is not None and data.keys() != expected:
-        keys = ", ".join(sorted(data.keys() ^ expected))
-        raise InvalidSettingError(f"{name} lacks, or has too much: {keys}")
+        lacking, unknown = (
+            ", ".join(sorted(keys)) for keys in (expected - data.keys(), data.keys() - expected)
+        )
+        raise InvalidSettingError(
+            f"{name} lacks {lacking}" if lacking else f"{name} has unknown keys: {unknown}"
+        )
     return data
 
 

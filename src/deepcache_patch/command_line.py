@@ -94,6 +94,7 @@ def _add_compare(commands: Any) -> None:
         description="Generates the same pictures without and with DeepCache, and compares them.",
         epilog=_EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # calibrate has --prompts, compare --prompt
     )
     add = parser.add_argument
     _add_pipeline(parser)
@@ -124,6 +125,7 @@ def _add_calibrate(commands: Any) -> None:
         "the others.",
         epilog=_CALIBRATE_EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # calibrate has --prompts, compare --prompt
     )
     add = parser.add_argument
     _add_pipeline(parser)
@@ -312,7 +314,8 @@ def _call(pipe: Any, options: argparse.Namespace) -> tuple[range, dict[str, Any]
     if ("height" in call) != ("width" in call):
         raise BadInputError("give --height and --width together: diffusers ignores one alone")
     if "prompt" in accepted and "prompt" not in call:
-        raise BadInputError(f"{name} draws what a text says: give it with --prompt")
+        how = "--prompt" if options.command == "compare" else "a file of --prompts"
+        raise BadInputError(f"{name} draws what a text says: give it with {how}")
     if "num_inference_steps" in accepted:
         call.setdefault("num_inference_steps", 50)
 

@@ -170,10 +170,10 @@ class Comparison:
         return path
 
     def save_both(self, folder: str | os.PathLike[str], **more: Any) -> Path:
-        """Writes comparison.png and comparison.json, both or none, and returns the former's path.
+        """Writes comparison.png and comparison.json, and returns the former's path.
 
         Raises:
-            OSError: One cannot be written. What was there is there still.
+            OSError: One cannot be written. What was there is there still, unless a rename failed.
         """
         paths = [Path(folder) / name for name in FILES]
         write_whole({path: self._encoded(path, more) for path in paths})

@@ -387,8 +387,8 @@ class DeepCacheHelper:
                 anatomies[unet] = dissect(unwrapped(unet))
         if isinstance(schedule, type) or not isinstance(schedule, Schedule | GuidingSchedule):
             raise InvalidSettingError(
-                "schedule must be 'auto' or an object with a method plan(num_steps), not "
-                f"{schedule!r}"
+                "schedule must be 'auto', what Calibrated.load(file) gives, or an object with a "
+                f"method plan(num_steps), not {schedule!r}"
             )
         if not isinstance(schedule, Schedule) and any(map(is_sharded, unets.values())):
             raise InvalidSettingError(

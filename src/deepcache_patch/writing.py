@@ -28,7 +28,9 @@ def require_replaceable(path: Path) -> None:
 
 
 def write_whole(contents: Mapping[Path, bytes]) -> None:
-    """Write files, all or none; whoever reads one meanwhile sees the old one or the new.
+    """Write files; all are written before the first is renamed.
+
+    Whoever reads one meanwhile sees the old one or the new.
 
     A link stays, and what it points at is replaced. After `kill -9` a `.….partial` may be left.
 
