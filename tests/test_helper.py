@@ -968,7 +968,7 @@ def test_enable_attaches_anew_to_what_was_compiled_since_and_to_nothing_else():
 def test_two_unets_have_a_table_each():
     pipe = ZOO["stable-cascade-combined"].load()
     tables = DeepCacheHelper(pipe).branches
-    assert list(tables) == ["prior_prior", "decoder"]
+    assert set(tables) == {"prior_prior", "decoder"}
 
 
 def test_compile_refuses_what_is_compiled_already():
