@@ -399,8 +399,7 @@ class Lifecycle(RuleBasedStateMachine):
     @rule(call=st.data())
     def with_block(self, call):
         parts, was_enabled = _patched_parts(self.site.pipe), self.in_force is not None
-        if was_enabled:
-            self.disable()
+        self.disable()  # what is left on a ControlNet after its U-Net was replaced, too
         before = list(map(trace, parts))
         with self.helper:
             self.in_force = self.settings
