@@ -127,8 +127,9 @@ def test_a_long_name_is_no_hindrance(tmp_path):
 
 PACKAGE = str(Path(writing.__file__).parent)
 WRITE_FOR_EVER = """
-import itertools, json, sys
+import itertools, json, signal, sys
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background
 sys.path.append(sys.argv[3])
 from writing import write_whole  # alone: the package brings torch along
 path = Path(sys.argv[1])
