@@ -58,6 +58,13 @@ def test_at_the_deepest_branch_nothing_is_left_out(branch):
     assert dissect_controlnet(controlnet()).cut(branch).owners == set()
 
 
+def test_the_middle_block_that_is_left_out_can_still_be_called():
+    # Not every forward asks whether there is one, as those of diffusers do.
+    net, sample = controlnet(), torch.ones(1, 8, 2, 2)
+    with dissect_controlnet(net).cut(0).applied():
+        assert net.mid_block(sample, None, attention_mask=None) is sample
+
+
 def test_a_controlnet_without_a_middle_block_is_cut():
     net = controlnet()
     net.mid_block = None
