@@ -32,6 +32,7 @@ from deepcache_patch import (
 from deepcache_patch.anatomy import dissect
 from deepcache_patch.attached import MAX_SLOTS, AttachedUNet
 from deepcache_patch.call import CALL
+from deepcache_patch.guide import PlannedGuide
 
 SD = CASES["sd"]
 
@@ -919,6 +920,19 @@ def test_set_params_does_not_guess_at_half_of_another_schedule():
         )
     helper.set_params(2, 1)
     assert helper.schedule == Uniform(2, 1)
+
+
+def test_a_schedule_that_guides_gets_the_replay_and_every_generations_context():
+    class Guiding:
+        def begin(self, context, replay):
+            begun.append((context.num_steps, replay))
+            return PlannedGuide(Uniform(2), replay, context)
+
+    begun, unet, replay = [], unet2d_condition(), Reuse()
+    with DeepCacheHelper(unet, schedule=Guiding(), replay=replay):
+        assert kinds_of_steps(unet) == "FsFsFsF"
+        assert kinds_of_steps(unet, steps=3) == "FsF"
+    assert begun == [(7, replay), (3, replay)]
 
 
 def test_calibrate_hands_over_what_it_is_given(monkeypatch):
