@@ -84,7 +84,8 @@ class Record:
         except Exception as error:
             if self.contestant.family == "plain":
                 raise
-            self.error = f"{type(error).__name__}: {first_line(error)}"
+            said, name = first_line(error), type(error).__name__
+            self.error = said if said.startswith(name) else f"{name}: {said}"
             tqdm.write(f"{self.contestant.name} failed: {self.error}")
             return
         self.generations.append(made)
