@@ -129,7 +129,7 @@ def report(before: dict[str, Any]) -> dict[str, Any]:
         for mutant, code in data.exit_code_by_key.items():
             status = status_by_exit_code[code]
             counts[status] += 1
-            if status not in ("killed", "timeout"):
+            if status not in ("killed", "timeout", "not checked"):
                 survivor = {"name": mutant, "status": status, "module": name}
                 survivor |= _change(mutant, path)
                 survivors.append(survivor | {"reason": reasons.get(_key(survivor))})
@@ -144,9 +144,9 @@ def report(before: dict[str, Any]) -> dict[str, Any]:
 
 
 def _counted(counts: Counter[str]) -> dict[str, Any]:
-    """Those that run into the limit of time count as killed."""
+    """Those that run into the limit of time count as killed; the share is of those that ran."""
     killed = counts["killed"] + counts["timeout"]
-    share = round(killed / max(counts.total(), 1), 4)
+    share = round(killed / max(counts.total() - counts["not checked"], 1), 4)
     return {"mutants": counts.total(), **counts, "killed_share": share}
 
 
