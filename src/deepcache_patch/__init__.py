@@ -1,7 +1,6 @@
 """DeepCache for any existing diffusers U-Net pipeline, as a patch that leaves no trace."""
 
 from .adaptive import Adaptive
-from .attached import Stats
 from .auto import Auto
 from .branches import Branch
 from .calibrated import Calibrated
@@ -15,6 +14,7 @@ from .errors import (
 from .helper import DeepCacheHelper
 from .replay import Extrapolate, Replay, Reuse
 from .schedule import FULL, Centred, Explicit, Growing, Plan, Schedule, Uniform
+from .stats import LastGeneration, Stats
 
 __version__ = "0.1.0"
 
@@ -33,6 +33,7 @@ __all__ = [
     "Extrapolate",
     "Growing",
     "InvalidSettingError",
+    "LastGeneration",
     "Plan",
     "Replay",
     "Reuse",

@@ -10,7 +10,6 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
@@ -27,6 +26,7 @@ from .observers import observer_of
 from .offloading import bring_whole
 from .schedule import FULL
 from .session import Session
+from .stats import Course, LastGeneration, Stats
 from .steps import Position, same_storage
 from .wrappers import unwrapped
 
@@ -35,38 +35,13 @@ from .wrappers import unwrapped
 MAX_SLOTS: Final = 64
 
 
-@dataclass(frozen=True)
-class Stats:
-    """What has happened since `DeepCacheHelper.enable`.
-
-    Attributes:
-        generations: Denoising loops that were started.
-        full_calls: U-Net calls that ran everything.
-        shallow_calls: U-Net calls that ran only what lies above the branch.
-        cache_nbytes: The most bytes of deep features that a U-Net's cache held at once; added up
-            over the U-Nets of the pipeline.
-    """
-
-    generations: int = 0
-    full_calls: int = 0
-    shallow_calls: int = 0
-    cache_nbytes: int = 0
-
-    def __add__(self, other: "Stats") -> "Stats":
-        return Stats(
-            self.generations + other.generations,
-            self.full_calls + other.full_calls,
-            self.shallow_calls + other.shallow_calls,
-            self.cache_nbytes + other.cache_nbytes,
-        )
-
-
 class AttachedUNet:
     """One U-Net with its cache and the patch round its call.
 
     Nothing here keeps the pipeline alive, for the U-Net holds the patch.
 
     Args:
+        name: Of the component that it is.
         patch: Round the U-Net's calls, to be installed.
         anatomy: Of the U-Net inside `torch.compile`'s wrapper.
         begin: Gives what leads through a generation, at its first call.
@@ -79,12 +54,14 @@ class AttachedUNet:
 
     def __init__(
         self,
+        name: str,
         patch: CallPatch,
         anatomy: Anatomy,
         begin: Callable[[Context], Guide],
         schedulers_of: Callable[[], Sequence[Any]],
         paused: Callable[[], bool],
     ) -> None:
+        self.name = name
         self._unet = unwrapped(patch.module)
         self._anatomy = anatomy
         self._begin = begin
@@ -98,6 +75,7 @@ class AttachedUNet:
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         self._warned: set[str] = set()
         self.example: dict[str, Any] | None = None
+        self._course: Course | None = None
         self._generations = self._full_calls = self._shallow_calls = self._peak_nbytes = 0
         # A cut changes the U-Net for everybody, so calls take turns.
         self._lock = patch.lock
@@ -107,6 +85,11 @@ class AttachedUNet:
     def stats(self) -> Stats:
         """Counts since this was made."""
         return Stats(self._generations, self._full_calls, self._shallow_calls, self._peak_nbytes)
+
+    @property
+    def last_generation(self) -> LastGeneration | None:
+        """How the generation went that began last; `None` before the first."""
+        return self._course.so_far() if self._course is not None else None
 
     @property
     def installed(self) -> bool:
@@ -231,6 +214,7 @@ class AttachedUNet:
             tapped = tuple(b for b in guide.branches if branch is None or b < branch)
             with self._cut(branch, tapped, feature):
                 output = original(*args, **kwargs)
+            session.course.called(position.step, position.slot, branch)
             if branch is None and not self._anatomy.is_known:
                 self._prove(original, args, kwargs, output, tapped)
             self._keep_recorded(session, guide, position, arguments, output)
@@ -321,6 +305,8 @@ class AttachedUNet:
             if finished is not None:
                 finished.finish()
             self._generations += 1
+            session.course.finish()
+            self._course = session.course = Course(self.name)
         guide = session.guide
         if guide is None or position.step >= guide.num_steps:
             timesteps = session.tracker.remaining()

@@ -12,12 +12,12 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from .anatomy import Anatomy, dissect
-from .attached import AttachedUNet, Stats
-from .auto import Auto
+from .attached import AttachedUNet
 from .branches import Branches, BranchesOfEach, branches_of
 from .calibrated import Calibrated
 from .call import CallPatch, call_patch_of, whole
 from .companions import AttachedCompanion
+from .description import as_html, as_text
 from .errors import AlreadyEnabledError, InvalidSettingError, UnsupportedModelError
 from .guide import AnySchedule, Context, Guide, GuidingSchedule, PlannedGuide
 from .outline import Outline
@@ -29,8 +29,10 @@ from .pipelines import (
     schedulers_of,
     unets_of,
 )
-from .replay import REPLAYS, Extrapolate, Replay
+from .replay import Replay
 from .schedule import Schedule, Uniform
+from .settings import replay_of, schedule_of
+from .stats import LOGGER, LastGeneration, Stats
 from .versions import warn_of_untested
 from .wrappers import is_compiled_wrapper, layers_of, unwrapped
 
@@ -79,7 +81,9 @@ class DeepCacheHelper:
         "__weakref__",
         "_attached",
         "_companions",
+        "_entered",
         "_examples",
+        "_last",
         "_paused",
         "_pipe",
         "_replay",
@@ -102,10 +106,12 @@ class DeepCacheHelper:
         self._companions: tuple[AttachedCompanion, ...] = ()
         self._examples: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
         self._stats = Stats()
+        self._last: dict[str, LastGeneration] = {}
+        self._entered: list[bool] = []
         self._paused = ContextVar("paused", default=False)
-        self._schedule: AnySchedule = _schedule(schedule, interval, branch)
+        self._schedule: AnySchedule = schedule_of(schedule, interval, branch)
         self._check(self._schedule)
-        self._replay = _replay(replay, self._schedule)
+        self._replay = replay_of(replay, self._schedule)
 
     @property
     def pipe(self) -> DiffusionPipeline | nn.Module:
@@ -116,6 +122,11 @@ class DeepCacheHelper:
     def schedule(self) -> AnySchedule:
         """What decides which steps run in full, and at which branch the others run."""
         return self._schedule
+
+    @property
+    def replay(self) -> Replay:
+        """What a shallow step gets for the deep feature; a schedule with its own does without."""
+        return self._replay
 
     @property
     def enabled(self) -> bool:
@@ -132,6 +143,29 @@ class DeepCacheHelper:
     def stats(self) -> Stats:
         """Counts since `enable`; those of the last time while disabled."""
         return sum((attached.stats for attached in self._attached), self._stats)
+
+    @property
+    def last_generations(self) -> dict[str, LastGeneration]:
+        """How the last generation of each U-Net went, by the name of the component.
+
+        Of those since `enable`; the last ones while disabled. For a U-Net that several threads
+        share, it is the generation that began last.
+        """
+        attached = {each.name: each.last_generation for each in self._attached}
+        return self._last | {name: last for name, last in attached.items() if last is not None}
+
+    @property
+    def attached(self) -> dict[str, str]:
+        """The classes of the U-Nets and ControlNets that are patched, by component's name."""
+        if not self.enabled:
+            return {}
+        patched = {each.unet for each in self._attached}
+        patched |= {each.controlnet for each in self._companions}
+        return {
+            name: type(unwrapped(module)).__name__
+            for name, module in modules_of(self._pipe).items()
+            if module in patched
+        }
 
     @property
     def branches(self) -> Branches | BranchesOfEach:
@@ -178,6 +212,7 @@ class DeepCacheHelper:
             self.disable()  # what is left of an earlier enable, or of a helper that was deleted
             attached = tuple(
                 AttachedUNet(
+                    names[unet],
                     self._patch_of(unet),
                     anatomy,
                     self._begin(),
@@ -196,11 +231,14 @@ class DeepCacheHelper:
                     companion.attach()
                 undo.pop_all()
             self._stats, self._attached, self._companions = Stats(), attached, companions
+            self._last = {}
+            LOGGER.info("%s: enabled", self._name())
             return self
 
     def disable(self) -> None:
         """Remove every trace from the U-Net and release the cache. Harmless when not enabled."""
         with _SWITCHING:
+            self._last = self.last_generations
             attached, self._attached = self._attached, ()
             companions, self._companions = self._companions, ()
             for companion in companions:
@@ -214,9 +252,13 @@ class DeepCacheHelper:
                     patch = call_patch_of(patched)
                     if patch is not None and patch.tag() is None:  # of a helper that was deleted
                         patch.remove()
+            if attached:
+                LOGGER.info("%s: disabled", self._name())
 
     def __enter__(self) -> "DeepCacheHelper":
-        return self.enable()
+        with _SWITCHING:
+            self._entered.append(self.enabled)
+            return self.enable()
 
     def __exit__(
         self,
@@ -224,7 +266,9 @@ class DeepCacheHelper:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.disable()
+        with _SWITCHING:
+            if not self._entered.pop():
+                self.disable()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -370,7 +414,22 @@ class DeepCacheHelper:
 
     def __repr__(self) -> str:
         state = "enabled" if self.enabled else "disabled"
-        return f"DeepCacheHelper({type(self._pipe).__name__}, {self._schedule}, {state})"
+        return f"DeepCacheHelper({self._name()}, {state})"
+
+    def __str__(self) -> str:
+        return as_text(self)
+
+    def _repr_html_(self) -> str:
+        return as_html(self)
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "a DeepCacheHelper cannot be copied or pickled, because it belongs to its pipeline: "
+            "copy the pipeline, and make a new helper for it"
+        )
+
+    def _name(self) -> str:
+        return f"{type(self._pipe).__name__}, {self._schedule}"
 
     def _begin(self) -> Callable[[Context], Guide]:
         """What gives each generation its guide; nothing that keeps the pipeline alive."""
@@ -450,42 +509,3 @@ def _unets_if_any(pipe: Any) -> list[nn.Module]:
         return list(dict.fromkeys(unets_of(pipe).values()))
     except UnsupportedModelError:
         return []
-
-
-def _schedule(schedule: Any, interval: int | None, branch: int | None) -> Any:
-    """The schedule that is meant by the arguments.
-
-    Raises:
-        InvalidSettingError: If there are too many of them, or one is out of range.
-    """
-    given = {"interval": interval, "branch": branch}
-    given = {name: value for name, value in given.items() if value is not None}
-    if schedule is None:
-        return Uniform(**given)  # type: ignore[arg-type]
-    if isinstance(schedule, str) and schedule == "auto":
-        return Auto(**given)  # type: ignore[arg-type]
-    if given:
-        raise InvalidSettingError("give either schedule or interval and branch, not both")
-    return schedule
-
-
-def _replay(replay: Any, schedule: Any) -> Replay:
-    """The replay that is meant by an argument.
-
-    Raises:
-        InvalidSettingError: If none is, or if the schedule brings its own.
-    """
-    if replay is not None and getattr(schedule, "own_replay", False):
-        raise InvalidSettingError(
-            f"{type(schedule).__name__} brings its own replay: leave replay={replay!r} out"
-        )
-    if isinstance(replay, str) and replay in REPLAYS:
-        replay = REPLAYS[replay]()
-    if replay is None:
-        replay = Extrapolate()
-    if isinstance(replay, type) or not isinstance(replay, Replay):
-        raise InvalidSettingError(
-            f"replay must be {' or '.join(map(repr, REPLAYS))} or an object with a method "
-            f"feature(step, recorded, levels), not {replay!r}"
-        )
-    return replay

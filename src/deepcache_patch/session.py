@@ -9,6 +9,7 @@ import torch
 from .features import FeatureCache
 from .guide import Guide
 from .schedule import FULL, PlanEntry
+from .stats import Course
 from .steps import Position, StepTracker
 
 
@@ -23,6 +24,7 @@ class Session:
         entry: What the guide wants the current step to be.
         last_full: The last step that it wanted in full.
         scheduler: The one that drives this generation, or `None`.
+        course: How that goes.
         cut_calls: The last calls of companions that were cut; see `companions`.
         watched: By branch, why shallow calls are no good in this generation; `None` if they are.
     """
@@ -31,12 +33,14 @@ class Session:
         self.tracker = StepTracker()
         self.cache = FeatureCache()
         self.generation = -1
+        self.course = Course("")
         # A reset may come between the companion's call and the U-Net's.
         self.cut_calls: deque[Any] = deque(maxlen=4)
         self.reset()
 
     def reset(self) -> None:
         """Forget the current generation."""
+        self.course.finish()
         self.tracker.reset()
         self.guide: Guide | None = None
         self.scheduler: Any = None
@@ -86,6 +90,7 @@ class Session:
         if self._calls >= self._calls_before:
             self.cache.clear()
             self._conditionings.clear()
+            self.course.finish()
 
     def is_anothers(self, slot: int, conditioning: torch.Tensor | None) -> bool:
         """Whether the call has the conditioning of other slots, because one before was left out."""
