@@ -594,11 +594,13 @@ def test_room_for_graphs_leaves_nothing_in_the_context(monkeypatch):
     # thread's context keeps: a leak with every call, for as long as the process lives.
     monkeypatch.setattr(CallPatch, "compiled", True)
     patch = CallPatch(torch.nn.Identity(), list, tag=None)
-    limit = torch._dynamo.config.recompile_limit
+    config = torch._dynamo.config
+    name = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
+    limit = getattr(config, name)
     with patch.room_for_graphs(3):
-        assert torch._dynamo.config.recompile_limit == 3 * limit
+        assert getattr(config, name) == 3 * limit
     before = len(contextvars.copy_context())
     with suppress(StoppedError), patch.room_for_graphs(3):
         raise StoppedError
-    assert torch._dynamo.config.recompile_limit == limit
+    assert getattr(config, name) == limit
     assert len(contextvars.copy_context()) == before
