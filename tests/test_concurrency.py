@@ -17,7 +17,7 @@ from tiny import inputs2d_condition, unet2d_condition, with_scheduler
 from zoo import CASES as ZOO_CASES
 
 from deepcache_patch import AlreadyEnabledError, DeepCacheHelper
-from deepcache_patch.call import CALL
+from deepcache_patch.call import CALL, CallPatch
 from deepcache_patch.patch import installed_patch
 
 SCHEDULERS = ("ddim", "euler", "heun", "dpm-multistep")
@@ -228,6 +228,41 @@ def test_a_unet_that_another_thread_has_cut_is_looked_at_when_it_is_whole():
     assert helper.stats.shallow_calls == 1
     assert told == [9]
     helper.disable()
+
+
+def test_a_controlnets_call_that_waited_goes_to_whom_it_belongs_to_by_then(monkeypatch):
+    # It ran past what somebody else had put round the ControlNet meanwhile.
+    pipe, waits = ZOO_CASES["sd-controlnet"].load(), threading.Event()
+    helper, seen, outputs = DeepCacheHelper(pipe).enable(), [], []
+    (companion,) = helper._companions
+    arguments = inputs2d_condition()
+    arguments["controlnet_cond"] = torch.rand(len(arguments["sample"]), 3, 16, 16)
+
+    def call():
+        with torch.no_grad():
+            outputs.append(pipe.controlnet(**arguments, return_dict=False)[0])
+
+    def locate(*_):
+        waits.set()  # the next thing is the lock
+
+    def other(original, args, kwargs):
+        seen.append(kwargs.keys())
+        return original(*args, **kwargs)
+
+    def switch():
+        with companion._lock:
+            taken.set()
+            assert waits.wait(PATIENCE)
+            helper.disable()
+            CallPatch(pipe.controlnet, list, tag=None).install(other)
+
+    taken = threading.Event()
+    monkeypatch.setattr(companion, "_current", lambda: companion._anatomy)
+    monkeypatch.setattr(companion, "_branch", locate)
+    in_threads(switch, lambda: taken.wait(PATIENCE) and call())
+    assert seen == [{*arguments, "return_dict"}]
+    call()
+    assert all(map(torch.equal, *outputs))
 
 
 def test_a_pause_is_left_where_it_was_entered():

@@ -920,6 +920,26 @@ def test_a_forward_that_runs_the_unet_several_times_runs_in_full(several, settin
     assert torch.equal(case.run(pipe), bare)
 
 
+def test_a_call_that_runs_the_unet_several_times_disproves_no_cut():
+    # A U-Net of somebody's own class is cut once a call has proved that it can be. The proof was
+    # tried in a call of two runs, too, whose features differ: it failed, for good.
+    unet, calls = small(), torch.tensor([900, 600, 300])
+    unet.__class__ = type("OwnUNet", (type(unet),), {})
+    helper = DeepCacheHelper(unet).enable()
+
+    @torch.no_grad()
+    def loop() -> None:
+        for timestep in calls:
+            unet(**(inputs2d_condition() | {"timestep": timestep, "return_dict": False}))
+
+    unet.forward = halves(unet.forward)
+    with pytest.warns(DeepCacheWarning, match="more than once"):
+        loop()
+    del unet.forward
+    loop()
+    assert (helper.stats.full_calls, helper.stats.shallow_calls) == (4, 2)
+
+
 @pytest.mark.xfail(
     strict=True,
     raises=(AssertionError, RuntimeError),
