@@ -32,6 +32,7 @@ from deepcache_patch import (
 from deepcache_patch.anatomy import dissect
 from deepcache_patch.attached import MAX_SLOTS, AttachedUNet
 from deepcache_patch.call import CALL
+from deepcache_patch.companions import AttachedCompanion
 from deepcache_patch.guide import PlannedGuide
 
 SD = CASES["sd"]
@@ -1052,3 +1053,50 @@ def test_errors_have_the_builtin_kinds_and_one_base():
     ):
         assert issubclass(error, DeepCacheError)
         assert issubclass(error, builtin)
+
+
+class FSDPModule:
+    """What `fully_shard` makes of a module, as far as its name goes."""
+
+
+def test_a_schedule_that_each_process_decides_for_itself_is_refused_for_a_sharded_unet():
+    unet = unet2d()
+    unet.__class__ = type("Sharded", (FSDPModule, type(unet)), {})
+    assert DeepCacheHelper(unet).schedule == Uniform()
+    with pytest.raises(InvalidSettingError) as caught:
+        DeepCacheHelper(unet, schedule=Adaptive())
+    assert str(caught.value) == (
+        "Adaptive may decide otherwise in each process, but the U-Net is sharded, and all "
+        "processes must call the same layers: take Uniform, or a schedule that was calibrated "
+        "before"
+    )
+
+
+def test_a_pause_that_is_left_elsewhere_says_where_it_belongs():
+    pause = DeepCacheHelper(unet2d()).paused()
+    thread = threading.Thread(target=pause.__enter__)
+    thread.start()
+    thread.join()
+    with pytest.raises(RuntimeError) as caught:
+        pause.__exit__(None, None, None)
+    assert str(caught.value) == (
+        "paused() was entered in another thread or asyncio task: leave it there, too"
+    )
+
+
+def test_enable_that_is_interrupted_at_the_controlnet_leaves_no_trace(monkeypatch):
+    pipe = ZOO["sd-controlnet"].load()
+    parts = (pipe.unet, pipe.controlnet)
+    before = [trace(each) for each in parts]
+    attach = AttachedCompanion.attach
+
+    def interrupted(companion):
+        attach(companion)
+        raise KeyboardInterrupt  # while it waits for calls that are under way
+
+    monkeypatch.setattr(AttachedCompanion, "attach", interrupted)
+    helper = DeepCacheHelper(pipe)
+    with pytest.raises(KeyboardInterrupt):
+        helper.enable()
+    assert [trace(each) for each in parts] == before
+    assert not helper.enabled
