@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from tiny import unet2d
 from torch import nn
 
 from deepcache_patch import InvalidSettingError
@@ -108,6 +109,7 @@ def test_what_is_watched_are_the_children_of_every_owner():
 def test_a_model_is_known_if_all_its_classes_are():
     known, own = nn.ModuleList(), Net()
     assert Minimal(nn.Identity(), [known]).is_known
+    assert Minimal(unet2d(), [known]).is_known
     assert not Minimal(nn.Identity(), [known, own]).is_known
     assert not Minimal(own, [known]).is_known
 
@@ -141,9 +143,9 @@ def test_parameters_are_those_of_the_class():
 
 
 def test_parameters_of_a_forward_that_takes_anything_are_those_of_the_one_it_calls():
-    def announced(announce, forward):
+    def announced(announce, forward, times=1):
         def anything(self, *args, **kwargs):
-            announce(self)
+            announce(self, times)
             return forward(self, *args, **kwargs)
 
         return anything
@@ -154,8 +156,8 @@ def test_parameters_of_a_forward_that_takes_anything_are_those_of_the_one_it_cal
 
         return named
 
-    def announce(model):
-        print(model)
+    def announce(model, times):
+        print(*[model] * times)
 
     class Announced(Net):
         forward = announced(announce, Net.forward)

@@ -134,6 +134,13 @@ def test_the_parts_tell_what_is_a_controlnet():
     assert HunyuanControlNetAnatomy.fits(net)
 
 
+def test_a_controlnet_whose_residuals_do_not_agree_with_its_skips_has_no_number_of_them():
+    net = controlnet()
+    assert dissect_controlnet(net).num_skips == len(net.controlnet_down_blocks)
+    del net.controlnet_down_blocks[-1]
+    assert dissect_controlnet(net).num_skips == -1
+
+
 def test_what_is_no_controlnet_is_refused_by_name():
     with pytest.raises(UnsupportedModelError) as caught:
         dissect_controlnet(nn.Linear(1, 1))

@@ -20,6 +20,7 @@ from deepcache_patch import (
     FULL,
     Adaptive,
     AlreadyEnabledError,
+    Calibrated,
     DeepCacheError,
     DeepCacheHelper,
     DeepCacheWarning,
@@ -1100,3 +1101,28 @@ def test_enable_that_is_interrupted_at_the_controlnet_leaves_no_trace(monkeypatc
         helper.enable()
     assert [trace(each) for each in parts] == before
     assert not helper.enabled
+
+
+def test_a_calibrated_schedule_is_compared_with_each_unet_and_its_own_scheduler():
+    checked = []
+
+    class Checked(Calibrated):
+        branches = ()
+
+        def __init__(self):
+            """Nothing was calibrated."""
+
+        def check(self, unet, scheduler):
+            checked.append((unet, scheduler))
+
+    pipe = ZOO["stable-cascade-combined"].load()
+    assert pipe.scheduler is not pipe.prior_scheduler
+    DeepCacheHelper(pipe, schedule=Checked())
+    assert checked == [
+        (pipe.decoder, pipe.scheduler),
+        (pipe.prior_prior, pipe.prior_scheduler),
+    ]
+    checked.clear()
+    unet = unet2d()
+    DeepCacheHelper(unet, schedule=Checked())
+    assert checked == [(unet, None)]

@@ -26,7 +26,7 @@ from diffusers.hooks import apply_group_offloading, group_offloading
 from tiny import CASES as TINY
 from tiny import MODELS, inputs2d_condition, model_folder, unet2d_condition
 from torch import nn
-from versions_needed import needs, require
+from versions_needed import needs, require, require_group_offloading
 from zoo import CASES as ZOO
 
 from deepcache_patch import DeepCacheHelper, DeepCacheWarning
@@ -528,6 +528,7 @@ def far(monkeypatch):
 
 def in_groups(model: nn.Module, *, kind: str, stream: Stream | None, blocks: int = 1) -> None:
     """What `apply_group_offloading` does, which asks for CUDA before it takes a stream."""
+    require_group_offloading()
     config = group_offloading.GroupOffloadingConfig(
         onload_device=CPU,
         offload_device=META,

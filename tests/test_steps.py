@@ -35,6 +35,14 @@ class CountedReads(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+def test_a_generation_runs_on_the_very_list_that_its_timesteps_are_of():
+    tracker = StepTracker()
+    walk(tracker, TIMESTEPS[:2])
+    assert tracker.runs_on(TIMESTEPS)
+    assert not tracker.runs_on(TIMESTEPS.clone())
+    assert not tracker.runs_on(None)
+
+
 def test_views_are_located_by_their_offset():
     assert walk(StepTracker(), TIMESTEPS) == [(0, step, 0) for step in range(5)]
 

@@ -17,7 +17,7 @@ from conftest import assert_exact_at_every_branch, counted_calls, trace
 from diffusers import UNet2DConditionModel
 from tiny import UNETS, inputs2d_condition, with_scheduler
 from torch.overrides import TorchFunctionMode
-from versions_needed import needs
+from versions_needed import needs, require_group_offloading
 from zoo import CASES
 
 from deepcache_patch import (
@@ -670,6 +670,7 @@ def test_trap_model_offload(enabled):
 
 def test_trap_block_level_group_offloading():
     # Its hooks sit on the blocks, so blocks of a cut U-Net must be the same objects.
+    require_group_offloading()
     case = CASES["sd"]
     pipe = case.load()
     with DeepCacheHelper(pipe, branch=2):

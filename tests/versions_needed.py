@@ -3,6 +3,7 @@
 from importlib.metadata import version
 
 import pytest
+import torch
 from packaging.version import Version
 
 
@@ -20,3 +21,9 @@ def require(package: str, oldest: str, what: str) -> None:
     """Skips the test that has come here, and says what is missing, where the package is older."""
     if not has(package, oldest):
         pytest.skip(f"{what} needs {package} {oldest}")
+
+
+def require_group_offloading() -> None:
+    """Skips the test where diffusers' group offloading takes it that there is an accelerator."""
+    if hasattr(torch, "accelerator") and not torch.accelerator.is_available():
+        require("diffusers", "0.36", "group offloading without an accelerator, in this torch,")
