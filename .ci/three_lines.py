@@ -44,6 +44,8 @@ def stable_diffusion() -> Any:
         tokenizer = CLIPTokenizer.from_pretrained(folder, model_max_length=77)
     text = CLIPTextConfig(
         vocab_size=len(words),
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
         hidden_size=16,
         intermediate_size=32,
         num_hidden_layers=1,

@@ -5,8 +5,12 @@ pipeline. What they load from the hub is tiny (`hub`), and "cuda" is the CPU.
 """
 
 import importlib.util
+import os
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import diffusers
@@ -100,3 +104,23 @@ def check(words):
         case ["make", *targets]:
             made = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
             assert set(targets) <= set(made)
+
+
+@pytest.mark.slow
+def test_a_layout_is_added_as_contributing_says(tmp_path):
+    model, anatomy, _tried, tests = (str(each.parsed) for each in examples("CONTRIBUTING.md"))
+    shutil.copytree(ROOT / "src", tmp_path / "src")
+    layouts = tmp_path / "src" / "deepcache_patch" / "anatomy"
+    relative = anatomy.replace("deepcache_patch.anatomy.", ".").replace("deepcache_patch.", "..")
+    (layouts / "ladder.py").write_text(relative)
+    known = (layouts / "__init__.py").read_text()
+    known = known.replace("from .levels", "from .ladder import LadderAnatomy\nfrom .levels")
+    known = known.replace("    OriginalAnatomy,\n", "    OriginalAnatomy,\n    LadderAnatomy,\n")
+    (layouts / "__init__.py").write_text(known)
+    for name in ("bare_models", "conftest", "tiny", "versions_needed"):
+        shutil.copy(ROOT / "tests" / f"{name}.py", tmp_path)
+    (tmp_path / "test_anatomy_ladder.py").write_text(f"{model}\n{tests}")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", tmp_path]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "src")}
+    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert "5 passed" in run.stdout, run.stdout + run.stderr
