@@ -29,9 +29,9 @@ def main(folder: str, environment: str) -> None:
     run(sys.executable, "-m", "venv", "--clear", environment)
     python = Path(environment, "bin", "python").absolute()
     for package, *options in ((wheel,), ("transformers", "--text")):
+        # Isolated: neither finds the sources, wherever PYTHONPATH leads.
         constraints = ROOT / "constraints.txt"
-        run(python, "-m", "pip", "install", "--quiet", "--constraint", constraints, package)
-        # Isolated: the sources beside the script are not to be found.
+        run(python, "-I", "-m", "pip", "install", "--quiet", "--constraint", constraints, package)
         run(python, "-I", ROOT / ".ci" / "three_lines.py", *options)
 
 
