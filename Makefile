@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENVS := .venv
 
-.PHONY: demo test test-all test-matrix test-oldest coverage mutation lint types check tables bench-quick clean
+.PHONY: demo test test-all test-matrix test-oldest coverage mutation lint types check tables bench-quick docs dist clean
 
 # The main job on a trained pipeline: pictures without and with the helper, side by side.
 demo: $(VENVS)/demo/ready
@@ -50,9 +50,16 @@ check: lint types test
 $(VENVS)/demo/ready: EXTRAS = compare
 $(VENVS)/test/ready: EXTRAS = test,check,benchmarks
 $(VENVS)/mutation/ready: EXTRAS = test,mutation
+$(VENVS)/docs/ready: EXTRAS = docs
 $(VENVS)/%/ready: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[$(EXTRAS)]"
+	touch $@
+
+# What builds the package needs nothing that the package needs.
+$(VENVS)/dist/ready: constraints.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --constraint constraints.txt build twine
 	touch $@
 
 # The tables of README and docs, from the results files and the tests.
@@ -65,5 +72,16 @@ bench-quick: $(VENVS)/test/ready
 		$(VENVS)/test/bin/python -m benchmarks.$$name --quick --output bench || exit 1; \
 	done
 
+# The documentation as a site, in site/; any warning is an error.
+docs: $(VENVS)/docs/ready
+	NO_MKDOCS_2_WARNING=1 $(VENVS)/docs/bin/mkdocs build --strict
+
+# Source distribution and wheel in dist/, and the wheel in an environment that has nothing else.
+dist: $(VENVS)/dist/ready
+	rm -rf build dist
+	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(VENVS)/dist/bin/python -m build
+	$(VENVS)/dist/bin/python -m twine check --strict dist/*
+	$(PYTHON) .ci/wheel.py dist $(VENVS)/wheel
+
 clean:
-	rm -rf $(VENVS) build dist demo bench mutants
+	rm -rf $(VENVS) build dist site demo bench mutants

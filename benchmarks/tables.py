@@ -21,7 +21,13 @@ from benchmarks.speed_tables import TABLES as SPEED_TABLES
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-DOCUMENTS = ("README.md", "docs/compatibility.md", "docs/schedules.md", "docs/speed.md")
+DOCUMENTS = (
+    "README.md",
+    "docs/compatibility.md",
+    "docs/results.md",
+    "docs/schedules.md",
+    "docs/speed.md",
+)
 
 
 def fidelity() -> str:

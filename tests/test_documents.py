@@ -1,10 +1,13 @@
 """The tables in README and docs are what the results files and the tests say, to the letter."""
 
-import doctest
+import re
+import runpy
+import shutil
 from pathlib import Path
 
 import pytest
 
+import deepcache_patch
 from benchmarks import tables
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,8 +24,28 @@ def test_every_table_stands_in_a_document():
     assert [name for name in tables.TABLES if f"<!-- {name} -->" not in text] == []
 
 
-@pytest.mark.parametrize("name", ["docs/schedules.md"])
-def test_examples_are_true(name):
-    outcome = doctest.testfile(str(ROOT / name), module_relative=False, encoding="utf-8")
-    assert outcome.attempted > 0
-    assert outcome.failed == 0
+@pytest.mark.parametrize(
+    "path", [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")], ids=lambda path: path.name
+)
+def test_links_lead_somewhere(path):
+    links = re.findall(r"\]\((?!https:|#)([^)#]+)", path.read_text(encoding="utf-8"))
+    assert [link for link in links if not (path.parent / link).exists()] == []
+
+
+def test_every_public_name_stands_in_the_reference():
+    reference = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    names = set(deepcache_patch.__all__) - {"__version__"}
+    assert set(re.findall(r"^::: deepcache_patch\.(\w+)$", reference, re.MULTILINE)) == names
+
+
+def test_the_citation_is_of_this_version():
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {deepcache_patch.__version__}\n" in citation
+
+
+@pytest.mark.parametrize("name", ["cut.svg", "steps.svg"])
+def test_figures_are_what_the_script_draws(name, tmp_path):
+    figures = ROOT / "docs" / "figures"
+    shutil.copy(figures / "draw.py", tmp_path)
+    runpy.run_path(str(tmp_path / "draw.py"), run_name="__main__")
+    assert (tmp_path / name).read_text() == (figures / name).read_text(), "run docs/figures/draw.py"
