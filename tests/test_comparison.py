@@ -178,7 +178,7 @@ def test_a_failed_save_keeps_the_earlier_file(tmp_path: Any) -> None:
 
 
 def test_another_suffix_is_refused(tmp_path: Any) -> None:
-    with pytest.raises(ValueError, match=r"a\.gif.*\.png or \.json"):
+    with pytest.raises(ValueError, match=r"a\.gif.*\.html, \.png or \.json"):
         outcome().save(tmp_path / "a.gif")
 
 

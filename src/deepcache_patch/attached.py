@@ -25,7 +25,7 @@ from .features import FeatureKey, Recorded, Recorder, StandIn, first_tensor
 from .guide import Context, Guide
 from .observers import observer_of
 from .offloading import bring_whole
-from .schedule import FULL
+from .schedule import FULL, PlanEntry
 from .session import Session
 from .steps import Position, same_storage
 from .wrappers import unwrapped
@@ -75,6 +75,7 @@ class AttachedUNet:
 
     Attributes:
         example: What the last generation called it with, without values; or `None`.
+        latest: Where the latest call stood, if that is known, and what it ran.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class AttachedUNet:
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         self._warned: set[str] = set()
         self.example: dict[str, Any] | None = None
+        self.latest: tuple[Position | None, PlanEntry] = (None, FULL)
         self._generations = self._full_calls = self._shallow_calls = self._peak_nbytes = 0
         # A cut changes the U-Net for everybody, so calls take turns.
         self._lock = patch.lock
@@ -206,6 +208,7 @@ class AttachedUNet:
         position = None if paused else self._locate(session, arguments)
         if position is None:
             self._full_calls += not paused
+            self.latest = (None, FULL)
             changed = self._completed(session, None, arguments)
             if changed is not None:
                 args, kwargs = self._anatomy.handed_over(changed, len(args))
@@ -221,6 +224,7 @@ class AttachedUNet:
                 session.forget()
             branch, feature = self._branch_to_run(session, guide, position, arguments)
             changed = self._completed(session, branch, arguments)
+            self.latest = (position, FULL if branch is None else branch)
             if branch is None:
                 self._full_calls += 1
             else:
