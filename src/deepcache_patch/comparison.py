@@ -6,7 +6,7 @@ business of this file.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial, reduce
 from operator import add
 from statistics import fmean
@@ -100,8 +100,9 @@ def compare(
             helper.disable()
             plain.append(run(calls, label="plain"))
             helper.enable()  # counts from here: its stats are those of this run alone
-            with _seen_plans(helper, unets) as plans:
-                cached.append(run(calls, label="cached"))
+            plans: dict[str, Plan] = {}
+            watching = _seen_plans(helper, unets, plans)
+            cached.append(run(calls, label="cached", first=watching))
             ran.append(plans)
             stats = helper.stats
     finally:
@@ -137,7 +138,7 @@ def compare(
         shallow_calls=stats.shallow_calls,
         cache_nbytes=stats.cache_nbytes,
         about=about,
-        plans={name: plan for name, plan in ran[0].items() if plan},
+        plans=ran[0],
     )
 
 
@@ -147,12 +148,14 @@ def _generate(
     calls: Sequence[tuple[dict[str, Any], Sequence[int]]],
     *,
     label: str,
+    first: AbstractContextManager[Any] | None = None,
 ) -> tuple[Made, Timing, torch.device]:
-    """Makes the results of all calls, one call after the other."""
+    """Makes the results of all calls, one call after the other, the first of them in `first`."""
     made, timings, device = [], [], torch.device("cpu")
     for number, (arguments, seeds) in enumerate(calls, 1):
         which = label if len(calls) == 1 else f"{label} {number}/{len(calls)}"
-        output, timing, device = timed_call(pipe, denoisers, arguments, seeds, label=which)
+        with (number == 1 and first) or nullcontext():
+            output, timing, device = timed_call(pipe, denoisers, arguments, seeds, label=which)
         made.append(made_by(pipe, output, len(seeds)))
         timings.append(timing)
     return reduce(add, made), reduce(add, timings), device
@@ -160,19 +163,20 @@ def _generate(
 
 @contextmanager
 def _seen_plans(
-    helper: DeepCacheHelper, unets: Mapping[str, torch.nn.Module]
-) -> Iterator[dict[str, Plan]]:
-    """Sees what each step of each U-Net runs, as long as the `with` block lasts; filled at its end.
+    helper: DeepCacheHelper, unets: Mapping[str, torch.nn.Module], plans: dict[str, Plan]
+) -> Iterator[None]:
+    """Sees what each step of each U-Net runs in the `with` block, and notes it in `plans`.
 
     A step of several calls is full if one of them is. A call whose step is not known counts as one.
     """
     names = {unet: name for name, unet in unets.items()}
-    seen: dict[str, list[tuple[object, PlanEntry]]] = {name: [] for name in unets}
+    seen: dict[str, list[tuple[object, PlanEntry]]] = {}  # in the order of their first calls
     handles = []
     for attached in helper._attached:
 
         def note(unet: torch.nn.Module, *_: Any, attached: AttachedUNet = attached) -> None:
-            entries, (position, entry) = seen[names[unet]], attached.latest
+            entries = seen.setdefault(names[unet], [])
+            position, entry = attached.latest
             step = object() if position is None else (position.generation, position.step)
             if entries and entries[-1][0] == step:
                 before = entries.pop()[1]
@@ -180,13 +184,12 @@ def _seen_plans(
             entries.append((step, entry))
 
         handles.append(attached.unet.register_forward_hook(note))
-    plans: dict[str, Plan] = {}
     try:
-        yield plans
+        yield
     finally:
         for handle in handles:
             handle.remove()
-        plans.update({name: Plan(e for _, e in entries) for name, entries in seen.items()})
+        plans.update({name: Plan(entry for _, entry in each) for name, each in seen.items()})
 
 
 def _measured(

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import DiffusionPipeline
 
 from .loop_clock import LoopClock
 
@@ -241,16 +242,22 @@ def seeded_call(pipe: Any, call: Mapping[str, Any], seeds: Sequence[int]) -> Any
 
 @contextmanager
 def labelled_progress(pipe: Any, label: str) -> Iterator[None]:
-    """Puts `label` before the pipeline's own progress bar; its other settings stay."""
-    before = vars(pipe).get("_progress_bar_config")
-    pipe.set_progress_bar_config(**{**(before or {}), "desc": label})
+    """Puts `label` before the pipeline's own progress bar; its other settings stay.
+
+    Pipelines that are made of others have none: those that they are made of have one each.
+    """
+    inner = (each for each in vars(pipe).values() if isinstance(each, DiffusionPipeline))
+    before = {each: vars(each).get("_progress_bar_config") for each in (pipe, *inner)}
+    for each, config in before.items():
+        DiffusionPipeline.set_progress_bar_config(each, **{**(config or {}), "desc": label})
     try:
         yield
     finally:
-        if before is None:
-            del pipe._progress_bar_config
-        else:
-            pipe.set_progress_bar_config(**before)
+        for each, config in before.items():
+            if config is None:
+                del each._progress_bar_config
+            else:
+                DiffusionPipeline.set_progress_bar_config(each, **config)
 
 
 def as_floats(images: Any) -> np.ndarray:

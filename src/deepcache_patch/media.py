@@ -35,11 +35,6 @@ class Sound:
     samples: np.ndarray
     rate: int
 
-    @property
-    def seconds(self) -> float:
-        """How long it lasts."""
-        return float(self.samples.shape[1] / self.rate)
-
     def wav(self) -> bytes:
         """Returns it as a WAV file of 16 bits; what is louder than 1 is clipped."""
         loud = np.nan_to_num(self.samples).clip(-1, 1) * 32767
@@ -65,7 +60,7 @@ class Sound:
         mono = np.nan_to_num(self.samples).mean(0) * factor
         ends = np.linspace(0, len(mono), width + 1).round().astype(int)
         for column, (start, end) in enumerate(pairwise(ends)):
-            part = mono[start : max(end, start + 1)].clip(-1, 1)
+            part = mono[max(0, start - 1) : max(end, start + 1)].clip(-1, 1)  # joined to the last
             if part.size:
                 low, high = middle - part.max() * middle, middle - part.min() * middle
                 draw.line((column, low, column, high), _INK)
