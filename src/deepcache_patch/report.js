@@ -12,11 +12,11 @@ for (const stage of document.querySelectorAll(".stage")) {
   slider.addEventListener("input", show);
   stage.addEventListener("pointerdown", (event) => {
     if (event.button !== 0) return;
-    event.preventDefault(); // or the browser would drag the picture
     slider.focus({ preventScroll: true });
     stage.setPointerCapture(event.pointerId);
     follow(event);
   });
+  stage.addEventListener("dragstart", (event) => event.preventDefault()); // of the picture itself
   stage.addEventListener("pointermove", (event) => {
     if (stage.hasPointerCapture(event.pointerId)) follow(event);
   });
