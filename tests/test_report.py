@@ -292,9 +292,10 @@ def test_the_divider_follows_the_mouse(show: Any) -> None:
     assert at(browser) == (50, 50)
     stage = find(browser, ".stage")
     quarter = stage.size["width"] / 4
-    mouse(browser).click_and_hold(stage).move_by_offset(quarter, 0).perform()
+    mouse(browser).click_and_hold(stage).move_by_offset(quarter, 0).release().perform()
     assert at(browser) == (75, 75)
-    mouse(browser).move_by_offset(-2 * quarter, 9).release().perform()
+    there_and_back = mouse(browser).click_and_hold(stage).move_by_offset(quarter, 0)
+    there_and_back.move_by_offset(-2 * quarter, 9).release().perform()
     assert at(browser) == (25, 25)
     # Released: it stays.
     mouse(browser).move_by_offset(quarter, 0).perform()

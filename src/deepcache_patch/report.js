@@ -16,7 +16,6 @@ for (const stage of document.querySelectorAll(".stage")) {
     stage.setPointerCapture(event.pointerId);
     follow(event);
   });
-  stage.addEventListener("dragstart", (event) => event.preventDefault()); // of the picture itself
   stage.addEventListener("pointermove", (event) => {
     if (stage.hasPointerCapture(event.pointerId)) follow(event);
   });
