@@ -301,7 +301,7 @@ def test_the_divider_follows_the_mouse(show: Any) -> None:
     mouse(browser).move_by_offset(quarter, 0).perform()
     assert at(browser) == (25, 25)
     # A drag beyond the picture ends at its side.
-    mouse(browser).click_and_hold(stage).move_by_offset(-3 * quarter, 0).release().perform()
+    mouse(browser).click_and_hold(stage).move_by_offset(-2 * quarter - 20, 0).release().perform()
     assert at(browser) == (0, 0)
     # The other picture has a divider of its own.
     assert browser.execute_script(
