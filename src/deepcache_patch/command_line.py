@@ -90,7 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_compare(commands: Any) -> None:
     parser = commands.add_parser(
         "compare",
-        help="the same pictures without and with DeepCache: time, PSNR, SSIM, a picture of both",
+        help="the same pictures without and with DeepCache: time, PSNR, SSIM, a page to look at",
         description="Generates the same pictures without and with DeepCache, and compares them.",
         epilog=_EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
