@@ -33,6 +33,7 @@ ABOUT = {
     "interval": 3,
     "branch": 0,
     "schedule": "Uniform(interval=3, branch=0)",
+    "replay": "Extrapolate(strength=1.0)",
     "seeds": [0, 1],
     "repeats": 1,
     "call": {"prompt": "a fox"},
@@ -411,6 +412,7 @@ def test_counts_and_settings_of_a_cached_generation() -> None:
     assert result.cache_nbytes > 0
     assert result.about["steps"] == 7
     assert (result.about["interval"], result.about["branch"]) == (3, 0)
+    assert result.about["replay"] == "Extrapolate(strength=1.0)"
     assert result.about["seeds"] == [3]
     assert not helper.enabled
     for time in result.plain_times:

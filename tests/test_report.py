@@ -119,6 +119,7 @@ def test_plan_figures_settings_and_versions_are_in_the_page() -> None:
         "pipeline": "StableDiffusionPipeline",
         "schedule": "Uniform(interval=3, branch=0)",
         "device": "cpu (x86_64), float32",
+        "replay": "Extrapolate(strength=1.0)",
         "seeds": "0, 1",
         "prompt": "a fox",
         "guidance_scale": "4.5",

@@ -65,8 +65,8 @@ class Comparison:
         full_calls: U-Net calls of one cached generation that ran whole.
         shallow_calls: Those that ran only what lies above the branch.
         cache_nbytes: Largest size of the feature cache, in bytes.
-        about: Model, pipeline, scheduler, device, dtype, steps, schedule, seeds, repeats and the
-            arguments of the call.
+        about: Model, pipeline, scheduler, device, dtype, steps, schedule, replay, seeds, repeats
+            and the arguments of the call.
         lpips: As `psnr`; 0 where both are identical. `None` for sounds, for pictures narrower than
             32 pixels, and where the package `lpips` is not installed.
         snr: For each sound, the ratio of signal to noise in dB; else `None`.

@@ -124,6 +124,7 @@ def compare(
         "interval": getattr(helper.schedule, "interval", None),
         "branch": getattr(helper.schedule, "branch", None),
         "schedule": str(helper.schedule),
+        "replay": None if getattr(schedule, "own_replay", False) else str(helper._replay),
         "seeds": list(seeds),
         "repeats": repeats,
         "call": dict(call),

@@ -161,6 +161,8 @@ def _settings(about: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "pipeline", about["pipeline"]
     yield "scheduler", about["scheduler"]
     yield "schedule", about["schedule"]
+    if about.get("replay"):  # some schedules bring their own
+        yield "replay", about["replay"]
     yield "device", f"{device['type']} ({device['name']}), {about['dtype']}"
     yield "seeds", _said(about["seeds"])
     yield "timed runs of each", str(about["repeats"])
