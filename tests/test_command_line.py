@@ -69,7 +69,9 @@ def test_a_text_pipeline_end_to_end(
     assert out.splitlines()[-1] == f"picture: {output / 'comparison.png'}"
     for label in ("warm-up", "plain", "cached"):
         assert f"{label}: 100%" in err
-    assert sorted(path.name for path in output.iterdir()) == ["comparison.json", "comparison.png"]
+    assert {path.name for path in output.iterdir()} == set(comparison.FILES)
+    assert out.splitlines()[-2] == f"report: {output / 'comparison.html'}"
+    assert (output / "comparison.html").read_text().startswith("<!doctype html>")
     with Image.open(output / "comparison.png") as picture:
         picture.verify()
 

@@ -33,6 +33,7 @@ ABOUT = {
     "interval": 3,
     "branch": 0,
     "schedule": "Uniform(interval=3, branch=0)",
+    "replay": "Extrapolate(strength=1.0)",
     "seeds": [0, 1],
     "repeats": 1,
     "call": {"prompt": "a fox"},
@@ -178,7 +179,7 @@ def test_a_failed_save_keeps_the_earlier_file(tmp_path: Any) -> None:
 
 
 def test_another_suffix_is_refused(tmp_path: Any) -> None:
-    with pytest.raises(ValueError, match=r"a\.gif.*\.png or \.json"):
+    with pytest.raises(ValueError, match=r"a\.gif.*\.html, \.png or \.json"):
         outcome().save(tmp_path / "a.gif")
 
 
@@ -411,6 +412,7 @@ def test_counts_and_settings_of_a_cached_generation() -> None:
     assert result.cache_nbytes > 0
     assert result.about["steps"] == 7
     assert (result.about["interval"], result.about["branch"]) == (3, 0)
+    assert result.about["replay"] == "Extrapolate(strength=1.0)"
     assert result.about["seeds"] == [3]
     assert not helper.enabled
     for time in result.plain_times:

@@ -23,7 +23,7 @@ example:
   %(prog)s stable-diffusion-v1-5/stable-diffusion-v1-5 \\
       --prompt "a lighthouse in a storm" --steps 50 --interval 3
 
-Writes comparison.png and comparison.json into the output folder.
+Writes comparison.html, comparison.png and comparison.json into the output folder.
 """
 
 _CALIBRATE_EXAMPLE = """\
@@ -90,7 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_compare(commands: Any) -> None:
     parser = commands.add_parser(
         "compare",
-        help="the same pictures without and with DeepCache: time, PSNR, SSIM, a picture of both",
+        help="the same pictures without and with DeepCache: time, PSNR, SSIM, a page to look at",
         description="Generates the same pictures without and with DeepCache, and compares them.",
         epilog=_EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -181,7 +181,7 @@ def _add_pipeline(parser: argparse.ArgumentParser) -> None:
 def _compare(options: argparse.Namespace, command: str) -> int:
     # Here, so that --help and a mistyped option need not wait for torch.
     from . import DeepCacheHelper
-    from .comparison import FILES, compare
+    from .compared import FILES
     from .similarity import require_metrics
 
     require_metrics()
@@ -191,14 +191,14 @@ def _compare(options: argparse.Namespace, command: str) -> int:
         seeds, call = _call(pipe, options)
         helper = DeepCacheHelper(pipe, **_schedule(options), replay=options.replay)
     with _bad_input(f"{type(pipe).__name__}: "), _failure(pipe):
-        outcome = compare(pipe, helper, seeds=seeds, repeats=options.repeats, **call)
+        outcome = helper.compare(seeds=seeds, repeats=options.repeats, **call)
 
     options.output.mkdir(parents=True, exist_ok=True)
-    picture = outcome.save_both(options.output, command=command)
+    picture, _, report = outcome.save_all(options.output, command=command)
     if options.json:
         say(outcome.to_json(command=command))
     else:
-        say(f"{outcome.table()}\n\npicture: {picture}")
+        say(f"{outcome.table()}\n\nreport: {report}\npicture: {picture}")
     return 0
 
 

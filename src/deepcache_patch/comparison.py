@@ -1,216 +1,40 @@
-"""A/B comparison: the same pictures without and with the helper, what differs and what it cost.
-`compare` runs the pipeline; `Comparison` holds the outcome and turns it into a table, a picture or
-JSON. How a command line or a notebook asks for one is no business of this file.
+"""A/B comparison: the same results without and with the helper, timed, measured, and what ran seen
+call by call. What comes out is a `Comparison`. How a command line or a notebook asks for one is no
+business of this file.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from io import BytesIO
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial, reduce
+from operator import add
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
+import torch
+from diffusers import DiffusionPipeline
 
 from .auto import Auto
-from .environment import device_name, versions
-from .generation import Timing, accepted_arguments, batched_call, generate
-from .grid import draw_grid
+from .compared import FILES, Comparison
+from .environment import device_name
+from .generation import Timing, accepted_arguments, calls_of, timed_call
+from .media import Made, made_by
+from .pipelines import schedulers_of, unets_of
 from .schedule import Uniform
-from .similarity import psnr, require_metrics, ssim
-from .writing import write_whole
+from .similarity import SMALLEST_FOR_LPIPS, lpips, psnr, require_metrics, snr, ssim
 
 if TYPE_CHECKING:
     from .helper import DeepCacheHelper
 
-#: What `Comparison.save_both` writes.
-FILES = ("comparison.png", "comparison.json")
+__all__ = ["FILES", "Comparison", "Timing", "compare"]
+
 #: With one of these, the number of steps is not `num_inference_steps` alone.
 _STEP_ARGUMENTS = ("strength", "timesteps", "sigmas", "denoising_start", "denoising_end")
 #: Enough for a full and a shallow step, whatever the interval, and for multistep solvers.
 _WARM_UP_STEPS = 4
 #: What a calibration's seeds are apart from those of the comparison.
 _CALIBRATION_SEEDS = 1_000_000
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The same seeds without and with the helper.
-
-    Attributes:
-        plain: Pictures of the plain pipeline, one for each seed.
-        cached: The same with the helper.
-        plain_times: One for each repeat, in order.
-        cached_times: One for each repeat, each taken right after its plain counterpart.
-        psnr: For each picture, dB against the plain one; infinite where both are identical.
-        ssim: For each picture, 1 where both are identical.
-        full_calls: U-Net calls of one cached generation that ran whole.
-        shallow_calls: Those that ran only what lies above the branch.
-        cache_nbytes: Largest size of the feature cache, in bytes.
-        about: Model, pipeline, scheduler, device, dtype, steps, schedule, seeds, repeats and the
-            arguments of the call.
-    """
-
-    plain: tuple[Image.Image, ...]
-    cached: tuple[Image.Image, ...]
-    plain_times: tuple[Timing, ...]
-    cached_times: tuple[Timing, ...]
-    psnr: tuple[float, ...]
-    ssim: tuple[float, ...]
-    full_calls: int
-    shallow_calls: int
-    cache_nbytes: int
-    about: Mapping[str, Any]
-
-    @property
-    def speedup(self) -> float:
-        """Plain over cached seconds of the denoising loop, medians: the main figure."""
-        return self._ratio("loop_seconds")
-
-    @property
-    def call_speedup(self) -> float:
-        """The same for the whole call: text encoder, loop and image decoder."""
-        return self._ratio("call_seconds")
-
-    @property
-    def identical(self) -> int:
-        """The number of pictures that the helper did not change."""
-        return sum(value == float("inf") for value in self.psnr)
-
-    @property
-    def mean_psnr(self) -> float:
-        """Mean of the finite `psnr`; infinite only where every picture is identical."""
-        different = [value for value in self.psnr if value != float("inf")]
-        return statistics.fmean(different) if different else float("inf")
-
-    @property
-    def mean_ssim(self) -> float:
-        """Mean of `ssim`."""
-        return statistics.fmean(self.ssim)
-
-    def grid(self) -> Image.Image:
-        """Draws the plain row, the cached row and their amplified difference."""
-        about = self.about
-        title = f"{_short(about['model'])} · {about['steps']} steps · {about['scheduler']}"
-        if about["interval"] is None:
-            title += f" · {about['schedule']}"
-        else:
-            title += f" · interval {about['interval']}, branch {about['branch']}"
-        subtitle = (
-            f"denoising loop {self.speedup:.2f}x as fast · PSNR {self._psnr_text()} · "
-            f"SSIM {self.mean_ssim:.3f}"
-        )
-        prompts = about["call"].get("prompt")
-        if not isinstance(prompts, list) or len(prompts) != len(self.plain):
-            prompts = [f"seed {seed}" for seed in about["seeds"]]
-        return draw_grid(self.plain, self.cached, title=title, subtitle=subtitle, columns=prompts)
-
-    def table(self) -> str:
-        """Returns the figures as aligned text, without a newline at the end."""
-        mib = f"{self.cache_nbytes / 2**20:.2f} MiB"
-        calls = self.plain_times[0].calls
-        rows = [
-            ("", "plain", "DeepCache", "speedup"),
-            ("denoising loop", *self._seconds_text("loop_seconds"), f"{self.speedup:.2f}x"),
-            ("whole call", *self._seconds_text("call_seconds"), f"{self.call_speedup:.2f}x"),
-            ("full steps", str(calls), str(self.full_calls), ""),
-            ("shallow steps", "0", str(self.shallow_calls), ""),
-            ("PSNR", "", self._psnr_text(), ""),
-            ("SSIM", "", f"{self.mean_ssim:.4f}", ""),
-            ("feature cache", "", mib, ""),
-        ]
-        lines = (f"{a:<15}{b:>11}{c:>13}{d:>10}".rstrip() for a, b, c, d in rows)
-        return "\n".join(lines)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns everything but the pictures, ready for JSON.
-
-        JSON has no infinity: the PSNR of identical pictures is `None`, and `identical` counts them.
-        """
-        return {
-            "versions": versions(),
-            **self.about,
-            "figures": {
-                "loop_speedup": self.speedup,
-                "call_speedup": self.call_speedup,
-                "plain": self._times(self.plain_times),
-                "cached": self._times(self.cached_times),
-                "full_calls": self.full_calls,
-                "shallow_calls": self.shallow_calls,
-                "cache_nbytes": self.cache_nbytes,
-                "identical": self.identical,
-                "psnr": _finite(self.mean_psnr),
-                "ssim": _finite(self.mean_ssim),
-                "psnr_each": [_finite(value) for value in self.psnr],
-                "ssim_each": [_finite(value) for value in self.ssim],
-            },
-        }
-
-    def to_json(self, **more: Any) -> str:
-        """Returns `to_dict()` as indented JSON, after the entries of `more`."""
-        whole = {**more, **self.to_dict()}
-        return json.dumps(whole, indent=2, ensure_ascii=False, allow_nan=False, default=str)
-
-    def save(self, path: str | os.PathLike[str], **more: Any) -> Path:
-        """Writes the picture (.png) or the figures (.json; `more` as for `to_json`).
-
-        The file is written beside and then renamed: it is there whole or not at all.
-
-        Raises:
-            ValueError: Another suffix.
-            OSError: It cannot be written. What was there is there still.
-        """
-        path = Path(path)
-        write_whole({path: self._encoded(path, more)})
-        return path
-
-    def save_both(self, folder: str | os.PathLike[str], **more: Any) -> Path:
-        """Writes comparison.png and comparison.json, and returns the former's path.
-
-        Raises:
-            OSError: One cannot be written. What was there is there still, unless a rename failed.
-        """
-        paths = [Path(folder) / name for name in FILES]
-        write_whole({path: self._encoded(path, more) for path in paths})
-        return paths[0]
-
-    def _encoded(self, path: Path, more: Mapping[str, Any]) -> bytes:
-        if path.suffix == ".json":
-            # Bytes of the command line that are no text stand in it as escapes, as JSON has them.
-            return (self.to_json(**more) + "\n").encode("utf-8", "backslashreplace")
-        if path.suffix != ".png":
-            raise ValueError(f"cannot save a comparison as {path.name!r}; end in .png or .json")
-        picture = BytesIO()
-        self.grid().save(picture, format="PNG")
-        return picture.getvalue()
-
-    def _ratio(self, name: str) -> float:
-        return _median(self.plain_times, name) / _median(self.cached_times, name)
-
-    def _seconds_text(self, name: str) -> tuple[str, str]:
-        times = (self.plain_times, self.cached_times)
-        plain, cached = (f"{_median(each, name):.3f} s" for each in times)
-        return plain, cached
-
-    def _psnr_text(self) -> str:
-        if self.identical == len(self.psnr):
-            return "identical"
-        return f"{self.mean_psnr:.2f} dB"
-
-    @staticmethod
-    def _times(times: Sequence[Timing]) -> dict[str, Any]:
-        return {
-            "loop_seconds": _median(times, "loop_seconds"),
-            "call_seconds": _median(times, "call_seconds"),
-            "loop_seconds_each": [time.loop_seconds for time in times],
-            "call_seconds_each": [time.call_seconds for time in times],
-            "calls": times[0].calls,
-        }
 
 
 def compare(
@@ -221,29 +45,30 @@ def compare(
     repeats: int = 1,
     **call: Any,
 ) -> Comparison:
-    """Generates the same pictures without and with `helper`, after a short warm-up.
+    """Generates the same results without and with `helper`, after a short warm-up.
 
     With `schedule="auto"` the calibration comes first, from other seeds. All pictures are one
-    batch. The helper is left enabled or disabled as it was found.
+    batch; videos and sounds are made one by one. The helper is left enabled or disabled as it was
+    found.
 
     Args:
-        pipe: A pipeline whose output has `.images`.
+        pipe: A pipeline that makes pictures, videos or sounds.
         helper: A helper of this pipeline.
-        seeds: One for each picture; several prompts share them out evenly, in order.
+        seeds: One for each result; several prompts share them out evenly, in order.
         repeats: Timed runs of each kind, taken in turn; the figures are their medians. The
-            pictures are those of the first.
+            results are those of the first.
         call: Arguments of the pipeline's `__call__`, such as `prompt` or `num_inference_steps`.
 
     Raises:
         ImportError: scikit-image is not installed.
-        TypeError: An argument that this pipeline does not know, or one that it lacks; or it has no
-            `unet`, or returns no pictures.
+        TypeError: An argument that this pipeline does not know, or one that it lacks; or it is a
+            bare U-Net, or returns nothing that can be compared.
         ValueError: No seeds, `repeats` below 1, or a number of seeds that the prompts do not share.
 
     Example:
         >>> outcome = compare(pipe, DeepCacheHelper(pipe), prompt="a fox", seeds=range(4))
         >>> print(outcome.table())
-        >>> outcome.grid().save("foxes.png")
+        >>> outcome.save("foxes.html")
     """
     require_metrics()
     seeds = tuple(seeds)
@@ -251,27 +76,30 @@ def compare(
         raise ValueError("seeds is empty: give one seed for each picture")
     if repeats < 1:
         raise ValueError(f"repeats is {repeats}: at least 1 run of each kind is needed")
-    arguments = batched_call(pipe, call, len(seeds))
-    denoiser = getattr(pipe, "unet", None)
-    if denoiser is None:
-        raise TypeError(f"{type(pipe).__name__} has no pipe.unet, whose calls could be timed")
+    if not isinstance(pipe, DiffusionPipeline):
+        raise TypeError(f"a comparison calls a pipeline; {type(pipe).__name__} is none")
+    calls, unets, perceptual = calls_of(pipe, call, seeds), unets_of(pipe), lpips()
+    run = partial(_generate, pipe, unets.values())
     plain, cached = [], []
     was_enabled, schedule = helper.enabled, helper.schedule
     try:
         helper.enable()
         branch = min(getattr(schedule, "branches", ()), default=0)
         helper.follow(Uniform(2, branch))  # one that does not mind how few steps there are
-        generate(pipe, denoiser, _shortened(arguments), seeds, label="warm-up")
+        run([(_shortened(arguments), some) for arguments, some in calls[:1]], label="warm-up")
         helper.follow(schedule)
         if isinstance(schedule, Auto):  # its first generation runs in full, to learn
-            others = [seed + _CALIBRATION_SEEDS for seed in seeds]
-            generate(pipe, denoiser, arguments, others, label="calibration")
+            others = [
+                (arguments, [seed + _CALIBRATION_SEEDS for seed in some])
+                for arguments, some in calls[:1]
+            ]
+            run(others, label="calibration")
         for _ in range(repeats):
             helper.disable()
-            plain.append(generate(pipe, denoiser, arguments, seeds, label="plain"))
+            plain.append(run(calls, label="plain"))
             helper.enable()  # counts from here: its stats are those of this run alone
-            cached.append(generate(pipe, denoiser, arguments, seeds, label="cached"))
-            stats = helper.stats
+            cached.append(run(calls, label="cached"))
+            stats, last = helper.stats, helper.last_generations
     finally:
         helper.follow(schedule)
         if was_enabled:
@@ -279,33 +107,76 @@ def compare(
         else:
             helper.disable()
 
-    pairs = list(zip(plain[0].pictures, cached[0].pictures, strict=True))
+    (made, _, device), (made_cached, _, _) = plain[0], cached[0]
+    denoiser = next(iter(unets.values()))
     about = {
         "model": getattr(pipe, "name_or_path", None) or type(pipe).__name__,
         "pipeline": type(pipe).__name__,
-        "scheduler": type(pipe.scheduler).__name__.removesuffix("Scheduler"),
-        "device": {"type": str(plain[0].device), "name": device_name(plain[0].device)},
+        "scheduler": _scheduler_name(pipe, next(iter(unets))),
+        "device": {"type": str(device), "name": device_name(device)},
         "dtype": str(getattr(denoiser, "dtype", "unknown")).removeprefix("torch."),
         "steps": _steps(pipe, call),
         "interval": getattr(helper.schedule, "interval", None),
         "branch": getattr(helper.schedule, "branch", None),
         "schedule": str(helper.schedule),
+        "replay": None if getattr(schedule, "own_replay", False) else str(helper.replay),
         "seeds": list(seeds),
         "repeats": repeats,
         "call": dict(call),
     }
     return Comparison(
-        plain=tuple(_picture(each) for each in plain[0].pictures),
-        cached=tuple(_picture(each) for each in cached[0].pictures),
-        plain_times=tuple(each.timing for each in plain),
-        cached_times=tuple(each.timing for each in cached),
-        psnr=tuple(psnr(*pair) for pair in pairs),
-        ssim=tuple(ssim(*pair) for pair in pairs),
+        plain=made.shown(),
+        cached=made_cached.shown(),
+        plain_times=tuple(timing for _, timing, _ in plain),
+        cached_times=tuple(timing for _, timing, _ in cached),
+        **_measured(made, made_cached, perceptual),
         full_calls=stats.full_calls,
         shallow_calls=stats.shallow_calls,
         cache_nbytes=stats.cache_nbytes,
         about=about,
+        plans={name: each.plan for name, each in last.items()},
     )
+
+
+def _generate(
+    pipe: Any,
+    denoisers: Iterable[torch.nn.Module],
+    calls: Sequence[tuple[dict[str, Any], Sequence[int]]],
+    *,
+    label: str,
+) -> tuple[Made, Timing, torch.device]:
+    """Makes the results of all calls, one call after the other."""
+    made, timings, device = [], [], torch.device("cpu")
+    for number, (arguments, seeds) in enumerate(calls, 1):
+        which = label if len(calls) == 1 else f"{label} {number}/{len(calls)}"
+        output, timing, device = timed_call(pipe, denoisers, arguments, seeds, label=which)
+        made.append(made_by(pipe, output, len(seeds)))
+        timings.append(timing)
+    return reduce(add, made), reduce(add, timings), device
+
+
+def _measured(
+    plain: Made, cached: Made, perceptual: Callable[[np.ndarray, np.ndarray], float] | None
+) -> dict[str, tuple[float, ...] | None]:
+    """How alike the results are, by the measures of their kind."""
+    pairs = list(zip(plain.arrays, cached.arrays, strict=True))
+    if plain.kind == "sounds":
+        return {"psnr": None, "ssim": None, "snr": tuple(snr(*pair) for pair in pairs)}
+    measures: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {"psnr": psnr, "ssim": ssim}
+    if perceptual and min(plain.arrays[0].shape[-3:-1]) >= SMALLEST_FOR_LPIPS:
+        measures["lpips"] = perceptual
+    if plain.kind == "videos":
+        measures = {name: partial(_by_frame, measure) for name, measure in measures.items()}
+    return {name: tuple(of(*pair) for pair in pairs) for name, of in measures.items()}
+
+
+def _by_frame(
+    measure: Callable[[np.ndarray, np.ndarray], float], plain: np.ndarray, cached: np.ndarray
+) -> float:
+    """The mean over the frames, without those that are identical to a PSNR that is infinite."""
+    values = [measure(*frames) for frames in zip(plain, cached, strict=True)]
+    different = [value for value in values if value != float("inf")]
+    return fmean(different) if different else float("inf")
 
 
 def _shortened(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -321,22 +192,6 @@ def _steps(pipe: Any, call: Mapping[str, Any]) -> Any:
     return call.get("num_inference_steps", parameter.default if parameter else None)
 
 
-def _picture(floats: np.ndarray) -> Image.Image:
-    """Rounds a float picture to 8 bits, in RGB."""
-    eight_bits = (np.nan_to_num(floats) * 255).round().astype(np.uint8)
-    return Image.fromarray(eight_bits.squeeze(-1) if floats.shape[-1] == 1 else eight_bits).convert(
-        "RGB"
-    )
-
-
-def _median(times: Sequence[Timing], name: str) -> float:
-    return float(statistics.median(getattr(time, name) for time in times))
-
-
-def _finite(value: float) -> float | None:
-    return value if np.isfinite(value) else None
-
-
-def _short(model: str) -> str:
-    """A folder's own name, or a hub id as it is."""
-    return Path(model).resolve().name if Path(model).is_dir() else model
+def _scheduler_name(pipe: Any, unet: str) -> str:
+    schedulers = schedulers_of(pipe, unet)()
+    return type(schedulers[0]).__name__.removesuffix("Scheduler") if schedulers else ""

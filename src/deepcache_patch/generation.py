@@ -1,23 +1,42 @@
-"""One timed generation of any picture pipeline, through its own `__call__`: which arguments it
-takes, how it makes one picture for each seed, what its progress bar says. Knows no helper.
+"""One timed generation of any pipeline, through its own `__call__`: which arguments it takes, how
+it makes one result for each seed, what its progress bar says. Knows no helper.
 """
 
 from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from diffusers import DiffusionPipeline
 
 from .loop_clock import LoopClock
 
-#: `generate` sets these itself, from the seeds.
-_OWN_ARGUMENTS = ("generator", "batch_size", "num_images_per_prompt", "output_type", "return_dict")
+#: What follows from the seeds is set here.
+_OWN_ARGUMENTS = (
+    "generator",
+    "batch_size",
+    "num_images_per_prompt",
+    "num_videos_per_prompt",
+    "num_waveforms_per_prompt",
+    "output_type",
+    "return_dict",
+)
+
+#: With one of these a pipeline makes videos or sounds. Few of them make several at once.
+_ONE_BY_ONE = (
+    "num_frames",
+    "video",
+    "video_length",
+    "num_videos_per_prompt",
+    "audio_length_in_s",
+    "num_waveforms_per_prompt",
+)
 
 
 @dataclass(frozen=True)
@@ -27,6 +46,13 @@ class Timing:
     loop_seconds: float
     call_seconds: float
     calls: int
+
+    def __add__(self, other: Timing) -> Timing:
+        return Timing(
+            self.loop_seconds + other.loop_seconds,
+            self.call_seconds + other.call_seconds,
+            self.calls + other.calls,
+        )
 
 
 @dataclass(frozen=True)
@@ -62,24 +88,11 @@ def batched_call(pipe: Any, call: Mapping[str, Any], count: int) -> dict[str, An
             or that follows from the seeds.
         ValueError: `count` is no multiple of the number of prompts.
     """
+    _check(pipe, call)
     name, accepted = type(pipe).__name__, accepted_arguments(pipe)
-    for argument in call:
-        if argument in _OWN_ARGUMENTS:
-            raise TypeError(f"{argument} cannot be given here: it follows from the seeds")
-        if argument not in accepted:
-            known = ", ".join(each for each in accepted if each not in _OWN_ARGUMENTS)
-            raise TypeError(f"{name} does not take {argument}; it takes {known}")
-    for each in accepted.values():
-        if each.default is inspect.Parameter.empty and each.name not in call:
-            raise TypeError(f"{name} needs {each.name}=…")
-
-    completed = dict(call)
-    if "output_type" in accepted:
-        completed["output_type"] = "np"
+    completed = _as_arrays(accepted, call)
     prompts = call.get("prompt", call.get("prompt_embeds", "one"))
-    sources = 1 if isinstance(prompts, str) else len(prompts)
-    if count % sources:
-        raise ValueError(f"{count} pictures cannot be shared out evenly to {sources} prompts")
+    sources = _sources(prompts, count)
     each_prompt = count // sources
     if isinstance(call.get("negative_prompt"), str) and isinstance(prompts, list):
         completed["negative_prompt"] = [call["negative_prompt"]] * sources
@@ -93,6 +106,57 @@ def batched_call(pipe: Any, call: Mapping[str, Any], count: int) -> dict[str, An
     elif each_prompt > 1:
         raise TypeError(f"{name} makes one picture at a time: give one seed, not {count}")
     return completed
+
+
+def calls_of(
+    pipe: Any, call: Mapping[str, Any], seeds: Sequence[int]
+) -> list[tuple[dict[str, Any], tuple[int, ...]]]:
+    """Shares out the seeds to as few calls as the pipeline needs: arguments, and the call's seeds.
+
+    Pictures come as one batch, videos and sounds one by one.
+
+    Raises:
+        TypeError: As `batched_call`.
+        ValueError: As `batched_call`.
+    """
+    accepted, count = accepted_arguments(pipe), len(seeds)
+    if not any(name in accepted for name in _ONE_BY_ONE):
+        return [(batched_call(pipe, call, count), tuple(seeds))]
+    _check(pipe, call)
+    completed, prompts = _as_arrays(accepted, call), call.get("prompt")
+    if not isinstance(prompts, list | tuple):
+        return [(completed, (seed,)) for seed in seeds]
+    each_prompt = count // _sources(prompts, count)
+    shared = [prompt for prompt in prompts for _ in range(each_prompt)]
+    return [
+        ({**completed, "prompt": prompt}, (seed,))
+        for prompt, seed in zip(shared, seeds, strict=True)
+    ]
+
+
+def _check(pipe: Any, call: Mapping[str, Any]) -> None:
+    name, accepted = type(pipe).__name__, accepted_arguments(pipe)
+    for argument in call:
+        if argument in _OWN_ARGUMENTS:
+            raise TypeError(f"{argument} cannot be given here: it follows from the seeds")
+        if argument not in accepted:
+            known = ", ".join(each for each in accepted if each not in _OWN_ARGUMENTS)
+            raise TypeError(f"{name} does not take {argument}; it takes {known}")
+    for each in accepted.values():
+        if each.default is inspect.Parameter.empty and each.name not in call:
+            raise TypeError(f"{name} needs {each.name}=…")
+
+
+def _as_arrays(accepted: Mapping[str, Any], call: Mapping[str, Any]) -> dict[str, Any]:
+    return {**call, "output_type": "np"} if "output_type" in accepted else dict(call)
+
+
+def _sources(prompts: Any, count: int) -> int:
+    """How many prompts there are; `count` results are shared out to them."""
+    sources = 1 if isinstance(prompts, str) else len(prompts)
+    if count % sources:
+        raise ValueError(f"{count} pictures cannot be shared out evenly to {sources} prompts")
+    return sources
 
 
 def generate(
@@ -118,25 +182,53 @@ def generate(
     Raises:
         TypeError: The pipeline returns no pictures, or not one for each seed.
     """
-    with labelled_progress(pipe, label), LoopClock(denoiser) as clock:
-        start = time.perf_counter()
-        output = seeded_call(pipe, call, seeds)
-        # Pictures arrive as arrays on the CPU: the device has nothing left to do.
-        call_seconds = time.perf_counter() - start
+    output, timing, device = timed_call(pipe, [denoiser], call, seeds, label=label)
     images = getattr(output, "images", None)
     if images is None:
         fields = ", ".join(getattr(output, "keys", list)()) or type(output).__name__
         raise TypeError(
             f"{type(pipe).__name__} returns no pictures, but {fields}: only pictures can be "
-            "compared so far"
+            "compared here"
         )
     if len(images) != len(seeds):  # the batch of an input picture, say, decides instead
         raise TypeError(
             f"{type(pipe).__name__} made {len(images)} pictures for {len(seeds)} seeds: give as "
             "many seeds as its inputs make pictures"
         )
-    timing = Timing(clock.seconds, call_seconds, clock.calls)
-    return Generation(as_floats(images), timing, clock.device)
+    return Generation(as_floats(images), timing, device)
+
+
+def timed_call(
+    pipe: Any,
+    denoisers: Iterable[torch.nn.Module],
+    call: Mapping[str, Any],
+    seeds: Sequence[int],
+    *,
+    label: str,
+) -> tuple[Any, Timing, torch.device]:
+    """Runs the pipeline once as `seeded_call` does; returns its output, times, and the device.
+
+    Args:
+        pipe: The pipeline.
+        denoisers: The modules that make its denoising loops; the loops' times are added up.
+        call: Arguments as `calls_of` or `batched_call` completed them.
+        seeds: One for each result.
+        label: Stands before the progress bar.
+
+    Raises:
+        RuntimeError: None of the denoisers was called, or their calls cannot be seen.
+    """
+    with labelled_progress(pipe, label), ExitStack() as clocks:
+        all_clocks = [clocks.enter_context(LoopClock(module)) for module in denoisers]
+        start = time.perf_counter()
+        output = seeded_call(pipe, call, seeds)
+        # Results arrive as arrays on the CPU: the device has nothing left to do.
+        call_seconds = time.perf_counter() - start
+    ran = [clock for clock in all_clocks if clock.calls] or all_clocks[:1]
+    timing = Timing(
+        sum(clock.seconds for clock in ran), call_seconds, sum(clock.calls for clock in ran)
+    )
+    return output, timing, ran[0].device
 
 
 def seeded_call(pipe: Any, call: Mapping[str, Any], seeds: Sequence[int]) -> Any:
@@ -144,21 +236,28 @@ def seeded_call(pipe: Any, call: Mapping[str, Any], seeds: Sequence[int]) -> Any
     # Some pipelines, the LDM ones among them, hand no generator to the scheduler.
     torch.manual_seed(seeds[0])
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-    return pipe(**call, generator=generators)
+    # Not all pipelines for videos take a list, even of one.
+    return pipe(**call, generator=generators if len(generators) > 1 else generators[0])
 
 
 @contextmanager
 def labelled_progress(pipe: Any, label: str) -> Iterator[None]:
-    """Puts `label` before the pipeline's own progress bar; its other settings stay."""
-    before = vars(pipe).get("_progress_bar_config")
-    pipe.set_progress_bar_config(**{**(before or {}), "desc": label})
+    """Puts `label` before the pipeline's own progress bar; its other settings stay.
+
+    Pipelines that are made of others have none: those that they are made of have one each.
+    """
+    inner = (each for each in vars(pipe).values() if isinstance(each, DiffusionPipeline))
+    before = {each: vars(each).get("_progress_bar_config") for each in (pipe, *inner)}
+    for each, config in before.items():
+        DiffusionPipeline.set_progress_bar_config(each, **{**(config or {}), "desc": label})
     try:
         yield
     finally:
-        if before is None:
-            del pipe._progress_bar_config
-        else:
-            pipe.set_progress_bar_config(**before)
+        for each, config in before.items():
+            if config is None:
+                del each._progress_bar_config
+            else:
+                DiffusionPipeline.set_progress_bar_config(each, **config)
 
 
 def as_floats(images: Any) -> np.ndarray:

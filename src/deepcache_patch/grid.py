@@ -41,7 +41,8 @@ class Layout:
 
 def difference_factor(differences: Sequence[np.ndarray]) -> int:
     """The power of two, at most 64, by which 99 of 100 differences still fit into 0..255."""
-    typical = max(1.0, float(np.percentile(np.stack(differences), 99)))
+    every = np.concatenate([difference.ravel() for difference in differences])
+    typical = max(1.0, float(np.percentile(every, 99)))
     factor = 1
     while factor < 64 and 2 * factor * typical <= 255:
         factor *= 2
@@ -55,6 +56,7 @@ def draw_grid(
     title: str,
     subtitle: str = "",
     columns: Sequence[str] = (),
+    differences: tuple[str, Sequence[Image.Image]] | None = None,
 ) -> Image.Image:
     """Draws three rows: plain, DeepCache, and how far they are apart.
 
@@ -64,15 +66,10 @@ def draw_grid(
         title: First line.
         subtitle: Second line, fainter.
         columns: A heading for each picture.
+        differences: Label and pictures of the third row; by default the pixels' differences.
     """
-    differences = [
-        np.abs(np.asarray(a, np.int16) - np.asarray(b, np.int16))
-        for a, b in zip(plain, cached, strict=True)
-    ]
-    factor = difference_factor(differences)
-    amplified = [Image.fromarray((d * factor).clip(0, 255).astype(np.uint8)) for d in differences]
-    # Pillow's own font has no multiplication sign.
-    labels = ("plain", "DeepCache", f"difference x{factor}")
+    label, amplified = differences or _amplified(plain, cached)
+    labels = ("plain", "DeepCache", label)
     place, font, large = _layout(plain[0].size, len(plain), labels, title, subtitle, columns)
 
     canvas = Image.new("RGB", (place.width, place.height), "white")
@@ -91,6 +88,31 @@ def draw_grid(
         middle = (x + place.cell_width / 2, y - 6)
         draw.multiline_text(middle, wrapped, FAINT, font, anchor="md", align="center")
     return canvas
+
+
+def pixel_factor(plain: Sequence[Image.Image], cached: Sequence[Image.Image]) -> int:
+    """The `difference_factor` of pictures."""
+    return difference_factor(_pixel_differences(plain, cached))
+
+
+def _pixel_differences(
+    plain: Sequence[Image.Image], cached: Sequence[Image.Image]
+) -> list[np.ndarray]:
+    return [
+        np.abs(np.asarray(a, np.int16) - np.asarray(b, np.int16))
+        for a, b in zip(plain, cached, strict=True)
+    ]
+
+
+def _amplified(
+    plain: Sequence[Image.Image], cached: Sequence[Image.Image]
+) -> tuple[str, list[Image.Image]]:
+    """Label and pictures of the differences."""
+    differences = _pixel_differences(plain, cached)
+    factor = difference_factor(differences)
+    pictures = [Image.fromarray((d * factor).clip(0, 255).astype(np.uint8)) for d in differences]
+    # Pillow's own font has no multiplication sign.
+    return f"difference x{factor}", pictures
 
 
 def _layout(

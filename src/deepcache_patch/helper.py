@@ -2,11 +2,11 @@
 
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from types import TracebackType
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from diffusers import DiffusionPipeline
 from torch import nn
@@ -35,6 +35,9 @@ from .settings import replay_of, schedule_of
 from .stats import LOGGER, LastGeneration, Stats
 from .versions import warn_of_untested
 from .wrappers import is_compiled_wrapper, layers_of, unwrapped
+
+if TYPE_CHECKING:
+    from .compared import Comparison
 
 #: Held by whoever installs or removes patches: two threads must not find the same U-Net free, and
 #: before it is patched it has no lock of its own.
@@ -379,6 +382,39 @@ class DeepCacheHelper:
         return calibrate(
             self, run, speedup=speedup, full_steps=full_steps, psnr=psnr, branch=branch
         )
+
+    def compare(
+        self, *, seeds: Sequence[int] = (0,), repeats: int = 1, **call: Any
+    ) -> "Comparison":
+        """Generate the same without and with the helper, and see what differs and what it costs.
+
+        After a short warm-up. With `schedule="auto"` the calibration comes first, from other seeds.
+        The helper is left enabled or disabled as it was found. Needs scikit-image, which the extra
+        `compare` brings.
+
+        Args:
+            seeds: One for each picture, video or sound; several prompts share them out evenly.
+            repeats: Timed runs of each kind, at least 1; the figures are their medians.
+            call: Arguments of the pipeline's `__call__`, such as `prompt`.
+
+        Returns:
+            Both sets of results, times, PSNR, SSIM, the plan that ran; `grid()` is a picture of it,
+            and `save("x.html")` writes a page.
+
+        Raises:
+            ImportError: scikit-image is not installed.
+            TypeError: An argument that the pipeline does not know, or one that it lacks; or it
+                returns nothing that can be compared, or is a bare U-Net.
+            ValueError: No seeds, `repeats` below 1, or seeds that the prompts do not share evenly.
+
+        Example:
+            >>> outcome = helper.compare(prompt="a fox", seeds=[0, 1])  # doctest: +SKIP
+            >>> print(outcome.table())  # doctest: +SKIP
+            >>> outcome.save("fox.html")  # doctest: +SKIP
+        """
+        from .comparison import compare  # it sits on top of this module
+
+        return compare(self._pipe, self, seeds=seeds, repeats=repeats, **call)
 
     def compile(self, **options: Any) -> "DeepCacheHelper":
         """Compile the U-Nets and ControlNets of the pipeline in place, and return the helper.
