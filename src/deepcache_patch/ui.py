@@ -25,21 +25,54 @@ from .trial import StoppedError, Trial, Trials
 #: How the choice is called that stands for a file.
 _FILE: Final = "calibrated"
 
+#: Up to where the page counts, unless the pipeline makes more by itself.
+_MOST_STEPS: Final = 150
+
 _CSS: Final = """
 .gradio-container { max-width: 1280px !important; margin: 0 auto !important; }
-@media (max-width: 640px) { .gradio-container main.app { padding: 8px !important; } }
+@media (max-width: 640px) {
+  .gradio-container .main.app { padding: 8px !important; }
+  .figures table { font-size: var(--text-sm); }
+}
 .strip { display: flex; flex-wrap: wrap; gap: 2px; margin: 0 0 4px; }
 .strip i { flex: 0 0 auto; min-width: 9px; height: 18px; border-radius: 2px; padding: 0 1px;
   background: var(--border-color-primary); font: 11px/18px monospace; text-align: center; }
 .strip i.full { background: var(--primary-600); }
-.figures table { width: 100%; margin: 0; font-variant-numeric: tabular-nums; }
-.figures table :is(tr, th, td) { border: 0 !important; padding: 4px 6px !important;
-  text-align: right; }
+.figures table { width: 100%; margin: 0; border: 0 !important; white-space: nowrap;
+  font-variant-numeric: tabular-nums; }
+.figures table :is(tr, th, td) { border: 0 !important; padding: 4px 0 4px 8px !important;
+  text-align: right !important; }
 .figures table tr + tr { border-top: 1px solid var(--border-color-primary) !important; }
-.figures table th:first-child { text-align: left; font-weight: normal; padding-left: 0 !important; }
+.figures table th:first-child { text-align: left !important; font-weight: normal;
+  padding-left: 0 !important; }
 .wrong { color: var(--error-text-color); }
 .faint, .figures caption { color: var(--body-text-color-subdued); font-size: var(--text-sm); }
-.figures caption { text-align: left; }
+.figures caption { text-align: left; padding: 0; }
+"""
+
+#: gradio's handle between two pictures knows the mouse only: the arrow keys become moves of it.
+_KEYS: Final = """
+new MutationObserver(() => {
+  for (const handle of document.querySelectorAll("[data-testid=slider]:not([tabindex])")) {
+    handle.tabIndex = 0;
+    handle.role = "slider";
+    handle.ariaLabel = "where the plain picture ends";
+  }
+}).observe(document.documentElement, {childList: true, subtree: true});
+document.addEventListener("keydown", event => {
+  const handle = event.target.closest("[data-testid=slider]");
+  const side = {ArrowLeft: -1, ArrowRight: 1}[event.key];
+  if (!handle || !side) return;
+  event.preventDefault();
+  const {left, width, top, height} = handle.getBoundingClientRect();
+  let clientX = left + width / 2;
+  const mouse = (kind, target) => target.dispatchEvent(
+    new MouseEvent(kind, {view: window, bubbles: true, clientX, clientY: top + height / 2}));
+  mouse("mousedown", handle);
+  clientX += side * handle.parentElement.clientWidth / 20;
+  mouse("mousemove", window);
+  mouse("mouseup", window);
+});
 """
 
 
@@ -107,8 +140,9 @@ class Server:
             ssr_mode=False,
             run_history=False,
             footer_links=[],
-            theme=gr.themes.Default("blue", **plain),  # no fonts of other sites
-            css=_CSS,
+            theme=gr.themes.Default(primary_hue="blue", **plain),  # no fonts of other sites
+            # `css=` would rewrite the selectors.
+            head=f"<style>{_CSS}</style><script>{_KEYS}</script>",
         )
 
     def wait(self) -> None:
@@ -286,17 +320,13 @@ class Page:
             add["negative_prompt"] = gr.Textbox(label="Negative prompt")
         with gr.Group():
             if "num_inference_steps" in accepted:
-                default = accepted["num_inference_steps"]
-                default = default if isinstance(default, int) else 50
-                add["num_inference_steps"] = gr.Slider(
-                    1, max(150, default), value=default, step=1, label="Steps"
-                )
+                steps = self._default("num_inference_steps", 50)
+                most = max(_MOST_STEPS, steps)
+                add["num_inference_steps"] = gr.Slider(1, most, value=steps, step=1, label="Steps")
             if "guidance_scale" in accepted:
-                default = accepted["guidance_scale"]
-                default = default if isinstance(default, int | float) else 7.5
-                add["guidance_scale"] = gr.Slider(
-                    0, 20, value=default, step=0.1, label="Guidance scale"
-                )
+                scale = self._default("guidance_scale", 7.5)
+                label = "Guidance scale"
+                add["guidance_scale"] = gr.Slider(0, 20, value=scale, step=0.1, label=label)
         with gr.Row():
             add["seed"] = gr.Number(value=0, precision=0, label="Seed", min_width=80)
             if {"height", "width"} <= accepted.keys():
@@ -307,7 +337,7 @@ class Page:
 
     def _add_helper(self) -> None:
         gr, add = self._gr, self.settings
-        most = max(150, self.trials.accepted.get("num_inference_steps", 0) or 0)
+        most = max(_MOST_STEPS, self._default("num_inference_steps", 0))
         choices = [*PARAMETERS, *([_FILE] if self._calibrated is not None else [])]
         shown = PARAMETERS["uniform"]
         deepest = len(self.trials.shares) - 1
@@ -335,6 +365,11 @@ class Page:
             add["replay"] = gr.Radio(
                 ["extrapolate", "reuse"], value="extrapolate", label="Replay between full steps"
             )
+
+    def _default(self, name: str, otherwise: Any) -> Any:
+        """The pipeline's own, where it is a number."""
+        default = self.trials.accepted.get(name)
+        return default if isinstance(default, int | float) else otherwise
 
     def _wire(self, blocks: Any, button: Any, planned: Any, pictures: Any, told: Any) -> None:
         inputs = list(self.settings.values())
