@@ -66,9 +66,10 @@ def test_a_preview_is_the_plan_and_its_share_of_the_work() -> None:
     share = DeepCacheHelper(CASES["sd"].load()).branches[0].share
     assert share is not None
     marks = '<i class="full"></i><i></i><i></i>' * 2
+    work = f"{(2 + 4 * share) / 6:.0%} of the U-Net&#x27;s work"
     assert page().preview(*values(page())) == (
         f'<div class="strip" role="img" aria-label="plan: F··F··">{marks}</div>'
-        f'<p class="faint">2 of 6 steps in full; {(2 + 4 * share) / 6:.0%} of the U-Net&#x27;s work</p>'
+        f'<p class="faint">2 of 6 steps in full; {work}</p>'
     )
 
 

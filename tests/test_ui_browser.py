@@ -1,5 +1,5 @@
-"""The page in a real browser, on the trained pipeline: settings by the keyboard, both pictures under
-the slider, and no request that leaves this machine.
+"""The page in a real browser, on the trained pipeline: settings by the keyboard, both pictures
+under the slider, and no request that leaves this machine.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def test_settings_by_the_keyboard_then_both_pictures_under_the_slider(browser: B
     browser.wait(lambda: browser.strip() == "plan: F···F···")
     assert browser.all("#pictures img") == []
 
-    browser.one("textarea").send_keys("a large red star above a small blue triangle")
+    browser.all("textarea")[0].send_keys("a large red star above a small blue triangle")
     browser.generate()
     browser.wait(lambda: browser.all("#figures table"))
     assert browser.strip("#figures") == "plan: F···F···"
