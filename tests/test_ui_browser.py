@@ -34,7 +34,7 @@ pytestmark = [
     pytest.mark.slow,
     # Of gradio: sockets that it leaves open, and what it asks of pandas.
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore:'future.no_silent_downcasting' is deprecated"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
 
 MODEL = Path(__file__).parents[1] / "benchmarks" / "models" / "shapes"
