@@ -21,6 +21,7 @@ from deepcache_patch.named_schedule import PARAMETERS
 
 gradio = pytest.importorskip("gradio", reason="gradio is not installed: make test-ui")
 from deepcache_patch import ui  # noqa: E402
+from deepcache_patch.ui_html import strip  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
 
@@ -163,7 +164,7 @@ def test_a_calibrated_schedule_can_be_chosen() -> None:
 
 
 def test_branches_are_told_apart_in_a_strip() -> None:
-    assert ui.strip(Plan(["full", 0, 11])) == (
+    assert strip(Plan(["full", 0, 11])) == (
         '<div class="strip" role="img" aria-label="plan: F0[11]">'
         '<i class="full"></i><i>0</i><i>11</i></div>'
     )
