@@ -4,9 +4,11 @@ under the slider, and no request that leaves this machine.
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import socket
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -45,7 +47,15 @@ FLAGS = (
 
 
 @pytest.fixture(scope="module")
-def address() -> Iterator[str]:
+def _gradio_leaves_sockets_and_loops_open() -> Iterator[None]:
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
+
+
+@pytest.fixture(scope="module")
+def address(_gradio_leaves_sockets_and_loops_open: None) -> Iterator[str]:
     device = choose_device("cpu")
     pipe = load_pipeline(str(MODEL), device, choose_dtype("float32", device))
     with socket.socket() as probe:
