@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENVS := .venv
 
-.PHONY: demo test test-all test-matrix test-oldest coverage mutation lint types check tables bench-quick docs dist clean
+.PHONY: demo ui test test-all test-ui test-matrix test-oldest coverage mutation lint types check \
+	tables bench-quick docs dist clean
 
 # The main job on a trained pipeline: pictures without and with the helper, side by side.
 demo: $(VENVS)/demo/ready
@@ -13,12 +14,21 @@ demo: $(VENVS)/demo/ready
 		--prompt "a small blue star, a large yellow circle and a small red triangle" \
 		--guidance-scale 4 --scheduler ddim --steps 50 --interval 3 --branch 0 --repeats 3 --output demo
 
+# The same as a page in the browser, to play with.
+ui: $(VENVS)/ui/ready
+	$(VENVS)/ui/bin/python -m deepcache_patch ui benchmarks/models/shapes --scheduler ddim
+
 test: $(VENVS)/test/ready
 	$(VENVS)/test/bin/python -m pytest -n auto --dist worksteal -q
 
 # Also what is marked slow.
 test-all: $(VENVS)/test/ready
 	$(VENVS)/test/bin/python -m pytest -n auto --dist worksteal -q -m "slow or not slow"
+
+# Those of the page, which `make test` leaves out where there is no gradio; those in a browser need
+# chromium and chromedriver.
+test-ui: $(VENVS)/ui/ready
+	$(VENVS)/ui/bin/python -m pytest -q -m "slow or not slow" tests/test_ui.py tests/test_ui_browser.py
 
 # The core tests under the oldest and the newest versions that are supported, with every Python of
 # theirs that is at hand; a table at the end.
@@ -49,6 +59,7 @@ check: lint types test
 
 $(VENVS)/demo/ready: EXTRAS = compare
 $(VENVS)/test/ready: EXTRAS = test,check,benchmarks
+$(VENVS)/ui/ready: EXTRAS = test,ui
 $(VENVS)/mutation/ready: EXTRAS = test,mutation
 $(VENVS)/docs/ready: EXTRAS = docs
 $(VENVS)/%/ready: setup.cfg pyproject.toml constraints.txt

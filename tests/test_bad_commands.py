@@ -44,7 +44,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         asked.update(options)
         raise RuntimeError("as far as this")
 
-    monkeypatch.setattr(command_line, "_load", lambda _options: pipeline())
+    monkeypatch.setattr(command_line, "load", lambda _options: pipeline())
     monkeypatch.setattr(comparison, "compare", stop)
     monkeypatch.setattr("deepcache_patch.generation.seeded_call", lambda _p, call, _s: stop(**call))
     monkeypatch.setattr(DeepCacheHelper, "calibrate", lambda _self, run, **_: run())
@@ -313,7 +313,7 @@ def test_what_nobody_thought_of_is_one_line_too(
     def fail(_options: Any) -> None:
         raise RecursionError("maximum\nrecursion")
 
-    monkeypatch.setattr(command_line, "_load", fail)
+    monkeypatch.setattr(command_line, "load", fail)
     assert called(["compare", model, "--prompt", "a"]) == 1
     message = "unexpected RecursionError: maximum (python -X dev shows where)\n"
     assert capsys.readouterr().err == f"deepcache-patch compare: error: {message}"

@@ -24,23 +24,40 @@ class BadInputError(Exception):
 
 def positive(text: str) -> int:
     """A whole number from 1 up to what can be."""
-    number = _whole(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is too small: 1 is the least")
+    return _count(text, least=1)
+
+
+def whole(text: str) -> int:
+    """A whole number from 0 up to what can be."""
+    return _count(text, least=0)
+
+
+def _count(text: str, *, least: int) -> int:
+    number = _integer(text)
+    if number < least:
+        raise argparse.ArgumentTypeError(f"{number} is too small: {least} is the least")
     if number > _LARGEST_COUNT:
         raise argparse.ArgumentTypeError(f"{text} is too large: {_LARGEST_COUNT} is the most")
     return number
 
 
+def port(text: str) -> int:
+    """A number of a TCP port; 0 means any that is free."""
+    number = _integer(text)
+    if not 0 <= number < 2**16:
+        raise argparse.ArgumentTypeError(f"{number} is no port: 0 to {2**16 - 1} are")
+    return number
+
+
 def seed(text: str) -> int:
     """A number for a generator of torch."""
-    number = _whole(text)
+    number = _integer(text)
     if not -(2**63) <= number < 2**63:  # torch's, with room for those of further pictures
         raise argparse.ArgumentTypeError(f"{text} is out of range: at most 63 bits")
     return number
 
 
-def _whole(text: str) -> int:
+def _integer(text: str) -> int:
     try:
         return int(text)
     except ValueError:

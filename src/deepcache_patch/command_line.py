@@ -5,18 +5,40 @@ is only how it is asked for, and how bad input is answered: one line on stderr, 
 from __future__ import annotations
 
 import argparse
+import platform
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
 
+from . import command_plan, command_ui
 from .command_input import BadInputError, finite, positive, prompts_of, require_writable, seed
+from .command_pipeline import (
+    FailedError,
+    add_dtype,
+    add_model,
+    add_pipeline,
+    bad_input,
+    call_of,
+    failure,
+    load,
+    quiet_loading,
+    require_within_reach,
+    schedule_of,
+)
 from .terminal import first_line, one_line, say
 
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
+
+_EXAMPLES = """\
+examples:
+  %(prog)s compare stable-diffusion-v1-5/stable-diffusion-v1-5 --prompt "a lighthouse"
+  %(prog)s plan --steps 50 --interval 3
+  %(prog)s COMMAND --help
+"""
 
 _EXAMPLE = """\
 example:
@@ -34,19 +56,10 @@ example:
 In Python: DeepCacheHelper(pipe, schedule=Calibrated.load("schedule.json")).
 """
 
-#: Options that only some pipelines know, by the name of the argument that each one sets.
-_CALL_OPTIONS = {
-    "prompt": "--prompt",
-    "negative_prompt": "--negative-prompt",
-    "guidance_scale": "--guidance-scale",
-    "num_inference_steps": "--steps",
-    "height": "--height",
-    "width": "--width",
-}
-
-
-class FailedError(Exception):
-    """Something went wrong on the way; the message says where."""
+_BRANCHES_EXAMPLE = """\
+example:
+  %(prog)s stable-diffusion-v1-5/stable-diffusion-v1-5
+"""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -54,6 +67,25 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(EXIT_BAD_INPUT, one_line(f"{self.prog}: error: {message} (see --help)") + "\n")
+
+
+class _Version(argparse.Action):
+    """Says what is installed, as the package index has it: torch need not be imported for that."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from . import __version__
+
+        beside = ", ".join(f"{name} {_installed(name)}" for name in ("torch", "diffusers"))
+        python = platform.python_version()
+        say(f"{parser.prog} {__version__} (Python {python}, {beside})")
+        parser.exit()
+
+
+def _installed(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "is not installed"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -79,11 +111,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """Returns the parser with all commands."""
-    parser = _Parser(prog="deepcache-patch", description="DeepCache for diffusers pipelines.")
+    parser = _Parser(
+        prog="deepcache-patch",
+        description="DeepCache for diffusers pipelines.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the versions and exit")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_compare(commands)
     _add_calibrate(commands)
     _add_branches(commands)
+    command_plan.add(commands)
+    command_ui.add(commands)
     return parser
 
 
@@ -97,7 +137,7 @@ def _add_compare(commands: Any) -> None:
         allow_abbrev=False,  # calibrate has --prompts, compare --prompt
     )
     add = parser.add_argument
-    _add_pipeline(parser)
+    add_pipeline(parser)
     add("--prompt", action="append", metavar="TEXT", help="may be given several times")
     add("--interval", type=positive, metavar="N", help="one full step in N (default: 3)")
     add("--branch", type=int, metavar="K", help="0, the default, is fastest")
@@ -128,7 +168,7 @@ def _add_calibrate(commands: Any) -> None:
         allow_abbrev=False,  # calibrate has --prompts, compare --prompt
     )
     add = parser.add_argument
-    _add_pipeline(parser)
+    add_pipeline(parser)
     add("--prompts", type=Path, metavar="FILE", help="text file, one prompt in a line")
     goal = parser.add_mutually_exclusive_group(required=True)
     goal.add_argument("--speedup", type=finite, metavar="X", help="of the denoising loop, at least")
@@ -147,35 +187,13 @@ def _add_branches(commands: Any) -> None:
         help="the branches that a pipeline's U-Net has: place, cost, size",
         description="Prints what a shallow call leaves out at each branch, its share of the "
         "U-Net's work, and the size of what is held. Generates nothing.",
+        epilog=_BRANCHES_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
-    _add_model(parser)
-    _add_dtype(parser)
+    add_model(parser)
+    add_dtype(parser)
     parser.set_defaults(run=_branches, command="branches")
-
-
-def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="folder of a diffusers pipeline, or hub id")
-
-
-def _add_dtype(parser: argparse.ArgumentParser) -> None:
-    default = "float16 on a GPU, else float32"
-    parser.add_argument(
-        "--dtype", metavar="NAME", help=f"float32, float16, bfloat16 (default: {default})"
-    )
-
-
-def _add_pipeline(parser: argparse.ArgumentParser) -> None:
-    """What the commands that generate ask about the pipeline and its call."""
-    add = parser.add_argument
-    _add_model(parser)
-    add("--negative-prompt", metavar="TEXT")
-    add("--guidance-scale", type=finite, metavar="X", help="default: the pipeline's own")
-    add("--height", type=positive, metavar="PIXELS")
-    add("--width", type=positive, metavar="PIXELS")
-    add("--steps", type=positive, metavar="N", help="denoising steps (default: 50)")
-    add("--scheduler", metavar="NAME", help="ddim, dpm-solver++, euler, … or a class of diffusers")
-    add("--device", metavar="NAME", help="default: the best that there is")
-    _add_dtype(parser)
 
 
 def _compare(options: argparse.Namespace, command: str) -> int:
@@ -186,11 +204,11 @@ def _compare(options: argparse.Namespace, command: str) -> int:
 
     require_metrics()
     require_writable("--output", options.output, *(options.output / name for name in FILES))
-    with _bad_input():
-        pipe = _load(options)
-        seeds, call = _call(pipe, options)
-        helper = DeepCacheHelper(pipe, **_schedule(options), replay=options.replay)
-    with _bad_input(f"{type(pipe).__name__}: "), _failure(pipe):
+    with bad_input():
+        pipe = load(options)
+        seeds, call = call_of(pipe, options)
+        helper = DeepCacheHelper(pipe, **schedule_of(options), replay=options.replay)
+    with bad_input(f"{type(pipe).__name__}: "), failure(pipe):
         outcome = helper.compare(seeds=seeds, repeats=options.repeats, **call)
 
     options.output.mkdir(parents=True, exist_ok=True)
@@ -211,12 +229,13 @@ def _calibrate(options: argparse.Namespace, command: str) -> int:
         require_metrics()
     require_writable("--out", options.out.parent, options.out)
     options.prompt = None if options.prompts is None else prompts_of(options.prompts)
-    with _bad_input():
-        pipe = _load(options)
-        seeds, call = _call(pipe, options)
+    with bad_input():
+        pipe = load(options)
+        seeds, call = call_of(pipe, options)
         helper = DeepCacheHelper(pipe)
         arguments = batched_call(pipe, call, len(seeds))
-    with _bad_input(f"{type(pipe).__name__}: "), _failure(pipe):
+        require_within_reach(pipe, options, call)
+    with bad_input(f"{type(pipe).__name__}: "), failure(pipe):
         schedule = helper.calibrate(
             lambda: seeded_call(pipe, arguments, seeds),
             speedup=options.speedup,
@@ -235,116 +254,14 @@ def _branches(options: argparse.Namespace, command: str) -> int:
     from . import DeepCacheHelper
     from .loading import choose_device, choose_dtype, load_pipeline
 
-    _quiet_loading()
-    with _bad_input():
+    quiet_loading()
+    with bad_input():
         dtype = choose_dtype(options.dtype, choose_device())
         # Nothing runs, so the weights need not go to the device.
         pipe = load_pipeline(options.model, choose_device("cpu"), dtype)
         branches = DeepCacheHelper(pipe).branches
     say(str(branches))
     return 0
-
-
-def _load(options: argparse.Namespace) -> Any:
-    from .loading import choose_device, choose_dtype, load_pipeline, use_scheduler
-
-    _quiet_loading()
-    device = choose_device(options.device)
-    pipe = load_pipeline(options.model, device, choose_dtype(options.dtype, device))
-    if options.scheduler is not None:
-        use_scheduler(pipe, options.scheduler)
-    return pipe
-
-
-def _schedule(options: argparse.Namespace) -> dict[str, Any]:
-    """Arguments of `DeepCacheHelper`."""
-    given = {"interval": options.interval, "branch": options.branch}
-    if options.schedule == "uniform":
-        return given
-    if options.schedule == "auto":
-        return {**given, "schedule": "auto"}
-    from .calibrated import Calibrated
-
-    if options.interval is not None or options.branch is not None:
-        raise BadInputError("--interval and --branch stand in the file of --schedule already")
-    try:
-        return {"schedule": Calibrated.load(options.schedule)}
-    except OSError as error:
-        reason = error.strerror or str(error)
-        message = f"--schedule is uniform, auto or a file; cannot read {options.schedule}: {reason}"
-        raise BadInputError(message) from error
-
-
-@contextmanager
-def _bad_input(where: str = "") -> Iterator[None]:
-    """What the library refuses is the person's mistake: said in one line."""
-    from .errors import DeepCacheError
-
-    try:
-        yield
-    except (ValueError, DeepCacheError) as error:
-        raise BadInputError(f"{where}{first_line(error)}") from error
-
-
-@contextmanager
-def _failure(pipe: Any) -> Iterator[None]:
-    """Whatever else pipeline, scheduler and device raise together."""
-    from .errors import DeepCacheError
-
-    try:
-        yield
-    except (ValueError, DeepCacheError):
-        raise
-    except Exception as error:
-        device, dtype = pipe.device, str(pipe.dtype).removeprefix("torch.")
-        where = f"{type(pipe).__name__} on {device} in {dtype}"
-        raise FailedError(f"{where} failed: {first_line(error)}") from error
-
-
-def _call(pipe: Any, options: argparse.Namespace) -> tuple[range, dict[str, Any]]:
-    """Returns the seeds and the arguments for this pipeline, and refuses what it does not know."""
-    from .generation import accepted_arguments, batched_call
-
-    name, accepted = type(pipe).__name__, accepted_arguments(pipe)
-    given = {**vars(options), "num_inference_steps": options.steps}
-    call = {key: given[key] for key in _CALL_OPTIONS if given[key] is not None}
-    for argument in call:
-        if argument not in accepted:
-            raise BadInputError(f"{name} does not know {_CALL_OPTIONS[argument]}: leave it out")
-    if ("height" in call) != ("width" in call):
-        raise BadInputError("give --height and --width together: diffusers ignores one alone")
-    if "prompt" in accepted and "prompt" not in call:
-        how = "--prompt" if options.command == "compare" else "a file of --prompts"
-        raise BadInputError(f"{name} draws what a text says: give it with {how}")
-    if "num_inference_steps" in accepted:
-        call.setdefault("num_inference_steps", 50)
-
-    prompts = call.get("prompt", [])
-    if len(prompts) == 1:
-        call["prompt"] = prompts[0]
-    images = options.images or (len(prompts) if len(prompts) > 1 else 4)
-    try:
-        batched_call(pipe, call, images)
-    except (TypeError, ValueError) as error:
-        raise BadInputError(str(error)) from error
-    return range(options.seed, options.seed + images), call
-
-
-def _quiet_loading() -> None:
-    """Keeps stderr to the two generations, or to the one line that says what is wrong."""
-    import diffusers
-
-    libraries: list[Any] = [diffusers.utils.logging]
-    try:
-        import transformers
-
-        libraries.append(transformers.utils.logging)
-    except ImportError:  # pixel pipelines do without
-        pass
-    for library in libraries:
-        library.set_verbosity_error()
-        if not sys.stderr.isatty():
-            library.disable_progress_bar()
 
 
 def _complain(options: argparse.Namespace, message: str, code: int) -> int:

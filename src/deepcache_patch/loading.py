@@ -93,16 +93,22 @@ def load_pipeline(model: str, device: torch.device, dtype: torch.dtype) -> Any:
         raise ValueError(f"{model} is a file; give the folder of a diffusers pipeline")
     elif model.startswith((".", "/", "~")) or model.count("/") != 1:
         raise ValueError(f"there is no folder {model}")
-    what = "cannot be loaded"
-    try:
-        if not local:
-            what = "is no folder, and not on the hub"
+    if not local:
+        try:
             folder = Path(diffusers.DiffusionPipeline.download(model, **_safely()))
-            what = "cannot be loaded"
+        except Exception as error:  # whatever a far server can raise
+            # diffusers says at length that there is nothing in its cache; why it looked there, the
+            # cause says: no network, no such model.
+            reason = first_line(error.__cause__ or error).rstrip(".")
+            raise ValueError(
+                f"{model} is no folder, and not on the hub: {reason}. Without the hub, give the "
+                "folder of a diffusers pipeline"
+            ) from error
+    try:
         _refuse_code(folder)
         pipe = diffusers.DiffusionPipeline.from_pretrained(folder, dtype=dtype, **_safely())
-    except Exception as error:  # whatever a damaged folder or a far server can raise
-        raise ValueError(f"{model} {what}: {first_line(error)}") from error
+    except Exception as error:  # whatever a damaged folder can raise
+        raise ValueError(f"{model} cannot be loaded: {first_line(error)}") from error
     pipe.register_to_config(_name_or_path=str(folder) if local else model)
     if pipe.dtype != dtype:  # older versions of diffusers do not know the argument by this name
         pipe.to(dtype=dtype)
