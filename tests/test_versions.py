@@ -145,6 +145,20 @@ def test_the_metadata_states_the_oldest_version_of_each_package_and_shuts_out_no
         assert Version(bound.version) == min(map(Version, pins(OLDEST)[each.name]))
 
 
+def test_the_table_of_versions_is_that_of_the_matrix_and_nothing_fails_in_it(matrix):
+    text = (ROOT / "docs" / "compatibility.md").read_text(encoding="utf-8")
+    table = text.partition("<!-- versions -->")[2].partition("<!-- end of versions -->")[0]
+    header, _, *rows = [line.strip("| ").split(" | ") for line in table.strip().splitlines()]
+    runs = [dict(zip(header, row, strict=True)) for row in rows]
+    assert header == ["set", "Python", *matrix["PACKAGES"], *matrix["COUNTS"]]
+    assert [(run["set"], run["Python"]) for run in runs] == matrix["chosen"]([])
+    assert {run["failed"] for run in runs} == {"0"}
+    for name, files in {"oldest": [OLDEST], "newest": [NEWEST]}.items():
+        for package, versions in pins(*files).items():
+            if package in header:
+                assert {run[package] for run in runs if run["set"] == name} == versions
+
+
 def test_the_pythons_of_the_metadata_are_those_of_the_matrix(metadata, matrix):
     classifiers = metadata["metadata"]["classifiers"].split("\n")
     pythons = [
