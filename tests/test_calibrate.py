@@ -277,10 +277,11 @@ def test_a_helper_stays_enabled_or_disabled(enabled, asked, clock, pipe, untouch
         assert trace(pipe.unet) == untouched
         assert torch.equal(run(), plain)
     full = len(found.plan(6).full_steps)
-    with helper:
-        assert counts(helper, run) == (full, 6 - full)
-        with helper.paused():
-            assert torch.equal(run(), plain)
+    helper.enable()
+    assert counts(helper, run) == (full, 6 - full)
+    with helper.paused():
+        assert torch.equal(run(), plain)
+    helper.disable()
     assert trace(pipe.unet) == untouched
 
 
