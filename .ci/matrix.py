@@ -149,8 +149,10 @@ def main() -> int:
             notes.append(f"{name} under Python {python} cannot be installed: {error}")
             failed = True
         if options.remove:
-            shutil.rmtree(ROOT / ".venv" / f"matrix-{name}-{python}")
+            shutil.rmtree(ROOT / ".venv" / f"matrix-{name}-{python}", ignore_errors=True)
     print(table(rows), *notes, sep="\n")
+    if not rows and options.once:
+        return int(failed)  # there is no Python for it: said above
     return int(failed or not rows or any(row["failed"] != "0" for row in rows))
 
 

@@ -20,6 +20,11 @@ MOST_BYTES = 200_000
 #: All that a wheel of this package is made of.
 SUFFIXES = {".py", ".typed", ".html", ".css", ".js"}
 
+#: What is no module, and is missed only when it is used.
+DATA = {
+    f"deepcache_patch/{name}" for name in ("py.typed", "report.html", "report.css", "report.js")
+}
+
 
 def main(folder: str, environment: str) -> None:
     """Check the only wheel in the folder; the environment is made anew."""
@@ -52,6 +57,8 @@ def check_contents(wheel: Path) -> None:
         known = name.startswith(f"{about}/") or Path(name).suffix in SUFFIXES
         if not known or name.partition("/")[0] not in ("deepcache_patch", about):
             sys.exit(f"{wheel.name} holds {name}, which is no part of the package")
+    if missing := DATA - set(names):
+        sys.exit(f"{wheel.name} lacks {', '.join(sorted(missing))}")
     for link in ("](docs/", "](benchmarks/"):
         if link in description:
             sys.exit(f"the description of {wheel.name} has a link into the repository: {link}…)")

@@ -160,6 +160,13 @@ def test_json_has_null_for_what_is_not_finite() -> None:
     assert figures["psnr"] is None
 
 
+def test_arguments_that_json_has_no_word_for_are_text() -> None:
+    call = {"sigmas": [1.0, math.inf], "components": {torch.float16: (1, None)}}
+    about = {**outcome().about, "call": call}
+    said = json.loads(outcome(about=about).to_json())["call"]
+    assert said == {"sigmas": [1.0, "inf"], "components": {"torch.float16": [1, None]}}
+
+
 def test_saving_leaves_nothing_else_behind(tmp_path: Any) -> None:
     outcome().save(tmp_path / "a.png")
     outcome().save(tmp_path / "a.json", command="x")
@@ -170,10 +177,14 @@ def test_saving_leaves_nothing_else_behind(tmp_path: Any) -> None:
 
 
 def test_a_failed_save_keeps_the_earlier_file(tmp_path: Any) -> None:
+    class Unspeakable:
+        def __str__(self) -> str:
+            raise TypeError
+
     path = tmp_path / "a.json"
     path.write_text("earlier")
     with pytest.raises(TypeError):
-        outcome(full_calls={1: 2, (3,): 4}).save(path)
+        outcome(full_calls=Unspeakable()).save(path)
     assert path.read_text() == "earlier"
     assert len(list(tmp_path.iterdir())) == 1
 

@@ -4,14 +4,23 @@ import copy
 import logging
 import pickle
 import re
+import threading
 
 import pytest
 import torch
-from tiny import CASES, inputs2d_condition, unet2d_condition
+from tiny import CASES, inputs2d_condition, unet2d_condition, with_scheduler
 from zoo import CASES as ZOO
 
 import deepcache_patch.stats
-from deepcache_patch import FULL, Adaptive, DeepCacheHelper, Explicit, Plan
+from deepcache_patch import (
+    FULL,
+    Adaptive,
+    AlreadyEnabledError,
+    DeepCacheHelper,
+    DeepCacheWarning,
+    Explicit,
+    Plan,
+)
 
 TIMESTEPS = torch.tensor([900, 700, 500, 300, 100])
 
@@ -112,6 +121,8 @@ def test_a_plan_that_is_not_known_yet_is_not_made_up(schedule, said):
 def test_the_plan_is_of_the_steps_that_the_scheduler_is_set_to():
     pipe = CASES["sd"].load()
     pipe.scheduler.set_timesteps(7)
+    assert "  plan      F··F··F (of 7 steps)\n" in str(DeepCacheHelper(pipe))
+    with_scheduler(pipe, "heun").scheduler.set_timesteps(4)  # with two calls for all but the last
     assert "  plan      F··F··F (of 7 steps)\n" in str(DeepCacheHelper(pipe))
 
 
@@ -239,3 +250,73 @@ def test_a_with_block_leaves_the_helper_as_it_was():
             pass
         assert helper.enabled
     assert not helper.enabled
+
+
+def test_a_call_that_is_refused_amid_a_generation_stands_in_its_plan(caplog):
+    """The plan of a loop with such a call was a step short, and wrong from there on."""
+    caplog.set_level(logging.DEBUG, logger="deepcache_patch")
+    unet = unet2d_condition()
+    with DeepCacheHelper(unet, interval=2) as helper:
+        loop(unet, [900, 700])
+        with pytest.warns(DeepCacheWarning, match="gradients are enabled"):
+            unet(**(inputs2d_condition() | {"timestep": 500}))
+        loop(unet, [300])
+        (last,) = helper.last_generations.values()
+    assert str(last.plan) == "F·FF"
+    assert (last.full_calls, last.shallow_calls) == (3, 1)
+    assert "unet: a call of a step that is not known: in full" in caplog.messages
+
+
+def test_where_every_call_is_refused_no_plan_is_made_up():
+    unet = unet2d_condition()
+    with DeepCacheHelper(unet) as helper:
+        with pytest.warns(DeepCacheWarning, match="gradients are enabled"):
+            unet(**inputs2d_condition())
+        assert helper.last_generations == {}
+        assert "  plan" not in str(helper)
+        assert "  calls     1 in full, 0 shallow, in 0 generations\n" in str(helper)
+
+
+def test_disable_that_waits_for_a_call_knows_of_it_afterwards():
+    """What ran was noted before the wait: a call that was counted stood in no plan."""
+    unet, inside, go_on = unet2d_condition(), threading.Event(), threading.Event()
+    helper = DeepCacheHelper(unet).enable()
+
+    def wait(*_):
+        inside.set()
+        assert go_on.wait(60)
+
+    handle = unet.conv_out.register_forward_pre_hook(wait)
+    call = threading.Thread(target=loop, args=(unet, [900]))
+    call.start()
+    assert inside.wait(60)
+    threading.Timer(0.2, go_on.set).start()
+    helper.disable()
+    call.join()
+    handle.remove()
+    assert helper.stats.full_calls == helper.last_generations["unet"].full_calls == 1
+
+
+def test_a_schedule_that_fails_can_be_printed():
+    class Failing(Explicit):
+        def plan(self, num_steps):
+            raise KeyError(num_steps)
+
+    helper = DeepCacheHelper(unet2d_condition(), schedule=Failing([FULL]))
+    assert "  plan      depends on the generation\n" in str(helper)
+
+
+def test_a_with_block_that_is_refused_leaves_nothing_for_the_next():
+    unet = unet2d_condition()
+    first, second = DeepCacheHelper(unet).enable(), DeepCacheHelper(unet)
+    with pytest.raises(AlreadyEnabledError), second:
+        pass
+    first.disable()
+    second.enable()
+    with second:
+        pass
+    assert second.enabled
+    second.disable()
+    with second:
+        pass
+    assert not second.enabled

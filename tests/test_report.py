@@ -210,7 +210,7 @@ def test_both_files_of_each_sound_and_what_they_differ_by() -> None:
         ([Image.new("RGB", (7, 5))] * 2, "picture of 7×5, picture of 7×5"),
         (["a", "b"], "a; b"),
         (list(range(40)), f"{', '.join(map(str, range(32)))}, …"),
-        ({0: "a"}, "{0: 'a'}"),
+        ({0: "a", "b": torch.zeros(2)}, "0: a, b: Tensor of 2"),
         (None, "None"),
         (object(), "object"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import http.client
 import ipaddress
 import socket
 import urllib.request
@@ -207,15 +208,41 @@ def test_ctrl_c_ends_the_command(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(ui.Server, "wait", interrupt)
-    assert main(["ui", str(ddpm), "--device", "cpu", "--port", "0", "--host", host]) == 130
+    assert main(["ui", str(ddpm), "--device", "cpu", "--port", "0", "--host", host]) == 0
     out, err = capsys.readouterr()
     assert out.startswith("http://")
     assert out.endswith("/ (Ctrl-C ends it)\n")
-    warning, last = err.splitlines() if warned else ("", err.rstrip())
-    assert last == "deepcache-patch ui: error: interrupted"
-    assert warning == warned * (
+    assert err.rstrip() == warned * (
         "deepcache-patch ui: warning: whoever reaches 0.0.0.0 can use this page, without a password"
     )
+
+
+@pytest.mark.parametrize(("host", "code"), [("127.0.0.1", 200), ("evil.example", 400)])
+def test_the_page_is_served_under_this_machines_own_names_only(host: str, code: int) -> None:
+    # A page of elsewhere could reach it under a name of its own, which it has resolve to here.
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        free = probe.getsockname()[1]
+    with ui.launch(CASES["ddpm"].load(), port=free) as served:
+        port = int(served.address.rstrip("/").rpartition(":")[2])
+        connection = http.client.HTTPConnection("127.0.0.1", port)
+        connection.request("GET", "/config", headers={"Host": f"{host}:{port}"})
+        assert connection.getresponse().status == code
+        connection.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--host", "::1"], "--host ::1: give an IPv4 address, or a name"),
+        (["--schedule", "auto"], "--schedule auto is chosen on the page: give a file here"),
+    ],
+)
+def test_what_cannot_be_served_is_said_before_a_model_is_loaded(
+    options: list[str], said: str, capsys: Any
+) -> None:
+    assert main(["ui", "no-such-folder", *options]) == 2
+    assert capsys.readouterr().err == f"deepcache-patch ui: error: {said}\n"
 
 
 def test_a_port_that_is_taken_is_told_before_the_model_is_loaded(capsys: Any) -> None:

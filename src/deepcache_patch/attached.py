@@ -192,7 +192,10 @@ class AttachedUNet:
             changed = self._completed(session, None, arguments)
             if changed is not None:
                 args, kwargs = self._anatomy.handed_over(changed, len(args))
-            return original(*args, **kwargs)
+            output = original(*args, **kwargs)
+            if not paused:
+                session.course.called_anywhere()
+            return output
         try:
             guide = self._lead(session, position)
             if position.step == position.slot == 0:

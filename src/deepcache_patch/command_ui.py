@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import ipaddress
 import socket
 import sys
+from contextlib import suppress
 from typing import Any
 
 from .command_input import BadInputError, port
@@ -40,19 +40,22 @@ def add(commands: Any) -> None:
 
 
 def _ui(options: argparse.Namespace, command: str) -> int:
-    from .ui import launch, require_gradio
+    from .ui import is_loopback, launch, require_gradio
 
     require_gradio()
+    if options.schedule in ("uniform", "auto"):
+        what = f"--schedule {options.schedule} is chosen on the page"
+        raise BadInputError(f"{what}: give a file here")
     free = _free_port(options.host, options.port)
     with bad_input():
         calibrated = calibrated_of(options)
         pipe = load(options)
     with bad_input():
         page = launch(pipe, host=options.host, port=free, calibrated=calibrated)
-    if not _is_loopback(options.host):
+    if not is_loopback(options.host):
         warning = f"warning: whoever reaches {options.host} can use this page, without a password"
         print(one_line(f"deepcache-patch ui: {warning}"), file=sys.stderr)
-    with page:
+    with page, suppress(KeyboardInterrupt):
         say(f"{page.address} (Ctrl-C ends it)")
         page.wait()
     return 0
@@ -60,6 +63,8 @@ def _ui(options: argparse.Namespace, command: str) -> int:
 
 def _free_port(host: str, wanted: int) -> int:
     """Finds out before a model is loaded whether the page can be served there."""
+    if ":" in host:
+        raise BadInputError(f"--host {host}: give an IPv4 address, or a name")
     try:
         family = socket.getaddrinfo(host, wanted, type=socket.SOCK_STREAM)[0][0]
         with socket.socket(family, socket.SOCK_STREAM) as probe:
@@ -71,10 +76,3 @@ def _free_port(host: str, wanted: int) -> int:
         raise BadInputError(
             f"cannot listen on {host}, port {wanted}: {reason}; choose another --port or --host"
         ) from error
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

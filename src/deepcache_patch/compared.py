@@ -5,6 +5,7 @@ as a table, a picture, JSON or a page. How it is made stands in `comparison`.
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
 from collections.abc import Mapping, Sequence
@@ -141,14 +142,18 @@ class Comparison:
 
     @property
     def title(self) -> str:
-        """Model, steps, scheduler and schedule in one line."""
+        """Model and `setting` in one line."""
+        return f"{short_name(self.about['model'])} · {self.setting}"
+
+    @property
+    def setting(self) -> str:
+        """Steps, scheduler and schedule in one line."""
         about = self.about
         steps = "" if about["steps"] is None else f"{about['steps']} steps"
-        settings = f"interval {about['interval']}, branch {about['branch']}"
-        if about["interval"] is None:
-            settings = about["schedule"]
-        parts = (short_name(about["model"]), steps, about["scheduler"], settings)
-        return " · ".join(part for part in parts if part)
+        schedule = about["schedule"]
+        if schedule.startswith("Uniform("):
+            schedule = f"interval {about['interval']}, branch {about['branch']}"
+        return " · ".join(part for part in (steps, about["scheduler"], schedule) if part)
 
     @property
     def headings(self) -> list[str]:
@@ -246,7 +251,7 @@ class Comparison:
 
     def to_json(self, **more: Any) -> str:
         """Returns `to_dict()` as indented JSON, after the entries of `more`."""
-        whole = {**more, **self.to_dict()}
+        whole = _plain({**more, **self.to_dict()})
         return json.dumps(whole, indent=2, ensure_ascii=False, allow_nan=False, default=str)
 
     def to_html(self, *, command: str | None = None) -> str:
@@ -339,3 +344,14 @@ def _median(times: Sequence[Timing], name: str) -> float:
 
 def _finite(value: float) -> float | None:
     return value if np.isfinite(value) else None
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON can say it: keys as text, and numbers that are not finite as well."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value

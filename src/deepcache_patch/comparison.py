@@ -71,7 +71,7 @@ def compare(
         >>> outcome.save("foxes.html")
     """
     require_metrics()
-    seeds = tuple(seeds)
+    seeds = tuple(map(int, seeds))
     if not seeds:
         raise ValueError("seeds is empty: give one seed for each picture")
     if repeats < 1:

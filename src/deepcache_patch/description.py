@@ -28,7 +28,7 @@ def rows(helper: DeepCacheHelper) -> list[tuple[str, str]]:
     found += [("schedule", str(helper.schedule)), ("replay", _replay(helper))]
     for name, last in helper.last_generations.items():
         found += _strip(f"plan of {name}" if several else "plan", last.plan)
-    if not helper.last_generations:
+    if not helper.last_generations and not stats.full_calls:
         found += _expected(helper)
     generations = f"{stats.generations} generation{'s' * (stats.generations != 1)}"
     calls = f"{stats.full_calls} in full, {stats.shallow_calls} shallow, in {generations}"
@@ -64,10 +64,12 @@ def _replay(helper: DeepCacheHelper) -> str:
 def _expected(helper: DeepCacheHelper) -> list[tuple[str, str]]:
     """The plan of a generation that has not been."""
     (scheduler, *_) = [*schedulers_of(helper.pipe, "unet")(), None]
-    steps = getattr(scheduler, "num_inference_steps", None) or _STEPS
+    steps = _STEPS
+    if getattr(scheduler, "num_inference_steps", None):
+        steps = len(scheduler.timesteps)
     try:
         found = _strip("plan", Plan(helper.schedule.plan(steps)))  # type: ignore[union-attr]
-    except (AttributeError, ValueError):  # it looks at the generation, or at its length
+    except Exception:  # it looks at the generation, or is for another number of steps
         return [("plan", "depends on the generation")]
     name, text = found[-1]
     return [*found[:-1], (name, f"{text} (of {steps} steps)")]

@@ -2,7 +2,7 @@
 
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from types import TracebackType
@@ -154,8 +154,7 @@ class DeepCacheHelper:
         Of those since `enable`; the last ones while disabled. For a U-Net that several threads
         share, it is the generation that began last.
         """
-        attached = {each.name: each.last_generation for each in self._attached}
-        return self._last | {name: last for name, last in attached.items() if last is not None}
+        return self._last | _last_of(self._attached)
 
     @property
     def attached(self) -> dict[str, str]:
@@ -235,13 +234,12 @@ class DeepCacheHelper:
                 undo.pop_all()
             self._stats, self._attached, self._companions = Stats(), attached, companions
             self._last = {}
-            LOGGER.info("%s: enabled", self._name())
+            LOGGER.info("%s, %s: enabled", type(self._pipe).__name__, self._schedule)
             return self
 
     def disable(self) -> None:
         """Remove every trace from the U-Net and release the cache. Harmless when not enabled."""
         with _SWITCHING:
-            self._last = self.last_generations
             attached, self._attached = self._attached, ()
             companions, self._companions = self._companions, ()
             for companion in companions:
@@ -250,18 +248,21 @@ class DeepCacheHelper:
                 self._keep_example(each)
                 each.detach()
             self._stats = sum((each.stats for each in attached), self._stats)
+            self._last |= _last_of(attached)
             for module in (*_unets_if_any(self._pipe), *controlnets_of(self._pipe)):
                 for patched in layers_of(module):
                     patch = call_patch_of(patched)
                     if patch is not None and patch.tag() is None:  # of a helper that was deleted
                         patch.remove()
             if attached:
-                LOGGER.info("%s: disabled", self._name())
+                LOGGER.info("%s, %s: disabled", type(self._pipe).__name__, self._schedule)
 
     def __enter__(self) -> "DeepCacheHelper":
         with _SWITCHING:
-            self._entered.append(self.enabled)
-            return self.enable()
+            enabled = self.enabled
+            self.enable()
+            self._entered.append(enabled)
+            return self
 
     def __exit__(
         self,
@@ -450,7 +451,7 @@ class DeepCacheHelper:
 
     def __repr__(self) -> str:
         state = "enabled" if self.enabled else "disabled"
-        return f"DeepCacheHelper({self._name()}, {state})"
+        return f"DeepCacheHelper({type(self._pipe).__name__}, {self._schedule}, {state})"
 
     def __str__(self) -> str:
         return as_text(self)
@@ -463,9 +464,6 @@ class DeepCacheHelper:
             "a DeepCacheHelper cannot be copied or pickled, because it belongs to its pipeline: "
             "copy the pipeline, and make a new helper for it"
         )
-
-    def _name(self) -> str:
-        return f"{type(self._pipe).__name__}, {self._schedule}"
 
     def _begin(self) -> Callable[[Context], Guide]:
         """What gives each generation its guide; nothing that keeps the pipeline alive."""
@@ -538,6 +536,11 @@ class DeepCacheHelper:
                 f"another DeepCacheHelper is enabled on this {type(unwrapped(unet)).__name__}: "
                 "call its disable() first, or change it with its set_params()"
             )
+
+
+def _last_of(attached: Iterable[AttachedUNet]) -> dict[str, LastGeneration]:
+    found = {each.name: each.last_generation for each in attached}
+    return {name: last for name, last in found.items() if last is not None}
 
 
 def _unets_if_any(pipe: Any) -> list[nn.Module]:

@@ -48,7 +48,7 @@ def page(comparison: Comparison, *, command: str | None = None) -> str:
         hashes={"style": _hash(style), "script": _hash(script)},
         versions=versions(),
         model=short_name(about["model"]),
-        setting=comparison.title.split(" · ", 1)[1],
+        setting=comparison.setting,
         prompt=prompt if isinstance(prompt, str) else None,
         tiles=list(_tiles(comparison)),
         pairs=pairs,
@@ -182,7 +182,9 @@ def _said(value: Any) -> str:
         shown = [_said(each) for each in value[:32]]
         between = "; " if any(isinstance(each, str) for each in value) else ", "
         return between.join(shown) + (", …" if len(value) > 32 else "")
-    if value is None or isinstance(value, bool | int | float | Mapping):
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {_said(each)}" for key, each in value.items())
+    if value is None or isinstance(value, bool | int | float):
         return str(value)
     return type(value).__name__
 

@@ -10,6 +10,9 @@ from .schedule import FULL, Plan, PlanEntry
 #: One line at INFO for each `enable`, `disable` and generation, at DEBUG for each U-Net call.
 LOGGER: Final = logging.getLogger("deepcache_patch")
 
+#: Of one generation; where nobody knows that another has begun, there may be ever more calls.
+MAX_ENTRIES: Final = 10_000
+
 
 @dataclass(frozen=True)
 class Stats:
@@ -71,7 +74,7 @@ class Course:
 
     def __init__(self, unet: str) -> None:
         self._unet = unet
-        self._entries: dict[int, PlanEntry] = {}
+        self._entries: list[tuple[int | None, PlanEntry]] = []
         self._full_calls = self._shallow_calls = 0
         self._start = self._end = time.perf_counter()
         self._over = False
@@ -79,24 +82,33 @@ class Course:
     def called(self, step: int, slot: int, branch: int | None) -> None:
         """A call of a step is over; `branch` is `None` if it ran in full."""
         self._end = time.perf_counter()
-        if branch is None:
-            self._full_calls += 1
-            self._entries[step] = FULL
-        else:
-            self._shallow_calls += 1
-            self._entries.setdefault(step, branch)
+        self._full_calls += branch is None
+        self._shallow_calls += branch is not None
+        entry: PlanEntry = FULL if branch is None else branch
+        if not self._entries or self._entries[-1][0] != step:
+            self._entries.append((step, entry))
+        elif entry == FULL:
+            self._entries[-1] = step, FULL
         if LOGGER.isEnabledFor(logging.DEBUG):
             what = "in full" if branch is None else f"shallow, at branch {branch}"
             LOGGER.debug("%s: step %d, call %d of it: %s", self._unet, step, slot, what)
 
+    def called_anywhere(self) -> None:
+        """A call is over that ran in full because its step is not known; it counts as a step."""
+        LOGGER.debug("%s: a call of a step that is not known: in full", self._unet)
+        if self._entries and not self._over and len(self._entries) < MAX_ENTRIES:
+            self._end = time.perf_counter()
+            self._full_calls += 1
+            self._entries.append((None, FULL))
+
     def finish(self) -> None:
         """The generation is over, or nobody will know. Harmless when repeated."""
-        if self._entries and not self._over:
+        over, self._over = self._over, True
+        if self._entries and not over:
             LOGGER.info("%s: %s", self._unet, self.so_far())
-        self._over = True
 
     def so_far(self) -> LastGeneration:
         """How it went until now."""
-        entries = [self._entries[step] for step in sorted(self._entries)]
+        plan = Plan(entry for _, entry in list(self._entries))
         seconds = self._end - self._start
-        return LastGeneration(Plan(entries), self._full_calls, self._shallow_calls, seconds)
+        return LastGeneration(plan, self._full_calls, self._shallow_calls, seconds)

@@ -116,7 +116,7 @@ class Trials:
         self._plain: tuple[Any, Generation] | None = None
         self._autos: dict[tuple[int, int], Auto] = {}
         self._taught: set[tuple[Auto, Any]] = set()
-        self._warm = False
+        self._warm: set[tuple[Any, Any]] = set()
         self._stopping = threading.Event()
 
     def schedule(self, name: str, **given: Any) -> Any:
@@ -192,14 +192,15 @@ class Trials:
 
     def _warm_up(self, arguments: Mapping[str, Any]) -> None:
         """The first calls of a process choose kernels and load libraries: no time to compare."""
-        if self._warm:
+        size = arguments.get("height"), arguments.get("width")
+        if size in self._warm:
             return
         few = dict(arguments)
         if "num_inference_steps" in few:
             few["num_inference_steps"] = min(few["num_inference_steps"], _WARM_UP_STEPS)
         with DeepCacheHelper(self._pipe, schedule=Uniform(2)):
             self._generate(few, 0, "warm-up")
-        self._warm = True
+        self._warm.add(size)
 
     def _generate(self, arguments: Mapping[str, Any], seed: int, label: str) -> Generation:
         def stop_if_asked(*_: Any) -> None:

@@ -4,6 +4,7 @@ gradio, which is an extra; what a picture takes is in `trial`, what a setting me
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import time
 from collections.abc import Iterator
@@ -62,7 +63,7 @@ def launch(
     Args:
         pipe: As for `build_ui`.
         host: Address to listen on. There is no password.
-        port: TCP port.
+        port: TCP port, 1 to 65535.
         calibrated: As for `build_ui`.
 
     Raises:
@@ -70,6 +71,24 @@ def launch(
         OSError: The port is taken.
     """
     return Server(Page(pipe, calibrated=calibrated), host, port)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches the address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _only_as(host: str) -> list[Any]:
+    """What refuses calls under another name, as long as only this machine is served."""
+    from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+    if not is_loopback(host):
+        return []
+    return [Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", host])]
 
 
 class Server:
@@ -93,6 +112,9 @@ class Server:
             ssr_mode=False,
             run_history=False,
             footer_links=[],
+            max_file_size="1kb",  # nothing is uploaded here
+            # Or a page of elsewhere could reach this one under a name of its own (DNS rebinding).
+            app_kwargs={"middleware": _only_as(host)},
             theme=gr.themes.Default(primary_hue="blue", **plain),  # no fonts of other sites
             # `css=` would rewrite the selectors.
             head=f"<style>{CSS}</style><script>{KEYS}</script>",
