@@ -121,8 +121,8 @@ def test_the_table_line_by_line() -> None:
         "                     plain    DeepCache   speedup",
         "denoising loop     5.000 s      2.000 s     2.50x",
         "whole call         6.000 s      4.000 s     1.50x",
-        "full steps               6            2",
-        "shallow steps            0            4",
+        "full calls               6            2",
+        "shallow calls            0            4",
         "PSNR                           20.00 dB",
         "SSIM                             0.7500",
         "feature cache                  3.00 MiB",
@@ -306,6 +306,67 @@ def test_all_pictures_are_one_batch(pipe: Any, call: Any, expected: Any) -> None
 def test_arguments_that_do_not_fit_are_named(pipe: Any, call: Any, message: str) -> None:
     with pytest.raises(TypeError, match=message):
         batched_call(pipe, call, 4)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"seeds": 3}, TypeError, "seeds must be a list of integers, not 3"),
+        ({"seeds": ["a"]}, TypeError, "seeds must be a list of integers, not ['a']"),
+        ({"seeds": []}, ValueError, "seeds is empty: give one seed for each picture"),
+        ({"prompt": []}, ValueError, "seeds is empty: give one seed for each picture"),
+        (
+            {"seeds": [0], "prompt": []},
+            ValueError,
+            "prompt is empty: give a text, or a list of texts",
+        ),
+        (
+            {"output_type": "pt"},
+            TypeError,
+            "output_type cannot be given here: it is set by what is compared",
+        ),
+    ],
+)
+def test_what_cannot_be_compared_is_said_before_anything_runs(
+    given: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error) as caught:
+        DeepCacheHelper(CASES["sd"].load()).compare(**{"prompt": "a", **given})
+    assert str(caught.value) == message
+
+
+def test_there_is_a_seed_for_each_prompt_unless_they_are_given() -> None:
+    made = DeepCacheHelper(CASES["sd"].load()).compare(prompt=["a", "b"], num_inference_steps=2)
+    assert made.about["seeds"] == [0, 1]
+    assert made.headings == ["a", "b"]
+    assert (str(made), made.title.rpartition(" · ")[2]) == (made.table(), "interval 3, branch 0")
+    assert made._repr_html_().startswith(f"<pre>{made.title}\n\n")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "seeds", "headings"),
+    [
+        ("a", [3, 4], ["seed 3", "seed 4"]),
+        (["a", "b"], [3, 4], ["a", "b"]),
+        (["a", "b"], [3, 4, 5, 6], ["a, seed 3", "a, seed 4", "b, seed 5", "b, seed 6"]),
+    ],
+)
+def test_a_heading_tells_which_result_it_is(prompt: Any, seeds: Any, headings: Any) -> None:
+    about = {**outcome().about, "call": {"prompt": prompt}, "seeds": seeds}
+    assert outcome(about=about).headings == headings
+
+
+@pytest.mark.parametrize(
+    ("schedule", "replay", "said"),
+    [
+        ("Uniform(interval=3, branch=0)", "Extrapolate(strength=1.0)", "interval 3, branch 0"),
+        ("Uniform(interval=3, branch=0)", "Reuse()", "interval 3, branch 0, reuse"),
+        ("Auto(interval=3, branch=0)", None, "Auto(interval=3, branch=0)"),
+    ],
+)
+def test_the_title_tells_schedule_and_replay(schedule: str, replay: str, said: str) -> None:
+    about = {**outcome().about, "schedule": schedule, "replay": replay}
+    assert outcome(about=about).title.endswith(f" · {said}")
 
 
 def test_prompts_that_do_not_share_the_seeds_are_refused() -> None:

@@ -8,8 +8,10 @@ import json
 import math
 import os
 import statistics
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from html import escape
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -153,15 +155,21 @@ class Comparison:
         schedule = about["schedule"]
         if schedule.startswith("Uniform("):
             schedule = f"interval {about['interval']}, branch {about['branch']}"
+        if about["replay"] == "Reuse()":  # the other one is the default
+            schedule += ", reuse"
         return " · ".join(part for part in (steps, about["scheduler"], schedule) if part)
 
     @property
     def headings(self) -> list[str]:
-        """One for each result: its prompt, if each has its own, or its seed."""
-        prompts = self.about["call"].get("prompt")
-        if isinstance(prompts, list) and len(prompts) == len(self.plain):
-            return [str(prompt) for prompt in prompts]
-        return [f"seed {seed}" for seed in self.about["seeds"]]
+        """One for each result: its prompt if there are several, its seed if that tells more."""
+        prompts, seeds = self.about["call"].get("prompt"), self.about["seeds"]
+        if not isinstance(prompts, list | tuple) or len(prompts) < 2:
+            return [f"seed {seed}" for seed in seeds]
+        each = len(seeds) // len(prompts)
+        shared = [str(prompt) for prompt in prompts for _ in range(each)]
+        if each == 1:
+            return shared
+        return [f"{prompt}, seed {seed}" for prompt, seed in zip(shared, seeds, strict=True)]
 
     def grid(self) -> Image.Image:
         """Draws the plain row, the cached row and their amplified difference.
@@ -207,13 +215,22 @@ class Comparison:
             lines.append(f"{label:<15} {plan}")
         return "\n".join(lines)
 
+    def __str__(self) -> str:
+        return self.table()
+
+    def _repr_html_(self) -> str:
+        """The table and the picture, for a notebook."""
+        picture = b64encode(self._encoded(Path("comparison.png"), {})).decode()
+        table = escape(f"{self.title}\n\n{self.table()}")
+        return f'<pre>{table}</pre><img alt="" src="data:image/png;base64,{picture}">'
+
     def rows(self) -> list[tuple[str, str, str, str]]:
         """Returns the figures as text: what, plain, with the helper, speedup."""
         return [
             ("denoising loop", *self._seconds_text("loop_seconds"), f"{self.speedup:.2f}x"),
             ("whole call", *self._seconds_text("call_seconds"), f"{self.call_speedup:.2f}x"),
-            ("full steps", str(self.plain_times[0].calls), str(self.full_calls), ""),
-            ("shallow steps", "0", str(self.shallow_calls), ""),
+            ("full calls", str(self.plain_times[0].calls), str(self.full_calls), ""),
+            ("shallow calls", "0", str(self.shallow_calls), ""),
             *((each.name, "", each.text(), "") for each in self.measures),
             ("feature cache", "", f"{self.cache_nbytes / 2**20:.2f} MiB", ""),
         ]

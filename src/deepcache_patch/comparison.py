@@ -5,9 +5,9 @@ business of this file.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial, reduce
-from operator import add
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +41,7 @@ def compare(
     pipe: Any,
     helper: DeepCacheHelper,
     *,
-    seeds: Sequence[int] = (0,),
+    seeds: Sequence[int] | None = None,
     repeats: int = 1,
     **call: Any,
 ) -> Comparison:
@@ -54,7 +54,8 @@ def compare(
     Args:
         pipe: A pipeline that makes pictures, videos or sounds.
         helper: A helper of this pipeline.
-        seeds: One for each result; several prompts share them out evenly, in order.
+        seeds: One for each result; several prompts share them out evenly, in order. By default 0,
+            or 0, 1, 2, … for as many prompts.
         repeats: Timed runs of each kind, taken in turn; the figures are their medians. The
             results are those of the first.
         call: Arguments of the pipeline's `__call__`, such as `prompt` or `num_inference_steps`.
@@ -71,7 +72,10 @@ def compare(
         >>> outcome.save("foxes.html")
     """
     require_metrics()
-    seeds = tuple(map(int, seeds))
+    if seeds is None:
+        prompts = call.get("prompt")
+        seeds = range(len(prompts) if isinstance(prompts, list | tuple) else 1)
+    seeds = _whole_numbers(seeds)
     if not seeds:
         raise ValueError("seeds is empty: give one seed for each picture")
     if repeats < 1:
@@ -152,7 +156,7 @@ def _generate(
         output, timing, device = timed_call(pipe, denoisers, arguments, seeds, label=which)
         made.append(made_by(pipe, output, len(seeds)))
         timings.append(timing)
-    return reduce(add, made), reduce(add, timings), device
+    return reduce(operator.add, made), reduce(operator.add, timings), device
 
 
 def _measured(
@@ -177,6 +181,13 @@ def _by_frame(
     values = [measure(*frames) for frames in zip(plain, cached, strict=True)]
     different = [value for value in values if value != float("inf")]
     return fmean(different) if different else float("inf")
+
+
+def _whole_numbers(seeds: Any) -> tuple[int, ...]:
+    try:
+        return tuple(operator.index(seed) for seed in seeds)
+    except TypeError as error:
+        raise TypeError(f"seeds must be a list of integers, not {seeds!r}") from error
 
 
 def _shortened(arguments: Mapping[str, Any]) -> dict[str, Any]:

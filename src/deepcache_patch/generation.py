@@ -138,7 +138,9 @@ def _check(pipe: Any, call: Mapping[str, Any]) -> None:
     name, accepted = type(pipe).__name__, accepted_arguments(pipe)
     for argument in call:
         if argument in _OWN_ARGUMENTS:
-            raise TypeError(f"{argument} cannot be given here: it follows from the seeds")
+            raise TypeError(f"{argument} cannot be given here: it is set by what is compared")
+        if argument == "prompt" and not isinstance(call[argument], str) and not call[argument]:
+            raise ValueError("prompt is empty: give a text, or a list of texts")
         if argument not in accepted:
             known = ", ".join(each for each in accepted if each not in _OWN_ARGUMENTS)
             raise TypeError(f"{name} does not take {argument}; it takes {known}")

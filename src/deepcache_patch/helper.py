@@ -385,7 +385,7 @@ class DeepCacheHelper:
         )
 
     def compare(
-        self, *, seeds: Sequence[int] = (0,), repeats: int = 1, **call: Any
+        self, *, seeds: Sequence[int] | None = None, repeats: int = 1, **call: Any
     ) -> "Comparison":
         """Generate the same without and with the helper, and see what differs and what it costs.
 
@@ -394,7 +394,8 @@ class DeepCacheHelper:
         `compare` brings.
 
         Args:
-            seeds: One for each picture, video or sound; several prompts share them out evenly.
+            seeds: One for each picture, video or sound; several prompts share them out evenly. By
+                default 0, or 0, 1, 2, … for as many prompts.
             repeats: Timed runs of each kind, at least 1; the figures are their medians.
             call: Arguments of the pipeline's `__call__`, such as `prompt`.
 
