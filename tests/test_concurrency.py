@@ -332,6 +332,7 @@ def test_switching_while_others_generate_breaks_nothing(name, interval, hasty):
             with helper.paused():
                 helper.reset()
             helper.disable()
+            time.sleep(1e-3)  # or it may take every turn, as no program does that also generates
 
     switching = threading.Thread(target=switch)
     switching.start()

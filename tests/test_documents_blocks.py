@@ -5,6 +5,7 @@ pipeline. What they load from the hub is tiny (`hub`), and "cuda" is the CPU.
 """
 
 import importlib.util
+import logging
 import os
 import re
 import shlex
@@ -57,6 +58,8 @@ def _reader(cache, tmp_path, monkeypatch):
     with torch.compiler.set_stance("force_eager"):
         yield
     PartialState._reset_state()
+    # A page shows how to turn the log on: left on, pytest would keep every line of later tests.
+    logging.getLogger("deepcache_patch").setLevel(logging.NOTSET)
 
 
 def _on_the_cpu(to):
