@@ -285,6 +285,20 @@ def test_a_helper_stays_enabled_or_disabled(enabled, asked, clock, pipe, untouch
     assert trace(pipe.unet) == untouched
 
 
+def test_the_pipelines_progress_bar_says_which_run_it_is(pipe):
+    said = []
+
+    def run():
+        said.append(pipe._progress_bar_config["desc"])
+        LDM.run(pipe, steps=4)
+
+    before = vars(pipe).get("_progress_bar_config")
+    DeepCacheHelper(pipe).calibrate(run, speedup=1)
+    assert said == [f"calibration, run {number}" for number in range(1, len(said) + 1)]
+    assert len(said) >= 3
+    assert vars(pipe).get("_progress_bar_config") == before
+
+
 def nothing():
     pass
 

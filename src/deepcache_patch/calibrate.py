@@ -5,15 +5,17 @@ Sits on top of the helper; `DeepCacheHelper.calibrate` calls it.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+from diffusers import DiffusionPipeline
 
 from .calibrated import Calibrated
 from .errors import InvalidSettingError
-from .generation import as_floats
+from .generation import as_floats, labelled_progress
 from .loop_clock import LoopClock
 from .pipelines import unets_of
 from .schedule import number_between, whole_number
@@ -56,6 +58,7 @@ def calibrate(
         raise InvalidSettingError(f"run must be a function that calls the pipeline, not {run!r}")
 
     studying = Studying(whole_number("branch", branch, 0))
+    run = _labelled(helper.pipe, run)
     schedule, enabled = helper.schedule, helper.enabled
     with ExitStack() as undo:
         undo.callback(helper.follow, schedule)
@@ -76,6 +79,19 @@ def calibrate(
     if not enabled:
         helper.disable()
     return found
+
+
+def _labelled(pipe: Any, run: Callable[[], Any]) -> Callable[[], Any]:
+    """Calls `run`, with which run it is before the pipeline's own progress bar."""
+    if not isinstance(pipe, DiffusionPipeline):
+        return run
+    number = itertools.count(1)
+
+    def labelled() -> Any:
+        with labelled_progress(pipe, f"calibration, run {next(number)}"):
+            return run()
+
+    return labelled
 
 
 def _solved(study: Study, full_steps: int) -> Calibrated:
