@@ -51,4 +51,4 @@ def test_many_lives(family, record_property):
     steps = explored(family, lives=20, length=25)
     record_property("steps", steps)
     print(f"{family}: {steps} steps")
-    assert steps >= 350
+    assert steps >= 2000 / len(FAMILIES)  # in all of them 2,000; hypothesis may end a life early
