@@ -27,14 +27,14 @@ from .similarity import SMALLEST_FOR_LPIPS, lpips, psnr, require_metrics, snr, s
 if TYPE_CHECKING:
     from .helper import DeepCacheHelper
 
-__all__ = ["FILES", "Comparison", "Timing", "compare"]
+__all__ = ["CALIBRATION_SEEDS", "FILES", "Comparison", "Timing", "compare", "shortened"]
 
 #: With one of these, the number of steps is not `num_inference_steps` alone.
 _STEP_ARGUMENTS = ("strength", "timesteps", "sigmas", "denoising_start", "denoising_end")
 #: Enough for a full and a shallow step, whatever the interval, and for multistep solvers.
 _WARM_UP_STEPS = 4
 #: What a calibration's seeds are apart from those of the comparison.
-_CALIBRATION_SEEDS = 1_000_000
+CALIBRATION_SEEDS = 1_000_000
 
 
 def compare(
@@ -90,11 +90,11 @@ def compare(
         helper.enable()
         branch = min(getattr(schedule, "branches", ()), default=0)
         helper.follow(Uniform(2, branch))  # one that does not mind how few steps there are
-        run([(_shortened(arguments), some) for arguments, some in calls[:1]], label="warm-up")
+        run([(shortened(arguments), some) for arguments, some in calls[:1]], label="warm-up")
         helper.follow(schedule)
         if isinstance(schedule, Auto):  # its first generation runs in full, to learn
             others = [
-                (arguments, [seed + _CALIBRATION_SEEDS for seed in some])
+                (arguments, [seed + CALIBRATION_SEEDS for seed in some])
                 for arguments, some in calls[:1]
             ]
             run(others, label="calibration")
@@ -190,7 +190,7 @@ def _whole_numbers(seeds: Any) -> tuple[int, ...]:
         raise TypeError(f"seeds must be a list of integers, not {seeds!r}") from error
 
 
-def _shortened(arguments: Mapping[str, Any]) -> dict[str, Any]:
+def shortened(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the arguments of the warm-up: few steps, where their number is told plainly."""
     short = dict(arguments)
     if "num_inference_steps" in short and not any(name in short for name in _STEP_ARGUMENTS):

@@ -95,8 +95,8 @@ class Made:
         if self.kind == "sounds":
             return tuple(Sound(array, self.rate) for array in self.arrays)
         if self.kind == "videos":
-            return tuple(tuple(_picture(frame) for frame in video) for video in self.arrays)
-        return tuple(_picture(array) for array in self.arrays)
+            return tuple(tuple(picture_of(frame) for frame in video) for video in self.arrays)
+        return tuple(picture_of(array) for array in self.arrays)
 
 
 def made_by(pipe: Any, output: Any, count: int) -> Made:
@@ -153,7 +153,7 @@ def _rate(pipe: Any) -> int:
     return int(getattr(pipe.unet.config, "sample_rate", None) or 16000)
 
 
-def _picture(floats: np.ndarray) -> Image.Image:
+def picture_of(floats: np.ndarray) -> Image.Image:
     """Rounds a float picture to 8 bits, in RGB."""
     eight_bits = (np.nan_to_num(floats) * 255).round().astype(np.uint8)
     return Image.fromarray(eight_bits.squeeze(-1) if floats.shape[-1] == 1 else eight_bits).convert(

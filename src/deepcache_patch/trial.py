@@ -9,15 +9,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-import numpy as np
-from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
 from .auto import Auto
 from .branches import Branches
+from .comparison import CALIBRATION_SEEDS, shortened
 from .errors import UnsupportedModelError
 from .generation import Generation, Timing, accepted_arguments, batched_call, generate
 from .helper import DeepCacheHelper
+from .media import picture_of
 from .named_schedule import named_schedule
 from .pipelines import unets_of
 from .preview import num_steps, plan_of
@@ -33,11 +33,6 @@ _NO_PICTURES: Final = {
     "video_length": "videos",
     "audio_length_in_s": "sound",
 }
-
-#: As in `comparison`: enough for a full and a shallow step, and for multistep solvers.
-_WARM_UP_STEPS: Final = 4
-#: How far the seed of an `Auto`'s first picture is from that of the compared ones.
-_LEARNING_SEED: Final = 1_000_000
 
 
 class StoppedError(Exception):
@@ -167,15 +162,15 @@ class Trials:
         with helper:
             taught = (schedule, call.get("num_inference_steps"))
             if isinstance(schedule, Auto) and taught not in self._taught:
-                self._generate(arguments, seed + _LEARNING_SEED, "calibration")
+                self._generate(arguments, seed + CALIBRATION_SEEDS, "calibration")
                 self._taught.add(taught)
         with helper:  # counts from here
             cached = self._generate(arguments, seed, "cached")
             stats, ran = helper.stats, [each.plan for each in helper.last_generations.values()]
         pair = plain.pictures[0], cached.pictures[0]
         return Trial(
-            plain=_picture(plain),
-            cached=_picture(cached),
+            plain=picture_of(plain.pictures[0]),
+            cached=picture_of(cached.pictures[0]),
             plain_time=plain.timing,
             cached_time=cached.timing,
             kept=kept,
@@ -195,11 +190,8 @@ class Trials:
         size = arguments.get("height"), arguments.get("width")
         if size in self._warm:
             return
-        few = dict(arguments)
-        if "num_inference_steps" in few:
-            few["num_inference_steps"] = min(few["num_inference_steps"], _WARM_UP_STEPS)
         with DeepCacheHelper(self._pipe, schedule=Uniform(2)):
-            self._generate(few, 0, "warm-up")
+            self._generate(shortened(arguments), 0, "warm-up")
         self._warm.add(size)
 
     def _generate(self, arguments: Mapping[str, Any], seed: int, label: str) -> Generation:
@@ -212,8 +204,3 @@ class Trials:
 
 
 _ONLY: Final = "a prompt and numbers are all that can be given here"
-
-
-def _picture(generation: Generation) -> Image.Image:
-    floats = np.nan_to_num(generation.pictures)
-    return VaeImageProcessor.numpy_to_pil(floats)[0].convert("RGB")
