@@ -28,7 +28,7 @@ test-all: $(VENVS)/test/ready
 # Those of the page, which `make test` leaves out where there is no gradio; those in a browser need
 # chromium and chromedriver.
 test-ui: $(VENVS)/ui/ready
-	$(VENVS)/ui/bin/python -m pytest -q -m "slow or not slow" tests/test_ui.py tests/test_ui_browser.py
+	$(VENVS)/ui/bin/python -m pytest -q -m "slow or not slow" tests/page
 
 # The core tests under the oldest and the newest versions that are supported, with every Python of
 # theirs that is at hand; a table at the end.
@@ -51,6 +51,7 @@ mutation: $(VENVS)/mutation/ready
 lint: $(VENVS)/test/ready
 	$(VENVS)/test/bin/ruff check .
 	$(VENVS)/test/bin/ruff format --check .
+	$(VENVS)/test/bin/lint-imports
 
 types: $(VENVS)/test/ready
 	$(VENVS)/test/bin/mypy

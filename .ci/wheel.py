@@ -22,7 +22,8 @@ SUFFIXES = {".py", ".typed", ".html", ".css", ".js"}
 
 #: What is no module, and is missed only when it is used.
 DATA = {
-    f"deepcache_patch/{name}" for name in ("py.typed", "report.html", "report.css", "report.js")
+    f"deepcache_patch/{name}"
+    for name in ("py.typed", *(f"compare/report.{kind}" for kind in ("html", "css", "js")))
 }
 
 

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from deepcache_patch import DeepCacheHelper, DeepCacheWarning, UnsupportedModelError
-from deepcache_patch.environment import device_name, versions
+from deepcache_patch.measuring.environment import device_name, versions
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "compatibility.json"

@@ -20,7 +20,7 @@ class Sampler:
 
     Attributes:
         title: For people.
-        scheduler: A name for `deepcache_patch.loading.use_scheduler`.
+        scheduler: A name for `deepcache_patch.cli.loading.use_scheduler`.
         steps: Of the plain pipeline.
         model: Folder in `benchmarks/models`.
         main: Whether every setting takes part; elsewhere only some do, to save hours.

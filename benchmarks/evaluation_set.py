@@ -33,9 +33,14 @@ from PIL import Image
 from torch import nn
 
 from deepcache_patch import Auto, DeepCacheHelper
-from deepcache_patch.environment import device_name, versions
-from deepcache_patch.generation import accepted_arguments, as_floats, batched_call, seeded_call
-from deepcache_patch.loading import choose_device, choose_dtype, load_pipeline, use_scheduler
+from deepcache_patch.cli.loading import choose_device, choose_dtype, load_pipeline, use_scheduler
+from deepcache_patch.measuring.environment import device_name, versions
+from deepcache_patch.measuring.generation import (
+    accepted_arguments,
+    as_floats,
+    batched_call,
+    seeded_call,
+)
 
 #: How long the others wait while the main process learns.
 _PATIENCE = timedelta(hours=2)

@@ -32,10 +32,15 @@ from benchmarks.curves import RESULTS
 from benchmarks.frechet import FeatureSpace, frechet_distance
 from benchmarks.train.evaluate import fresh_scenes, read_back
 from benchmarks.train.shapes import Scene, caption, training_scene
-from deepcache_patch.environment import device_name, versions
-from deepcache_patch.generation import Generation, accepted_arguments, batched_call, generate
-from deepcache_patch.loading import choose_device, first_line, load_pipeline, use_scheduler
-from deepcache_patch.similarity import psnr, ssim
+from deepcache_patch.cli.loading import choose_device, first_line, load_pipeline, use_scheduler
+from deepcache_patch.measuring.environment import device_name, versions
+from deepcache_patch.measuring.generation import (
+    Generation,
+    accepted_arguments,
+    batched_call,
+    generate,
+)
+from deepcache_patch.measuring.similarity import psnr, ssim
 
 MODELS = Path(__file__).resolve().parent / "models"
 CALIBRATION_SEED = 6502

@@ -34,7 +34,7 @@ from torch._subclasses import FakeTensor
 from benchmarks.loop_pipeline import LoopPipeline, Network
 from benchmarks.report import options, prepare, write
 from deepcache_patch import Adaptive, DeepCacheHelper
-from deepcache_patch.guide import AnySchedule
+from deepcache_patch.schedules.guide import AnySchedule
 
 #: Steps, pictures and size of the latents, one after the other. Readings are taken where the same
 #: generation was the last, for the scheduler keeps its list of timesteps.

@@ -14,8 +14,8 @@ import torch
 from diffusers import DDIMScheduler, DiffusionPipeline
 from torch import nn
 
-from deepcache_patch.anatomy import dissect, dissect_controlnet
-from deepcache_patch.features import Recorder, StandIn
+from deepcache_patch.cutting.anatomy import dissect, dissect_controlnet
+from deepcache_patch.cutting.features import Recorder, StandIn
 
 #: Height and width of what is denoised, or the one number that both are.
 Size = int | tuple[int, int]

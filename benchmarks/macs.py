@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.loop_pipeline import LoopPipeline, Size, hand_cut
 from benchmarks.networks import NETWORKS, build
 from benchmarks.report import RESULTS
-from deepcache_patch.environment import versions
+from deepcache_patch.measuring.environment import versions
 
 BRANCHES = (0, 1, 2)
 

@@ -143,7 +143,7 @@ def _generation(
             # What a helper notes of a call's shapes is on "meta" itself and takes no memory; here
             # it could not be told from the tensors that stand for real ones.
             stack.enter_context(
-                patch("deepcache_patch.attached.example_of", lambda arguments: None)
+                patch("deepcache_patch.running.unet.example_of", lambda arguments: None)
             )
         stack.enter_context(meter)
         pipe.scheduler.meter = meter

@@ -26,8 +26,8 @@ from benchmarks.loop_pipeline import LoopPipeline
 from benchmarks.networks import build
 from benchmarks.report import in_turns, options, prepare, write
 from deepcache_patch import FULL, DeepCacheHelper
-from deepcache_patch.replay import REPLAYS
-from deepcache_patch.schedule import Explicit
+from deepcache_patch.schedules.plans import Explicit
+from deepcache_patch.schedules.replay import REPLAYS
 
 #: The kinds of the calls of one generation at interval 4. The first full call looks at the
 #: timesteps and makes the plan, the first shallow one looks for observers.

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from deepcache_patch.environment import device_name, versions
+from deepcache_patch.measuring.environment import device_name, versions
 
 RESULTS = Path(__file__).resolve().parent / "results"
 

@@ -29,9 +29,9 @@ from benchmarks.loop_pipeline import LoopPipeline
 from benchmarks.networks import build
 from benchmarks.report import options, prepare, seconds, write
 from deepcache_patch import Auto, Centred, DeepCacheHelper, Growing, Schedule, Uniform
-from deepcache_patch.guide import Context
-from deepcache_patch.noise import error_weights
-from deepcache_patch.study import Study
+from deepcache_patch.learning.study import Study
+from deepcache_patch.schedules.guide import Context
+from deepcache_patch.schedules.noise import error_weights
 
 INTERVAL = 3
 STEPS = (10, 50, 100, 1000)

@@ -26,7 +26,7 @@ from benchmarks.networks import NETWORKS, build
 from benchmarks.race import Loop, Outcome, race
 from benchmarks.report import RESULTS, options, prepare, slug, write
 from deepcache_patch import FULL, Uniform
-from deepcache_patch.environment import device_name
+from deepcache_patch.measuring.environment import device_name
 
 #: What `--throughput` adds: pictures per second at branch 0.
 THROUGHPUT_NETWORKS = ("sd15", "sdxl")

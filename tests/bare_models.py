@@ -10,8 +10,8 @@ from conftest import counted_calls, trace
 from torch import nn
 
 from deepcache_patch import DeepCacheHelper, UnsupportedModelError
-from deepcache_patch.anatomy import Anatomy, dissect
-from deepcache_patch.features import Recorder, StandIn, first_tensor
+from deepcache_patch.cutting.anatomy import Anatomy, dissect
+from deepcache_patch.cutting.features import Recorder, StandIn, first_tensor
 
 
 def shake(model: nn.Module) -> nn.Module:

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from deepcache_patch.anatomy import dissect
-from deepcache_patch.features import Recorder, StandIn, first_tensor
+from deepcache_patch.cutting.anatomy import dissect
+from deepcache_patch.cutting.features import Recorder, StandIn, first_tensor
 
 # The suite runs in several processes, so each takes one core.
 torch.set_num_threads(1)

@@ -22,7 +22,7 @@ from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_mod
 from conftest import layout, trace
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from test_adapters import lora
+from running.test_adapters import lora
 from tiny import CASES as PLAIN_CASES
 from tiny import seeded, with_scheduler
 from zoo import CASES as ZOO_CASES

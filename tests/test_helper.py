@@ -30,11 +30,11 @@ from deepcache_patch import (
     Uniform,
     UnsupportedModelError,
 )
-from deepcache_patch.anatomy import dissect
-from deepcache_patch.attached import MAX_SLOTS, AttachedUNet
-from deepcache_patch.call import CALL
-from deepcache_patch.companions import AttachedCompanion
-from deepcache_patch.guide import PlannedGuide
+from deepcache_patch.cutting.anatomy import dissect
+from deepcache_patch.patching.call import CALL
+from deepcache_patch.running.controlnet import AttachedCompanion
+from deepcache_patch.running.unet import MAX_SLOTS, AttachedUNet
+from deepcache_patch.schedules.guide import PlannedGuide
 
 SD = CASES["sd"]
 
@@ -944,7 +944,7 @@ def test_calibrate_hands_over_what_it_is_given(monkeypatch):
         handed.append((args, options))
         return "a schedule"
 
-    monkeypatch.setattr("deepcache_patch.calibrate.calibrate", calibrate)
+    monkeypatch.setattr("deepcache_patch.learning.calibrate.calibrate", calibrate)
     nothing = {"speedup": None, "full_steps": None, "psnr": None, "branch": 0}
     for options in ({"speedup": 2.0}, {"full_steps": 5, "branch": 1}, {"psnr": 30.0}, {}):
         assert helper.calibrate(loop, **options) == "a schedule"

@@ -3,11 +3,9 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .versions import __version__
+
 if TYPE_CHECKING:
-    from .adaptive import Adaptive
-    from .auto import Auto
-    from .branches import Branch
-    from .calibrated import Calibrated
     from .errors import (
         AlreadyEnabledError,
         DeepCacheError,
@@ -16,11 +14,13 @@ if TYPE_CHECKING:
         UnsupportedModelError,
     )
     from .helper import DeepCacheHelper
-    from .replay import Extrapolate, Replay, Reuse
-    from .schedule import FULL, Centred, Explicit, Growing, Plan, Schedule, Uniform
-    from .stats import LastGeneration, Stats
-
-__version__ = "0.1.0"
+    from .inspection.branches import Branch
+    from .learning.auto import Auto
+    from .learning.learned import Calibrated
+    from .running.stats import LastGeneration, Stats
+    from .schedules.adaptive import Adaptive
+    from .schedules.plans import FULL, Centred, Explicit, Growing, Plan, Schedule, Uniform
+    from .schedules.replay import Extrapolate, Replay, Reuse
 
 __all__ = [
     "FULL",
@@ -50,7 +50,14 @@ __all__ = [
 
 #: Where the public names stand; those that need no torch first.
 _MODULES = (
-    *("errors", "schedule", "replay", "stats", "adaptive", "auto", "branches", "calibrated"),
+    "errors",
+    "schedules.plans",
+    "running.stats",
+    "schedules.replay",
+    "schedules.adaptive",
+    "inspection.branches",
+    "learning.learned",
+    "learning.auto",
     "helper",
 )
 

@@ -1,4 +1,4 @@
-"""Every error and warning of this package, in one tree.
+"""Every error and warning of this package, in one tree; and how one is told in a line.
 
     DeepCacheError
     ├── InvalidSettingError       (ValueError)    an argument outside its range
@@ -37,3 +37,11 @@ class ChangedResidualsError(DeepCacheError, RuntimeError):
 
 class DeepCacheWarning(UserWarning):
     """Calls run in full, or with untested versions of other packages; the message says which."""
+
+
+def first_line(error: BaseException) -> str:
+    """Returns the first line that says something, or the error's class."""
+    if isinstance(error, LookupError):  # its text is what was looked up, and no more
+        return f"{type(error).__name__}: {error}"
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line for line in lines if line), type(error).__name__)

@@ -11,17 +11,16 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from .anatomy import Anatomy, dissect
-from .attached import AttachedUNet
-from .branches import Branches, BranchesOfEach, branches_of
-from .calibrated import Calibrated
-from .call import CallPatch, call_patch_of, whole
-from .companions import AttachedCompanion
-from .description import as_html, as_text
+from .cutting.anatomy import Anatomy, dissect
 from .errors import AlreadyEnabledError, InvalidSettingError, UnsupportedModelError
-from .guide import AnySchedule, Context, Guide, GuidingSchedule, PlannedGuide
-from .outline import Outline
-from .pipelines import (
+from .inspection.branches import Branches, BranchesOfEach, branches_of
+from .inspection.description import as_html, as_text
+from .inspection.outline import Outline
+from .learning.learned import Calibrated
+from .patching.call import CallPatch, call_patch_of, whole
+from .patching.wrappers import is_compiled_wrapper, layers_of, unwrapped
+from .running.controlnet import AttachedCompanion
+from .running.pipelines import (
     controlnets_of,
     is_sharded,
     modules_later,
@@ -29,15 +28,16 @@ from .pipelines import (
     schedulers_of,
     unets_of,
 )
-from .replay import Replay
-from .schedule import Schedule, Uniform
-from .settings import replay_of, schedule_of
-from .stats import LOGGER, LastGeneration, Stats
+from .running.stats import LOGGER, LastGeneration, Stats
+from .running.unet import AttachedUNet
+from .schedules.guide import AnySchedule, Context, Guide, GuidingSchedule, PlannedGuide
+from .schedules.plans import Schedule, Uniform
+from .schedules.replay import Replay
+from .settings.arguments import replay_of, schedule_of
 from .versions import warn_of_untested
-from .wrappers import is_compiled_wrapper, layers_of, unwrapped
 
 if TYPE_CHECKING:
-    from .compared import Comparison
+    from .compare.outcome import Comparison
 
 #: Held by whoever installs or removes patches: two threads must not find the same U-Net free, and
 #: before it is patched it has no lock of its own.
@@ -378,7 +378,7 @@ class DeepCacheHelper:
             InvalidSettingError: If not exactly one of the three is given, one is out of range or
                 out of reach, or `run` is not what it has to be.
         """
-        from .calibrate import calibrate  # it sits on top of this module
+        from .learning.calibrate import calibrate  # it sits on top of this module
 
         return calibrate(
             self, run, speedup=speedup, full_steps=full_steps, psnr=psnr, branch=branch
@@ -414,7 +414,7 @@ class DeepCacheHelper:
             >>> print(outcome.table())  # doctest: +SKIP
             >>> outcome.save("fox.html")  # doctest: +SKIP
         """
-        from .comparison import compare  # it sits on top of this module
+        from .compare.run import compare  # it sits on top of this module
 
         return compare(self._pipe, self, seeds=seeds, repeats=repeats, **call)
 

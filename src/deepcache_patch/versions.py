@@ -1,4 +1,4 @@
-"""The versions that this was tested with, and one warning about any others.
+"""The version of this package, those that it was tested with, and one warning about any others.
 
 The range is stated here; the tests compare `setup.cfg`, the constraints files and the documents.
 """
@@ -11,6 +11,8 @@ from typing import Final
 from packaging.version import InvalidVersion, Version
 
 from .errors import DeepCacheWarning
+
+__version__ = "0.1.0"
 
 #: Package -> the oldest and the newest minor version that the core tests were run with.
 TESTED: Final = {

@@ -1,0 +1,202 @@
+"""The page of a comparison: one HTML file that fetches nothing. The template, its style and its
+script stand beside this file; here is what goes into them.
+"""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Iterator, Mapping, Sequence
+from hashlib import sha256
+from importlib.resources import files
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+from PIL import Image
+
+from ..measuring.environment import versions
+from ..schedules.plans import Plan
+from .grid import SMALLEST_CELL, pixel_factor, waveform_differences
+
+if TYPE_CHECKING:
+    from .outcome import Comparison
+
+#: Pixels of width from which pictures get wider columns.
+_LARGE = 320
+
+_UNITS = {
+    "PSNR": "PSNR (dB, higher is closer) and SSIM (1 is identical) are against the plain results.",
+    "LPIPS": "LPIPS is a distance as people see it: 0 is identical.",
+    "SNR": "SNR (dB, higher is closer) is the plain waveform over what DeepCache changed.",
+}
+
+
+def page(comparison: Comparison, *, command: str | None = None) -> str:
+    """Returns the whole page; see `Comparison.to_html`."""
+    style, script, template = map(_part, ("report.css", "report.js", "report.html"))
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    pairs = list(_pairs(comparison))
+    about = comparison.about
+    prompt = about["call"].get("prompt")
+    width, height = _size(comparison)
+    return environment.from_string(template).render(
+        comparison=comparison,
+        style=Markup(style),
+        script=Markup(script),
+        hashes={"style": _hash(style), "script": _hash(script)},
+        versions=versions(),
+        model=comparison.model,
+        setting=comparison.setting,
+        prompt=prompt if isinstance(prompt, str) else None,
+        tiles=list(_tiles(comparison)),
+        pairs=pairs,
+        width=width,
+        height=height,
+        size="large" if width >= _LARGE else "small",
+        sharp=min(width, height) < SMALLEST_CELL,
+        factor=_factor(comparison),
+        plans=[_plan(name, plan) for name, plan in comparison.plans.items()],
+        reading=" ".join(_UNITS[each.name] for each in comparison.measures if each.name in _UNITS),
+        settings=list(_settings(about)),
+        command=command,
+    )
+
+
+def _part(name: str) -> str:
+    return files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
+def _hash(text: str) -> str:
+    """What the page's content security policy knows a style or script by."""
+    return f"sha256-{b64encode(sha256(text.encode()).digest()).decode()}"
+
+
+def _tiles(comparison: Comparison) -> Iterator[tuple[str, str, str]]:
+    """The main figures: name, value, note."""
+    seconds = {row[0]: row for row in comparison.rows()}
+    for name, speedup in (
+        ("denoising loop", comparison.speedup),
+        ("whole call", comparison.call_speedup),
+    ):
+        _, plain, cached, _ = seconds[name]
+        yield name.capitalize(), f"{speedup:.2f}×", f"{plain} → {cached}"
+    total = comparison.full_calls + comparison.shallow_calls
+    note = f"of {total} ran in full"
+    yield "U-Net calls", f"{comparison.full_calls}", note
+    count = len(comparison.plain)
+    for measure in comparison.measures:
+        note = f"mean of {count}" if count > 1 else ""
+        if measure.name in ("PSNR", "SNR") and comparison.identical:
+            note = f"{comparison.identical} of {count} identical"
+        yield measure.name, measure.text(), note
+
+
+def _pairs(comparison: Comparison) -> Iterator[dict[str, Any]]:
+    """For each result the pictures under its slider, and its own figures."""
+    factor, residues = 0, list[Image.Image]()
+    if comparison.kind == "sounds":
+        factor, residues = waveform_differences(comparison.plain, comparison.cached)
+    triples = zip(comparison.headings, comparison.plain, comparison.cached, strict=True)
+    for number, (heading, *each_of_both) in enumerate(triples):
+        both: list[Any] = each_of_both
+        pair: dict[str, Any] = {"heading": heading, "sounds": []}
+        pair["measures"] = " · ".join(
+            f"{each.name} {each.text(each.values[number], digits=min(each.digits, 3))}"
+            for each in comparison.measures
+        )
+        if residues:
+            names = ("plain", "DeepCache")
+            pair["sounds"] = [
+                (name, _uri("audio/wav", sound.wav()))
+                for name, sound in zip(names, both, strict=True)
+            ]
+            pair |= {"residue": _picture(residues[number]), "factor": factor}
+            both = [(sound.waveform(),) for sound in both]
+        elif comparison.kind == "pictures":
+            both = [(picture,) for picture in both]
+        pair["frames"] = [
+            tuple(_picture(frame, lossless=len(both[0]) == 1) for frame in frames)
+            for frames in zip(*both, strict=True)
+        ]
+        yield pair
+
+
+def _size(comparison: Comparison) -> tuple[int, int]:
+    first: Any = comparison.plain[0]
+    if comparison.kind == "sounds":
+        first = first.waveform()
+    size: tuple[int, int] = (first[0] if comparison.kind == "videos" else first).size
+    return size
+
+
+def _factor(comparison: Comparison) -> int | None:
+    """By how much differences of pixels are amplified; `None` for sounds, which have their own."""
+    if comparison.kind == "sounds":
+        return None
+    rows: Any = (comparison.plain, comparison.cached)
+    if comparison.kind == "videos":
+        rows = [[frame for video in row for frame in video] for row in rows]
+    return pixel_factor(*rows)
+
+
+def _plan(name: str, plan: Plan) -> dict[str, Any]:
+    full = len(plan.full_steps)
+    summary = f"{len(plan)} steps: {full} in full"
+    shallow = {branch: sum(entry == branch for entry in plan) for branch in plan.branches}
+    summary += "".join(f", {count} shallow at branch {branch}" for branch, count in shallow.items())
+    return {
+        "name": name,
+        "entries": plan,
+        "several": len(plan.branches) > 1,
+        "summary": summary,
+        "strip": str(plan),
+    }
+
+
+def _settings(about: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    device = about["device"]
+    yield "model", about["model"]
+    yield "pipeline", about["pipeline"]
+    yield "scheduler", about["scheduler"]
+    yield "schedule", about["schedule"]
+    if about.get("replay"):  # some schedules bring their own
+        yield "replay", about["replay"]
+    yield "device", f"{device['type']} ({device['name']}), {about['dtype']}"
+    yield "seeds", _said(about["seeds"])
+    yield "timed runs of each", str(about["repeats"])
+    for name, value in about["call"].items():
+        yield name, _said(value)
+
+
+def _said(value: Any) -> str:
+    """An argument as a person reads it: no pixels and no weights."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Image.Image):
+        return f"picture of {value.width}×{value.height}"
+    if isinstance(value, torch.Tensor) or hasattr(value, "shape"):
+        return f"{type(value).__name__} of {'×'.join(map(str, value.shape))}"
+    if isinstance(value, Sequence):
+        shown = [_said(each) for each in value[:32]]
+        between = "; " if any(isinstance(each, str) for each in value) else ", "
+        return between.join(shown) + (", …" if len(value) > 32 else "")
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {_said(each)}" for key, each in value.items())
+    if value is None or isinstance(value, bool | int | float):
+        return str(value)
+    return type(value).__name__
+
+
+def _picture(picture: Image.Image, *, lossless: bool = True) -> str:
+    """A still exactly, a video's frame nearly: there are many of them."""
+    file = BytesIO()
+    picture.save(file, format="WEBP", lossless=lossless, quality=80 if lossless else 92)
+    return _uri("image/webp", file.getvalue())
+
+
+def _uri(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{b64encode(content).decode()}"

@@ -1,0 +1,149 @@
+"""The layouts of Stable Cascade and Würstchen: levels of blocks, with one skip for each level.
+
+Every level of the down path but the deepest emits one skip, when all its blocks have run, which may
+be several times in one call (`down_repeat_mappers`). Every group of up blocks but the deepest
+consumes one, with the first of its blocks. Skip 0 is that of the highest level.
+
+The forward of both lets the deepest group go without a skip, so in a shallow call there is one
+level more than is kept: an empty one, whose group of up blocks is the stand-in. Blocks are called
+by what they are an instance of. So the taps stand round the upscalers, which are called plainly,
+like the stand-in.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from ...errors import UnsupportedModelError
+from ..cut import Cut, Swap
+from ..features import Recorder, StandIn, Tap
+from .base import Anatomy
+from .blocks import keep
+
+
+class _LevelAnatomy(Anatomy):
+    """What both layouts share.
+
+    Args:
+        unet: The U-Net; it is only looked at.
+
+    Raises:
+        UnsupportedModelError: If its levels do not fit together, or if there are no two of them.
+    """
+
+    def __init__(self, unet: nn.Module) -> None:
+        super().__init__(unet)
+        levels = len(self._unet.down_blocks)
+        if len(self._unet.up_blocks) != levels:
+            self._refuse(f"it has {levels} down levels and {len(self._unet.up_blocks)} up levels")
+        if levels < 2:
+            self._refuse("with a single level it has no skip connections")
+        self._check(levels)
+        self.num_skips = levels - 1
+        self.branches = range(self.num_skips)
+
+    def _check(self, levels: int) -> None:
+        raise NotImplementedError
+
+    def _refuse(self, reason: str) -> None:
+        raise UnsupportedModelError(f"{type(self._unet).__name__} cannot be cut: {reason}")
+
+
+class CascadeAnatomy(_LevelAnatomy):
+    """The skips of a `StableCascadeUNet`, and how to cut it."""
+
+    timestep_name = "timestep_ratio"
+    conditioning_name = "clip_text_pooled"
+
+    @classmethod
+    def fits(cls, model: Any) -> bool:
+        """Whether the model has levels with scalers and repeat mappers apart from the blocks."""
+        return _are_lists(model, *_DOWN, *_UP) and cls._takes(model, "sample", "timestep_ratio")
+
+    def cut(self, branch: int | None, stand_in: StandIn, recorders: Mapping[int, Recorder]) -> Cut:
+        """What one kind of call needs; see `Anatomy.cut`."""
+        down = {name: list(getattr(self._unet, name)) for name in _DOWN}
+        up = {name: list(getattr(self._unet, name)) for name in _UP}
+        for tapped, recorder in recorders.items():
+            # What leaves the level below enters the branch.
+            scalers = up["up_upscalers"]
+            scalers[-2 - tapped] = Tap(scalers[-2 - tapped], recorder)
+        if branch is not None:
+            kept = branch + 1
+            for name, bottom in zip(_DOWN, _level(), strict=True):
+                down[name] = [*down[name][:kept], bottom]
+            for name, bottom in zip(_UP, _level(stand_in), strict=True):
+                up[name] = [bottom, *up[name][-kept:]]
+        swaps: list[Swap] = []
+        for name, parts in (down | up).items():
+            keep(swaps, self._unet, name, parts)
+        return Cut(swaps)
+
+    def _check(self, levels: int) -> None:
+        for name in (*_DOWN, *_UP):
+            if len(getattr(self._unet, name)) != levels:
+                self._refuse(f"it has {len(getattr(self._unet, name))} {name} for {levels} levels")
+        self._found([self._unet, *(getattr(self._unet, name) for name in (*_DOWN, *_UP))])
+
+
+class WuerstchenAnatomy(_LevelAnatomy):
+    """The skips of a `WuerstchenDiffNeXt`, and how to cut it.
+
+    Every down level but the highest begins with what scales down, and every up level but the
+    highest ends with what scales up.
+    """
+
+    sample_name = "x"
+    timestep_name = "r"
+    conditioning_name = "clip"
+
+    @classmethod
+    def fits(cls, model: Any) -> bool:
+        """Whether the model has levels of blocks, and effnet mappers for them."""
+        lists = ("down_blocks", "up_blocks", "effnet_mappers")
+        return _are_lists(model, *lists) and cls._takes(model, "x", "r", "effnet")
+
+    def cut(self, branch: int | None, stand_in: StandIn, recorders: Mapping[int, Recorder]) -> Cut:
+        """What one kind of call needs; see `Anatomy.cut`."""
+        swaps: list[Swap] = []
+        for tapped, recorder in recorders.items():
+            below = self._unet.up_blocks[-2 - tapped]
+            swaps.append(Swap(below, str(len(below) - 1), Tap(below[-1], recorder)))
+        if branch is None:
+            return Cut(swaps)
+        kept = branch + 1
+        down, up = list(self._unet.down_blocks)[:kept], list(self._unet.up_blocks)[-kept:]
+        keep(swaps, self._unet, "down_blocks", [*down, nn.ModuleList()])
+        keep(swaps, self._unet, "up_blocks", [nn.ModuleList([stand_in]), *up])
+        # First those of the down path, then those of the up path; the empty level has none.
+        mappers, empty = list(self._unet.effnet_mappers), [None, None]
+        keep(swaps, self._unet, "effnet_mappers", mappers[:kept] + empty + mappers[-kept:])
+        return Cut(swaps)
+
+    def _check(self, levels: int) -> None:
+        mappers = self._unet.effnet_mappers
+        if len(mappers) != 2 * levels:
+            self._refuse(f"it has {len(mappers)} effnet_mappers for {levels} levels")
+        if not all(_ends_with_scaler(group) for group in list(self._unet.up_blocks)[:-1]):
+            self._refuse("an up level below the highest does not end with what scales up")
+        ups = list(self._unet.up_blocks)
+        self._found([self._unet, self._unet.down_blocks, self._unet.up_blocks, *ups, mappers])
+
+
+_DOWN = ("down_blocks", "down_downscalers", "down_repeat_mappers")
+_UP = ("up_blocks", "up_upscalers", "up_repeat_mappers")
+
+
+def _level(*blocks: nn.Module) -> tuple[nn.Module, nn.Module, nn.Module]:
+    """A level of these blocks, which neither scales nor repeats."""
+    return nn.ModuleList(blocks), nn.Identity(), nn.ModuleList()
+
+
+def _are_lists(model: object, *names: str) -> bool:
+    return all(isinstance(getattr(model, name, None), nn.ModuleList) for name in names)
+
+
+def _ends_with_scaler(group: Any) -> bool:
+    # Blocks are modules of their own classes.
+    return isinstance(group, nn.ModuleList) and len(group) > 0 and type(group[-1]) is nn.Sequential

@@ -1,0 +1,125 @@
+"""The layout of guided-diffusion and of what came of it: input, middle and output blocks.
+
+CompVis' latent-diffusion, sgm, A1111 and ComfyUI have it, too. Every input block emits one skip,
+and every output block consumes one, the last emitted first. A block is a sequence of layers.
+ComfyUI does not call it but runs its layers one by one, so taps and the stand-in can be iterated.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...errors import UnsupportedModelError
+from ..cut import Cut, Swap
+from ..features import Recorder, StandIn, Tap
+from .base import Anatomy, has_lists
+from .blocks import keep
+
+
+class OriginalAnatomy(Anatomy):
+    """The skips of a U-Net with input blocks and output blocks, and how to cut it.
+
+    At the deepest branch only the middle block is left out; a U-Net without one (ComfyUI has such
+    models) does not have that branch.
+
+    Args:
+        unet: The U-Net; it is only looked at.
+
+    Raises:
+        UnsupportedModelError: If it does not have as many output blocks as input blocks.
+    """
+
+    sample_name = "x"
+    timestep_name = "timesteps"
+    conditioning_name = "context"
+
+    def __init__(self, unet: nn.Module) -> None:
+        super().__init__(unet)
+        ins, outs = self._unet.input_blocks, self._unet.output_blocks
+        if len(ins) != len(outs):
+            raise UnsupportedModelError(
+                f"{type(unet).__name__} cannot be cut: its input blocks emit {len(ins)} skip "
+                f"connections, its output blocks consume {len(outs)}"
+            )
+        self.num_skips = len(ins)
+        self.branches = range(len(ins) - (self._unet.middle_block is None))
+        if not self.branches:
+            raise UnsupportedModelError(
+                f"{type(unet).__name__} cannot be cut: with one skip connection and no middle "
+                "block there is nothing to leave out"
+            )
+        self._found([unet, ins, outs])
+
+    @classmethod
+    def fits(cls, model: Any) -> bool:
+        """Whether the model has input blocks, a middle block and output blocks."""
+        return (
+            has_lists(model, "input_blocks", "output_blocks")
+            and hasattr(model, "middle_block")
+            and cls._takes(model, "x", "timesteps")
+        )
+
+    def cut(self, branch: int | None, stand_in: StandIn, recorders: Mapping[int, Recorder]) -> Cut:
+        """What one kind of call needs; see `Anatomy.cut`."""
+        outs, middle = list(self._unet.output_blocks), self._unet.middle_block
+        for tapped, recorder in recorders.items():
+            if tapped == self.num_skips - 1:
+                middle = _TappedBlock(middle, recorder)
+            else:
+                outs[-2 - tapped] = _TappedBlock(outs[-2 - tapped], recorder)
+        swaps: list[Swap] = []
+        if branch is not None:
+            middle = _StandInBlock(stand_in)
+            outs = outs[-1 - branch :]
+            keep(swaps, self._unet, "input_blocks", list(self._unet.input_blocks)[: branch + 1])
+        if middle is not self._unet.middle_block:
+            swaps.append(Swap(self._unet, "middle_block", middle))
+        keep(swaps, self._unet, "output_blocks", outs)
+        return Cut(swaps)
+
+    def refusal(self, arguments: Mapping[str, Any]) -> str | None:
+        """Why a call with these arguments must run in full, if it must."""
+        if arguments.get("control") is not None:
+            return "a ControlNet's residuals are popped off by the blocks, also by those left out"
+        options = arguments.get("transformer_options") or {}
+        if options.get("patches") or options.get("patches_replace"):
+            # ComfyUI's, for single blocks: those of the up path are counted from the deepest.
+            return "it has patches that go by the numbers of the blocks"
+        return None
+
+
+class _TappedBlock(Tap):
+    """A tap that records whether it is called or its layers are run one by one."""
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        yield from self.inner
+        yield _Record(self.recorder)
+
+
+class _Record(nn.Module):
+    """Hands a copy of its input to a recorder, like a tap."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self.recorder = recorder
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        self.recorder.latest = hidden_states.clone()
+        return hidden_states
+
+
+class _StandInBlock(nn.Module):
+    """A block whose only layer is the stand-in."""
+
+    def __init__(self, stand_in: StandIn) -> None:
+        super().__init__()
+        self.stand_in = stand_in
+
+    def forward(self, *_args: Any, **_kwargs: Any) -> torch.Tensor:
+        feature: torch.Tensor = self.stand_in()
+        return feature
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        yield self.stand_in

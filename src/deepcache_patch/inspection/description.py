@@ -1,0 +1,89 @@
+"""What `print(helper)` and a notebook show: rows of a name and a text. Changes nothing."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import TYPE_CHECKING
+
+from ..running.pipelines import schedulers_of
+from ..running.stats import LastGeneration
+from ..schedules.plans import Plan
+
+if TYPE_CHECKING:
+    from ..helper import DeepCacheHelper
+
+#: What the plan is shown for until a generation tells how many steps there are.
+_STEPS = 50
+#: How many signs of a strip stand in a line, and how many at most.
+_STRIP_WIDTH, _STRIP_LENGTH = 60, 240
+
+
+def rows(helper: DeepCacheHelper) -> list[tuple[str, str]]:
+    """What there is to say of the helper, line by line; a continued line has no name."""
+    stats, several = helper.stats, len(helper.last_generations) > 1
+    state = "enabled" if helper.enabled else "disabled"
+    found = [("pipeline", f"{type(helper.pipe).__name__}, {state}")]
+    for name, module in helper.attached.items():
+        found.append((name, f"{module}, patched"))
+    found += [("schedule", str(helper.schedule)), ("replay", _replay(helper))]
+    for name, last in helper.last_generations.items():
+        found += _strip(f"plan of {name}" if several else "plan", last.plan)
+    if not helper.last_generations and not stats.full_calls:
+        found += _expected(helper)
+    generations = f"{stats.generations} generation{'s' * (stats.generations != 1)}"
+    calls = f"{stats.full_calls} in full, {stats.shallow_calls} shallow, in {generations}"
+    found += [("calls", calls), ("cache", f"{stats.cache_nbytes / 2**20:.2f} MiB at most")]
+    for name, last in helper.last_generations.items():
+        found.append((f"last of {name}" if several else "last", _speed(last)))
+    return found
+
+
+def as_text(helper: DeepCacheHelper) -> str:
+    """The rows as aligned text."""
+    found = rows(helper)
+    width = max(len(name) for name, _ in found)
+    return "\n".join([type(helper).__name__, *(f"  {n:<{width}}  {text}" for n, text in found)])
+
+
+def as_html(helper: DeepCacheHelper) -> str:
+    """The rows as a table, for a notebook."""
+    cell = '<td style="text-align:left;font-family:monospace;white-space:pre">{}</td>'
+    lines = [
+        f'<tr><th style="text-align:left">{escape(name)}</th>{cell.format(escape(text))}</tr>'
+        for name, text in rows(helper)
+    ]
+    return f"<table><caption>{type(helper).__name__}</caption>{''.join(lines)}</table>"
+
+
+def _replay(helper: DeepCacheHelper) -> str:
+    if getattr(helper.schedule, "own_replay", False):
+        return f"that of {type(helper.schedule).__name__}"
+    return str(helper.replay)
+
+
+def _expected(helper: DeepCacheHelper) -> list[tuple[str, str]]:
+    """The plan of a generation that has not been."""
+    (scheduler, *_) = [*schedulers_of(helper.pipe, "unet")(), None]
+    steps = _STEPS
+    if getattr(scheduler, "num_inference_steps", None):
+        steps = len(scheduler.timesteps)
+    try:
+        found = _strip("plan", Plan(helper.schedule.plan(steps)))  # type: ignore[union-attr]
+    except Exception:  # it looks at the generation, or is for another number of steps
+        return [("plan", "depends on the generation")]
+    name, text = found[-1]
+    return [*found[:-1], (name, f"{text} (of {steps} steps)")]
+
+
+def _strip(name: str, plan: Plan) -> list[tuple[str, str]]:
+    strip = str(plan)
+    if len(strip) > _STRIP_LENGTH:
+        strip = f"{strip[: _STRIP_LENGTH - 1]}…"
+    parts = [strip[at : at + _STRIP_WIDTH] for at in range(0, len(strip), _STRIP_WIDTH)]
+    return [(name if not at else "", part) for at, part in enumerate(parts)]
+
+
+def _speed(last: LastGeneration) -> str:
+    steps = len(last.plan)
+    rate = f", {steps / last.seconds:.3g} steps/s" if last.seconds else ""
+    return f"{steps} step{'s' * (steps != 1)} in {last.seconds:.3g} s{rate}"

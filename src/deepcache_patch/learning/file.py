@@ -1,0 +1,201 @@
+"""The file of calibrated schedules: its format, and everything that can be wrong with one. What the
+entries mean is no business of this file; see `calibrated`.
+
+    {"version": 1, "schedules": [{"unet": …, "plan": …, "blends": {"1": …}, …}, …]}
+"""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from ..errors import InvalidSettingError
+from ..measuring.writing import write_whole
+from ..schedules.plans import FULL, Explicit, Plan, number_between, whole_number
+from .solver import LARGEST
+
+#: Of the format.
+VERSION: Final = 1
+
+#: Bytes that a file may have: some hundred schedules of large U-Nets.
+LARGEST_FILE: Final = 64 * 2**20
+
+#: Lists and objects within each other in a config; those of diffusers have four.
+_DEEPEST: Final = 16
+
+_SCHEDULE: Final = {
+    "unet", "scheduler", "timesteps", "interval", "seen", "plan", "error", "blends",
+}  # fmt: skip
+_BLEND: Final = {"a", "b", "gain", "trend", "offset"}
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Every schedule in a file, each of them `checked`.
+
+    Raises:
+        InvalidSettingError: If the file is none of this version, or damaged; it names the file.
+        OSError: If it cannot be read; it names the file.
+    """
+    try:
+        text = _content(path).decode()
+        data = json.loads(text, object_pairs_hook=_unique, parse_constant=_constant)
+        version = _fields("the file", data).get("version")
+        if type(version) is not int:
+            raise InvalidSettingError(f"its version is {_short(version)}")
+        found = [] if version != VERSION else _schedules(data)
+    # What JSON may nest, and the memory that it takes, are bounded by Python only.
+    except (ValueError, RecursionError, MemoryError) as error:
+        reason = str(error) or type(error).__name__
+        raise InvalidSettingError(
+            f"{path} is no file of calibrated schedules, or a damaged one "
+            f"({_short(reason, as_it_is=True)}): give one that calibrate() has written, or "
+            "calibrate anew"
+        ) from error
+    if version != VERSION:
+        raise InvalidSettingError(
+            f"{path} has version {_short(version)} of the format, this package reads {VERSION}: "
+            "calibrate anew"
+        )
+    return found
+
+
+def write(path: Path, schedules: Sequence[Mapping[str, Any]]) -> None:
+    """Write in one go what `read` reads; the first are left out where all would be too large.
+
+    Raises:
+        InvalidSettingError: If the last one alone is too large for a file.
+        OSError: If it cannot be written.
+    """
+    texts = [json.dumps(each) for each in schedules]
+    while len(whole := f'{{"version": {VERSION}, "schedules": [{", ".join(texts)}]}}\n') > (
+        LARGEST_FILE
+    ):
+        if len(texts) == 1:
+            raise InvalidSettingError(
+                f"{path} would have {len(whole)} bytes, {LARGEST_FILE} is the most"
+            )
+        del texts[0]
+    write_whole({path: whole.encode()})
+
+
+def checked(data: Any) -> dict[str, Any]:
+    """One schedule as the file has it, if a generation can go by it without looking again.
+
+    Raises:
+        InvalidSettingError: If not.
+    """
+    schedule = _fields("a schedule", data, _SCHEDULE)
+    for part in ("unet", "scheduler"):
+        _check_description(part, schedule[part])
+    if not isinstance(schedule["plan"], list):
+        raise InvalidSettingError("plan is no list")
+    plan = Explicit(schedule["plan"]).entries
+    _check_numbers("timesteps", schedule["timesteps"], sys.float_info.max, count=len(plan))
+    if schedule["interval"] is not None:
+        whole_number("interval", schedule["interval"], 1)
+    number_between("error", schedule["error"], 0, sys.float_info.max)
+    seen = whole_number("seen", schedule["seen"], 1)
+    if seen > len(plan) or plan[0] != FULL or any(entry != FULL for entry in plan[seen:]):
+        raise InvalidSettingError(f"the first step, and those after seen={seen}, must be full")
+    _check_blends(plan, _fields("blends", schedule["blends"]))
+    return schedule
+
+
+def _content(path: Path) -> bytes:
+    """The bytes of a file, if they are not too many: never those of a pipe, which may not end."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise InvalidSettingError("it is a pipe or a device")
+    try:
+        if path.stat().st_size > LARGEST_FILE:
+            raise InvalidSettingError(f"it has more than {LARGEST_FILE} bytes")
+        return path.read_bytes()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _schedules(data: Any) -> list[dict[str, Any]]:
+    schedules = _fields("the file", data, {"version", "schedules"})["schedules"]
+    if not isinstance(schedules, list):
+        raise InvalidSettingError("schedules is no list")
+    return [checked(each) for each in schedules]
+
+
+def _check_blends(plan: Plan, blends: dict[str, Any]) -> None:
+    """There is one for each shallow step, made from the two full steps before."""
+    if blends.keys() != {str(step) for step, entry in enumerate(plan) if entry != FULL}:
+        raise InvalidSettingError("plan and blends do not belong together")
+    channels = None
+    full: list[int] = []
+    for step, entry in enumerate(plan):
+        if entry == FULL:
+            full.append(step)
+            continue
+        name = f"blend {step}"
+        blend = _fields(name, blends[str(step)], _BLEND)
+        # As integers: JSON's true and 1.0 are equal to 1.
+        before = [whole_number(f"{key} of {name}", blend[key], 0) for key in ("a", "b")]
+        if before != [full[-1], full[-2:][0]]:
+            raise InvalidSettingError(f"{name} is not made from the two full steps before")
+        for key in ("gain", "trend", "offset"):
+            _check_numbers(f"{key} of {name}", blend[key], LARGEST, count=channels)
+            channels = len(blend[key])
+
+
+def _check_description(part: str, described: Any) -> None:
+    """A class name and a config; both may be told to a person."""
+    names = _fields(part, described)
+    if not isinstance(names.get("class"), str):
+        raise InvalidSettingError(f"{part} has no class")
+    if not all(len(name) <= 200 and name.isprintable() for name in (names["class"], *names)):
+        raise InvalidSettingError(f"{part} has names that cannot be printed")
+    level: list[Any] = [names]
+    for _ in range(_DEEPEST):
+        inner = (each.values() if isinstance(each, dict) else each for each in level)
+        level = [each for values in inner for each in values if isinstance(each, dict | list)]
+    if level:
+        raise InvalidSettingError(f"{part} is nested more than {_DEEPEST} levels deep")
+
+
+def _check_numbers(name: str, values: Any, largest: float, *, count: int | None) -> None:
+    """It is a list of `count` finite numbers, or of any number of them from 1."""
+    if not isinstance(values, list) or not set(map(type, values)) <= {int, float}:
+        raise InvalidSettingError(f"{name} is no list of numbers")
+    if len(values) != (count or len(values) or 1):
+        raise InvalidSettingError(f"{name} has {len(values)} entries, not {count or 'some'}")
+    if not all(-largest <= value <= largest for value in values):
+        raise InvalidSettingError(f"{name} has numbers that are not from -{largest} to {largest}")
+
+
+def _fields(name: str, data: Any, expected: set[str] | None = None) -> dict[str, Any]:
+    """`data` as an object, with just the keys that are expected."""
+    if not isinstance(data, dict):
+        raise InvalidSettingError(f"{name} is no object")
+    if expected is not None and data.keys() != expected:
+        lacking, unknown = (
+            ", ".join(sorted(keys)) for keys in (expected - data.keys(), data.keys() - expected)
+        )
+        raise InvalidSettingError(
+            f"{name} lacks {lacking}" if lacking else f"{name} has unknown keys: {unknown}"
+        )
+    return data
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise InvalidSettingError("a key stands twice in an object")
+    return found
+
+
+def _constant(name: str) -> float:
+    # Infinity is in the configs of schedulers: DPM-Solver++'s `lambda_min_clipped`.
+    if name == "NaN":
+        raise InvalidSettingError("NaN stands in it")
+    return float(name)
+
+
+def _short(value: Any, *, as_it_is: bool = False) -> str:
+    """In one line that a person can read, whatever it is."""
+    text = value if as_it_is and value.isprintable() else repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}…"

@@ -1,0 +1,143 @@
+"""A ControlNet beside the U-Net: cut where the U-Net's coming call is shallow.
+
+A ControlNet costs nearly half a U-Net, and on a shallow step only the residuals of the skips up to
+the branch are used. It is called before the U-Net, so it asks the U-Net's side what is coming. If
+that turns out otherwise, the U-Net's side has it run again, in full: a U-Net call never misses a
+residual.
+"""
+
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from operator import is_
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..cutting.anatomy import Companion, dissect_controlnet
+from ..cutting.cut import Cut
+from ..errors import UnsupportedModelError
+from ..patching.call import CallPatch, whole
+from ..patching.wrappers import unwrapped
+from .offloading import bring_whole
+from .unet import AttachedUNet
+
+
+@dataclass(frozen=True, eq=False)
+class CutCall:
+    """A call of a companion that gave only the residuals of a shallow call.
+
+    Attributes:
+        companion: The ControlNet's name.
+        residuals: What it gave, held by nobody here.
+        again: Calls it with the same arguments, in full.
+    """
+
+    companion: str
+    residuals: Sequence[weakref.ref[torch.Tensor]]
+    again: Callable[[], Any]
+
+    def gave(self, residuals: Sequence[torch.Tensor]) -> bool:
+        """Whether these are what it gave, and not something made of it."""
+        given = [each() for each in self.residuals]
+        return len(given) == len(residuals) and all(map(is_, given, residuals))
+
+    def when_forgotten(self, callback: Callable[[], object]) -> None:
+        """Have the callback called when nobody has the first residual any more."""
+        weakref.finalize(self.residuals[0](), callback).atexit = False
+
+
+class AttachedCompanion:
+    """One ControlNet with the patch round its call.
+
+    Args:
+        patch: Round the ControlNet's calls, to be installed.
+        unet: The U-Net that gets its residuals.
+    """
+
+    def __init__(self, patch: CallPatch, unet: AttachedUNet) -> None:
+        self._controlnet = unwrapped(patch.module)
+        # Or a ControlNet that another pipeline has, too, would keep the U-Net alive.
+        self._unet = weakref.ref(unet)
+        with whole(patch.module):
+            self._anatomy = dissect_controlnet(self._controlnet)
+        self._cuts: dict[int, Cut] = {}
+        # A cut changes the ControlNet for everybody, so calls take turns.
+        self._lock = patch.lock
+        self._patch = patch
+
+    @property
+    def controlnet(self) -> nn.Module:
+        """The ControlNet as the pipeline calls it; changes when it was compiled since."""
+        return self._patch.module
+
+    def attach(self) -> None:
+        """Send calls of the ControlNet here; wait for those that are under way."""
+        with self._lock:
+            self._patch.install(self._call)
+            self._patch.await_earlier_calls()
+
+    def detach(self) -> None:
+        """Leave the ControlNet as it was."""
+        with self._lock:
+            self._patch.remove()
+
+    def _call(
+        self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        unet, anatomy = self._unet(), self._current()
+        if unet is None or anatomy is None:
+            return original(*args, **kwargs)
+        branch = self._branch(unet, anatomy, args, kwargs)
+        kinds = unet.num_skips + 1  # cut at each branch, and whole
+        with self._lock, self._patch.room_for_graphs(kinds):
+            # While this call was waiting, layers may have been replaced, or the patch removed.
+            installed = self._patch.installed
+            if installed and (branch is None or not anatomy.is_current):
+                return original(*args, **kwargs)
+            if installed and branch is not None:
+                bring_whole(self._controlnet)
+                if branch not in self._cuts:
+                    self._cuts[branch] = anatomy.cut(branch)
+                with self._cuts[branch].applied():
+                    output = original(*args, **kwargs)
+        if not installed:  # somebody else's patch may be there by now
+            return self._patch.module(*args, **kwargs)
+
+        def again() -> Any:
+            with self._lock:
+                return original(*args, **kwargs)
+
+        name = type(self._controlnet).__name__
+        unet.remember(CutCall(name, tuple(map(weakref.ref, output[0])), again))
+        return output
+
+    def _current(self) -> Companion | None:
+        """The anatomy as it is now; `None` if it has become one that cannot be cut."""
+        with self._lock:  # no call of another thread is in its cut
+            if not self._anatomy.is_current:
+                self._cuts.clear()
+                try:
+                    self._anatomy = dissect_controlnet(self._controlnet)
+                except UnsupportedModelError:
+                    return None
+            return self._anatomy
+
+    def _branch(
+        self,
+        unet: AttachedUNet,
+        anatomy: Companion,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> int | None:
+        """Where to cut this call; `None` for a call in full."""
+        arguments = anatomy.arguments(args, kwargs)
+        # In guess mode the scale of a residual depends on how many there are.
+        if arguments.get("guess_mode") or anatomy.num_skips != unet.num_skips:
+            return None
+        timestep, sample = arguments.get("timestep"), arguments.get(anatomy.sample_name)
+        if timestep is None or not isinstance(sample, torch.Tensor):
+            return None
+        # Not under this lock: the U-Net's may be held by a call that waits for this one.
+        return unet.foresee(timestep, sample)

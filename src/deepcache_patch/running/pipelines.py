@@ -1,0 +1,110 @@
+"""What a pipeline is made of: its U-Nets, what goes with them, and its schedulers."""
+
+import weakref
+from collections.abc import Callable
+from itertools import takewhile
+from typing import Any
+
+from diffusers import DiffusionPipeline
+from torch import nn
+
+from ..cutting.anatomy import is_controlnet, is_unet
+from ..errors import UnsupportedModelError
+from ..patching.call import whole
+from ..patching.wrappers import unwrapped
+
+
+def unets_of(pipe: Any) -> dict[str, nn.Module]:
+    """The U-Nets of a pipeline, as it calls them, by the names of the components.
+
+    A bare U-Net has the name "unet".
+
+    Raises:
+        UnsupportedModelError: If there is none that can be cut.
+    """
+    modules = modules_of(pipe)
+    unets = {name: module for name, module in modules.items() if _is_whole(module, is_unet)}
+    if unets:
+        return unets
+    names = ", ".join(type(unwrapped(each)).__name__ for each in modules.values()) or "no modules"
+    cure = "a U-Net with skip connections is what DeepCache needs"
+    wrappers = {"DataParallel", "FullyShardedDataParallel"}
+    if wrappers & {type(module).__name__ for module in modules.values()}:
+        cure = "run one process for each device, or shard the U-Net with fully_shard"
+    if any(hasattr(module, "enable_cache") for module in modules.values()):
+        cure = "transformers have caches of their own: see pipe.transformer.enable_cache(...)"
+    raise UnsupportedModelError(
+        f"{type(pipe).__name__} has no U-Net that can be cut (found: {names}); {cure}"
+    )
+
+
+def is_sharded(unet: nn.Module) -> bool:
+    """Whether processes fetch parts of the U-Net from each other, by `fully_shard`."""
+    # By its name, because its place has changed with torch 2.6.
+    kinds = {kind for module in unet.modules() for kind in type(module).__mro__}
+    return any(kind.__name__ == "FSDPModule" for kind in kinds)
+
+
+def controlnets_of(pipe: Any) -> list[nn.Module]:
+    """The ControlNets of a pipeline that can be cut along with its U-Net, as it calls them."""
+    if isinstance(pipe, nn.Module):
+        return []
+    modules = modules_of(pipe).values()
+    return [module for module in modules if _is_whole(module, is_controlnet)]
+
+
+def _is_whole(module: nn.Module, kind: Callable[[nn.Module], bool]) -> bool:
+    """Whether the module is of the kind; cut, it might not look like it."""
+    with whole(module):
+        return kind(unwrapped(module))
+
+
+def schedulers_of(pipe: Any, name: str) -> Callable[[], list[Any]]:
+    """Gives the schedulers that the pipeline has at the time, without keeping it alive.
+
+    Args:
+        pipe: The pipeline, or a bare U-Net, which has none.
+        name: The component that a scheduler is for; the likeliest comes first: a pipeline with a
+            `prior` and a `decoder` has a `prior_scheduler`, and one with an `unet` a `scheduler`.
+    """
+    if isinstance(pipe, nn.Module):
+        return list
+
+    def likeness(scheduler: str) -> tuple[int, bool]:
+        letters = zip(scheduler.replace("scheduler", "unet"), name, strict=False)
+        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], letters))
+        return shared, scheduler == "scheduler"
+
+    found = [each for each in pipe.components if "scheduler" in each]
+    names = sorted(found, key=likeness, reverse=True)
+    reference = weakref.ref(pipe)
+    return lambda: [getattr(reference(), each, None) for each in names]
+
+
+def modules_later(pipe: Any) -> Callable[[], list[nn.Module]]:
+    """Gives the modules that the pipeline has at the time, without keeping it alive."""
+    if isinstance(pipe, nn.Module):
+        return list
+    names, reference = list(modules_of(pipe)), weakref.ref(pipe)
+
+    def modules() -> list[nn.Module]:
+        found = (getattr(reference(), name, None) for name in names)
+        return [each for each in found if isinstance(each, nn.Module)]
+
+    return modules
+
+
+def modules_of(pipe: Any) -> dict[str, nn.Module]:
+    """The components of a pipeline that are modules, by name.
+
+    Raises:
+        UnsupportedModelError: If it is no pipeline.
+    """
+    if isinstance(pipe, nn.Module):
+        return {"unet": pipe}
+    if isinstance(pipe, DiffusionPipeline):
+        parts = pipe.components.items()
+        return {name: part for name, part in parts if isinstance(part, nn.Module)}
+    raise UnsupportedModelError(
+        f"DeepCacheHelper takes a diffusers pipeline or a U-Net, not {type(pipe).__name__}"
+    )

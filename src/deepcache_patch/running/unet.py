@@ -1,0 +1,461 @@
+"""One U-Net with a helper attached: what each of its calls runs.
+
+The other modules know where a U-Net can be cut, which step a call belongs to and what is in the
+cache; whether a call runs in full or shallow is decided here and nowhere else, in
+`AttachedUNet._branch_to_run`.
+"""
+
+import threading
+import warnings
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+import torch
+from torch import nn
+
+from ..cutting.anatomy import Anatomy, dissect
+from ..cutting.cut import Cut
+from ..cutting.features import FeatureKey, Recorded, Recorder, StandIn, first_tensor
+from ..errors import ChangedResidualsError, DeepCacheWarning
+from ..patching.call import CallPatch
+from ..patching.wrappers import unwrapped
+from ..schedules.guide import Context, Guide, Position
+from ..schedules.plans import FULL
+from .example import example_of
+from .observers import observer_of
+from .offloading import bring_whole
+from .session import Session
+from .stats import Course, LastGeneration, Stats
+from .steps import same_storage
+
+#: How many calls of one step are kept apart. More are no denoising loop that is known, and each
+#: would hold a feature of its own: they run in full.
+MAX_SLOTS: Final = 64
+
+
+class AttachedUNet:
+    """One U-Net with its cache and the patch round its call.
+
+    Nothing here keeps the pipeline alive, for the U-Net holds the patch.
+
+    Args:
+        name: Of the component that it is.
+        patch: Round the U-Net's calls, to be installed.
+        anatomy: Of the U-Net inside `torch.compile`'s wrapper.
+        begin: Gives what leads through a generation, at its first call.
+        schedulers_of: Gives the pipeline's schedulers, the likeliest for this U-Net first.
+        paused: Whether calls run plainly; asked for each of them.
+
+    Attributes:
+        example: What the last generation called it with, without values; or `None`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        patch: CallPatch,
+        anatomy: Anatomy,
+        begin: Callable[[Context], Guide],
+        schedulers_of: Callable[[], Sequence[Any]],
+        paused: Callable[[], bool],
+    ) -> None:
+        self.name = name
+        self._unet = unwrapped(patch.module)
+        self._anatomy = anatomy
+        self._begin = begin
+        self._schedulers_of = schedulers_of
+        self._paused = paused
+        self._stand_in = StandIn()
+        self._recorders: dict[int, Recorder] = {}
+        self._cuts: dict[tuple[int | None, tuple[int, ...]], Cut] = {}
+        self._proofs: dict[int, bool] = {}
+        self._local = threading.local()
+        self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+        self._warned: set[str] = set()
+        self.example: dict[str, Any] | None = None
+        self._course: Course | None = None
+        self._generations = self._full_calls = self._shallow_calls = self._peak_nbytes = 0
+        # A cut changes the U-Net for everybody, so calls take turns.
+        self._lock = patch.lock
+        self._patch = patch
+
+    @property
+    def stats(self) -> Stats:
+        """Counts since this was made."""
+        return Stats(self._generations, self._full_calls, self._shallow_calls, self._peak_nbytes)
+
+    @property
+    def last_generation(self) -> LastGeneration | None:
+        """How the generation went that began last; `None` before the first."""
+        return self._course.so_far() if self._course is not None else None
+
+    @property
+    def installed(self) -> bool:
+        """Whether calls of the U-Net come here."""
+        return self._patch.installed
+
+    @property
+    def unet(self) -> nn.Module:
+        """The U-Net as the pipeline calls it; changes when it was compiled since."""
+        return self._patch.module
+
+    @property
+    def num_skips(self) -> int:
+        """How many skip connections the U-Net has."""
+        return self._anatomy.num_skips
+
+    def attach(self) -> None:
+        """Send calls of the U-Net here; wait for those that are under way."""
+        with self._lock:
+            self._patch.install(self._call)
+            self._patch.await_earlier_calls()
+
+    def detach(self) -> None:
+        """Leave the U-Net as it was, and let go of everything recorded."""
+        with self._lock:
+            self._patch.remove()
+            self.reset()
+            for session in list(self._sessions):
+                session.cut_calls.clear()
+
+    def follow(self, begin: Callable[[Context], Guide]) -> None:
+        """Be led by another from the next call on, which is a first step."""
+        with self._lock:
+            self._begin = begin
+            self.reset()
+
+    def reset(self) -> None:
+        """Forget the current generation of every thread."""
+        with self._lock:
+            for session in list(self._sessions):
+                session.reset()
+
+    def foresee(self, timestep: Any, sample: torch.Tensor) -> int | None:
+        """The branch of the coming call, for a companion that is called before it.
+
+        What comes may still run in full, if it turns out to be another call than it seems.
+
+        Args:
+            timestep: What the companion got.
+            sample: Likewise; it may differ from the U-Net's in its channels.
+
+        Returns:
+            `None` if the call will run in full, or if that is not known.
+        """
+        with self._lock:
+            if self._paused() or torch.is_grad_enabled() or not self._patch.installed:
+                return None
+            session = self._session()
+            guide, timesteps = session.guide, _timesteps_of(session.scheduler)
+            position = session.locate(timestep, timesteps, ahead=True)
+            if guide is None or position is None or position.generation != session.generation:
+                return None
+            beyond = position.step >= guide.num_steps or position.slot >= MAX_SLOTS
+            if beyond or not self._anatomy.is_current:
+                return None
+            session.enter(guide, position.step)
+            recorded = self._to_replay(session, position)
+            likely = recorded and recorded[0].key.is_like(sample)
+            return session.entry if likely and session.entry != FULL else None
+
+    def remember(self, cut_call: Any) -> None:
+        """Keep a call of a companion that was cut, while somebody has what it gave."""
+        with self._lock:
+            calls = self._session().cut_calls
+            calls.append(cut_call)
+        cut_call.when_forgotten(lambda: calls.remove(cut_call) if cut_call in calls else None)
+
+    def _call(
+        self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        with self._lock:
+            if self._patch.installed:
+                kinds = 2 * len(self._anatomy.branches) + 1  # recording, shallow; and plain
+                with self._patch.room_for_graphs(kinds):
+                    return self._run(original, args, kwargs)
+        # Removed while this call was waiting: somebody else's patch may be there by now.
+        return self._patch.module(*args, **kwargs)
+
+    def _run(
+        self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        arguments = self._anatomy.arguments(args, kwargs)
+        session = self._session()
+        paused = self._paused()
+        if paused:
+            session.reset()  # what was recorded before this call is too old after it
+        position = None if paused else self._locate(session, arguments)
+        if position is None:
+            self._full_calls += not paused
+            changed = self._completed(session, None, arguments)
+            if changed is not None:
+                args, kwargs = self._anatomy.handed_over(changed, len(args))
+            output = original(*args, **kwargs)
+            if not paused:
+                session.course.called_anywhere()
+            return output
+        try:
+            guide = self._lead(session, position)
+            if position.step == position.slot == 0:
+                self.example = example_of(arguments)
+            if not self._anatomy.is_current:
+                self._anatomy = dissect(self._unet)
+                self._cuts.clear()
+                self._proofs.clear()
+                session.forget()
+            branch, feature = self._branch_to_run(session, guide, position, arguments)
+            changed = self._completed(session, branch, arguments)
+            if branch is None:
+                self._full_calls += 1
+            else:
+                self._shallow_calls += 1
+                changed = self._anatomy.trimmed(branch, changed or arguments) or changed
+            if changed is not None:
+                args, kwargs = self._anatomy.handed_over(changed, len(args))
+            tapped = tuple(b for b in guide.branches if branch is None or b < branch)
+            with self._cut(branch, tapped, feature):
+                output = original(*args, **kwargs)
+            session.course.called(position.step, position.slot, branch)
+            if branch is None and not self._anatomy.is_known:
+                self._prove(original, args, kwargs, output, tapped)
+            self._keep_recorded(session, guide, position, arguments, output)
+        except BaseException:
+            # Whether the caller tries this step again, or what, cannot be known.
+            session.reset()
+            session.cut_calls.clear()
+            raise
+        finally:
+            for recorder in self._recorders.values():
+                recorder.take()
+        return output
+
+    def _prove(
+        self,
+        original: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        output: Any,
+        tapped: tuple[int, ...],
+    ) -> None:
+        """See, once for each branch, that a shallow call straight after the full one equals it."""
+        unproved = [branch for branch in tapped if branch not in self._proofs]
+        if unproved and self._patch.compiled:
+            # Compiled code rounds otherwise when it is cut, and may reuse the memory of outputs.
+            eager: Callable[..., Any] = self._unet._call_impl
+            for recorder in self._recorders.values():
+                recorder.take()  # or the taps would seem to be passed twice in one call
+            with self._cut(None, tapped, None):
+                output = eager(*args, **kwargs)
+            original = eager
+        for branch in unproved:
+            recorder = self._recorders[branch]
+            if recorder.latest is None or recorder.repeated:
+                continue
+            arguments = self._anatomy.arguments(args, kwargs)
+            arguments = self._anatomy.trimmed(branch, arguments) or arguments
+            again, named = self._anatomy.handed_over(arguments, len(args))
+            with self._cut(branch, (), recorder.latest):
+                shallow = original(*again, **named)
+            self._proofs[branch] = torch.equal(first_tensor(shallow), first_tensor(output))
+
+    def _session(self) -> Session:
+        try:
+            session: Session = self._local.session
+        except AttributeError:
+            session = self._local.session = Session()
+            self._sessions.add(session)
+        return session
+
+    def _locate(self, session: Session, arguments: Mapping[str, Any]) -> Position | None:
+        """Where the call stands; `None`, with a warning that says why, if it must run in full."""
+        timestep, sample = self._anatomy.timestep(arguments), self._sample(arguments)
+        if timestep is None or not isinstance(sample, torch.Tensor):
+            return None
+        if torch.is_grad_enabled():
+            self._warn("gradients are enabled: wrap the denoising loop in torch.no_grad()")
+            return None
+        refusal = self._anatomy.refusal(arguments)
+        if refusal is not None:
+            self._warn(refusal)
+            return None
+        session.scheduler = _driving(self._schedulers_of(), timestep)
+        position = session.locate(timestep, _timesteps_of(session.scheduler))
+        if position is None:
+            self._warn(
+                "its step cannot be told from its timestep: pass an element of the scheduler's "
+                "timesteps, the same for the whole batch"
+            )
+            return None
+        if position.slot >= MAX_SLOTS:
+            self._warn(
+                f"it is more than the {MAX_SLOTS}th at the same timestep: in a loop of your own, "
+                "call the helper's reset() before each picture"
+            )
+            return None
+        return position
+
+    def _sample(self, arguments: Mapping[str, Any]) -> Any:
+        return arguments.get(self._anatomy.sample_name)
+
+    def _lead(self, session: Session, position: Position) -> Guide:
+        """What leads through the generation of this call, asked for the call's step."""
+        if position.generation != session.generation:
+            session.generation = position.generation
+            finished, session.guide = session.guide, None
+            session.forget()
+            if finished is not None:
+                finished.finish()
+            self._generations += 1
+            session.course.finish()
+            self._course = session.course = Course(self.name)
+        guide = session.guide
+        if guide is None or position.step >= guide.num_steps:
+            timesteps = session.tracker.remaining()
+            if timesteps is not None and len(timesteps) != position.num_steps:
+                timesteps = None
+            # Without a list of timesteps nobody knows how many steps there will be.
+            num_steps = position.num_steps or max(64, 2 * position.step)
+            scheduler = session.scheduler
+            is_own = session.tracker.runs_on(_timesteps_of(scheduler))
+            context = Context(num_steps, timesteps, scheduler, self._unet, is_own)
+            guide = self._begin(context)
+            for branch in guide.branches:
+                self._anatomy.check_branch(branch)
+                self._recorders.setdefault(branch, Recorder())
+            session.guide = guide
+        session.enter(guide, position.step)
+        return guide
+
+    def _branch_to_run(
+        self, session: Session, guide: Guide, position: Position, arguments: dict[str, Any]
+    ) -> tuple[int | None, torch.Tensor | None]:
+        """The branch and the feature to replay, or two `None` for a full call.
+
+        Full is what the guide says is full, and whatever has no feature of its own to replay: the
+        first step, a call of another shape or dtype than the one that recorded, more calls than the
+        last full step had, and a call whose conditioning is that of another slot, because one
+        before it was left out. Full is also what somebody watches the left-out layers of.
+        """
+        entry = session.entry
+        recorded = self._to_replay(session, position)
+        if entry == FULL or not recorded:
+            return None, None
+        if recorded[0].key != FeatureKey.of(self._sample(arguments)):
+            return None, None
+        if session.is_anothers(position.slot, self._anatomy.conditioning(arguments)):
+            return None, None
+        return entry, guide.feature(position.step, entry, recorded)
+
+    def _to_replay(self, session: Session, position: Position) -> Sequence[Recorded]:
+        """What there is to replay in a shallow call; nothing if it must be a full one."""
+        entry = session.entry
+        if entry == FULL:
+            return ()
+        recorded = session.cache.get(position.slot, entry)
+        if not recorded or recorded[0].step < session.last_full:
+            return ()
+        if not (self._anatomy.is_known or self._proofs.get(entry)):
+            self._warn(
+                f"{type(self._unet).__name__} has classes that are not diffusers', and "
+                f"cut at branch {entry} it does not give what it gives whole: something happens "
+                "between its layers that cannot be seen from their list"
+            )
+            return ()
+        if entry not in session.watched:
+            cut = self._anatomy.cut(entry, self._stand_in, {})
+            session.watched[entry] = observer_of(self._unet, cut)
+        reason = session.watched[entry]
+        if reason is not None:
+            self._warn(reason)
+            return ()
+        return recorded
+
+    def _completed(
+        self, session: Session, branch: int | None, arguments: dict[str, Any]
+    ) -> dict[str, Any] | None:
+        """The arguments with all residuals that the call needs, if a cut companion gave fewer.
+
+        Raises:
+            ChangedResidualsError: If something was done to those that it gave.
+        """
+        residuals = self._anatomy.residuals(arguments) if session.cut_calls else None
+        needed = self.num_skips if branch is None else branch + 1
+        if residuals is None or len(residuals) >= needed:
+            return None
+        for call in tuple(session.cut_calls):  # one whose residuals die meanwhile goes
+            if call.gave(residuals):
+                return self._anatomy.with_residuals(arguments, call.again())
+        names = " and ".join(sorted({call.companion for call in session.cut_calls}))
+        raise ChangedResidualsError(
+            f"the residuals of {names} were changed before they reached the U-Net, and this call "
+            "needs more of them than were made: give them to the U-Net as they are, and change "
+            "conditioning_scale instead"
+        )
+
+    @contextmanager
+    def _cut(
+        self, branch: int | None, tapped: tuple[int, ...], feature: torch.Tensor | None
+    ) -> Iterator[None]:
+        """The U-Net as one call shall see it: shallow, or whole; with taps where it is recorded."""
+        if (branch, tapped) not in self._cuts:
+            recorders = {b: self._recorders[b] for b in tapped}
+            self._cuts[branch, tapped] = self._anatomy.cut(branch, self._stand_in, recorders)
+        if branch is not None:
+            bring_whole(self._unet)
+        self._stand_in.feature = feature
+        try:
+            with self._cuts[branch, tapped].applied():
+                yield
+        finally:
+            self._stand_in.feature = None
+
+    def _keep_recorded(
+        self,
+        session: Session,
+        guide: Guide,
+        position: Position,
+        arguments: dict[str, Any],
+        output: Any,
+    ) -> None:
+        slot, sample = position.slot, self._sample(arguments)
+        if any(recorder.repeated for recorder in self._recorders.values()):
+            self._warn(
+                "its layers were run more than once in it, by what somebody has put round its "
+                "forward, and each time has a feature of its own"
+            )
+        taken = {branch: recorder.take() for branch, recorder in self._recorders.items()}
+        features = {branch: each for branch, each in taken.items() if each is not None}
+        guide.observe(position, sample, output, features)
+        last_step = position.step + 1 == position.num_steps
+        session.called(slot, last_step=last_step)
+        if last_step:
+            return
+        for branch, feature in features.items():
+            recorded = Recorded(position.step, FeatureKey.of(sample), feature)
+            session.cache.put(slot, branch, recorded, keep=guide.keep)
+            session.recorded_by(slot, self._anatomy.conditioning(arguments))
+        held = sum(each.cache.nbytes for each in self._sessions)
+        self._peak_nbytes = max(self._peak_nbytes, held)
+
+    def _warn(self, reason: str) -> None:
+        if reason not in self._warned:
+            self._warned.add(reason)
+            warnings.warn(f"a U-Net call runs in full: {reason}", DeepCacheWarning, stacklevel=2)
+
+
+def _driving(schedulers: Sequence[Any], timestep: Any) -> Any:
+    """The scheduler whose list the timestep is a view into; the likeliest if it is no view."""
+    if len(schedulers) > 1 and isinstance(timestep, torch.Tensor):
+        for scheduler in schedulers:
+            timesteps = _timesteps_of(scheduler)
+            if timesteps is not None and same_storage(timestep, timesteps):
+                return scheduler
+    return schedulers[0] if schedulers else None
+
+
+def _timesteps_of(scheduler: Any) -> torch.Tensor | None:
+    timesteps = getattr(scheduler, "timesteps", None)
+    listed = isinstance(timesteps, torch.Tensor) and timesteps.ndim == 1
+    return timesteps if listed else None

@@ -1,0 +1,281 @@
+"""Which steps run in full, and at which branch the others run: pure arithmetic, no torch.
+
+A schedule is any object with `plan(num_steps)`. Its plan names for each step of a generation either
+`FULL` or the branch of a shallow step. Schedules that measure something first are elsewhere.
+"""
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, Protocol, TypeAlias, runtime_checkable
+
+import numpy as np
+
+from ..errors import InvalidSettingError
+
+#: The entry of a plan that makes a step run in full.
+FULL: Final = "full"
+
+#: One entry of a plan: `FULL`, or the branch (an integer from 0) of a shallow step.
+PlanEntry: TypeAlias = int | Literal["full"]
+
+
+class Plan(tuple[PlanEntry, ...]):
+    """One entry for each step of a generation; printed as a strip.
+
+    A full step is `F`. A shallow one is `·` if all run at the same branch, else its branch in
+    brackets where that has two digits.
+
+    Example:
+        >>> print(Plan(["full", 0, 0, "full", 0]), Plan(["full", 0, 3, 11]))
+        F··F· F03[11]
+    """
+
+    __slots__ = ()
+
+    @property
+    def full_steps(self) -> tuple[int, ...]:
+        """The steps that run in full, rising."""
+        return tuple(step for step, entry in enumerate(self) if entry == FULL)
+
+    @property
+    def branches(self) -> tuple[int, ...]:
+        """The branches of the shallow steps, each once, rising."""
+        return tuple(sorted({entry for entry in self if entry != FULL}))
+
+    def __str__(self) -> str:
+        if len(self.branches) <= 1:
+            return "".join("F" if entry == FULL else "·" for entry in self)
+        signs = ("F" if entry == FULL else str(entry) for entry in self)
+        return "".join(sign if len(sign) == 1 else f"[{sign}]" for sign in signs)
+
+
+@runtime_checkable
+class Schedule(Protocol):
+    """What `DeepCacheHelper` asks of a schedule."""
+
+    def plan(self, num_steps: int) -> Sequence[PlanEntry]:
+        """Return one entry for each of the `num_steps >= 1` steps of a generation.
+
+        Step 0 runs in full whatever the plan says: there is nothing to replay yet.
+        """
+        ...
+
+
+def whole_number(name: str, value: Any, minimum: int) -> int:
+    """Return `value` as an `int` if it is an integer not below `minimum`.
+
+    Raises:
+        InvalidSettingError: If it is not; the message names `name`, the value and the minimum.
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool) or number < minimum:
+        raise InvalidSettingError(f"{name} must be an integer of at least {minimum}, not {value!r}")
+    return number
+
+
+def number_between(name: str, value: Any, low: float, high: float) -> float:
+    """Return `value` as a `float` if it is a real number in `[low, high]`.
+
+    Raises:
+        InvalidSettingError: If it is not; the message names `name`, the value and the range.
+    """
+    real = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    # Compared as it is: an integer may be too large for a float.
+    if not real or not low <= value <= high:
+        raise InvalidSettingError(f"{name} must be a number from {low} to {high}, not {value!r}")
+    return float(value)
+
+
+class _OneBranch:
+    """What schedules share whose shallow steps all run at the same branch."""
+
+    branch: int
+
+    @property
+    def branches(self) -> tuple[int, ...]:
+        """The branches that a plan may name."""
+        return (self.branch,)
+
+
+@dataclass(frozen=True)
+class Uniform(_OneBranch):
+    """The paper's 1:N: steps 0, N, 2N, … run in full, all others at one branch.
+
+    Args:
+        interval: N, at least 1; 1 means that every step runs in full.
+        branch: The branch of the shallow steps, at least 0; its upper limit depends on the U-Net.
+
+    Raises:
+        InvalidSettingError: If either is not an integer in its range.
+
+    Example:
+        >>> Uniform(interval=3).plan(7)
+        ('full', 0, 0, 'full', 0, 0, 'full')
+        >>> print(Uniform(interval=3).plan(7))
+        F··F··F
+    """
+
+    interval: int = 3
+    branch: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "interval", whole_number("interval", self.interval, 1))
+        object.__setattr__(self, "branch", whole_number("branch", self.branch, 0))
+
+    def plan(self, num_steps: int) -> Plan:
+        """One entry for each of `num_steps >= 1` steps."""
+        count = whole_number("num_steps", num_steps, 1)
+        return _plan(count, range(0, count, self.interval), self.branch)
+
+
+@dataclass(frozen=True)
+class Centred(_OneBranch):
+    """The paper's non-uniform 1:N: as many full steps as `Uniform` has, densest round one step.
+
+    With T steps and k = ⌈T / interval⌉ full ones, l runs over k + 1 evenly spaced points from
+    (-center)^(1/power) to (T - center)^(1/power), and the full steps are l^power + center, rounded
+    towards zero (equation 7 of arXiv 2312.00858). The root of a negative number is taken as the
+    published step lists have it: complex, and the real part of l^power is what counts.
+
+    Args:
+        interval: N, at least 1.
+        center: The step round which features change most, at least 0.
+        power: How much denser the full steps are there, in (1, 10]. Where it gives fewer full steps
+            than k, it is lowered by 0.02 until it gives k, as for the published lists.
+        branch: The branch of the shallow steps, at least 0.
+
+    Raises:
+        InvalidSettingError: If an argument is out of range.
+
+    Example:
+        >>> Centred(interval=5, center=15, power=1.4).plan(50).full_steps
+        (0, 5, 9, 13, 17, 21, 26, 31, 37, 43)
+    """
+
+    interval: int = 3
+    center: int = 15
+    power: float = 1.4
+    branch: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "interval", whole_number("interval", self.interval, 1))
+        object.__setattr__(self, "center", whole_number("center", self.center, 0))
+        object.__setattr__(self, "branch", whole_number("branch", self.branch, 0))
+        object.__setattr__(self, "power", number_between("power", self.power, 1, 10))
+
+    def plan(self, num_steps: int) -> Plan:
+        """One entry for each of `num_steps >= 1` steps.
+
+        Raises:
+            InvalidSettingError: If no power down to 1 gives the number of full steps.
+        """
+        count = whole_number("num_steps", num_steps, 1)
+        wanted = -(-count // self.interval)
+        power = self.power
+        while power > 1:
+            steps = self._full_steps(count, wanted, power)
+            if len(steps) == wanted and steps[-1] < count:
+                return _plan(count, steps, self.branch)
+            power -= 0.02
+        raise InvalidSettingError(
+            f"there is no list of {wanted} full steps in {count} round step {self.center} for "
+            f"power {self.power}: lower center or power, or raise interval"
+        )
+
+    def _full_steps(self, count: int, wanted: int, power: float) -> list[int]:
+        first = complex(-self.center) ** (1 / power)
+        last = complex(count - self.center) ** (1 / power)
+        reals = (np.linspace(first, last, wanted + 1) ** power).real
+        inner = np.unique(reals.astype(int))[1:-1] + self.center  # rounded towards zero
+        return [0, *inner.tolist()]
+
+
+@dataclass(frozen=True)
+class Growing(_OneBranch):
+    """Full steps that start close together and grow apart: full step i stands at T·(i/k)^power.
+
+    Args:
+        full_steps: k, how many of a generation's steps run in full, at least 1. A generation that
+            has no more steps than that runs in full.
+        power: How fast they grow apart, from 1 (evenly spaced) to 10.
+        branch: The branch of the shallow steps, at least 0.
+
+    Raises:
+        InvalidSettingError: If an argument is out of range.
+
+    Example:
+        >>> print(Growing(full_steps=5, power=2).plan(20))
+        FF·F···F····F·······
+    """
+
+    full_steps: int
+    power: float = 1.5
+    branch: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "full_steps", whole_number("full_steps", self.full_steps, 1))
+        object.__setattr__(self, "branch", whole_number("branch", self.branch, 0))
+        object.__setattr__(self, "power", number_between("power", self.power, 1, 10))
+
+    def plan(self, num_steps: int) -> Plan:
+        """One entry for each of `num_steps >= 1` steps."""
+        count = whole_number("num_steps", num_steps, 1)
+        steps = [0]
+        for number in range(1, min(self.full_steps, count)):
+            place = int(count * (number / self.full_steps) ** self.power)
+            steps.append(max(place, steps[-1] + 1))
+        return _plan(count, steps, self.branch)
+
+
+@dataclass(frozen=True, init=False)
+class Explicit:
+    """A plan that is written down: for generations of just as many steps as it has entries.
+
+    Args:
+        entries: `FULL` or a branch for each step.
+
+    Raises:
+        InvalidSettingError: If there are no entries, or one is neither `FULL` nor a branch.
+
+    Example:
+        >>> print(Explicit(["full", 0, 3, "full", 0]).plan(5))
+        F03F0
+    """
+
+    entries: Plan
+
+    def __init__(self, entries: Sequence[PlanEntry]) -> None:
+        checked = (
+            entry if entry == FULL else whole_number(f"entry {step}", entry, 0)
+            for step, entry in enumerate(entries)
+        )
+        object.__setattr__(self, "entries", Plan(checked))
+        if not self.entries:
+            raise InvalidSettingError("a plan needs at least one entry, such as 'full'")
+
+    @property
+    def branches(self) -> tuple[int, ...]:
+        """The branches that the plan names."""
+        return self.entries.branches
+
+    def plan(self, num_steps: int) -> Plan:
+        """The entries.
+
+        Raises:
+            InvalidSettingError: If `num_steps` is not the number of entries.
+        """
+        if num_steps != len(self.entries):
+            raise InvalidSettingError(
+                f"this plan is written for {len(self.entries)} steps, the generation has "
+                f"{num_steps}: write one with {num_steps} entries"
+            )
+        return self.entries
+
+
+def _plan(count: int, full_steps: Sequence[int], branch: int) -> Plan:
+    full = frozenset(full_steps)
+    return Plan(FULL if step in full else branch for step in range(count))

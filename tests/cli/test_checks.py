@@ -1,0 +1,151 @@
+"""What the command line finds out before a picture is made, its help and its versions."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import CASES
+
+import deepcache_patch
+from deepcache_patch import Auto, DeepCacheHelper
+from deepcache_patch.cli import main as command_line
+from deepcache_patch.cli.main import main
+from deepcache_patch.compare import run as comparison
+
+COMMANDS = ("compare", "calibrate", "branches", "plan", "ui")
+
+
+@cache
+def pipeline() -> Any:
+    return CASES["sd"].load()
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_generated(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("a picture was made")
+
+    monkeypatch.setattr(command_line, "load", lambda _options: pipeline())
+    monkeypatch.setattr(comparison, "compare", refuse)
+    monkeypatch.setattr(DeepCacheHelper, "calibrate", refuse)
+
+
+def said(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
+    """The one line on stderr, without what it begins with."""
+    try:
+        status: Any = main([*map(str, arguments)])
+    except SystemExit as stop:  # argparse's own way out
+        status = stop.code
+    assert status == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert len(err.splitlines()) == 1
+    return err.rstrip().removeprefix(f"deepcache-patch {arguments[0]}: error: ")
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> list[Any]:
+    (tmp_path / "prompts.txt").write_text("a fox")
+    return ["calibrate", "m", "--prompts", tmp_path / "prompts.txt", "--out", tmp_path / "s.json"]
+
+
+def test_more_full_steps_than_steps(prompts: list[Any], capsys: Any) -> None:
+    # They were found out, or taken for all steps, after a whole generation.
+    options = ["--full-steps", 9, "--steps", 8]
+    message = "--full-steps 9 is more than the generation has: 8"
+    assert said(capsys, *prompts, *options) == message
+
+
+@pytest.mark.parametrize("speedup", ["20", "8.01"])
+def test_a_speedup_that_no_schedule_has(speedup: str, prompts: list[Any], capsys: Any) -> None:
+    share = DeepCacheHelper(pipeline()).branches[0].share
+    assert share is not None
+    most = 8 / (1 + 7 * share)
+    assert said(capsys, *prompts, "--speedup", speedup, "--steps", 8) == (
+        f"--speedup {speedup} is out of reach: with 1 of 8 steps in full at branch 0, the U-Net's "
+        f"work is 1/{most:.1f} of all; ask for less"
+    )
+
+
+@pytest.mark.parametrize("command", ["compare", "calibrate"])
+def test_a_branch_that_there_is_not(command: str, prompts: list[Any], capsys: Any) -> None:
+    known = prompts if command == "calibrate" else ["compare", "m", "--prompt", "a fox"]
+    goal = ["--full-steps", 2] if command == "calibrate" else []
+    assert said(capsys, *known, *goal, "--branch", 99) == (
+        "branch 99 is out of range: this UNet2DConditionModel has 9 skip connections, so branches "
+        "0 to 8; `deepcache-patch branches m` shows them"
+    )
+
+
+def test_steps_that_a_file_was_not_calibrated_for(tmp_path: Path, capsys: Any) -> None:
+    pipe, auto, file = CASES["sd"].load(), Auto(), tmp_path / "schedule.json"
+    with DeepCacheHelper(pipe, schedule=auto):
+        CASES["sd"].run(pipe, steps=5)
+    auto.learned[0].save(file)
+    call = ["compare", "m", "--prompt", "a fox", "--schedule", file]
+    assert said(capsys, *call, "--steps", 9) == (
+        f"--schedule {file} was calibrated for 5 steps, and here are 9: give the --steps that it "
+        "was made with, or calibrate anew"
+    )
+
+
+def test_the_help_of_every_command_ends_with_an_example(capsys: Any) -> None:
+    for command in COMMANDS:
+        with pytest.raises(SystemExit) as stop:
+            main([command, "--help"])
+        assert stop.value.code == 0
+        out = capsys.readouterr().out
+        _, _, example = out.rpartition("\nexample")
+        assert f":\n  deepcache-patch {command} " in example, out
+
+
+def test_the_examples_of_plan_run(capsys: Any) -> None:
+    with pytest.raises(SystemExit):
+        main(["plan", "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    commands = [line.split()[1:] for line in lines if line.startswith("  deepcache-patch plan")]
+    assert len(commands) == 3
+    for command in commands:
+        assert main(command) == 0
+        assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_version_names_this_package_and_what_it_stands_on(capsys: Any) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"deepcache-patch {deepcache_patch.__version__} (Python 3.")
+    torch, diffusers = metadata.version("torch"), metadata.version("diffusers")
+    assert out.endswith(f", torch {torch}, diffusers {diffusers})\n")
+
+
+def test_a_hub_id_without_a_hub_is_one_short_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    # diffusers says in half a page what it did not find in its cache, and not why it looked there.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    line = said(capsys, "branches", "nobody/nothing")
+    assert line.startswith("nobody/nothing is no folder, and not on the hub: Cannot reach https://")
+    assert line.endswith(". Without the hub, give the folder of a diffusers pipeline")
+    assert len(line) < 300
+
+
+def test_every_public_name_is_there_and_no_other() -> None:
+    for name in deepcache_patch.__all__:
+        assert getattr(deepcache_patch, name) is not None
+        assert name in dir(deepcache_patch)
+    with pytest.raises(AttributeError, match="'deepcache_patch' has no attribute 'DeepCashHelper'"):
+        deepcache_patch.DeepCashHelper  # noqa: B018
+
+
+def test_the_page_is_refused_a_place_before_a_model_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr("deepcache_patch.page.app.require_gradio", lambda: None)
+    for option in (["--port", "70000"], ["--host", "no.such.host.invalid"]):
+        assert option[1] in said(capsys, "ui", "m", *option)

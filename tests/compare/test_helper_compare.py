@@ -1,0 +1,318 @@
+"""`helper.compare`: every kind of pipeline, what ran, what the bars say, and LPIPS."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import zoo
+from diffusers import DiffusionPipeline
+from tiny import CASES, PROMPT, UNETS
+
+from deepcache_patch import DeepCacheHelper, DeepCacheWarning, Explicit, Uniform
+from deepcache_patch.compare.run import compare
+from deepcache_patch.measuring.generation import calls_of, labelled_progress
+from deepcache_patch.measuring.media import Sound
+from deepcache_patch.measuring.similarity import lpips, snr
+
+
+@pytest.fixture
+def deprecated_pipelines() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they warn of themselves
+        yield
+
+
+# --- what ran -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("schedule", "strip"),
+    [
+        (Uniform(3), "F··F··F"),
+        (Uniform(1), "FFFFFFF"),
+        (Explicit(["full", 2, 0, "full", 1, 1, 0]), "F20F110"),
+        # Step 0 runs in full whatever the plan says.
+        (Explicit([0, 0, "full", 0, 0, 0, 0]), "F·F····"),
+    ],
+    ids=["uniform", "in-full", "branches", "not-as-planned"],
+)
+def test_the_plan_is_the_one_that_ran(schedule: Any, strip: str) -> None:
+    helper = DeepCacheHelper(CASES["sd"].load(), schedule=schedule)
+    outcome = helper.compare(num_inference_steps=7, **PROMPT)
+    assert (list(outcome.plans), str(outcome.plan)) == (["unet"], strip)
+    assert outcome.full_calls == strip.count("F")
+    assert outcome.to_dict()["figures"]["plans"] == {"unet": strip}
+    assert outcome.table().splitlines()[-1] == f"plan            {strip}"
+
+
+def test_nothing_is_left_on_the_denoiser() -> None:
+    pipe = CASES["sd"].load()
+    before = {name: repr(value) for name, value in vars(pipe.unet).items()}
+    DeepCacheHelper(pipe).compare(num_inference_steps=4, **PROMPT)
+    assert {name: repr(value) for name, value in vars(pipe.unet).items()} == before
+
+
+@pytest.mark.slow
+def test_importing_the_package_needs_none_of_what_a_comparison_needs() -> None:
+    absent = (
+        "PIL.ImageDraw",
+        "skimage",
+        "deepcache_patch.compare.run",
+        "deepcache_patch.compare.outcome",
+    )
+    program = f"""
+import sys, torch, diffusers
+before = set(sys.modules)
+import deepcache_patch
+print([name for name in {absent} if name in set(sys.modules) - before])
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (result.stdout, result.returncode) == ("[]\n", 0), result.stderr
+
+
+# --- other kinds of pipelines -------------------------------------------------------------------
+
+
+def check_kind(name: str, kind: str, **call: Any) -> Any:
+    """Both seeds one by one, and in full everything is identical."""
+    pipe = zoo.CASES[name].load()
+    outcome = DeepCacheHelper(pipe, interval=3).compare(seeds=[3, 4], num_inference_steps=5, **call)
+    assert (outcome.kind, len(outcome.plain), outcome.identical) == (kind, 2, 0)
+    assert str(outcome.plan) == "F··F·"
+    assert (outcome.full_calls, outcome.shallow_calls) == (4, 6)
+    assert [time.calls for time in outcome.plain_times] == [10]
+    helper = DeepCacheHelper(pipe, interval=1)
+    again = helper.compare(seeds=[4], num_inference_steps=5, **call)
+    assert again.identical == 1
+    # Each seed makes what it makes alone.
+    assert as_array(again.plain[0]).tobytes() == as_array(outcome.plain[1]).tobytes()
+    return outcome
+
+
+def as_array(result: Any) -> np.ndarray:
+    return result.samples if isinstance(result, Sound) else np.asarray([*map(np.asarray, result)])
+
+
+@pytest.mark.usefixtures("deprecated_pipelines")
+def test_a_pipeline_for_videos() -> None:
+    outcome = check_kind("animatediff", "videos", num_frames=4, **PROMPT)
+    assert [len(video) for video in outcome.plain + outcome.cached] == [4] * 4
+    pairs = zip(outcome.plain[0], outcome.cached[0], strict=True)
+    errors = [np.square(np.subtract(*map(np.float64, pair))).mean() for pair in pairs]
+    by_hand = np.mean([10 * math.log10(255**2 / error) for error in errors])
+    # Measured before the pictures are rounded to 8 bits.
+    assert outcome.psnr[0] == pytest.approx(by_hand, abs=0.5)
+    assert 0.9 < outcome.ssim[0] < 1
+    assert outcome.snr is None
+    grid = outcome.grid()
+    assert grid.width > 6 * 160  # three frames of each of two videos
+
+
+@pytest.mark.usefixtures("deprecated_pipelines")
+def test_a_pipeline_for_sounds() -> None:
+    outcome = check_kind("audioldm", "sounds", **PROMPT)
+    assert [sound.rate for sound in outcome.plain] == [16000, 16000]
+    assert outcome.psnr is outcome.ssim is outcome.lpips is None
+    assert outcome.mean_psnr is None
+    plain, cached = (row[0].samples.astype(np.float64) for row in (outcome.plain, outcome.cached))
+    by_hand = 10 * math.log10((plain**2).sum() / ((plain - cached) ** 2).sum())
+    assert outcome.snr[0] == pytest.approx(by_hand)
+    assert "SNR" in outcome.table()
+    figures = outcome.to_dict()["figures"]
+    assert (figures["kind"], figures["psnr"]) == ("sounds", None)
+    assert figures["snr_each"] == list(outcome.snr)
+    assert outcome.grid().width > 2 * 640
+
+
+@pytest.mark.usefixtures("deprecated_pipelines")
+def test_a_pipeline_that_is_made_of_others_and_has_its_u_net_by_another_name() -> None:
+    pipe = zoo.CASES["wuerstchen-combined"].load()
+    outcome = DeepCacheHelper(pipe, interval=3).compare(
+        num_inference_steps=5, prior_num_inference_steps=2, height=128, width=128, **PROMPT
+    )
+    assert {name: str(plan) for name, plan in outcome.plans.items()} == {"decoder": "F··F·"}
+    assert outcome.about["scheduler"]
+
+
+@pytest.mark.usefixtures("deprecated_pipelines")
+def test_two_u_nets_have_a_plan_each() -> None:
+    pipe = zoo.CASES["stable-cascade-combined"].load()
+    steps = {"num_inference_steps": 4, "prior_num_inference_steps": 5}
+    outcome = DeepCacheHelper(pipe, interval=3).compare(height=128, width=128, **steps, **PROMPT)
+    plans = {name: str(plan) for name, plan in outcome.plans.items()}
+    assert plans == {"prior_prior": "F··F·", "decoder": "F··F"}
+    assert outcome.table().splitlines()[-1] == "plan of prior_prior F··F·"
+    assert outcome.plain_times[0].calls == 9
+
+
+def test_a_bare_u_net_is_refused() -> None:
+    with pytest.raises(TypeError, match="a comparison calls a pipeline; UNet2DConditionModel is"):
+        DeepCacheHelper(UNETS["condition-2-layers"].build()).compare()
+
+
+class VideoPipeline:
+    """Makes one video in a call."""
+
+    def __call__(
+        self,
+        prompt: Any,
+        negative_prompt: Any = None,
+        num_frames: int = 4,
+        output_type: str = "pil",
+        generator: Any = None,
+    ) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("prompt", "prompts"),
+    [
+        ("a", ["a", "a", "a", "a"]),
+        (["a", "c"], ["a", "a", "c", "c"]),
+        ({0: "a", 2: "c"}, [{0: "a", 2: "c"}] * 4),
+    ],
+    ids=["one", "two", "of-frames"],
+)
+def test_videos_are_made_one_by_one(prompt: Any, prompts: list[Any]) -> None:
+    call = {"prompt": prompt, "negative_prompt": "b"}
+    assert calls_of(VideoPipeline(), call, range(5, 9)) == [
+        ({"prompt": each, "negative_prompt": "b", "output_type": "np"}, (seed,))
+        for each, seed in zip(prompts, range(5, 9), strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        ({"prompt": ["a"] * 3}, ValueError, "4 pictures cannot be shared out evenly to 3 prompts"),
+        ({"prompt": "a", "steps": 1}, TypeError, "VideoPipeline does not take steps"),
+        ({}, TypeError, "VideoPipeline needs prompt="),
+    ],
+)
+def test_arguments_for_videos_that_do_not_fit_are_named(
+    call: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        calls_of(VideoPipeline(), call, range(4))
+
+
+# --- progress -----------------------------------------------------------------------------------
+
+
+def test_the_bars_say_which_generation_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    pipe = CASES["ddpm"].load()
+    pipe.set_progress_bar_config()
+    helper = DeepCacheHelper(pipe, schedule="auto")
+    assert compare(pipe, helper, num_inference_steps=3).about["replay"] is None
+    err = capsys.readouterr().err
+    found = [err.find(f"{label}: 100%") for label in ("warm-up", "calibration", "plain", "cached")]
+    assert -1 not in found
+    assert found == sorted(found)
+
+
+@pytest.mark.usefixtures("deprecated_pipelines")
+def test_the_bars_number_what_is_made_one_by_one(capsys: pytest.CaptureFixture[str]) -> None:
+    pipe = zoo.CASES["dance-diffusion"].load()
+    pipe.set_progress_bar_config()
+    DeepCacheHelper(pipe).compare(seeds=range(2), num_inference_steps=2)
+    err = capsys.readouterr().err
+    for label in ("warm-up", "plain 1/2", "plain 2/2", "cached 1/2", "cached 2/2"):
+        assert f"{label}: 100%" in err
+
+
+def test_the_label_reaches_the_pipelines_that_one_is_made_of() -> None:
+    outer, inner = (CASES["ddpm"].load() for _ in range(2))
+    inner.set_progress_bar_config(disable=True)
+    del outer._progress_bar_config
+    outer.inner_pipe = inner
+    # Such a pipeline hands the settings on, and keeps none.
+    outer.set_progress_bar_config = inner.set_progress_bar_config
+    assert isinstance(outer, DiffusionPipeline)
+    with labelled_progress(outer, "plain"):
+        assert inner._progress_bar_config == {"disable": True, "desc": "plain"}
+    assert inner._progress_bar_config == {"disable": True}
+    assert "_progress_bar_config" not in vars(outer)
+
+
+# --- LPIPS and SNR ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stub(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """In place of the package: the mean difference of the tensors, and what it was asked."""
+    seen = SimpleNamespace(made=[], shapes=[])
+
+    class LPIPS(torch.nn.Module):
+        def __init__(self, **options: Any) -> None:
+            super().__init__()
+            seen.made.append(options)
+
+        def forward(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+            assert not self.training
+            assert not torch.is_grad_enabled()
+            seen.shapes.append(tuple(first.shape))
+            assert first.min() >= -1
+            assert first.max() <= 1
+            return (first - second).abs().mean().reshape(1, 1, 1, 1)
+
+    module = ModuleType("lpips")
+    module.LPIPS = LPIPS  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "lpips", module)
+    return seen
+
+
+def test_lpips_gets_batches_from_minus_one_to_one(stub: SimpleNamespace) -> None:
+    distance = lpips()
+    assert stub.made == [{"net": "alex", "verbose": False}]
+    black, grey = np.zeros((40, 50, 1), np.float32), np.full((40, 50, 1), 0.5, np.float32)
+    assert distance(black, grey) == 1.0  # 0..1 is half as far as -1..1
+    assert stub.shapes == [(1, 3, 40, 50)]
+
+
+def test_a_comparison_has_lpips_where_the_package_is_there(stub: SimpleNamespace) -> None:
+    pipe = CASES["sd"].load()
+    helper = DeepCacheHelper(pipe)
+    outcome = helper.compare(seeds=[0, 1], num_inference_steps=4, height=32, width=40, **PROMPT)
+    assert len(outcome.lpips) == 2
+    assert stub.shapes == [(1, 3, 32, 40)] * 2
+    plain, cached = (
+        np.asarray(row[0], np.float64) / 255 for row in (outcome.plain, outcome.cached)
+    )
+    # Two pictures that were rounded to 8 bits.
+    assert outcome.lpips[0] == pytest.approx(2 * np.abs(plain - cached).mean(), abs=2 / 255)
+    assert outcome.to_dict()["figures"]["lpips_each"] == list(outcome.lpips)
+    mean = f"{np.mean(outcome.lpips):.4f}"
+    assert f"{'LPIPS':<15}{mean:>24}" in outcome.table()
+    small = helper.compare(num_inference_steps=2, height=16, width=40, **PROMPT)
+    assert (small.lpips, len(stub.shapes)) == (None, 2)
+
+
+def test_there_is_no_lpips_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lpips", None)
+    assert lpips() is None
+
+
+def test_a_package_that_fails_is_left_out_with_a_warning(
+    stub: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(**options: Any) -> None:
+        raise OSError("cannot fetch alexnet.pth")
+
+    monkeypatch.setattr(sys.modules["lpips"], "LPIPS", fail)
+    with pytest.warns(DeepCacheWarning, match="LPIPS is left out.*cannot fetch alexnet.pth"):
+        assert lpips() is None
+
+
+def test_snr_follows_from_the_sums_of_squares() -> None:
+    signal = np.ones((2, 50), np.float32)
+    assert snr(signal, signal * np.float32(1.1)) == pytest.approx(20.0, abs=1e-5)
+    assert snr(signal, signal.copy()) == math.inf
+    assert snr(np.zeros(4), np.ones(4)) == -math.inf

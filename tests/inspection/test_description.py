@@ -1,0 +1,322 @@
+"""What `print(helper)`, a notebook and the log say."""
+
+import copy
+import logging
+import pickle
+import re
+import threading
+
+import pytest
+import torch
+from tiny import CASES, inputs2d_condition, unet2d_condition, with_scheduler
+from zoo import CASES as ZOO
+
+import deepcache_patch.running.stats
+from deepcache_patch import (
+    FULL,
+    Adaptive,
+    AlreadyEnabledError,
+    DeepCacheHelper,
+    DeepCacheWarning,
+    Explicit,
+    Plan,
+)
+
+TIMESTEPS = torch.tensor([900, 700, 500, 300, 100])
+
+
+def loop(unet, timesteps=TIMESTEPS):
+    with torch.no_grad():
+        for timestep in timesteps:
+            unet(**(inputs2d_condition() | {"timestep": timestep}))
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Half a second passes from one look at the clock to the next."""
+    now = iter(range(1000))
+    monkeypatch.setattr(deepcache_patch.running.stats.time, "perf_counter", lambda: next(now) / 2)
+
+
+@pytest.fixture
+def lines(caplog):
+    """The log at INFO, without the seconds."""
+    caplog.set_level(logging.INFO, logger="deepcache_patch")
+
+    def said():
+        messages = [re.sub(r"in \S+ s", "in _ s", each.getMessage()) for each in caplog.records]
+        caplog.clear()
+        return messages
+
+    return said
+
+
+def test_before_the_first_generation_the_plan_is_that_of_fifty_steps():
+    assert str(DeepCacheHelper(unet2d_condition(), interval=10, replay="reuse")) == (
+        "DeepCacheHelper\n"
+        "  pipeline  UNet2DConditionModel, disabled\n"
+        "  schedule  Uniform(interval=10, branch=0)\n"
+        "  replay    Reuse()\n"
+        "  plan      F·········F·········F·········F·········F········· (of 50 steps)\n"
+        "  calls     0 in full, 0 shallow, in 0 generations\n"
+        "  cache     0.00 MiB at most"
+    )
+
+
+def test_after_a_generation_the_plan_is_what_ran(clock):
+    unet = unet2d_condition()
+    helper = DeepCacheHelper(unet, interval=2).enable()
+    loop(unet)
+    nbytes = helper.stats.cache_nbytes
+    assert str(helper) == (
+        "DeepCacheHelper\n"
+        "  pipeline  UNet2DConditionModel, enabled\n"
+        "  unet      UNet2DConditionModel, patched\n"
+        "  schedule  Uniform(interval=2, branch=0)\n"
+        "  replay    Extrapolate(strength=1.0)\n"
+        "  plan      F·F·F\n"
+        "  calls     3 in full, 2 shallow, in 1 generation\n"
+        f"  cache     {nbytes / 2**20:.2f} MiB at most\n"
+        "  last      5 steps in 2.5 s, 2 steps/s"
+    )
+    helper.disable()
+    assert "  plan      F·F·F\n" in str(helper)
+
+
+def test_controlnets_that_are_cut_along_are_named():
+    pipe = ZOO["sd-controlnet"].load()
+    assert DeepCacheHelper(pipe).attached == {}
+    with DeepCacheHelper(pipe) as helper:
+        assert helper.attached == {"unet": "UNet2DConditionModel", "controlnet": "ControlNetModel"}
+    assert helper.attached == {}
+
+
+def test_each_unet_has_a_plan_of_its_own():
+    case = ZOO["stable-cascade-combined"]
+    pipe = case.load()
+    with DeepCacheHelper(pipe, interval=2) as helper:
+        case.run(pipe, steps=4)
+        names = list(helper.last_generations)
+        text = str(helper)
+    assert len(names) == 2
+    for name in names:
+        plan = helper.last_generations[name].plan
+        assert f"  plan of {name}" in text
+        assert plan == Plan([FULL if step % 2 == 0 else 0 for step in range(len(plan))])
+
+
+@pytest.mark.parametrize(
+    ("schedule", "said"),
+    [
+        (Explicit([FULL, 0, 1]), "depends on the generation"),
+        (Adaptive(0.1), "depends on the generation"),
+        ("auto", "depends on the generation"),
+        (Explicit([FULL] + [0, 1] * 24 + [0]), "F" + "01" * 24 + "0 (of 50 steps)"),
+    ],
+)
+def test_a_plan_that_is_not_known_yet_is_not_made_up(schedule, said):
+    assert f"  plan      {said}\n" in str(DeepCacheHelper(unet2d_condition(), schedule=schedule))
+
+
+def test_the_plan_is_of_the_steps_that_the_scheduler_is_set_to():
+    pipe = CASES["sd"].load()
+    pipe.scheduler.set_timesteps(7)
+    assert "  plan      F··F··F (of 7 steps)\n" in str(DeepCacheHelper(pipe))
+    with_scheduler(pipe, "heun").scheduler.set_timesteps(4)  # with two calls for all but the last
+    assert "  plan      F··F··F (of 7 steps)\n" in str(DeepCacheHelper(pipe))
+
+
+def test_long_plans_are_broken_into_lines_and_cut_short():
+    pipe = CASES["ddpm"].load()
+    pipe.scheduler.set_timesteps(1000)
+    text = str(DeepCacheHelper(pipe, interval=4))
+    lines = text.splitlines()[4:8]
+    line = "F···" * 15
+    assert lines == [
+        f"  plan      {line}",
+        *[f"            {line}"] * 2,
+        f"            {line[:-1]}… (of 1000 steps)",
+    ]
+
+
+def test_a_notebook_gets_the_same_rows_as_a_table():
+    class Strange(Explicit):
+        def __repr__(self):
+            return "<script>"
+
+    helper = DeepCacheHelper(unet2d_condition(), schedule=Strange([FULL]))
+    html = helper._repr_html_()
+    assert html.count("<tr>") == len(str(helper).splitlines()) - 1
+    assert "&lt;script&gt;" in html
+    assert "<script>" not in html
+
+
+def test_enable_disable_and_each_generation_are_one_line_in_the_log(lines):
+    unet = unet2d_condition()
+    helper = DeepCacheHelper(unet)
+    said = "UNet2DConditionModel, Uniform(interval=3, branch=0)"
+    helper.disable()
+    assert lines() == []
+    helper.enable().enable()
+    assert lines() == [f"{said}: enabled"]
+    ran = "unet: 5 steps in _ s, 2 full and 3 shallow calls: F··F·"
+    loop(unet)
+    assert lines() == [ran]
+    helper.disable()
+    helper.disable()
+    assert lines() == [f"{said}: disabled"]
+
+
+def test_a_generation_whose_end_nobody_knows_is_told_when_the_next_begins(lines):
+    unet = unet2d_condition()
+    with DeepCacheHelper(unet):
+        lines()
+        loop(unet, [900, 700])
+        assert lines() == []
+        loop(unet, [900, 700, 500])
+        assert lines() == ["unet: 2 steps in _ s, 1 full and 1 shallow calls: F·"]
+    ran = "unet: 3 steps in _ s, 1 full and 2 shallow calls: F··"
+    assert lines() == [ran, "UNet2DConditionModel, Uniform(interval=3, branch=0): disabled"]
+
+
+@pytest.mark.parametrize("name", ["sd", "sd-img2img", "ddpm"])
+def test_a_pipelines_generation_is_told_at_its_last_step(name, lines):
+    case = CASES[name]
+    pipe = case.load()
+    with DeepCacheHelper(pipe) as helper:
+        lines()
+        case.run(pipe)
+        (line,) = lines()
+        (last,) = helper.last_generations.values()
+        assert line == re.sub(r"in \S+ s", "in _ s", f"unet: {last}")
+    assert lines() == [f"{type(pipe).__name__}, {helper.schedule}: disabled"]
+
+
+def test_a_generation_that_fails_is_told_as_far_as_it_came(lines, monkeypatch):
+    unet = unet2d_condition()
+    with DeepCacheHelper(unet):
+        lines()
+        loop(unet, [900, 700])
+        monkeypatch.setattr(unet.conv_in, "forward", _interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            loop(unet, [500])
+        assert lines() == ["unet: 2 steps in _ s, 1 full and 1 shallow calls: F·"]
+
+
+def _interrupted(*_):
+    raise KeyboardInterrupt
+
+
+def test_each_call_is_a_line_at_debug(caplog):
+    caplog.set_level(logging.DEBUG, logger="deepcache_patch")
+    unet = unet2d_condition()
+    with DeepCacheHelper(unet, branch=1):
+        loop(unet, [900, 700])
+    calls = [each.getMessage() for each in caplog.records if each.levelno == logging.DEBUG]
+    assert calls == [
+        "unet: step 0, call 0 of it: in full",
+        "unet: step 1, call 0 of it: shallow, at branch 1",
+    ]
+
+
+def test_nothing_is_printed_without_logging_being_set_up(capfd):
+    unet = unet2d_condition()
+    with DeepCacheHelper(unet):
+        loop(unet)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_helper_is_not_copied(copied):
+    with pytest.raises(TypeError) as caught:
+        copied(DeepCacheHelper(unet2d_condition()))
+    assert str(caught.value) == (
+        "a DeepCacheHelper cannot be copied or pickled, because it belongs to its pipeline: copy "
+        "the pipeline, and make a new helper for it"
+    )
+
+
+def test_a_with_block_leaves_the_helper_as_it_was():
+    """It was disabled after the block even if it had been enabled before."""
+    helper = DeepCacheHelper(unet2d_condition()).enable()
+    with helper:
+        with helper:
+            assert helper.enabled
+        assert helper.enabled
+    assert helper.enabled
+    helper.disable()
+    with helper:
+        with helper:
+            pass
+        assert helper.enabled
+    assert not helper.enabled
+
+
+def test_a_call_that_is_refused_amid_a_generation_stands_in_its_plan(caplog):
+    """The plan of a loop with such a call was a step short, and wrong from there on."""
+    caplog.set_level(logging.DEBUG, logger="deepcache_patch")
+    unet = unet2d_condition()
+    with DeepCacheHelper(unet, interval=2) as helper:
+        loop(unet, [900, 700])
+        with pytest.warns(DeepCacheWarning, match="gradients are enabled"):
+            unet(**(inputs2d_condition() | {"timestep": 500}))
+        loop(unet, [300])
+        (last,) = helper.last_generations.values()
+    assert str(last.plan) == "F·FF"
+    assert (last.full_calls, last.shallow_calls) == (3, 1)
+    assert "unet: a call of a step that is not known: in full" in caplog.messages
+
+
+def test_where_every_call_is_refused_no_plan_is_made_up():
+    unet = unet2d_condition()
+    with DeepCacheHelper(unet) as helper:
+        with pytest.warns(DeepCacheWarning, match="gradients are enabled"):
+            unet(**inputs2d_condition())
+        assert helper.last_generations == {}
+        assert "  plan" not in str(helper)
+        assert "  calls     1 in full, 0 shallow, in 0 generations\n" in str(helper)
+
+
+def test_disable_that_waits_for_a_call_knows_of_it_afterwards():
+    """What ran was noted before the wait: a call that was counted stood in no plan."""
+    unet, inside, go_on = unet2d_condition(), threading.Event(), threading.Event()
+    helper = DeepCacheHelper(unet).enable()
+
+    def wait(*_):
+        inside.set()
+        assert go_on.wait(60)
+
+    handle = unet.conv_out.register_forward_pre_hook(wait)
+    call = threading.Thread(target=loop, args=(unet, [900]))
+    call.start()
+    assert inside.wait(60)
+    threading.Timer(0.2, go_on.set).start()
+    helper.disable()
+    call.join()
+    handle.remove()
+    assert helper.stats.full_calls == helper.last_generations["unet"].full_calls == 1
+
+
+def test_a_schedule_that_fails_can_be_printed():
+    class Failing(Explicit):
+        def plan(self, num_steps):
+            raise KeyError(num_steps)
+
+    helper = DeepCacheHelper(unet2d_condition(), schedule=Failing([FULL]))
+    assert "  plan      depends on the generation\n" in str(helper)
+
+
+def test_a_with_block_that_is_refused_leaves_nothing_for_the_next():
+    unet = unet2d_condition()
+    first, second = DeepCacheHelper(unet).enable(), DeepCacheHelper(unet)
+    with pytest.raises(AlreadyEnabledError), second:
+        pass
+    first.disable()
+    second.enable()
+    with second:
+        pass
+    assert second.enabled
+    second.disable()
+    with second:
+        pass
+    assert not second.enabled

@@ -1,0 +1,485 @@
+"""`helper.calibrate`: what was asked for is what is got, and a failure leaves no trace."""
+
+from functools import partial
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from conftest import trace
+from tiny import CASES
+
+from deepcache_patch import Calibrated, DeepCacheHelper, InvalidSettingError, Uniform
+from deepcache_patch.measuring.similarity import psnr
+
+LDM = CASES["ldm"]
+
+
+class FakeClock:
+    """In the place of `LoopClock`: each call of the U-Net takes what the test says.
+
+    A call in full costs `plain` while the helper is paused and `full` while it is not.
+    """
+
+    plain, full, shallow = 1.0, 1.0, 0.25
+    helper = None
+    runs = 0
+
+    def __init__(self, unet):
+        self._unet = unet
+        self._calls = self._full = 0
+
+    def __enter__(self):
+        type(self).runs += 1
+        self._paused = self.helper is not None and self.helper._paused.get()
+        self._handles = [
+            self._unet.register_forward_hook(lambda *_: self._add("_calls")),
+            self._unet.mid_block.register_forward_hook(lambda *_: self._add("_full")),
+        ]
+        return self
+
+    def _add(self, name):
+        setattr(self, name, getattr(self, name) + 1)
+
+    def __exit__(self, *_):
+        for handle in self._handles:
+            handle.remove()
+
+    @property
+    def seconds(self):
+        assert self._calls > 0
+        full = self.plain if self._paused else self.full
+        return self._full * full + (self._calls - self._full) * self.shallow
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    class Clock(FakeClock):
+        pass
+
+    monkeypatch.setattr("deepcache_patch.learning.calibrate.LoopClock", Clock)
+    return Clock
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    """One for all: what is tested leaves it as it was."""
+    return LDM.load()
+
+
+@pytest.fixture(scope="module")
+def untouched(pipe):
+    """The trace of its U-Net before any test."""
+    return trace(pipe.unet)
+
+
+def counts(helper, run):
+    before = helper.stats
+    run()
+    after = helper.stats
+    return after.full_calls - before.full_calls, after.shallow_calls - before.shallow_calls
+
+
+# --- so many full steps -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("wanted", "full"), [(1, 1), (3, 3), (7, 7), (8, 8), (99, 8)])
+def test_as_many_full_steps_as_were_asked_for(wanted, full, pipe):
+    run = partial(LDM.run, pipe, steps=8)
+    helper = DeepCacheHelper(pipe).enable()
+    found = helper.calibrate(run, full_steps=wanted)
+    assert isinstance(found, Calibrated)
+    assert len(found.plan(8).full_steps) == full
+    assert found.interval is None
+    assert helper.schedule is found
+    assert counts(helper, run) == (full, 8 - full)
+    helper.disable()
+
+
+def test_the_branch_is_the_one_that_was_asked_for(pipe):
+    found = DeepCacheHelper(pipe).calibrate(partial(LDM.run, pipe, steps=6), full_steps=2, branch=2)
+    assert found.branches == (2,)
+
+
+def test_several_generations_in_one_run_are_one_calibration(pipe):
+    def run():
+        for seed in range(3):
+            LDM.run(pipe, steps=6, seed=seed)
+
+    calls = []
+    handle = pipe.unet.register_forward_hook(lambda *_: calls.append(1))
+    found = DeepCacheHelper(pipe).calibrate(run, full_steps=2)
+    handle.remove()
+    assert len(calls) == 3 * 6  # one run, in full
+    assert len(found.plan(6).full_steps) == 2
+    single = DeepCacheHelper(pipe).calibrate(partial(LDM.run, pipe, steps=6), full_steps=2)
+    one, other = (next(iter(each.solution.blends.values())) for each in (found, single))
+    assert not np.array_equal(one.gain, other.gain)  # three pictures, not the last or the first
+
+
+def test_the_same_run_gives_the_same_schedule(pipe):
+    run = partial(LDM.run, pipe, steps=8)
+    first, second = (DeepCacheHelper(pipe).calibrate(run, full_steps=3) for _ in range(2))
+    assert first.to_dict() == second.to_dict()
+
+
+def test_it_goes_by_the_schedule_in_another_helper(pipe, tmp_path):
+    run = partial(LDM.run, pipe, steps=8)
+    DeepCacheHelper(pipe).calibrate(run, full_steps=3).save(tmp_path / "schedule.json")
+    schedule = Calibrated.load(tmp_path / "schedule.json")
+    with DeepCacheHelper(pipe, schedule=schedule) as helper:
+        assert counts(helper, run) == (3, 5)
+
+
+# --- so close to the plain pictures -------------------------------------------------------------
+
+
+def shown(pipe):
+    """What the pipeline itself returns."""
+    return pipe(num_inference_steps=6, generator=torch.Generator().manual_seed(0), output_type="np")
+
+
+def test_the_fewest_full_steps_that_come_so_close_are_taken(pipe):
+    run = partial(LDM.run, pipe, steps=6)
+    (plain,) = run().numpy()
+    reached = {}
+    for count in range(1, 7):
+        helper = DeepCacheHelper(pipe)
+        helper.calibrate(run, full_steps=count)
+        with helper:
+            (picture,) = run().numpy()
+        reached[count] = psnr(plain, picture)
+    # Halving finds the fewest where more full steps are never worse.
+    assert sorted(reached.values()) == list(reached.values())
+    finite = [each for each in reached.values() if each < 200]
+    assert len(set(finite)) > 2
+    for below, above in pairwise([*finite, 200]):
+        for target in {finite[-1], (below + above) / 2}:
+            helper = DeepCacheHelper(pipe)
+            found = helper.calibrate(run, psnr=target)
+            assert len(found.plan(6).full_steps) == min(
+                count for count, each in reached.items() if each >= target
+            )
+            assert helper.schedule is found
+
+
+@pytest.mark.parametrize("kind", ["pictures", "output", "list of outputs", "PIL"])
+def test_run_may_return_what_the_pipeline_did(kind, pipe):
+    def run():
+        output = shown(pipe)
+        if kind == "pictures":
+            return output.images
+        if kind == "PIL":
+            return pipe.numpy_to_pil(output.images)
+        return [output, shown(pipe)] if kind == "list of outputs" else output
+
+    found = DeepCacheHelper(pipe).calibrate(run, psnr=0)
+    assert len(found.plan(6).full_steps) == 1
+
+
+def test_the_mean_of_several_pictures_counts(pipe, monkeypatch):
+    # The second picture is 20 dB closer: the mean reaches 30 dB with the first at 20.
+    decibels = iter([20.0, 40.0] * 9)
+    monkeypatch.setattr("deepcache_patch.learning.calibrate.decibels", lambda *_: next(decibels))
+
+    def run():
+        return [shown(pipe), shown(pipe)]
+
+    assert len(DeepCacheHelper(pipe).calibrate(run, psnr=30).plan(6).full_steps) == 1
+    assert len(DeepCacheHelper(pipe).calibrate(run, psnr=30.1).plan(6).full_steps) == 6
+
+
+# --- so many times as fast ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("speedup", [1, 1.3, 2, 3])
+@pytest.mark.parametrize("shallow", [0.0, 0.125, 0.25])
+def test_the_most_full_steps_that_are_so_fast_are_taken(shallow, speedup, clock, pipe):
+    clock.shallow = shallow
+    helper = DeepCacheHelper(pipe)
+    found = helper.calibrate(partial(LDM.run, pipe, steps=9), speedup=speedup)
+    fast = [full for full in range(1, 10) if 9 / (full + (9 - full) * shallow) >= speedup]
+    assert len(found.plan(9).full_steps) == max(fast)
+    assert helper.schedule is found
+
+
+def test_a_guess_that_was_right_is_not_measured_again(clock, pipe):
+    clock.shallow = 0.125
+    runs = []
+
+    def run():
+        runs.append(LDM.run(pipe, steps=12))
+
+    DeepCacheHelper(pipe).calibrate(run, speedup=2)
+    assert clock.runs == 1 + 1  # plainly, and with the schedule that was guessed
+    assert len(runs) == 2 + clock.runs  # and to learn, and to warm up
+
+
+def test_what_a_wrong_guess_cost_is_corrected_by_what_was_measured(clock, pipe):
+    clock.shallow = 0.25
+    found = DeepCacheHelper(pipe).calibrate(partial(LDM.run, pipe, steps=12), speedup=2)
+    assert len(found.plan(12).full_steps) == 4  # (12/2 - 12/4) / (1 - 1/4)
+    assert clock.runs == 1 + 2  # plainly, with 5 full steps, which is too slow, and with 4
+
+
+@pytest.mark.parametrize(("shallow", "speedup"), [(0.5, 2), (0.25, 4), (0.9, 1.5)])
+def test_a_speed_that_is_out_of_reach_is_refused(shallow, speedup, clock, pipe):
+    clock.shallow = shallow
+    helper = DeepCacheHelper(pipe, interval=4)
+    with pytest.raises(InvalidSettingError) as caught:
+        helper.calibrate(partial(LDM.run, pipe, steps=12), speedup=speedup)
+    reached = 12 / (1 + 11 * shallow)
+    assert str(caught.value) == (
+        f"speedup={speedup} is out of reach: with 1 of 12 steps in full at this branch it was "
+        f"{reached:.2f}; ask for less"
+    )
+    assert helper.schedule == Uniform(4)
+    assert not helper.enabled
+
+
+@pytest.mark.parametrize("full", [1.1, 1.5])
+@pytest.mark.parametrize("speedup", [1.2, 1.5, 2])
+def test_full_steps_that_cost_more_than_plain_ones_still_give_the_speed(speedup, full, clock, pipe):
+    # Recording takes time: then a plan of full steps alone is slower than the plain pipeline.
+    clock.full, clock.shallow = full, 0.2
+    clock.helper = helper = DeepCacheHelper(pipe)
+    found = helper.calibrate(partial(LDM.run, pipe, steps=12), speedup=speedup)
+    count = len(found.plan(12).full_steps)
+    assert 12 / (count * full + (12 - count) * 0.2) >= speedup
+
+
+def test_time_is_measured_with_a_clock_that_runs(pipe):
+    # Not how fast, only that it is asked for and found: any speed is at least a thousandth.
+    helper = DeepCacheHelper(pipe)
+    found = helper.calibrate(partial(LDM.run, pipe, steps=4), speedup=1)
+    assert 1 <= len(found.plan(4).full_steps) <= 4
+
+
+# --- before and after ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [{"full_steps": 2}, {"psnr": 10}, {"speedup": 1.5}],
+    ids=["full_steps", "psnr", "speedup"],
+)
+@pytest.mark.parametrize("enabled", [True, False], ids=["enabled", "disabled"])
+def test_a_helper_stays_enabled_or_disabled(enabled, asked, clock, pipe, untouched):
+    run = partial(LDM.run, pipe, steps=6)
+    plain = run()
+    helper = DeepCacheHelper(pipe)
+    if enabled:
+        helper.enable()
+    found = helper.calibrate(run, **asked)
+    assert helper.enabled is enabled
+    assert helper.schedule is found
+    if not enabled:
+        assert trace(pipe.unet) == untouched
+        assert torch.equal(run(), plain)
+    full = len(found.plan(6).full_steps)
+    helper.enable()
+    assert counts(helper, run) == (full, 6 - full)
+    with helper.paused():
+        assert torch.equal(run(), plain)
+    helper.disable()
+    assert trace(pipe.unet) == untouched
+
+
+def test_the_pipelines_progress_bar_says_which_run_it_is(pipe):
+    said = []
+
+    def run():
+        said.append(pipe._progress_bar_config["desc"])
+        LDM.run(pipe, steps=4)
+
+    before = vars(pipe).get("_progress_bar_config")
+    DeepCacheHelper(pipe).calibrate(run, speedup=1)
+    assert said == [f"calibration, run {number}" for number in range(1, len(said) + 1)]
+    assert len(said) >= 3
+    assert vars(pipe).get("_progress_bar_config") == before
+
+
+def nothing():
+    pass
+
+
+def two_lengths(pipe):
+    LDM.run(pipe, steps=4)
+    LDM.run(pipe, steps=5)
+
+
+def fails(pipe):
+    LDM.run(pipe, steps=4)
+    raise KeyError("in run")
+
+
+class Draws:
+    """A run without a seed: other pictures each time."""
+
+    def __init__(self, pipe):
+        self.pipe, self.seed = pipe, 0
+
+    def __call__(self):
+        self.seed += 1
+        return LDM.run(self.pipe, steps=4, seed=self.seed)
+
+
+FAILURES = {
+    "nothing asked for": (
+        lambda pipe: partial(LDM.run, pipe, steps=4),
+        {},
+        InvalidSettingError,
+        "give one of speedup, full_steps and psnr, not none",
+    ),
+    "two asked for": (
+        lambda pipe: partial(LDM.run, pipe, steps=4),
+        {"speedup": 2, "psnr": 30},
+        InvalidSettingError,
+        "give one of speedup, full_steps and psnr, not speedup and psnr",
+    ),
+    "slower": (
+        lambda pipe: partial(LDM.run, pipe, steps=4),
+        {"speedup": 0.5},
+        InvalidSettingError,
+        "speedup must be a number from 1 to 1000, not 0.5",
+    ),
+    "speed of words": (
+        lambda pipe: partial(LDM.run, pipe, steps=4),
+        {"speedup": "2x"},
+        InvalidSettingError,
+        "speedup must be a number from 1 to 1000, not '2x'",
+    ),
+    "no full step": (
+        lambda pipe: partial(LDM.run, pipe, steps=4),
+        {"full_steps": 0},
+        InvalidSettingError,
+        "full_steps must be an integer of at least 1, not 0",
+    ),
+    "half a full step": (
+        lambda pipe: partial(LDM.run, pipe, steps=4),
+        {"full_steps": 2.5},
+        InvalidSettingError,
+        "full_steps must be an integer of at least 1, not 2.5",
+    ),
+    "negative decibels": (
+        lambda pipe: partial(LDM.run, pipe, steps=4),
+        {"psnr": -1},
+        InvalidSettingError,
+        "psnr must be a number from 0 to 200, not -1",
+    ),
+    "negative branch": (
+        lambda pipe: partial(LDM.run, pipe, steps=4),
+        {"full_steps": 2, "branch": -1},
+        InvalidSettingError,
+        "branch must be an integer of at least 0, not -1",
+    ),
+    "branch too high": (
+        lambda pipe: partial(LDM.run, pipe, steps=4),
+        {"full_steps": 2, "branch": 99},
+        InvalidSettingError,
+        "branch 99 is out of range",
+    ),
+    "no function": (
+        lambda pipe: "a prompt",
+        {"full_steps": 2},
+        InvalidSettingError,
+        "run must be a function that calls the pipeline, not 'a prompt'",
+    ),
+    "calls nothing": (
+        lambda pipe: nothing,
+        {"full_steps": 2},
+        InvalidSettingError,
+        r"run\(\) started no generation of this pipeline",
+    ),
+    "two numbers of steps": (
+        lambda pipe: partial(two_lengths, pipe),
+        {"full_steps": 2},
+        InvalidSettingError,
+        "must be of one kind, but the generation has 5 steps, not 4",
+    ),
+    "no seed": (
+        lambda pipe: Draws(pipe),
+        {"psnr": 30},
+        InvalidSettingError,
+        r"run\(\) makes other pictures each time, .* give the pipeline a seeded generator",
+    ),
+    "nothing returned": (
+        lambda pipe: lambda: (LDM.run(pipe, steps=4), None)[1],
+        {"psnr": 30},
+        InvalidSettingError,
+        r"run\(\) must return what the pipeline returned, with pictures; it returned NoneType",
+    ),
+    "no pictures returned": (
+        lambda pipe: lambda: (LDM.run(pipe, steps=4), "done")[1],
+        {"psnr": 30},
+        InvalidSettingError,
+        "it returned str",
+    ),
+    "an error of its own": (
+        lambda pipe: partial(fails, pipe),
+        {"full_steps": 2},
+        KeyError,
+        "in run",
+    ),
+}
+
+
+@pytest.mark.parametrize("enabled", [True, False], ids=["enabled", "disabled"])
+@pytest.mark.parametrize("name", FAILURES)
+def test_a_failure_leaves_everything_as_it_was(name, enabled, pipe, untouched):
+    make, asked, error, message = FAILURES[name]
+    helper = DeepCacheHelper(pipe, interval=2)
+    schedule = helper.schedule
+    if enabled:
+        helper.enable()
+    with pytest.raises(error, match=message):
+        helper.calibrate(make(pipe), **asked)
+    assert helper.schedule is schedule
+    assert helper.enabled is enabled
+    if not enabled:
+        assert trace(pipe.unet) == untouched
+    helper.enable()
+    assert counts(helper, partial(LDM.run, pipe, steps=4)) == (2, 2)
+    helper.disable()
+
+
+def test_a_failure_on_the_way_leaves_everything_as_it_was(clock, pipe, untouched):
+    # Not in the first run, which learns, but in the third, which goes by a schedule already.
+    runs = []
+
+    def run():
+        runs.append(1)
+        if len(runs) == 3:
+            raise KeyboardInterrupt
+        return LDM.run(pipe, steps=4)
+
+    helper = DeepCacheHelper(pipe, interval=2)
+    with pytest.raises(KeyboardInterrupt):
+        helper.calibrate(run, speedup=1.5)
+    assert helper.schedule == Uniform(2)
+    assert not helper.enabled
+    assert trace(pipe.unet) == untouched
+    with helper:
+        assert counts(helper, partial(LDM.run, pipe, steps=4)) == (2, 2)
+
+
+def test_features_that_are_not_finite_teach_nothing(pipe):
+    handle = pipe.unet.mid_block.register_forward_hook(lambda _m, _a, output: output / 0)
+    helper = DeepCacheHelper(pipe)
+    with pytest.raises(InvalidSettingError, match="features are not finite"):
+        helper.calibrate(partial(LDM.run, pipe, steps=4), full_steps=2)
+    handle.remove()
+    assert helper.schedule == Uniform()
+
+
+def test_a_bare_unet_has_nothing_to_calibrate(pipe, untouched):
+    helper = DeepCacheHelper(pipe.unet)
+    with pytest.raises(InvalidSettingError, match="needs a pipeline that runs the timesteps"):
+        helper.calibrate(partial(LDM.run, pipe, steps=4), full_steps=2)
+    assert trace(pipe.unet) == untouched
+
+
+def test_a_pipeline_of_another_helper_is_not_calibrated(pipe):
+    other = LDM.load()
+    with pytest.raises(InvalidSettingError, match="started no generation of this pipeline"):
+        DeepCacheHelper(pipe).calibrate(partial(LDM.run, other, steps=4), full_steps=2)

@@ -1,0 +1,496 @@
+"""A learned schedule in a file and back, and what it refuses to be used for."""
+
+import copy
+import json
+from dataclasses import replace
+from functools import cache
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from conftest import trace
+from tiny import CASES, SCHEDULERS, inputs2d_condition, unet2d_condition, with_scheduler
+
+from deepcache_patch import (
+    FULL,
+    Auto,
+    Calibrated,
+    DeepCacheHelper,
+    InvalidSettingError,
+    Plan,
+    Uniform,
+)
+from deepcache_patch.cutting.features import FeatureKey, Recorded
+from deepcache_patch.learning.learned import Setting, SolutionGuide, load_all, save_all
+from deepcache_patch.learning.solver import Blend, Solution
+
+SD, LDM = CASES["sd"], CASES["ldm"]
+
+
+@cache
+def loaded(name):
+    """One pipeline for all tests that leave it as it was."""
+    return CASES[name].load()
+
+
+def learn(pipe, steps=8, *, case=SD):
+    """What `Auto` learns from one generation."""
+    auto = Auto()
+    with DeepCacheHelper(pipe, schedule=auto):
+        case.run(pipe, steps=steps)
+    (learned,) = auto.learned
+    return learned
+
+
+@pytest.fixture(scope="module")
+def learned():
+    return learn(loaded("sd"))
+
+
+@pytest.fixture
+def file(learned, tmp_path):
+    learned.save(tmp_path / "schedule.json")
+    return tmp_path / "schedule.json"
+
+
+def rounded(values):
+    return [float(f"{value:.5g}") for value in values]
+
+
+# --- the file -----------------------------------------------------------------------------------
+
+
+def test_what_is_loaded_is_what_was_saved(learned, file):
+    loaded = Calibrated.load(file)
+    assert loaded.setting == learned.setting
+    assert loaded.solution.plan == learned.solution.plan
+    assert isinstance(loaded.solution.plan, Plan)
+    assert loaded.interval == learned.interval == 3
+    assert loaded.solution.seen == learned.solution.seen == 8
+    assert loaded.solution.error == float(f"{learned.solution.error:.5g}")
+    assert loaded.solution.blends.keys() == learned.solution.blends.keys()
+    assert len(loaded.solution.blends) == 5
+    for step, blend in learned.solution.blends.items():
+        other = loaded.solution.blends[step]
+        assert (other.a, other.b) == (blend.a, blend.b)
+        for name in ("gain", "trend", "offset"):
+            assert getattr(other, name).tolist() == rounded(getattr(blend, name))
+
+
+@pytest.mark.parametrize("kind", [str, lambda path: path], ids=["str", "Path"])
+def test_saving_what_was_loaded_writes_the_same_bytes(kind, learned, file, tmp_path):
+    again = tmp_path / "again.json"
+    learned.save(kind(again))
+    assert again.read_bytes() == file.read_bytes()
+    Calibrated.load(kind(file)).save(again)
+    assert again.read_bytes() == file.read_bytes()
+
+
+def test_nothing_but_the_file_remains(learned, tmp_path):
+    learned.save(tmp_path / "schedule.json")
+    learned.save(tmp_path / "schedule.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["schedule.json"]
+
+
+def test_what_is_written_over_is_replaced_in_one_go(learned, file):
+    # Whoever has the old one open reads it to its end.
+    with file.open() as old:
+        replace(learned, interval=7).save(file)
+        assert json.load(old)["schedules"][0]["interval"] == 3
+    assert Calibrated.load(file).interval == 7
+
+
+def test_the_file_may_be_read_by_whoever_may_read_other_files(file, tmp_path):
+    (tmp_path / "other.json").write_text("")
+    assert file.stat().st_mode == (tmp_path / "other.json").stat().st_mode
+
+
+def test_a_failed_save_leaves_nothing_behind(learned, tmp_path):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError, match="folder"):
+        learned.save(tmp_path / "folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_several_schedules_are_for_auto(learned, file):
+    second = replace(learned, interval=5)
+    save_all(file, [learned, second])
+    assert [each.interval for each in load_all(file)] == [3, 5]
+    with pytest.raises(
+        InvalidSettingError, match=rf"{file} holds 2 .* give it to Auto\(file=...\)"
+    ):
+        Calibrated.load(file)
+
+
+def test_a_schedule_without_a_budget_stays_without(learned, file):
+    replace(learned, interval=None).save(file)
+    assert Calibrated.load(file).interval is None
+
+
+def edited(file, edit):
+    data = json.loads(file.read_text())
+    edit(data["schedules"][0])
+    file.write_text(json.dumps(data))
+
+
+DAMAGES = {
+    "empty": lambda file: file.write_text(""),
+    "no JSON": lambda file: file.write_text("a plan"),
+    "no text": lambda file: file.write_bytes(b"\xff\xfe\x00"),
+    "cut off": lambda file: file.write_text(file.read_text()[:200]),
+    "other JSON": lambda file: file.write_text("[1, 2]"),
+    "null": lambda file: file.write_text("null"),
+    "no version": lambda file: file.write_text("{}"),
+    "no schedules": lambda file: file.write_text('{"version": 1}'),
+    "schedules of another kind": lambda file: file.write_text('{"version": 1, "schedules": [3]}'),
+    "no blends": lambda file: edited(file, lambda data: data.pop("blends")),
+    "a blend too few": lambda file: edited(file, lambda data: data["blends"].popitem()),
+    "a blend for a full step": lambda file: edited(
+        file, lambda data: data["blends"].update({"0": next(iter(data["blends"].values()))})
+    ),
+    "a blend without trend": lambda file: edited(
+        file, lambda data: next(iter(data["blends"].values())).pop("trend")
+    ),
+    "a gain of words": lambda file: edited(
+        file, lambda data: next(iter(data["blends"].values())).update(gain=["much"])
+    ),
+    "a plan too short": lambda file: edited(file, lambda data: data["plan"].pop()),
+    # What is wrong with a plan was once passed on as it was, without the name of the file.
+    "a plan of words": lambda file: edited(file, lambda data: data.update(plan=["maybe"] * 8)),
+    "an empty plan": lambda file: edited(file, lambda data: data.update(plan=[])),
+    "timesteps of words": lambda file: edited(
+        file, lambda data: data.update(timesteps=["soon"] * 8)
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize(
+    "read", [Calibrated.load, lambda file: Auto(file=file)], ids=["load", "auto"]
+)
+def test_a_damaged_file_is_refused_by_name(damage, read, file):
+    DAMAGES[damage](file)
+    with pytest.raises(InvalidSettingError) as caught:
+        read(file)
+    assert str(caught.value).startswith(f"{file} is no file of calibrated schedules, or a damaged")
+    assert "or calibrate anew" in str(caught.value)
+
+
+def test_a_file_of_another_version_is_refused_by_both_versions(file):
+    file.write_text(file.read_text().replace('"version": 1', '"version": 2'))
+    with pytest.raises(
+        InvalidSettingError, match=f"{file} has version 2 of the format, this package reads 1"
+    ):
+        Calibrated.load(file)
+
+
+def test_a_file_that_is_not_there_is_an_error_of_the_system(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        Calibrated.load(tmp_path / "nowhere.json")
+
+
+# --- what it fits -------------------------------------------------------------------------------
+
+
+def test_a_loaded_schedule_runs_as_planned(learned, file):
+    pipe = loaded("sd")
+    before = trace(pipe.unet)
+    with DeepCacheHelper(pipe, schedule=Calibrated.load(file)) as helper:
+        first = SD.run(pipe, steps=8)
+        assert (helper.stats.full_calls, helper.stats.shallow_calls) == (3, 5)
+        assert torch.equal(SD.run(pipe, steps=8), first)
+    assert trace(pipe.unet) == before
+
+
+def test_it_fits_pictures_of_another_size_and_number(learned):
+    pipe = loaded("sd")
+    with DeepCacheHelper(pipe, schedule=learned) as helper:
+        SD.run(pipe, steps=8, height=24, width=32, num_images_per_prompt=2)
+    assert (helper.stats.full_calls, helper.stats.shallow_calls) == (3, 5)
+
+
+def smaller_unet(pipe):
+    pipe.unet = unet2d_condition(layers_per_block=1)
+
+
+def other_unet(pipe):
+    class OtherUNet(type(pipe.unet)):
+        pass
+
+    pipe.unet.__class__ = OtherUNet
+
+
+def other_config(pipe):
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, beta_end=0.02)
+
+
+KNOWN_BEFORE = {
+    "scheduler": (
+        lambda pipe: with_scheduler(pipe, "euler"),
+        "scheduler is a EulerDiscreteScheduler, not a DDIMScheduler",
+    ),
+    "scheduler-config": (other_config, "scheduler has beta_end=0.02, not 0.012"),
+    "no-scheduler": (
+        lambda pipe: setattr(pipe, "scheduler", None),
+        "scheduler is a NoneType, not a DDIMScheduler",
+    ),
+    "unet": (other_unet, "unet is a OtherUNet, not a UNet2DConditionModel"),
+    "unet-config": (smaller_unet, "unet has layers_per_block=1, not 2"),
+}
+
+
+@pytest.mark.parametrize("name", KNOWN_BEFORE)
+def test_another_unet_or_scheduler_is_refused_before_anything_is_patched(name, learned):
+    change, difference = KNOWN_BEFORE[name]
+    pipe = SD.load()
+    change(pipe)
+    before = trace(pipe.unet)
+    message = f"this calibrated schedule does not fit: {difference}; calibrate it anew"
+    with pytest.raises(InvalidSettingError) as caught:
+        DeepCacheHelper(pipe, schedule=learned)
+    assert str(caught.value) == message
+    assert trace(pipe.unet) == before
+
+
+@pytest.mark.parametrize("name", [name for name in KNOWN_BEFORE if name != "no-scheduler"])
+def test_and_by_enable_if_it_was_replaced_since(name, learned):
+    change, difference = KNOWN_BEFORE[name]
+    pipe = SD.load()
+    helper = DeepCacheHelper(pipe, schedule=learned)
+    change(pipe)
+    before = trace(pipe.unet)
+    with pytest.raises(InvalidSettingError, match=f"does not fit: {difference}"):
+        helper.enable()
+    assert trace(pipe.unet) == before
+    assert not helper.enabled
+
+
+def test_a_bare_unet_is_refused(learned):
+    with pytest.raises(InvalidSettingError, match="scheduler is a NoneType"):
+        DeepCacheHelper(loaded("sd").unet, schedule=learned)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "difference"),
+    [
+        ({"steps": 7}, "the generation has 7 steps, not 8"),
+        ({"steps": 16}, "the generation has 16 steps, not 8"),
+        (
+            {"steps": None, "timesteps": [876, 800, 700, 600, 500, 400, 200, 1]},
+            "step 1 has timestep 800, not 751",
+        ),
+    ],
+    ids=["fewer", "more", "others"],
+)
+def test_another_list_of_timesteps_is_refused_when_the_generation_starts(arguments, difference):
+    pipe = with_scheduler(SD.load(), "euler")
+    pipe.scheduler = type(pipe.scheduler).from_config(
+        pipe.scheduler.config, timestep_spacing="leading", steps_offset=1
+    )
+    schedule = learn(pipe)
+    with DeepCacheHelper(pipe, schedule=schedule) as helper:
+        for _ in range(2):  # it is asked at each start
+            with pytest.raises(InvalidSettingError, match=f"does not fit: {difference}; calibr"):
+                SD.run(pipe, **arguments)
+        SD.run(pipe, steps=8)
+        assert (helper.stats.full_calls, helper.stats.shallow_calls) == (3, 5)
+
+
+def test_another_strength_has_other_timesteps():
+    case = CASES["sd-img2img"]
+    pipe, auto = case.load(), Auto()
+    with DeepCacheHelper(pipe, schedule=auto):
+        case.run(pipe, steps=10, strength=0.8)
+    with (
+        DeepCacheHelper(pipe, schedule=auto.learned[0]),
+        pytest.raises(InvalidSettingError, match="the generation has 5 steps, not 8"),
+    ):
+        case.run(pipe, steps=10, strength=0.5)
+
+
+def test_a_scheduler_replaced_while_enabled_is_refused_when_the_generation_starts(learned):
+    pipe = SD.load()
+    with DeepCacheHelper(pipe, schedule=learned):
+        with_scheduler(pipe, "euler")
+        with pytest.raises(InvalidSettingError, match="scheduler is a EulerDiscreteScheduler"):
+            SD.run(pipe, steps=8)
+
+
+def test_a_schedule_that_does_not_fit_leaves_the_one_before(learned):
+    pipe = with_scheduler(SD.load(), "euler")
+    with DeepCacheHelper(pipe, interval=2) as helper:
+        with pytest.raises(InvalidSettingError, match="does not fit"):
+            helper.follow(learned)
+        assert helper.schedule == Uniform(2)
+        SD.run(pipe, steps=8)
+        assert (helper.stats.full_calls, helper.stats.shallow_calls) == (4, 4)
+
+
+def test_the_plan_of_another_number_of_steps_is_refused(learned):
+    assert learned.plan(8) == learned.solution.plan
+    with pytest.raises(InvalidSettingError, match="calibrated for 8 steps, the generation has 9"):
+        learned.plan(9)
+
+
+def test_it_brings_its_own_replay(learned):
+    with pytest.raises(InvalidSettingError, match="Calibrated brings its own replay: leave replay"):
+        DeepCacheHelper(loaded("sd"), schedule=learned, replay="reuse")
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_schedule_fits_an_equal_pipeline(name, tmp_path, monkeypatch):
+    # Also with a number of steps that is odd, which some schedulers treat otherwise.
+    pipe = loaded("ldm")
+    config = pipe.scheduler.config
+    monkeypatch.setattr(pipe, "scheduler", SCHEDULERS[name](config))
+    learn(pipe, steps=5, case=LDM).save(tmp_path / "schedule.json")
+    pipe.scheduler = SCHEDULERS[name](config)
+    with DeepCacheHelper(pipe, schedule=Calibrated.load(tmp_path / "schedule.json")) as helper:
+        LDM.run(pipe, steps=5)
+    assert helper.stats.shallow_calls > 0
+
+
+# It changes its config in `set_timesteps` if the number of steps is odd.
+def test_a_schedule_fits_a_scheduler_that_changes_itself(tmp_path):
+    def fresh():
+        pipe = SD.load()
+        pipe.scheduler = diffusers.DPMSolverSinglestepScheduler.from_config(pipe.scheduler.config)
+        return pipe
+
+    learn(fresh(), steps=5).save(tmp_path / "schedule.json")
+    pipe = fresh()
+    with DeepCacheHelper(pipe, schedule=Calibrated.load(tmp_path / "schedule.json")) as helper:
+        SD.run(pipe, steps=5)
+    assert (helper.stats.full_calls, helper.stats.shallow_calls) == (2, 3)
+
+
+def test_what_diffusers_notes_for_itself_does_not_count(learned):
+    pipe = SD.load()
+    here = Setting({**learned.setting.unet}, {**learned.setting.scheduler}, ())
+    pipe.unet.register_to_config(_name_or_path="elsewhere")
+    learned.check(pipe.unet, pipe.scheduler)
+    assert not any(name.startswith("_") for name in (*here.unet, *here.scheduler))
+
+
+# --- what it replays ----------------------------------------------------------------------------
+
+CHANNELS = 3
+
+
+def guide(dtype=np.float64):
+    """Steps F·F·: gains, trends and offsets that are exact in float16."""
+    blends = {
+        1: Blend(0, 0, *(np.array(each, dtype) for each in ([0.5, -1, 0], [0, 0, 0], [1, 2, 3]))),
+        3: Blend(2, 0, *(np.array(each, dtype) for each in ([0, 0.5, 1], [1, 0.5, -1], [0, 0, 4]))),
+    }
+    return SolutionGuide(Solution(4, Plan([FULL, 0, FULL, 0]), blends, 0.0))
+
+
+def recorded(step, value, *, dtype=torch.float32, channels=CHANNELS):
+    feature = torch.full((2, channels, 2, 2), value, dtype=dtype)
+    return Recorded(step, FeatureKey.of(feature), feature)
+
+
+def by_channel(*values, dtype=torch.float32):
+    return torch.tensor(values, dtype=dtype).reshape(1, -1, 1, 1).expand(2, -1, 2, 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_each_step_has_its_own_blend(dtype):
+    first, second = recorded(0, 2.0, dtype=dtype), recorded(2, 4.0, dtype=dtype)
+    leading = guide()
+    assert [leading.entry(step) for step in range(4)] == [FULL, 0, FULL, 0]
+    # 2 + gain · 2 + offset
+    one = leading.feature(1, 0, [first])
+    assert torch.equal(one, by_channel(4, 2, 5, dtype=dtype))
+    # 4 + gain · 4 + trend · (4 - 2) + offset
+    three = leading.feature(3, 0, [second, first])
+    assert torch.equal(three, by_channel(6, 7, 10, dtype=dtype))
+    assert one.dtype == three.dtype == dtype
+
+
+def test_what_was_recorded_is_not_written_to():
+    first, second = recorded(0, 2.0), recorded(2, 4.0)
+    guide().feature(3, 0, [second, first])
+    assert torch.equal(first.feature, torch.full((2, CHANNELS, 2, 2), 2.0))
+    assert torch.equal(second.feature, torch.full((2, CHANNELS, 2, 2), 4.0))
+
+
+@pytest.mark.parametrize(
+    ("step", "found"),
+    [
+        (1, [recorded(1, 2.0)]),
+        (1, [recorded(1, 2.0), recorded(0, 4.0)]),
+        (3, [recorded(2, 2.0)]),
+        (3, [recorded(2, 2.0), recorded(1, 4.0)]),
+        (3, [recorded(1, 2.0), recorded(0, 4.0)]),
+        (3, [recorded(2, 2.0, channels=4), recorded(0, 4.0, channels=4)]),
+    ],
+    ids=["later", "one-more", "one-less", "other-older", "other-newest", "other-channels"],
+)
+def test_where_other_steps_were_recorded_the_newest_is_replayed(step, found):
+    assert guide().feature(step, 0, found) is found[0].feature
+
+
+def test_what_is_loaded_replays_what_was_saved(learned, file):
+    # But for the digits: both pictures come from the same plan, and are equal where they are, too.
+    exact = copy.deepcopy(learned)
+    for blend in exact.solution.blends.values():
+        for values in (blend.gain, blend.trend, blend.offset):
+            values[:] = rounded(values)
+    pipe = loaded("sd")
+    with DeepCacheHelper(pipe, schedule=exact):
+        expected = SD.run(pipe, steps=8)
+    with DeepCacheHelper(pipe, schedule=Calibrated.load(file)):
+        assert torch.equal(SD.run(pipe, steps=8), expected)
+
+
+def test_guidance_dropped_midway_runs_in_full_once_and_goes_on(learned):
+    # A call that is full out of turn: the next shallow steps cannot blend as planned.
+    pipe = loaded("sd")
+
+    def cut_off(pipe, step, _timestep, kwargs):
+        if step == 3:
+            kwargs["prompt_embeds"] = kwargs["prompt_embeds"].chunk(2)[-1]
+            pipe._guidance_scale = 0.0
+        return kwargs
+
+    plan = Plan([FULL, 0, FULL, 0, 0, 0, FULL, 0])
+    steady = Blend(0, 0, *np.zeros((3, 8)))
+    blends = {step: steady for step, entry in enumerate(plan) if entry != FULL}
+    schedule = replace(learned, solution=Solution(len(plan), plan, blends, 0.0))
+    with DeepCacheHelper(pipe, schedule=schedule) as helper:
+        SD.run(
+            pipe,
+            steps=8,
+            callback_on_step_end=cut_off,
+            callback_on_step_end_tensor_inputs=["prompt_embeds"],
+        )
+    assert (helper.stats.full_calls, helper.stats.shallow_calls) == (4, 4)
+
+
+# --- as an object -------------------------------------------------------------------------------
+
+
+def test_it_equals_itself_and_can_be_hashed(file):
+    schedule = Calibrated.load(file)
+    assert schedule == schedule
+    assert len({schedule, Calibrated.load(file)}) == 2
+
+
+def test_its_name_does_not_spell_out_what_was_learned(learned):
+    name = repr(DeepCacheHelper(loaded("sd"), schedule=learned))
+    assert "array(" not in name
+    assert "block_out_channels" not in name
+
+
+def test_no_step_of_a_plain_loop_looks_like_one(learned):
+    # A hand-written loop on a pipeline's U-Net has no timesteps of the scheduler's.
+    pipe = loaded("sd")
+    with (
+        DeepCacheHelper(pipe, schedule=learned),
+        torch.no_grad(),
+        pytest.raises(InvalidSettingError, match="the generation has 0 steps, not 8"),
+    ):
+        pipe.unet(**(inputs2d_condition() | {"timestep": 3.5}))

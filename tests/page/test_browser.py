@@ -1,0 +1,192 @@
+"""The page in a real browser, on the trained pipeline: settings by the keyboard, both pictures
+under the slider, and no request that leaves this machine.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import shutil
+import socket
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+REASON = "make test-ui, with chromium and chromedriver"
+pytest.importorskip("gradio", reason=f"gradio is not installed: {REASON}")
+pytest.importorskip("selenium", reason=f"selenium is not installed: {REASON}")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
+DRIVER = shutil.which("chromedriver")
+if CHROMIUM is None or DRIVER is None:
+    pytest.skip(f"there is no Chromium here: {REASON}", allow_module_level=True)
+
+from selenium import webdriver  # noqa: E402
+from selenium.webdriver import ActionChains  # noqa: E402
+from selenium.webdriver.common.by import By  # noqa: E402
+from selenium.webdriver.common.keys import Keys  # noqa: E402
+from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
+
+from deepcache_patch.cli.loading import choose_device, choose_dtype, load_pipeline  # noqa: E402
+from deepcache_patch.page import app as ui  # noqa: E402
+
+pytestmark = [
+    pytest.mark.slow,
+    # Of gradio: sockets that it leaves open, and what it asks of pandas.
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+
+MODEL = Path(__file__).parents[2] / "benchmarks" / "models" / "shapes"
+FLAGS = (
+    *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+)
+
+
+@pytest.fixture(scope="module")
+def _gradio_leaves_sockets_and_loops_open() -> Iterator[None]:
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
+
+
+@pytest.fixture(scope="module")
+def address(_gradio_leaves_sockets_and_loops_open: None) -> Iterator[str]:
+    device = choose_device("cpu")
+    pipe = load_pipeline(str(MODEL), device, choose_dtype("float32", device))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with ui.launch(pipe, port=port) as server:
+        yield server.address
+
+
+class Browser:
+    """A page, looked at."""
+
+    def __init__(self, driver: Any, address: str) -> None:
+        self.driver = driver
+        self._address = address
+        driver.get(address)
+        self.wait(lambda: self.strip())
+
+    def wait(self, condition: Callable[[], Any]) -> Any:
+        return WebDriverWait(self.driver, 30).until(lambda _driver: condition())
+
+    def all(self, selector: str) -> list[Any]:
+        return list(self.driver.find_elements(By.CSS_SELECTOR, selector))
+
+    def one(self, selector: str) -> Any:
+        (found,) = self.all(selector)
+        return found
+
+    def strip(self, inside: str = "#planned") -> str | None:
+        found = self.all(f"{inside} .strip")
+        return found[0].get_attribute("aria-label") if found else None
+
+    def type_into(self, label: str, text: str) -> None:
+        self.one(f"input[aria-label^={json.dumps(label)}]").send_keys(
+            Keys.CONTROL, "a", Keys.NULL, text, Keys.TAB
+        )
+
+    def generate(self) -> None:
+        (button,) = [each for each in self.all("button") if "Generate" in each.text]
+        button.send_keys(Keys.ENTER)
+
+    def hidden(self) -> float:
+        """How much of the second picture is hidden, from the left, in percent."""
+        path = self.all("#pictures img")[1].value_of_css_property("clip-path")
+        return float(path.removeprefix("inset(0px 0px 0px ").removesuffix("%)"))
+
+    def complaints(self) -> list[str]:
+        return [each["message"] for each in self.driver.get_log("browser")]
+
+    def foreign_requests(self) -> list[str]:
+        """To anywhere but the page's own server."""
+        events = [json.loads(each["message"]) for each in self.driver.get_log("performance")]
+        sent = [
+            each["message"]["params"]["request"]["url"]
+            for each in events
+            if each["message"]["method"] == "Network.requestWillBeSent"
+        ]
+        assert sum(each.startswith(self._address) for each in sent) > 10
+        inside = (self._address, "data:", "blob:", "chrome:", "chrome-untrusted:")
+        return [each for each in sent if not each.startswith(inside)]
+
+
+@pytest.fixture(params=[(1280, 900), (360, 780)], ids=["desktop", "phone"])
+def browser(request: Any, address: str, tmp_path: Path) -> Iterator[Browser]:
+    width, height = request.param
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path}", f"--window-size={width},{height}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    if width < 500:
+        metrics = {"width": width, "height": height, "pixelRatio": 2}
+        options.add_experimental_option("mobileEmulation", {"deviceMetrics": metrics})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    try:
+        yield Browser(driver, address)
+    finally:
+        driver.quit()
+
+
+PIXELS = """
+return [...document.querySelectorAll("#pictures img")].map(image => {
+  const canvas = Object.assign(document.createElement("canvas"),
+    {width: image.naturalWidth, height: image.naturalHeight});
+  const context = canvas.getContext("2d");
+  context.drawImage(image, 0, 0);
+  return [image.naturalWidth, image.naturalHeight, canvas.toDataURL()];
+})
+"""
+
+
+def test_settings_by_the_keyboard_then_both_pictures_under_the_slider(browser: Browser) -> None:
+    assert browser.strip() == f"plan: {'F··' * 16}F·"
+    browser.type_into("number input for Steps", "8")
+    browser.wait(lambda: browser.strip() == "plan: F··F··F·")
+    browser.one('input[aria-label^="range slider for Interval"]').send_keys(Keys.ARROW_RIGHT)
+    browser.wait(lambda: browser.strip() == "plan: F···F···")
+    assert browser.all("#pictures img") == []
+
+    browser.all("textarea")[0].send_keys("a large red star above a small blue triangle")
+    browser.generate()
+    browser.wait(lambda: browser.all("#figures table"))
+    assert browser.strip("#figures") == "plan: F···F···"
+    browser.wait(lambda: all(each[0] for each in browser.driver.execute_script(PIXELS)))
+    plain, cached = browser.driver.execute_script(PIXELS)
+    assert plain[:2] == cached[:2] == [64, 64]
+    assert plain[2] != cached[2]
+    rows = [row.text.split() for row in browser.all("#figures tr")]
+    assert rows[0] == ["plain", "DeepCache", "speedup"]
+    assert rows[3:5] == [["full", "calls", "8", "2"], ["shallow", "calls", "0", "6"]]
+
+    assert browser.hidden() == 50
+    handle = browser.one("#pictures [data-testid=slider]")
+    handle.send_keys(Keys.ARROW_LEFT)
+    browser.wait(lambda: 44 < browser.hidden() < 46)  # a twentieth, in whole pixels
+    middle = handle.find_element(By.CSS_SELECTOR, ".inner")
+    ActionChains(browser.driver).drag_and_drop_by_offset(middle, 60, 0).perform()
+    browser.wait(lambda: browser.hidden() > 50)
+
+    width = "return document.documentElement.scrollWidth - window.innerWidth"
+    assert browser.driver.execute_script(width) <= 0
+    assert browser.driver.execute_script("return window.innerWidth") in (1280, 360)
+    assert browser.complaints() == []
+    assert browser.foreign_requests() == []
+
+
+def test_what_is_wrong_is_a_message_on_the_page(browser: Browser) -> None:
+    browser.type_into("Width", "13")
+    browser.generate()
+    browser.wait(lambda: browser.all("[data-testid=toast-body]"))
+    told = browser.one("[data-testid=toast-body]").text
+    assert "have to be divisible by 8 but are 64 and 13" in told
+    assert "Traceback" not in browser.driver.page_source
+    assert browser.all("#pictures img") == []

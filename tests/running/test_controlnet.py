@@ -1,0 +1,205 @@
+"""A ControlNet runs only what a shallow call of the U-Net uses, and no picture shows it."""
+
+import copy
+import functools
+import time
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from conftest import counted_calls, trace
+from tiny import inputs2d_condition, unet2d_condition
+from zoo import CASES
+
+from deepcache_patch import DeepCacheHelper
+from deepcache_patch.cutting.anatomy import dissect, dissect_controlnet, is_controlnet
+from deepcache_patch.running.controlnet import AttachedCompanion
+
+# Of each kind of ControlNet, one or more to a pipeline.
+CONTROLLED = {
+    "sd-controlnet": "controlnet_mid_block",
+    "sd-controlnet-two": "nets.1.controlnet_mid_block",
+    "sd-controlnet-inpaint": "controlnet_mid_block",
+    "sdxl-controlnet-img2img": "controlnet_mid_block",
+    "sdxl-controlnet-union": "controlnet_mid_block",
+    "blip-controlnet": "controlnet_mid_block",
+    "sd-controlnet-pag": "controlnet_mid_block",
+    "animatediff-controlnet": "controlnet_mid_block",
+    "animatediff-sparse-controlnet": "controlnet_mid_block",
+    "hunyuandit-controlnet": "controlnet_blocks.2",  # the deepest
+}
+
+
+def uncut(monkeypatch):
+    monkeypatch.setattr(AttachedCompanion, "_branch", lambda *_: None)
+
+
+@pytest.mark.parametrize("name", CONTROLLED)
+def test_the_pictures_are_those_with_a_whole_controlnet(name, monkeypatch):
+    case = CASES[name]
+    pipe = case.load()
+    before = trace(pipe.controlnet)
+    with DeepCacheHelper(pipe) as helper:
+        picture = case.run(pipe, steps=8)
+        shallow = helper.stats.shallow_calls
+    assert shallow >= 3
+    assert trace(pipe.controlnet) == before
+    uncut(monkeypatch)
+    with DeepCacheHelper(pipe):
+        assert torch.equal(case.run(pipe, steps=8), picture)
+
+
+@pytest.mark.parametrize("branch", [0, 1])
+@pytest.mark.parametrize("name", CONTROLLED)
+def test_the_deepest_part_runs_on_full_steps_only(name, branch):
+    case = CASES[name]
+    pipe = case.load()
+    with counted_calls(pipe.controlnet) as calls, DeepCacheHelper(pipe, branch=branch) as helper:
+        case.run(pipe, steps=8)
+    assert calls[CONTROLLED[name]] == helper.stats.full_calls
+    assert calls[""] == helper.stats.full_calls + helper.stats.shallow_calls
+
+
+def test_at_the_deepest_branch_a_controlnet_is_whole(monkeypatch):
+    # The middle block's residual is added after the feature that is replayed there.
+    case = CASES["sd-controlnet"]
+    pipe = case.load()
+    deepest = dissect(pipe.unet).branches[-1]
+    with DeepCacheHelper(pipe, branch=deepest) as helper:
+        with counted_calls(pipe.controlnet) as calls:
+            picture = case.run(pipe, steps=8)
+        assert helper.stats.shallow_calls == 5
+    assert calls["controlnet_mid_block"] == 8
+    uncut(monkeypatch)
+    with DeepCacheHelper(pipe, branch=deepest):
+        assert torch.equal(case.run(pipe, steps=8), picture)
+
+
+def test_guess_mode_is_not_cut():
+    # It scales the residuals by how many there are.
+    case = CASES["sd-controlnet"]
+    pipe = case.load()
+    with counted_calls(pipe.controlnet) as calls, DeepCacheHelper(pipe) as helper:
+        case.run(pipe, steps=8, guess_mode=True)
+    assert calls["mid_block"] == 8
+    assert helper.stats.shallow_calls == 5
+
+
+def test_paused_and_disabled_a_controlnet_is_whole():
+    case = CASES["sd-controlnet"]
+    pipe = case.load()
+    helper = DeepCacheHelper(pipe).enable()
+    with counted_calls(pipe.controlnet) as calls, helper.paused():
+        case.run(pipe, steps=8)
+    assert calls["mid_block"] == 8
+    helper.disable()
+    with counted_calls(pipe.controlnet) as calls:
+        case.run(pipe, steps=8)
+    assert calls["mid_block"] == 8
+
+
+def test_a_replaced_controlnet_runs_whole_until_it_is_attached():
+    case = CASES["sd-controlnet"]
+    pipe, other = case.load(), case.load()
+    with DeepCacheHelper(pipe) as helper:
+        expected = case.run(pipe, steps=8)
+        pipe.controlnet = other.controlnet
+        with counted_calls(pipe.controlnet) as calls:
+            assert torch.equal(case.run(pipe, steps=8), expected)
+        assert calls["mid_block"] == 8
+        helper.disable()
+        helper.enable()
+        with counted_calls(pipe.controlnet) as calls:
+            assert torch.equal(case.run(pipe, steps=8), expected)
+        assert calls["mid_block"] == 3
+
+
+def test_a_controlnet_of_another_depth_is_not_cut():
+    pipe = CASES["sd-controlnet"].load()
+    anatomy = dissect_controlnet(pipe.controlnet)
+    assert anatomy.num_skips == dissect(pipe.unet).num_skips
+    pipe.controlnet.controlnet_down_blocks.append(torch.nn.Identity())
+    assert not anatomy.is_current
+    assert dissect_controlnet(pipe.controlnet).num_skips == -1
+
+
+def test_what_is_no_controlnet_is_not_taken_for_one():
+    for model in (unet2d_condition(), torch.nn.Linear(1, 1), torch.nn.ModuleList(), None):
+        assert not is_controlnet(model)
+
+
+@pytest.mark.usefixtures("no_grad")
+@pytest.mark.parametrize("size", [(8, 8), (9, 11)], ids=["8x8", "9x11"])
+def test_a_cut_controlnet_makes_the_first_residuals(size):
+    pipe = CASES["sd-controlnet"].load()
+    controlnet = pipe.controlnet
+    factor = 2 ** (len(controlnet.config.conditioning_embedding_out_channels) - 1)
+    arguments = inputs2d_condition(size=size) | {
+        "controlnet_cond": torch.rand(2, 3, *(factor * side for side in size)),
+        "return_dict": False,
+    }
+    whole, _ = controlnet(**arguments)
+    anatomy = dissect_controlnet(controlnet)
+    assert len(whole) == anatomy.num_skips
+    for branch in range(anatomy.num_skips - 1):
+        with anatomy.cut(branch).applied():
+            residuals, middle = controlnet(**arguments)
+        assert len(residuals) == branch + 1
+        assert all(map(torch.equal, residuals, whole))
+        assert middle.count_nonzero() == 0
+
+
+def test_a_controlnet_that_cannot_be_dissected_runs_whole():
+    case = CASES["sd-controlnet"]
+    pipe = case.load()
+    pipe.controlnet.down_blocks[0].more = torch.nn.ModuleList([torch.nn.Identity()] * 7)
+    with counted_calls(pipe.controlnet) as calls, DeepCacheHelper(pipe) as helper:
+        case.run(pipe, steps=8)
+    assert calls["mid_block"] == 8
+    assert helper.stats.shallow_calls == 5
+
+
+def test_threads_may_share_unet_and_controlnet():
+    # One thread looked at the ControlNet while the other one's call had it cut, and took what was
+    # left of it for all.
+    case = CASES["sd-controlnet"]
+    pipe = case.load()
+    other = type(pipe)(**{**pipe.components, "scheduler": copy.deepcopy(pipe.scheduler)})
+    other.set_progress_bar_config(disable=True)
+    with DeepCacheHelper(pipe):
+        expected = [case.run(pipe, steps=8, seed=seed) for seed in range(4)]
+    pipe.controlnet.controlnet_cond_embedding.register_forward_hook(lambda *_: time.sleep(0.01))
+    with DeepCacheHelper(pipe), ThreadPoolExecutor(2) as pool:
+        futures = [
+            pool.submit(functools.partial(_runs, case, each, seeds))
+            for each, seeds in ((pipe, (0, 1)), (other, (2, 3)))
+        ]
+        pictures = [picture for future in futures for picture in future.result()]
+    assert all(map(torch.equal, pictures, expected))
+    assert len(pictures) == 4
+
+
+def _runs(case, pipe, seeds):
+    return [case.run(pipe, steps=8, seed=seed) for seed in seeds]
+
+
+def test_nobody_keeps_the_residuals_of_a_cut_call(monkeypatch):
+    # Those of four calls, 5 MiB each for SD 1.5, stayed with the helper for the next ones.
+    case = CASES["sd-controlnet"]
+    pipe = case.load()
+    given = []
+    call = AttachedCompanion._call
+
+    def watched(self, original, args, kwargs):
+        # The pipeline itself holds those of the last step until it has the next.
+        assert not [each for earlier in given[:-1] for each in earlier if each() is not None]
+        output = call(self, original, args, kwargs)
+        given.append([weakref.ref(each) for each in output[0]])
+        return output
+
+    monkeypatch.setattr(AttachedCompanion, "_call", watched)
+    with DeepCacheHelper(pipe, interval=5, replay="reuse") as helper:
+        case.run(pipe)
+    assert helper.stats.shallow_calls > 0
+    assert len(given) == helper.stats.shallow_calls + helper.stats.full_calls
