@@ -117,11 +117,30 @@ class CallPatch:
             self._patch.install(self._enter)
             self._compile.install(self._compile_inside)
 
-    def await_earlier_calls(self) -> None:
-        """Wait for calls in other threads that began before `install`.
+    def take_over(self, wrapper: Wrapper) -> None:
+        """`install`, and wait for calls in other threads that began before.
 
-        They take no turns, so they would see the module cut. To be called with the lock held.
+        They take no turns, so they would see what is done to the module meanwhile.
         """
+        with self.lock:
+            self.install(wrapper)
+            self._await_earlier_calls()
+
+    @contextmanager
+    def turn(self, kinds: int) -> Iterator[bool]:
+        """The turn of one call: no other thread's is under way in the `with` block.
+
+        Args:
+            kinds: See `room_for_graphs`.
+
+        Yields:
+            Whether the patch is still there. If it was removed while the call waited, somebody
+            else's may be in its place: call `module` then, after the block.
+        """
+        with self.lock, self.room_for_graphs(kinds):
+            yield self.installed
+
+    def _await_earlier_calls(self) -> None:
         while any(map(self._is_in_earlier_call, _stacks_of_others())):
             time.sleep(1e-3)
 

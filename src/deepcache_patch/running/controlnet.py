@@ -74,9 +74,7 @@ class AttachedCompanion:
 
     def attach(self) -> None:
         """Send calls of the ControlNet here; wait for those that are under way."""
-        with self._lock:
-            self._patch.install(self._call)
-            self._patch.await_earlier_calls()
+        self._patch.take_over(self._call)
 
     def detach(self) -> None:
         """Leave the ControlNet as it was."""
@@ -91,18 +89,17 @@ class AttachedCompanion:
             return original(*args, **kwargs)
         branch = self._branch(unet, anatomy, args, kwargs)
         kinds = unet.num_skips + 1  # cut at each branch, and whole
-        with self._lock, self._patch.room_for_graphs(kinds):
-            # While this call was waiting, layers may have been replaced, or the patch removed.
-            installed = self._patch.installed
-            if installed and (branch is None or not anatomy.is_current):
+        with self._patch.turn(kinds) as mine:
+            # While this call was waiting, layers may have been replaced.
+            if mine and (branch is None or not anatomy.is_current):
                 return original(*args, **kwargs)
-            if installed and branch is not None:
+            if mine and branch is not None:
                 bring_whole(self._controlnet)
                 if branch not in self._cuts:
                     self._cuts[branch] = anatomy.cut(branch)
                 with self._cuts[branch].applied():
                     output = original(*args, **kwargs)
-        if not installed:  # somebody else's patch may be there by now
+        if not mine:
             return self._patch.module(*args, **kwargs)
 
         def again() -> Any:

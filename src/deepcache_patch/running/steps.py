@@ -6,8 +6,9 @@ generation it is, and the offset in it says which step: no value is read, no dev
 timesteps that occur twice (Heun, PNDM) stay apart. What is no such view is matched by value.
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import Final
+from typing import Any, Final
 
 import torch
 
@@ -165,6 +166,23 @@ def same_storage(first: torch.Tensor, second: torch.Tensor) -> bool:
         first.dtype == second.dtype
         and first.untyped_storage().data_ptr() == second.untyped_storage().data_ptr()
     )
+
+
+def driving_scheduler(schedulers: Sequence[Any], timestep: Any) -> Any:
+    """The scheduler whose list the timestep is a view into; the likeliest if it is no view."""
+    if len(schedulers) > 1 and isinstance(timestep, torch.Tensor):
+        for scheduler in schedulers:
+            timesteps = timesteps_of(scheduler)
+            if timesteps is not None and same_storage(timestep, timesteps):
+                return scheduler
+    return schedulers[0] if schedulers else None
+
+
+def timesteps_of(scheduler: Any) -> torch.Tensor | None:
+    """The scheduler's list of timesteps, shape `(steps,)`; `None` if it has none."""
+    timesteps = getattr(scheduler, "timesteps", None)
+    listed = isinstance(timesteps, torch.Tensor) and timesteps.ndim == 1
+    return timesteps if listed else None
 
 
 def _same_timeline(first: torch.Tensor | None, second: torch.Tensor | None) -> bool:

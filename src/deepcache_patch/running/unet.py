@@ -8,27 +8,24 @@ cache; whether a call runs in full or shallow is decided here and nowhere else, 
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import torch
 from torch import nn
 
-from ..cutting.anatomy import Anatomy, dissect
-from ..cutting.cut import Cut
-from ..cutting.features import FeatureKey, Recorded, Recorder, StandIn, first_tensor
+from ..cutting.anatomy import Anatomy
+from ..cutting.features import FeatureKey, Recorded
 from ..errors import ChangedResidualsError, DeepCacheWarning
 from ..patching.call import CallPatch
 from ..patching.wrappers import unwrapped
 from ..schedules.guide import Context, Guide, Position
 from ..schedules.plans import FULL
+from .cuts import UNetCuts
 from .example import example_of
-from .observers import observer_of
-from .offloading import bring_whole
 from .session import Session
 from .stats import Course, LastGeneration, Stats
-from .steps import same_storage
+from .steps import driving_scheduler, timesteps_of
 
 #: How many calls of one step are kept apart. More are no denoising loop that is known, and each
 #: would hold a feature of its own: they run in full.
@@ -63,14 +60,10 @@ class AttachedUNet:
     ) -> None:
         self.name = name
         self._unet = unwrapped(patch.module)
-        self._anatomy = anatomy
+        self._cuts = UNetCuts(self._unet, anatomy)
         self._begin = begin
         self._schedulers_of = schedulers_of
         self._paused = paused
-        self._stand_in = StandIn()
-        self._recorders: dict[int, Recorder] = {}
-        self._cuts: dict[tuple[int | None, tuple[int, ...]], Cut] = {}
-        self._proofs: dict[int, bool] = {}
         self._local = threading.local()
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         self._warned: set[str] = set()
@@ -102,15 +95,17 @@ class AttachedUNet:
         return self._patch.module
 
     @property
+    def _anatomy(self) -> Anatomy:
+        return self._cuts.anatomy
+
+    @property
     def num_skips(self) -> int:
         """How many skip connections the U-Net has."""
         return self._anatomy.num_skips
 
     def attach(self) -> None:
         """Send calls of the U-Net here; wait for those that are under way."""
-        with self._lock:
-            self._patch.install(self._call)
-            self._patch.await_earlier_calls()
+        self._patch.take_over(self._call)
 
     def detach(self) -> None:
         """Leave the U-Net as it was, and let go of everything recorded."""
@@ -148,7 +143,7 @@ class AttachedUNet:
             if self._paused() or torch.is_grad_enabled() or not self._patch.installed:
                 return None
             session = self._session()
-            guide, timesteps = session.guide, _timesteps_of(session.scheduler)
+            guide, timesteps = session.guide, timesteps_of(session.scheduler)
             position = session.locate(timestep, timesteps, ahead=True)
             if guide is None or position is None or position.generation != session.generation:
                 return None
@@ -170,12 +165,10 @@ class AttachedUNet:
     def _call(
         self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        with self._lock:
-            if self._patch.installed:
-                kinds = 2 * len(self._anatomy.branches) + 1  # recording, shallow; and plain
-                with self._patch.room_for_graphs(kinds):
-                    return self._run(original, args, kwargs)
-        # Removed while this call was waiting: somebody else's patch may be there by now.
+        kinds = 2 * len(self._anatomy.branches) + 1  # recording, shallow; and plain
+        with self._patch.turn(kinds) as mine:
+            if mine:
+                return self._run(original, args, kwargs)
         return self._patch.module(*args, **kwargs)
 
     def _run(
@@ -200,10 +193,7 @@ class AttachedUNet:
             guide = self._lead(session, position)
             if position.step == position.slot == 0:
                 self.example = example_of(arguments)
-            if not self._anatomy.is_current:
-                self._anatomy = dissect(self._unet)
-                self._cuts.clear()
-                self._proofs.clear()
+            if self._cuts.look_again():
                 session.forget()
             branch, feature = self._branch_to_run(session, guide, position, arguments)
             changed = self._completed(session, branch, arguments)
@@ -215,11 +205,11 @@ class AttachedUNet:
             if changed is not None:
                 args, kwargs = self._anatomy.handed_over(changed, len(args))
             tapped = tuple(b for b in guide.branches if branch is None or b < branch)
-            with self._cut(branch, tapped, feature):
+            with self._cuts.applied(branch, tapped, feature):
                 output = original(*args, **kwargs)
             session.course.called(position.step, position.slot, branch)
-            if branch is None and not self._anatomy.is_known:
-                self._prove(original, args, kwargs, output, tapped)
+            if branch is None:
+                self._cuts.prove(self._patch, original, args, kwargs, output, tapped)
             self._keep_recorded(session, guide, position, arguments, output)
         except BaseException:
             # Whether the caller tries this step again, or what, cannot be known.
@@ -227,38 +217,8 @@ class AttachedUNet:
             session.cut_calls.clear()
             raise
         finally:
-            for recorder in self._recorders.values():
-                recorder.take()
+            self._cuts.taken()
         return output
-
-    def _prove(
-        self,
-        original: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        output: Any,
-        tapped: tuple[int, ...],
-    ) -> None:
-        """See, once for each branch, that a shallow call straight after the full one equals it."""
-        unproved = [branch for branch in tapped if branch not in self._proofs]
-        if unproved and self._patch.compiled:
-            # Compiled code rounds otherwise when it is cut, and may reuse the memory of outputs.
-            eager: Callable[..., Any] = self._unet._call_impl
-            for recorder in self._recorders.values():
-                recorder.take()  # or the taps would seem to be passed twice in one call
-            with self._cut(None, tapped, None):
-                output = eager(*args, **kwargs)
-            original = eager
-        for branch in unproved:
-            recorder = self._recorders[branch]
-            if recorder.latest is None or recorder.repeated:
-                continue
-            arguments = self._anatomy.arguments(args, kwargs)
-            arguments = self._anatomy.trimmed(branch, arguments) or arguments
-            again, named = self._anatomy.handed_over(arguments, len(args))
-            with self._cut(branch, (), recorder.latest):
-                shallow = original(*again, **named)
-            self._proofs[branch] = torch.equal(first_tensor(shallow), first_tensor(output))
 
     def _session(self) -> Session:
         try:
@@ -280,8 +240,8 @@ class AttachedUNet:
         if refusal is not None:
             self._warn(refusal)
             return None
-        session.scheduler = _driving(self._schedulers_of(), timestep)
-        position = session.locate(timestep, _timesteps_of(session.scheduler))
+        session.scheduler = driving_scheduler(self._schedulers_of(), timestep)
+        position = session.locate(timestep, timesteps_of(session.scheduler))
         if position is None:
             self._warn(
                 "its step cannot be told from its timestep: pass an element of the scheduler's "
@@ -318,12 +278,10 @@ class AttachedUNet:
             # Without a list of timesteps nobody knows how many steps there will be.
             num_steps = position.num_steps or max(64, 2 * position.step)
             scheduler = session.scheduler
-            is_own = session.tracker.runs_on(_timesteps_of(scheduler))
+            is_own = session.tracker.runs_on(timesteps_of(scheduler))
             context = Context(num_steps, timesteps, scheduler, self._unet, is_own)
             guide = self._begin(context)
-            for branch in guide.branches:
-                self._anatomy.check_branch(branch)
-                self._recorders.setdefault(branch, Recorder())
+            self._cuts.record(guide.branches)
             session.guide = guide
         session.enter(guide, position.step)
         return guide
@@ -356,17 +314,11 @@ class AttachedUNet:
         recorded = session.cache.get(position.slot, entry)
         if not recorded or recorded[0].step < session.last_full:
             return ()
-        if not (self._anatomy.is_known or self._proofs.get(entry)):
-            self._warn(
-                f"{type(self._unet).__name__} has classes that are not diffusers', and "
-                f"cut at branch {entry} it does not give what it gives whole: something happens "
-                "between its layers that cannot be seen from their list"
-            )
-            return ()
-        if entry not in session.watched:
-            cut = self._anatomy.cut(entry, self._stand_in, {})
-            session.watched[entry] = observer_of(self._unet, cut)
-        reason = session.watched[entry]
+        reason = self._cuts.doubt(entry)
+        if reason is None:
+            if entry not in session.watched:
+                session.watched[entry] = self._cuts.watcher(entry)
+            reason = session.watched[entry]
         if reason is not None:
             self._warn(reason)
             return ()
@@ -394,23 +346,6 @@ class AttachedUNet:
             "conditioning_scale instead"
         )
 
-    @contextmanager
-    def _cut(
-        self, branch: int | None, tapped: tuple[int, ...], feature: torch.Tensor | None
-    ) -> Iterator[None]:
-        """The U-Net as one call shall see it: shallow, or whole; with taps where it is recorded."""
-        if (branch, tapped) not in self._cuts:
-            recorders = {b: self._recorders[b] for b in tapped}
-            self._cuts[branch, tapped] = self._anatomy.cut(branch, self._stand_in, recorders)
-        if branch is not None:
-            bring_whole(self._unet)
-        self._stand_in.feature = feature
-        try:
-            with self._cuts[branch, tapped].applied():
-                yield
-        finally:
-            self._stand_in.feature = None
-
     def _keep_recorded(
         self,
         session: Session,
@@ -420,13 +355,12 @@ class AttachedUNet:
         output: Any,
     ) -> None:
         slot, sample = position.slot, self._sample(arguments)
-        if any(recorder.repeated for recorder in self._recorders.values()):
+        if self._cuts.ran_twice:
             self._warn(
                 "its layers were run more than once in it, by what somebody has put round its "
                 "forward, and each time has a feature of its own"
             )
-        taken = {branch: recorder.take() for branch, recorder in self._recorders.items()}
-        features = {branch: each for branch, each in taken.items() if each is not None}
+        features = self._cuts.taken()
         guide.observe(position, sample, output, features)
         last_step = position.step + 1 == position.num_steps
         session.called(slot, last_step=last_step)
@@ -443,19 +377,3 @@ class AttachedUNet:
         if reason not in self._warned:
             self._warned.add(reason)
             warnings.warn(f"a U-Net call runs in full: {reason}", DeepCacheWarning, stacklevel=2)
-
-
-def _driving(schedulers: Sequence[Any], timestep: Any) -> Any:
-    """The scheduler whose list the timestep is a view into; the likeliest if it is no view."""
-    if len(schedulers) > 1 and isinstance(timestep, torch.Tensor):
-        for scheduler in schedulers:
-            timesteps = _timesteps_of(scheduler)
-            if timesteps is not None and same_storage(timestep, timesteps):
-                return scheduler
-    return schedulers[0] if schedulers else None
-
-
-def _timesteps_of(scheduler: Any) -> torch.Tensor | None:
-    timesteps = getattr(scheduler, "timesteps", None)
-    listed = isinstance(timesteps, torch.Tensor) and timesteps.ndim == 1
-    return timesteps if listed else None
