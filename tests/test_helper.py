@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import inspect
 import pickle
 import threading
 import warnings
@@ -31,6 +32,7 @@ from deepcache_patch import (
     UnsupportedModelError,
 )
 from deepcache_patch.cutting.anatomy import dissect
+from deepcache_patch.learning.calibrate import calibrate
 from deepcache_patch.patching.call import CALL
 from deepcache_patch.running.controlnet import AttachedCompanion
 from deepcache_patch.running.unet import MAX_SLOTS, AttachedUNet
@@ -76,7 +78,7 @@ def kinds_of_steps(unet, steps=7, timesteps=None):
 
 def held_bytes(helper):
     """The bytes that a helper of one U-Net holds now."""
-    return sum(session.cache.nbytes for session in helper._attached[0]._sessions)
+    return sum(session.cache.nbytes for session in helper._attachment.unets[0]._sessions)
 
 
 def test_the_public_names():
@@ -559,7 +561,7 @@ def test_a_call_that_waited_while_the_helper_was_disabled_runs_plain():
     with torch.no_grad():
         plain = unet(**arguments).sample
     helper = DeepCacheHelper(unet).enable()
-    lock = helper._attached[0]._lock
+    lock = helper._attachment.unets[0]._lock
     outputs = []
 
     def run():
@@ -937,18 +939,14 @@ def test_a_schedule_that_guides_gets_the_replay_and_every_generations_context():
     assert begun == [(7, replay), (3, replay)]
 
 
-def test_calibrate_hands_over_what_it_is_given(monkeypatch):
-    handed, helper = [], DeepCacheHelper(unet2d_condition())
-
-    def calibrate(*args, **options):
-        handed.append((args, options))
-        return "a schedule"
-
-    monkeypatch.setattr("deepcache_patch.learning.calibrate.calibrate", calibrate)
-    nothing = {"speedup": None, "full_steps": None, "psnr": None, "branch": 0}
-    for options in ({"speedup": 2.0}, {"full_steps": 5, "branch": 1}, {"psnr": 30.0}, {}):
-        assert helper.calibrate(loop, **options) == "a schedule"
-        assert handed.pop() == ((helper, loop), nothing | options)
+def test_calibrate_is_a_method_with_every_goal_left_out():
+    assert DeepCacheHelper.calibrate is calibrate
+    options = {"speedup": None, "full_steps": None, "psnr": None, "branch": 0}
+    parameters = inspect.signature(DeepCacheHelper(unet2d_condition()).calibrate).parameters
+    assert {name: each.default for name, each in parameters.items()} == {
+        "run": inspect.Parameter.empty,
+        **options,
+    }
 
 
 def test_compile_compiles_the_unet_and_the_controlnet_in_place(monkeypatch):
@@ -970,15 +968,15 @@ def test_enable_attaches_anew_to_what_was_compiled_since_and_to_nothing_else():
     pipe = ZOO["sd-controlnet"].load()
     for whole in (pipe, pipe.unet):
         with DeepCacheHelper(whole) as helper:
-            attached = helper._attached
+            attached = helper._attachment.unets
             helper.enable()
-            assert helper._attached is attached
+            assert helper._attachment.unets is attached
     with DeepCacheHelper(pipe) as helper:
         for name in ("unet", "controlnet"):
             setattr(pipe, name, torch.compile(getattr(pipe, name), backend="eager"))
             helper.enable()
-            assert helper._attached[0].unet is pipe.unet
-            assert helper._companions[0].controlnet is pipe.controlnet
+            assert helper._attachment.unets[0].unet is pipe.unet
+            assert helper._attachment.companions[0].controlnet is pipe.controlnet
 
 
 def test_two_unets_have_a_table_each():

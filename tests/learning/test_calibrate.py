@@ -31,7 +31,7 @@ class FakeClock:
 
     def __enter__(self):
         type(self).runs += 1
-        self._paused = self.helper is not None and self.helper._paused.get()
+        self._paused = self.helper is not None and self.helper._pause.is_on()
         self._handles = [
             self._unet.register_forward_hook(lambda *_: self._add("_calls")),
             self._unet.mid_block.register_forward_hook(lambda *_: self._add("_full")),

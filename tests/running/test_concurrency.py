@@ -234,7 +234,7 @@ def test_a_controlnets_call_that_waited_goes_to_whom_it_belongs_to_by_then(monke
     # It ran past what somebody else had put round the ControlNet meanwhile.
     pipe, waits = ZOO_CASES["sd-controlnet"].load(), threading.Event()
     helper, seen, outputs = DeepCacheHelper(pipe).enable(), [], []
-    (companion,) = helper._companions
+    (companion,) = helper._attachment.companions
     arguments = inputs2d_condition()
     arguments["controlnet_cond"] = torch.rand(len(arguments["sample"]), 3, 16, 16)
 
@@ -297,7 +297,7 @@ def test_enable_waits_for_a_call_that_is_under_way():
 
     def release():
         assert inside.wait(PATIENCE)
-        while not helper._attached and not installed_patch(unet, CALL):
+        while helper._attachment is None and not installed_patch(unet, CALL):
             time.sleep(1e-3)
         assert outputs == []
         go_on.set()

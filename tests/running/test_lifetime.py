@@ -98,7 +98,7 @@ def bytes_left(run, *arguments, **options):
 
 
 def cache_bytes(helper):
-    return [sum(each.cache.nbytes for each in one._sessions) for one in helper._attached]
+    return [sum(each.cache.nbytes for each in one._sessions) for one in helper._attachment.unets]
 
 
 def loop(unet, steps=5, stop=None, slots=1, last_slots=None, timesteps=None, inputs=None):
@@ -235,7 +235,7 @@ def test_the_last_step_also_releases_slots_that_ended_before_it(full):
         assert cache_bytes(helper) == [2 * FEATURE]
         loop(unet, slots=2, last_slots=1, timesteps=timesteps)
         assert cache_bytes(helper) == [0]
-        [session] = helper._attached[0]._sessions
+        [session] = helper._attachment.unets[0]._sessions
         assert session._conditionings == {}
 
 
@@ -333,7 +333,7 @@ def test_adaptive_holds_no_more_than_the_cache_where_a_loop_is_broken_off(record
         stop_by_interrupt(SD, pipe, after=6)
         references, bytes_held = alive(recorded), cache_bytes(helper)
         assert references > 0
-        helper._attached[0].reset()
+        helper._attachment.unets[0].reset()
         assert alive(recorded) == 0
         assert sum(bytes_held) >= references * FEATURE / 2
 
@@ -349,7 +349,7 @@ def test_a_thread_that_ends_takes_what_it_had_recorded_with_it(recorded, no_coll
             thread.start()
             thread.join()
             assert alive(recorded) == 0
-        assert len(helper._attached[0]._sessions) == 0
+        assert len(helper._attachment.unets[0]._sessions) == 0
         assert len(recorded) == 3 * 2
 
 

@@ -1103,7 +1103,7 @@ def test_trap_failed_attach(monkeypatch):
         assert trace(pipe.unet) != before[0]
         raise MemoryError
 
-    monkeypatch.setattr("deepcache_patch.helper.AttachedCompanion.attach", fail)
+    monkeypatch.setattr("deepcache_patch.running.controlnet.AttachedCompanion.attach", fail)
     with pytest.raises(MemoryError):
         DeepCacheHelper(pipe).enable()
     assert (trace(pipe.unet), trace(pipe.controlnet)) == before

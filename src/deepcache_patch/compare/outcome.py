@@ -1,5 +1,5 @@
 """What a comparison found: the results of both runs, their times, how alike they are and what ran;
-as a table, a picture, JSON or a page. How it is made stands in `comparison`.
+as a table, a picture, JSON or a page. How it is made stands in `run`.
 """
 
 from __future__ import annotations

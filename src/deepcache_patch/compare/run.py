@@ -9,7 +9,7 @@ import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial, reduce
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,12 +20,10 @@ from ..measuring.environment import device_name
 from ..measuring.generation import Timing, accepted_arguments, calls_of, timed_call
 from ..measuring.media import Made, made_by
 from ..measuring.similarity import SMALLEST_FOR_LPIPS, lpips, psnr, require_metrics, snr, ssim
+from ..running.face import Helper
 from ..running.pipelines import schedulers_of, unets_of
 from ..schedules.plans import Uniform
 from .outcome import FILES, Comparison
-
-if TYPE_CHECKING:
-    from ..helper import DeepCacheHelper
 
 __all__ = ["CALIBRATION_SEEDS", "FILES", "Comparison", "Timing", "compare", "shortened"]
 
@@ -39,7 +37,7 @@ CALIBRATION_SEEDS = 1_000_000
 
 def compare(
     pipe: Any,
-    helper: DeepCacheHelper,
+    helper: Helper,
     *,
     seeds: Sequence[int] | None = None,
     repeats: int = 1,

@@ -10,8 +10,11 @@ from torch import nn
 from ..cutting.anatomy import Anatomy, dissect
 from ..cutting.cut import Cut, Swap
 from ..cutting.features import Around, Recorder, StandIn, Tap
+from ..patching.call import whole
+from ..patching.wrappers import unwrapped
 from ..running.example import example_from_config
 from ..running.observers import observer_of
+from ..running.pipelines import unets_of
 from .outline import Outline
 
 _UNKNOWN: Final = "share, feature and size are known after the first generation"
@@ -94,6 +97,29 @@ class BranchesOfEach(dict[str, Branches]):
         return "\n\n".join(f"{name}: {branches}" for name, branches in self.items())
 
     __repr__ = __str__
+
+
+def branches_of_pipeline(
+    pipe: Any, examples: Mapping[nn.Module, Mapping[str, Any]]
+) -> Branches | BranchesOfEach:
+    """The branches of each U-Net of a pipeline; of its only one, without its name.
+
+    Args:
+        pipe: The pipeline, or a bare U-Net.
+        examples: What a U-Net was called with, without values, where that is known.
+
+    Raises:
+        UnsupportedModelError: If there is no U-Net that can be cut.
+    """
+    unets, outlines = unets_of(pipe), {}
+    for unet in unets.values():
+        with whole(unet):
+            outlines[unet] = Outline(unwrapped(unet))
+    tables = {
+        name: branches_of(outlines[unet], examples.get(unwrapped(unet)))
+        for name, unet in unets.items()
+    }
+    return BranchesOfEach(tables) if len(tables) > 1 else next(iter(tables.values()))
 
 
 def branches_of(outline: Outline, example: Mapping[str, Any] | None) -> Branches:

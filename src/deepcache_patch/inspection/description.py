@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from html import escape
-from typing import TYPE_CHECKING
 
+from ..running.face import Helper
 from ..running.pipelines import schedulers_of
 from ..running.stats import LastGeneration
 from ..schedules.plans import Plan
-
-if TYPE_CHECKING:
-    from ..helper import DeepCacheHelper
 
 #: What the plan is shown for until a generation tells how many steps there are.
 _STEPS = 50
@@ -18,7 +15,7 @@ _STEPS = 50
 _STRIP_WIDTH, _STRIP_LENGTH = 60, 240
 
 
-def rows(helper: DeepCacheHelper) -> list[tuple[str, str]]:
+def rows(helper: Helper) -> list[tuple[str, str]]:
     """What there is to say of the helper, line by line; a continued line has no name."""
     stats, several = helper.stats, len(helper.last_generations) > 1
     state = "enabled" if helper.enabled else "disabled"
@@ -38,14 +35,14 @@ def rows(helper: DeepCacheHelper) -> list[tuple[str, str]]:
     return found
 
 
-def as_text(helper: DeepCacheHelper) -> str:
+def as_text(helper: Helper) -> str:
     """The rows as aligned text."""
     found = rows(helper)
     width = max(len(name) for name, _ in found)
     return "\n".join([type(helper).__name__, *(f"  {n:<{width}}  {text}" for n, text in found)])
 
 
-def as_html(helper: DeepCacheHelper) -> str:
+def as_html(helper: Helper) -> str:
     """The rows as a table, for a notebook."""
     cell = '<td style="text-align:left;font-family:monospace;white-space:pre">{}</td>'
     lines = [
@@ -55,13 +52,13 @@ def as_html(helper: DeepCacheHelper) -> str:
     return f"<table><caption>{type(helper).__name__}</caption>{''.join(lines)}</table>"
 
 
-def _replay(helper: DeepCacheHelper) -> str:
+def _replay(helper: Helper) -> str:
     if getattr(helper.schedule, "own_replay", False):
         return f"that of {type(helper.schedule).__name__}"
     return str(helper.replay)
 
 
-def _expected(helper: DeepCacheHelper) -> list[tuple[str, str]]:
+def _expected(helper: Helper) -> list[tuple[str, str]]:
     """The plan of a generation that has not been."""
     (scheduler, *_) = [*schedulers_of(helper.pipe, "unet")(), None]
     steps = _STEPS

@@ -1,6 +1,7 @@
 """Calibration on request: run the pipeline, choose by what was asked for, and see that it holds.
 
-Sits on top of the helper; `DeepCacheHelper.calibrate` calls it.
+`DeepCacheHelper` has the function here as its method. What is learned without a request, from the
+first generation, is in `auto`.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 from diffusers import DiffusionPipeline
@@ -17,13 +18,11 @@ from ..errors import InvalidSettingError
 from ..measuring.generation import as_floats, labelled_progress
 from ..measuring.loop_clock import LoopClock
 from ..measuring.similarity import psnr as decibels
+from ..running.face import Helper
 from ..running.pipelines import unets_of
 from ..schedules.plans import number_between, whole_number
 from .learned import Calibrated
 from .study import Study, Studying
-
-if TYPE_CHECKING:
-    from ..helper import DeepCacheHelper
 
 #: After so many timed runs, the first number of full steps that is fast enough is taken.
 _CORRECTIONS: Final = 3
@@ -33,15 +32,36 @@ _FIRST_GUESS: Final = 0.1
 
 
 def calibrate(
-    helper: DeepCacheHelper,
+    helper: Helper,
     run: Callable[[], Any],
     *,
-    speedup: float | None,
-    full_steps: int | None,
-    psnr: float | None,
-    branch: int,
+    speedup: float | None = None,
+    full_steps: int | None = None,
+    psnr: float | None = None,
+    branch: int = 0,
 ) -> Calibrated:
-    """See `DeepCacheHelper.calibrate`."""
+    """Learn the best schedule for what `run` does, and go by it.
+
+    `run` is called several times: at first in full, to record, and then to measure. Use other
+    prompts in it than those by which you judge the result.
+
+    Args:
+        helper: Whose method this is; not to be given.
+        run: Calls the pipeline once or more, always with the same steps. For `psnr` it makes the
+            same pictures each time and returns what the pipeline returned, or a list of that.
+        speedup: How many times as fast the denoising loop shall be, at least; 1 or more.
+        full_steps: How many steps shall run in full, at least 1.
+        psnr: How close the pictures shall be to those of the plain pipeline, in dB on average; the
+            fastest schedule that reaches it on these pictures is taken.
+        branch: Of the shallow steps, at least 0.
+
+    Returns:
+        The schedule, to be saved and loaded elsewhere. The helper goes by it already.
+
+    Raises:
+        InvalidSettingError: If not exactly one of the three is given, one is out of range or out of
+            reach, or `run` is not what it has to be.
+    """
     wanted = {"speedup": speedup, "full_steps": full_steps, "psnr": psnr}
     given = [name for name, value in wanted.items() if value is not None]
     if len(given) != 1:
@@ -104,7 +124,7 @@ def _solved(study: Study, full_steps: int) -> Calibrated:
 
 
 def _fast_enough(
-    helper: DeepCacheHelper, run: Callable[[], Any], study: Study, speedup: float
+    helper: Helper, run: Callable[[], Any], study: Study, speedup: float
 ) -> Calibrated:
     """The most full steps with which the denoising loop is so much faster."""
 
@@ -147,7 +167,7 @@ def _fast_enough(
 
 
 def _good_enough(
-    helper: DeepCacheHelper,
+    helper: Helper,
     run: Callable[[], Any],
     study: Study,
     plain: list[np.ndarray],

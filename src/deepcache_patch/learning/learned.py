@@ -1,5 +1,5 @@
 """`Calibrated`, a plan and a replay learned for one U-Net, one scheduler and one list of timesteps.
-The file that it is kept in is described in `calibrated_file`.
+The file that it is kept in is described in `file`.
 """
 
 import json

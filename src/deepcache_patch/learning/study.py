@@ -1,4 +1,4 @@
-"""Full generations that are looked at, and what follows from them: between `calibration`, which is
+"""Full generations that are looked at, and what follows from them: between `solver`, which is
 arithmetic, and the schedules that use it.
 """
 

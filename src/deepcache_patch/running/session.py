@@ -25,7 +25,7 @@ class Session:
         last_full: The last step that it wanted in full.
         scheduler: The one that drives this generation, or `None`.
         course: How that goes.
-        cut_calls: The last calls of companions that were cut; see `companions`.
+        cut_calls: The last calls of companions that were cut; see `controlnet`.
         watched: By branch, why shallow calls are no good in this generation; `None` if they are.
     """
 

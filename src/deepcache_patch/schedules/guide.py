@@ -1,6 +1,6 @@
 """What one generation of one U-Net goes by: which steps are full, and what is replayed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
@@ -137,3 +137,10 @@ class PlannedGuide(ReplayGuide):
     def entry(self, step: int) -> PlanEntry:
         """The plan's."""
         return self._plan[step]
+
+
+def guides_of(schedule: AnySchedule, replay: Replay) -> Callable[[Context], Guide]:
+    """What gives each generation its guide, by a schedule of either kind."""
+    if isinstance(schedule, GuidingSchedule):
+        return lambda context: schedule.begin(context, replay)
+    return lambda context: PlannedGuide(schedule, replay, context)
