@@ -9,9 +9,8 @@ from conftest import trace
 from tiny import CASES
 
 from deepcache_patch import FULL, Adaptive, DeepCacheHelper, InvalidSettingError, Plan, Reuse
-from deepcache_patch.running.steps import Position
 from deepcache_patch.schedules.adaptive import AdaptiveGuide
-from deepcache_patch.schedules.guide import Context, GuidingSchedule
+from deepcache_patch.schedules.guide import Context, GuidingSchedule, Position
 
 SD, LDM = CASES["sd"], CASES["ldm"]
 
@@ -29,7 +28,7 @@ def plan_of(schedule, values, steps):
             for branch, value in values.items()
             if entry == FULL or branch < entry
         }
-        guide.observe(Position(0, step, 0, steps), torch.zeros(1), None, recorded)
+        guide.observe(FinishedCall(Position(0, step, 0, steps), torch.zeros(1), None, recorded))
     return Plan(entries)
 
 
@@ -112,7 +111,7 @@ def test_only_the_first_call_of_a_step_is_looked_at():
         for slot in range(2):
             # The second call's features would be a jump.
             feature = {0: torch.full((1,), 1.0 + 99 * slot)}
-            guide.observe(Position(0, step, slot, 9), torch.zeros(1), None, feature)
+            guide.observe(FinishedCall(Position(0, step, slot, 9), torch.zeros(1), None, feature))
     assert guide.entry(3) == 0
 
 
@@ -124,7 +123,7 @@ def test_a_feature_of_another_shape_is_not_compared():
         feature = {0: torch.ones(1 if step >= 4 else 2)} if entries[-1] == FULL else {}
         if step == 4:  # a call that ran in full because its batch had changed
             feature = {0: torch.ones(1)}
-        guide.observe(Position(0, step, 0, 9), torch.zeros(1), None, feature)
+        guide.observe(FinishedCall(Position(0, step, 0, 9), torch.zeros(1), None, feature))
     assert str(Plan(entries)) == "FFF·····"
 
 
@@ -142,7 +141,7 @@ def test_large_features_in_half_precision_do_not_overflow():
     for step in range(3):
         guide.entry(step)
         feature = {0: torch.full((4, 4), 30000.0 + 32 * step, dtype=torch.float16)}
-        guide.observe(Position(0, step, 0, 9), torch.zeros(1), None, feature)
+        guide.observe(FinishedCall(Position(0, step, 0, 9), torch.zeros(1), None, feature))
     assert guide.entry(3) == 0
 
 

@@ -4,14 +4,13 @@ arithmetic, and the schedules that use it.
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
 
 from ..errors import InvalidSettingError
-from ..schedules.guide import Context, Guide, Position
+from ..schedules.guide import Context, FinishedCall, Guide
 from ..schedules.noise import ends_with, error_weights
 from .learned import Calibrated, Setting
 from .solver import Recording, solve
@@ -77,18 +76,13 @@ class StudyGuide(Guide):
         self._study: Study | None = study
         self._done = done
 
-    def observe(
-        self,
-        position: Position,
-        sample: torch.Tensor,
-        output: Any,
-        features: Mapping[int, torch.Tensor],
-    ) -> None:
+    def observe(self, call: FinishedCall) -> None:
         """Record the first call of each step; the others are much the same."""
-        if self._study is None or position.slot:
+        step = call.position.step
+        if self._study is None or call.position.slot:
             return
-        self._study.recording.add(position.step, sample, output[0], features)
-        if position.step + 1 == self.num_steps:
+        self._study.recording.add(step, call.sample, call.output[0], call.features)
+        if step + 1 == self.num_steps:
             self.finish()
 
     def finish(self) -> None:

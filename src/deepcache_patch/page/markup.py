@@ -1,4 +1,4 @@
-"""What the page of `app` shows that is no component of gradio: the strip of a plan, the figures of a
+"""What the page shows that is no component of gradio: the strip of a plan, the figures of a
 trial, and their style.
 """
 

@@ -19,7 +19,7 @@ from ..cutting.features import FeatureKey, Recorded
 from ..errors import ChangedResidualsError, DeepCacheWarning
 from ..patching.call import CallPatch
 from ..patching.wrappers import unwrapped
-from ..schedules.guide import Context, Guide, Position
+from ..schedules.guide import Context, FinishedCall, Guide, Position
 from ..schedules.plans import FULL
 from .cuts import UNetCuts
 from .example import example_of
@@ -361,7 +361,7 @@ class AttachedUNet:
                 "forward, and each time has a feature of its own"
             )
         features = self._cuts.taken()
-        guide.observe(position, sample, output, features)
+        guide.observe(FinishedCall(position, sample, output, features))
         last_step = position.step + 1 == position.num_steps
         session.called(slot, last_step=last_step)
         if last_step:

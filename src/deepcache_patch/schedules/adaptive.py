@@ -1,12 +1,11 @@
 """`Adaptive`: no plan in advance; a feature is refreshed when it has probably drifted too far."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 
 from ..errors import InvalidSettingError
-from .guide import Context, Position, ReplayGuide
+from .guide import Context, FinishedCall, ReplayGuide
 from .plans import FULL, PlanEntry, number_between, whole_number
 from .replay import Replay
 from .transfer import HostCopy
@@ -74,20 +73,15 @@ class AdaptiveGuide(ReplayGuide):
         self._last_full = step
         return FULL
 
-    def observe(
-        self,
-        position: Position,
-        sample: torch.Tensor,
-        output: Any,
-        features: Mapping[int, torch.Tensor],
-    ) -> None:
+    def observe(self, call: FinishedCall) -> None:
         """Begin to measure what the first call of a step recorded."""
+        position = call.position
         if position.step + 1 == position.num_steps:
             # Nothing is kept when the generation is over.
             self._newest.clear()
             self._drifts.clear()
         elif position.slot == 0:
-            self._measure(position.step, features)
+            self._measure(position.step, call.features)
 
     def _measure(self, step: int, features: Mapping[int, torch.Tensor]) -> None:
         for branch, feature in features.items():

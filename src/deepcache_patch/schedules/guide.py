@@ -57,6 +57,23 @@ class Position:
     num_steps: int | None
 
 
+@dataclass(frozen=True, eq=False)
+class FinishedCall:
+    """A U-Net call that is over, for a guide to look at.
+
+    Attributes:
+        position: Where it stood.
+        sample: The U-Net's input, shape `(batch, channels, …)`.
+        output: What the U-Net returned.
+        features: What the call recorded, by branch, each of shape `(batch, channels, …)`.
+    """
+
+    position: Position
+    sample: torch.Tensor
+    output: Any
+    features: Mapping[int, torch.Tensor]
+
+
 class Guide:
     """What leads one U-Net through one generation. This one looks at nothing.
 
@@ -79,14 +96,8 @@ class Guide:
         """What the step replays, made of what was recorded, the newest first."""
         return recorded[0].feature
 
-    def observe(
-        self,
-        position: Position,
-        sample: torch.Tensor,
-        output: Any,
-        features: Mapping[int, torch.Tensor],
-    ) -> None:
-        """Look at a call that is over: its input, its output and what it recorded."""
+    def observe(self, call: FinishedCall) -> None:
+        """Look at a call that is over; called after each that recorded something, or could."""
 
     def finish(self) -> None:
         """Another generation begins, or the last step is over; not called after an error."""
