@@ -10,9 +10,14 @@ from tiny import CASES
 
 from deepcache_patch import FULL, Adaptive, DeepCacheHelper, InvalidSettingError, Plan, Reuse
 from deepcache_patch.schedules.adaptive import AdaptiveGuide
+from deepcache_patch.schedules.guide import (
+    Context,
+    FinishedCall,
+    GuidingSchedule,
+    Position,
+)
 
 SD, LDM = CASES["sd"], CASES["ldm"]
-from deepcache_patch.schedules.guide import FinishedCall, Position
 
 
 def plan_of(schedule, values, steps):
