@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from ..cut import Cut, Swap
-from .base import Dissected
-from .blocks import DownPath, keep
+from ..cut import Cut, Swap, keep
+from .base import Dissected, with_blocks
+from .layered import DownPath
 
 
 class Companion(Dissected, ABC):
@@ -63,7 +63,7 @@ class ControlNetAnatomy(Companion):
         self._paths = [DownPath(net) for net in self._nets]
         counts = {path.num_skips for path in self._paths}
         counts |= {len(net.controlnet_down_blocks) for net in self._nets}
-        owners = [module for path in self._paths for module in path.modules()]
+        owners = [module for net in self._nets for module in with_blocks(net, "down_blocks")]
         self._found(counts, [*owners, *(net.controlnet_down_blocks for net in self._nets)])
 
     def cut(self, branch: int) -> Cut:
