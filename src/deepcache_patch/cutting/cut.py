@@ -1,8 +1,8 @@
-"""Swapping child modules for the length of one call.
+"""Swaps of child modules, for the length of one call.
 
 A `Cut` is a list of swaps. Applied, a module's own `forward` sees other children (shorter block
 lists, a stand-in for the middle, a tap that records); afterwards every child is back in its place,
-whatever happened in between. Nothing here knows which children to swap: see `anatomy`.
+whatever happened in between. Which children are to be swapped is known in `anatomy`.
 """
 
 from collections.abc import Iterable, Iterator, Sequence

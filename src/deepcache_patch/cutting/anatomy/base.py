@@ -1,4 +1,9 @@
-"""What every anatomy gives: the skips of a U-Net, its branches, and the cut for each of them."""
+"""What every anatomy gives: the skips of a U-Net, its branches, and the cut for each of them.
+
+A layout is a subclass of `Anatomy` in another file of this folder. It finds its parts with
+`has_lists` and `with_blocks`, and refuses a model with `cannot_cut`. Nothing here is about one
+layout.
+"""
 
 import inspect
 from abc import ABC, abstractmethod

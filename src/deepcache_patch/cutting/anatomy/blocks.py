@@ -1,9 +1,8 @@
 """The layout of most U-Nets of diffusers: `conv_in`, `down_blocks`, `mid_block` and `up_blocks`.
 
-Every down block emits one skip for each layer and one for its downsampler; every up block consumes
-one for each layer, the last emitted first. Skip 0 is the output of `conv_in`. A layer is a resnet
-with what follows it: attentions, temporal layers, motion modules. The layout is known by its parts
-and not by its class, so a U-Net of another library with the same parts is cut, too.
+The skips are counted in `layered`. Here stands what is given to such a U-Net from outside: the
+residuals of a ControlNet and the features of a T2I-Adapter. The layout is known by its parts and
+not by its class, so a U-Net of another library with the same parts is cut, too.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,9 +19,6 @@ from .layered import DownPath, LayeredAnatomy
 
 class BlockAnatomy(LayeredAnatomy):
     """The skips of a U-Net with down blocks and up blocks of layers, and how to cut it.
-
-    Branch k keeps the producers of skips 0…k and the top k+1 layers of the up path. At the deepest
-    branch only the middle block is left out; a U-Net without one does not have that branch.
 
     Args:
         unet: The U-Net; it is only looked at.

@@ -1,4 +1,9 @@
-"""ControlNets: the first half of a U-Net, with a layer that makes a residual of each skip."""
+"""ControlNets: the first half of a U-Net, with a layer that makes a residual of each skip.
+
+A U-Net that is cut at branch k uses the residuals of skips 0…k. So the ControlNet keeps the layers
+that make those. The layers below them are left out, and so is its middle block. When a ControlNet
+is cut is decided in `running`.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable

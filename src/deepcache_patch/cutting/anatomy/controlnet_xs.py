@@ -1,10 +1,10 @@
 """The layout of ControlNet-XS: blocks with a base and a control path, in `UNetControlNetXSModel`.
 
 The two paths exchange what they have before and after every layer, so each skip is a pair of
-tensors, one of each path, and what is cut is cut in both. Otherwise skips go as in the layout of
-`blocks`: one for the input convolutions, one for each layer and one for each downsampler. The
-control path ends at the middle block, from where only its skips go on, so the deep feature is a
-tensor of the base path.
+tensors, one of each path, and what is cut is cut in both. Otherwise skips go as in `layered`: one
+for the input convolutions, one for each layer and one for each downsampler. The control path ends
+at the middle block, from where only its skips go on, so the deep feature is a tensor of the base
+path.
 """
 
 from collections.abc import Iterable, Mapping

@@ -3,8 +3,8 @@
 A layer is a resnet with what follows it: attentions, temporal layers, motion modules. Every down
 block emits one skip for each layer and one for its downsampler. Every up block consumes one for
 each layer, the last emitted first. Skip 0 is the output of `conv_in`. The layouts of `blocks`,
-`second_stream` and `controlnet_xs` are made so, and the down path of a `controlnet`: what is
-special about each of them stands there.
+`second_stream` and `controlnet_xs` are made so, and the down path of a `controlnet`. What is
+special about each of them stands in their files.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,6 +1,6 @@
 """The layout of NCSN++ (score-SDE): a second stream runs beside the hidden state.
 
-It has the blocks and the skips of `blocks`, but some blocks have a `skip_conv`. On the way down,
+It has the layers and the skips of `layered`, but some blocks have a `skip_conv`. On the way down,
 such a block makes the picture smaller and adds it to the hidden state. On the way up, its
 `upsampler` makes the second stream larger, its `skip_conv` adds a picture made of the hidden state,
 and what comes out at the top is added to the U-Net's output. So the layers above a branch need two
