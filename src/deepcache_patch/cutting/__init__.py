@@ -1,6 +1,7 @@
 """Where a U-Net can be cut, and what is swapped in for the length of one call.
 
-`anatomy` finds the layout of a U-Net and makes a `Cut` for each branch; `features` has the parts
-that a cut swaps in: the `Tap` that records a deep feature, the `StandIn` that replays one, and the
-cache between them. When a call is cut is decided in `running`, what is replayed in `schedules`.
+`anatomy` counts the skips of a U-Net and makes a `Cut` for each branch; there is one file for each
+layout. `cut` swaps the children and puts them back. `features` has what is swapped in: the `Tap`
+that records a deep feature and the `StandIn` that replays one; and the cache between them. When a
+call is cut is decided in `running`, what is replayed in `schedules`.
 """

@@ -1,11 +1,11 @@
-"""Swapping child modules for the length of one call.
+"""Swaps of child modules, for the length of one call.
 
 A `Cut` is a list of swaps. Applied, a module's own `forward` sees other children (shorter block
 lists, a stand-in for the middle, a tap that records); afterwards every child is back in its place,
-whatever happened in between. Nothing here knows which children to swap: see `anatomy`.
+whatever happened in between. Which children are to be swapped is known in `anatomy`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +38,13 @@ class Swap:
         before = place[self.name]
         place[self.name] = value
         return before
+
+
+def keep(swaps: list[Swap], owner: Any, name: str, kept: Iterable[nn.Module]) -> None:
+    """Add the swap that leaves `kept` of a list of children, unless that is what it has."""
+    kept = list(kept)
+    if kept != list(getattr(owner, name)):
+        swaps.append(Swap(owner, name, nn.ModuleList(kept)))
 
 
 class Cut:

@@ -1,8 +1,8 @@
 """Deep features: recorded by a tap, kept in a cache, replayed by a stand-in.
 
 A deep feature has the shape `(batch, channels, height, width)` of the layer that it enters, and the
-dtype and device in which the U-Net computes. When to record and to replay is decided in `attached`;
-where, in `anatomy`.
+dtype and device in which the U-Net computes. Where to record and to replay is known in `anatomy`;
+when, is decided in `running`.
 """
 
 import math

@@ -1,7 +1,11 @@
-"""What the layers of a U-Net are to DeepCache: one file for each layout.
+"""Where the skips of a U-Net are, and how to cut it there: one file for each layout.
 
-`dissect` finds the layout of a U-Net. An anatomy knows its skips, and gives for each branch the cut
-that makes the U-Net shallow and the layers whose output is the deep feature.
+`dissect` finds the layout of a U-Net and returns its anatomy. An anatomy counts the skips. For each
+branch it gives the cut that makes the U-Net shallow, and the cut that records the deep feature.
+`dissect_controlnet` does so for a ControlNet.
+
+A new layout is a subclass of `Anatomy` in a file of its own, and a line in `_LAYOUTS`. What every
+anatomy has stands in `base`; what the layouts with blocks of layers share stands in `layered`.
 """
 
 from typing import Final

@@ -1,4 +1,9 @@
-"""What every anatomy gives: the skips of a U-Net, its branches, and the cut for each of them."""
+"""What every anatomy gives: the skips of a U-Net, its branches, and the cut for each of them.
+
+A layout is a subclass of `Anatomy` in another file of this folder. It finds its parts with
+`has_lists` and `with_blocks`, and refuses a model with `cannot_cut`. Nothing here is about one
+layout.
+"""
 
 import inspect
 from abc import ABC, abstractmethod
@@ -9,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from ...errors import InvalidSettingError
+from ...errors import InvalidSettingError, UnsupportedModelError
 from ..cut import Cut
 from ..features import Recorder, StandIn
 
@@ -68,10 +73,34 @@ def _signature(function: Any) -> inspect.Signature:
     return signature
 
 
+def are_lists(model: object, *names: str) -> bool:
+    """Whether the model has lists of modules with these names, which may be empty."""
+    return all(isinstance(getattr(model, name, None), nn.ModuleList) for name in names)
+
+
 def has_lists(model: object, *names: str) -> bool:
     """Whether the model has lists of modules with these names, and something in each."""
-    lists = [getattr(model, name, None) for name in names]
-    return all(isinstance(each, nn.ModuleList) and len(each) > 0 for each in lists)
+    return are_lists(model, *names) and all(len(getattr(model, name)) for name in names)
+
+
+def with_blocks(owner: nn.Module, *names: str) -> list[nn.Module]:
+    """A module, its lists of blocks with these names, the blocks, and the children of each."""
+    lists = [getattr(owner, name) for name in names]
+    blocks = [block for each in lists for block in each]
+    return [owner, *lists, *blocks, *(child for block in blocks for child in block.children())]
+
+
+def cannot_cut(model: nn.Module, reason: str) -> UnsupportedModelError:
+    """What is raised when something about a model of a known layout is not as expected."""
+    return UnsupportedModelError(f"{type(model).__name__} cannot be cut: {reason}")
+
+
+def do_not_add_up(
+    unet: nn.Module, emitted: int, consumed: int, ins: str = "down blocks", outs: str = "up blocks"
+) -> UnsupportedModelError:
+    """What is raised when other skips are consumed than emitted."""
+    reason = f"its {ins} emit {emitted} skip connections, its {outs} consume {consumed}"
+    return cannot_cut(unet, reason)
 
 
 class Anatomy(Dissected, ABC):

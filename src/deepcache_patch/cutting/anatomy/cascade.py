@@ -15,14 +15,12 @@ from typing import Any
 
 from torch import nn
 
-from ...errors import UnsupportedModelError
-from ..cut import Cut, Swap
+from ..cut import Cut, Swap, keep
 from ..features import Recorder, StandIn, Tap
-from .base import Anatomy
-from .blocks import keep
+from .base import Anatomy, are_lists, cannot_cut
 
 
-class _LevelAnatomy(Anatomy):
+class _ScaledAnatomy(Anatomy):
     """What both layouts share.
 
     Args:
@@ -34,32 +32,33 @@ class _LevelAnatomy(Anatomy):
 
     def __init__(self, unet: nn.Module) -> None:
         super().__init__(unet)
-        levels = len(self._unet.down_blocks)
-        if len(self._unet.up_blocks) != levels:
-            self._refuse(f"it has {levels} down levels and {len(self._unet.up_blocks)} up levels")
-        if levels < 2:
-            self._refuse("with a single level it has no skip connections")
-        self._check(levels)
-        self.num_skips = levels - 1
+        self._levels, ups = len(self._unet.down_blocks), len(self._unet.up_blocks)
+        if ups != self._levels:
+            raise cannot_cut(unet, f"it has {self._levels} down levels and {ups} up levels")
+        if self._levels < 2:
+            raise cannot_cut(unet, "with a single level it has no skip connections")
+        self.num_skips = self._levels - 1
         self.branches = range(self.num_skips)
 
-    def _check(self, levels: int) -> None:
-        raise NotImplementedError
 
-    def _refuse(self, reason: str) -> None:
-        raise UnsupportedModelError(f"{type(self._unet).__name__} cannot be cut: {reason}")
-
-
-class CascadeAnatomy(_LevelAnatomy):
+class CascadeAnatomy(_ScaledAnatomy):
     """The skips of a `StableCascadeUNet`, and how to cut it."""
 
     timestep_name = "timestep_ratio"
     conditioning_name = "clip_text_pooled"
 
+    def __init__(self, unet: nn.Module) -> None:
+        super().__init__(unet)
+        lists = {name: getattr(unet, name) for name in (*_DOWN, *_UP)}
+        for name, parts in lists.items():
+            if len(parts) != self._levels:
+                raise cannot_cut(unet, f"it has {len(parts)} {name} for {self._levels} levels")
+        self._found([unet, *lists.values()])
+
     @classmethod
     def fits(cls, model: Any) -> bool:
         """Whether the model has levels with scalers and repeat mappers apart from the blocks."""
-        return _are_lists(model, *_DOWN, *_UP) and cls._takes(model, "sample", "timestep_ratio")
+        return are_lists(model, *_DOWN, *_UP) and cls._takes(model, "sample", "timestep_ratio")
 
     def cut(self, branch: int | None, stand_in: StandIn, recorders: Mapping[int, Recorder]) -> Cut:
         """What one kind of call needs; see `Anatomy.cut`."""
@@ -80,14 +79,8 @@ class CascadeAnatomy(_LevelAnatomy):
             keep(swaps, self._unet, name, parts)
         return Cut(swaps)
 
-    def _check(self, levels: int) -> None:
-        for name in (*_DOWN, *_UP):
-            if len(getattr(self._unet, name)) != levels:
-                self._refuse(f"it has {len(getattr(self._unet, name))} {name} for {levels} levels")
-        self._found([self._unet, *(getattr(self._unet, name) for name in (*_DOWN, *_UP))])
 
-
-class WuerstchenAnatomy(_LevelAnatomy):
+class WuerstchenAnatomy(_ScaledAnatomy):
     """The skips of a `WuerstchenDiffNeXt`, and how to cut it.
 
     Every down level but the highest begins with what scales down, and every up level but the
@@ -98,11 +91,22 @@ class WuerstchenAnatomy(_LevelAnatomy):
     timestep_name = "r"
     conditioning_name = "clip"
 
+    def __init__(self, unet: nn.Module) -> None:
+        super().__init__(unet)
+        mappers, ups = self._unet.effnet_mappers, list(self._unet.up_blocks)
+        if len(mappers) != 2 * self._levels:
+            raise cannot_cut(
+                unet, f"it has {len(mappers)} effnet_mappers for {self._levels} levels"
+            )
+        if not all(_ends_with_scaler(group) for group in ups[:-1]):
+            raise cannot_cut(unet, "an up level below the highest does not end with what scales up")
+        self._found([unet, self._unet.down_blocks, self._unet.up_blocks, *ups, mappers])
+
     @classmethod
     def fits(cls, model: Any) -> bool:
         """Whether the model has levels of blocks, and effnet mappers for them."""
         lists = ("down_blocks", "up_blocks", "effnet_mappers")
-        return _are_lists(model, *lists) and cls._takes(model, "x", "r", "effnet")
+        return are_lists(model, *lists) and cls._takes(model, "x", "r", "effnet")
 
     def cut(self, branch: int | None, stand_in: StandIn, recorders: Mapping[int, Recorder]) -> Cut:
         """What one kind of call needs; see `Anatomy.cut`."""
@@ -121,15 +125,6 @@ class WuerstchenAnatomy(_LevelAnatomy):
         keep(swaps, self._unet, "effnet_mappers", mappers[:kept] + empty + mappers[-kept:])
         return Cut(swaps)
 
-    def _check(self, levels: int) -> None:
-        mappers = self._unet.effnet_mappers
-        if len(mappers) != 2 * levels:
-            self._refuse(f"it has {len(mappers)} effnet_mappers for {levels} levels")
-        if not all(_ends_with_scaler(group) for group in list(self._unet.up_blocks)[:-1]):
-            self._refuse("an up level below the highest does not end with what scales up")
-        ups = list(self._unet.up_blocks)
-        self._found([self._unet, self._unet.down_blocks, self._unet.up_blocks, *ups, mappers])
-
 
 _DOWN = ("down_blocks", "down_downscalers", "down_repeat_mappers")
 _UP = ("up_blocks", "up_upscalers", "up_repeat_mappers")
@@ -138,10 +133,6 @@ _UP = ("up_blocks", "up_upscalers", "up_repeat_mappers")
 def _level(*blocks: nn.Module) -> tuple[nn.Module, nn.Module, nn.Module]:
     """A level of these blocks, which neither scales nor repeats."""
     return nn.ModuleList(blocks), nn.Identity(), nn.ModuleList()
-
-
-def _are_lists(model: object, *names: str) -> bool:
-    return all(isinstance(getattr(model, name, None), nn.ModuleList) for name in names)
 
 
 def _ends_with_scaler(group: Any) -> bool:

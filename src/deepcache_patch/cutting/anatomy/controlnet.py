@@ -1,4 +1,9 @@
-"""ControlNets: the first half of a U-Net, with a layer that makes a residual of each skip."""
+"""ControlNets: the first half of a U-Net, with a layer that makes a residual of each skip.
+
+A U-Net that is cut at branch k uses the residuals of skips 0…k. So the ControlNet keeps the layers
+that make those. The layers below them are left out, and so is its middle block. When a ControlNet
+is cut is decided in `running`.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -7,9 +12,9 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from ..cut import Cut, Swap
-from .base import Dissected
-from .blocks import DownPath, keep
+from ..cut import Cut, Swap, keep
+from .base import Dissected, with_blocks
+from .layered import DownPath
 
 
 class Companion(Dissected, ABC):
@@ -63,7 +68,7 @@ class ControlNetAnatomy(Companion):
         self._paths = [DownPath(net) for net in self._nets]
         counts = {path.num_skips for path in self._paths}
         counts |= {len(net.controlnet_down_blocks) for net in self._nets}
-        owners = [module for path in self._paths for module in path.modules()]
+        owners = [module for net in self._nets for module in with_blocks(net, "down_blocks")]
         self._found(counts, [*owners, *(net.controlnet_down_blocks for net in self._nets)])
 
     def cut(self, branch: int) -> Cut:

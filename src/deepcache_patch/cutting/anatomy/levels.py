@@ -17,11 +17,9 @@ from diffusers.models.unets.unet_2d_blocks import (
 )
 from torch import nn
 
-from ...errors import UnsupportedModelError
-from ..cut import Cut, Swap
+from ..cut import Cut, Swap, keep
 from ..features import Recorder, StandIn, Tap
-from .base import Anatomy, has_lists
-from .blocks import keep
+from .base import Anatomy, cannot_cut, do_not_add_up, has_lists, with_blocks
 
 
 class LevelAnatomy(Anatomy):
@@ -45,11 +43,8 @@ class LevelAnatomy(Anatomy):
         whole = num_skips == len(self._ups) and self._middle is None
         self.branches = range(num_skips - whole)
         if not self.branches:
-            raise _cannot_cut(unet, "there is nothing below its topmost level")
-        blocks = [*self._downs, *self._ups]
-        lists = [self._unet.down_blocks, self._unet.up_blocks]
-        children = [child for block in blocks for child in block.children()]
-        self._found([unet, *lists, *blocks, *children])
+            raise cannot_cut(unet, "there is nothing below its topmost level")
+        self._found(with_blocks(unet, "down_blocks", "up_blocks"))
 
     def cut(self, branch: int | None, stand_in: StandIn, recorders: Mapping[int, Recorder]) -> Cut:
         """What one kind of call needs; see `Anatomy.cut`."""
@@ -106,11 +101,11 @@ class KBlockAnatomy(LevelAnatomy):
         for paths, kinds in ((model.down_blocks, _K_DOWN), (model.up_blocks, _K_UP)):
             strange = [type(block).__name__ for block in paths if not isinstance(block, kinds)]
             if strange:
-                raise _cannot_cut(unet, f"it has a {strange[0]} beside K-blocks")
+                raise cannot_cut(unet, f"it has a {strange[0]} beside K-blocks")
         emitted = [len(block.resnets) for block in model.down_blocks]
         taken = [len(block.resnets) for block in reversed(model.up_blocks)]
         if emitted != taken:
-            raise _cannot_cut(
+            raise cannot_cut(
                 unet,
                 f"its down blocks emit {emitted} tensors at the levels from the top, its up blocks "
                 f"take {taken}",
@@ -120,7 +115,7 @@ class KBlockAnatomy(LevelAnatomy):
             for block in model.down_blocks
         ]
         if any(silent[:-1]):
-            raise _cannot_cut(unet, "a down block above the deepest emits no skip connection")
+            raise cannot_cut(unet, "a down block above the deepest emits no skip connection")
         super().__init__(unet, len(silent) - silent[-1])
 
     @classmethod
@@ -165,14 +160,10 @@ class OneDimensionalAnatomy(LevelAnatomy):
         for block in (*model.down_blocks, *model.up_blocks):
             if not hasattr(block, "resnets") or hasattr(block, "downsamplers"):
                 kind = type(block).__name__
-                raise _cannot_cut(unet, f"it is not known how many skip connections a {kind} has")
+                raise cannot_cut(unet, f"it is not known how many skip connections a {kind} has")
         emitted, consumed = len(model.down_blocks), len(model.up_blocks)
         if emitted < consumed:
-            raise _cannot_cut(
-                unet,
-                f"its down blocks emit {emitted} skip connections, its up blocks consume "
-                f"{consumed}",
-            )
+            raise do_not_add_up(unet, emitted, consumed)
         super().__init__(unet, consumed)
 
     @classmethod
@@ -209,7 +200,7 @@ class Kandinsky3Anatomy(LevelAnatomy):
         model: Any = unet
         downs, ups, levels = len(model.down_blocks), len(model.up_blocks), model.num_levels
         if not downs == ups == levels:
-            raise _cannot_cut(
+            raise cannot_cut(
                 unet, f"it has {levels} levels, but {downs} down blocks and {ups} up blocks"
             )
         super().__init__(unet, levels - 1)
@@ -238,7 +229,3 @@ _RESIDUALS = (
     "down_block_additional_residuals",
     "down_intrablock_additional_residuals",
 )
-
-
-def _cannot_cut(unet: nn.Module, reason: str) -> UnsupportedModelError:
-    return UnsupportedModelError(f"{type(unet).__name__} cannot be cut: {reason}")

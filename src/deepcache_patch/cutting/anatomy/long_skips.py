@@ -11,11 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...errors import UnsupportedModelError
-from ..cut import Cut, Swap
+from ..cut import Cut, Swap, keep
 from ..features import Recorder, StandIn, Tap
-from .base import Anatomy
-from .blocks import keep
+from .base import Anatomy, are_lists, cannot_cut, do_not_add_up
 
 
 class HunyuanAnatomy(Anatomy):
@@ -42,9 +40,10 @@ class HunyuanAnatomy(Anatomy):
         consumers = [i for i, each in enumerate(self._blocks) if _consumes(each)]
         self.num_skips = half - 1
         if number != 2 * half or consumers != list(range(half + 1, number)) or not consumers:
-            raise UnsupportedModelError(
-                f"{type(unet).__name__} cannot be cut: of its {number} blocks {max(half - 1, 0)} "
-                f"emit a skip connection, the blocks {consumers} consume one"
+            raise cannot_cut(
+                unet,
+                f"of its {number} blocks {max(half - 1, 0)} emit a skip connection, the blocks "
+                f"{consumers} consume one",
             )
         self.branches = range(self.num_skips)
         self._found([unet, self._unet.blocks, *self._blocks[half:]])
@@ -123,10 +122,7 @@ class UViTAnatomy(Anatomy):
         ins, outs = self._core.transformer_in_blocks, self._core.transformer_out_blocks
         self.num_skips = len(ins)
         if len(outs) != len(ins) or not len(ins):
-            raise UnsupportedModelError(
-                f"{type(unet).__name__} cannot be cut: its in-blocks emit {len(ins)} skip "
-                f"connections, its out-blocks consume {len(outs)}"
-            )
+            raise do_not_add_up(unet, len(ins), len(outs), "in-blocks", "out-blocks")
         self.branches = range(self.num_skips)
         self._found([unet, self._core, ins, outs, *outs])
 
@@ -203,6 +199,4 @@ def _consumes(block: Any) -> bool:
 
 def _is_uvit(model: Any) -> bool:
     lists = ("transformer_in_blocks", "transformer_out_blocks")
-    return hasattr(model, "transformer_mid_block") and all(
-        isinstance(getattr(model, name, None), nn.ModuleList) for name in lists
-    )
+    return hasattr(model, "transformer_mid_block") and are_lists(model, *lists)

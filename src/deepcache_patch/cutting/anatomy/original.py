@@ -11,11 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...errors import UnsupportedModelError
-from ..cut import Cut, Swap
+from ..cut import Cut, Swap, keep
 from ..features import Recorder, StandIn, Tap
-from .base import Anatomy, has_lists
-from .blocks import keep
+from .base import Anatomy, cannot_cut, do_not_add_up, has_lists
 
 
 class OriginalAnatomy(Anatomy):
@@ -39,17 +37,12 @@ class OriginalAnatomy(Anatomy):
         super().__init__(unet)
         ins, outs = self._unet.input_blocks, self._unet.output_blocks
         if len(ins) != len(outs):
-            raise UnsupportedModelError(
-                f"{type(unet).__name__} cannot be cut: its input blocks emit {len(ins)} skip "
-                f"connections, its output blocks consume {len(outs)}"
-            )
+            raise do_not_add_up(unet, len(ins), len(outs), "input blocks", "output blocks")
         self.num_skips = len(ins)
         self.branches = range(len(ins) - (self._unet.middle_block is None))
         if not self.branches:
-            raise UnsupportedModelError(
-                f"{type(unet).__name__} cannot be cut: with one skip connection and no middle "
-                "block there is nothing to leave out"
-            )
+            reason = "with one skip connection and no middle block there is nothing to leave out"
+            raise cannot_cut(unet, reason)
         self._found([unet, ins, outs])
 
     @classmethod

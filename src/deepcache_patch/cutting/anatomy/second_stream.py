@@ -1,6 +1,6 @@
 """The layout of NCSN++ (score-SDE): a second stream runs beside the hidden state.
 
-It has the blocks and the skips of `blocks`, but some blocks have a `skip_conv`. On the way down,
+It has the layers and the skips of `layered`, but some blocks have a `skip_conv`. On the way down,
 such a block makes the picture smaller and adds it to the hidden state. On the way up, its
 `upsampler` makes the second stream larger, its `skip_conv` adds a picture made of the hidden state,
 and what comes out at the top is added to the U-Net's output. So the layers above a branch need two
@@ -10,7 +10,7 @@ the one, then those of the other.
 """
 
 from collections.abc import Mapping, Sequence
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any
 
 import torch
@@ -19,11 +19,11 @@ from torch import nn
 from ...errors import UnsupportedModelError
 from ..cut import Cut, Swap
 from ..features import Around, Recorder, StandIn, Tap
-from .base import Anatomy, has_lists
-from .blocks import DownPath, Span, check_layers, keep, layer_lists
+from .base import cannot_cut, has_lists
+from .layered import DownPath, LayeredAnatomy
 
 
-class SecondStreamAnatomy(Anatomy):
+class SecondStreamAnatomy(LayeredAnatomy):
     """The skips of a U-Net with a second stream, and how to cut it.
 
     Branch k keeps the producers of skips 0…k and the top k+1 resnets of the up path, with the one
@@ -38,29 +38,14 @@ class SecondStreamAnatomy(Anatomy):
     """
 
     def __init__(self, unet: nn.Module) -> None:
-        super().__init__(unet)
-        self._down = DownPath(unet)
-        self.num_skips = self._down.num_skips
-        self._up: list[Span] = []  # as they run
-        stop = sum(_resnets(unet, block) for block in self._unet.up_blocks)
-        if stop != self.num_skips:
-            raise UnsupportedModelError(
-                f"{type(unet).__name__} cannot be cut: its down blocks emit {self.num_skips} skip "
-                f"connections, its up blocks consume {stop}"
-            )
-        for block in self._unet.up_blocks:
-            if self._up and _has_stream(self._up[-1].block) and not _has_stream(block):
-                raise UnsupportedModelError(
-                    f"{type(unet).__name__} cannot be cut: a {type(block).__name__} above a "
-                    f"{type(self._up[-1].block).__name__} does not pass the second stream on"
+        super().__init__(unet, DownPath(unet))
+        for below, block in pairwise(self._unet.up_blocks):
+            if _has_stream(below) and not _has_stream(block):
+                raise cannot_cut(
+                    unet,
+                    f"a {type(block).__name__} above a {type(below).__name__} does not pass the "
+                    "second stream on",
                 )
-            self._up.append(Span(block, stop - len(block.resnets), stop))
-            stop -= len(block.resnets)
-        # Without a middle block, the deepest branch would leave nothing out.
-        self.branches = range(self.num_skips - (self._unet.mid_block is None))
-        ups = [span.block for span in self._up]
-        lists = [child for block in ups for child in block.children()]
-        self._found([*self._down.modules(), self._unet.up_blocks, *ups, *lists])
 
     @classmethod
     def fits(cls, model: Any) -> bool:
@@ -74,14 +59,7 @@ class SecondStreamAnatomy(Anatomy):
 
     def cut(self, branch: int | None, stand_in: StandIn, recorders: Mapping[int, Recorder]) -> Cut:
         """What one kind of call needs; see `Anatomy.cut`."""
-        taps: dict[Any, nn.Module] = {
-            producer: Tap(producer, recorder)
-            for tapped, recorder in recorders.items()
-            for producer in self._producers(tapped)
-        }
-        limit = self.num_skips if branch is None else branch + 1  # skips below it are kept
-        swaps = self._down.swaps(limit)
-        up = [span for span in self._up if span.first < limit]
+        taps = self._taps(recorders)
         lowest, source = (None, None) if branch is None else self._lowest(branch)
         replayed: list[Recorder] = []  # of branches whose second stream comes from the stand-in
         for tapped, recorder in recorders.items():
@@ -91,46 +69,33 @@ class SecondStreamAnatomy(Anatomy):
             elif below is not None:
                 inner = taps.get(block.upsampler, block.upsampler)
                 taps[block.upsampler] = _StreamTap(inner, recorder)
+        if source is None:
+            return Cut(self._swaps(branch, stand_in, taps))
+        channels = source.skip_conv.out_channels
+        swaps = self._swaps(branch, _HiddenState(stand_in, channels), taps)
+        return Cut([*swaps, self._added(lowest, stand_in, channels, replayed)])
 
-        middle: Any = stand_in
-        if branch is None:
-            middle = taps.get(self._unet.mid_block, self._unet.mid_block)
-        elif source is not None:
-            channels = source.skip_conv.out_channels
-            middle = _HiddenState(stand_in, channels)
-            swaps.append(self._added(lowest, stand_in, channels, replayed))
-        if middle is not self._unet.mid_block:
-            swaps.append(Swap(self._unet, "mid_block", middle))
-        keep(swaps, self._unet, "up_blocks", [taps.get(span.block, span.block) for span in up])
-        for block, _first, stop in up:
-            # The attention that a block has for all its resnets runs after them: it is kept whole.
-            for name, each in layer_lists(block):
-                kept = getattr(block, name)[max(stop - limit, 0) * each :]
-                keep(swaps, block, name, [taps.get(part, part) for part in kept])
-            if _has_stream(block) and block.upsampler in taps:
-                swaps.append(Swap(block, "upsampler", taps[block.upsampler]))
-        return Cut(swaps)
+    def _check(self, block: Any) -> None:
+        if not _has_stream(block):
+            super()._check(block)
+        elif not all(hasattr(block, name) for name in ("resnets", "resnet_up", "upsampler")) or (
+            len(getattr(block, "attentions", ())) > 1
+        ):
+            raise UnsupportedModelError(
+                f"{type(self._unet).__name__} with a {type(block).__name__} cannot be cut: it is "
+                "not known what goes with the second stream there"
+            )
 
-    def _producers(self, branch: int) -> list[Any]:
-        """The modules whose output, the last of them to run, is the hidden state of the branch."""
-        below = branch + 1  # the skip of the layer just below the lowest kept one
-        if below == self.num_skips:
-            return [self._unet.mid_block]
-        block, first, stop = next(span for span in self._up if span.first <= below < span.stop)
-        if below == first:
-            return [block]
-        layer = stop - 1 - below
-        return [
-            part
-            for name, each in layer_lists(block)
-            for part in getattr(block, name)[layer * each : (layer + 1) * each]
-        ]
+    def _end(self, block: Any) -> Any:
+        # The attention that a block has for all its resnets runs after them, and so does what
+        # makes the hidden state larger: the block itself is what puts it out.
+        return block
 
     def _lowest(self, branch: int) -> tuple[Any, Any]:
         """The lowest kept up block, and that whose second stream enters it, if there is one."""
-        lowest = next(i for i, span in enumerate(self._up) if span.first <= branch < span.stop)
-        below = self._up[lowest - 1].block if lowest else None
-        return self._up[lowest].block, below if _has_stream(below) else None
+        lowest = self._consumer(branch)
+        below = self._consumer(lowest.stop).block if lowest.stop < self.num_skips else None
+        return lowest.block, below if _has_stream(below) else None
 
     def _added(
         self, block: Any, stand_in: StandIn, channels: int, recorders: Sequence[Recorder]
@@ -196,21 +161,3 @@ def _record(recorder: Recorder, hidden_states: torch.Tensor | None, stream: torc
 
 def _has_stream(block: Any) -> bool:
     return hasattr(block, "skip_conv")
-
-
-def _resnets(unet: nn.Module, block: Any) -> int:
-    """How many skips an up block consumes.
-
-    Raises:
-        UnsupportedModelError: If that is not known.
-    """
-    if not _has_stream(block):
-        check_layers(unet, block)
-    elif not all(hasattr(block, name) for name in ("resnets", "resnet_up", "upsampler")) or (
-        len(getattr(block, "attentions", ())) > 1
-    ):
-        raise UnsupportedModelError(
-            f"{type(unet).__name__} with a {type(block).__name__} cannot be cut: it is not known "
-            "what goes with the second stream there"
-        )
-    return len(block.resnets)
