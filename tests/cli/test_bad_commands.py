@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from tiny import CASES
 
 from deepcache_patch import DeepCacheHelper
-from deepcache_patch.cli import main as command_line
 from deepcache_patch.cli import terminal
 from deepcache_patch.cli.main import main
+from deepcache_patch.cli.pipeline import Loading
 from deepcache_patch.compare import run as comparison
 
 PLAN = ("--full-steps", "2", "--steps", "4", "--device", "cpu")
@@ -29,13 +29,6 @@ PLAN = ("--full-steps", "2", "--steps", "4", "--device", "cpu")
 @cache
 def pipeline() -> Any:
     return CASES["sd"].load()
-
-
-def called(arguments: list[str]) -> int:
-    try:
-        return main(arguments)
-    except SystemExit as stop:  # argparse's own way out
-        return int(stop.code or 0)
 
 
 @pytest.fixture
@@ -47,7 +40,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         asked.update(options)
         raise RuntimeError("as far as this")
 
-    monkeypatch.setattr(command_line, "load", lambda _options: pipeline())
+    monkeypatch.setattr(Loading, "load", lambda _asked: pipeline())
     monkeypatch.setattr(comparison, "compare", stop)
     monkeypatch.setattr(
         "deepcache_patch.measuring.generation.seeded_call", lambda _p, call, _s: stop(**call)
@@ -66,7 +59,7 @@ def calibrated(seen: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixtu
             file.write_bytes(content)
         seen.clear()
         out = tmp_path / "out.json"
-        status = called(["calibrate", "m", "--prompts", str(file), *PLAN, "--out", str(out)])
+        status = main(["calibrate", "m", "--prompts", str(file), *PLAN, "--output", str(out)])
         err = capsys.readouterr().err
         assert len(err.splitlines()) == 1, err
         assert not out.exists()
@@ -124,6 +117,19 @@ def test_what_holds_no_prompts_is_refused(name: str, calibrated: Any) -> None:
     assert reason in line
 
 
+@pytest.mark.parametrize("command", ["compare", "calibrate"])
+def test_prompts_of_the_command_line_come_before_those_of_the_file(
+    command: str, seen: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "prompts.txt").write_text("a dog\na cat\n")
+    file, output = str(tmp_path / "prompts.txt"), str(tmp_path / "output")
+    prompts = ["--prompt", "a fox", "--prompts", file, "--prompt", "a hen"]
+    goal = ["--full-steps", "2"] if command == "calibrate" else []
+    assert main([command, "m", *prompts, *goal, "--device", "cpu", "--output", output]) == 1
+    assert seen["prompt"] == ["a fox", "a hen", "a dog", "a cat"]
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
 # --- places to write to ---------------------------------------------------------------------------
 
 
@@ -133,7 +139,7 @@ def model(seen: dict[str, Any]) -> str:
 
 
 def refused(arguments: list[Any], capsys: pytest.CaptureFixture[str]) -> str:
-    assert called([*map(str, arguments)]) == 2
+    assert main([*map(str, arguments)]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert len(err.splitlines()) == 1, err
@@ -156,8 +162,8 @@ def test_a_place_for_a_calibration_is_looked_at_first(
         "null": tmp_path / "a\0b",
     }.get(kind, place)
     before = sorted(tmp_path.iterdir())
-    err = refused(["calibrate", model, "--prompts", __file__, *PLAN, "--out", place], capsys)
-    assert "cannot write into --out " in err
+    err = refused(["calibrate", model, "--prompts", __file__, *PLAN, "--output", place], capsys)
+    assert "cannot write into --output " in err
     assert seen == {}
     assert sorted(tmp_path.iterdir()) == before
 
@@ -206,7 +212,7 @@ def test_a_result_that_cannot_be_written_leaves_all_old_ones(
             raise error
 
     monkeypatch.setattr(os, "fsync", fail)
-    assert called(arguments) == status
+    assert main(arguments) == status
     out, err = capsys.readouterr()
     assert (out, len(err.splitlines())) == ("", 1)
     assert names(tmp_path) == sorted(comparison.FILES)
@@ -218,38 +224,40 @@ def test_bytes_that_are_no_text_do_not_cost_the_result(
 ) -> None:
     # The name of a folder in Latin-1 was an UnicodeEncodeError after all pictures were made.
     folder = tmp_path / os.fsdecode(b"f\xfcr")
-    assert called(["compare", "m", "--prompt", "a", "--output", str(folder)]) == 0
+    assert main(["compare", "m", "--prompt", "a", "--output", str(folder)]) == 0
     assert names(folder) == sorted(comparison.FILES)
     command = json.loads((folder / "comparison.json").read_text())["command"]
     assert command.endswith("/f\udcfcr'")
     assert capsysbinary.readouterr().out.endswith(rb"/f\udcfcr/comparison.png" + b"\n")
 
 
-# Not the whole package: it brings torch along.
 FINISHED = """
-import sys, types
-package = sys.modules["deepcache_patch"] = types.ModuleType("deepcache_patch")
-package.__path__ = sys.argv[1:]
-from deepcache_patch.cli import main as command_line
-from deepcache_patch.cli import terminal
-def finished(options, command):
-    terminal.say("·" * 100_000)
-    return 0
-command_line._branches = finished
-sys.exit(command_line.main(["branches", "m"]))
+import sys
+from deepcache_patch.cli import branches, main, terminal
+branches.branches.callback = lambda **_: terminal.say("·" * 100_000)
+sys.exit(main.main(sys.argv[1:]))
 """
 
 
-def test_a_full_disk_for_stdout_is_one_line() -> None:
+@pytest.mark.parametrize(
+    ("arguments", "where"),
+    [
+        (["branches", "m"], "deepcache-patch branches"),
+        (["plan", "--help"], "deepcache-patch plan"),
+        (["--version"], "deepcache-patch"),
+    ],
+    ids=" ".join,
+)
+def test_a_full_disk_for_stdout_is_one_line(arguments: list[str], where: str) -> None:
     # Python found out at its exit, with a traceback and the exit code 120.
     with Path("/dev/full").open("w") as full:
         process = subprocess.run(
-            [sys.executable, "-c", FINISHED, Path(command_line.__file__).parent],
+            [sys.executable, "-c", FINISHED, *arguments],
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
         )
-    assert process.stderr == "deepcache-patch branches: error: [Errno 28] No space left on device\n"
+    assert process.stderr == f"{where}: error: [Errno 28] No space left on device\n"
     assert process.returncode == 1
 
 
@@ -278,7 +286,7 @@ def test_a_terminal_that_does_not_know_a_sign_gets_an_escape(
         (["--guidance-scale", "1e999"], "'1e999' is no finite number"),
         # Two lines, and the terminal was told to clear itself.
         (["--steps", "1\n\x1b[2J"], r"'1\n\x1b[2J' is no whole number"),
-        (["a\nb\u2028c\x1b[2J"], r"unrecognized arguments: a\nb\u2028c\x1b[2J"),
+        (["a\nb\u2028c\x1b[2J"], r"unexpected extra argument (a\nb\u2028c\x1b[2J)"),
         (["--images", "9" * 9999], "99…"),
     ],
 )
@@ -316,11 +324,11 @@ def test_a_schedule_that_is_none_is_one_line(
 def test_what_nobody_thought_of_is_one_line_too(
     model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(_options: Any) -> None:
+    def fail(_asked: Any) -> None:
         raise RecursionError("maximum\nrecursion")
 
-    monkeypatch.setattr(command_line, "load", fail)
-    assert called(["compare", model, "--prompt", "a"]) == 1
+    monkeypatch.setattr(Loading, "load", fail)
+    assert main(["compare", model, "--prompt", "a"]) == 1
     message = "unexpected RecursionError: maximum (python -X dev shows where)\n"
     assert capsys.readouterr().err == f"deepcache-patch compare: error: {message}"
 
@@ -354,10 +362,13 @@ VALUES = st.one_of(
     st.text(max_size=8),
 )
 OPTIONS = {
-    "compare": "prompt interval branch schedule replay seed images repeats output",
-    "calibrate": "prompts speedup full-steps psnr branch seed images out",
+    "compare": "interval schedule replay repeats",
+    "calibrate": "speedup full-steps psnr out",
 }
-SHARED = "negative-prompt guidance-scale height width steps scheduler device dtype"
+SHARED = (
+    "prompt prompts negative-prompt guidance-scale height width steps seed images branch scheduler "
+    "device dtype output"
+)
 
 
 @st.composite
@@ -385,12 +396,12 @@ def check_one_line(arguments: list[str], folder: Path, capsys: pytest.CaptureFix
     os.chdir(folder)
     if arguments[0] == "calibrate":
         arguments = [*arguments, "--out=out.json"]
-    status = called(arguments)
+    status = main(arguments)
     out, err = capsys.readouterr()
     assert status in (1, 2), (arguments, status)
     assert out == ""
     assert len(err.splitlines()) == 1, (arguments, err)
-    assert "unexpected" not in err, (arguments, err)
+    assert "error: unexpected" not in err, (arguments, err)
     assert list(folder.iterdir()) == []
 
 

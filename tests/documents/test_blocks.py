@@ -23,7 +23,7 @@ from sybil import Document
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 from tiny import CASES, picture
 
-from deepcache_patch.cli.main import build_parser
+from deepcache_patch.cli.main import commands
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [str(path.relative_to(ROOT)) for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"))]
@@ -100,13 +100,20 @@ def test_commands_exist(page):
 def check(words):
     match words:
         case ["deepcache-patch", *rest] | ["python", "-m", "deepcache_patch", *rest]:
-            if "--help" not in rest:
-                build_parser().parse_args(rest)
+            if not {"--help", "--version"} & set(rest):
+                parse(rest)
         case ["python", "-m", module, *_] if module.startswith("benchmarks."):
             assert importlib.util.find_spec(module) is not None, module
         case ["make", *targets]:
             made = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
             assert set(targets) <= set(made)
+
+
+def parse(words):
+    """Reads a command as it would be called, and calls nothing."""
+    with commands.make_context("deepcache-patch", [*words]) as whole:
+        name, command, rest = commands.resolve_command(whole, words)
+        command.make_context(name, rest, parent=whole).close()
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ For the command line and other places where a person types them. Everything that
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,27 +15,7 @@ import diffusers
 import torch
 
 from ..errors import first_line
-
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-
-#: Friendly names; every scheduler class of diffusers is also known by its own name.
-SCHEDULERS = {
-    "ddim": "DDIMScheduler",
-    "ddpm": "DDPMScheduler",
-    "deis": "DEISMultistepScheduler",
-    "dpm-solver++": "DPMSolverMultistepScheduler",
-    "dpm-solver++-single": "DPMSolverSinglestepScheduler",
-    "euler": "EulerDiscreteScheduler",
-    "euler-ancestral": "EulerAncestralDiscreteScheduler",
-    "heun": "HeunDiscreteScheduler",
-    "kdpm2": "KDPM2DiscreteScheduler",
-    "kdpm2-ancestral": "KDPM2AncestralDiscreteScheduler",
-    "lcm": "LCMScheduler",
-    "lms": "LMSDiscreteScheduler",
-    "pndm": "PNDMScheduler",
-    "tcd": "TCDScheduler",
-    "unipc": "UniPCMultistepScheduler",
-}
+from .names import DTYPES, SCHEDULERS
 
 
 def choose_device(name: str | None = None) -> torch.device:
@@ -66,13 +47,14 @@ def choose_dtype(name: str | None, device: torch.device) -> torch.dtype:
         return torch.float16 if device.type in ("cuda", "mps") else torch.float32
     if name not in DTYPES:
         raise ValueError(f"unknown dtype {name!r}; the known ones are {', '.join(DTYPES)}")
+    dtype: torch.dtype = getattr(torch, name)
     probe = torch.zeros(1, 1, 3, 3, dtype=torch.float32)
     try:
-        probe = probe.to(device, DTYPES[name])
+        probe = probe.to(device, dtype)
         torch.nn.functional.conv2d(probe, probe).item()
     except (RuntimeError, TypeError, NotImplementedError) as error:
         raise ValueError(f"{device} cannot compute in {name}; try --dtype float32") from error
-    return DTYPES[name]
+    return dtype
 
 
 def load_pipeline(model: str, device: torch.device, dtype: torch.dtype) -> Any:
@@ -163,7 +145,7 @@ def use_scheduler(pipe: Any, name: str) -> None:
 
     Args:
         pipe: A pipeline.
-        name: A key of `SCHEDULERS` or a scheduler class of diffusers.
+        name: A key of `names.SCHEDULERS` or a scheduler class of diffusers.
 
     Raises:
         ValueError: The name is unknown, the scheduler lacks a package, or the pipeline has none.
@@ -190,3 +172,18 @@ def _present() -> list[str]:
     # Not `torch.mps`, which cannot tell before torch 2.5.
     kinds = {"cuda": torch.cuda, "xpu": torch.xpu, "mps": torch.backends.mps}
     return [*(kind for kind, runtime in kinds.items() if runtime.is_available()), "cpu"]
+
+
+def quiet_loading() -> None:
+    """Keeps stderr to the two generations, or to the one line that says what is wrong."""
+    libraries: list[Any] = [diffusers.utils.logging]
+    try:
+        import transformers
+
+        libraries.append(transformers.utils.logging)
+    except ImportError:  # pixel pipelines do without
+        pass
+    for library in libraries:
+        library.set_verbosity_error()
+        if not sys.stderr.isatty():
+            library.disable_progress_bar()

@@ -2,66 +2,57 @@
 
 from __future__ import annotations
 
-import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
-from ..schedules.plans import Plan
-from ..settings.by_name import PLANNED, named_schedule
-from .input import BadInputError, finite, positive, whole
-from .pipeline import add_steps, bad_input
+import click
+
+from . import options
+from .mistakes import BadInputError, bad_input
 from .terminal import say
 
-_EXAMPLE = """\
+if TYPE_CHECKING:
+    from ..schedules.plans import Plan
+
+_EXAMPLES = """\
 examples:
-  %(prog)s --steps 50 --interval 3 --branch 0
-  %(prog)s --steps 50 --schedule centred --interval 5 --center 15 --power 1.4
-  %(prog)s --steps 50 --schedule growing --full-steps 10
+  deepcache-patch plan --steps 50 --interval 3 --branch 0
+  deepcache-patch plan --steps 50 --schedule centred --interval 5 --center 15 --power 1.4
+  deepcache-patch plan --steps 50 --schedule growing --full-steps 10
 
 F is a step in full, · a shallow one.
 """
 
 #: Steps of a generation unless they are given.
-_STEPS = 50
+_STEPS: Final = 50
 
 
-def add(commands: Any) -> None:
-    """Adds the command."""
-    parser = commands.add_parser(
-        "plan",
-        help="which steps a schedule runs in full, as a strip",
-        description="Prints which steps of a generation run in full. Loads no model.",
-        epilog=_EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add_steps(parser, default=f"{_STEPS}, or the file's")
-    add(
-        "--schedule",
-        default="uniform",
-        metavar="NAME|FILE",
-        help="uniform (default), centred, growing, or a file that `calibrate` wrote",
-    )
-    add("--interval", type=positive, metavar="N", help="one full step in N (default: 3)")
-    add("--branch", type=whole, metavar="K", help="of the shallow steps (default: 0)")
-    add("--center", type=whole, metavar="STEP", help="of centred: where full steps are densest")
-    add("--power", type=finite, metavar="X", help="of centred and growing: how uneven, 1 to 10")
-    add("--full-steps", type=positive, metavar="N", help="of growing: steps that run in full")
-    parser.set_defaults(run=_plan, command="plan")
+@options.command(_EXAMPLES)
+@options.steps(default=f"{_STEPS}, or the file's")
+@options.schedule("uniform", "centred", "growing")
+@options.interval
+@options.branch
+@click.option(
+    "--center", type=options.whole, metavar="STEP", help="of centred: where full steps are densest"
+)
+@click.option(
+    "--power",
+    type=options.finite,
+    metavar="X",
+    help="of centred and growing: how uneven, 1 to 10",
+)
+@options.full_steps("of growing: steps that run in full")
+def plan(*, schedule: str, steps: int | None, **parameters: Any) -> None:
+    """Prints which steps of a generation run in full. Loads no model."""
+    from ..settings.by_name import PLANNED, named_schedule
 
-
-def _plan(options: argparse.Namespace, command: str) -> int:
-    names = ("interval", "branch", "center", "power", "full_steps")
-    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    given = {name: value for name, value in parameters.items() if value is not None}
     with bad_input():
-        if options.schedule in PLANNED:
-            schedule = named_schedule(options.schedule, **given)
-            plans = [schedule.plan(options.steps or _STEPS)]
+        if schedule in PLANNED:
+            plans = [named_schedule(schedule, **given).plan(steps or _STEPS)]
         else:
-            plans = _plans_in(options.schedule, options.steps, given)
-    for plan in plans:
-        say(f"{plan}\n{_counted(plan)}")
-    return 0
+            plans = _plans_in(schedule, steps, given)
+    for each in plans:
+        say(f"{each}\n{_counted(each)}")
 
 
 def _plans_in(file: str, steps: int | None, given: dict[str, Any]) -> list[Plan]:
@@ -70,6 +61,7 @@ def _plans_in(file: str, steps: int | None, given: dict[str, Any]) -> list[Plan]
             f"{file} has no plan before a generation runs: `compare` shows what it does"
         )
     from ..learning.learned import load_all  # which needs torch
+    from ..settings.by_name import PLANNED
 
     try:
         plans = [each.solution.plan for each in load_all(file)]

@@ -24,3 +24,8 @@ def say(text: str) -> None:
         with suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise
+
+
+def complain(text: str) -> None:
+    """Prints one line to stderr."""
+    print(one_line(text), file=sys.stderr)

@@ -2,63 +2,61 @@
 
 from __future__ import annotations
 
-import argparse
 import socket
-import sys
 from contextlib import suppress
 from typing import Any
 
-from .input import BadInputError, port
-from .pipeline import add_loading, add_model, bad_input, calibrated_of, load
-from .terminal import one_line, say
+import click
 
-_EXAMPLE = """\
+from . import options
+from .mistakes import BadInputError, bad_input
+from .pipeline import Loading, calibrated_in
+from .terminal import complain, say
+
+_EXAMPLES = """\
 example:
-  %(prog)s stable-diffusion-v1-5/stable-diffusion-v1-5 --scheduler ddim
+  deepcache-patch ui stable-diffusion-v1-5/stable-diffusion-v1-5 --scheduler ddim
 
 Prints the address of the page; Ctrl-C ends it.
 """
 
 
-def add(commands: Any) -> None:
-    """Adds the command."""
-    parser = commands.add_parser(
-        "ui",
-        help="a page in the browser: settings, both pictures, times, the plan",
-        description="Serves a page that makes pictures without and with DeepCache.",
-        epilog=_EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add_model(parser)
-    add_loading(parser)
-    add("--schedule", metavar="FILE", help="one that `calibrate` wrote, to choose on the page")
-    add("--host", default="127.0.0.1", help="address to listen on (default: only this machine)")
-    add("--port", type=port, default=7860, metavar="N", help="default: 7860; 0 takes a free one")
-    parser.set_defaults(run=_ui, command="ui")
+@options.command(_EXAMPLES)
+@options.model
+@options.loading
+@options.schedule()
+@click.option(
+    "--host", default="127.0.0.1", help="address to listen on (default: only this machine)"
+)
+@click.option(
+    "--port",
+    type=options.port,
+    default=7860,
+    metavar="N",
+    help="default: 7860; 0 takes a free one",
+)
+def ui(*, schedule: str | None, host: str, port: int, **loading: Any) -> None:
+    """Serves a page that makes pictures without and with DeepCache.
 
-
-def _ui(options: argparse.Namespace, command: str) -> int:
+    With --schedule, that schedule can be chosen on the page.
+    """
     from ..page.app import is_loopback, launch, require_gradio
 
     require_gradio()
-    if options.schedule in ("uniform", "auto"):
-        what = f"--schedule {options.schedule} is chosen on the page"
-        raise BadInputError(f"{what}: give a file here")
-    free = _free_port(options.host, options.port)
+    if schedule in ("uniform", "auto"):
+        raise BadInputError(f"--schedule {schedule} is chosen on the page: give a file here")
+    free = _free_port(host, port)
     with bad_input():
-        calibrated = calibrated_of(options)
-        pipe = load(options)
+        calibrated = calibrated_in(schedule)
+        pipe = Loading(**loading).load()
     with bad_input():
-        page = launch(pipe, host=options.host, port=free, calibrated=calibrated)
-    if not is_loopback(options.host):
-        warning = f"warning: whoever reaches {options.host} can use this page, without a password"
-        print(one_line(f"deepcache-patch ui: {warning}"), file=sys.stderr)
+        page = launch(pipe, host=host, port=free, calibrated=calibrated)
+    if not is_loopback(host):
+        warning = f"warning: whoever reaches {host} can use this page, without a password"
+        complain(f"deepcache-patch ui: {warning}")
     with page, suppress(KeyboardInterrupt):
         say(f"{page.address} (Ctrl-C ends it)")
         page.wait()
-    return 0
 
 
 def _free_port(host: str, wanted: int) -> int:

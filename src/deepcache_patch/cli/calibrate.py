@@ -1,0 +1,81 @@
+"""The command `calibrate`: learns a schedule from full generations, and writes it to a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from . import options
+from .files import require_writable
+from .mistakes import bad_input, failure
+from .pipeline import Generation, require_branch, require_within_reach
+from .terminal import say
+
+_EXAMPLES = """\
+example:
+  deepcache-patch calibrate stable-diffusion-v1-5/stable-diffusion-v1-5 \\
+      --prompts prompts.txt --speedup 2.5 --output schedule.json
+
+In Python: DeepCacheHelper(pipe, schedule=Calibrated.load("schedule.json")).
+"""
+
+
+@options.command(_EXAMPLES, former={"out": "output"})
+@options.model
+@options.generation
+@click.option(
+    "--speedup", type=options.finite, metavar="X", help="goal: of the denoising loop, at least"
+)
+@options.full_steps("goal: steps that run in full")
+@click.option(
+    "--psnr", type=options.finite, metavar="DB", help="goal: to the plain pictures, on average"
+)
+@options.branch
+@options.loading
+@options.output("FILE", required=True, help="JSON file to write")
+def calibrate(
+    *,
+    speedup: float | None,
+    full_steps: int | None,
+    psnr: float | None,
+    branch: int | None,
+    output: Path,
+    **generation: Any,
+) -> None:
+    """Generates pictures to learn which steps to compute in full, and how to make the others.
+
+    Give one goal: --speedup, --full-steps or --psnr.
+    """
+    if sum(goal is not None for goal in (speedup, full_steps, psnr)) != 1:
+        raise click.UsageError("Give one of --speedup, --full-steps and --psnr, and only one")
+
+    from ..helper import DeepCacheHelper
+    from ..measuring.generation import batched_call, seeded_call
+    from ..measuring.similarity import require_metrics
+
+    if psnr is not None:
+        require_metrics()
+    require_writable(output.parent, output)
+    asked, branch = Generation(**generation), branch or 0
+    prompts = asked.prompts_given()
+    with bad_input():
+        pipe = asked.load()
+        seeds, call = asked.call_of(pipe, prompts)
+        require_branch(pipe, branch, model=asked.model)
+        helper = DeepCacheHelper(pipe)
+        arguments = batched_call(pipe, call, len(seeds))
+        require_within_reach(pipe, call, speedup=speedup, full_steps=full_steps, branch=branch)
+    with bad_input(f"{type(pipe).__name__}: "), failure(pipe):
+        schedule = helper.calibrate(
+            lambda: seeded_call(pipe, arguments, seeds),
+            speedup=speedup,
+            full_steps=full_steps,
+            psnr=psnr,
+            branch=branch,
+        )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    schedule.save(output)
+    plan = schedule.solution.plan
+    say(f"{plan}\n{len(plan.full_steps)} of {len(plan)} steps in full; written to {output}")

@@ -1,0 +1,84 @@
+"""The command `compare`: the same pictures without and with DeepCache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import click
+
+from . import options
+from .files import require_writable
+from .mistakes import bad_input, failure
+from .pipeline import Generation, require_branch, require_same_steps, schedule_of
+from .terminal import say
+
+_EXAMPLES = """\
+example:
+  deepcache-patch compare stable-diffusion-v1-5/stable-diffusion-v1-5 \\
+      --prompt "a lighthouse in a storm" --steps 50 --interval 3
+
+Writes comparison.html, comparison.png and comparison.json into the output folder.
+"""
+
+#: Unless another folder is given.
+_OUTPUT: Final = Path("deepcache-comparison")
+
+
+@options.command(_EXAMPLES)
+@options.model
+@options.generation
+@options.interval
+@options.branch
+@options.schedule("uniform", "auto")
+@click.option("--replay", type=click.Choice(["extrapolate", "reuse"]), help="default: extrapolate")
+@options.loading
+@click.option(
+    "--repeats",
+    type=options.positive,
+    default=1,
+    metavar="N",
+    help="timed runs of each; medians",
+)
+@options.output("DIR", default=_OUTPUT, help=f"default: {_OUTPUT}")
+@click.option("--json", "as_json", is_flag=True, help="print the figures as JSON, not as a table")
+@click.pass_obj
+def compare(
+    line: str,
+    /,
+    *,
+    interval: int | None,
+    branch: int | None,
+    schedule: str,
+    replay: Literal["extrapolate", "reuse"] | None,
+    repeats: int,
+    output: Path,
+    as_json: bool,
+    **generation: Any,
+) -> None:
+    """Generates the same pictures without and with DeepCache, and compares them."""
+    # Here, so that --help and a mistyped option need not wait for torch.
+    from ..compare.outcome import FILES
+    from ..helper import DeepCacheHelper
+    from ..measuring.similarity import require_metrics
+
+    require_metrics()
+    require_writable(output, *(output / name for name in FILES))
+    asked = Generation(**generation)
+    prompts = asked.prompts_given()
+    with bad_input():
+        settings = schedule_of(schedule, interval=interval, branch=branch)
+        pipe = asked.load()
+        seeds, call = asked.call_of(pipe, prompts)
+        require_branch(pipe, branch, model=asked.model)
+        require_same_steps(pipe, call, schedule, settings.get("schedule"))
+        helper = DeepCacheHelper(pipe, **settings, replay=replay)
+    with bad_input(f"{type(pipe).__name__}: "), failure(pipe):
+        outcome = helper.compare(seeds=seeds, repeats=repeats, **call)
+
+    output.mkdir(parents=True, exist_ok=True)
+    picture, _, report = outcome.save_all(output, command=line)
+    if as_json:
+        say(outcome.to_json(command=line))
+    else:
+        say(f"{outcome.table()}\n\nreport: {report}\npicture: {picture}")

@@ -1,0 +1,54 @@
+"""Files that a person names: a file of prompts to read, places to write to. All that can be wrong
+with them is found here, before a model is loaded.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from pathlib import Path
+from typing import Final
+
+from ..measuring.writing import require_replaceable
+from .mistakes import BadInputError
+
+#: Bytes of a file of prompts, all of which make one batch.
+_LARGEST_PROMPTS: Final = 2**20
+
+
+def prompts_in(path: Path) -> list[str]:
+    """The lines of a text file that are not blank."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(_LARGEST_PROMPTS + 1)
+        if len(content) > _LARGEST_PROMPTS:
+            raise BadInputError(f"--prompts {path} has more than {_LARGEST_PROMPTS} bytes")
+        text = content.decode("utf-8-sig")
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise BadInputError(f"cannot read --prompts {path}: {reason}") from error
+    except ValueError as error:  # also of a path that cannot be one
+        message = f"cannot read --prompts {path}: {error}; save it as text in UTF-8"
+        raise BadInputError(message) from error
+    # Only these end a line. `splitlines` also splits at what stands within pasted text, U+2028.
+    prompts = [line.strip() for line in re.split("\r\n|\r|\n", text) if line.strip()]
+    if not prompts:
+        raise BadInputError(f"--prompts {path} holds no prompt: write one in each line")
+    if "\0" in text:
+        raise BadInputError(f"--prompts {path} holds NUL characters: save it as text in UTF-8")
+    return prompts
+
+
+def require_writable(folder: Path, *files: Path) -> None:
+    """Finds out before minutes of work; the folder itself is made only when there is a result."""
+    place = folder
+    try:
+        whole = folder.absolute()
+        present = next(each for each in (whole, *whole.parents) if each.exists())
+        with tempfile.TemporaryFile(dir=present):
+            pass
+        for place in files:
+            require_replaceable(place)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise BadInputError(f"cannot write into --output {place}: {reason}") from error

@@ -1,0 +1,41 @@
+"""What can go wrong in a command, told apart by whose fault it is: the person's who typed it, or
+that of whatever runs. `main` answers each with one line and an exit code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ..errors import DeepCacheError, first_line
+
+
+class BadInputError(Exception):
+    """What the person typed cannot be done; the message says why and what can."""
+
+
+class FailedError(Exception):
+    """Something went wrong on the way; the message says where."""
+
+
+@contextmanager
+def bad_input(where: str = "") -> Iterator[None]:
+    """What the library refuses is the person's mistake: said in one line."""
+    try:
+        yield
+    except (ValueError, DeepCacheError) as error:
+        raise BadInputError(f"{where}{first_line(error)}") from error
+
+
+@contextmanager
+def failure(pipe: Any) -> Iterator[None]:
+    """Whatever else pipeline, scheduler and device raise together."""
+    try:
+        yield
+    except (ValueError, DeepCacheError):
+        raise
+    except Exception as error:
+        device, dtype = pipe.device, str(pipe.dtype).removeprefix("torch.")
+        where = f"{type(pipe).__name__} on {device} in {dtype}"
+        raise FailedError(f"{where} failed: {first_line(error)}") from error

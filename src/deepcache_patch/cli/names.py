@@ -1,0 +1,32 @@
+"""Names that a person types or sees. No torch here: a shell asks for them to complete a word."""
+
+from __future__ import annotations
+
+from typing import Final
+
+PROGRAM: Final = "deepcache-patch"
+
+#: The shell sets it when it wants a word completed; click derives the same name.
+COMPLETION_VARIABLE: Final = "_DEEPCACHE_PATCH_COMPLETE"
+
+#: Of torch.
+DTYPES: Final = ("float32", "float16", "bfloat16")
+
+#: Friendly names; every scheduler class of diffusers is also known by its own name.
+SCHEDULERS: Final = {
+    "ddim": "DDIMScheduler",
+    "ddpm": "DDPMScheduler",
+    "deis": "DEISMultistepScheduler",
+    "dpm-solver++": "DPMSolverMultistepScheduler",
+    "dpm-solver++-single": "DPMSolverSinglestepScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "euler-ancestral": "EulerAncestralDiscreteScheduler",
+    "heun": "HeunDiscreteScheduler",
+    "kdpm2": "KDPM2DiscreteScheduler",
+    "kdpm2-ancestral": "KDPM2AncestralDiscreteScheduler",
+    "lcm": "LCMScheduler",
+    "lms": "LMSDiscreteScheduler",
+    "pndm": "PNDMScheduler",
+    "tcd": "TCDScheduler",
+    "unipc": "UniPCMultistepScheduler",
+}

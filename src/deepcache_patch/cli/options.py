@@ -1,0 +1,235 @@
+"""Every option that several commands share, defined once: its name, its type, its help, and how a
+shell completes it. What only one command has stands with that command. Nothing here imports torch:
+`--help` does not wait for it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import click
+
+from .names import DTYPES, SCHEDULERS
+from .terminal import say
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+Decorator: TypeAlias = Callable[[Callable[..., Any]], Callable[..., Any]]
+Completer: TypeAlias = "Callable[[click.Context, click.Parameter, str], list[CompletionItem]]"
+
+#: Of pictures, pixels, steps: beyond, memory runs out before anything can be said.
+_LARGEST_COUNT: Final = 100_000
+
+
+def command(
+    examples: str, *, former: Mapping[str, str] | None = None
+) -> Callable[[Callable[..., Any]], click.Command]:
+    """Makes a command of a function, whose docstring is the help; the examples end it.
+
+    Args:
+        examples: Each paragraph keeps its lines.
+        former: Name that an option had -> its name. The former one still works; help and
+            completion do not show it.
+    """
+    known = dict(former or {})
+    spelling = {"token_normalize_func": lambda name: known.get(name, name)}
+    epilog = "\n\n".join(f"\b\n{paragraph}" for paragraph in examples.split("\n\n"))
+
+    def made(function: Callable[..., Any]) -> click.Command:
+        add = click.command(epilog=epilog, context_settings=spelling)
+        return add(help_option(function))
+
+    return made
+
+
+def _show_help(context: click.Context, _option: click.Parameter, asked: bool) -> None:
+    if asked and not context.resilient_parsing:
+        say(context.get_help())
+        context.exit()
+
+
+#: As click's own, but it says what the terminal can show.
+help_option = click.help_option(
+    "-h", "--help", callback=_show_help, help="Show this help and exit."
+)
+
+
+# --- what is typed --------------------------------------------------------------------------------
+
+
+def positive(text: str) -> int:
+    """A whole number from 1 up to what can be."""
+    return _count(text, least=1)
+
+
+def whole(text: str) -> int:
+    """A whole number from 0 up to what can be."""
+    return _count(text, least=0)
+
+
+def _count(text: str, *, least: int) -> int:
+    number = _integer(text)
+    if number < least:
+        raise click.BadParameter(f"{number} is too small: {least} is the least")
+    if number > _LARGEST_COUNT:
+        raise click.BadParameter(f"{text} is too large: {_LARGEST_COUNT} is the most")
+    return number
+
+
+def port(text: str) -> int:
+    """A number of a TCP port; 0 means any that is free."""
+    number = _integer(text)
+    if not 0 <= number < 2**16:
+        raise click.BadParameter(f"{number} is no port: 0 to {2**16 - 1} are")
+    return number
+
+
+def random_seed(text: str) -> int:
+    """A number for a generator of torch."""
+    number = _integer(text)
+    if not -(2**63) <= number < 2**63:  # torch's, with room for those of further pictures
+        raise click.BadParameter(f"{text} is out of range: at most 63 bits")
+    return number
+
+
+def _integer(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is no whole number") from None
+
+
+def finite(text: str) -> float:
+    """A number that is one."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise click.BadParameter(f"{text!r} is no finite number")
+    return number
+
+
+def completing(*names: str, places: str | None = None) -> Completer:
+    """What a shell offers: these names, and files ("file") or folders ("dir") if `places` says so.
+
+    The names are not all that may be given.
+    """
+
+    def complete(_: click.Context, __: click.Parameter, begun: str) -> list[CompletionItem]:
+        from click.shell_completion import CompletionItem
+
+        # Places come first: bash forgets what came before them.
+        found = [] if places is None else [CompletionItem(begun, type=places)]
+        return found + [CompletionItem(name) for name in names if name.startswith(begun)]
+
+    return complete
+
+
+# --- the options ----------------------------------------------------------------------------------
+
+
+def _together(*options: Decorator) -> Decorator:
+    def add(function: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return add
+
+
+#: The place of the pipeline.
+model: Decorator = click.argument("model", metavar="MODEL", shell_complete=completing(places="dir"))
+
+dtype: Decorator = click.option(
+    "--dtype",
+    metavar="NAME",
+    shell_complete=completing(*DTYPES),
+    help=f"{', '.join(DTYPES)} (default: float16 on a GPU, else float32)",
+)
+
+#: What `pipeline.Loading` holds, but for the model.
+loading: Decorator = _together(
+    click.option(
+        "--scheduler",
+        metavar="NAME",
+        shell_complete=completing(*SCHEDULERS),
+        help="ddim, dpm-solver++, euler, … or a class of diffusers",
+    ),
+    click.option(
+        "--device",
+        metavar="NAME",
+        shell_complete=completing("cpu", "cuda", "mps", "xpu"),
+        help="default: the best that there is",
+    ),
+    dtype,
+)
+
+
+def steps(*, default: str) -> Decorator:
+    """The number of denoising steps, by its short name and by that of diffusers."""
+    names = ("--steps", "--num-inference-steps")
+    about = f"denoising steps (default: {default})"
+    return click.option(*names, "steps", type=positive, metavar="N", help=about)
+
+
+#: What `pipeline.Generation` holds, but for model and `loading`.
+generation: Decorator = _together(
+    click.option("--prompt", multiple=True, metavar="TEXT", help="may be given several times"),
+    click.option(
+        "--prompts",
+        type=Path,
+        metavar="FILE",
+        shell_complete=completing(places="file"),
+        help="text file, one prompt in a line",
+    ),
+    click.option("--negative-prompt", metavar="TEXT"),
+    click.option("--guidance-scale", type=finite, metavar="X", help="default: the pipeline's own"),
+    click.option("--height", type=positive, metavar="PIXELS"),
+    click.option("--width", type=positive, metavar="PIXELS"),
+    steps(default="50"),
+    click.option(
+        "--seed",
+        type=random_seed,
+        default=0,
+        metavar="N",
+        help="of the first picture (default: 0)",
+    ),
+    click.option("--images", type=positive, metavar="N", help="default: 4, or one for each prompt"),
+)
+
+
+def schedule(*names: str) -> Decorator:
+    """The schedule: one of these names, the first by default, or a file; without names, a file."""
+    known = [f"{name} (default)" if name == names[0] else name for name in names]
+    return click.option(
+        "--schedule",
+        default=names[0] if names else None,
+        metavar="NAME|FILE" if names else "FILE",
+        shell_complete=completing(*names, places="file"),
+        help=", ".join([*known, f"{'or ' if names else ''}a file that `calibrate` wrote"]),
+    )
+
+
+interval: Decorator = click.option(
+    "--interval", type=positive, metavar="N", help="one full step in N (default: 3)"
+)
+
+branch: Decorator = click.option(
+    "--branch", type=whole, metavar="K", help="of the shallow steps: 0, the default, is fastest"
+)
+
+
+def full_steps(about: str) -> Decorator:
+    """The number of full steps, and what it is for."""
+    return click.option("--full-steps", type=positive, metavar="N", help=about)
+
+
+def output(kind: str, **settings: Any) -> Decorator:
+    """Where results go, "FILE" or "DIR"."""
+    completer = completing(places=kind.lower())
+    return click.option("--output", type=Path, metavar=kind, shell_complete=completer, **settings)

@@ -1,0 +1,183 @@
+"""One spelling for an option in all commands, what it was called before, and no abbreviations; how
+a name is answered that there is not; and what is imported for that.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import click
+import pytest
+
+from deepcache_patch.cli.main import COMMANDS, commands, main
+
+
+def options_of(name: str) -> dict[str, click.Option]:
+    command = commands.get_command(click.Context(commands), name)
+    assert command is not None
+    return {option.opts[0]: option for option in command.params if isinstance(option, click.Option)}
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line on stderr."""
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert len(err.splitlines()) == 1, err
+    assert err.endswith(" (see --help)\n")
+    return err.removesuffix(" (see --help)\n")
+
+
+# --- the same in all commands ---------------------------------------------------------------------
+
+#: What `compare` and `calibrate` both take.
+SHARED = {
+    *("--prompt", "--prompts", "--negative-prompt", "--guidance-scale", "--height", "--width"),
+    *("--steps", "--seed", "--images", "--branch", "--scheduler", "--device", "--dtype"),
+    *("--output", "-h"),
+}
+
+
+def test_commands_that_generate_take_the_same_options() -> None:
+    assert options_of("compare").keys() & options_of("calibrate").keys() == SHARED
+
+
+def test_an_option_is_of_one_spelling_and_one_type_wherever_it_is_taken() -> None:
+    found: dict[str, set[Any]] = {}
+    for command in COMMANDS:
+        for name, option in options_of(command).items():
+            # A type that is made of a function is another object each time, of the same name.
+            kind = getattr(option.type, "name", None)
+            found.setdefault(name, set()).add((*option.opts, option.name, kind, option.multiple))
+    assert {name for name, kinds in found.items() if len(kinds) > 1} == set()
+    assert found.keys() > SHARED
+
+
+def test_every_option_has_a_long_name_and_no_alias_is_shown_but_that_of_diffusers() -> None:
+    spellings = {
+        tuple(option.opts) for command in COMMANDS for option in options_of(command).values()
+    }
+    assert {each for each in spellings if len(each) > 1 or each[0][:2] != "--"} == {
+        ("--steps", "--num-inference-steps"),
+        ("-h", "--help"),
+    }
+
+
+@pytest.mark.parametrize("spelling", ["--out", "--output"])
+def test_the_file_of_a_calibration_may_be_named_by_its_former_option(
+    spelling: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words in ([spelling, "/dev/null/x"], [f"{spelling}=/dev/null/x"]):
+        assert main(["calibrate", "m", "--speedup", "2", *words]) == 2
+        assert capsys.readouterr().err == (
+            "deepcache-patch calibrate: error: cannot write into --output /dev/null: Not a "
+            "directory\n"
+        )
+    assert main(["calibrate", "--help"]) == 0
+    assert "--out " not in capsys.readouterr().out
+
+
+def test_only_calibrate_had_the_former_option(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--out" in refused(capsys, "compare", "m", "--prompt", "a", "--out", "x")
+
+
+# --- names that there are not ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_no_option_can_be_abbreviated(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    names = {name for option in options_of(command).values() for name in option.opts}
+    for name in names - {"-h"}:
+        if (short := name[:-1]) not in {*names, "--out"}:
+            line = refused(capsys, command, f"{short}=1")
+            assert line.startswith(f"deepcache-patch {command}: error: No such option")
+            assert short in line
+
+
+def test_a_command_cannot_be_abbreviated(capsys: pytest.CaptureFixture[str]) -> None:
+    assert refused(capsys, "comp") == (
+        f"deepcache-patch: error: No such command 'comp'; there are {', '.join(COMMANDS)}"
+    )
+
+
+def test_a_mistyped_option_is_answered_by_the_one_that_was_meant(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    _, meant = refused(capsys, "compare", "m", "--intervall", "3").split("--intervall")
+    assert "--interval" in meant
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("", "deepcache-patch: error: Missing command"),
+        ("compare", "deepcache-patch compare: error: Missing argument 'MODEL'"),
+        ("compare m --seed", "deepcache-patch compare: error: Option '--seed' requires an arg"),
+        ("compare m --json=1", "deepcache-patch compare: error: Option '--json' does not take a v"),
+        ("compare m --replay x", "'--replay': 'x' is not one of 'extrapolate', 'reuse'"),
+        ("calibrate m --speedup 2", "deepcache-patch calibrate: error: Missing option '--output'"),
+    ],
+)
+def test_what_is_lacking_or_too_much_is_one_line(
+    arguments: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert said in refused(capsys, *arguments.split())
+
+
+@pytest.mark.parametrize("goals", ["", "--speedup 2 --psnr 30", "--full-steps 3 --speedup 2"])
+def test_a_calibration_has_one_goal(goals: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert refused(capsys, "calibrate", "m", "--output", "s.json", *goals.split()) == (
+        "deepcache-patch calibrate: error: Give one of --speedup, --full-steps and --psnr, and "
+        "only one"
+    )
+
+
+# --- what is imported -----------------------------------------------------------------------------
+
+IMPORTED = """
+import sys
+from deepcache_patch.cli.main import COMMANDS, main
+assert main(sys.argv[1:]) in (0, 2)
+assert not {"torch", "diffusers", "numpy", "gradio"} & set(sys.modules)
+print(*(name for name in COMMANDS if f"deepcache_patch.cli.{name}" in sys.modules))
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "imported"),
+    [
+        *((f"{command} --help", command) for command in COMMANDS),
+        *((f"{command} --no-such-option", command) for command in COMMANDS),
+        ("-h", ""),
+        ("--help", ""),
+        ("--version", ""),
+        ("--no-such-option", ""),
+        ("no-such-command", ""),
+    ],
+)
+def test_a_command_is_imported_when_it_is_called_and_torch_is_not(
+    arguments: str, imported: str
+) -> None:
+    command = [sys.executable, "-c", IMPORTED, *arguments.split()]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == imported
+
+
+UNEXPECTED = """
+import sys
+from deepcache_patch.cli import branches, main
+branches.branches.callback = lambda **_: 1 / 0
+sys.exit(main.main(["branches", "m"]))
+"""
+
+
+def test_dev_mode_shows_where_the_unexpected_happened() -> None:
+    options = ["-X", "dev", "-W", "ignore"]
+    done = subprocess.run(
+        [sys.executable, *options, "-c", UNEXPECTED], capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("Traceback (most recent call last):")
+    assert done.stderr.endswith("ZeroDivisionError: division by zero\n")
