@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from benchmarks.cost.calls import SteppedLoop, function_calls, tiny
+from benchmarks.cost.calls import SteppedLoop, function_calls
+from benchmarks.networks.toys import tiny
 from deepcache_patch import DeepCacheHelper, Uniform
 
 
