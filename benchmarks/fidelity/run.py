@@ -33,7 +33,8 @@ from benchmarks.train.evaluate import fresh_scenes, read_back
 from benchmarks.train.shape_classifier import ShapeClassifier
 from benchmarks.train.shapes import Scene, caption, training_scene
 from benchmarks.train.training import MODELS
-from deepcache_patch.cli.loading import choose_device, first_line, load_pipeline, use_scheduler
+from deepcache_patch.cli.loading import choose_device, load_pipeline, use_scheduler
+from deepcache_patch.errors import first_line
 from deepcache_patch.measuring.environment import device_name, versions
 from deepcache_patch.measuring.generation import (
     Generation,
@@ -327,7 +328,3 @@ def _version_of_deepcache() -> dict[str, str]:
         return {"DeepCache": importlib.metadata.version("DeepCache")}
     except importlib.metadata.PackageNotFoundError:
         return {}
-
-
-if __name__ == "__main__":
-    main()

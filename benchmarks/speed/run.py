@@ -202,7 +202,3 @@ def _line(row: dict[str, Any]) -> str:
     told += [f"bound {row['bound']:.3f}"] if "bound" in row else []
     told += [f"{name} {speedup:.3f}" for name, speedup in row["speedup"].items()]
     return " | ".join([*told, *(f"{name}: {error}" for name, error in row["failed"].items())])
-
-
-if __name__ == "__main__":
-    main()

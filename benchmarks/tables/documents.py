@@ -45,7 +45,3 @@ def main() -> None:
     for name in DOCUMENTS:
         document = ROOT / name
         document.write_text(rewritten(document.read_text(encoding="utf-8")), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()
