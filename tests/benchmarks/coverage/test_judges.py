@@ -1,6 +1,7 @@
 """Every module that is mutated has judges, and each judge is a test that mutmut runs."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -46,3 +47,14 @@ def test_the_results_speak_of_modules_that_there_are():
     for each in report["survivors"]:
         module = each["module"].removesuffix("/__init__").replace("/", ".")
         assert each["name"].startswith(f"deepcache_patch.{module}.x")
+
+
+def test_nothing_is_imported_before_mutmut_has_mutated_it():
+    # `mutation` once took its paths from `provenance`, which imports the package: the tests of every
+    # mutant then ran the package as it is, and mutmut found that none of them reaches what it changed.
+    text = "".join(
+        (ROOT / "benchmarks" / "coverage" / f"{name}.py").read_text(encoding="utf-8")
+        for name in ("__init__", "mutation", "judges")
+    )
+    imports = re.findall(r"^(?:from|import) ((?:benchmarks|deepcache_patch)\S*)", text, re.MULTILINE)
+    assert imports == ["benchmarks.coverage.judges"]
