@@ -50,11 +50,12 @@ def test_the_results_speak_of_modules_that_there_are():
 
 
 def test_nothing_is_imported_before_mutmut_has_mutated_it():
-    # `mutation` once took its paths from `provenance`, which imports the package: the tests of every
-    # mutant then ran the package as it is, and mutmut found that none of them reaches what it changed.
+    # `mutation` once took its paths from `provenance`, which imports the package: the tests of a
+    # mutant then ran the package as it is, and mutmut found none that reaches what it changed.
     text = "".join(
         (ROOT / "benchmarks" / "coverage" / f"{name}.py").read_text(encoding="utf-8")
         for name in ("__init__", "mutation", "judges")
     )
-    imports = re.findall(r"^(?:from|import) ((?:benchmarks|deepcache_patch)\S*)", text, re.MULTILINE)
+    ours = r"^(?:from|import) ((?:benchmarks|deepcache_patch)\S*)"
+    imports = re.findall(ours, text, re.MULTILINE)
     assert imports == ["benchmarks.coverage.judges"]
