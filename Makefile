@@ -46,7 +46,7 @@ coverage: $(VENVS)/test/ready
 # Does a test fail for every small change? Writes benchmarks/results/mutation.json; takes hours.
 mutation: $(VENVS)/mutation/ready
 	rm -rf mutants
-	OMP_NUM_THREADS=1 $(VENVS)/mutation/bin/python -m benchmarks.mutation
+	OMP_NUM_THREADS=1 $(VENVS)/mutation/bin/python -m benchmarks.coverage.mutation
 
 lint: $(VENVS)/test/ready
 	$(VENVS)/test/bin/ruff check .
@@ -78,9 +78,9 @@ $(VENVS)/dist/ready: constraints.txt
 tables: $(VENVS)/test/ready
 	$(VENVS)/test/bin/python -m benchmarks.tables
 
-# The benchmarks of speed and memory in small, to see that they run: about ten minutes on one core.
+# The benchmarks of speed and cost in small, to see that they run: about ten minutes on one core.
 bench-quick: $(VENVS)/test/ready
-	for name in speed memory overhead scaling; do \
+	for name in speed cost.memory cost.overhead cost.scaling; do \
 		$(VENVS)/test/bin/python -m benchmarks.$$name --quick --output bench || exit 1; \
 	done
 

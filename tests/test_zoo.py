@@ -7,7 +7,7 @@ import diffusers
 import pytest
 from zoo import CASES
 
-from benchmarks import compatibility
+from benchmarks.coverage import compatibility
 
 ROWS = json.loads(compatibility.RESULTS.read_text(encoding="utf-8"))["rows"]
 

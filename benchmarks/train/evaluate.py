@@ -32,7 +32,7 @@ from diffusers import (
 from PIL import Image
 from tqdm.auto import tqdm
 
-from benchmarks.classifier import Reading, ShapeClassifier, as_batch
+from benchmarks.train.shape_classifier import Reading, ShapeClassifier, as_batch
 from benchmarks.train.shapes import Scene, caption, sample_scene
 from benchmarks.train.train_classifier import test as test_classifier
 from benchmarks.train.training import MODELS

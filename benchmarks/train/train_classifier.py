@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from benchmarks.classifier import ShapeClassifier, as_batch
+from benchmarks.train.shape_classifier import ShapeClassifier, as_batch
 from benchmarks.train.shapes import (
     COLOUR_NAMES,
     KINDS,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import deepcache_patch
-from benchmarks import tables
+from benchmarks.tables import documents as tables
 
 ROOT = Path(__file__).resolve().parents[2]
 

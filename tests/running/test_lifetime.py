@@ -18,8 +18,9 @@ from conftest import trace
 from tiny import inputs2d_condition, unet2d_condition
 from zoo import CASES as ZOO
 
-from benchmarks import calls, lifetime
-from benchmarks.lifetime import live_tensors
+from benchmarks.cost import lifetime
+from benchmarks.cost.lifetime import live_tensors
+from benchmarks.networks import toys
 from deepcache_patch import (
     Adaptive,
     Auto,
@@ -196,7 +197,7 @@ SCHEDULES = {
 
 @pytest.mark.parametrize("options", SCHEDULES.values(), ids=SCHEDULES)
 def test_no_schedule_holds_anything_after_the_last_step(options):
-    pipe = lifetime.smallest("cpu", torch.float32)
+    pipe = toys.smallest("cpu", torch.float32)
     pipe(8)
     plain = bytes_left(pipe, 8)
     with DeepCacheHelper(pipe, **options) as helper:
@@ -206,7 +207,7 @@ def test_no_schedule_holds_anything_after_the_last_step(options):
 
 
 def test_the_study_of_auto_is_over_with_its_generation():
-    pipe = lifetime.smallest("cpu", torch.float32)
+    pipe = toys.smallest("cpu", torch.float32)
     pipe(8)
     plain = bytes_left(pipe, 8)
     with DeepCacheHelper(pipe, schedule="auto") as helper:
@@ -552,14 +553,14 @@ def assert_flat(found, resident=True):
 def test_what_there_is_does_not_grow_with_generations(monkeypatch):
     small = ((6, 1, 8), (4, 2, 8), (6, 2, 8), (5, 1, 8), (8, 1, 8))
     monkeypatch.setattr(lifetime, "GENERATIONS", small)
-    pipe = calls.tiny("cpu", torch.float32)
+    pipe = toys.tiny("cpu", torch.float32)
     for name, found in lifetime.of_generations(pipe, 15).items():
         assert_flat(found, resident=False)
         assert found["shallow_calls"] > 0, name
 
 
 def test_what_there_is_does_not_grow_with_switching_on_and_off():
-    pipe = lifetime.smallest("cpu", torch.float32)
+    pipe = toys.smallest("cpu", torch.float32)
     found = lifetime.of_cycles(pipe, 15)
     assert len(found) == 5
     for each in found.values():
@@ -577,7 +578,7 @@ def test_a_leak_of_one_object_in_each_turn_is_seen():
 
 @pytest.mark.slow
 def test_two_hundred_generations_and_a_thousand_cycles_are_flat():
-    pipe = lifetime.smallest("cpu", torch.float32)
+    pipe = toys.smallest("cpu", torch.float32)
     for found in lifetime.of_generations(pipe, 200).values():
         assert_flat(found)
     for found in lifetime.of_cycles(pipe, 1000).values():

@@ -11,7 +11,7 @@ import pytest
 from accelerate import PartialState
 from tiny import CASES
 
-from benchmarks import evaluation_set
+from benchmarks.fidelity import evaluation_set
 
 ROOT = Path(__file__).resolve().parents[2]
 PICTURES = 40
@@ -62,7 +62,7 @@ def launch(model, prompts, tmp_path):
 
     def start(launcher, folder, *options):
         arguments = [*map(str, (model, prompts, folder)), *OPTIONS, *options]
-        command = [sys.executable, "-m", *launcher, "benchmarks.evaluation_set", *arguments]
+        command = [sys.executable, "-m", *launcher, evaluation_set.__name__, *arguments]
         with (tmp_path / "said.txt").open("a") as said:
             process = psutil.Popen(command, cwd=ROOT, stdout=said, stderr=subprocess.STDOUT)
         started.append(process)

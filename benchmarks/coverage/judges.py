@@ -1,0 +1,41 @@
+"""Which tests judge a module when it is mutated: those written for it, and no others.
+
+A mutant that only some other module's tests would notice survives.
+"""
+
+from collections.abc import Iterable
+
+#: Module below the package -> the beginnings of the paths of its test files, below `tests`.
+JUDGES = {
+    "patching.patch": ("patching/test_patch",),
+    "cutting.cut": ("cutting/test_cut",),
+    "cutting.features": ("cutting/test_features", "schedules/test_replay"),
+    "cutting.anatomy": (
+        "cutting/test_anatomy.",
+        "cutting/test_anatomy_controlnet.",
+        "cutting/test_anatomy_original",
+    ),
+    "cutting.anatomy.base": ("cutting/test_anatomy_base", "cutting/test_anatomy."),
+    "cutting.anatomy.blocks": ("cutting/test_anatomy.",),
+    "cutting.anatomy.cascade": ("cutting/test_anatomy_cascade",),
+    "cutting.anatomy.controlnet": (
+        "cutting/test_anatomy_controlnet.",
+        "cutting/test_anatomy_long_skips",
+    ),
+    "cutting.anatomy.controlnet_xs": ("cutting/test_anatomy_controlnet_xs",),
+    "cutting.anatomy.levels": ("cutting/test_anatomy_levels",),
+    "cutting.anatomy.long_skips": ("cutting/test_anatomy_long_skips",),
+    "cutting.anatomy.original": ("cutting/test_anatomy_original",),
+    "cutting.anatomy.second_stream": ("cutting/test_anatomy_second_stream",),
+    "schedules.plans": ("schedules/test_plans",),
+    "running.steps": ("running/test_steps",),
+    "running.attachment": ("test_helper", "inspection/test_branches", "running/test_controlnet"),
+    "helper": ("test_helper", "inspection/test_branches", "running/test_controlnet"),
+}
+
+
+def judged(function: str, tests: Iterable[str]) -> set[str]:
+    """Those of the tests that judge the module of a function, by its dotted name."""
+    module = function.removeprefix("deepcache_patch.").rpartition(".")[0]
+    judges = tuple(f"tests/{name}" for name in JUDGES[module])
+    return {test for test in tests if test.startswith(judges)}

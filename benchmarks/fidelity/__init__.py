@@ -1,0 +1,7 @@
+"""What the speed costs in fidelity: pictures of faster pipelines against those of the plain one.
+
+``python -m benchmarks.fidelity`` is `run`; `contestants` says who takes part on which sampler,
+`frechet` measures distances between sets of pictures, `curves` reads figures off the results and
+`plot` draws them. `evaluation_set` makes large sets for measures of your own. The models and what
+reads their pictures back come from `train`.
+"""

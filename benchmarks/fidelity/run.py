@@ -1,0 +1,330 @@
+"""What the speed costs: pictures of faster pipelines against those of the plain one.
+
+Every contestant of a sampler (see `contestants`) draws the same prompts from the same
+seeds, batch by batch in turn with the plain pipeline and in one process. Measured are the time of
+the denoising loop, PSNR and SSIM against the plain pictures, Fréchet distances in the classifier's
+features, and how many prompts the classifier reads back. One run measures one sampler or several;
+each gets a file of its own as soon as it is complete. Run from the project's root:
+``python -m benchmarks.fidelity --sampler ddim-50``.
+"""
+
+import argparse
+import importlib.metadata
+import itertools
+import json
+import math
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from benchmarks.fidelity.contestants import FAMILIES, SAMPLERS, Contestant, contestants
+from benchmarks.fidelity.curves import RESULTS
+from benchmarks.fidelity.frechet import FeatureSpace, frechet_distance
+from benchmarks.provenance import command
+from benchmarks.train.evaluate import fresh_scenes, read_back
+from benchmarks.train.shape_classifier import ShapeClassifier
+from benchmarks.train.shapes import Scene, caption, training_scene
+from benchmarks.train.training import MODELS
+from deepcache_patch.cli.loading import choose_device, load_pipeline, use_scheduler
+from deepcache_patch.errors import first_line
+from deepcache_patch.measuring.environment import device_name, versions
+from deepcache_patch.measuring.generation import (
+    Generation,
+    accepted_arguments,
+    batched_call,
+    generate,
+)
+from deepcache_patch.measuring.similarity import psnr, ssim
+
+CALIBRATION_SEED = 6502
+CALIBRATION_PICTURES = 4
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Arguments of one call of the pipeline, but for its steps, and the seeds of its pictures."""
+
+    call: dict[str, Any]
+    seeds: range
+
+
+@dataclass
+class Record:
+    """What a contestant made so far, or why it makes nothing more.
+
+    Attributes:
+        contestant: Who.
+        generations: One for each batch.
+        full_steps: How many U-Net calls of each generation ran whole; `None` where nobody knows.
+        error: Of the first generation that failed.
+    """
+
+    contestant: Contestant
+    generations: list[Generation] = field(default_factory=list)
+    full_steps: list[int | None] = field(default_factory=list)
+    error: str | None = None
+
+    @property
+    def pictures(self) -> np.ndarray:
+        """(pictures, height, width, 3), floats in 0..1."""
+        return np.concatenate([each.pictures for each in self.generations])
+
+    def draw(self, pipe: Any, batch: Batch) -> None:
+        """One generation, or none after one that failed; only the plain one may not fail."""
+        if self.error is not None:
+            return
+        call = batch.call | {"num_inference_steps": self.contestant.steps}
+        try:
+            with self.contestant.around() as helper:
+                made = generate(pipe, pipe.unet, call, batch.seeds, label=self.contestant.name)
+            if not np.isfinite(made.pictures).all():
+                raise ArithmeticError("the pictures are not finite")
+        except Exception as error:
+            if self.contestant.family == "plain":
+                raise
+            said, name = first_line(error), type(error).__name__
+            self.error = said if said.startswith(name) else f"{name}: {said}"
+            tqdm.write(f"{self.contestant.name} failed: {self.error}")
+            return
+        self.generations.append(made)
+        self.full_steps.append(_full_steps(helper, made))
+
+    def calibrate(self, pipe: Any, batch: Batch) -> None:
+        """A generation that is not measured."""
+        self.draw(pipe, batch)
+        self.generations.clear()
+        self.full_steps.clear()
+
+
+def main() -> None:
+    """Generate, measure, print and write JSON, one sampler after the other."""
+    parser = argparse.ArgumentParser(command("fidelity"), description=__doc__.splitlines()[0])
+    parser.add_argument("--sampler", nargs="+", choices=SAMPLERS, default=list(SAMPLERS))
+    parser.add_argument("--only", nargs="+", choices=FAMILIES, default=list(FAMILIES))
+    parser.add_argument(
+        "--update", action="store_true", help="keep what the file says of the other families"
+    )
+    parser.add_argument("--guidance-scale", type=float, default=4.0)
+    parser.add_argument("--images", type=int, default=64)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the JSON files")
+    options = parser.parse_args()
+    if options.images < 2:
+        parser.error("--images: a spread needs at least 2")
+    options.output.mkdir(parents=True, exist_ok=True)
+    reader = ShapeClassifier.from_pretrained(MODELS / "shapes-classifier")
+    # Half as many dimensions as pictures, so that their covariance is far from singular.
+    space = FeatureSpace(reader, options.images // 2)
+    for name in options.sampler:
+        report = measured(name, reader, space, options)
+        file = options.output / f"{name}.json"
+        if options.update and file.is_file():
+            report = updated(json.loads(file.read_text(encoding="utf-8")), report)
+        file.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        print(summary(report), flush=True)
+
+
+def measured(
+    name: str, reader: ShapeClassifier, space: FeatureSpace, options: argparse.Namespace
+) -> dict[str, Any]:
+    """Everything about one sampler, as it goes into its file."""
+    sampler = SAMPLERS[name]
+    device = choose_device(options.device)
+    pipe = load_pipeline(str(MODELS / sampler.model), device, torch.float32)
+    use_scheduler(pipe, sampler.scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    prompted = "prompt" in accepted_arguments(pipe)
+    guidance = options.guidance_scale if prompted else None
+    scenes = fresh_scenes(options.images)
+    others = calibration_scenes(scenes)
+
+    records = [Record(each) for each in contestants(pipe, sampler, options.only)]
+    calibration = batch_of(pipe, others, options.images, guidance)
+    batches = [
+        batch_of(pipe, scenes[first : first + options.batch_size], first, guidance)
+        for first in range(0, options.images, options.batch_size)
+    ]
+    share = take_turns(pipe, records, calibration, batches, name)
+
+    finished = [each for each in records if each.error is None]
+    drawings = space.describe_drawings(finished[0].pictures.shape[1])
+    return {
+        "command": command("fidelity", *sys.argv[1:]),
+        "versions": versions() | _version_of_deepcache(),
+        "device": device_name(device),
+        "threads": torch.get_num_threads(),
+        "cpu_share": share,
+        "sampler": name,
+        "title": sampler.title,
+        "model": sampler.model,
+        "scheduler": type(pipe.scheduler).__name__,
+        "steps": sampler.steps,
+        "guidance_scale": guidance,
+        "images": options.images,
+        "batch_size": options.batch_size,
+        "seeds": [0, options.images - 1],
+        "calibration": {
+            "seeds": [calibration.seeds[0], calibration.seeds[-1]],
+            "prompts": calibration.call.get("prompt"),
+        },
+        "feature_dimensions": drawings.shape[1],
+        "feature_variance_kept": space.share,
+        "rows": [
+            figures(each, records[0], scenes if prompted else None, reader, space, drawings)
+            for each in finished
+        ],
+        "failed": [
+            {"name": each.contestant.name, "family": each.contestant.family, "error": each.error}
+            for each in records
+            if each.error is not None
+        ],
+    }
+
+
+def updated(before: dict[str, Any], report: dict[str, Any]) -> dict[str, Any]:
+    """The earlier report with the families of a later one in the place of its own.
+
+    The plain pipeline stays as it was; each family was measured beside a plain one of its own.
+    """
+    measured_now = {row["family"] for row in (*report["rows"], *report["failed"])} - {"plain"}
+    order = list(FAMILIES)
+
+    def merged(part: str) -> list[dict[str, Any]]:
+        kept = [row for row in before[part] if row["family"] not in measured_now]
+        new = [row for row in report[part] if row["family"] in measured_now]
+        return sorted(kept + new, key=lambda row: order.index(row["family"]))
+
+    note = {key: report[key] for key in ("command", "versions", "device", "threads", "cpu_share")}
+    notes = [*before.get("updates", []), {"families": sorted(measured_now), **note}]
+    return {**before, "updates": notes, "rows": merged("rows"), "failed": merged("failed")}
+
+
+def calibration_scenes(scenes: Sequence[Scene]) -> list[Scene]:
+    """Scenes whose captions are none of those of the scenes given."""
+    taken = {caption(scene) for scene in scenes}
+    series = (training_scene(CALIBRATION_SEED, index) for index in itertools.count())
+    others = (scene for scene in series if caption(scene) not in taken)
+    return list(itertools.islice(others, CALIBRATION_PICTURES))
+
+
+def batch_of(pipe: Any, scenes: Sequence[Scene], first: int, guidance: float | None) -> Batch:
+    """A picture for each scene, with seeds from `first` on; no prompts without guidance."""
+    seeds = range(first, first + len(scenes))
+    call: dict[str, Any] = {}
+    if guidance is not None:
+        call = {"prompt": [caption(scene) for scene in scenes], "guidance_scale": guidance}
+    return Batch(batched_call(pipe, call, len(seeds)), seeds)
+
+
+def take_turns(
+    pipe: Any, records: Sequence[Record], calibration: Batch, batches: Sequence[Batch], name: str
+) -> float:
+    """Let every contestant draw every batch, each batch begun by another one.
+
+    So what slows the machine for a while does not fall on the same contestants in every batch.
+
+    Returns:
+        Seconds of the processor for each second that passed: where this is clearly less than 1
+        with one thread on a CPU, others were at work there, and the times are to be distrusted.
+    """
+    warm_up = batches[0].call | {"num_inference_steps": 2}
+    generate(pipe, pipe.unet, warm_up, batches[0].seeds, label="warm-up")
+    for record in records:
+        if record.contestant.calibrates:
+            record.calibrate(pipe, calibration)
+    start, processor_start = time.perf_counter(), time.process_time()
+    with tqdm(total=len(batches) * len(records), desc=name, mininterval=5) as progress:
+        for number, batch in enumerate(batches):
+            shift = number * len(records) // len(batches)
+            for record in (*records[shift:], *records[:shift]):
+                progress.set_postfix_str(record.contestant.name, refresh=False)
+                record.draw(pipe, batch)
+                progress.update()
+    return (time.process_time() - processor_start) / (time.perf_counter() - start)
+
+
+def figures(
+    record: Record,
+    plain: Record,
+    scenes: list[Scene] | None,
+    reader: ShapeClassifier,
+    space: FeatureSpace,
+    drawings: np.ndarray,
+) -> dict[str, Any]:
+    """Medians over the batches and means over the pictures, against those of the plain pipeline.
+
+    Args:
+        record: A contestant that has finished.
+        plain: The plain pipeline's.
+        scenes: What the prompts said, if there were any.
+        reader: Reads pictures back.
+        space: Of the features whose distance is measured.
+        drawings: What the models learned to draw, described in that space.
+    """
+    pairs = list(zip(plain.pictures, record.pictures, strict=True))
+    ratios = [
+        before.timing.loop_seconds / after.timing.loop_seconds
+        for before, after in zip(plain.generations, record.generations, strict=True)
+    ]
+    speedup = statistics.median(ratios)
+    # Infinite where a picture is the same: an adaptive schedule may run a batch in full.
+    decibels = [value for value in (psnr(*pair) for pair in pairs) if math.isfinite(value)]
+    features = space.describe(record.pictures)
+    readings = reader.read(torch.from_numpy(record.pictures).permute(0, 3, 1, 2))
+    known = [steps for steps in record.full_steps if steps is not None]
+    return {
+        "name": record.contestant.name,
+        "family": record.contestant.family,
+        "settings": dict(record.contestant.settings),
+        "steps": record.contestant.steps,
+        "full_steps": statistics.fmean(known) if known else None,
+        "loop_seconds": [each.timing.loop_seconds for each in record.generations],
+        "speedup": speedup,
+        "relative_time": 1 / speedup,
+        "psnr": statistics.fmean(decibels) if decibels else None,
+        "ssim": statistics.fmean(ssim(*pair) for pair in pairs),
+        "frechet": frechet_distance(space.describe(plain.pictures), features),
+        "frechet_drawings": frechet_distance(drawings, features),
+        "read_back": None if scenes is None else read_back(readings, scenes)["strict"],
+    }
+
+
+def summary(report: dict[str, Any]) -> str:
+    """The figures as a table for the terminal."""
+    lines = [f"{report['title']}: speedup, PSNR, SSIM, Fréchet distance, prompts read back"]
+    for row in report["rows"]:
+        columns = [
+            f"{row['name']:40}",
+            f"{row['speedup']:6.2f}",
+            "     –" if row["psnr"] is None else f"{row['psnr']:6.2f}",
+            f"{row['ssim']:6.3f}",
+            f"{row['frechet']:8.4f}",
+            "" if row["read_back"] is None else f"{row['read_back']:6.1%}",
+        ]
+        lines.append(" ".join(columns))
+    lines += [f"{each['name']:40} failed: {each['error']}" for each in report["failed"]]
+    return "\n".join(lines)
+
+
+def _full_steps(helper: Any, made: Generation) -> int | None:
+    """All calls where there is no helper; unknown where the helper does not count."""
+    if helper is None:
+        return made.timing.calls
+    stats = getattr(helper, "stats", None)
+    return None if stats is None else int(stats.full_calls)
+
+
+def _version_of_deepcache() -> dict[str, str]:
+    try:
+        return {"DeepCache": importlib.metadata.version("DeepCache")}
+    except importlib.metadata.PackageNotFoundError:
+        return {}

@@ -1,0 +1,109 @@
+"""The tables that say which pipelines the package runs on, and what the tests run."""
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks.coverage.cases import from_tests
+from benchmarks.provenance import RESULTS
+from benchmarks.tables.markdown import table
+
+
+def covered() -> str:
+    """How many pipeline classes run faster, and how many of the generations are right."""
+    report = _compatibility()
+    classes = _by_class(report)
+    counts = {
+        contestant: Counter(
+            "exact" if results == {"exact"} else min(results - {"exact"})
+            for results in (
+                {row[contestant]["result"] for row in rows} for rows in classes.values()
+            )
+        )
+        for contestant in ("ours", "deepcache")
+    }
+    ours, theirs = counts["ours"], counts["deepcache"]
+    faster = theirs["exact"] + theirs["wrong"]
+    return (
+        f"All {len(classes)} U-Net pipelines that run in diffusers "
+        f"{report['versions']['diffusers']} are run by the tests: {ours['exact']} are faster, and "
+        "every further generation, with another size, batch, guidance, strength or number of "
+        f"steps, is the one that a fresh pipeline makes; {ours['in full']} run in full, with a "
+        "warning that says why; "
+        f"{ours['refused']} are refused. The published DeepCache 0.1.1 makes {faster} of them "
+        f"faster, {theirs['exact']} with every further generation right."
+    )
+
+
+def unets() -> str:
+    """The U-Net classes, and how many pipelines have them."""
+    classes = _by_class(_compatibility())
+    rows = Counter(
+        unet
+        for rows in classes.values()
+        for unet in {unet for row in rows for unet in row["unets"].values()}
+        if any(row["ours"]["result"] == "exact" for row in rows)
+    )
+    listed = [(f"`{unet}`", str(count)) for unet, count in rows.most_common()]
+    return table(("U-Net", "pipelines"), listed)
+
+
+def every_pipeline() -> str:
+    """Every case of the zoo with this package and with DeepCache 0.1.1."""
+    rows = [
+        (
+            f"`{row['pipeline']}`{' †' if row['deprecated'] else ''}",
+            name,
+            ", ".join(f"{part}: `{unet}`" for part, unet in row["unets"].items()),
+            _said(row["ours"]),
+            _said(row["deepcache"]),
+        )
+        for name, row in _compatibility()["rows"].items()
+    ]
+    header = ("pipeline", "case", "U-Net", "this package", "DeepCache 0.1.1")
+    return table(header, rows)
+
+
+def _said(outcome: Any) -> str:
+    why = outcome["why"].replace("a U-Net call runs in full: ", "").replace("|", "\\|")
+    if outcome["result"] in ("exact", "wrong"):
+        said = f"faster ({outcome['share']:.0%})"
+        said += (
+            f", **wrong** after: {', '.join(outcome['wrong'])}" if outcome["wrong"] else ", exact"
+        )
+    else:
+        said = outcome["result"]
+    said += f"; {why}" if why else ""
+    return said if outcome["undone"] else f"{said}; **not undone**"
+
+
+def _by_class(report: Any) -> dict[str, list[Any]]:
+    classes: dict[str, list[Any]] = {}
+    for row in report["rows"].values():
+        classes.setdefault(row["pipeline"], []).append(row)
+    return classes
+
+
+def pairs() -> str:
+    """Every case of the tests by every scheduler that it is run with."""
+    tests = from_tests("tiny")
+    cases, schedulers = tests.CASES, tests.SCHEDULERS
+    header = ("case", "pipeline", *schedulers)
+    rows = [
+        (
+            name,
+            f"`{case.pipeline.__name__}`",
+            *("✓" if scheduler in case.schedulers else "" for scheduler in schedulers),
+        )
+        for name, case in cases.items()
+    ]
+    total = sum(len(case.schedulers) for case in cases.values())
+    return f"{total} pairs.\n\n{table(header, rows)}"
+
+
+def _compatibility() -> Any:
+    return json.loads((RESULTS / "compatibility.json").read_text(encoding="utf-8"))
+
+
+TABLES: tuple[Callable[[], str], ...] = (covered, unets, every_pipeline, pairs)

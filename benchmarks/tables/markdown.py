@@ -1,0 +1,36 @@
+"""What the tables of README and docs are written with."""
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from benchmarks.provenance import RESULTS
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def by_device(name: str, told: Callable[[Any], str]) -> str:
+    """What is told of a benchmark's report, for each device that it was run on.
+
+    Args:
+        name: Of the benchmark.
+        told: Makes Markdown of one report.
+    """
+    paths = sorted(RESULTS.glob(f"*/{name}.json"))
+    reports = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    return "\n\n".join(f"{told(each)}\n\n{_made_by(each)}" for each in reports) or "Not yet run."
+
+
+def _made_by(report: Any) -> str:
+    versions, threads = report["versions"], report["options"]["threads"]
+    command = f"`{report['command']}`"
+    if " && " in command:
+        command = "the commands stand with the rows in `benchmarks/results`"
+    return (
+        f"{report['device']}, {threads} thread{'s' * (threads != 1)} of the CPU, "
+        f"torch {versions['torch']}, diffusers {versions['diffusers']}; {command}"
+    )

@@ -1,0 +1,64 @@
+"""A loop call by call: which calls it makes, whose time they are, and which functions they run."""
+
+import pytest
+import torch
+
+from benchmarks.cost.calls import SteppedLoop, function_calls
+from benchmarks.networks.toys import tiny
+from deepcache_patch import DeepCacheHelper, Uniform
+
+
+@pytest.fixture
+def pipe():
+    return tiny("cpu", torch.float32)
+
+
+def heard(pipe):
+    """The timesteps of all calls of the U-Net from now on."""
+    timesteps = []
+    pipe.unet.register_forward_pre_hook(lambda _, args: timesteps.append(args[1]))
+    return timesteps
+
+
+def test_each_step_has_its_slots_and_after_the_last_comes_the_first(pipe):
+    timesteps = heard(pipe)
+    loop = SteppedLoop(pipe, 2, slots=2)
+    for _ in range(5):
+        loop.seconds()
+    assert [int(each) for each in timesteps] == [500, 500, 0, 0, 500]
+    assert all(isinstance(each, torch.Tensor) for each in timesteps)
+
+
+def test_timesteps_can_be_numbers(pipe):
+    timesteps = heard(pipe)
+    SteppedLoop(pipe, 2, by_value=True).seconds()
+    assert timesteps == [500]
+    assert type(timesteps[0]) is int
+
+
+def test_a_loop_is_a_generation_to_the_helper(pipe):
+    with DeepCacheHelper(pipe, interval=3) as helper:
+        loop = SteppedLoop(pipe, 6)
+        for _ in range(12):
+            loop.seconds()
+    stats = helper.stats
+    assert (stats.generations, stats.full_calls, stats.shallow_calls) == (2, 4, 8)
+
+
+def test_own_time_is_what_lies_outside_forward(pipe):
+    loop = SteppedLoop(pipe, 6)
+    with loop.clocked():
+        inside = loop.split()
+        assert "forward" in vars(pipe.unet)
+    outside = loop.split()
+    assert "forward" not in vars(pipe.unet)
+    assert 0 < inside.own_seconds < inside.seconds / 2
+    assert outside.own_seconds == pytest.approx(outside.seconds, rel=0.5)
+
+
+def test_only_functions_of_the_package_are_counted(pipe):
+    assert function_calls(SteppedLoop(pipe, 2).seconds) == 0
+    assert function_calls(lambda: sorted([2, 1], key=lambda each: each)) == 0
+    uniform = Uniform(4)
+    # `plan`, `whole_number`, `_plan`, and a generator's eight entries and its end.
+    assert function_calls(lambda: uniform.plan(8)) == 3 + 8 + 1
