@@ -270,10 +270,11 @@ def _results(name: str) -> Any:
 def _tested() -> tuple[Any, Any]:
     sys.path.insert(0, str(ROOT / "tests"))
     try:
-        import tiny
+        from builders.cases import CASES
+        from builders.schedulers import SCHEDULERS
     finally:
         sys.path.pop(0)
-    return tiny.CASES, tiny.SCHEDULERS
+    return CASES, SCHEDULERS
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ import diffusers
 import pytest
 import torch
 import wrapt
+from builders.cases import CASES
+from builders.unets import UNETS, inputs2d_condition, unet2d, unet2d_condition
 from conftest import counted_calls, trace
-from tiny import CASES, UNETS, inputs2d_condition, unet2d, unet2d_condition
 from zoo import CASES as ZOO
 
 import deepcache_patch

@@ -8,10 +8,10 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from builders.unets import unet2d
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
-from tiny import unet2d
 
 from deepcache_patch import DeepCacheHelper, DeepCacheWarning
 from deepcache_patch.versions import TESTED, warn_of_untested

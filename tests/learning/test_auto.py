@@ -12,8 +12,10 @@ from functools import cache, partial
 
 import pytest
 import torch
+from builders.cases import CASES
+from builders.schedulers import SCHEDULERS
+from builders.unets import inputs2d_condition
 from conftest import trace
-from tiny import CASES, SCHEDULERS, inputs2d_condition
 
 from deepcache_patch import (
     FULL,

@@ -27,6 +27,8 @@ from accelerate.hooks import (
     add_hook_to_module,
     remove_hook_from_module,
 )
+from builders.cases import CASES as TINY
+from builders.unets import inputs2d_condition, seeded, unet2d_condition
 from conftest import layout, trace
 from DeepCache import DeepCacheSDHelper
 from diffusers.hooks import (
@@ -36,8 +38,6 @@ from diffusers.hooks import (
 )
 from diffusers.hooks import ModelHook as DiffusersHook
 from peft import LoraConfig
-from tiny import CASES as TINY
-from tiny import inputs2d_condition, seeded, unet2d_condition
 from torch import nn
 from torch.nn.modules import module as torch_module
 from torch.nn.utils import parametrize

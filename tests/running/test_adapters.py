@@ -14,6 +14,11 @@ from typing import Any, NamedTuple
 import pytest
 import tomesd
 import torch
+from builders.adapters import lora
+from builders.cases import EDIT, PAINT, PROMPT, make_case, picture, run_pipeline
+from builders.parts import UNCHECKED, sd_parts, sdxl_parts
+from builders.schedulers import with_scheduler
+from builders.unets import inputs2d_condition, seeded, unet2d_condition
 from conftest import assert_exact_at_every_branch, counted_calls, layout, trace
 from diffusers import (
     MultiAdapter,
@@ -27,21 +32,6 @@ from diffusers import (
     T2IAdapter,
 )
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
-from tiny import (
-    EDIT,
-    PAINT,
-    PROMPT,
-    UNCHECKED,
-    inputs2d_condition,
-    make_case,
-    picture,
-    run_pipeline,
-    sd_parts,
-    sdxl_parts,
-    seeded,
-    unet2d_condition,
-    with_scheduler,
-)
 from zoo import CASES
 from zoo.control import HINT, controlnet
 
@@ -103,24 +93,7 @@ def all_differ(pictures):
     return not any(torch.equal(*pair) for pair in itertools.combinations(pictures, 2))
 
 
-# --- LoRA -------------------------------------------------------------------------------------
-
-#: Parts of the U-Net that get a LoRA: what is kept at branch 0, and the upsamplers, where deep
-#: features are tapped, among them.
-TARGETS = ("to_q", "to_out.0", "conv1", "conv_in", "time_emb_proj", "proj_in", "upsamplers.0.conv")
-
-
-def lora(unet, *, seed, rank=2):
-    """The state dict of a LoRA, as `load_lora_weights` takes it."""
-    generator = torch.Generator().manual_seed(seed)
-    weights = {}
-    for name, module in unet.named_modules():
-        if name.endswith(TARGETS) and hasattr(module, "weight"):
-            out, into, *kernel = module.weight.shape
-            down, up = (rank, into, *kernel), (out, rank, *(1 for _ in kernel))
-            weights[f"unet.{name}.lora_A.weight"] = torch.randn(down, generator=generator) / 2
-            weights[f"unet.{name}.lora_B.weight"] = torch.randn(up, generator=generator) / 2
-    return weights
+# --- LoRA ---------------------------------------------------------------------------------------
 
 
 def load(name, *, seed):
@@ -177,6 +150,7 @@ def test_a_lora_of_a_second_pipeline_on_the_unet_is_that_of_the_first():
 
 
 # --- FreeU and fused projections ----------------------------------------------------------------
+
 
 FREEU = [
     Change("plain", lambda pipe: None),
@@ -431,6 +405,7 @@ def test_a_processor_that_keeps_maps_where_every_step_runs_is_accelerated():
 
 # --- IP-Adapter ---------------------------------------------------------------------------------
 
+
 #: Width of what a picture's encoder would give.
 IMAGE_WIDTH = 12
 
@@ -517,6 +492,7 @@ _TWO = {
     "image": [picture(), picture(seed=1)],
     "adapter_conditioning_scale": [0.8, 0.5],
 }
+
 _MULTI = {
     "sd-multi-adapter": make_case(
         "sd-multi-adapter",
@@ -777,7 +753,7 @@ def test_an_interrupted_generation_does_not_reach_the_next(last):
         assert torch.equal(SD.run(pipe, steps=STEPS), expected)
 
 
-# --- schedulers -----------------------------------------------------------------------------------
+# --- schedulers ---------------------------------------------------------------------------------
 
 
 def test_a_scheduler_replaced_or_copied_between_generations_is_followed():
@@ -948,7 +924,8 @@ def test_a_controlnet_pipeline_on_a_shared_unet(enabled):
     assert (trace(other.unet), trace(other.controlnet)) == traces
 
 
-# --- ControlNet: guess mode, and its part of the steps --------------------------------------------
+# --- ControlNet: guess mode, and its part of the steps ------------------------------------------
+
 
 CONTROLS = [
     ("sd-controlnet", 0, {}, FULL),

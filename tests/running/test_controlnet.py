@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from builders.unets import inputs2d_condition, unet2d_condition
 from conftest import counted_calls, trace
-from tiny import inputs2d_condition, unet2d_condition
 from zoo import CASES
 
 from deepcache_patch import DeepCacheHelper

@@ -12,10 +12,10 @@ from contextlib import suppress
 from functools import partial
 
 import pytest
-import tiny
 import torch
+from builders.cases import CASES as TINY
+from builders.unets import TEXT_WIDTH, inputs2d_condition, unet2d_condition
 from conftest import trace
-from tiny import inputs2d_condition, unet2d_condition
 from zoo import CASES as ZOO
 
 from benchmarks import calls, lifetime
@@ -30,7 +30,7 @@ from deepcache_patch import (
 from deepcache_patch.patching.call import CallPatch
 from deepcache_patch.schedules.plans import Explicit
 
-CASES = {**tiny.CASES, **ZOO}
+CASES = {**TINY, **ZOO}
 SD, CONTROLNET = CASES["sd"], CASES["sd-controlnet"]
 slow = partial(pytest.param, marks=pytest.mark.slow)
 #: A feature of SD at branch 0: (batch, channels, height, width) in float32.
@@ -255,7 +255,7 @@ def test_a_loop_that_is_broken_off_holds_one_cache_until_it_is_released(how, rec
     case.run(pipe)
     plain = bytes_left(BROKEN_OFF[how], case, pipe)
     feature = 8 * 8 * 8 * 4  # the tiny SDXL's guidance is 5, in a batch of 2
-    embeddings = 2 * 77 * 2 * tiny.TEXT_WIDTH * 4
+    embeddings = 2 * 77 * 2 * TEXT_WIDTH * 4
     with DeepCacheHelper(pipe) as helper:
         held = 2 * 2 * feature + embeddings
         for _ in range(2):  # no more after two

@@ -20,13 +20,14 @@ from accelerate.hooks import (
     add_hook_to_module,
     remove_hook_from_module,
 )
+from builders.cases import CASES as TINY
+from builders.models import MODELS, model_folder
+from builders.unets import inputs2d_condition, unet2d_condition
+from builders.versions_needed import needs, require, require_group_offloading
 from conftest import trace
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.hooks import apply_group_offloading, group_offloading
-from tiny import CASES as TINY
-from tiny import MODELS, inputs2d_condition, model_folder, unet2d_condition
 from torch import nn
-from versions_needed import needs, require, require_group_offloading
 from zoo import CASES as ZOO
 
 from deepcache_patch import DeepCacheHelper, DeepCacheWarning

@@ -13,11 +13,12 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from builders.schedulers import with_scheduler
+from builders.unets import UNETS, inputs2d_condition
+from builders.versions_needed import needs, require_group_offloading
 from conftest import assert_exact_at_every_branch, counted_calls, trace
 from diffusers import UNet2DConditionModel
-from tiny import UNETS, inputs2d_condition, with_scheduler
 from torch.overrides import TorchFunctionMode
-from versions_needed import needs, require_group_offloading
 from zoo import CASES
 
 from deepcache_patch import (

@@ -3,7 +3,7 @@
 from types import ModuleType
 
 import diffusers
-from tiny import Case
+from builders.cases import Case
 
 from . import cascades, control, editing, kandinsky, pixels, stable_diffusion, video_audio
 

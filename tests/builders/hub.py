@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from builders.models import MODELS, model_folder
 from diffusers import ControlNetModel, MotionAdapter, StableDiffusionXLPipeline
 from peft import LoraConfig, get_peft_model_state_dict
-from tiny import MODELS, model_folder
 from zoo.video_audio import audioldm2, woken
 
 _COMMIT = "0" * 40
