@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
-from builders.models import MODELS, load_pipeline
-from builders.schedulers import EVERY, UNSCALED
-from builders.unets import SIDE, seeded
 from diffusers import (
     DDIMPipeline,
     DDPMPipeline,
@@ -34,6 +31,11 @@ from diffusers import (
     StableDiffusionXLPipeline,
 )
 from PIL import Image
+
+from builders.copies import kept
+from builders.models import MODELS, load_pipeline
+from builders.schedulers import EVERY, UNSCALED
+from builders.unets import SIDE, seeded
 
 
 def picture(side: int = SIDE, *, seed: int = 0) -> Image.Image:
@@ -156,7 +158,7 @@ PAINT = {**EDIT, "mask_image": mask()}
 
 #: Pipelines that are run with every scheduler that they can drive, by readable id.
 CASES: dict[str, Case] = {
-    case.name: case
+    case.name: replace(case, load=kept(case.load))
     for case in (
         make_case("sd", StableDiffusionPipeline, MODELS["sd"], EVERY, **PROMPT),
         make_case("sd-img2img", StableDiffusionImg2ImgPipeline, MODELS["sd"], EVERY, **EDIT),

@@ -1,7 +1,7 @@
-"""Tiny pipelines: built from their parts and saved once in a session, loaded for each test.
+"""Tiny pipelines: built from their parts and saved once in a process, then loaded from there.
 
-Every `load_pipeline` reads a pipeline back with `from_pretrained`, so each test has fresh objects
-with equal weights, and the real loading code is what runs. How a pipeline is called is in `cases`.
+`load_pipeline` reads a pipeline back with `from_pretrained`, so the real loading code is what makes
+it. Tests get copies of what it gave: see `copies`. How a pipeline is called is in `cases`.
 """
 
 from __future__ import annotations

@@ -9,13 +9,17 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from diffusers import (
     UNet2DConditionModel,
     UNet2DModel,
 )
+
+from builders.copies import kept
+
+Model = TypeVar("Model", bound=torch.nn.Module)
 
 #: Side of the pictures that every text-guided case makes by default, in pixels.
 SIDE = 16
@@ -48,8 +52,7 @@ def unet2d(*, seed: int = 0, **overrides: Any) -> UNet2DModel:
         "norm_num_groups": 4,
         "attention_head_dim": 4,
     }
-    with seeded(seed):
-        return UNet2DModel(**(config | overrides)).eval()
+    return _fresh(UNet2DModel, seed, config | overrides)
 
 
 def unet2d_condition(*, seed: int = 0, **overrides: Any) -> UNet2DConditionModel:
@@ -70,8 +73,22 @@ def unet2d_condition(*, seed: int = 0, **overrides: Any) -> UNet2DConditionModel
         "attention_head_dim": 2,
         "cross_attention_dim": TEXT_WIDTH,
     }
-    with seeded(seed):
-        return UNet2DConditionModel(**(config | overrides)).eval()
+    return _fresh(UNet2DConditionModel, seed, config | overrides)
+
+
+def _fresh(kind: type[Model], seed: int, config: dict[str, Any]) -> Model:
+    """A model in eval mode; one of the same arguments is built only once."""
+
+    def build() -> Model:
+        with seeded(seed):
+            return kind(**config).eval()
+
+    key = f"{kind.__name__}({seed}, {config})"
+    return _KEPT.setdefault(key, kept(build))()
+
+
+#: What makes copies of each model that was asked for.
+_KEPT: dict[str, Callable[[], Any]] = {}
 
 
 def inputs2d(
