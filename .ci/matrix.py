@@ -34,8 +34,9 @@ PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "peft", "wrapt",
 COUNTS = ("passed", "skipped", "failed")
 
 
-#: What is not a core test: of the benchmarks and their results, or of one diffusers alone.
-NOT_CORE = ("test_benchmarks_", "test_documents", "test_processes", "test_zoo")
+#: What is not a core test: of the benchmarks and their results, or of one diffusers alone. Folders
+#: and files in `tests`.
+NOT_CORE = ("benchmarks", "documents", "running/test_processes.py", "test_zoo.py")
 
 
 def chosen(names: list[str], *, once: bool = False) -> list[tuple[str, str]]:
@@ -73,8 +74,10 @@ def interpreter(python: str) -> str | None:
 
 def core_tests() -> list[str]:
     """The files of the core tests."""
-    files = sorted((ROOT / "tests").glob("test_*.py"))
-    return [str(file) for file in files if not file.name.startswith(NOT_CORE)]
+    tests = ROOT / "tests"
+    left_out = {tests / name for name in NOT_CORE}
+    files = sorted(tests.rglob("test_*.py"))
+    return [str(file) for file in files if left_out.isdisjoint((file, *file.parents))]
 
 
 def run(name: str, python: str, base: str, workers: str) -> dict[str, str]:

@@ -1,5 +1,7 @@
 """What several test files look at: which modules of a U-Net run, and what its modules hold."""
 
+import gc
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -10,7 +12,7 @@ import torch
 from torch import nn
 
 from deepcache_patch.cutting.anatomy import dissect
-from deepcache_patch.cutting.features import Recorder, StandIn, first_tensor
+from deepcache_patch.cutting.features import FeatureCache, Recorder, StandIn, first_tensor
 
 # The suite runs in several processes, so each takes one core.
 torch.set_num_threads(1)
@@ -117,3 +119,41 @@ def assert_refreshes_every_shallower_branch(
 def no_grad():
     with torch.no_grad():
         yield
+
+
+@pytest.fixture
+def same_kernels():
+    """On a machine with CUDA, the same kernels run each time."""
+    with torch.backends.cudnn.flags(deterministic=True, benchmark=False):
+        yield
+
+
+@pytest.fixture(scope="module")
+def quick_collections():
+    """What the libraries are made of is not looked at in each collection."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    """Weak references to all deep features that are recorded in the test."""
+    seen, put = [], FeatureCache.put
+
+    def noted(cache, slot, branch, recorded, **options):
+        seen.append(weakref.ref(recorded.feature))
+        put(cache, slot, branch, recorded, **options)
+
+    monkeypatch.setattr(FeatureCache, "put", noted)
+    return seen
+
+
+@pytest.fixture
+def no_collections():
+    """Only reference counts free anything in the test."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()

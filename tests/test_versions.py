@@ -8,10 +8,10 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from builders.unets import unet2d
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
-from tiny import unet2d
 
 from deepcache_patch import DeepCacheHelper, DeepCacheWarning
 from deepcache_patch.versions import TESTED, warn_of_untested
@@ -168,3 +168,13 @@ def test_the_pythons_of_the_metadata_are_those_of_the_matrix(metadata, matrix):
     assert tuple(pythons) == matrix["PYTHONS"]
     assert SpecifierSet(metadata["options"]["python_requires"]) == SpecifierSet(f">={pythons[0]}")
     assert {python for _, python in matrix["chosen"]([])} == set(pythons)
+
+
+def test_the_core_tests_are_those_of_every_folder_but_the_ones_left_out(matrix):
+    tests = ROOT / "tests"
+    core = [Path(name).relative_to(tests).as_posix() for name in matrix["core_tests"]()]
+    every = {file.relative_to(tests).as_posix() for file in tests.rglob("test_*.py")}
+    left_out = {name for name in every if name.startswith(("benchmarks/", "documents/"))}
+    assert every - set(core) == left_out | {"running/test_processes.py", "test_zoo.py"}
+    assert len(core) == len(set(core))
+    assert all((tests / name).exists() for name in matrix["NOT_CORE"])

@@ -8,7 +8,7 @@ from benchmarks.provenance import ROOT
 
 
 def from_tests(module: str) -> Any:
-    """A module that stands in `tests` and is no test: "tiny" or "zoo"."""
+    """A module that stands in `tests` and is no test: "builders.cases" or "zoo"."""
     sys.path.insert(0, str(ROOT / "tests"))
     try:
         return importlib.import_module(module)

@@ -87,8 +87,8 @@ def _by_class(report: Any) -> dict[str, list[Any]]:
 
 def pairs() -> str:
     """Every case of the tests by every scheduler that it is run with."""
-    tests = from_tests("tiny")
-    cases, schedulers = tests.CASES, tests.SCHEDULERS
+    cases = from_tests("builders.cases").CASES
+    schedulers = from_tests("builders.schedulers").SCHEDULERS
     header = ("case", "pipeline", *schedulers)
     rows = [
         (

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from compare.test_comparison import outcome
+from builders.cases import CASES
+from builders.outcomes import outcome
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny import CASES
 
 from deepcache_patch import DeepCacheHelper
 from deepcache_patch.cli import terminal

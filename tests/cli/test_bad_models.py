@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 import torch
+from builders.cases import CASES
+from builders.versions_needed import needs
 from diffusers import DiffusionPipeline
-from tiny import CASES
-from versions_needed import needs
 
 from deepcache_patch.cli import loading
 from deepcache_patch.cli.main import main

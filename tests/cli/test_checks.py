@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import CASES
+from builders.cases import CASES
 
 import deepcache_patch
 from deepcache_patch import Auto, DeepCacheHelper

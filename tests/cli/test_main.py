@@ -12,8 +12,8 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from builders.cases import CASES
 from PIL import Image
-from tiny import CASES
 
 from deepcache_patch import DeepCacheHelper, Uniform
 from deepcache_patch.cli import loading

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from learning.test_file import VALID
+from builders.plan_files import VALID
 
 from deepcache_patch.cli.main import main
 

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 import zoo
+from builders.cases import CASES, PROMPT
+from builders.unets import UNETS
 from diffusers import DiffusionPipeline
-from tiny import CASES, PROMPT, UNETS
 
 from deepcache_patch import DeepCacheHelper, DeepCacheWarning, Explicit, Uniform
 from deepcache_patch.compare.run import compare

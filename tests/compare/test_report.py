@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from compare.test_comparison import ABOUT, flat, outcome
+from builders.outcomes import ABOUT, flat, outcome
 from PIL import Image
 
 from deepcache_patch import Plan

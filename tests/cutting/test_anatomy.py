@@ -5,13 +5,13 @@ import warnings
 import diffusers
 import pytest
 import torch
-from bare_models import assert_fits_by, refusal_of
+from builders.bare_models import assert_fits_by, refusal_of
+from builders.unets import UNETS, inputs2d, inputs2d_condition, seeded, unet2d_condition
 from conftest import (
     assert_exact_at_every_branch,
     assert_refreshes_every_shallower_branch,
     counted_calls,
 )
-from tiny import UNETS, inputs2d, inputs2d_condition, seeded, unet2d_condition
 from torch import nn
 
 from deepcache_patch import DeepCacheHelper

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from tiny import unet2d
+from builders.unets import unet2d
 from torch import nn
 
 from deepcache_patch import InvalidSettingError

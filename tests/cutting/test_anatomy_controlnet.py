@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from builders.unets import inputs2d_condition, seeded, unet2d_condition
 from conftest import counted_calls, trace
 from diffusers import ControlNetModel
 from diffusers.models.controlnets import MultiControlNetModel
-from tiny import inputs2d_condition, seeded, unet2d_condition
 from torch import nn
 
 from deepcache_patch import UnsupportedModelError

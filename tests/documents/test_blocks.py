@@ -15,13 +15,13 @@ import sys
 from pathlib import Path
 
 import diffusers
-import hub
 import pytest
 import torch
 from accelerate import PartialState
+from builders import hub
+from builders.cases import CASES, picture
 from sybil import Document
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
-from tiny import CASES, picture
 
 from deepcache_patch.cli.main import commands
 
@@ -129,8 +129,8 @@ def test_a_layout_is_added_as_contributing_says(tmp_path):
     known = known.replace("from .levels", "from .ladder import LadderAnatomy\nfrom .levels")
     known = known.replace("    OriginalAnatomy,\n", "    OriginalAnatomy,\n    LadderAnatomy,\n")
     (layouts / "__init__.py").write_text(known)
-    for name in ("bare_models", "conftest", "tiny", "versions_needed"):
-        shutil.copy(ROOT / "tests" / f"{name}.py", tmp_path)
+    shutil.copy(ROOT / "tests" / "conftest.py", tmp_path)
+    shutil.copytree(ROOT / "tests" / "builders", tmp_path / "builders")
     (tmp_path / "test_anatomy_ladder.py").write_text(f"{model}\n{tests}")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", tmp_path]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "src")}

@@ -8,16 +8,12 @@ from contextlib import contextmanager
 from dataclasses import FrozenInstanceError
 from typing import Any
 
-import cutting.test_anatomy_cascade as cascade
-import cutting.test_anatomy_controlnet_xs as controlnet_xs
-import cutting.test_anatomy_levels as levels
-import cutting.test_anatomy_long_skips as long_skips
-import cutting.test_anatomy_original as original
-import cutting.test_anatomy_second_stream as second_stream
 import pytest
 import torch
+from builders.cases import CASES
+from builders.layouts import cascade, controlnet_xs, levels, long_skips, original, second_stream
+from builders.unets import UNETS, unet2d, unet2d_condition
 from conftest import trace
-from tiny import CASES, UNETS, unet2d, unet2d_condition
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode

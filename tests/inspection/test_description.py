@@ -8,7 +8,9 @@ import threading
 
 import pytest
 import torch
-from tiny import CASES, inputs2d_condition, unet2d_condition, with_scheduler
+from builders.cases import CASES
+from builders.schedulers import with_scheduler
+from builders.unets import inputs2d_condition, unet2d_condition
 from zoo import CASES as ZOO
 
 import deepcache_patch.running.stats

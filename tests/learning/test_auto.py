@@ -1,59 +1,28 @@
 """The first generation is plain and teaches; from the second on what was learned runs."""
 
-import copy
 import gc
-import json
 import math
-import pickle
-import threading
 import warnings
 import weakref
-from functools import cache, partial
+from functools import partial
 
 import pytest
 import torch
+from builders.cases import CASES
+from builders.learning import LDM, SD, counted, equal, loaded, stop_after
+from builders.schedulers import SCHEDULERS
+from builders.unets import inputs2d_condition
 from conftest import trace
-from tiny import CASES, SCHEDULERS, inputs2d_condition
 
 from deepcache_patch import (
     FULL,
     Auto,
-    Calibrated,
     DeepCacheHelper,
     DeepCacheWarning,
     Extrapolate,
     InvalidSettingError,
     Stats,
 )
-from deepcache_patch.learning.learned import load_all
-
-SD = CASES["sd"]
-#: Where neither a callback nor guidance is needed: it is quicker.
-LDM = CASES["ldm"]
-
-
-@cache
-def loaded(name):
-    """One pipeline for all tests that leave it as it was."""
-    return CASES[name].load()
-
-
-def counted(helper, run):
-    """Full and shallow calls of one run."""
-    before = helper.stats
-    run()
-    after = helper.stats
-    return after.full_calls - before.full_calls, after.shallow_calls - before.shallow_calls
-
-
-def equal(first, second):
-    """Whether two learned schedules are the same to the last bit."""
-    return first.to_dict() == second.to_dict() and all(
-        mine.tolist() == other.tolist()
-        for step, blend in first.solution.blends.items()
-        for mine, other in zip(blend[2:], second.solution.blends[step][2:], strict=True)
-    )
-
 
 # --- two generations ----------------------------------------------------------------------------
 
@@ -344,280 +313,6 @@ def test_one_schedule_may_serve_several_pipelines_each_learns_for_itself():
         LDM.run(first, steps=8)
         assert counted(helper, partial(LDM.run, second, steps=8)) == (8, 0)
         assert counted(helper, partial(LDM.run, second, steps=8)) == (3, 5)
-
-
-# --- generations that stop early ----------------------------------------------------------------
-
-
-class StoppedError(Exception):
-    pass
-
-
-def stop_after(pipe, step, **arguments):
-    def stop(_pipe, at, _timestep, kwargs):
-        if at == step:
-            raise StoppedError
-        return kwargs
-
-    with pytest.raises(StoppedError):
-        SD.run(pipe, callback_on_step_end=stop, **arguments)
-
-
-def test_a_generation_that_is_broken_off_teaches_as_far_as_it_went():
-    pipe = loaded("sd")
-    with DeepCacheHelper(pipe, schedule="auto", interval=2) as helper:
-        stop_after(pipe, 5, steps=8)  # six steps ran
-        assert helper.schedule.learned == ()
-        assert counted(helper, partial(SD.run, pipe, steps=8)) == (3 + 2, 3)
-        # That one went further: the next learns anew, from all steps.
-        assert helper.schedule.learned == ()
-        assert counted(helper, partial(SD.run, pipe, steps=8)) == (8, 0)
-        assert counted(helper, partial(SD.run, pipe, steps=8)) == (4, 4)
-
-
-@pytest.mark.parametrize(
-    ("after", "runs"),
-    [
-        (0, [(6, 0), (2, 4)]),
-        (1, [(6, 0), (2, 4)]),  # two steps of six: too few to learn from
-        (2, [(1 + 3, 2), (6, 0), (2, 4)]),  # three, of which one is full, and three unseen
-    ],
-    ids=["after-1", "after-2", "after-3"],
-)
-def test_what_was_broken_off_is_learned_to_the_end(after, runs):
-    # It once stayed full for ever: what was learned from its first steps was never added to.
-    pipe = loaded("sd")
-    with DeepCacheHelper(pipe, schedule="auto") as helper:
-        stop_after(pipe, after, steps=6)
-        assert [counted(helper, partial(SD.run, pipe, steps=6)) for _ in runs] == runs
-        (learned,) = helper.schedule.learned
-    assert learned.solution.seen == 6
-
-
-def test_a_generation_that_failed_teaches_nothing():
-    pipe = loaded("ldm")
-    calls = []
-
-    def fail(*_):
-        calls.append(1)
-        if len(calls) == 5:
-            raise StoppedError
-
-    with DeepCacheHelper(pipe, schedule="auto", interval=2) as helper:
-        handle = pipe.unet.conv_out.register_forward_hook(fail)
-        with pytest.raises(StoppedError):
-            LDM.run(pipe, steps=8)
-        handle.remove()
-        assert counted(helper, partial(LDM.run, pipe, steps=8)) == (8, 0)
-        assert counted(helper, partial(LDM.run, pipe, steps=8)) == (4, 4)
-
-
-def test_a_base_that_hands_over_to_its_refiner_learns_its_own_steps():
-    base = CASES["sdxl-denoising-end"]
-    pipe = base.load()
-    with DeepCacheHelper(pipe, schedule="auto") as helper:
-        runs = [counted(helper, partial(base.run, pipe, steps=20)) for _ in range(3)]
-        (learned,) = helper.schedule.learned
-    assert runs == [(12, 0), (4, 8), (4, 8)]
-    assert learned.plan(20)[12:] == (FULL,) * 8
-    assert learned.solution.seen == 12
-
-
-def test_a_base_that_hands_over_before_half_the_way_stays_full():
-    base = CASES["sdxl-denoising-end"]
-    pipe = base.load()
-    with DeepCacheHelper(pipe, schedule="auto") as helper:
-        run = partial(base.run, pipe, steps=10, denoising_end=0.4)
-        assert [counted(helper, run) for _ in range(3)] == [(4, 0)] * 3
-        assert helper.schedule.learned == ()
-
-
-# --- threads ------------------------------------------------------------------------------------
-
-
-def in_turn(functions):
-    """Runs each in a thread of its own and raises what they raise."""
-    errors = []
-
-    def guarded(function):
-        try:
-            function()
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=guarded, args=(each,)) for each in functions]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=60)
-    assert errors == []
-
-
-def test_two_threads_with_a_pipeline_each_share_what_is_learned():
-    auto = Auto()
-    pipes = [SD.load(), SD.load()]
-    plain = SD.run(pipes[0], steps=8)
-    helpers = [DeepCacheHelper(pipe, schedule=auto).enable() for pipe in pipes]
-    together = threading.Barrier(2)
-    pictures = {}
-
-    def step_in_turn(_pipe, _step, _timestep, kwargs):
-        together.wait(timeout=60)
-        return kwargs
-
-    def run(index):
-        pictures[index] = SD.run(pipes[index], steps=8, callback_on_step_end=step_in_turn)
-
-    # Both learn, at the same time.
-    in_turn([partial(run, index) for index in range(2)])
-    assert torch.equal(pictures[0], plain)
-    assert torch.equal(pictures[1], plain)
-    assert len(auto.learned) == 2
-    in_turn([partial(run, index) for index in range(2)])
-    for helper in helpers:
-        assert (helper.stats.full_calls, helper.stats.shallow_calls) == (8 + 3, 5)
-        helper.disable()
-
-
-def test_two_threads_on_one_unet_are_two_generations():
-    # Two pipelines share a U-Net, with a scheduler of the same kind each. One learned first.
-    first, second = SD.load(), SD.load()
-    second.unet = first.unet
-    pictures = {}
-    with DeepCacheHelper(first, schedule="auto") as helper:
-        SD.run(first, steps=8)
-        expected = [SD.run(first, steps=8, seed=seed) for seed in range(2)]
-        together = threading.Barrier(2)
-
-        def step_in_turn(_pipe, _step, _timestep, kwargs):
-            together.wait(timeout=60)
-            return kwargs
-
-        def run(pipe, seed):
-            pictures[seed] = SD.run(pipe, steps=8, seed=seed, callback_on_step_end=step_in_turn)
-
-        before = helper.stats
-        in_turn([partial(run, first, 0), partial(run, second, 1)])
-        # The second pipeline has a list of timesteps that is not the helper's pipeline's own, but
-        # equal to it: read once, and the same steps.
-        assert helper.stats.full_calls - before.full_calls == 2 * 3
-        assert helper.stats.shallow_calls - before.shallow_calls == 2 * 5
-    assert torch.equal(pictures[0], expected[0])
-    assert torch.equal(pictures[1], expected[1])
-
-
-def test_a_second_thread_does_not_end_what_the_first_is_learning():
-    first, second = SD.load(), SD.load()
-    second.unet = first.unet
-
-    with DeepCacheHelper(first, schedule="auto") as helper:
-
-        def begin_another(_pipe, step, _timestep, kwargs):
-            if step == 0:
-                in_turn([partial(stop_after, second, 0, steps=8)])
-            return kwargs
-
-        SD.run(first, steps=8, callback_on_step_end=begin_another)
-        assert counted(helper, partial(SD.run, first, steps=8)) == (3, 5)
-
-
-# --- the file -----------------------------------------------------------------------------------
-
-
-def test_a_file_lets_another_process_start_calibrated(tmp_path):
-    file = tmp_path / "learned.json"
-    pipe = LDM.load()
-    with DeepCacheHelper(pipe, schedule=Auto(file=file)) as helper:
-        assert not file.exists()
-        LDM.run(pipe, steps=8)
-        written = file.read_bytes()  # already, and not only when the second generation begins
-        LDM.run(pipe, steps=8)
-    assert file.read_bytes() == written
-    assert [path.name for path in tmp_path.iterdir()] == ["learned.json"]
-    (learned,) = helper.schedule.learned
-
-    pipe = LDM.load()
-    with DeepCacheHelper(pipe, schedule=Auto(file=str(file))) as helper:
-        assert counted(helper, partial(LDM.run, pipe, steps=8)) == (3, 5)
-        (loaded,) = helper.schedule.learned
-        assert loaded.to_dict() == learned.to_dict()
-        assert file.read_bytes() == written
-        LDM.run(pipe, steps=6)
-    assert [len(each.setting.timesteps) for each in load_all(file)] == [8, 6]
-
-
-def test_each_budget_and_branch_in_one_file_is_its_own(tmp_path):
-    file = tmp_path / "learned.json"
-    pipe = loaded("ldm")
-    runs = []
-    for options in ({}, {"interval": 4}, {"branch": 2}, {"interval": 1}) * 2:
-        with DeepCacheHelper(pipe, schedule=Auto(**options, file=file)) as helper:
-            runs.append(counted(helper, partial(LDM.run, pipe, steps=8)))
-    assert runs == [(8, 0)] * 4 + [(3, 5), (2, 6), (3, 5), (8, 0)]
-    assert len(json.loads(file.read_text())["schedules"]) == 4
-
-
-def test_what_another_wrote_since_for_another_branch_is_kept(tmp_path):
-    file = tmp_path / "learned.json"
-    pipe = loaded("ldm")
-    for schedule in [Auto(branch=branch, file=file) for branch in (0, 2)]:
-        with DeepCacheHelper(pipe, schedule=schedule):
-            LDM.run(pipe, steps=8)
-    assert [each.branches for each in load_all(file)] == [(0,), (2,)]
-
-
-def test_what_another_wrote_since_is_kept(tmp_path):
-    file = tmp_path / "learned.json"
-    pipe = loaded("ldm")
-    schedules = [Auto(file=file), Auto(interval=4, file=file), Auto(file=file)]
-    for schedule, steps in zip(schedules, (8, 8, 6), strict=True):
-        with DeepCacheHelper(pipe, schedule=schedule):
-            LDM.run(pipe, steps=steps)
-    found = [(each.interval, len(each.setting.timesteps)) for each in load_all(file)]
-    assert found == [(3, 8), (4, 8), (3, 6)]
-
-
-@pytest.mark.parametrize(
-    "duplicate",
-    [copy.deepcopy, lambda auto: pickle.loads(pickle.dumps(auto))],
-    ids=["deepcopy", "pickle"],
-)
-def test_a_copy_knows_what_was_learned(duplicate):
-    pipe = loaded("ldm")
-    with DeepCacheHelper(pipe, schedule="auto") as helper:
-        LDM.run(pipe, steps=6)
-    with DeepCacheHelper(pipe, schedule=duplicate(helper.schedule)) as other:
-        assert counted(other, partial(LDM.run, pipe, steps=6)) == (2, 4)
-
-
-def test_what_was_asked_for_otherwise_is_not_for_auto(tmp_path):
-    file = tmp_path / "learned.json"
-    pipe = loaded("ldm")
-    helper = DeepCacheHelper(pipe)
-    helper.calibrate(partial(LDM.run, pipe, steps=8), full_steps=3).save(file)
-    assert Calibrated.load(file).interval is None
-    with DeepCacheHelper(pipe, schedule=Auto(file=file)) as helper:
-        assert counted(helper, partial(LDM.run, pipe, steps=8)) == (8, 0)
-    assert [each.interval for each in load_all(file)] == [None, 3]
-
-
-def test_a_file_that_cannot_be_written_does_not_cost_the_picture(tmp_path):
-    pipe = loaded("ldm")
-    plain = LDM.run(pipe, steps=8)
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    auto = Auto(file=folder / "learned.json")
-    folder.rmdir()
-    with (
-        DeepCacheHelper(pipe, schedule=auto),
-        pytest.warns(DeepCacheWarning, match="could not learn from this generation, or not keep"),
-    ):
-        assert torch.equal(LDM.run(pipe, steps=8), plain)
-
-
-def test_a_file_without_a_folder_is_refused(tmp_path):
-    with pytest.raises(InvalidSettingError, match="does not exist"):
-        Auto(file=tmp_path / "no-such-folder" / "learned.json")
 
 
 # --- where it cannot learn ----------------------------------------------------------------------

@@ -6,8 +6,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from builders.cases import CASES
 from conftest import trace
-from tiny import CASES
 
 from deepcache_patch import Calibrated, DeepCacheHelper, InvalidSettingError, Uniform
 from deepcache_patch.measuring.similarity import psnr

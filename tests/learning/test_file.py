@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from builders.plan_files import SCHEDULE, VALID, WHOLE
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -26,23 +27,6 @@ from deepcache_patch.learning.learned import Setting, SolutionGuide, load_all, s
 from deepcache_patch.learning.solver import LARGEST, Recording, solve
 from deepcache_patch.learning.study import Study
 from deepcache_patch.schedules.guide import Context
-
-SCHEDULE = {
-    "unet": {"class": "UNet2DConditionModel", "block_out_channels": [32, 64], "act_fn": "silu"},
-    # What DPM-Solver++ has: JSON knows no infinity, Python's does.
-    "scheduler": {"class": "DPMSolverMultistepScheduler", "lambda_min_clipped": -float("inf")},
-    "timesteps": [801.0, 601.0, 401.0, 201.0, 1.0],
-    "interval": 3,
-    "seen": 4,
-    "plan": [FULL, 0, FULL, 0, FULL],
-    "error": 0.125,
-    "blends": {
-        "1": {"a": 0, "b": 0, "gain": [0.5, -1], "trend": [0, 0.0], "offset": [1.0, 2]},
-        "3": {"a": 2, "b": 0, "gain": [0.25, 1e-6], "trend": [1, 0.5], "offset": [-3.5, 0]},
-    },
-}
-WHOLE = {"version": 1, "schedules": [SCHEDULE]}
-VALID = json.dumps(WHOLE).encode()
 
 
 @pytest.fixture
@@ -82,6 +66,7 @@ def test_the_valid_file_is_valid(file):
 
 
 NESTED = '{"version": 1, "schedules": %s}' % ("[" * 100_000 + "]" * 100_000)
+
 HUGE = 10**400
 
 DAMAGED = {
@@ -260,7 +245,8 @@ def test_a_long_difference_is_cut_off():
     assert len(there.difference(here)) < 300
 
 
-# --- fuzzing --------------------------------------------------------------------------------------
+# --- fuzzing ------------------------------------------------------------------------------------
+
 
 ANYTHING = st.recursive(
     st.none()

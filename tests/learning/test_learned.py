@@ -9,8 +9,10 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from builders.cases import CASES
+from builders.schedulers import SCHEDULERS, with_scheduler
+from builders.unets import inputs2d_condition, unet2d_condition
 from conftest import trace
-from tiny import CASES, SCHEDULERS, inputs2d_condition, unet2d_condition, with_scheduler
 
 from deepcache_patch import (
     FULL,

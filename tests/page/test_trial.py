@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from builders.cases import CASES
+from builders.schedulers import with_scheduler
 from conftest import trace
-from tiny import CASES, with_scheduler
 
 from deepcache_patch import (
     Adaptive,

@@ -10,20 +10,16 @@ import torch
 import torch.distributed
 from accelerate import Accelerator, dispatch_model
 from accelerate.state import AcceleratorState
+from builders.cases import CASES
+from builders.models import MODELS, model_folder
+from builders.schedulers import sd_scheduler
+from builders.unets import inputs2d_condition, unet2d_condition
+from builders.versions_needed import require
 from conftest import trace
-from tiny import (
-    CASES,
-    MODELS,
-    inputs2d_condition,
-    model_folder,
-    sd_scheduler,
-    unet2d_condition,
-)
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.parallel import DistributedDataParallel
-from versions_needed import require
 
 from deepcache_patch import (
     Adaptive,

@@ -9,9 +9,9 @@ import pickle
 
 import pytest
 import torch
+from builders.versions_needed import needs
 from diffusers import DDIMScheduler, UNet2DModel
 from torch._dynamo.testing import CompileCounterWithBackend
-from versions_needed import needs
 from zoo import CASES
 
 from deepcache_patch import (

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from builders.cases import CASES as PLAIN_CASES
+from builders.schedulers import with_scheduler
+from builders.unets import inputs2d_condition, unet2d_condition
 from conftest import layout
-from tiny import CASES as PLAIN_CASES
-from tiny import inputs2d_condition, unet2d_condition, with_scheduler
 from zoo import CASES as ZOO_CASES
 
 from deepcache_patch import AlreadyEnabledError, DeepCacheHelper

@@ -8,8 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from builders.changes import FULL, SHALLOW, STEPS, slowly
+from builders.unets import inputs2d_condition, unet2d_condition
 from conftest import counted_calls, trace
-from tiny import inputs2d_condition, unet2d_condition
 from zoo import CASES
 
 from deepcache_patch import DeepCacheHelper
@@ -205,3 +206,45 @@ def test_nobody_keeps_the_residuals_of_a_cut_call(monkeypatch):
         case.run(pipe)
     assert helper.stats.shallow_calls > 0
     assert len(given) == helper.stats.shallow_calls + helper.stats.full_calls
+
+
+CONTROLS = [
+    ("sd-controlnet", 0, {}, FULL),
+    ("sd-controlnet", 4, {}, FULL),
+    # In guess mode the scale of a residual depends on how many there are: it always runs in full.
+    ("sd-controlnet", 4, {"guess_mode": True}, STEPS),
+    ("sd-controlnet", 0, {"guess_mode": True, "guidance_scale": 1.0}, STEPS),
+    ("sd-controlnet", 4, {"control_guidance_start": 0.3}, FULL),
+    ("sd-controlnet", 0, {"control_guidance_end": 0.5}, FULL),
+    ("sd-controlnet-two", 3, {"control_guidance_start": [0.0, 0.4]}, FULL),
+    ("sd-controlnet-two", 0, {"control_guidance_end": [0.5, 1.0]}, FULL),
+    ("sdxl-controlnet", 4, {"guess_mode": True}, STEPS),
+    ("sdxl-controlnet", 0, {"control_guidance_start": 0.2, "control_guidance_end": 0.7}, FULL),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "branch", "overrides", "in_full"),
+    [slowly(row, "-".join([row[0], str(row[1]), *row[2]])) for row in CONTROLS],
+)
+def test_a_cut_controlnet_gives_what_a_whole_one_does(name, branch, overrides, in_full):
+    case = CASES[name]
+    run = functools.partial(case.run, steps=STEPS, **overrides)
+    pipe = case.load()
+    traces = trace(pipe.unet), trace(pipe.controlnet)
+    with DeepCacheHelper(pipe, interval=1, branch=branch):
+        exact = run(pipe)
+    assert torch.equal(exact, run(pipe))
+    # A helper of the bare U-Net knows of no ControlNet, and leaves it whole; nor of a scheduler.
+    with DeepCacheHelper(pipe.unet, branch=branch, replay="reuse"):
+        expected = run(pipe)
+    assert not torch.equal(expected, exact)
+
+    middle = "nets.0.mid_block" if name == "sd-controlnet-two" else "mid_block"
+    with DeepCacheHelper(pipe, branch=branch, replay="reuse") as helper:
+        case.run(pipe, steps=7, seed=1)
+        with counted_calls(pipe.controlnet) as calls:
+            assert torch.equal(run(pipe), expected)
+    assert calls[middle] == in_full
+    assert helper.stats.shallow_calls == 4 + SHALLOW
+    assert (trace(pipe.unet), trace(pipe.controlnet)) == traces

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from builders.lifecycle import Lifecycle
+from builders.stories import FAMILIES
+from builders.versions_needed import require
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
-from lifecycle import FAMILIES, Lifecycle
-from versions_needed import require
 
 pytestmark = pytest.mark.filterwarnings(
     # What peft says when a second adapter is loaded.

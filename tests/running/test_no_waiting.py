@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import inputs2d_condition, unet2d_condition
+from builders.unets import inputs2d_condition, unet2d_condition
 from zoo import CASES
 
 import deepcache_patch

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from builders.unets import unet2d_condition
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
-from tiny import unet2d_condition
 
 from deepcache_patch.cutting.anatomy import dissect
 from deepcache_patch.cutting.features import StandIn

@@ -7,8 +7,9 @@ import math
 
 import pytest
 import torch
+from builders.cases import CASES
+from builders.schedulers import SCHEDULERS, with_scheduler
 from conftest import trace
-from tiny import CASES, SCHEDULERS, with_scheduler
 
 from deepcache_patch import DeepCacheHelper
 from deepcache_patch.running.pipelines import modules_later

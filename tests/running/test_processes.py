@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 from accelerate import PartialState
-from tiny import CASES
+from builders.cases import CASES
 
 from benchmarks.fidelity import evaluation_set
 

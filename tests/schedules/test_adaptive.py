@@ -5,8 +5,8 @@ from functools import partial
 
 import pytest
 import torch
+from builders.cases import CASES
 from conftest import trace
-from tiny import CASES
 
 from deepcache_patch import FULL, Adaptive, DeepCacheHelper, InvalidSettingError, Plan, Reuse
 from deepcache_patch.schedules.adaptive import AdaptiveGuide

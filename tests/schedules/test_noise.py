@@ -7,7 +7,8 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from tiny import CASES, SCHEDULERS
+from builders.cases import CASES
+from builders.schedulers import SCHEDULERS
 
 from deepcache_patch.schedules.noise import error_weights, noise_levels
 

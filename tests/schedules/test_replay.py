@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
-from tiny import CASES, inputs2d_condition, unet2d_condition
+from builders.cases import CASES
+from builders.unets import inputs2d_condition, unet2d_condition
 
 from deepcache_patch import DeepCacheHelper, Extrapolate, InvalidSettingError, Replay, Reuse
 from deepcache_patch.cutting.features import FeatureKey, Recorded

@@ -1,9 +1,11 @@
 """Every U-Net pipeline of diffusers, each as a tiny one that is run through its own `__call__`."""
 
+from dataclasses import replace
 from types import ModuleType
 
 import diffusers
-from tiny import Case
+from builders.cases import Case
+from builders.copies import kept
 
 from . import cascades, control, editing, kandinsky, pixels, stable_diffusion, video_audio
 
@@ -15,7 +17,11 @@ if hasattr(diffusers, "DreamLitePipeline"):
 _FILES += [video_audio, editing, pixels]
 
 #: By readable id.
-CASES: dict[str, Case] = {name: case for file in _FILES for name, case in file.CASES.items()}
+CASES: dict[str, Case] = {
+    name: replace(case, load=kept(case.load))
+    for file in _FILES
+    for name, case in file.CASES.items()
+}
 
 if len(CASES) < sum(len(file.CASES) for file in _FILES):
     raise ValueError("two cases have the same name")

@@ -12,6 +12,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from builders.cases import ABSENT, PROMPT, Case, mask, picture, run_pipeline
+from builders.models import load_pipeline, model_folder
+from builders.parts import UNCHECKED, text_config, tokenizer
+from builders.unets import SIDE, TEXT_WIDTH, seeded, unet2d, unet2d_condition
+from builders.versions_needed import deprecated
 from diffusers import (
     DDPMScheduler,
     DDPMWuerstchenScheduler,
@@ -31,25 +36,6 @@ from diffusers import (
     UnCLIPScheduler,
     WuerstchenCombinedPipeline,
     WuerstchenDecoderPipeline,
-)
-from tiny import (
-    ABSENT,
-    PROMPT,
-    SIDE,
-    TEXT_WIDTH,
-    UNCHECKED,
-    Case,
-    deprecated,
-    load_pipeline,
-    mask,
-    model_folder,
-    picture,
-    run_pipeline,
-    seeded,
-    text_config,
-    tokenizer,
-    unet2d,
-    unet2d_condition,
 )
 from transformers import (
     CLIPTextModel,

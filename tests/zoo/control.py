@@ -14,6 +14,12 @@ from string import ascii_lowercase, digits
 from typing import Any, TypeVar
 
 import torch
+from builders.cases import EDIT, PAINT, PROMPT, Case, make_case, picture, run_pipeline
+from builders.models import model_folder
+from builders.parts import UNCHECKED, from_vocabulary, sd_parts, sdxl_parts, text_config, vae
+from builders.schedulers import sd_scheduler
+from builders.unets import SDXL, SIDE, TEXT_WIDTH, seeded, unet2d_condition
+from builders.versions_needed import deprecated, require
 from diffusers import (
     AnimateDiffPAGPipeline,
     BlipDiffusionControlNetPipeline,
@@ -55,29 +61,6 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from diffusers.configuration_utils import register_to_config
-from tiny import (
-    EDIT,
-    PAINT,
-    PROMPT,
-    SDXL,
-    SIDE,
-    TEXT_WIDTH,
-    UNCHECKED,
-    Case,
-    deprecated,
-    from_vocabulary,
-    make_case,
-    model_folder,
-    picture,
-    run_pipeline,
-    sd_parts,
-    sd_scheduler,
-    sdxl_parts,
-    seeded,
-    text_config,
-    unet2d_condition,
-    vae,
-)
 from transformers import (
     BertConfig,
     BertModel,
@@ -86,7 +69,6 @@ from transformers import (
     T5EncoderModel,
     T5Tokenizer,
 )
-from versions_needed import require
 
 BlipImageProcessor = deprecated("blip_diffusion.blip_image_processing").BlipImageProcessor
 ContextCLIPTextModel = deprecated("blip_diffusion.modeling_ctx_clip").ContextCLIPTextModel

@@ -8,6 +8,8 @@ from string import ascii_letters, digits, punctuation
 from typing import Any
 
 import torch
+from builders.cases import PROMPT, Case, picture, run_pipeline
+from builders.unets import SIDE, TEXT_WIDTH, seeded
 from diffusers import (
     AutoencoderTiny,
     DiffusionPipeline,
@@ -16,7 +18,6 @@ from diffusers import (
     DreamLiteUNetModel,
     FlowMatchEulerDiscreteScheduler,
 )
-from tiny import PROMPT, SIDE, TEXT_WIDTH, Case, picture, run_pipeline, seeded
 from transformers import (
     Qwen2Tokenizer,
     Qwen3VLConfig,

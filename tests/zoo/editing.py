@@ -15,6 +15,22 @@ from string import ascii_lowercase
 from typing import Any
 
 import torch
+from builders.cases import (
+    EDIT,
+    PAINT,
+    PROMPT,
+    Case,
+    as_tensor,
+    make_case,
+    mask,
+    picture,
+    run_pipeline,
+)
+from builders.models import MODELS, load_pipeline, model_folder
+from builders.parts import UNCHECKED, from_vocabulary, sd_parts, text_config, tokenizer, vae
+from builders.schedulers import sd_scheduler
+from builders.unets import SIDE, TEXT_WIDTH, unet2d_condition
+from builders.versions_needed import deprecated
 from diffusers import (
     AltDiffusionImg2ImgPipeline,
     AltDiffusionPipeline,
@@ -56,31 +72,6 @@ from diffusers.pipelines.deprecated.versatile_diffusion.modeling_text_unet impor
 )
 from diffusers.pipelines.stable_diffusion import CLIPImageProjection
 from PIL import Image
-from tiny import (
-    EDIT,
-    MODELS,
-    PAINT,
-    PROMPT,
-    SIDE,
-    TEXT_WIDTH,
-    UNCHECKED,
-    Case,
-    as_tensor,
-    deprecated,
-    from_vocabulary,
-    load_pipeline,
-    make_case,
-    mask,
-    model_folder,
-    picture,
-    run_pipeline,
-    sd_parts,
-    sd_scheduler,
-    text_config,
-    tokenizer,
-    unet2d_condition,
-    vae,
-)
 from transformers import (
     CLIPImageProcessor,
     CLIPProcessor,

@@ -12,6 +12,10 @@ from string import ascii_lowercase, digits
 from typing import Any
 
 import torch
+from builders.cases import EDIT, PAINT, PROMPT, Case, make_case, picture
+from builders.parts import from_vocabulary, text_config, tokenizer
+from builders.schedulers import sd_scheduler
+from builders.unets import SIDE, TEXT_WIDTH, seeded, unet2d_condition
 from diffusers import (
     DDPMScheduler,
     DiffusionPipeline,
@@ -37,22 +41,6 @@ from diffusers import (
     VQModel,
 )
 from diffusers.pipelines.kandinsky.text_encoder import MCLIPConfig, MultilingualCLIP
-from tiny import (
-    EDIT,
-    PAINT,
-    PROMPT,
-    SIDE,
-    TEXT_WIDTH,
-    Case,
-    from_vocabulary,
-    make_case,
-    picture,
-    sd_scheduler,
-    seeded,
-    text_config,
-    tokenizer,
-    unet2d_condition,
-)
 from transformers import (
     CLIPImageProcessor,
     CLIPTextModelWithProjection,

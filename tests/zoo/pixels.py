@@ -13,6 +13,9 @@ from dataclasses import replace
 from functools import wraps
 from typing import Any
 
+from builders.cases import Case, make_case, mask, picture
+from builders.models import MODELS, load_pipeline, model_folder
+from builders.unets import SIDE, unet2d
 from diffusers import (
     CMStochasticIterativeScheduler,
     ConsistencyModelPipeline,
@@ -26,17 +29,6 @@ from diffusers import (
     RePaintScheduler,
     ScoreSdeVePipeline,
     ScoreSdeVeScheduler,
-)
-from tiny import (
-    MODELS,
-    SIDE,
-    Case,
-    load_pipeline,
-    make_case,
-    mask,
-    model_folder,
-    picture,
-    unet2d,
 )
 
 

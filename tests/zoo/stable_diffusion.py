@@ -14,6 +14,21 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
+from builders.cases import (
+    EDIT,
+    PAINT,
+    PROMPT,
+    Case,
+    as_tensor,
+    latents,
+    make_case,
+    picture,
+    run_pipeline,
+)
+from builders.models import MODELS, load_pipeline
+from builders.parts import UNCHECKED, sd_parts, sdxl_parts, text_config, tokenizer, vae, vqvae
+from builders.schedulers import sd_scheduler
+from builders.unets import SDXL, SIDE, TEXT_WIDTH, unet2d, unet2d_condition
 from diffusers import (
     DDPMScheduler,
     DiffusionPipeline,
@@ -52,32 +67,6 @@ from diffusers import (
 )
 from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import (
     StableUnCLIPImageNormalizer,
-)
-from tiny import (
-    EDIT,
-    MODELS,
-    PAINT,
-    PROMPT,
-    SDXL,
-    SIDE,
-    TEXT_WIDTH,
-    UNCHECKED,
-    Case,
-    as_tensor,
-    latents,
-    load_pipeline,
-    make_case,
-    picture,
-    run_pipeline,
-    sd_parts,
-    sd_scheduler,
-    sdxl_parts,
-    text_config,
-    tokenizer,
-    unet2d,
-    unet2d_condition,
-    vae,
-    vqvae,
 )
 from transformers import (
     BatchEncoding,

@@ -15,6 +15,20 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from builders.cases import ABSENT, PROMPT, Case, make_case, picture, run_pipeline
+from builders.models import MODELS, load_pipeline, model_folder
+from builders.parts import (
+    UNCHECKED,
+    from_vocabulary,
+    sd_parts,
+    sdxl_parts,
+    text_config,
+    tokenizer,
+    vae,
+)
+from builders.schedulers import sd_scheduler
+from builders.unets import SDXL, SIDE, TEXT_WIDTH, seeded, unet2d, unet2d_condition
+from builders.versions_needed import deprecated
 from diffusers import (
     AnimateDiffControlNetPipeline,
     AnimateDiffPipeline,
@@ -55,32 +69,6 @@ from diffusers import (
 )
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from PIL import Image
-from tiny import (
-    ABSENT,
-    MODELS,
-    PROMPT,
-    SDXL,
-    SIDE,
-    TEXT_WIDTH,
-    UNCHECKED,
-    Case,
-    deprecated,
-    from_vocabulary,
-    load_pipeline,
-    make_case,
-    model_folder,
-    picture,
-    run_pipeline,
-    sd_parts,
-    sd_scheduler,
-    sdxl_parts,
-    seeded,
-    text_config,
-    tokenizer,
-    unet2d,
-    unet2d_condition,
-    vae,
-)
 from transformers import (
     ClapConfig,
     ClapFeatureExtractor,

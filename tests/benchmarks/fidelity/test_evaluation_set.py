@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 from accelerate import PartialState
+from builders.cases import CASES
+from builders.schedulers import sd_scheduler
 from diffusers import DiffusionPipeline
 from PIL import Image
-from tiny import CASES, sd_scheduler
 
 from benchmarks.fidelity import evaluation_set
 from benchmarks.fidelity.evaluation_set import PictureSet

@@ -12,8 +12,9 @@ from typing import Any
 
 from diffusers import ControlNetModel, MotionAdapter, StableDiffusionXLPipeline
 from peft import LoraConfig, get_peft_model_state_dict
-from tiny import MODELS, model_folder
 from zoo.video_audio import audioldm2, woken
+
+from builders.models import MODELS, model_folder
 
 _COMMIT = "0" * 40
 

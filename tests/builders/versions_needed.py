@@ -1,6 +1,8 @@
-"""Which versions of other packages a test needs: older ones lack what it looks at."""
+"""Which versions of other packages a test needs, and where other versions keep what it looks at."""
 
+import importlib
 from importlib.metadata import version
+from types import ModuleType
 
 import pytest
 import torch
@@ -27,3 +29,11 @@ def require_group_offloading() -> None:
     """Skips the test where diffusers' group offloading takes it that there is an accelerator."""
     if hasattr(torch, "accelerator") and not torch.accelerator.is_available():
         require("diffusers", "0.36", "group offloading without an accelerator, in this torch,")
+
+
+def deprecated(module: str) -> ModuleType:
+    """A module of diffusers' pipelines; newer versions have it among the deprecated ones."""
+    try:
+        return importlib.import_module(f"diffusers.pipelines.deprecated.{module}")
+    except ModuleNotFoundError:
+        return importlib.import_module(f"diffusers.pipelines.{module}")

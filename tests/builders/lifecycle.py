@@ -1,284 +1,37 @@
 """A pipeline's life with a helper, as a hypothesis state machine: see `test_lifecycle`.
 
-Everything that happens to the pipeline and has nothing to do with the helper (another scheduler, a
-LoRA, somebody's patch) is written down. What a picture must be is then what a fresh pipeline makes
-to which the same things happened in the same order, with a fresh helper or with none.
+What happens to the pipeline is in `stories`; here stands what is done to the helper, and in which
+order things may happen.
 """
 
 import copy
-import functools
-import inspect
 import pickle
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import wrapt
-from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
 from conftest import layout, trace
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from running.test_adapters import lora
-from tiny import CASES as PLAIN_CASES
-from tiny import seeded, with_scheduler
-from zoo import CASES as ZOO_CASES
 
-from deepcache_patch import FULL, Adaptive, Centred, DeepCacheHelper, Growing, Uniform
-
-# --- families -----------------------------------------------------------------------------------
-
-
-class Family(NamedTuple):
-    """A pipeline, what its calls may ask for, and what may happen to it."""
-
-    case: Any
-    calls: dict[str, tuple[Any, ...]]
-    schedulers: tuple[str, ...] = ("ddim", "pndm", "euler", "heun", "dpm-multistep")
-    changes: frozenset[str] = frozenset({"lora", "freeu"})
-    dtype: torch.dtype = torch.bfloat16
-    #: What a second pipeline with the same parts needs besides.
-    more: Mapping[str, Any] = MappingProxyType({})
-
-    @property
-    def has_callback(self) -> bool:
-        return "callback_on_step_end" in inspect.signature(self.case.pipeline.__call__).parameters
-
-
-_UNCHECKED = {"requires_safety_checker": False}
-
-FAMILIES = {
-    "sd": Family(
-        PLAIN_CASES["sd"],
-        {"guidance_scale": (4.0, 1.0), "num_images_per_prompt": (1, 2), "height": (16, 24)},
-        more=_UNCHECKED,
-    ),
-    "sd-img2img": Family(
-        PLAIN_CASES["sd-img2img"],
-        {"guidance_scale": (4.0, 1.0), "num_images_per_prompt": (1, 2), "strength": (0.8, 0.4, 1)},
-        more=_UNCHECKED,
-    ),
-    "sdxl": Family(
-        PLAIN_CASES["sdxl"],
-        {"guidance_scale": (4.0, 1.0), "num_images_per_prompt": (1, 2), "height": (16, 24)},
-        more={"add_watermarker": False},
-    ),
-    "ddpm": Family(
-        PLAIN_CASES["ddpm"],
-        {"batch_size": (1, 2)},
-        schedulers=("ddpm", "ddim", "dpm-multistep"),
-        changes=frozenset(),
-        dtype=torch.float64,  # its pictures leave by numpy, which knows no bfloat16
-    ),
-    "controlnet": Family(
-        ZOO_CASES["sd-controlnet"],
-        {
-            "guidance_scale": (4.0, 1.0),
-            "control_guidance_end": (1.0, 0.5),
-            "guess_mode": (False, True),
-        },
-        more=_UNCHECKED,
-    ),
-    "video": Family(
-        ZOO_CASES["animatediff"],
-        {"guidance_scale": (4.0, 1.0), "num_frames": (2, 3)},
-        changes=frozenset({"freeu"}),
-    ),
-}
-
-
-@dataclass(frozen=True)
-class Mixed:
-    """A schedule of somebody's own, whose shallow steps are at two branches."""
-
-    branches: tuple[int, ...] = (0, 1)
-
-    def plan(self, num_steps):
-        return [(FULL, 1, 0)[step % 3] for step in range(num_steps)]
-
-
-SCHEDULES = (
-    Uniform(3),
-    Uniform(2, 1),
-    Uniform(1),
-    Uniform(10),
-    Centred(3, center=2),
-    Growing(2),
-    Mixed(),
-    Adaptive(0.5, (0, 1)),
+from builders.stories import (
+    CHANGES,
+    FAMILIES,
+    MEDDLINGS,
+    REPLAYS,
+    SCHEDULES,
+    WRAPS,
+    Run,
+    Site,
+    expected,
+    expected_layout,
+    patched_parts,
+    told,
+    with_weights_of,
 )
-REPLAYS = ("extrapolate", "reuse")
-
-# --- what happens to a pipeline -----------------------------------------------------------------
-
-
-class Site:
-    """A pipeline, a second one that shares its U-Net, and how to take back what was put in."""
-
-    def __init__(self, family: Family) -> None:
-        self.family = family
-        self.pipe = family.case.load()
-        self.other: Any = None
-        self.undo: dict[str, Callable[[], None]] = {}
-
-
-def _replace_unet(site: Site, seed: int) -> None:
-    old = site.pipe.unet
-    with seeded(seed):
-        site.pipe.unet = type(old).from_config(old.config).eval().to(old.dtype)
-
-
-def _share(site: Site, scheduler: str) -> None:
-    site.other = type(site.pipe)(**site.pipe.components, **site.family.more)
-    site.other.set_progress_bar_config(disable=True)
-    with_scheduler(site.other, scheduler)
-
-
-def _louder(args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-    """A call of a U-Net whose sample is a little larger: so a patch shows in every picture."""
-    if args:
-        return (args[0] * 1.125, *args[1:]), kwargs
-    return args, {**kwargs, "sample": kwargs["sample"] * 1.125}
-
-
-class _LouderHook(ModelHook):
-    def pre_forward(self, module, *args, **kwargs):
-        return _louder(args, kwargs)
-
-
-def _wrap(site: Site, kind: str) -> None:
-    unet = site.pipe.unet
-    if kind == "forward hook":
-        hook = unet.register_forward_pre_hook(
-            lambda _module, args, kwargs: _louder(args, kwargs), with_kwargs=True
-        )
-        site.undo[kind] = hook.remove
-    elif kind == "accelerate":
-        add_hook_to_module(unet, _LouderHook())
-        site.undo[kind] = lambda: remove_hook_from_module(unet)
-    else:
-        inner, present = unet.forward, vars(unet).get("forward")
-
-        def louder(wrapped, _instance, args, kwargs):
-            args, kwargs = _louder(args, kwargs)
-            return wrapped(*args, **kwargs)
-
-        def undo():
-            del unet.forward
-            if present is not None:
-                unet.forward = present
-
-        patched = functools.partial(louder, inner, None)
-        if kind == "wrapt":
-            unet.forward = wrapt.FunctionWrapper(inner, louder)
-        else:
-            unet.forward = lambda *args, **kwargs: patched(args, kwargs)
-        site.undo[kind] = undo
-
-
-WRAPS = ("forward", "forward hook", "accelerate", "wrapt")
-
-#: Whatever can happen to a pipeline that is not the helper's doing.
-CHANGES: dict[str, Callable[..., Any]] = {
-    "scheduler": lambda site, name: with_scheduler(site.pipe, name),
-    "unet": _replace_unet,
-    "share": _share,
-    "load LoRA": lambda site, seed: site.pipe.load_lora_weights(lora(site.pipe.unet, seed=seed)),
-    "unload LoRA": lambda site: site.pipe.unload_lora_weights(),
-    "FreeU": lambda site: site.pipe.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4),
-    "no FreeU": lambda site: site.pipe.disable_freeu(),
-    "dtype": lambda site, dtype: site.pipe.to(dtype),
-    "compile": lambda site: site.pipe.unet.compile(backend="eager"),
-    "wrap": _wrap,
-    "unwrap": lambda site, kind: site.undo.pop(kind)(),
-}
-
-
-def _told(family: Family, story: tuple) -> Site:
-    site = Site(family)
-    for name, *arguments in story:
-        CHANGES[name](site, *arguments)
-    return site
-
-
-class Run(NamedTuple):
-    """One generation: through which pipeline, with what arguments, and what happens in it."""
-
-    shared: bool
-    call: tuple[tuple[str, Any], ...]
-    meddling: str | None
-    at: int
-
-    def of(self, site: Site, helper: DeepCacheHelper | None) -> torch.Tensor:
-        """The picture, and whatever `meddling` does to the helper after step `at`."""
-        pipe, call = site.other if self.shared else site.pipe, dict(self.call)
-        if self.meddling and helper is not None:
-
-            def meddle(_pipe, step, _timestep, _tensors):
-                if step == self.at:
-                    _MEDDLINGS[self.meddling](helper)
-                return {}
-
-            call["callback_on_step_end"] = meddle
-        return site.family.case.run(pipe, **call)
-
-
-def _toggle(helper):
-    helper.disable()
-    helper.enable()
-
-
-_MEDDLINGS: dict[str, Callable[[DeepCacheHelper], Any]] = {
-    "reset": lambda helper: helper.reset(),
-    "set_params": lambda helper: helper.set_params(cache_interval=2, cache_branch_id=1),
-    "disable": lambda helper: helper.disable(),
-    "disable and enable": _toggle,
-}
-
-
-@functools.cache
-def expected(
-    family: str, story: tuple, run: Run, helper: tuple[Any, str] | None
-) -> tuple[torch.Tensor, Any]:
-    """The picture of a fresh pipeline with the same story, and the helper's schedule after it."""
-    site = _told(FAMILIES[family], story)
-    if helper is None:
-        return run._replace(meddling=None).of(site, None), None
-    schedule, replay = helper
-    pipe = site.other if run.shared else site.pipe
-    fresh = DeepCacheHelper(pipe, schedule=schedule, replay=replay).enable()
-    return run.of(site, fresh), (fresh.schedule, fresh.enabled)
-
-
-@functools.cache
-def expected_layout(family: str, story: tuple) -> list:
-    """What a fresh pipeline's modules hold after the same story."""
-    pipe = _told(FAMILIES[family], story).pipe
-    return [layout(part) for part in _patched_parts(pipe)]
-
-
-def _patched_parts(pipe: Any) -> list[torch.nn.Module]:
-    return [part for part in (pipe.unet, getattr(pipe, "controlnet", None)) if part is not None]
-
-
-def _with_weights_of(pipe: Any, site: Site) -> Site:
-    """The site with the very weights of another pipeline, which are equal to its own.
-
-    How a CPU rounds depends on where in memory they begin, and a copy's begin elsewhere.
-    """
-    theirs = pipe.components
-    for name, part in site.pipe.components.items():
-        if isinstance(part, torch.nn.Module):
-            for mine, its in zip(part.parameters(), theirs[name].parameters(), strict=True):
-                assert torch.equal(mine, its)
-                mine.data = its.data
-    return site
-
-
-# --- failures -----------------------------------------------------------------------------------
+from deepcache_patch import DeepCacheHelper, Uniform
 
 
 class FailureError(Exception):
@@ -319,9 +72,6 @@ def is_clean(unet: torch.nn.Module) -> bool:
     return not any(name.startswith("deepcache_patch") for name in modules | names)
 
 
-# --- the machine --------------------------------------------------------------------------------
-
-
 class Lifecycle(RuleBasedStateMachine):
     """Any order of what people do with a helper and a pipeline.
 
@@ -351,7 +101,7 @@ class Lifecycle(RuleBasedStateMachine):
             assert all(map(is_clean, self.parts()))
 
     def parts(self):
-        return [*self.retired, *_patched_parts(self.site.pipe)]
+        return [*self.retired, *patched_parts(self.site.pipe)]
 
     def happens(self, name, *arguments):
         CHANGES[name](self.site, *arguments)
@@ -389,7 +139,7 @@ class Lifecycle(RuleBasedStateMachine):
         was_plain = self.in_force is None
         self.helper.disable()
         self.in_force, self.orphaned = None, False
-        assert [layout(each) for each in _patched_parts(self.site.pipe)] == expected_layout(
+        assert [layout(each) for each in patched_parts(self.site.pipe)] == expected_layout(
             self.name, self.story
         )
         assert all(map(is_clean, self.parts()))
@@ -398,7 +148,7 @@ class Lifecycle(RuleBasedStateMachine):
 
     @rule(call=st.data())
     def with_block(self, call):
-        parts, was_enabled = _patched_parts(self.site.pipe), self.in_force is not None
+        parts, was_enabled = patched_parts(self.site.pipe), self.in_force is not None
         self.disable()  # what is left on a ControlNet after its U-Net was replaced, too
         before = list(map(trace, parts))
         with self.helper:
@@ -479,7 +229,7 @@ class Lifecycle(RuleBasedStateMachine):
     @precondition(
         lambda self: self.in_force is not None and not self.orphaned and self.family.has_callback
     )
-    @rule(data=st.data(), meddling=st.sampled_from(sorted(_MEDDLINGS)), at=st.integers(0, 3))
+    @rule(data=st.data(), meddling=st.sampled_from(sorted(MEDDLINGS)), at=st.integers(0, 3))
     def generate_and_meddle(self, data, meddling, at):
         run = self.run(data)._replace(meddling=meddling, at=at)
         schedule, enabled = self.check(run, self.in_force)
@@ -573,8 +323,8 @@ class Lifecycle(RuleBasedStateMachine):
 
     def check_copy(self, pipe, data):
         run = self.run(data)._replace(shared=False)
-        assert all(map(is_clean, _patched_parts(pipe)))
-        wanted = run.of(_with_weights_of(pipe, _told(self.family, self.story)), None)
+        assert all(map(is_clean, patched_parts(pipe)))
+        wanted = run.of(with_weights_of(pipe, told(self.family, self.story)), None)
         copied = Site(self.family)
         copied.pipe = pipe
         assert torch.equal(run.of(copied, None), wanted)
@@ -588,7 +338,7 @@ class Lifecycle(RuleBasedStateMachine):
     @rule(data=st.data())
     def pickled(self, data):
         # Only the U-Net: transformers puts hooks into text encoders that cannot be pickled.
-        pipe = _told(self.family, self.story).pipe
+        pipe = told(self.family, self.story).pipe
         pipe.unet = pickle.loads(pickle.dumps(self.site.pipe.unet))
         self.check_copy(pipe, data)
 

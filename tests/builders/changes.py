@@ -1,0 +1,74 @@
+"""Changes to a pipeline between generations, told as a story while a helper is enabled.
+
+After each change, the pipeline whose helper has been enabled from the start generates what one does
+that took the changes without, and has a fresh one.
+"""
+
+import functools
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from conftest import layout
+from zoo import CASES
+
+from builders.adapters import lora
+from deepcache_patch import DeepCacheHelper
+
+SD, SDXL = CASES["sd"], CASES["sdxl"]
+
+
+def slowly(row, name):
+    """A row of parameters; those of SDXL, but for its adapter's, are marked slow."""
+    slow = name.startswith("sdxl") and name != "sdxl-adapter"
+    return pytest.param(*row, id=name, marks=[pytest.mark.slow] if slow else [])
+
+
+BOTH = [slowly([case], case.name) for case in (SD, SDXL)]
+
+#: With the default interval 3, these are 0 and 3 in full, and three shallow ones.
+STEPS, FULL, SHALLOW = 5, 2, 3
+
+
+class Change(NamedTuple):
+    """One change to a pipeline, and what its generations are called with from then on."""
+
+    name: str
+    make: Callable[[Any], Any]
+    overrides: Mapping[str, Any] = {}
+
+
+def tell(case, story, **settings):
+    """Run a story; return the plain pictures, one for each change."""
+    pipe, fresh = case.load(), case.load()
+    helper = DeepCacheHelper(pipe, **settings).enable()
+    plains = []
+    for change in story:
+        change.make(fresh)
+        run = functools.partial(case.run, steps=STEPS, **change.overrides)
+        plains.append(run(fresh))
+        with DeepCacheHelper(fresh, **settings) as its:
+            expected = run(fresh)
+        assert (its.stats.full_calls, its.stats.shallow_calls) == (FULL, SHALLOW), change.name
+        assert not torch.equal(expected, plains[-1]), change.name
+
+        change.make(pipe)
+        before = helper.stats
+        assert torch.equal(run(pipe), expected), change.name
+        assert helper.stats.full_calls - before.full_calls == FULL, change.name
+        assert helper.stats.shallow_calls - before.shallow_calls == SHALLOW, change.name
+    assert helper.enabled
+    helper.disable()
+    assert torch.equal(run(pipe), plains[-1])
+    assert layout(case.unet(pipe)) == layout(case.unet(fresh))
+    return plains
+
+
+def all_differ(pictures):
+    return not any(torch.equal(*pair) for pair in itertools.combinations(pictures, 2))
+
+
+def load(name, *, seed):
+    return lambda pipe: pipe.load_lora_weights(lora(pipe.unet, seed=seed), adapter_name=name)

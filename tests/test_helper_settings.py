@@ -1,0 +1,324 @@
+"""The settings of a helper: what is refused before anything is done, and what each one hands on.
+
+Schedules and replays have tests of their own, in `schedules`.
+"""
+
+import inspect
+import threading
+
+import diffusers
+import pytest
+import torch
+from builders.loops import Written, kinds_of_steps, loop
+from builders.unets import unet2d, unet2d_condition
+from conftest import trace
+from zoo import CASES as ZOO
+
+from deepcache_patch import (
+    FULL,
+    Adaptive,
+    AlreadyEnabledError,
+    Calibrated,
+    DeepCacheError,
+    DeepCacheHelper,
+    InvalidSettingError,
+    Reuse,
+    Uniform,
+    UnsupportedModelError,
+)
+from deepcache_patch.learning.calibrate import calibrate
+from deepcache_patch.running.controlnet import AttachedCompanion
+from deepcache_patch.schedules.guide import PlannedGuide
+
+NO_BRANCH_9 = (
+    "branch 9 is out of range: this UNet2DConditionModel has 9 skip connections, so branches 0 to "
+    "8; print(DeepCacheHelper(pipe).branches) shows them"
+)
+NO_SCHEDULE = (
+    "schedule must be 'auto', what Calibrated.load(file) gives, or an object with a method "
+    "plan(num_steps), not "
+)
+NO_REPLAY = (
+    "replay must be 'reuse' or 'extrapolate' or an object with a method "
+    "feature(step, recorded, levels), not "
+)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"interval": 0}, "interval must be an integer of at least 1, not 0"),
+        ({"interval": 2.5}, "interval must be an integer of at least 1, not 2.5"),
+        ({"branch": -1}, "branch must be an integer of at least 0, not -1"),
+        ({"branch": 9}, NO_BRANCH_9),
+        ({"schedule": [FULL, 0]}, NO_SCHEDULE + "['full', 0]"),
+        ({"schedule": Uniform}, NO_SCHEDULE + repr(Uniform)),
+        ({"schedule": "automatic"}, NO_SCHEDULE + "'automatic'"),
+        (
+            {"schedule": Uniform(), "interval": 3},
+            "give either schedule or interval and branch, not both",
+        ),
+        ({"schedule": Uniform(branch=9)}, NO_BRANCH_9),
+        ({"schedule": "auto", "branch": 9}, NO_BRANCH_9),
+        ({"schedule": "auto", "interval": 0}, "interval must be an integer of at least 1, not 0"),
+        ({"schedule": Adaptive(branches=(0, 9))}, NO_BRANCH_9),
+        (
+            {"schedule": "auto", "replay": "reuse"},
+            "Auto brings its own replay: leave replay='reuse' out",
+        ),
+        ({"replay": "repeat"}, NO_REPLAY + "'repeat'"),
+        ({"replay": Reuse}, NO_REPLAY + repr(Reuse)),
+        ({"replay": 2}, NO_REPLAY + "2"),
+    ],
+)
+def test_bad_settings_are_refused_before_anything_is_patched(settings, message):
+    unet = unet2d_condition()
+    before = trace(unet)
+    with pytest.raises(InvalidSettingError) as caught:
+        DeepCacheHelper(unet, **settings)
+    assert str(caught.value) == message
+    assert trace(unet) == before
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"cache_interval": 0}, "interval must be an integer of at least 1, not 0"),
+        ({"cache_branch_id": 9}, NO_BRANCH_9),
+        (
+            {"skip_mode": "non-uniform"},
+            "skip_mode must be 'uniform', not 'non-uniform': for another strategy give "
+            "DeepCacheHelper(pipe, schedule=...) a schedule",
+        ),
+    ],
+)
+def test_bad_params_change_nothing(params, message):
+    unet = unet2d_condition()
+    with DeepCacheHelper(unet, interval=4) as helper:
+        with pytest.raises(InvalidSettingError) as caught:
+            helper.set_params(**params)
+        assert str(caught.value) == message
+        assert helper.schedule == Uniform(interval=4)
+        assert kinds_of_steps(unet) == "FsssFss"
+
+
+def test_params_that_are_not_given_stay_as_they_are():
+    helper = DeepCacheHelper(unet2d_condition(), interval=4, branch=2)
+    helper.set_params(cache_interval=2)
+    assert helper.schedule == Uniform(2, 2)
+    helper.set_params(cache_branch_id=1)
+    assert helper.schedule == Uniform(2, 1)
+
+
+def test_set_params_does_not_guess_at_half_of_another_schedule():
+    schedule = Written(FULL)
+    helper = DeepCacheHelper(unet2d_condition(), schedule=schedule)
+    for half in ({"cache_interval": 2}, {"cache_branch_id": 1}, {}):
+        with pytest.raises(InvalidSettingError) as caught:
+            helper.set_params(**half)
+        assert str(caught.value) == (
+            f"the schedule is {schedule!r}: to replace it by a uniform one, give both "
+            "cache_interval and cache_branch_id"
+        )
+    helper.set_params(2, 1)
+    assert helper.schedule == Uniform(2, 1)
+
+
+def test_a_schedule_that_guides_gets_the_replay_and_every_generations_context():
+    class Guiding:
+        def begin(self, context, replay):
+            begun.append((context.num_steps, replay))
+            return PlannedGuide(Uniform(2), replay, context)
+
+    begun, unet, replay = [], unet2d_condition(), Reuse()
+    with DeepCacheHelper(unet, schedule=Guiding(), replay=replay):
+        assert kinds_of_steps(unet) == "FsFsFsF"
+        assert kinds_of_steps(unet, steps=3) == "FsF"
+    assert begun == [(7, replay), (3, replay)]
+
+
+def test_calibrate_is_a_method_with_every_goal_left_out():
+    assert DeepCacheHelper.calibrate is calibrate
+    options = {"speedup": None, "full_steps": None, "psnr": None, "branch": 0}
+    parameters = inspect.signature(DeepCacheHelper(unet2d_condition()).calibrate).parameters
+    assert {name: each.default for name, each in parameters.items()} == {
+        "run": inspect.Parameter.empty,
+        **options,
+    }
+
+
+def test_compile_compiles_the_unet_and_the_controlnet_in_place(monkeypatch):
+    compiled, pipe = [], ZOO["sd-controlnet"].load()
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda module, **options: compiled.append((module, options))
+    )
+    helper = DeepCacheHelper(pipe)
+    assert helper.compile(mode="max-autotune") is helper
+    options = {"fullgraph": True, "mode": "max-autotune"}
+    assert compiled == [(pipe.unet, options), (pipe.controlnet, options)]
+    compiled.clear()
+    unet = unet2d_condition()
+    DeepCacheHelper(unet).compile(fullgraph=False)
+    assert compiled == [(unet, {"fullgraph": False})]
+
+
+def test_enable_attaches_anew_to_what_was_compiled_since_and_to_nothing_else():
+    pipe = ZOO["sd-controlnet"].load()
+    for whole in (pipe, pipe.unet):
+        with DeepCacheHelper(whole) as helper:
+            attached = helper._attachment.unets
+            helper.enable()
+            assert helper._attachment.unets is attached
+    with DeepCacheHelper(pipe) as helper:
+        for name in ("unet", "controlnet"):
+            setattr(pipe, name, torch.compile(getattr(pipe, name), backend="eager"))
+            helper.enable()
+            assert helper._attachment.unets[0].unet is pipe.unet
+            assert helper._attachment.companions[0].controlnet is pipe.controlnet
+
+
+def test_two_unets_have_a_table_each():
+    pipe = ZOO["stable-cascade-combined"].load()
+    tables = DeepCacheHelper(pipe).branches
+    assert set(tables) == {"prior_prior", "decoder"}
+
+
+def test_compile_refuses_what_is_compiled_already():
+    unet = unet2d_condition()
+    helper = DeepCacheHelper(torch.compile(unet, backend="eager"))
+    with pytest.raises(InvalidSettingError) as caught:
+        helper.compile()
+    assert str(caught.value) == (
+        "UNet2DConditionModel is wrapped by torch.compile already: leave out one of the two"
+    )
+
+
+def test_a_helper_is_printed_with_its_schedule_and_state():
+    unet = unet2d_condition()
+    helper = DeepCacheHelper(unet, interval=4)
+    assert helper.pipe is unet
+    said = "DeepCacheHelper(UNet2DConditionModel, Uniform(interval=4, branch=0), "
+    assert repr(helper) == said + "disabled)"
+    with helper:
+        assert repr(helper) == said + "enabled)"
+
+
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        (Written(FULL), "has 1 entries for 3 steps"),
+        (Written(FULL, 9, 0), "branch 9 is out of range"),
+        (Written(FULL, "shallow", 0), "entry 1 must be an integer of at least 0, not 'shallow'"),
+    ],
+)
+def test_a_plan_that_does_not_fit_is_refused_when_the_generation_starts(plan, message):
+    unet = unet2d_condition()
+    with DeepCacheHelper(unet, schedule=plan), pytest.raises(InvalidSettingError, match=message):
+        loop(unet, steps=3)
+
+
+def test_a_transformer_pipeline_is_told_of_its_own_caches():
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    transformer = diffusers.FluxTransformer2DModel(
+        num_layers=1, num_single_layers=1, attention_head_dim=4, num_attention_heads=1,
+        joint_attention_dim=4, pooled_projection_dim=4, axes_dims_rope=(2, 1, 1), in_channels=4,
+    )  # fmt: skip
+    pipe = diffusers.FluxPipeline(
+        scheduler=scheduler, vae=None, text_encoder=None, tokenizer=None, text_encoder_2=None,
+        tokenizer_2=None, transformer=transformer,
+    )  # fmt: skip
+    with pytest.raises(
+        UnsupportedModelError,
+        match=r"FluxPipeline has no U-Net .*FluxTransformer2DModel.*transformer\.enable_cache",
+    ):
+        DeepCacheHelper(pipe)
+    with pytest.raises(UnsupportedModelError, match=r"transformer\.enable_cache"):
+        DeepCacheHelper(transformer)
+
+
+@pytest.mark.parametrize("thing", [None, "stabilityai/stable-diffusion-2-1", 3])
+def test_what_is_no_pipeline_is_refused(thing):
+    with pytest.raises(UnsupportedModelError, match=f"not {type(thing).__name__}"):
+        DeepCacheHelper(thing)
+
+
+def test_errors_have_the_builtin_kinds_and_one_base():
+    for error, builtin in (
+        (InvalidSettingError, ValueError),
+        (UnsupportedModelError, TypeError),
+        (AlreadyEnabledError, RuntimeError),
+    ):
+        assert issubclass(error, DeepCacheError)
+        assert issubclass(error, builtin)
+
+
+class FSDPModule:
+    """What `fully_shard` makes of a module, as far as its name goes."""
+
+
+def test_a_schedule_that_each_process_decides_for_itself_is_refused_for_a_sharded_unet():
+    unet = unet2d()
+    unet.__class__ = type("Sharded", (FSDPModule, type(unet)), {})
+    assert DeepCacheHelper(unet).schedule == Uniform()
+    with pytest.raises(InvalidSettingError) as caught:
+        DeepCacheHelper(unet, schedule=Adaptive())
+    assert str(caught.value) == (
+        "Adaptive may decide otherwise in each process, but the U-Net is sharded, and all "
+        "processes must call the same layers: take Uniform, or a schedule that was calibrated "
+        "before"
+    )
+
+
+def test_a_pause_that_is_left_elsewhere_says_where_it_belongs():
+    pause = DeepCacheHelper(unet2d()).paused()
+    thread = threading.Thread(target=pause.__enter__)
+    thread.start()
+    thread.join()
+    with pytest.raises(RuntimeError) as caught:
+        pause.__exit__(None, None, None)
+    assert str(caught.value) == (
+        "paused() was entered in another thread or asyncio task: leave it there, too"
+    )
+
+
+def test_enable_that_is_interrupted_at_the_controlnet_leaves_no_trace(monkeypatch):
+    pipe = ZOO["sd-controlnet"].load()
+    parts = (pipe.unet, pipe.controlnet)
+    before = [trace(each) for each in parts]
+    attach = AttachedCompanion.attach
+
+    def interrupted(companion):
+        attach(companion)
+        raise KeyboardInterrupt  # while it waits for calls that are under way
+
+    monkeypatch.setattr(AttachedCompanion, "attach", interrupted)
+    helper = DeepCacheHelper(pipe)
+    with pytest.raises(KeyboardInterrupt):
+        helper.enable()
+    assert [trace(each) for each in parts] == before
+    assert not helper.enabled
+
+
+def test_a_calibrated_schedule_is_compared_with_each_unet_and_its_own_scheduler():
+    checked = []
+
+    class Checked(Calibrated):
+        branches = ()
+
+        def __init__(self):
+            """Nothing was calibrated."""
+
+        def check(self, unet, scheduler):
+            checked.append((unet, scheduler))
+
+    pipe = ZOO["stable-cascade-combined"].load()
+    assert pipe.scheduler is not pipe.prior_scheduler
+    DeepCacheHelper(pipe, schedule=Checked())
+    assert checked == [
+        (pipe.decoder, pipe.scheduler),
+        (pipe.prior_prior, pipe.prior_scheduler),
+    ]
+    checked.clear()
+    unet = unet2d()
+    DeepCacheHelper(unet, schedule=Checked())
+    assert checked == [(unet, None)]
