@@ -1,0 +1,21 @@
+"""For mkdocs: a line that links to a script in `examples/`, and no more, becomes the script.
+
+The folder is not part of the site. Where pages are read as they are, the link leads to the file.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+_ROOT = Path(__file__).resolve().parents[1]
+_LINK = re.compile(r"^\[`(examples/\w+\.py)`\]\(\.\./\1\)$", re.MULTILINE)
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """The text of a page, with each script in the place of its link."""
+    return _LINK.sub(_script, markdown)
+
+
+def _script(link: re.Match[str]) -> str:
+    code = (_ROOT / link[1]).read_text(encoding="utf-8")
+    return f'```python title="{link[1]}"\n{code}```'
