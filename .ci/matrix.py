@@ -34,9 +34,9 @@ PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "peft", "wrapt",
 COUNTS = ("passed", "skipped", "failed")
 
 
-#: What is not a core test: of the benchmarks and their results, or of one diffusers alone. Folders
+#: What is no core test: of benchmarks, documents and examples, or of one diffusers alone. Folders
 #: and files in `tests`.
-NOT_CORE = ("benchmarks", "documents", "running/test_processes.py", "test_zoo.py")
+NOT_CORE = ("benchmarks", "documents", "examples", "running/test_processes.py", "test_zoo.py")
 
 
 def chosen(names: list[str], *, once: bool = False) -> list[tuple[str, str]]:

@@ -32,6 +32,21 @@ def test_links_lead_somewhere(path):
     assert [link for link in links if not (path.parent / link).exists()] == []
 
 
+@pytest.mark.parametrize(
+    "path",
+    [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "pyproject.toml"],
+    ids=lambda p: p.name,
+)
+def test_files_that_are_named_are_there(path):
+    text = path.read_text(encoding="utf-8")
+    named = re.findall(r"\b(?:src|tests|benchmarks|examples|docs)/[\w/.-]*\w", text)
+    # The guide to a new layout names the two files that its reader makes.
+    made = {"ladder.py", "test_anatomy_ladder.py"}
+    assert [
+        name for name in named if Path(name).name not in made and not (ROOT / name).exists()
+    ] == []
+
+
 def test_every_public_name_stands_in_the_reference():
     reference = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
     names = set(deepcache_patch.__all__) - {"__version__"}

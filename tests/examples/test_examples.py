@@ -10,12 +10,13 @@ from pathlib import Path
 
 import accelerate
 import diffusers
-import hub
 import pytest
 import torch
+from builders import hub
+from builders.models import MODELS
+from builders.parts import picture
 from fastapi.testclient import TestClient
 from PIL import Image, ImageChops
-from tiny import MODELS, picture
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = {path.stem: path for path in sorted((ROOT / "examples").glob("*.py"))}
