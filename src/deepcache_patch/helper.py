@@ -17,7 +17,8 @@ from .running.pause import Pause
 from .running.stats import LOGGER, LastGeneration, Stats
 from .schedules.guide import AnySchedule, guides_of
 from .schedules.replay import Replay
-from .settings.arguments import anatomies_for, replay_of, schedule_of, uniform_of
+from .settings.by_name import replay_of, schedule_of, uniform_of
+from .settings.fitting import anatomies_for
 from .versions import warn_of_untested
 
 if TYPE_CHECKING:
@@ -124,8 +125,7 @@ class DeepCacheHelper:
     @property
     def attached(self) -> dict[str, str]:
         """The classes of the U-Nets and ControlNets that are patched, by component's name."""
-        attachment = self._attachment
-        return attachment.names(self._pipe) if attachment is not None and self.enabled else {}
+        return self._attachment.names(self._pipe) if self._attachment and self.enabled else {}
 
     @property
     def branches(self) -> Branches | BranchesOfEach:

@@ -18,7 +18,7 @@ from deepcache_patch import (
     Stats,
 )
 from deepcache_patch.cutting.anatomy import dissect
-from deepcache_patch.running.unet import MAX_SLOTS
+from deepcache_patch.running.decision import MAX_SLOTS
 
 # --- exactness ----------------------------------------------------------------------------------
 

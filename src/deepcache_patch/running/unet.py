@@ -1,35 +1,30 @@
-"""One U-Net with a helper attached: what each of its calls runs.
+"""One U-Net with a helper attached: its calls come here, and are run whole or cut.
 
-The other modules know where a U-Net can be cut, which step a call belongs to and what is in the
-cache; whether a call runs in full or shallow is decided here and nowhere else, in
-`AttachedUNet._branch_to_run`.
+Which of the two is decided in `decision`; how it is cut is known in `cuts`. Here the calls of a
+generation are led through: the guide is asked, features are recorded and replayed, all is counted.
 """
 
 import threading
-import warnings
 import weakref
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
 from ..cutting.anatomy import Anatomy
 from ..cutting.features import FeatureKey, Recorded
-from ..errors import ChangedResidualsError, DeepCacheWarning
+from ..errors import ChangedResidualsError
 from ..patching.call import CallPatch
 from ..patching.wrappers import unwrapped
 from ..schedules.guide import Context, FinishedCall, Guide, Position
 from ..schedules.plans import FULL
 from .cuts import UNetCuts
+from .decision import MAX_SLOTS, FullOrShallow
 from .example import example_of
 from .session import Session
 from .stats import Course, LastGeneration, Stats
-from .steps import driving_scheduler, timesteps_of
-
-#: How many calls of one step are kept apart. More are no denoising loop that is known, and each
-#: would hold a feature of its own: they run in full.
-MAX_SLOTS: Final = 64
+from .steps import timesteps_of
 
 
 class AttachedUNet:
@@ -62,11 +57,10 @@ class AttachedUNet:
         self._unet = unwrapped(patch.module)
         self._cuts = UNetCuts(self._unet, anatomy)
         self._begin = begin
-        self._schedulers_of = schedulers_of
+        self._decision = FullOrShallow(self._cuts, schedulers_of)
         self._paused = paused
         self._local = threading.local()
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
-        self._warned: set[str] = set()
         self.example: dict[str, Any] | None = None
         self._course: Course | None = None
         self._generations = self._full_calls = self._shallow_calls = self._peak_nbytes = 0
@@ -151,7 +145,7 @@ class AttachedUNet:
             if beyond or not self._anatomy.is_current:
                 return None
             session.enter(guide, position.step)
-            recorded = self._to_replay(session, position)
+            recorded = self._decision.to_replay(session, position)
             likely = recorded and recorded[0].key.is_like(sample)
             return session.entry if likely and session.entry != FULL else None
 
@@ -179,7 +173,7 @@ class AttachedUNet:
         paused = self._paused()
         if paused:
             session.reset()  # what was recorded before this call is too old after it
-        position = None if paused else self._locate(session, arguments)
+        position = None if paused else self._decision.position(session, arguments)
         if position is None:
             self._full_calls += not paused
             changed = self._completed(session, None, arguments)
@@ -195,7 +189,7 @@ class AttachedUNet:
                 self.example = example_of(arguments)
             if self._cuts.look_again():
                 session.forget()
-            branch, feature = self._branch_to_run(session, guide, position, arguments)
+            branch, feature = self._decision.branch(session, guide, position, arguments)
             changed = self._completed(session, branch, arguments)
             if branch is None:
                 self._full_calls += 1
@@ -228,37 +222,6 @@ class AttachedUNet:
             self._sessions.add(session)
         return session
 
-    def _locate(self, session: Session, arguments: Mapping[str, Any]) -> Position | None:
-        """Where the call stands; `None`, with a warning that says why, if it must run in full."""
-        timestep, sample = self._anatomy.timestep(arguments), self._sample(arguments)
-        if timestep is None or not isinstance(sample, torch.Tensor):
-            return None
-        if torch.is_grad_enabled():
-            self._warn("gradients are enabled: wrap the denoising loop in torch.no_grad()")
-            return None
-        refusal = self._anatomy.refusal(arguments)
-        if refusal is not None:
-            self._warn(refusal)
-            return None
-        session.scheduler = driving_scheduler(self._schedulers_of(), timestep)
-        position = session.locate(timestep, timesteps_of(session.scheduler))
-        if position is None:
-            self._warn(
-                "its step cannot be told from its timestep: pass an element of the scheduler's "
-                "timesteps, the same for the whole batch"
-            )
-            return None
-        if position.slot >= MAX_SLOTS:
-            self._warn(
-                f"it is more than the {MAX_SLOTS}th at the same timestep: in a loop of your own, "
-                "call the helper's reset() before each picture"
-            )
-            return None
-        return position
-
-    def _sample(self, arguments: Mapping[str, Any]) -> Any:
-        return arguments.get(self._anatomy.sample_name)
-
     def _lead(self, session: Session, position: Position) -> Guide:
         """What leads through the generation of this call, asked for the call's step."""
         if position.generation != session.generation:
@@ -285,44 +248,6 @@ class AttachedUNet:
             session.guide = guide
         session.enter(guide, position.step)
         return guide
-
-    def _branch_to_run(
-        self, session: Session, guide: Guide, position: Position, arguments: dict[str, Any]
-    ) -> tuple[int | None, torch.Tensor | None]:
-        """The branch and the feature to replay, or two `None` for a full call.
-
-        Full is what the guide says is full, and whatever has no feature of its own to replay: the
-        first step, a call of another shape or dtype than the one that recorded, more calls than the
-        last full step had, and a call whose conditioning is that of another slot, because one
-        before it was left out. Full is also what somebody watches the left-out layers of.
-        """
-        entry = session.entry
-        recorded = self._to_replay(session, position)
-        if entry == FULL or not recorded:
-            return None, None
-        if recorded[0].key != FeatureKey.of(self._sample(arguments)):
-            return None, None
-        if session.is_anothers(position.slot, self._anatomy.conditioning(arguments)):
-            return None, None
-        return entry, guide.feature(position.step, entry, recorded)
-
-    def _to_replay(self, session: Session, position: Position) -> Sequence[Recorded]:
-        """What there is to replay in a shallow call; nothing if it must be a full one."""
-        entry = session.entry
-        if entry == FULL:
-            return ()
-        recorded = session.cache.get(position.slot, entry)
-        if not recorded or recorded[0].step < session.last_full:
-            return ()
-        reason = self._cuts.doubt(entry)
-        if reason is None:
-            if entry not in session.watched:
-                session.watched[entry] = self._cuts.watcher(entry)
-            reason = session.watched[entry]
-        if reason is not None:
-            self._warn(reason)
-            return ()
-        return recorded
 
     def _completed(
         self, session: Session, branch: int | None, arguments: dict[str, Any]
@@ -354,9 +279,9 @@ class AttachedUNet:
         arguments: dict[str, Any],
         output: Any,
     ) -> None:
-        slot, sample = position.slot, self._sample(arguments)
+        slot, sample = position.slot, self._anatomy.sample(arguments)
         if self._cuts.ran_twice:
-            self._warn(
+            self._decision.warn(
                 "its layers were run more than once in it, by what somebody has put round its "
                 "forward, and each time has a feature of its own"
             )
@@ -372,8 +297,3 @@ class AttachedUNet:
             session.recorded_by(slot, self._anatomy.conditioning(arguments))
         held = sum(each.cache.nbytes for each in self._sessions)
         self._peak_nbytes = max(self._peak_nbytes, held)
-
-    def _warn(self, reason: str) -> None:
-        if reason not in self._warned:
-            self._warned.add(reason)
-            warnings.warn(f"a U-Net call runs in full: {reason}", DeepCacheWarning, stacklevel=2)

@@ -1,6 +1,6 @@
-"""What a person's words mean: arguments, names of schedules, and the plan that they come to.
+"""What a person's words mean: names and arguments, and whether they fit the pipeline.
 
-`arguments` has those of `DeepCacheHelper`, `by_name` the names that the command line and the page
-take, `preview` what a generation will be like. The schedules themselves are in `schedules` and
-`learning`.
+`by_name` makes schedules and replays of the words that `DeepCacheHelper`, the command line and the
+page take; `fitting` sees whether a schedule fits; `preview` says what a generation will be like.
+The schedules themselves are in `schedules` and `learning`.
 """

@@ -202,6 +202,10 @@ class Anatomy(Dissected, ABC):
         found = arguments.get(self.conditioning_name)
         return found if isinstance(found, torch.Tensor) else None
 
+    def sample(self, arguments: Mapping[str, Any]) -> Any:
+        """What a call denoises, usually `(batch, channels, …)`; `None` if it is not given."""
+        return arguments.get(self.sample_name)
+
     def timestep(self, arguments: Mapping[str, Any]) -> Any:
         """The timestep of a call, a number or a tensor; `None` if it has none."""
         return arguments.get(self.timestep_name)

@@ -1,0 +1,111 @@
+"""Full or shallow? What each call of a U-Net runs is decided here and nowhere else.
+
+The guide says what a step shall be; `steps` says where a call stands, `cuts` whether the U-Net may
+be cut, the session what was recorded. Here these are weighed. When in doubt, a call runs in full.
+What is then done stands in `unet`.
+"""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+import torch
+
+from ..cutting.features import FeatureKey, Recorded
+from ..errors import DeepCacheWarning
+from ..schedules.guide import Guide, Position
+from ..schedules.plans import FULL
+from .cuts import UNetCuts
+from .session import Session
+from .steps import driving_scheduler, timesteps_of
+
+#: How many calls of one step are kept apart. More are no denoising loop that is known, and each
+#: would hold a feature of its own: they run in full.
+MAX_SLOTS: Final = 64
+
+
+class FullOrShallow:
+    """Decides what each call of one U-Net runs, and warns once of each reason to run in full.
+
+    Args:
+        cuts: Of the U-Net.
+        schedulers_of: Gives the pipeline's schedulers, the likeliest for this U-Net first.
+    """
+
+    def __init__(self, cuts: UNetCuts, schedulers_of: Callable[[], Sequence[Any]]) -> None:
+        self._cuts = cuts
+        self._schedulers_of = schedulers_of
+        self._warned: set[str] = set()
+
+    def position(self, session: Session, arguments: Mapping[str, Any]) -> Position | None:
+        """Where the call stands; `None`, with a warning that says why, if it must run in full."""
+        anatomy = self._cuts.anatomy
+        timestep, sample = anatomy.timestep(arguments), anatomy.sample(arguments)
+        if timestep is None or not isinstance(sample, torch.Tensor):
+            return None
+        if torch.is_grad_enabled():
+            self.warn("gradients are enabled: wrap the denoising loop in torch.no_grad()")
+            return None
+        refusal = anatomy.refusal(arguments)
+        if refusal is not None:
+            self.warn(refusal)
+            return None
+        session.scheduler = driving_scheduler(self._schedulers_of(), timestep)
+        position = session.locate(timestep, timesteps_of(session.scheduler))
+        if position is None:
+            self.warn(
+                "its step cannot be told from its timestep: pass an element of the scheduler's "
+                "timesteps, the same for the whole batch"
+            )
+            return None
+        if position.slot >= MAX_SLOTS:
+            self.warn(
+                f"it is more than the {MAX_SLOTS}th at the same timestep: in a loop of your own, "
+                "call the helper's reset() before each picture"
+            )
+            return None
+        return position
+
+    def branch(
+        self, session: Session, guide: Guide, position: Position, arguments: dict[str, Any]
+    ) -> tuple[int | None, torch.Tensor | None]:
+        """The branch and the feature to replay, or two `None` for a full call.
+
+        Full is what the guide says is full, and whatever has no feature of its own to replay: the
+        first step, a call of another shape or dtype than the one that recorded, more calls than the
+        last full step had, and a call whose conditioning is that of another slot, because one
+        before it was left out. Full is also what somebody watches the left-out layers of.
+        """
+        entry, anatomy = session.entry, self._cuts.anatomy
+        recorded = self.to_replay(session, position)
+        if entry == FULL or not recorded:
+            return None, None
+        if recorded[0].key != FeatureKey.of(anatomy.sample(arguments)):
+            return None, None
+        if session.is_anothers(position.slot, anatomy.conditioning(arguments)):
+            return None, None
+        return entry, guide.feature(position.step, entry, recorded)
+
+    def to_replay(self, session: Session, position: Position) -> Sequence[Recorded]:
+        """What there is to replay in a shallow call; nothing if it must be a full one."""
+        entry = session.entry
+        if entry == FULL:
+            return ()
+        recorded = session.cache.get(position.slot, entry)
+        if not recorded or recorded[0].step < session.last_full:
+            return ()
+        reason = self._cuts.doubt(entry)
+        if reason is None:
+            if entry not in session.watched:
+                session.watched[entry] = self._cuts.watcher(entry)
+            reason = session.watched[entry]
+        if reason is not None:
+            self.warn(reason)
+            return ()
+        return recorded
+
+    def warn(self, reason: str) -> None:
+        """Say, once, why calls run in full that should be shallow."""
+        if reason not in self._warned:
+            self._warned.add(reason)
+            warnings.warn(f"a U-Net call runs in full: {reason}", DeepCacheWarning, stacklevel=2)

@@ -1,0 +1,51 @@
+"""Whether a schedule fits the U-Nets of a pipeline: seen before anything is patched."""
+
+from typing import Any
+
+from torch import nn
+
+from ..cutting.anatomy import Anatomy, dissect
+from ..errors import InvalidSettingError
+from ..learning.learned import Calibrated
+from ..patching.call import whole
+from ..patching.wrappers import unwrapped
+from ..running.pipelines import is_sharded, schedulers_of, unets_of
+from ..schedules.guide import AnySchedule, GuidingSchedule
+from ..schedules.plans import Schedule
+
+
+def anatomies_for(pipe: Any, schedule: AnySchedule) -> dict[nn.Module, Anatomy]:
+    """The anatomies of the pipeline's U-Nets, as it calls them, if a schedule fits all of them.
+
+    Args:
+        pipe: The pipeline, or a bare U-Net.
+        schedule: Of any kind, or what somebody has taken for one.
+
+    Raises:
+        UnsupportedModelError: If there is no U-Net that can be cut.
+        InvalidSettingError: If it is no schedule, names a branch that a U-Net lacks, was calibrated
+            for another setting, or may decide otherwise in each process of a sharded U-Net.
+    """
+    unets, anatomies = unets_of(pipe), {}
+    for unet in unets.values():
+        with whole(unet):
+            anatomies[unet] = dissect(unwrapped(unet))
+    if isinstance(schedule, type) or not isinstance(schedule, Schedule | GuidingSchedule):
+        raise InvalidSettingError(
+            "schedule must be 'auto', what Calibrated.load(file) gives, or an object with a "
+            f"method plan(num_steps), not {schedule!r}"
+        )
+    if not isinstance(schedule, Schedule) and any(map(is_sharded, unets.values())):
+        raise InvalidSettingError(
+            f"{type(schedule).__name__} may decide otherwise in each process, but the U-Net is "
+            "sharded, and all processes must call the same layers: take Uniform, or a schedule "
+            "that was calibrated before"
+        )
+    for branch in getattr(schedule, "branches", ()):
+        for anatomy in anatomies.values():
+            anatomy.check_branch(branch)
+    if isinstance(schedule, Calibrated):
+        for name, unet in unets.items():
+            schedulers = schedulers_of(pipe, name)()
+            schedule.check(unwrapped(unet), schedulers[0] if schedulers else None)
+    return anatomies
