@@ -3,7 +3,6 @@
 Schedules and replays have tests of their own, in `schedules`.
 """
 
-import inspect
 import threading
 
 import diffusers
@@ -26,7 +25,6 @@ from deepcache_patch import (
     Uniform,
     UnsupportedModelError,
 )
-from deepcache_patch.learning.calibrate import calibrate
 from deepcache_patch.running.controlnet import AttachedCompanion
 from deepcache_patch.schedules.guide import PlannedGuide
 
@@ -137,14 +135,18 @@ def test_a_schedule_that_guides_gets_the_replay_and_every_generations_context():
     assert begun == [(7, replay), (3, replay)]
 
 
-def test_calibrate_is_a_method_with_every_goal_left_out():
-    assert DeepCacheHelper.calibrate is calibrate
-    options = {"speedup": None, "full_steps": None, "psnr": None, "branch": 0}
-    parameters = inspect.signature(DeepCacheHelper(unet2d_condition()).calibrate).parameters
-    assert {name: each.default for name, each in parameters.items()} == {
-        "run": inspect.Parameter.empty,
-        **options,
-    }
+def test_calibrate_hands_over_what_it_is_given(monkeypatch):
+    handed, helper = [], DeepCacheHelper(unet2d_condition())
+
+    def calibrate(*args, **options):
+        handed.append((args, options))
+        return "a schedule"
+
+    monkeypatch.setattr("deepcache_patch.helper.calibrate", calibrate)
+    nothing = {"speedup": None, "full_steps": None, "psnr": None, "branch": 0}
+    for options in ({"speedup": 2.0}, {"full_steps": 5, "branch": 1}, {"psnr": 30.0}, {}):
+        assert helper.calibrate(loop, **options) == "a schedule"
+        assert handed.pop() == ((helper, loop), nothing | options)
 
 
 def test_compile_compiles_the_unet_and_the_controlnet_in_place(monkeypatch):

@@ -1,8 +1,8 @@
 """`DeepCacheHelper`, the public face: settings, and when they are in force. How is known below."""
 
 import weakref
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 from diffusers import DiffusionPipeline
@@ -11,7 +11,8 @@ from torch import nn
 from .inspection.branches import Branches, BranchesOfEach, branches_of_pipeline
 from .inspection.description import as_html, as_text
 from .learning.calibrate import calibrate
-from .running.attachment import SWITCHING, Attachment, refuse_another, release_left_behind
+from .learning.learned import Calibrated
+from .running.attachment import SWITCHING, Attachment
 from .running.compiling import compile_in_place
 from .running.pause import Pause
 from .running.stats import LOGGER, LastGeneration, Stats
@@ -31,13 +32,11 @@ class DeepCacheHelper:
     Full steps and the disabled helper are bit-exact; shallow steps are approximate, which is where
     the speed comes from. The pipeline itself is not changed, its U-Net only for the length of a
     call, and `disable` leaves every module as it was. A helper that is deleted while enabled stays
-    in force until another one of the same U-Net is enabled or disabled, which releases its cache.
-    After the U-Net was replaced, call `enable` again; after a ControlNet was, `disable` and
-    `enable`, or the new one runs whole.
+    in force until another one of the same U-Net is enabled or disabled. After the U-Net was
+    replaced, call `enable` again; after a ControlNet was, `disable` and `enable`.
 
-    In a hand-written loop, call `reset` before each picture, unless the loop gets new timesteps
-    from `set_timesteps`: from the timesteps alone, a loop that was broken off, or a call to warm
-    up, cannot be told from the beginning of the next loop.
+    In a hand-written loop, call `reset` before each picture, unless `set_timesteps` makes new
+    timesteps for it: else a loop that was broken off cannot be told from the start of the next.
 
     Args:
         pipe: A diffusers pipeline with a U-Net, or a bare U-Net for a hand-written loop.
@@ -46,8 +45,8 @@ class DeepCacheHelper:
             limit that depends on the U-Net; a higher one is slower and closer to the plain picture.
         schedule: Any `Schedule`, in the place of `interval` and `branch`; or `"auto"`, which learns
             from the first generation: `Auto(interval, branch)`.
-        replay: What a shallow step gets for the deep feature: `"extrapolate"` (default), `"reuse"`,
-            which is the paper's, or any `Replay`. Not for schedules with one of their own (`Auto`).
+        replay: What a shallow step gets: `"extrapolate"` (default), `"reuse"`, which is the
+            paper's, or any `Replay`. Not for schedules with one of their own (`Auto`).
 
     Raises:
         UnsupportedModelError: If there is no U-Net here that can be cut.
@@ -60,10 +59,7 @@ class DeepCacheHelper:
     """
 
     # So that a misspelt setting (`helper.interval = 5`) is an error and not a silence.
-    __slots__ = (
-        *("__weakref__", "_attachment", "_entered", "_examples", "_last"),
-        *("_pause", "_pipe", "_replay", "_schedule", "_stats"),
-    )
+    __slots__ = ("__weakref__", "_attachment", "_found", "_pause", "_pipe", "_replay", "_schedule")
 
     def __init__(
         self,
@@ -76,12 +72,9 @@ class DeepCacheHelper:
     ) -> None:
         warn_of_untested()
         self._pipe = pipe
-        self._attachment: Attachment | None = None
-        # What is left of an attachment that is no more.
-        self._examples: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
-        self._stats, self._last = Stats(), dict[str, LastGeneration]()
-        self._entered: list[bool] = []
+        self._found: list[bool] = []  # by each `with` block that is open: enabled or not
         self._pause = Pause()
+        self._attachment = Attachment(pipe, self._pause.is_on, weakref.ref(self))
         self._schedule: AnySchedule = schedule_of(schedule, interval, branch)
         anatomies_for(pipe, self._schedule)
         self._replay = replay_of(replay, self._schedule)
@@ -105,42 +98,36 @@ class DeepCacheHelper:
     def enabled(self) -> bool:
         """Whether calls of the pipeline's U-Nets come to this helper (while it is paused, too).
 
-        False again when the pipeline got another U-Net; `enable` then attaches anew.
+        False again when the pipeline got another U-Net: call `enable` anew.
         """
-        return self._attachment is not None and self._attachment.holds(self._pipe)
+        return self._attachment.holds
 
     @property
     def stats(self) -> Stats:
         """Counts since `enable`; those of the last time while disabled."""
-        return self._stats if self._attachment is None else self._attachment.stats
+        return self._attachment.stats
 
     @property
     def last_generations(self) -> dict[str, LastGeneration]:
-        """How the last generation of each U-Net went since `enable`, by the component's name.
-
-        The last ones while disabled. If several threads share a U-Net: the one that began last.
-        """
-        return self._last if self._attachment is None else self._attachment.last_generations
+        """How each U-Net's last generation went (that began last), by the component's name."""
+        return self._attachment.last_generations
 
     @property
     def attached(self) -> dict[str, str]:
         """The classes of the U-Nets and ControlNets that are patched, by component's name."""
-        return self._attachment.names(self._pipe) if self._attachment and self.enabled else {}
+        return self._attachment.names if self.enabled else {}
 
     @property
     def branches(self) -> Branches | BranchesOfEach:
         """What each branch leaves out, what it costs and what it holds; printed, a table.
 
-        A sequence of `Branch`; with several U-Nets, one of them for each component's name. Costs
-        and sizes are those of a call of the last generation, or else of a call for one picture of
-        the U-Net's own size, where what that needs is known.
+        A sequence of `Branch`; of several U-Nets, one for each component's name. Costs and sizes
+        are of a call of the last generation, or else of one for one picture of the U-Net's size.
 
         Raises:
             UnsupportedModelError: If the pipeline's U-Net was replaced by one that cannot be cut.
         """
-        if self._attachment is not None:
-            self._examples.update(self._attachment.examples)
-        return branches_of_pipeline(self._pipe, self._examples)
+        return branches_of_pipeline(self._pipe, self._attachment.examples)
 
     def enable(self) -> "DeepCacheHelper":
         """Patch the U-Net and return the helper. Harmless when already enabled.
@@ -150,59 +137,48 @@ class DeepCacheHelper:
 
         Raises:
             AlreadyEnabledError: If another helper is enabled on the same U-Net.
-            UnsupportedModelError: If the pipeline's U-Net was replaced by one that cannot be cut.
+            UnsupportedModelError: If the U-Net was replaced by one that cannot be cut.
             InvalidSettingError: If it was replaced by one without the schedule's branch.
         """
         with SWITCHING:
-            before, pipe = self._attachment, self._pipe
-            if before is not None and before.holds(pipe) and before.stands_outside(pipe):
-                return self
-            anatomies = anatomies_for(pipe, self._schedule)
-            refuse_another(pipe, self)
-            self.disable()  # what is left of an earlier enable, or of a helper that was deleted
-            guides = guides_of(self._schedule, self._replay)
-            found = Attachment(pipe, anatomies, guides, self._pause.is_on, weakref.ref(self))
-            found.attach()
-            self._attachment = found
-            LOGGER.info("%s, %s: enabled", type(pipe).__name__, self._schedule)
+            attachment = self._attachment
+            if not (attachment.holds and attachment.stands_outside):
+                anatomies = anatomies_for(self._pipe, self._schedule)
+                attachment.attach(anatomies, guides_of(self._schedule, self._replay))
+                LOGGER.info("%s, %s: enabled", type(self._pipe).__name__, self._schedule)
             return self
 
     def disable(self) -> None:
         """Remove every trace from the U-Net and release the cache. Harmless when not enabled."""
         with SWITCHING:
-            found = self._attachment
-            if found is not None:
-                found.detach()
-                self._examples.update(found.examples)
-                self._stats, self._last = found.stats, found.last_generations
-                self._attachment = None
+            if self._attachment.detach():
                 LOGGER.info("%s, %s: disabled", type(self._pipe).__name__, self._schedule)
-            release_left_behind(self._pipe)
 
     def __enter__(self) -> "DeepCacheHelper":
         with SWITCHING:
             enabled = self.enabled
             self.enable()
-            self._entered.append(enabled)
+            self._found.append(enabled)
             return self
 
     def __exit__(self, *_: object) -> None:
         with SWITCHING:
-            if not self._entered.pop():
+            if not self._found.pop():
                 self.disable()
 
-    def paused(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def paused(self) -> Iterator[None]:
         """The plain pipeline for the length of a `with` block, bit-exact.
 
-        Only for what this thread calls in it, or this asyncio task, `asyncio.to_thread` included: a
-        server may pause one request while others are served. Threads of a pool are not paused by
-        who gives them work: enter the block in them. A generation that is under way goes on, after
-        a paused call, as if it were a new one.
+        Only for what this thread or asyncio task calls in it, `asyncio.to_thread` included: a
+        server may pause one request. Threads of a pool are not paused by who gives them work: enter
+        the block in them. After a paused call, a generation goes on as if it were a new one.
 
         Raises:
             RuntimeError: If the block is left in another thread or task than it was entered in.
         """
-        return self._pause.block()
+        with self._pause.block():
+            yield
 
     def set_params(
         self,
@@ -212,14 +188,11 @@ class DeepCacheHelper:
     ) -> None:
         """Change the uniform schedule as `follow` does; the call of `DeepCacheSDHelper`.
 
-        Args:
-            cache_interval: N of the paper's 1:N, at least 1; `None` leaves it as it is.
-            cache_branch_id: The branch; `None` leaves it as it is.
-            skip_mode: Only `"uniform"`.
+        `cache_interval` is N of the paper's 1:N, at least 1; `cache_branch_id` the branch. `None`
+        leaves a value as it is. `skip_mode` is "uniform".
 
         Raises:
-            InvalidSettingError: If a value is out of range, if `skip_mode` is another, or if one of
-                the two is `None` while the schedule is not uniform.
+            InvalidSettingError: If a value is out of range, or `None` without a uniform one.
         """
         self.follow(uniform_of(self._schedule, cache_interval, cache_branch_id, skip_mode))
 
@@ -234,26 +207,55 @@ class DeepCacheHelper:
         with SWITCHING:
             anatomies_for(self._pipe, schedule)  # or it is refused
             self._schedule = schedule
-            if self._attachment is not None:
-                self._attachment.follow(guides_of(schedule, self._replay))
+            self._attachment.follow(guides_of(schedule, self._replay))
 
-    calibrate = calibrate
+    def calibrate(
+        self,
+        run: Callable[[], Any],
+        *,
+        speedup: float | None = None,
+        full_steps: int | None = None,
+        psnr: float | None = None,
+        branch: int = 0,
+    ) -> Calibrated:
+        """Learn the best schedule for what `run` does, go by it, and return it, to be saved.
+
+        `run` is called several times: at first in full, to record, and then to measure. Use other
+        prompts in it than those by which you judge the result. Give one of the three goals.
+
+        Args:
+            run: Calls the pipeline once or more, always with the same steps. For `psnr` it makes
+                the same pictures each time and returns what the pipeline returned, or a list.
+            speedup: How many times as fast the denoising loop shall be, at least; 1 or more.
+            full_steps: How many steps shall run in full, at least 1.
+            psnr: How close the pictures shall be to the plain ones, in dB on average.
+            branch: Of the shallow steps, at least 0.
+
+        Raises:
+            InvalidSettingError: If the goal or `run` is not what it has to be, or out of reach.
+        """
+        goals: Any = {"speedup": speedup, "full_steps": full_steps, "psnr": psnr}
+        return calibrate(self, run, **goals, branch=branch)
 
     def compare(
         self, *, seeds: Sequence[int] | None = None, repeats: int = 1, **call: Any
     ) -> "Comparison":
         """Generate the same without and with the helper, and see what differs and what it costs.
 
-        Needs scikit-image, which the extra `compare` brings. `compare.run.compare` tells all.
+        With `schedule="auto"` the calibration comes first, from other seeds. The helper is left as
+        it was found. Needs scikit-image, which the extra `compare` brings.
 
         Args:
             seeds: One for each result; prompts share them out evenly. By default one a prompt.
             repeats: Timed runs of each kind, at least 1; the figures are their medians.
             call: Arguments of the pipeline's `__call__`, such as `prompt`.
 
-        Example:
-            >>> outcome = helper.compare(prompt="a fox", seeds=[0, 1])  # doctest: +SKIP
-            >>> outcome.save("fox.html")  # doctest: +SKIP
+        Returns:
+            Both sets of results, times, PSNR, SSIM, what ran; `save("x.html")` writes a page.
+
+        Raises:
+            ImportError: scikit-image is not installed.
+            TypeError, ValueError: An argument is not what the pipeline, or a comparison, takes.
         """
         from .compare.run import compare  # only it needs what the extra brings
 
@@ -262,14 +264,13 @@ class DeepCacheHelper:
     def compile(self, **options: Any) -> "DeepCacheHelper":
         """Compile the U-Nets and ControlNets of the pipeline in place, and return the helper.
 
-        Each kind of call becomes one graph when it first happens: full and shallow, for each branch
-        of the schedule, and plain when the helper is paused or disabled. `torch.compile` by your
-        own hand before `enable` does the same, and so does `unet.compile()` at any time. `disable`
-        leaves them compiled.
+        Each kind of call becomes one graph when it first happens: full, shallow at each branch of
+        the schedule, and plain. `disable` leaves them compiled. `torch.compile` by your own hand
+        before `enable` does the same, and so does `unet.compile()` at any time.
 
         Args:
-            options: Those of `torch.compile`, such as `mode="reduce-overhead"` for CUDA graphs.
-                `fullgraph` is `True` unless it is given, so that no graph breaks in silence.
+            options: Those of `torch.compile`; `fullgraph` is `True` unless it is given, so that no
+                graph breaks in silence.
 
         Raises:
             InvalidSettingError: If one of them is `torch.compile`'s already.
@@ -279,8 +280,7 @@ class DeepCacheHelper:
 
     def reset(self) -> None:
         """Forget the current generation: the next U-Net call runs in full as a first step."""
-        if self._attachment is not None:
-            self._attachment.reset()
+        self._attachment.reset()
 
     def __repr__(self) -> str:
         state = "enabled" if self.enabled else "disabled"

@@ -7,7 +7,8 @@ from typing import Any
 
 from PIL import Image
 
-from deepcache_patch.compare.run import Comparison, Timing
+from deepcache_patch.compare.outcome import Comparison
+from deepcache_patch.measuring.generation import Timing
 
 ABOUT = {
     "model": "a/model",

@@ -13,8 +13,8 @@ import diffusers
 import pytest
 import torch
 from builders import hub
+from builders.cases import picture
 from builders.models import MODELS
-from builders.parts import picture
 from fastapi.testclient import TestClient
 from PIL import Image, ImageChops
 

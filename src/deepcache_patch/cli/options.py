@@ -142,8 +142,15 @@ def _together(*options: Decorator) -> Decorator:
     return add
 
 
-#: The place of the pipeline.
-model: Decorator = click.argument("model", metavar="MODEL", shell_complete=completing(places="dir"))
+def model(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The place of the pipeline; the help ends by saying what it may be."""
+    function.__doc__ = (
+        f"{function.__doc__}\n\n    MODEL: folder of a diffusers pipeline, or hub id."
+    )
+    return click.argument("model", metavar="MODEL", shell_complete=completing(places="dir"))(
+        function
+    )
+
 
 dtype: Decorator = click.option(
     "--dtype",

@@ -1,4 +1,4 @@
-"""The command `ui`: the page of `ui` in a browser, for one pipeline."""
+"""The command `ui`: serves the page of `page.app`, for one pipeline."""
 
 from __future__ import annotations
 

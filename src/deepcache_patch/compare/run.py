@@ -23,9 +23,7 @@ from ..measuring.similarity import SMALLEST_FOR_LPIPS, lpips, psnr, require_metr
 from ..running.face import Helper
 from ..running.pipelines import schedulers_of, unets_of
 from ..schedules.plans import Uniform
-from .outcome import FILES, Comparison
-
-__all__ = ["CALIBRATION_SEEDS", "FILES", "Comparison", "Timing", "compare", "shortened"]
+from .outcome import Comparison
 
 #: With one of these, the number of steps is not `num_inference_steps` alone.
 _STEP_ARGUMENTS = ("strength", "timesteps", "sigmas", "denoising_start", "denoising_end")

@@ -1,6 +1,6 @@
 """Calibration on request: run the pipeline, choose by what was asked for, and see that it holds.
 
-`DeepCacheHelper` has the function here as its method. What is learned without a request, from the
+`DeepCacheHelper.calibrate` calls the function here. What is learned without a request, from the
 first generation, is in `auto`.
 """
 
@@ -35,33 +35,12 @@ def calibrate(
     helper: Helper,
     run: Callable[[], Any],
     *,
-    speedup: float | None = None,
-    full_steps: int | None = None,
-    psnr: float | None = None,
-    branch: int = 0,
+    speedup: float | None,
+    full_steps: int | None,
+    psnr: float | None,
+    branch: int,
 ) -> Calibrated:
-    """Learn the best schedule for what `run` does, and go by it.
-
-    `run` is called several times: at first in full, to record, and then to measure. Use other
-    prompts in it than those by which you judge the result.
-
-    Args:
-        helper: Whose method this is; not to be given.
-        run: Calls the pipeline once or more, always with the same steps. For `psnr` it makes the
-            same pictures each time and returns what the pipeline returned, or a list of that.
-        speedup: How many times as fast the denoising loop shall be, at least; 1 or more.
-        full_steps: How many steps shall run in full, at least 1.
-        psnr: How close the pictures shall be to those of the plain pipeline, in dB on average; the
-            fastest schedule that reaches it on these pictures is taken.
-        branch: Of the shallow steps, at least 0.
-
-    Returns:
-        The schedule, to be saved and loaded elsewhere. The helper goes by it already.
-
-    Raises:
-        InvalidSettingError: If not exactly one of the three is given, one is out of range or out of
-            reach, or `run` is not what it has to be.
-    """
+    """See `DeepCacheHelper.calibrate`."""
     wanted = {"speedup": speedup, "full_steps": full_steps, "psnr": psnr}
     given = [name for name, value in wanted.items() if value is not None]
     if len(given) != 1:

@@ -1,5 +1,5 @@
 """The page of `deepcache-patch ui`: settings on one side, both pictures on the other. Made of
-gradio, which is an extra; what a picture takes is in `trial`, what a setting means in the library.
+gradio, which is an extra; what a picture takes is in `trial`, what a setting means in `settings`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,12 @@
 """What happens while a pipeline runs with a helper attached, call by call.
 
-`unet` is the heart: it leads each call through. `decision` says whether it runs in full or shallow.
-`steps` says where a call stands, `session` keeps what a thread has of its generation, `controlnet`
-cuts what feeds the U-Net, `observers` and `offloading` say who needs the layers that a shallow call
-leaves out, `attachment` holds all of one pipeline together. What can be cut is known in `cutting`,
-which steps are full in `schedules`.
+One U-Net: `unet` leads its calls through a generation, `decision` says which run in full and which
+shallow, `cuts` makes them shallow. `steps` tells where a call stands, `session` keeps what a thread
+has of its generation, `observers` and `offloading` say who needs the layers that a shallow call
+leaves out; `controlnet` cuts what feeds the U-Net. One pipeline: `pipelines` finds its parts,
+`attachment` takes their calls over and gives them back, `compiling` compiles them. One helper:
+`pause`, and `face`, which says what other rooms ask of it. `stats` and `example` keep what has
+happened.
+
+What can be cut is known in `cutting`, which steps are full in `schedules`.
 """

@@ -28,64 +28,120 @@ SWITCHING: Final = threading.RLock()
 
 
 class Attachment:
-    """The U-Nets and ControlNets of one pipeline, to be attached and detached together.
+    """The U-Nets and ControlNets of one pipeline that a helper is attached to, if it is.
+
+    What has happened in them is remembered when they are detached.
 
     Args:
         pipe: The pipeline, or a bare U-Net.
-        anatomies: Of its U-Nets, as it calls them.
-        begin: Gives each generation its guide.
         paused: Whether calls run plainly; asked for each of them.
-        tag: Weakly, who attaches; for whoever finds the patch.
+        tag: Weakly, whose attachment this is; for whoever finds a patch.
 
     Attributes:
-        unets: One for each U-Net.
+        unets: One for each U-Net; none while detached.
         companions: One for each ControlNet that is cut, too.
     """
 
-    def __init__(
-        self,
-        pipe: Any,
-        anatomies: Mapping[nn.Module, Anatomy],
-        begin: Callable[[Context], Guide],
-        paused: Callable[[], bool],
-        tag: "weakref.ref[Any]",
-    ) -> None:
-        def patch_of(module: nn.Module) -> CallPatch:
-            return CallPatch(module, modules_later(pipe), tag=tag)
+    def __init__(self, pipe: Any, paused: Callable[[], bool], tag: "weakref.ref[Any]") -> None:
+        self._pipe = pipe
+        self._paused = paused
+        self._tag = tag
+        self.unets: tuple[AttachedUNet, ...] = ()
+        self.companions: tuple[AttachedCompanion, ...] = ()
+        # Of what was detached.
+        self._stats = Stats()
+        self._last: dict[str, LastGeneration] = {}
+        self._examples: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
 
-        names = {unet: name for name, unet in unets_of(pipe).items()}
-        self.unets = tuple(
+    @property
+    def holds(self) -> bool:
+        """Whether calls of the pipeline's U-Nets come here: it may have got another one."""
+        # What was compiled since calls what it was.
+        parts = {each for part in modules_of(self._pipe).values() for each in layers_of(part)}
+        unets = self.unets
+        return bool(unets) and all(each.installed and each.unet in parts for each in unets)
+
+    @property
+    def stands_outside(self) -> bool:
+        """Whether nothing was compiled round what this is attached to."""
+        return self._modules() <= set(modules_of(self._pipe).values())
+
+    @property
+    def names(self) -> dict[str, str]:
+        """The classes of the modules that are patched, by component's name."""
+        patched = self._modules()
+        return {
+            name: type(unwrapped(module)).__name__
+            for name, module in modules_of(self._pipe).items()
+            if module in patched
+        }
+
+    @property
+    def stats(self) -> Stats:
+        """Counts since `attach`; those of the last time while detached."""
+        return sum((each.stats for each in self.unets), self._stats)
+
+    @property
+    def last_generations(self) -> dict[str, LastGeneration]:
+        """How the last generation of each U-Net went, by component's name; as `stats`."""
+        return self._last | _last_of(self.unets)
+
+    @property
+    def examples(self) -> Mapping[nn.Module, Mapping[str, Any]]:
+        """What each U-Net was called with last, without values."""
+        self._keep_examples(self.unets)
+        return self._examples
+
+    def attach(
+        self, anatomies: Mapping[nn.Module, Anatomy], begin: Callable[[Context], Guide]
+    ) -> None:
+        """Send calls here; wait for those that are under way. If it fails, nothing is attached.
+
+        Args:
+            anatomies: Of the pipeline's U-Nets, as it calls them.
+            begin: Gives each generation its guide.
+
+        Raises:
+            AlreadyEnabledError: If another helper that still exists is enabled on a U-Net.
+        """
+        for unet in anatomies:
+            self._refuse_another(unet)
+        self.detach()  # what is left of an earlier time, or of a helper that was deleted
+        names = {unet: name for name, unet in unets_of(self._pipe).items()}
+        unets = tuple(
             AttachedUNet(
                 names[unet],
-                patch_of(unet),
+                self._patch_of(unet),
                 anatomy,
                 begin,
-                schedulers_of(pipe, names[unet]),
-                paused,
+                schedulers_of(self._pipe, names[unet]),
+                self._paused,
             )
             for unet, anatomy in anatomies.items()
         )
-        found: list[AttachedCompanion] = []
-        # With several U-Nets, nobody knows which one a ControlNet is for.
-        for controlnet in controlnets_of(pipe) if len(self.unets) == 1 else ():
-            # One that another pipeline has, too, is cut for the first of the two.
-            if call_patch_of(controlnet) is None:
-                with suppress(UnsupportedModelError):  # then it runs whole
-                    found.append(AttachedCompanion(patch_of(controlnet), self.unets[0]))
-        self.companions = tuple(found)
-
-    def attach(self) -> None:
-        """Send calls here; wait for those that are under way. If it fails, nothing is attached."""
+        companions = self._companions_of(unets)
+        parts: list[AttachedUNet | AttachedCompanion] = [*unets, *companions]
         with ExitStack() as undo:
-            for each in self._all():
+            for each in parts:
                 undo.callback(each.detach)
                 each.attach()
             undo.pop_all()
+        self.unets, self.companions = unets, companions
+        self._stats, self._last = Stats(), {}
 
-    def detach(self) -> None:
-        """Leave all modules as they were, and let go of everything recorded."""
-        for each in reversed(self._all()):
-            each.detach()
+    def detach(self) -> bool:
+        """Leave all modules as they were, let go of what was recorded; whether there was any."""
+        unets, self.unets = self.unets, ()
+        companions, self.companions = self.companions, ()
+        self._keep_examples(unets)
+        for companion in companions:
+            companion.detach()
+        for unet in unets:
+            unet.detach()
+        self._stats = sum((each.stats for each in unets), self._stats)
+        self._last |= _last_of(unets)
+        _release_left_behind(self._pipe)
+        return bool(unets)
 
     def follow(self, begin: Callable[[Context], Guide]) -> None:
         """Be led by another from the next call on, which is a first step."""
@@ -97,69 +153,43 @@ class Attachment:
         for each in self.unets:
             each.reset()
 
-    def holds(self, pipe: Any) -> bool:
-        """Whether calls of the pipeline's U-Nets come here: it may have got another one."""
-        # What was compiled since calls what it was.
-        parts = {each for part in modules_of(pipe).values() for each in layers_of(part)}
-        return bool(self.unets) and all(
-            each.installed and each.unet in parts for each in self.unets
-        )
+    def _companions_of(self, unets: tuple[AttachedUNet, ...]) -> tuple[AttachedCompanion, ...]:
+        """One for each ControlNet that can be cut along with the pipeline's only U-Net."""
+        found: list[AttachedCompanion] = []
+        for controlnet in controlnets_of(self._pipe) if len(unets) == 1 else ():
+            # One that another pipeline has, too, is cut for the first of the two.
+            if call_patch_of(controlnet) is None:
+                with suppress(UnsupportedModelError):  # then it runs whole
+                    found.append(AttachedCompanion(self._patch_of(controlnet), unets[0]))
+        return tuple(found)
 
-    def stands_outside(self, pipe: Any) -> bool:
-        """Whether nothing was compiled round what this is attached to."""
-        return self._modules() <= set(modules_of(pipe).values())
+    def _patch_of(self, module: nn.Module) -> CallPatch:
+        return CallPatch(module, modules_later(self._pipe), tag=self._tag)
 
-    def names(self, pipe: Any) -> dict[str, str]:
-        """The classes of the modules that are patched, by component's name."""
-        patched = self._modules()
-        return {
-            name: type(unwrapped(module)).__name__
-            for name, module in modules_of(pipe).items()
-            if module in patched
-        }
-
-    @property
-    def stats(self) -> Stats:
-        """Counts since this was made."""
-        return sum((each.stats for each in self.unets), Stats())
-
-    @property
-    def last_generations(self) -> dict[str, LastGeneration]:
-        """How the last generation of each U-Net went, by component's name."""
-        found = {each.name: each.last_generation for each in self.unets}
-        return {name: last for name, last in found.items() if last is not None}
-
-    @property
-    def examples(self) -> dict[nn.Module, dict[str, Any]]:
-        """What each U-Net was called with last, without values."""
-        found = {unwrapped(each.unet): each.example for each in self.unets}
-        return {unet: example for unet, example in found.items() if example is not None}
-
-    def _all(self) -> list[AttachedUNet | AttachedCompanion]:
-        return [*self.unets, *self.companions]
-
-    def _modules(self) -> set[nn.Module]:
-        companions = {each.controlnet for each in self.companions}
-        return {each.unet for each in self.unets} | companions
-
-
-def refuse_another(pipe: Any, me: Any) -> None:
-    """Check that no other helper that still exists is enabled on a U-Net of the pipeline.
-
-    Raises:
-        AlreadyEnabledError: If one is.
-    """
-    for unet in unets_of(pipe).values():
+    def _refuse_another(self, unet: nn.Module) -> None:
         for module in layers_of(unet):
             patch = call_patch_of(module)
-            if patch is not None and patch.tag() not in (None, me):
+            if patch is not None and patch.tag() not in (None, self._tag()):
                 raise AlreadyEnabledError(
                     f"another DeepCacheHelper is enabled on this {type(unwrapped(unet)).__name__}: "
                     "call its disable() first, or change it with its set_params()"
                 )
 
+    def _keep_examples(self, unets: tuple[AttachedUNet, ...]) -> None:
+        for each in unets:
+            if each.example is not None:
+                self._examples[unwrapped(each.unet)] = each.example
 
-def release_left_behind(pipe: Any) -> None:
+    def _modules(self) -> set[nn.Module]:
+        return {each.unet for each in self.unets} | {each.controlnet for each in self.companions}
+
+
+def _last_of(unets: tuple[AttachedUNet, ...]) -> dict[str, LastGeneration]:
+    found = {each.name: each.last_generation for each in unets}
+    return {name: last for name, last in found.items() if last is not None}
+
+
+def _release_left_behind(pipe: Any) -> None:
     """Remove the patches of helpers that were deleted while they were enabled."""
     unets: list[nn.Module] = []
     with suppress(UnsupportedModelError):  # it got something else in the place of its U-Net

@@ -1,7 +1,7 @@
 """One U-Net as its calls see it: whole, with taps where it is recorded, or cut.
 
 How a call is made shallow is known here, and whether it may be; whether it shall be is decided in
-`unet`.
+`decision`.
 """
 
 from collections.abc import Callable, Iterable, Iterator

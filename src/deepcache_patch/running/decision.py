@@ -86,6 +86,27 @@ class FullOrShallow:
             return None, None
         return entry, guide.feature(position.step, entry, recorded)
 
+    def coming(self, session: Session, timestep: Any, sample: torch.Tensor) -> int | None:
+        """The branch of the coming call, as far as it can be foreseen; `None` for one in full.
+
+        Args:
+            session: As it is before that call.
+            timestep: What a companion got, which is called before the U-Net.
+            sample: Likewise; it may differ from the U-Net's in its channels.
+        """
+        guide, timesteps = session.guide, timesteps_of(session.scheduler)
+        if torch.is_grad_enabled() or guide is None or not self._cuts.anatomy.is_current:
+            return None
+        position = session.locate(timestep, timesteps, ahead=True)
+        if position is None or position.generation != session.generation:
+            return None
+        if position.step >= guide.num_steps or position.slot >= MAX_SLOTS:
+            return None
+        session.enter(guide, position.step)
+        recorded = self.to_replay(session, position)
+        likely = recorded and recorded[0].key.is_like(sample)
+        return session.entry if likely and session.entry != FULL else None
+
     def to_replay(self, session: Session, position: Position) -> Sequence[Recorded]:
         """What there is to replay in a shallow call; nothing if it must be a full one."""
         entry = session.entry

@@ -1,4 +1,4 @@
-"""`DeepCacheHelper` as those see it who are below it and are given one: to switch, to ask."""
+"""What the rooms below the façade may ask of a helper that they are given."""
 # ruff: noqa: D102 - what each does is told by `DeepCacheHelper`
 
 from contextlib import AbstractContextManager

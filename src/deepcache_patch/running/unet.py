@@ -18,9 +18,8 @@ from ..errors import ChangedResidualsError
 from ..patching.call import CallPatch
 from ..patching.wrappers import unwrapped
 from ..schedules.guide import Context, FinishedCall, Guide, Position
-from ..schedules.plans import FULL
 from .cuts import UNetCuts
-from .decision import MAX_SLOTS, FullOrShallow
+from .decision import FullOrShallow
 from .example import example_of
 from .session import Session
 from .stats import Course, LastGeneration, Stats
@@ -134,20 +133,9 @@ class AttachedUNet:
             `None` if the call will run in full, or if that is not known.
         """
         with self._lock:
-            if self._paused() or torch.is_grad_enabled() or not self._patch.installed:
+            if self._paused() or not self._patch.installed:
                 return None
-            session = self._session()
-            guide, timesteps = session.guide, timesteps_of(session.scheduler)
-            position = session.locate(timestep, timesteps, ahead=True)
-            if guide is None or position is None or position.generation != session.generation:
-                return None
-            beyond = position.step >= guide.num_steps or position.slot >= MAX_SLOTS
-            if beyond or not self._anatomy.is_current:
-                return None
-            session.enter(guide, position.step)
-            recorded = self._decision.to_replay(session, position)
-            likely = recorded and recorded[0].key.is_like(sample)
-            return session.entry if likely and session.entry != FULL else None
+            return self._decision.coming(self._session(), timestep, sample)
 
     def remember(self, cut_call: Any) -> None:
         """Keep a call of a companion that was cut, while somebody has what it gave."""
@@ -159,8 +147,8 @@ class AttachedUNet:
     def _call(
         self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        kinds = 2 * len(self._anatomy.branches) + 1  # recording, shallow; and plain
-        with self._patch.turn(kinds) as mine:
+        # Recording and shallow at each branch, and plain.
+        with self._lock, self._patch.turn(2 * len(self._anatomy.branches) + 1) as mine:
             if mine:
                 return self._run(original, args, kwargs)
         return self._patch.module(*args, **kwargs)

@@ -1,8 +1,8 @@
 """What every anatomy gives: the skips of a U-Net, its branches, and the cut for each of them.
 
-A layout is a subclass of `Anatomy` in another file of this folder. It finds its parts with
-`has_lists` and `with_blocks`, and refuses a model with `cannot_cut`. Nothing here is about one
-layout.
+A layout is a subclass of `Anatomy` in another file of this folder. It knows its models
+by `has_lists` or `are_lists`, remembers the modules that `with_blocks` gives, and refuses a model
+with `cannot_cut` or `do_not_add_up`. Nothing here is about one layout.
 """
 
 import inspect

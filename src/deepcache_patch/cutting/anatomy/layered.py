@@ -160,7 +160,7 @@ class LayeredAnatomy(Anatomy):
         check_layers(self._unet, block)
 
     def _end(self, block: Any) -> Any:
-        """What an up block runs after all its layers; `None` if there is nothing."""
+        """What puts out an up block's result after its layers; `None` if the last layer does."""
         upsamplers = getattr(block, "upsamplers", None)
         return None if upsamplers is None else upsamplers[-1]
 
