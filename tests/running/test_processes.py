@@ -138,6 +138,6 @@ def test_two_processes_make_the_pictures_of_one(launcher, one_process, launch, t
 @pytest.mark.slow
 def test_what_is_said_of_wrappers_holds_in_two_processes():
     command = [sys.executable, "-m", *TORCHRUN, "pytest", "-q", "-p", "no:cacheprovider"]
-    command.append("tests/test_wrappers.py")
+    command.append("tests/patching/test_wrappers.py")
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout
