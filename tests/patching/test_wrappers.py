@@ -1,6 +1,7 @@
 """U-Nets inside wrappers for several devices: found through them, or refused by name.
 
-Run by itself this is one process. `tests/running/test_processes.py` runs it in two, each with another seed.
+Run by itself this is one process. `tests/running/test_processes.py` runs it in two, each with
+another seed.
 """
 
 import os
