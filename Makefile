@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENVS := .venv
 
-.PHONY: demo ui test test-all test-ui test-matrix test-oldest coverage mutation lint types check \
+.PHONY: help demo ui test test-all test-ui test-matrix test-oldest coverage mutation lint types check \
 	tables bench-quick docs dist clean
 
 # The main job on a trained pipeline: pictures without and with the helper, side by side.
@@ -18,20 +18,27 @@ demo: $(VENVS)/demo/ready
 ui: $(VENVS)/ui/ready
 	$(VENVS)/ui/bin/python -m deepcache_patch ui benchmarks/models/shapes --scheduler ddim
 
+# What can be made: each target, with the first line of the comment above it.
+help:
+	@awk '/^# / { if (!said) said = substr($$0, 3) } \
+		/^[a-z-]+:/ && said { sub(/:.*/, ""); printf "%-12s %s\n", $$0, said } \
+		!/^# / { said = "" }' $(firstword $(MAKEFILE_LIST))
+
+# The tests, in as many processes as there are cores.
 test: $(VENVS)/test/ready
 	$(VENVS)/test/bin/python -m pytest -n auto --dist worksteal -q
 
-# Also what is marked slow.
+# The tests, and also those that are marked slow.
 test-all: $(VENVS)/test/ready
 	$(VENVS)/test/bin/python -m pytest -n auto --dist worksteal -q -m "slow or not slow"
 
-# Those of the page, which `make test` leaves out where there is no gradio; those in a browser need
-# chromium and chromedriver.
+# The tests of the page, which `make test` leaves out where there is no gradio.
+# Those in a browser need chromium and chromedriver.
 test-ui: $(VENVS)/ui/ready
 	$(VENVS)/ui/bin/python -m pytest -q -m "slow or not slow" tests/page
 
-# The core tests under the oldest and the newest versions that are supported, with every Python of
-# theirs that is at hand; a table at the end.
+# The core tests under the oldest and the newest versions that are supported.
+# With every Python of theirs that is at hand; a table at the end.
 test-matrix:
 	$(PYTHON) .ci/matrix.py
 
@@ -48,14 +55,17 @@ mutation: $(VENVS)/mutation/ready
 	rm -rf mutants
 	OMP_NUM_THREADS=1 $(VENVS)/mutation/bin/python -m benchmarks.coverage.mutation
 
+# ruff, its formatter, and which room of the package may import which.
 lint: $(VENVS)/test/ready
 	$(VENVS)/test/bin/ruff check .
 	$(VENVS)/test/bin/ruff format --check .
 	$(VENVS)/test/bin/lint-imports
 
+# mypy, strict.
 types: $(VENVS)/test/ready
 	$(VENVS)/test/bin/mypy
 
+# What has to pass before a change is handed in.
 check: lint types test
 
 $(VENVS)/demo/ready: EXTRAS = compare
@@ -95,5 +105,6 @@ dist: $(VENVS)/dist/ready
 	$(VENVS)/dist/bin/python -m twine check --strict dist/*
 	$(PYTHON) .ci/wheel.py dist $(VENVS)/wheel
 
+# Everything that was made is deleted, the virtual environments too.
 clean:
 	rm -rf $(VENVS) build dist site demo bench mutants

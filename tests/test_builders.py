@@ -25,11 +25,7 @@ def test_a_copy_of_a_pipeline_is_as_the_one_that_is_loaded(name):
     for part, original in modules_of(loaded).items():
         its = modules_of(copied)[part]
         assert layout(its) == layout(original)
-        assert (
-            its.config.to_dict() == original.config.to_dict()
-            if part == "text_encoder"
-            else (dict(its.config) == dict(original.config))
-        )
+        assert str(its.config) == str(original.config)
         state = its.state_dict()
         assert list(state) == list(original.state_dict())
         for key, value in original.state_dict().items():

@@ -1,0 +1,31 @@
+"""`make help` names every target, each in one line."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def targets():
+    text = (ROOT / "Makefile").read_text(encoding="utf-8").replace("\\\n", " ")
+    return re.search(r"^\.PHONY:(.*)$", text, re.MULTILINE)[1].split()
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_help_has_a_line_for_each_target():
+    said = subprocess.run(
+        ["make", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (said.returncode, said.stderr) == (0, "")
+    lines = [line.split(maxsplit=1) for line in said.stdout.splitlines()]
+    assert sorted(name for name, _ in lines) == sorted(targets())
+    assert all(text.endswith(".") for _, text in lines)
+
+
+def test_targets_that_are_no_files_are_phony():
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert set(re.findall(r"^([a-z-]+):", text, re.MULTILINE)) == set(targets())
