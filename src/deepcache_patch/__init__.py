@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .helper import DeepCacheHelper
     from .inspection.branches import Branch
     from .learning.auto import Auto
-    from .learning.learned import Calibrated
+    from .learning.calibrated_schedule import Calibrated
     from .running.stats import LastGeneration, Stats
     from .schedules.adaptive import Adaptive
     from .schedules.plans import FULL, Centred, Explicit, Growing, Plan, Schedule, Uniform
@@ -56,7 +56,7 @@ _MODULES = (
     "schedules.replay",
     "schedules.adaptive",
     "inspection.branches",
-    "learning.learned",
+    "learning.calibrated_schedule",
     "learning.auto",
     "helper",
 )

@@ -11,7 +11,7 @@ from torch import nn
 from .inspection.branches import Branches, BranchesOfEach, branches_of_pipeline
 from .inspection.description import as_html, as_text
 from .learning.calibrate import calibrate
-from .learning.learned import Calibrated
+from .learning.calibrated_schedule import Calibrated
 from .running.attachment import SWITCHING, Attachment
 from .running.compiling import compile_in_place
 from .running.pause import Pause

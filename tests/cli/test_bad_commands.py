@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from deepcache_patch import DeepCacheHelper
 from deepcache_patch.cli import terminal
 from deepcache_patch.cli.main import main
-from deepcache_patch.cli.pipeline import Loading
+from deepcache_patch.cli.request import PipelineRequest
 from deepcache_patch.compare import run as comparison
 
 PLAN = ("--full-steps", "2", "--steps", "4", "--device", "cpu")
@@ -40,7 +40,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         asked.update(options)
         raise RuntimeError("as far as this")
 
-    monkeypatch.setattr(Loading, "load", lambda _asked: pipeline())
+    monkeypatch.setattr(PipelineRequest, "load", lambda _asked: pipeline())
     monkeypatch.setattr(comparison, "compare", stop)
     monkeypatch.setattr(
         "deepcache_patch.measuring.generation.seeded_call", lambda _p, call, _s: stop(**call)
@@ -327,7 +327,7 @@ def test_what_nobody_thought_of_is_one_line_too(
     def fail(_asked: Any) -> None:
         raise RecursionError("maximum\nrecursion")
 
-    monkeypatch.setattr(Loading, "load", fail)
+    monkeypatch.setattr(PipelineRequest, "load", fail)
     assert main(["compare", model, "--prompt", "a"]) == 1
     message = "unexpected RecursionError: maximum (python -X dev shows where)\n"
     assert capsys.readouterr().err == f"deepcache-patch compare: error: {message}"

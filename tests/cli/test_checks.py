@@ -13,7 +13,7 @@ from builders.cases import CASES
 import deepcache_patch
 from deepcache_patch import Auto, DeepCacheHelper
 from deepcache_patch.cli.main import COMMANDS, main
-from deepcache_patch.cli.pipeline import Loading
+from deepcache_patch.cli.request import PipelineRequest
 from deepcache_patch.compare import run as comparison
 
 
@@ -27,7 +27,7 @@ def _nothing_is_generated(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("a picture was made")
 
-    monkeypatch.setattr(Loading, "load", lambda _asked: pipeline())
+    monkeypatch.setattr(PipelineRequest, "load", lambda _asked: pipeline())
     monkeypatch.setattr(comparison, "compare", refuse)
     monkeypatch.setattr(DeepCacheHelper, "calibrate", refuse)
 

@@ -16,7 +16,7 @@ from deepcache_patch import (
     DeepCacheWarning,
     InvalidSettingError,
 )
-from deepcache_patch.learning.learned import load_all
+from deepcache_patch.learning.calibrated_schedule import load_all
 
 
 def test_a_file_lets_another_process_start_calibrated(tmp_path):

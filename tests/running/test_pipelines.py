@@ -12,7 +12,7 @@ from builders.schedulers import SCHEDULERS, with_scheduler
 from conftest import trace
 
 from deepcache_patch import DeepCacheHelper
-from deepcache_patch.running.pipelines import modules_later
+from deepcache_patch.running.components import modules_later
 
 PAIRS = [(name, scheduler) for name, case in CASES.items() for scheduler in case.schedulers]
 

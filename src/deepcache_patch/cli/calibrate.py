@@ -10,7 +10,7 @@ import click
 from . import options
 from .files import require_writable
 from .mistakes import bad_input, failure
-from .pipeline import Generation, require_branch, require_within_reach
+from .request import GenerationRequest, require_branch, require_within_reach
 from .terminal import say
 
 _EXAMPLES = """\
@@ -58,7 +58,7 @@ def calibrate(
     if psnr is not None:
         require_metrics()
     require_writable(output.parent, output)
-    asked, branch = Generation(**generation), branch or 0
+    asked, branch = GenerationRequest(**generation), branch or 0
     prompts = asked.prompts_given()
     with bad_input():
         pipe = asked.load()

@@ -10,7 +10,7 @@ import click
 from . import options
 from .files import require_writable
 from .mistakes import bad_input, failure
-from .pipeline import Generation, require_branch, require_same_steps, schedule_of
+from .request import GenerationRequest, helper_arguments, require_branch, require_same_steps
 from .terminal import say
 
 _EXAMPLES = """\
@@ -64,10 +64,10 @@ def compare(
 
     require_metrics()
     require_writable(output, *(output / name for name in FILES))
-    asked = Generation(**generation)
+    asked = GenerationRequest(**generation)
     prompts = asked.prompts_given()
     with bad_input():
-        settings = schedule_of(schedule, interval=interval, branch=branch)
+        settings = helper_arguments(schedule, interval=interval, branch=branch)
         pipe = asked.load()
         seeds, call = asked.call_of(pipe, prompts)
         require_branch(pipe, branch, model=asked.model)

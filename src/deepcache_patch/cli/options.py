@@ -159,7 +159,7 @@ dtype: Decorator = click.option(
     help=f"{', '.join(DTYPES)} (default: float16 on a GPU, else float32)",
 )
 
-#: What `pipeline.Loading` holds, but for the model.
+#: What `request.PipelineRequest` holds, but for the model.
 loading: Decorator = _together(
     click.option(
         "--scheduler",
@@ -184,7 +184,7 @@ def steps(*, default: str) -> Decorator:
     return click.option(*names, "steps", type=positive, metavar="N", help=about)
 
 
-#: What `pipeline.Generation` holds, but for model and `loading`.
+#: What `request.GenerationRequest` holds, but for model and `loading`.
 generation: Decorator = _together(
     click.option("--prompt", multiple=True, metavar="TEXT", help="may be given several times"),
     click.option(

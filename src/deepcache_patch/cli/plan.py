@@ -60,7 +60,7 @@ def _plans_in(file: str, steps: int | None, given: dict[str, Any]) -> list[Plan]
         raise BadInputError(
             f"{file} has no plan before a generation runs: `compare` shows what it does"
         )
-    from ..learning.learned import load_all  # which needs torch
+    from ..learning.calibrated_schedule import load_all  # which needs torch
     from ..settings.by_name import PLANNED
 
     try:

@@ -10,7 +10,7 @@ import click
 
 from . import options
 from .mistakes import BadInputError, bad_input
-from .pipeline import Loading, calibrated_in
+from .request import PipelineRequest, calibrated_in
 from .terminal import complain, say
 
 _EXAMPLES = """\
@@ -48,7 +48,7 @@ def ui(*, schedule: str | None, host: str, port: int, **loading: Any) -> None:
     free = _free_port(host, port)
     with bad_input():
         calibrated = calibrated_in(schedule)
-        pipe = Loading(**loading).load()
+        pipe = PipelineRequest(**loading).load()
     with bad_input():
         page = launch(pipe, host=host, port=free, calibrated=calibrated)
     if not is_loopback(host):

@@ -20,8 +20,8 @@ from ..measuring.environment import device_name
 from ..measuring.generation import Timing, accepted_arguments, calls_of, timed_call
 from ..measuring.media import Made, made_by
 from ..measuring.similarity import SMALLEST_FOR_LPIPS, lpips, psnr, require_metrics, snr, ssim
+from ..running.components import schedulers_of, unets_of
 from ..running.face import Helper
-from ..running.pipelines import schedulers_of, unets_of
 from ..schedules.plans import Uniform
 from .outcome import Comparison
 

@@ -12,9 +12,9 @@ from ..cutting.cut import Cut, Swap
 from ..cutting.features import Around, Recorder, StandIn, Tap
 from ..patching.call import whole
 from ..patching.wrappers import unwrapped
+from ..running.components import unets_of
 from ..running.example import example_from_config
 from ..running.observers import observer_of
-from ..running.pipelines import unets_of
 from .outline import Outline
 
 _UNKNOWN: Final = "share, feature and size are known after the first generation"

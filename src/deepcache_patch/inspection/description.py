@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from html import escape
 
+from ..running.components import schedulers_of
 from ..running.face import Helper
-from ..running.pipelines import schedulers_of
 from ..running.stats import LastGeneration
 from ..schedules.plans import Plan
 

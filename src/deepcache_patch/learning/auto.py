@@ -13,7 +13,7 @@ from ..errors import DeepCacheWarning, InvalidSettingError
 from ..schedules.guide import Context, Guide
 from ..schedules.noise import ends_with
 from ..schedules.plans import whole_number
-from .learned import Calibrated, Setting, SolutionGuide, load_all, save_all
+from .calibrated_schedule import Calibrated, Setting, SolutionGuide, load_all, save_all
 from .study import Study, StudyGuide
 
 #: How many settings are remembered; the one that was learned first is forgotten first.

@@ -18,10 +18,10 @@ from ..errors import InvalidSettingError
 from ..measuring.generation import as_floats, labelled_progress
 from ..measuring.loop_clock import LoopClock
 from ..measuring.similarity import psnr as decibels
+from ..running.components import unets_of
 from ..running.face import Helper
-from ..running.pipelines import unets_of
 from ..schedules.plans import number_between, whole_number
-from .learned import Calibrated
+from .calibrated_schedule import Calibrated
 from .study import Study, Studying
 
 #: After so many timed runs, the first number of full steps that is fast enough is taken.

@@ -12,7 +12,7 @@ import numpy as np
 from ..errors import InvalidSettingError
 from ..schedules.guide import Context, FinishedCall, Guide
 from ..schedules.noise import ends_with, error_weights
-from .learned import Calibrated, Setting
+from .calibrated_schedule import Calibrated, Setting
 from .solver import Recording, solve
 
 

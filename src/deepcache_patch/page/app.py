@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Final
 
 from ..errors import DeepCacheError, InvalidSettingError, first_line
-from ..learning.learned import Calibrated
+from ..learning.calibrated_schedule import Calibrated
 from ..measuring.similarity import require_metrics
 from ..schedules.plans import FULL, Plan
 from ..settings.by_name import PARAMETERS

@@ -19,7 +19,7 @@ from ..learning.auto import Auto
 from ..measuring.generation import Generation, Timing, accepted_arguments, batched_call, generate
 from ..measuring.media import picture_of
 from ..measuring.similarity import psnr, ssim
-from ..running.pipelines import unets_of
+from ..running.components import unets_of
 from ..schedules.plans import Plan, Uniform
 from ..settings.by_name import named_schedule
 from ..settings.preview import num_steps, plan_of

@@ -1,9 +1,9 @@
 """What happens while a pipeline runs with a helper attached, call by call.
 
 One U-Net: `unet` leads its calls through a generation, `decision` says which run in full and which
-shallow, `cuts` makes them shallow. `steps` tells where a call stands, `session` keeps what a thread
+shallow, `shallow` cuts them. `steps` tells where a call stands, `session` keeps what a thread
 has of its generation, `observers` and `offloading` say who needs the layers that a shallow call
-leaves out; `controlnet` cuts what feeds the U-Net. One pipeline: `pipelines` finds its parts,
+leaves out; `controlnet` cuts what feeds the U-Net. One pipeline: `components` finds its parts,
 `attachment` takes their calls over and gives them back, `compiling` compiles them. One helper:
 `pause`, and `face`, which says what other rooms ask of it. `stats` and `example` keep what has
 happened.

@@ -17,8 +17,8 @@ from ..errors import AlreadyEnabledError, UnsupportedModelError
 from ..patching.call import CallPatch, call_patch_of
 from ..patching.wrappers import layers_of, unwrapped
 from ..schedules.guide import Context, Guide
+from .components import controlnets_of, modules_later, modules_of, schedulers_of, unets_of
 from .controlnet import AttachedCompanion
-from .pipelines import controlnets_of, modules_later, modules_of, schedulers_of, unets_of
 from .stats import LastGeneration, Stats
 from .unet import AttachedUNet
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from ..errors import InvalidSettingError
 from ..patching.wrappers import is_compiled_wrapper, layers_of, unwrapped
-from .pipelines import controlnets_of, unets_of
+from .components import controlnets_of, unets_of
 
 
 def compile_in_place(pipe: Any, **options: Any) -> None:

@@ -1,7 +1,7 @@
 """Full or shallow? What each call of a U-Net runs is decided here and nowhere else.
 
-The guide says what a step shall be; `steps` says where a call stands, `cuts` whether the U-Net may
-be cut, the session what was recorded. Here these are weighed. When in doubt, a call runs in full.
+The guide says what a step shall be; `steps` says where a call stands, `shallow` whether the U-Net
+may be cut, the session what was recorded. Here these are weighed. When in doubt, a call runs in full.
 What is then done stands in `unet`.
 """
 
@@ -15,8 +15,8 @@ from ..cutting.features import FeatureKey, Recorded
 from ..errors import DeepCacheWarning
 from ..schedules.guide import Guide, Position
 from ..schedules.plans import FULL
-from .cuts import UNetCuts
 from .session import Session
+from .shallow import UNetCuts
 from .steps import driving_scheduler, timesteps_of
 
 #: How many calls of one step are kept apart. More are no denoising loop that is known, and each

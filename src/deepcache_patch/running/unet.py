@@ -1,6 +1,6 @@
 """One U-Net with a helper attached: its calls come here, and are run whole or cut.
 
-Which of the two is decided in `decision`; how it is cut is known in `cuts`. Here the calls of a
+Which of the two is decided in `decision`; how it is cut is known in `shallow`. Here the calls of a
 generation are led through: the guide is asked, features are recorded and replayed, all is counted.
 """
 
@@ -18,10 +18,10 @@ from ..errors import ChangedResidualsError
 from ..patching.call import CallPatch
 from ..patching.wrappers import unwrapped
 from ..schedules.guide import Context, FinishedCall, Guide, Position
-from .cuts import UNetCuts
 from .decision import FullOrShallow
 from .example import example_of
 from .session import Session
+from .shallow import UNetCuts
 from .stats import Course, LastGeneration, Stats
 from .steps import timesteps_of
 

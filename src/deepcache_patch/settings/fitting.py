@@ -6,10 +6,10 @@ from torch import nn
 
 from ..cutting.anatomy import Anatomy, dissect
 from ..errors import InvalidSettingError
-from ..learning.learned import Calibrated
+from ..learning.calibrated_schedule import Calibrated
 from ..patching.call import whole
 from ..patching.wrappers import unwrapped
-from ..running.pipelines import is_sharded, schedulers_of, unets_of
+from ..running.components import is_sharded, schedulers_of, unets_of
 from ..schedules.guide import AnySchedule, GuidingSchedule
 from ..schedules.plans import Schedule
 

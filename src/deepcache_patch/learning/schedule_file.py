@@ -1,5 +1,5 @@
 """The file of calibrated schedules: its format, and everything that can be wrong with one. What the
-entries mean is no business of this file; see `learned`.
+entries mean is no business of this file; see `calibrated_schedule`.
 
     {"version": 1, "schedules": [{"unet": …, "plan": …, "blends": {"1": …}, …}, …]}
 """

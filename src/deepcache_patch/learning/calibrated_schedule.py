@@ -1,5 +1,5 @@
 """`Calibrated`, a plan and a replay learned for one U-Net, one scheduler and one list of timesteps.
-The file that it is kept in is described in `file`.
+The file that it is kept in is described in `schedule_file`.
 """
 
 import json
@@ -17,8 +17,8 @@ from ..errors import InvalidSettingError
 from ..schedules.guide import Context, Guide
 from ..schedules.plans import Explicit, Plan, PlanEntry
 from ..schedules.transfer import sent
-from . import file as calibrated_file
-from .file import checked
+from . import schedule_file
+from .schedule_file import checked
 from .solver import Blend, Solution
 
 #: Digits of the coefficients in a file: more than a feature in half precision has.
@@ -265,7 +265,7 @@ def load_all(path: str | Path) -> list[Calibrated]:
         InvalidSettingError: If the file is none of this version, damaged, or larger than 64 MiB.
         OSError: If it cannot be read.
     """
-    return [_from_checked(each) for each in calibrated_file.read(Path(path))]
+    return [_from_checked(each) for each in schedule_file.read(Path(path))]
 
 
 def save_all(path: str | Path, schedules: Iterable[Calibrated]) -> None:
@@ -273,7 +273,7 @@ def save_all(path: str | Path, schedules: Iterable[Calibrated]) -> None:
 
     The first are left out where all would be more than 64 MiB.
     """
-    calibrated_file.write(Path(path), [each.to_dict() for each in schedules])
+    schedule_file.write(Path(path), [each.to_dict() for each in schedules])
 
 
 def _from_checked(data: Mapping[str, Any]) -> Calibrated:

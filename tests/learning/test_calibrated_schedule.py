@@ -24,7 +24,7 @@ from deepcache_patch import (
     Uniform,
 )
 from deepcache_patch.cutting.features import FeatureKey, Recorded
-from deepcache_patch.learning.learned import Setting, SolutionGuide, load_all, save_all
+from deepcache_patch.learning.calibrated_schedule import Setting, SolutionGuide, load_all, save_all
 from deepcache_patch.learning.solver import Blend, Solution
 
 SD, LDM = CASES["sd"], CASES["ldm"]

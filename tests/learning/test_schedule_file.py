@@ -21,9 +21,9 @@ from deepcache_patch import (
     InvalidSettingError,
 )
 from deepcache_patch.cutting.features import FeatureKey, Recorded
-from deepcache_patch.learning import file as calibrated_file
+from deepcache_patch.learning import schedule_file as calibrated_file
 from deepcache_patch.learning import solver as calibration
-from deepcache_patch.learning.learned import Setting, SolutionGuide, load_all, save_all
+from deepcache_patch.learning.calibrated_schedule import Setting, SolutionGuide, load_all, save_all
 from deepcache_patch.learning.solver import LARGEST, Recording, solve
 from deepcache_patch.learning.study import Study
 from deepcache_patch.schedules.guide import Context

@@ -28,7 +28,7 @@ _MARGIN: Final = 1.5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loading:
+class PipelineRequest:
     """A pipeline, as the options `model` and `loading` ask for it."""
 
     model: str
@@ -55,7 +55,7 @@ class Loading:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Generation(Loading):
+class GenerationRequest(PipelineRequest):
     """A pipeline and its call, as the option `generation` asks for them as well."""
 
     prompt: tuple[str, ...]
@@ -115,7 +115,7 @@ def require_branch(pipe: Any, branch: int | None, *, model: str) -> None:
 
 def require_same_steps(pipe: Any, call: dict[str, Any], file: str, calibrated: Any) -> None:
     """Refuses a calibrated schedule that was made for another number of steps."""
-    from ..learning.learned import Calibrated
+    from ..learning.calibrated_schedule import Calibrated
     from ..settings.preview import num_steps
 
     steps = num_steps(pipe, call.get("num_inference_steps"))
@@ -160,7 +160,7 @@ def require_within_reach(
 
 def calibrated_in(schedule: str | None) -> Any:
     """The schedule in the file of `--schedule`, or `None` where that names none."""
-    from ..learning.learned import Calibrated
+    from ..learning.calibrated_schedule import Calibrated
 
     if schedule in (None, "uniform", "auto"):
         return None
@@ -172,7 +172,7 @@ def calibrated_in(schedule: str | None) -> Any:
         raise BadInputError(message) from error
 
 
-def schedule_of(schedule: str, *, interval: int | None, branch: int | None) -> dict[str, Any]:
+def helper_arguments(schedule: str, *, interval: int | None, branch: int | None) -> dict[str, Any]:
     """Arguments of `DeepCacheHelper`."""
     given = {"interval": interval, "branch": branch}
     if schedule == "uniform":
