@@ -5,6 +5,14 @@ A mutant that only some other module's tests would notice survives.
 
 from collections.abc import Iterable
 
+_OF_THE_HELPER = (
+    "test_helper",
+    "inspection/test_branches",
+    "running/test_controlnet",
+    "running/test_exactness",
+    "running/test_failures",
+)
+
 #: Module below the package -> the beginnings of the paths of its test files, below `tests`.
 JUDGES = {
     "patching.patch": ("patching/test_patch",),
@@ -23,14 +31,19 @@ JUDGES = {
         "cutting/test_anatomy_long_skips",
     ),
     "cutting.anatomy.controlnet_xs": ("cutting/test_anatomy_controlnet_xs",),
+    "cutting.anatomy.layered": (
+        "cutting/test_anatomy.",
+        "cutting/test_anatomy_controlnet",
+        "cutting/test_anatomy_second_stream",
+    ),
     "cutting.anatomy.levels": ("cutting/test_anatomy_levels",),
     "cutting.anatomy.long_skips": ("cutting/test_anatomy_long_skips",),
     "cutting.anatomy.original": ("cutting/test_anatomy_original",),
     "cutting.anatomy.second_stream": ("cutting/test_anatomy_second_stream",),
     "schedules.plans": ("schedules/test_plans",),
     "running.steps": ("running/test_steps",),
-    "running.attachment": ("test_helper", "inspection/test_branches", "running/test_controlnet"),
-    "helper": ("test_helper", "inspection/test_branches", "running/test_controlnet"),
+    "running.attachment": _OF_THE_HELPER,
+    "helper": _OF_THE_HELPER,
 }
 
 

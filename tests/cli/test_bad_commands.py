@@ -22,6 +22,7 @@ from deepcache_patch.cli import terminal
 from deepcache_patch.cli.main import main
 from deepcache_patch.cli.request import PipelineRequest
 from deepcache_patch.compare import run as comparison
+from deepcache_patch.compare.outcome import FILES
 
 PLAN = ("--full-steps", "2", "--steps", "4", "--device", "cpu")
 
@@ -168,7 +169,7 @@ def test_a_place_for_a_calibration_is_looked_at_first(
     assert sorted(tmp_path.iterdir()) == before
 
 
-@pytest.mark.parametrize("name", comparison.FILES)
+@pytest.mark.parametrize("name", FILES)
 def test_a_folder_in_the_place_of_a_result_is_found_first(
     name: str, model: str, seen: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -202,7 +203,7 @@ def test_a_result_that_cannot_be_written_leaves_all_old_ones(
 ) -> None:
     # The picture was new, and the figures were those of an earlier run.
     arguments = ["compare", "m", "--prompt", "a", "--output", str(tmp_path)]
-    for name in comparison.FILES:
+    for name in FILES:
         (tmp_path / name).write_text("old")
     count = []
 
@@ -215,8 +216,8 @@ def test_a_result_that_cannot_be_written_leaves_all_old_ones(
     assert main(arguments) == status
     out, err = capsys.readouterr()
     assert (out, len(err.splitlines())) == ("", 1)
-    assert names(tmp_path) == sorted(comparison.FILES)
-    assert [(tmp_path / name).read_text() for name in comparison.FILES] == ["old"] * 3
+    assert names(tmp_path) == sorted(FILES)
+    assert [(tmp_path / name).read_text() for name in FILES] == ["old"] * 3
 
 
 def test_bytes_that_are_no_text_do_not_cost_the_result(
@@ -225,7 +226,7 @@ def test_bytes_that_are_no_text_do_not_cost_the_result(
     # The name of a folder in Latin-1 was an UnicodeEncodeError after all pictures were made.
     folder = tmp_path / os.fsdecode(b"f\xfcr")
     assert main(["compare", "m", "--prompt", "a", "--output", str(folder)]) == 0
-    assert names(folder) == sorted(comparison.FILES)
+    assert names(folder) == sorted(FILES)
     command = json.loads((folder / "comparison.json").read_text())["command"]
     assert command.endswith("/f\udcfcr'")
     assert capsysbinary.readouterr().out.endswith(rb"/f\udcfcr/comparison.png" + b"\n")

@@ -1,8 +1,8 @@
 """Full or shallow? What each call of a U-Net runs is decided here and nowhere else.
 
-The guide says what a step shall be; `steps` says where a call stands, `shallow` whether the U-Net
-may be cut, the session what was recorded. Here these are weighed. When in doubt, a call runs in full.
-What is then done stands in `unet`.
+The guide says what a step shall be, `steps` where a call stands, `shallow` whether the U-Net may be
+cut, the session what was recorded. Here these are weighed. When in doubt, a call runs in full. What
+is then done stands in `unet`.
 """
 
 import warnings
