@@ -174,7 +174,9 @@ def test_the_core_tests_are_those_of_every_folder_but_the_ones_left_out(matrix):
     tests = ROOT / "tests"
     core = [Path(name).relative_to(tests).as_posix() for name in matrix["core_tests"]()]
     every = {file.relative_to(tests).as_posix() for file in tests.rglob("test_*.py")}
-    left_out = {name for name in every if name.startswith(("benchmarks/", "documents/"))}
+    left_out = {
+        name for name in every if name.startswith(("benchmarks/", "documents/", "examples/"))
+    }
     assert every - set(core) == left_out | {"running/test_processes.py", "test_zoo.py"}
     assert len(core) == len(set(core))
     assert all((tests / name).exists() for name in matrix["NOT_CORE"])

@@ -19,6 +19,7 @@ from deepcache_patch import DeepCacheHelper, Uniform
 from deepcache_patch.cli import loading
 from deepcache_patch.cli.main import main
 from deepcache_patch.compare import run as comparison
+from deepcache_patch.compare.outcome import FILES
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +69,7 @@ def test_a_text_pipeline_end_to_end(
     assert out.splitlines()[-1] == f"picture: {output / 'comparison.png'}"
     for label in ("warm-up", "plain", "cached"):
         assert f"{label}: 100%" in err
-    assert {path.name for path in output.iterdir()} == set(comparison.FILES)
+    assert {path.name for path in output.iterdir()} == set(FILES)
     assert out.splitlines()[-2] == f"report: {output / 'comparison.html'}"
     assert (output / "comparison.html").read_text().startswith("<!doctype html>")
     with Image.open(output / "comparison.png") as picture:

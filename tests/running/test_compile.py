@@ -88,7 +88,9 @@ FORMS = {"wrapper": torch.compile, "in place": in_place}
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(
-    ("graphs", "dynamic"), [("aot_eager", None), ("eager", True)], indirect=["graphs"]
+    ("graphs", "dynamic"),
+    [pytest.param("aot_eager", None, marks=pytest.mark.slow), ("eager", True)],
+    indirect=["graphs"],
 )
 def test_compiled_before_enable(form, dynamic, graphs, pictures):
     # It runs plain first, as a warmed-up server does: forward hooks, the obvious way to record,

@@ -41,7 +41,14 @@ def explored(family: str, *, lives: int, length: int) -> int:
     return machine.steps
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+#: The others live longer, where the test is slow.
+QUICK = ("ddpm", "sd")
+
+
+@pytest.mark.parametrize(
+    "family",
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES],
+)
 def test_a_few_lives(family):
     assert explored(family, lives=3, length=12) > 0
 

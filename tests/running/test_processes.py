@@ -94,6 +94,7 @@ def other_of_batch(path):
     return path.with_name(f"{int(path.stem) ^ 1:06d}.png")
 
 
+@pytest.mark.slow
 def test_two_processes_that_are_killed_and_launched_again_make_the_pictures_of_one(
     one_process, launch, tmp_path
 ):
