@@ -54,7 +54,22 @@ def main() -> None:
     settings = settings_from(chosen)
     torch.manual_seed(settings.seed)
     pictures = cached_pictures(settings.pictures, settings.checkpoint_dir)
-    vae = build_vae()
+    folder = train_whole(build_vae(), pictures, settings)
+    if chosen.decoder_steps:
+        train_decoder(folder, pictures, dataclasses.replace(settings, steps=chosen.decoder_steps))
+
+
+def train_whole(vae: AutoencoderKL, pictures: torch.Tensor, settings: Settings) -> Path:
+    """Train the whole autoencoder, and save it unless it is saved already.
+
+    Args:
+        vae: The beginning; trained in place.
+        pictures: uint8 of shape ``(count, 3, 64, 64)``.
+        settings: How to train.
+
+    Returns:
+        The folder of the saved autoencoder, among the checkpoints.
+    """
 
     def loss(generator: torch.Generator) -> torch.Tensor:
         rows = torch.randint(len(pictures), (settings.batch_size,), generator=generator)
@@ -73,8 +88,7 @@ def main() -> None:
         averaged.register_to_config(scaling_factor=scaling_factor(averaged, pictures[:1024]))
         averaged.save_pretrained(folder)
         print(f"loss {final_loss:.5f}, PSNR {psnr(averaged, pictures[-1024:]):.2f} dB")
-    if chosen.decoder_steps:
-        train_decoder(folder, pictures, dataclasses.replace(settings, steps=chosen.decoder_steps))
+    return folder
 
 
 def train_decoder(folder: Path, pictures: torch.Tensor, settings: Settings) -> None:

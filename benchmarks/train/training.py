@@ -17,6 +17,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -43,7 +44,7 @@ class Settings:
         seed: Of the weights, the batches and the noise.
         device: Where to train.
         precision: "fp32" or "bf16"; the latter is autocast, the weights stay in fp32.
-        pictures: How many drawings there are to learn from.
+        pictures: How many pictures there are to learn from.
         checkpoint_dir: Where checkpoints and cached pictures go.
         checkpoint_every: Steps between two checkpoints.
     """
@@ -71,7 +72,12 @@ class Settings:
 
 
 def parser(
-    description: str, *, steps: int, batch_size: int, learning_rate: float
+    description: str,
+    *,
+    steps: int,
+    batch_size: int,
+    learning_rate: float,
+    pictures: int = 40_000,
 ) -> argparse.ArgumentParser:
     """The options that every training script offers, with this script's defaults."""
     options = argparse.ArgumentParser(
@@ -83,7 +89,7 @@ def parser(
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options.add_argument("--precision", choices=("fp32", "bf16"), default="bf16")
-    options.add_argument("--pictures", type=int, default=40_000, help="drawings to learn from")
+    options.add_argument("--pictures", type=int, default=pictures, help="pictures to learn from")
     options.add_argument("--checkpoint-dir", type=Path, default=Path("build/train"))
     options.add_argument("--checkpoint-every", type=int, default=200)
     return options
@@ -100,11 +106,27 @@ def cached_pictures(count: int, directory: Path) -> torch.Tensor:
     Returns:
         uint8 of shape ``(count, 3, 64, 64)``.
     """
-    path = directory / f"pictures-{TRAINING_SEED}-{count}.npy"
+    return drawn_once(
+        directory / f"pictures-{TRAINING_SEED}-{count}.npy",
+        count,
+        lambda index: draw(training_scene(TRAINING_SEED, index)),
+    )
+
+
+def drawn_once(path: Path, count: int, draw_one: Callable[[int], Image.Image]) -> torch.Tensor:
+    """Pictures that are drawn if the file is not there yet, and read from it ever after.
+
+    Args:
+        path: The file, a ``.npy``.
+        count: How many pictures.
+        draw_one: Gives the picture of an index, ``0 <= index < count``.
+
+    Returns:
+        uint8 of shape ``(count, 3, height, width)``.
+    """
     if not path.exists():
-        directory.mkdir(parents=True, exist_ok=True)
-        scenes = (training_scene(TRAINING_SEED, index) for index in range(count))
-        drawn = [np.asarray(draw(scene)) for scene in tqdm(scenes, "drawing", total=count)]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        drawn = [np.asarray(draw_one(index)) for index in tqdm(range(count), "drawing")]
         partial = path.with_suffix(".partial.npy")
         np.save(partial, np.stack(drawn).transpose(0, 3, 1, 2))
         os.replace(partial, path)

@@ -1,0 +1,194 @@
+"""Trains the text-to-image pipeline `emoji`: autoencoder, text encoder and U-Net, in this order.
+
+All begin from, or are built like, those of `shapes`, and the loops are those of its scripts. What
+differs is the data, and how the text encoder starts: here it learns what each name looks like, not
+which colour belongs to which noun, and then stays as it is. Run from the project's root:
+``python -m benchmarks.train.train_emoji``.
+"""
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from benchmarks.train.emoji import load, training_pictures
+from benchmarks.train.train_text_to_image import (
+    TEXT_WIDTH,
+    TOKENS,
+    add_snapshot_options,
+    build_text_encoder,
+    build_tokenizer,
+    build_unet,
+    cached_latents,
+    prompted_loss,
+    save_pipeline,
+    token_ids,
+)
+from benchmarks.train.train_vae import build_vae, train_decoder, train_whole
+from benchmarks.train.training import MODELS, Settings, parser, settings_from, train
+
+PARTS = ("vae", "decoder", "reading", "unet")
+#: Pictures that are drawn from each artwork.
+LOOKS = 12
+ARTWORKS = 1714
+TEXT_LAYERS = 4
+#: A 16x16 latent is described in cells of 4x4, one for each of the last tokens of a prompt.
+CELL = 4
+CELLS = (16 // CELL) ** 2
+
+
+def as_cells(latents: torch.Tensor) -> torch.Tensor:
+    """Latents ``(batch, 4, 16, 16)`` cut into cells, row by row: ``(batch, 16, 64)``."""
+    return F.unfold(latents, CELL, stride=CELL).transpose(1, 2)
+
+
+def typical_latents(latents: torch.Tensor, artworks: int) -> torch.Tensor:
+    """For each artwork the mean latent of its pictures, and at the end the mean of them all.
+
+    Args:
+        latents: Of picture ``r``, which shows artwork ``r % artworks``, in row ``r``.
+        artworks: How many there are.
+
+    Returns:
+        Shape ``(artworks + 1, 4, 16, 16)``, dtype of the latents.
+    """
+    looks = len(latents) // artworks
+    means = latents[: looks * artworks].unflatten(0, (looks, artworks)).mean(0)
+    return torch.cat([means, means.mean(0, keepdim=True)])
+
+
+def checked_ids(tokenizer: CLIPTokenizer, texts: list[str]) -> torch.Tensor:
+    """Token numbers of prompts, of which none reaches into the tokens that describe cells."""
+    ids = token_ids(tokenizer, texts)
+    longest = max(len(tokens) for tokens in tokenizer(texts).input_ids)
+    if longest > TOKENS - CELLS:
+        raise RuntimeError(f"a prompt has {longest} tokens; at most {TOKENS - CELLS} fit")
+    return ids
+
+
+def teach_looks(
+    text_encoder: CLIPTextModel, ids: torch.Tensor, latents: torch.Tensor, settings: Settings
+) -> tuple[CLIPTextModel, float]:
+    """Teach the text encoder what each prompt's picture looks like, roughly.
+
+    The states of the last 16 tokens give, through one linear layer, the 16 cells of the prompt's
+    typical latent. So what the U-Net is to draw stands in the states it attends to, and where.
+
+    Args:
+        text_encoder: Trained in place.
+        ids: Token numbers of all prompts, the empty one last.
+        latents: The typical latents in the same order.
+        settings: How to train.
+
+    Returns:
+        The text encoder with averaged weights, and the share of the latents' variance that it
+        explains, at most 1.
+    """
+    head = nn.Linear(TEXT_WIDTH, latents.shape[1] * CELL**2)
+    model = nn.ModuleDict({"text_encoder": text_encoder, "head": head})
+    target = as_cells(latents)
+
+    def loss(generator: torch.Generator) -> torch.Tensor:
+        rows = torch.randint(len(ids), (settings.batch_size,), generator=generator)
+        states = text_encoder(ids[rows].to(settings.device))[0]
+        return F.mse_loss(head(states[:, -CELLS:]).float(), target[rows].to(settings.device))
+
+    averaged, _ = train(model, loss, settings, name="reading", average=0.995)
+    states = all_states(averaged["text_encoder"], ids, settings.device)
+    with torch.no_grad():
+        error = F.mse_loss(averaged["head"](states[:, -CELLS:]), target.to(settings.device))
+    variance = (latents[:-1] - latents[-1]).square().mean()
+    return averaged["text_encoder"], 1 - (error.cpu() / variance).item()
+
+
+@torch.no_grad()
+def all_states(text_encoder: CLIPTextModel, ids: torch.Tensor, device: str) -> torch.Tensor:
+    """The text encoder's states for all prompts, float32 of shape ``(prompts, tokens, width)``."""
+    return torch.cat([text_encoder(part.to(device))[0] for part in torch.split(ids, 256)])
+
+
+def main() -> None:
+    """Train what is asked for and not trained yet, then save the whole pipeline."""
+    options = parser(
+        __doc__ or "", steps=2000, batch_size=32, learning_rate=8e-4, pictures=LOOKS * ARTWORKS
+    )
+    options.set_defaults(checkpoint_dir=Path("build/train-emoji"))
+    options.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to train")
+    options.add_argument("--vae-steps", type=int, default=400)
+    options.add_argument("--decoder-steps", type=int, default=200, help="for the decoder alone")
+    options.add_argument("--reading-steps", type=int, default=3000, help="for the text encoder")
+    options.add_argument("--output", type=Path, default=MODELS / "emoji")
+    add_snapshot_options(options)
+    chosen = options.parse_args()
+    settings = settings_from(chosen)
+    torch.manual_seed(settings.seed)
+    emoji, artworks = load(settings.checkpoint_dir / "npm")
+    pictures = training_pictures(artworks, settings.pictures, settings.checkpoint_dir)
+    folder = settings.checkpoint_dir / "vae"
+    rates = dataclasses.replace(settings, batch_size=24, learning_rate=1e-3)
+    if "vae" in chosen.parts:
+        start = build_vae()
+        start.load_state_dict(AutoencoderKL.from_pretrained(MODELS / "shapes/vae").state_dict())
+        train_whole(start, pictures, dataclasses.replace(rates, steps=chosen.vae_steps))
+    if "decoder" in chosen.parts:
+        train_decoder(folder, pictures, dataclasses.replace(rates, steps=chosen.decoder_steps))
+    if not {"reading", "unet"} & set(chosen.parts):
+        return
+    texts = [each.prompt for each in emoji]
+    tokenizer = build_tokenizer(texts, vocabulary_size=3000)
+    ids = checked_ids(tokenizer, [*texts, ""])
+    latents = cached_latents(folder, pictures, settings)
+    text_encoder, explained = teach_looks(
+        build_text_encoder(tokenizer, layers=TEXT_LAYERS),
+        ids,
+        typical_latents(latents, len(emoji)),
+        dataclasses.replace(
+            settings, steps=chosen.reading_steps, batch_size=64, learning_rate=1e-3
+        ),
+    )
+    print(f"the text encoder explains {explained:.3f} of the latents' variance")
+    if "unet" in chosen.parts:
+        states = all_states(text_encoder, ids, settings.device)
+        train_unet(text_encoder, tokenizer, states, latents, settings, chosen)
+
+
+def train_unet(
+    text_encoder: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
+    states: torch.Tensor,
+    latents: torch.Tensor,
+    settings: Settings,
+    chosen: argparse.Namespace,
+) -> None:
+    """Train the U-Net of `shapes` on with the finished states, and save the pipeline."""
+    unet = build_unet()
+    unet.load_state_dict(UNet2DConditionModel.from_pretrained(MODELS / "shapes/unet").state_dict())
+    prompts = len(states) - 1  # the last is the empty one
+
+    def states_of(rows: torch.Tensor, emptied: torch.Tensor) -> torch.Tensor:
+        return states[torch.where(emptied, prompts, rows % prompts)]
+
+    def save(averaged: nn.Module, folder: Path) -> None:
+        parts = nn.ModuleDict({"unet": averaged, "text_encoder": text_encoder})
+        save_pipeline(parts, settings.checkpoint_dir / "vae", tokenizer, folder)
+
+    averaged, final_loss = train(
+        unet,
+        prompted_loss(unet, latents, states_of, settings),
+        settings,
+        name="unet",
+        average=0.997,
+        snapshot=lambda averaged, _step: save(averaged, chosen.snapshot_dir),
+        snapshot_every=chosen.snapshot_every if chosen.snapshot_dir else 0,
+    )
+    save(averaged, chosen.output)
+    print(f"loss {final_loss:.5f}")
+
+
+if __name__ == "__main__":
+    main()
