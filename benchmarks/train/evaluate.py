@@ -159,6 +159,21 @@ def unconditional(classifier: ShapeClassifier, options: argparse.Namespace) -> d
     }
 
 
+def provenance(module: str, device: str) -> dict[str, Any]:
+    """What a results file says of how it was made: command, device, dtype and versions."""
+    return {
+        "command": shlex.join(["python", "-m", module, *sys.argv[1:]]),
+        "device": device,
+        "dtype": "float32",
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "diffusers": diffusers.__version__,
+            "transformers": transformers.__version__,
+        },
+    }
+
+
 def main() -> None:
     """Generate, read back, write the figures, and draw contact sheets if asked to."""
     options = argparse.ArgumentParser(
@@ -192,16 +207,7 @@ def main() -> None:
         batch_size=chosen.batch_size,
     )
     readings = classifier.read(as_batch(pictures))
-    report: dict[str, Any] = {
-        "command": shlex.join(["python", "-m", "benchmarks.train.evaluate", *sys.argv[1:]]),
-        "device": chosen.device,
-        "dtype": "float32",
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "diffusers": diffusers.__version__,
-            "transformers": transformers.__version__,
-        },
+    report: dict[str, Any] = provenance("benchmarks.train.evaluate", chosen.device) | {
         "shapes": {
             "prompts": len(scenes),
             "scene_seed": EVALUATION_SEED,
