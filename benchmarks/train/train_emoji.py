@@ -155,6 +155,8 @@ def main() -> None:
     if "unet" in chosen.parts:
         states = all_states(text_encoder, ids, settings.device)
         train_unet(text_encoder, tokenizer, states, latents, settings, chosen)
+        names = dict.fromkeys(each.name for each in emoji)
+        (chosen.output / "names.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
 
 
 def train_unet(
