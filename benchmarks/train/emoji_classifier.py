@@ -30,7 +30,7 @@ class EmojiClassifier(ModelMixin, ConfigMixin):  # type: ignore[misc]
     def __init__(
         self,
         prompts: tuple[str, ...],
-        widths: tuple[int, int, int] = (32, 64, 128),
+        widths: tuple[int, int, int] = (16, 48, 96),
         size: int = 96,
     ) -> None:
         """Build an untrained classifier."""

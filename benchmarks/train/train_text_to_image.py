@@ -37,6 +37,7 @@ from benchmarks.train.training import (
     Settings,
     as_input,
     cached_pictures,
+    own_part,
     parser,
     settings_from,
     train,
@@ -204,17 +205,18 @@ def prompted_loss(
     """
     # On a CPU the plain formula is faster to train with than the fused kernel.
     unet.set_attn_processor(AttnProcessor())
-    scheduler = noise_scheduler()
+    scheduler, part = noise_scheduler(), own_part()
 
     def loss(generator: torch.Generator) -> torch.Tensor:
         rows = torch.randint(len(latents), (settings.batch_size,), generator=generator)
         emptied = torch.rand(settings.batch_size, generator=generator) < EMPTY_PROMPT_SHARE
-        states = states_of(rows, emptied)
+        states = states_of(rows[part], emptied[part])
         return weighted_noise_loss(
             lambda noisy, steps: unet(noisy, steps, states, return_dict=False)[0],
             latents[rows].to(settings.device),
             scheduler,
             generator,
+            part=part,
         )
 
     return loss

@@ -17,6 +17,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from PIL import Image
 from torch import nn
 from tqdm.auto import tqdm
@@ -138,6 +139,23 @@ def as_input(pictures: torch.Tensor, device: str) -> torch.Tensor:
     return pictures.to(device).float() / 127.5 - 1
 
 
+def own_part() -> slice:
+    """Which of a batch's samples this process computes; all of them if it is the only one.
+
+    Started by ``torchrun``, or with the variables that it sets, several processes share each batch.
+    """
+    if "WORLD_SIZE" in os.environ and not dist.is_initialized():
+        dist.init_process_group("gloo")
+    if not dist.is_initialized():
+        return slice(None)
+    return slice(dist.get_rank(), None, dist.get_world_size())
+
+
+def saves() -> bool:
+    """Whether this process saves what all have; of those that share batches, the first does."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
 def train(
     model: Model,
     loss: Loss,
@@ -208,6 +226,8 @@ def train(
             value = loss(generator)
         optimizer.zero_grad(set_to_none=True)
         value.backward()  # type: ignore[no-untyped-call]
+        if dist.is_initialized():
+            _average_gradients(parameters)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         _update_average(averaged, model, min(average, (step + 1) / (step + 10)))
@@ -218,6 +238,8 @@ def train(
             rate = (done - first) / (time.monotonic() - started)
             mean = sum(recent) / len(recent)
             progress.write(f"{name}: step {done}, loss {mean:.5f}, {rate:.2f} it/s")
+        if not saves():
+            continue
         if done % settings.checkpoint_every == 0 or done == settings.steps:
             save(done)
         if snapshot is not None and snapshot_every and done % snapshot_every == 0:
@@ -232,6 +254,16 @@ def _rate_at(step: int, steps: int) -> float:
     if step < warmup:
         return (step + 1) / warmup
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+@torch.no_grad()
+def _average_gradients(parameters: list[nn.Parameter]) -> None:
+    gradients = [each.grad for each in parameters if each.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients]) / dist.get_world_size()
+    dist.all_reduce(flat)
+    parts = flat.split([gradient.numel() for gradient in gradients])
+    for gradient, part in zip(gradients, parts, strict=True):
+        gradient.copy_(part.view(gradient.shape))
 
 
 @torch.no_grad()
