@@ -12,6 +12,7 @@ from PIL import Image
 from benchmarks.train import emoji as artwork
 from benchmarks.train.emoji import PACKAGES, Emoji, Look, draw, fetch, sample_look, select
 from benchmarks.train.evaluate_emoji import drawn_prompts
+from benchmarks.train.noise import noise_scheduler, weighted_noise_loss
 from benchmarks.train.train_emoji import CELL, as_cells, typical_latents
 
 
@@ -139,3 +140,16 @@ def test_typical_latents_are_those_of_each_artwork_and_of_all():
     latents = torch.tensor([1.0, 10.0, 3.0, 20.0, 999.0])[:, None, None, None].expand(5, 4, 16, 16)
     typical = typical_latents(latents, 2)  # the fifth has no partner: the round is not complete
     assert typical[:, 0, 0, 0].tolist() == [2.0, 15.0, 8.5]
+
+
+def test_the_parts_of_a_batch_have_its_loss_together():
+    clean = torch.randn(6, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+
+    def loss(part):
+        generator = torch.Generator().manual_seed(1)
+        predict = lambda noisy, steps: noisy * (1 + steps[:, None, None, None] / 1000)  # noqa: E731
+        return weighted_noise_loss(predict, clean, noise_scheduler(), generator, part=part)
+
+    parts = torch.stack([loss(slice(first, None, 2)) for first in (0, 1)])
+    assert parts[0] != parts[1]
+    torch.testing.assert_close(parts.mean(), loss(slice(None)))  # sums in another order

@@ -35,7 +35,7 @@ from tqdm.auto import tqdm
 from benchmarks.classifier import Reading, ShapeClassifier, as_batch
 from benchmarks.train.shapes import Scene, caption, sample_scene
 from benchmarks.train.train_classifier import test as test_classifier
-from benchmarks.train.training import MODELS
+from benchmarks.train.training import MODELS, gathered, own_part
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "models.json"
 EVALUATION_SEED = 31337
@@ -64,18 +64,21 @@ def generate(
     guidance: float,
     batch_size: int,
 ) -> list[Image.Image]:
-    """One picture for each prompt, each from a seed of its own (the prompt's place in the list)."""
+    """One picture for each prompt, each from a seed of its own (the prompt's place in the list).
+
+    Processes that `own_part` knows of share the work; each returns all pictures.
+    """
+    places = range(len(prompts))[own_part()]
     pictures: list[Image.Image] = []
-    for first in tqdm(range(0, len(prompts), batch_size), "generating"):
-        part = prompts[first : first + batch_size]
-        seeds = range(first, first + len(part))
+    for first in tqdm(range(0, len(places), batch_size), "generating"):
+        seeds = places[first : first + batch_size]
         pictures += pipeline(
-            part,
+            [prompts[seed] for seed in seeds],
             num_inference_steps=steps,
             guidance_scale=guidance,
             generator=[torch.Generator().manual_seed(seed) for seed in seeds],
         ).images
-    return pictures
+    return gathered(pictures)
 
 
 def read_back(readings: list[Reading], scenes: list[Scene]) -> dict[str, float]:

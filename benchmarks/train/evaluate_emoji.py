@@ -21,7 +21,7 @@ from benchmarks.train.emoji_classifier import EmojiClassifier
 from benchmarks.train.evaluate import EVALUATION_SEED, contact_sheet, generate, provenance
 from benchmarks.train.train_emoji import ARTWORKS, LOOKS
 from benchmarks.train.train_emoji_classifier import features, fresh_pictures
-from benchmarks.train.training import MODELS
+from benchmarks.train.training import MODELS, saves
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "emoji.json"
 
@@ -122,7 +122,13 @@ def main() -> None:
     parser.add_argument("--models", type=Path, default=MODELS, help="folder of the models")
     parser.add_argument("--prompts", type=int, default=200, help="prompts to judge")
     parser.add_argument("--steps", type=int, default=50, help="DDIM steps")
-    parser.add_argument("--guidance-scales", type=float, nargs="+", default=[1.5, 3.0, 5.0])
+    parser.add_argument(
+        "--guidance-scales",
+        type=float,
+        nargs="+",
+        default=[1.5, 3.0, 5.0],
+        help="the best is chosen on the tuning prompts",
+    )
     parser.add_argument("--tuning-prompts", type=int, default=40, help="to choose the scale on")
     parser.add_argument("--batch-size", type=int, default=20)
     parser.add_argument("--device", default="cpu")
@@ -141,12 +147,18 @@ def main() -> None:
     ).to(options.device)
     pipeline.set_progress_bar_config(disable=True)
     wanted, others = drawn_prompts(emoji, options.prompts, options.tuning_prompts)
-    guidance, tuning = choose_guidance(pipeline, judge, others, options)
+    guidance, tuning = options.guidance_scales[0], {}
+    if len(options.guidance_scales) > 1:
+        guidance, tuning = choose_guidance(pipeline, judge, others, options)
     pictures = draw_all(pipeline, wanted, guidance, options)
+    if not saves():
+        return
     if options.sheet:
         contact_sheet(pictures[:64], options.sheet, columns=8)
         print([each.prompt for each in wanted[:64]])
     fresh = fresh_pictures(artworks)
+    part = np.random.default_rng(EVALUATION_SEED).choice(len(emoji), options.prompts, replace=False)
+    coded = through(pipeline.vae.cpu(), fresh[part])
     report: dict[str, Any] = provenance("benchmarks.train.evaluate_emoji", options.device) | {
         "prompts": len(wanted),
         "prompt_seed": EVALUATION_SEED,
@@ -158,9 +170,11 @@ def main() -> None:
         "nearest_training_picture": judge.shares(as_batch(pictures), wanted),
         "the_judge_itself": {
             "fresh_pictures_of_the_artwork": judge.shares(fresh, emoji),
-            "the_same_through_the_autoencoder": judge.shares(
-                through(pipeline.vae.cpu(), fresh), emoji
-            ),
+            "some_of_them_through_the_autoencoder": {
+                "pictures": len(part),
+                "psnr": round(-10 * (coded - fresh[part]).square().mean().log10().item(), 2),
+                **judge.shares(coded, [emoji[index] for index in part]),
+            },
         },
     }
     options.results.parent.mkdir(parents=True, exist_ok=True)

@@ -126,7 +126,10 @@ def main() -> None:
     )
     options.set_defaults(checkpoint_dir=Path("build/train-emoji"))
     options.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to train")
-    options.add_argument("--vae-steps", type=int, default=250)
+    options.add_argument("--vae-steps", type=int, default=400)
+    options.add_argument(
+        "--start-vae", type=Path, default=MODELS / "shapes/vae", help="to train on"
+    )
     options.add_argument("--decoder-steps", type=int, default=200, help="for the decoder alone")
     options.add_argument("--reading-steps", type=int, default=3000, help="for the text encoder")
     options.add_argument("--output", type=Path, default=MODELS / "emoji")
@@ -140,8 +143,14 @@ def main() -> None:
     rates = dataclasses.replace(settings, batch_size=16, learning_rate=1.5e-3)
     if "vae" in chosen.parts:
         start = build_vae()
-        start.load_state_dict(AutoencoderKL.from_pretrained(MODELS / "shapes/vae").state_dict())
-        train_whole(start, pictures, dataclasses.replace(rates, steps=chosen.vae_steps))
+        start.load_state_dict(AutoencoderKL.from_pretrained(chosen.start_vae).state_dict())
+        train_whole(
+            start,
+            pictures,
+            dataclasses.replace(rates, steps=chosen.vae_steps),
+            window=32,
+            measured=171,
+        )
     if "decoder" in chosen.parts:
         train_decoder(folder, pictures, dataclasses.replace(rates, steps=chosen.decoder_steps))
     if not {"reading", "unet"} & set(chosen.parts):
@@ -155,7 +164,7 @@ def main() -> None:
         ids,
         typical_latents(latents, len(emoji)),
         dataclasses.replace(
-            settings, steps=chosen.reading_steps, batch_size=32, learning_rate=1e-3
+            settings, steps=chosen.reading_steps, batch_size=32, learning_rate=2e-3
         ),
     )
     print(f"the text encoder explains {explained:.3f} of the latents' variance")

@@ -28,6 +28,7 @@ MODELS = Path(__file__).resolve().parents[1] / "models"
 TRAINING_SEED = 2024
 
 Model = TypeVar("Model", bound=nn.Module)
+Item = TypeVar("Item")
 #: Receives the model that carries the averaged weights, and the number of steps done.
 Snapshot = Callable[[nn.Module, int], None]
 #: Gives the loss of one batch, drawing whatever is random from the generator.
@@ -149,6 +150,15 @@ def own_part() -> slice:
     if not dist.is_initialized():
         return slice(None)
     return slice(dist.get_rank(), None, dist.get_world_size())
+
+
+def gathered(own: list[Item]) -> list[Item]:
+    """What all processes that share a list made of their parts, in the order of the list."""
+    if not dist.is_initialized():
+        return own
+    parts: list[list[Item]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(parts, own)
+    return [part[row] for row in range(len(parts[0])) for part in parts if row < len(part)]
 
 
 def saves() -> bool:
