@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from benchmarks.train import emoji as artwork
 from benchmarks.train.emoji import PACKAGES, Emoji, Look, draw, fetch, sample_look, select
 from benchmarks.train.evaluate_emoji import drawn_prompts
 from benchmarks.train.noise import noise_scheduler, weighted_noise_loss
-from benchmarks.train.train_emoji import CELL, as_cells, typical_latents
+from benchmarks.train.train_emoji import CELL, as_cells, start_embeddings, typical_latents
 
 
 def entry(name, category="Food & Drink", *, google=True, twitter=True):
@@ -140,6 +141,33 @@ def test_typical_latents_are_those_of_each_artwork_and_of_all():
     latents = torch.tensor([1.0, 10.0, 3.0, 20.0, 999.0])[:, None, None, None].expand(5, 4, 16, 16)
     typical = typical_latents(latents, 2)  # the fifth has no partner: the round is not complete
     assert typical[:, 0, 0, 0].tolist() == [2.0, 15.0, 8.5]
+
+
+def test_embeddings_begin_near_each_other_where_the_pictures_are_alike():
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=8,
+            hidden_size=2,
+            intermediate_size=4,
+            num_hidden_layers=1,
+            num_attention_heads=1,
+            max_position_embeddings=3,
+            bos_token_id=0,
+            eos_token_id=7,
+        )
+    )
+    before = text_encoder.get_input_embeddings().weight.detach().clone()
+    # Token 0 begins and token 7 ends all prompts; 1 and 2 mean one picture, 3 and 4 another.
+    ids = torch.tensor([[0, word, 7] for word in (1, 2, 3, 4)])
+    generator = torch.Generator().manual_seed(0)
+    one, other = torch.randn(2, 4, 16, 16, generator=generator)
+    start_embeddings(text_encoder, ids, torch.stack([one, one, other, other]) - other)
+    after = text_encoder.get_input_embeddings().weight.detach()
+    # The second component is nothing but rounding here, and its root is larger than it is.
+    torch.testing.assert_close(after[1], after[2], rtol=0, atol=1e-3)
+    torch.testing.assert_close(after[3], after[4], rtol=0, atol=1e-3)
+    assert (after[1] - after[3]).norm() > 0.1
+    assert torch.equal(after[[0, 5, 6, 7]], before[[0, 5, 6, 7]])
 
 
 def test_the_parts_of_a_batch_have_its_loss_together():

@@ -78,6 +78,31 @@ def checked_ids(tokenizer: CLIPTokenizer, texts: list[str]) -> torch.Tensor:
     return ids
 
 
+@torch.no_grad()
+def start_embeddings(text_encoder: CLIPTextModel, ids: torch.Tensor, latents: torch.Tensor) -> None:
+    """Let each token's embedding begin as its share in what its prompts' pictures look like.
+
+    A ridge regression, from which tokens a prompt has to the principal components of its typical
+    latent. What is left to learn is how tokens together are more than their sum.
+
+    Args:
+        text_encoder: Its token embeddings are changed in place, those of bytes and pieces that no
+            prompt has excepted.
+        ids: Token numbers of all prompts, ``(prompts, tokens)``.
+        latents: The typical latents in the same order.
+    """
+    table = text_encoder.get_input_embeddings().weight
+    has = torch.zeros(len(ids), len(table)).scatter_(1, ids, 1.0)
+    # What every prompt has, the beginning and the end, says nothing.
+    used = (has.any(0) & ~has.all(0)).nonzero().flatten()
+    has = has[:, used]
+    left, scales, _ = torch.linalg.svd((latents - latents[-1]).flatten(1), full_matrices=False)
+    # Scaled by a root, so that the first components do not drown the others.
+    codes = left[:, : table.shape[1]] * scales[: table.shape[1]].sqrt()
+    shares = torch.linalg.solve(has.T @ has + 0.3 * torch.eye(len(used)), has.T @ codes)
+    table[used] = 0.1 * shares / shares.std()
+
+
 def teach_looks(
     text_encoder: CLIPTextModel, ids: torch.Tensor, latents: torch.Tensor, settings: Settings
 ) -> tuple[CLIPTextModel, float]:
@@ -96,6 +121,7 @@ def teach_looks(
         The text encoder with averaged weights, and the share of the latents' variance that it
         explains, at most 1.
     """
+    start_embeddings(text_encoder, ids, latents)
     head = nn.Linear(TEXT_WIDTH, latents.shape[1] * CELL**2)
     model = nn.ModuleDict({"text_encoder": text_encoder, "head": head})
     target, part = as_cells(latents), own_part()
