@@ -14,7 +14,9 @@ from benchmarks.train import emoji as artwork
 from benchmarks.train.emoji import PACKAGES, Emoji, Look, draw, fetch, sample_look, select
 from benchmarks.train.evaluate_emoji import drawn_prompts
 from benchmarks.train.noise import noise_scheduler, weighted_noise_loss
+from benchmarks.train.own_cell import cell_of_places, ridge
 from benchmarks.train.train_emoji import CELL, as_cells, start_embeddings, typical_latents
+from benchmarks.train.train_text_to_image import kept_tokenizer
 
 
 def entry(name, category="Food & Drink", *, google=True, twitter=True):
@@ -168,6 +170,30 @@ def test_embeddings_begin_near_each_other_where_the_pictures_are_alike():
     torch.testing.assert_close(after[3], after[4], rtol=0, atol=1e-3)
     assert (after[1] - after[3]).norm() > 0.1
     assert torch.equal(after[[0, 5, 6, 7]], before[[0, 5, 6, 7]])
+
+
+def test_places_lie_in_the_cell_around_them():
+    assert cell_of_places(16, 4).view(4, 4).tolist() == [
+        [0, 0, 1, 1],
+        [0, 0, 1, 1],
+        [2, 2, 3, 3],
+        [2, 2, 3, 3],
+    ]
+    assert cell_of_places(4, 4).tolist() == [0, 1, 2, 3]
+
+
+def test_a_ridge_regression_finds_the_map_and_shrinks_it_a_little():
+    inputs = torch.eye(3).repeat(5, 1)
+    found = ridge(inputs, inputs @ torch.diag(torch.tensor([1.0, 2.0, 3.0])))
+    torch.testing.assert_close(found, torch.diag(torch.tensor([1.0, 2.0, 3.0])) / 1.01)
+
+
+def test_a_training_that_is_resumed_keeps_its_vocabulary(tmp_path):
+    # The pairs of letters are equally frequent: each process may number them in another order.
+    texts = [f"{one}{other}" for one in "abcdef" for other in "uvwxyz"]
+    ids = kept_tokenizer(texts, tmp_path)(texts).input_ids
+    assert kept_tokenizer(["other", "texts"], tmp_path)(texts).input_ids == ids
+    assert [path.name for path in tmp_path.iterdir()] == ["tokenizer"]
 
 
 def test_the_parts_of_a_batch_have_its_loss_together():

@@ -17,14 +17,15 @@ from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from benchmarks.train.emoji import load, training_pictures
+from benchmarks.train.own_cell import look_at_own_cell
 from benchmarks.train.train_text_to_image import (
     TEXT_WIDTH,
     TOKENS,
     add_snapshot_options,
     build_text_encoder,
-    build_tokenizer,
     build_unet,
     cached_latents,
+    kept_tokenizer,
     prompted_loss,
     save_pipeline,
     token_ids,
@@ -182,7 +183,7 @@ def main() -> None:
     if not {"reading", "unet"} & set(chosen.parts):
         return
     texts = [each.prompt for each in emoji]
-    tokenizer = build_tokenizer(texts, vocabulary_size=3000)
+    tokenizer = kept_tokenizer(texts, settings.checkpoint_dir, vocabulary_size=3000)
     ids = checked_ids(tokenizer, [*texts, ""])
     latents = cached_latents(folder, pictures[: LEARNED_LOOKS * len(emoji)], settings)
     text_encoder, explained = teach_looks(
@@ -211,10 +212,12 @@ def train_unet(
     chosen: argparse.Namespace,
 ) -> None:
     """Train the U-Net of `shapes` on with the finished states, and save the pipeline."""
+    prompts = len(states) - 1  # the last is the empty one
     unet = build_unet()
     unet.load_state_dict(UNet2DConditionModel.from_pretrained(MODELS / "shapes/unet").state_dict())
+    rows = torch.randperm(prompts, generator=torch.Generator().manual_seed(settings.seed))[:48]
+    look_at_own_cell(unet, latents[rows], states[rows].cpu(), CELLS)
     unet.to(memory_format=torch.channels_last)  # a tenth faster on a CPU
-    prompts = len(states) - 1  # the last is the empty one
 
     def states_of(rows: torch.Tensor, emptied: torch.Tensor) -> torch.Tensor:
         return states[torch.where(emptied, prompts, rows % prompts)]

@@ -82,6 +82,22 @@ def build_tokenizer(texts: list[str], *, vocabulary_size: int = 1000) -> CLIPTok
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=TOKENS)
 
 
+def kept_tokenizer(
+    texts: list[str], directory: Path, *, vocabulary_size: int = 1000
+) -> CLIPTokenizer:
+    """The tokenizer that is kept with the checkpoints; if there is none yet, it is built and kept.
+
+    Which of two equally frequent pieces comes first is not the same in each process, so a training
+    that is resumed must not learn its vocabulary anew.
+    """
+    folder = directory / "tokenizer"
+    if not folder.exists():
+        partial = directory / "tokenizer.partial"
+        build_tokenizer(texts, vocabulary_size=vocabulary_size).save_pretrained(partial)
+        partial.replace(folder)
+    return CLIPTokenizer.from_pretrained(folder)
+
+
 def build_text_encoder(tokenizer: CLIPTokenizer, *, layers: int = 2) -> CLIPTextModel:
     """An untrained text encoder for the tokenizer's vocabulary."""
     return CLIPTextModel(
@@ -288,7 +304,9 @@ def main() -> None:
     latents = cached_latents(vae_folder, pictures, settings)
     texts = [caption(training_scene(TRAINING_SEED, row)) for row in range(settings.pictures)]
     tokenizer = (
-        CLIPTokenizer.from_pretrained(start / "tokenizer") if start else build_tokenizer(texts)
+        CLIPTokenizer.from_pretrained(start / "tokenizer")
+        if start
+        else kept_tokenizer(texts, settings.checkpoint_dir)
     )
     ids, empty = token_ids(tokenizer, texts), token_ids(tokenizer, [""])
     text_encoder, unet = build_text_encoder(tokenizer), build_unet()
