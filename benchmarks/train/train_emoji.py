@@ -8,6 +8,7 @@ which colour belongs to which noun, and then stays as it is. Run from the projec
 
 import argparse
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -146,85 +147,44 @@ def all_states(text_encoder: CLIPTextModel, ids: torch.Tensor, device: str) -> t
     return torch.cat([text_encoder(part.to(device))[0] for part in torch.split(ids, 256)])
 
 
-def main() -> None:
-    """Train what is asked for and not trained yet, then save the whole pipeline."""
-    options = parser(
-        __doc__ or "", steps=2000, batch_size=32, learning_rate=8e-4, pictures=LOOKS * ARTWORKS
-    )
-    options.set_defaults(checkpoint_dir=Path("build/train-emoji"))
-    options.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to train")
-    options.add_argument("--vae-steps", type=int, default=400)
-    options.add_argument(
-        "--start-vae", type=Path, default=MODELS / "shapes/vae", help="to train on"
-    )
-    options.add_argument("--decoder-steps", type=int, default=200, help="for the decoder alone")
-    options.add_argument("--reading-steps", type=int, default=3000, help="for the text encoder")
-    options.add_argument("--output", type=Path, default=MODELS / "emoji")
-    add_snapshot_options(options)
-    chosen = options.parse_args()
-    settings = settings_from(chosen)
-    torch.manual_seed(settings.seed)
-    emoji, artworks = load(settings.checkpoint_dir / "npm")
-    pictures = training_pictures(artworks, settings.pictures, settings.checkpoint_dir)
-    folder = settings.checkpoint_dir / "vae"
-    rates = dataclasses.replace(settings, batch_size=16, learning_rate=1.5e-3)
+def train_autoencoder(
+    pictures: torch.Tensor, settings: Settings, chosen: argparse.Namespace
+) -> None:
+    """Train a saved autoencoder on, on small windows of the pictures, and then its decoder."""
+    settings = dataclasses.replace(settings, batch_size=16, learning_rate=1.5e-3)
     if "vae" in chosen.parts:
-        start = build_vae()
-        start.load_state_dict(AutoencoderKL.from_pretrained(chosen.start_vae).state_dict())
-        train_whole(
-            start,
-            pictures,
-            dataclasses.replace(rates, steps=chosen.vae_steps),
-            window=32,
-            measured=171,
-        )
+        vae = build_vae()
+        vae.load_state_dict(AutoencoderKL.from_pretrained(chosen.start_vae).state_dict())
+        steps = dataclasses.replace(settings, steps=chosen.vae_steps)
+        train_whole(vae, pictures, steps, window=32, measured=171)
     if "decoder" in chosen.parts:
-        train_decoder(folder, pictures, dataclasses.replace(rates, steps=chosen.decoder_steps))
-    if not {"reading", "unet"} & set(chosen.parts):
-        return
-    texts = [each.prompt for each in emoji]
-    tokenizer = kept_tokenizer(texts, settings.checkpoint_dir, vocabulary_size=3000)
-    ids = checked_ids(tokenizer, [*texts, ""])
-    latents = cached_latents(folder, pictures[: LEARNED_LOOKS * len(emoji)], settings)
-    text_encoder, explained = teach_looks(
-        build_text_encoder(tokenizer),
-        ids,
-        typical_latents(latents, len(emoji)),
-        dataclasses.replace(
-            settings, steps=chosen.reading_steps, batch_size=32, learning_rate=2e-3
-        ),
-    )
-    print(f"the text encoder explains {explained:.3f} of the latents' variance")
-    if "unet" in chosen.parts:
-        states = all_states(text_encoder, ids, settings.device)
-        train_unet(text_encoder, tokenizer, states, latents, settings, chosen)
-        if saves():
-            names = "\n".join(dict.fromkeys(each.name for each in emoji))
-            (chosen.output / "names.txt").write_text(f"{names}\n", encoding="utf-8")
+        steps = dataclasses.replace(settings, steps=chosen.decoder_steps)
+        train_decoder(settings.checkpoint_dir / "vae", pictures, steps)
 
 
 def train_unet(
-    text_encoder: CLIPTextModel,
-    tokenizer: CLIPTokenizer,
+    unet: UNet2DConditionModel,
     states: torch.Tensor,
     latents: torch.Tensor,
     settings: Settings,
+    save: Callable[[nn.Module, Path], None],
     chosen: argparse.Namespace,
 ) -> None:
-    """Train the U-Net of `shapes` on with the finished states, and save the pipeline."""
-    prompts = len(states) - 1  # the last is the empty one
-    unet = build_unet()
-    unet.load_state_dict(UNet2DConditionModel.from_pretrained(MODELS / "shapes/unet").state_dict())
-    rows = torch.randperm(prompts, generator=torch.Generator().manual_seed(settings.seed))[:48]
-    look_at_own_cell(unet, latents[rows], states[rows].cpu(), CELLS)
+    """Train the U-Net with finished states, those of the empty prompt last, and save the pipeline.
+
+    Args:
+        unet: The beginning; trained in place.
+        states: Of all prompts, ``(prompts + 1, tokens, width)``.
+        latents: Row ``r`` belongs to prompt ``r % prompts``.
+        settings: How to train.
+        save: Saves the pipeline with this U-Net in this folder.
+        chosen: The options.
+    """
+    empty = len(states) - 1
     unet.to(memory_format=torch.channels_last)  # a tenth faster on a CPU
 
     def states_of(rows: torch.Tensor, emptied: torch.Tensor) -> torch.Tensor:
-        return states[torch.where(emptied, prompts, rows % prompts)]
-
-    def save(averaged: nn.Module, folder: Path) -> None:
-        parts = nn.ModuleDict({"unet": averaged, "text_encoder": text_encoder})
-        save_pipeline(parts, settings.checkpoint_dir / "vae", tokenizer, folder)
+        return states[torch.where(emptied, empty, rows % empty)]
 
     averaged, final_loss = train(
         unet,
@@ -238,6 +198,75 @@ def train_unet(
     if saves():
         save(averaged, chosen.output)
     print(f"loss {final_loss:.5f}")
+
+
+def main() -> None:
+    """Train what is asked for and not trained yet, then save the whole pipeline."""
+    options = parser(
+        __doc__ or "", steps=2000, batch_size=16, learning_rate=1e-3, pictures=LOOKS * ARTWORKS
+    )
+    options.set_defaults(checkpoint_dir=Path("build/train-emoji"))
+    options.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to train")
+    options.add_argument(
+        "--start-vae", type=Path, default=MODELS / "shapes/vae", help="autoencoder to train on"
+    )
+    options.add_argument("--vae-steps", type=int, default=400)
+    options.add_argument("--decoder-steps", type=int, default=200, help="for the decoder alone")
+    options.add_argument("--reading-steps", type=int, default=3500, help="for the text encoder")
+    options.add_argument(
+        "--start-from",
+        type=Path,
+        help="train the U-Net of a saved pipeline on, and nothing else; --parts does not count",
+    )
+    options.add_argument("--output", type=Path, default=MODELS / "emoji")
+    add_snapshot_options(options)
+    chosen = options.parse_args()
+    settings = settings_from(chosen)
+    torch.manual_seed(settings.seed)
+    emoji, artworks = load(settings.checkpoint_dir / "npm")
+    pictures = training_pictures(artworks, settings.pictures, settings.checkpoint_dir)
+    texts = [each.prompt for each in emoji]
+    start: Path | None = chosen.start_from
+    if start is None:
+        train_autoencoder(pictures, settings, chosen)
+        if not {"reading", "unet"} & set(chosen.parts):
+            return
+        tokenizer = kept_tokenizer(texts, settings.checkpoint_dir, vocabulary_size=3000)
+    else:
+        tokenizer = CLIPTokenizer.from_pretrained(start / "tokenizer")
+    vae_folder = (start or settings.checkpoint_dir) / "vae"
+    ids = checked_ids(tokenizer, [*texts, ""])
+    latents = cached_latents(vae_folder, pictures[: LEARNED_LOOKS * len(emoji)], settings)
+    text_encoder, unet = build_text_encoder(tokenizer), build_unet()
+    if start is None:
+        text_encoder, explained = teach_looks(
+            text_encoder,
+            ids,
+            typical_latents(latents, len(emoji)),
+            dataclasses.replace(
+                settings, steps=chosen.reading_steps, batch_size=32, learning_rate=2e-3
+            ),
+        )
+        print(f"the text encoder explains {explained:.3f} of the latents' variance")
+        if "unet" not in chosen.parts:
+            return
+    else:
+        trained = CLIPTextModel.from_pretrained(start / "text_encoder")
+        text_encoder.load_state_dict(trained.state_dict())
+    trained = UNet2DConditionModel.from_pretrained((start or MODELS / "shapes") / "unet")
+    unet.load_state_dict(trained.state_dict())
+    states = all_states(text_encoder.eval(), ids, settings.device)
+    if start is None:
+        rows = torch.randperm(len(emoji), generator=torch.Generator().manual_seed(settings.seed))
+        look_at_own_cell(unet, latents[rows[:48]], states[rows[:48]].cpu(), CELLS)
+
+    def save(averaged: nn.Module, folder: Path) -> None:
+        parts = nn.ModuleDict({"unet": averaged, "text_encoder": text_encoder})
+        save_pipeline(parts, vae_folder, tokenizer, folder)
+        names = "\n".join(dict.fromkeys(each.name for each in emoji))
+        (folder / "names.txt").write_text(f"{names}\n", encoding="utf-8")
+
+    train_unet(unet, states, latents, settings, save, chosen)
 
 
 if __name__ == "__main__":
