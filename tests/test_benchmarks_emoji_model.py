@@ -31,7 +31,7 @@ def classifier():
 
 def drawn(pipe, prompts):
     generators = [torch.Generator().manual_seed(3) for _ in prompts]
-    images = pipe(prompts, num_inference_steps=4, guidance_scale=3.0, generator=generators).images
+    images = pipe(prompts, num_inference_steps=2, guidance_scale=3.0, generator=generators).images
     return as_batch(images)
 
 
