@@ -166,7 +166,10 @@ def main() -> None:
         "scheduler": type(pipeline.scheduler).__name__,
         "steps": options.steps,
         "guidance_scale": guidance,
-        "guidance_scales_tried": {"prompts": len(others), "name_and_style": tuning},
+        "guidance_scales_tried": {
+            "prompts": len(others) if tuning else 0,
+            "name_and_style": tuning,
+        },
         "nearest_training_picture": judge.shares(as_batch(pictures), wanted),
         "the_judge_itself": {
             "fresh_pictures_of_the_artwork": judge.shares(fresh, emoji),
