@@ -35,7 +35,7 @@ from tqdm.auto import tqdm
 from benchmarks.train.shape_classifier import Reading, ShapeClassifier, as_batch
 from benchmarks.train.shapes import Scene, caption, sample_scene
 from benchmarks.train.train_classifier import test as test_classifier
-from benchmarks.train.training import MODELS
+from benchmarks.train.training import MODELS, gathered, own_part
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "models.json"
 EVALUATION_SEED = 31337
@@ -64,18 +64,21 @@ def generate(
     guidance: float,
     batch_size: int,
 ) -> list[Image.Image]:
-    """One picture for each prompt, each from a seed of its own (the prompt's place in the list)."""
+    """One picture for each prompt, each from a seed of its own (the prompt's place in the list).
+
+    Processes that `own_part` knows of share the work; each returns all pictures.
+    """
+    places = range(len(prompts))[own_part()]
     pictures: list[Image.Image] = []
-    for first in tqdm(range(0, len(prompts), batch_size), "generating"):
-        part = prompts[first : first + batch_size]
-        seeds = range(first, first + len(part))
+    for first in tqdm(range(0, len(places), batch_size), "generating"):
+        seeds = places[first : first + batch_size]
         pictures += pipeline(
-            part,
+            [prompts[seed] for seed in seeds],
             num_inference_steps=steps,
             guidance_scale=guidance,
             generator=[torch.Generator().manual_seed(seed) for seed in seeds],
         ).images
-    return pictures
+    return gathered(pictures)
 
 
 def read_back(readings: list[Reading], scenes: list[Scene]) -> dict[str, float]:
@@ -159,6 +162,21 @@ def unconditional(classifier: ShapeClassifier, options: argparse.Namespace) -> d
     }
 
 
+def provenance(module: str, device: str) -> dict[str, Any]:
+    """What a results file says of how it was made: command, device, dtype and versions."""
+    return {
+        "command": shlex.join(["python", "-m", module, *sys.argv[1:]]),
+        "device": device,
+        "dtype": "float32",
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "diffusers": diffusers.__version__,
+            "transformers": transformers.__version__,
+        },
+    }
+
+
 def main() -> None:
     """Generate, read back, write the figures, and draw contact sheets if asked to."""
     options = argparse.ArgumentParser(
@@ -192,16 +210,7 @@ def main() -> None:
         batch_size=chosen.batch_size,
     )
     readings = classifier.read(as_batch(pictures))
-    report: dict[str, Any] = {
-        "command": shlex.join(["python", "-m", "benchmarks.train.evaluate", *sys.argv[1:]]),
-        "device": chosen.device,
-        "dtype": "float32",
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "diffusers": diffusers.__version__,
-            "transformers": transformers.__version__,
-        },
+    report: dict[str, Any] = provenance("benchmarks.train.evaluate", chosen.device) | {
         "shapes": {
             "prompts": len(scenes),
             "scene_seed": EVALUATION_SEED,

@@ -25,7 +25,12 @@ def noise_scheduler() -> DDPMScheduler:
 
 
 def weighted_noise_loss(
-    predict: Predict, clean: torch.Tensor, scheduler: DDPMScheduler, generator: torch.Generator
+    predict: Predict,
+    clean: torch.Tensor,
+    scheduler: DDPMScheduler,
+    generator: torch.Generator,
+    *,
+    part: slice = slice(None),
 ) -> torch.Tensor:
     """Squared error of the predicted noise, weighted by the signal-to-noise ratio (SNR).
 
@@ -37,11 +42,13 @@ def weighted_noise_loss(
         clean: Samples without noise, ``(batch, channels, height, width)``.
         scheduler: Adds the noise.
         generator: On the CPU, so that every device sees the same noise and timesteps.
+        part: Which of the samples count; noise is drawn for all.
     """
     noise = torch.randn(clean.shape, generator=generator).to(clean)
     steps = torch.randint(
         scheduler.config.num_train_timesteps, (len(clean),), generator=generator
     ).to(clean.device)
+    clean, noise, steps = clean[part], noise[part], steps[part]
     error = predict(scheduler.add_noise(clean, noise, steps), steps).float() - noise
     remaining = scheduler.alphas_cumprod.to(clean.device)[steps]
     ratio = remaining / (1 - remaining)

@@ -5,8 +5,10 @@ latents. The tokenizer's vocabulary is learned from the captions. Run from the p
 ``python -m benchmarks.train.train_text_to_image``.
 """
 
+import argparse
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +33,11 @@ from benchmarks.train.train_vae import build_vae
 from benchmarks.train.training import (
     MODELS,
     TRAINING_SEED,
+    Loss,
     Settings,
     as_input,
     cached_pictures,
+    own_part,
     parser,
     settings_from,
     train,
@@ -46,11 +50,18 @@ READING_STEPS, READING_BATCH = 250, 128
 IGNORED = -100
 START, END = "<|startoftext|>", "<|endoftext|>"
 
+#: Gives text states for the rows of a batch and for which of them the prompt is empty.
+StatesOf = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
-def build_tokenizer(texts: list[str]) -> CLIPTokenizer:
+
+def build_tokenizer(texts: list[str], *, vocabulary_size: int = 1000) -> CLIPTokenizer:
     """CLIP's tokenizer with a vocabulary of its own, learned from the texts.
 
     The vocabulary holds every byte, alone and at the end of a word: any prompt can be tokenised.
+
+    Args:
+        texts: What to learn from.
+        vocabulary_size: The most tokens that are learned, bytes included.
     """
     learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     learner.pre_tokenizer = pre_tokenizers.Sequence(
@@ -58,7 +69,10 @@ def build_tokenizer(texts: list[str]) -> CLIPTokenizer:
     )
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
-        vocab_size=1000, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
+        vocab_size=vocabulary_size,
+        initial_alphabet=alphabet,
+        end_of_word_suffix="</w>",
+        show_progress=False,
     )
     learner.train_from_iterator(texts, trainer)
     merges: Any = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
@@ -68,14 +82,30 @@ def build_tokenizer(texts: list[str]) -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=TOKENS)
 
 
-def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+def kept_tokenizer(
+    texts: list[str], directory: Path, *, vocabulary_size: int = 1000
+) -> CLIPTokenizer:
+    """The tokenizer that is kept with the checkpoints; if there is none yet, it is built and kept.
+
+    Which of two equally frequent pieces comes first is not the same in each process, so a training
+    that is resumed must not learn its vocabulary anew.
+    """
+    folder = directory / "tokenizer"
+    if not folder.exists():
+        partial = directory / "tokenizer.partial"
+        build_tokenizer(texts, vocabulary_size=vocabulary_size).save_pretrained(partial)
+        partial.replace(folder)
+    return CLIPTokenizer.from_pretrained(folder)
+
+
+def build_text_encoder(tokenizer: CLIPTokenizer, *, layers: int = 2) -> CLIPTextModel:
     """An untrained text encoder for the tokenizer's vocabulary."""
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
             hidden_size=TEXT_WIDTH,
             intermediate_size=4 * TEXT_WIDTH,
-            num_hidden_layers=2,
+            num_hidden_layers=layers,
             num_attention_heads=4,
             max_position_embeddings=TOKENS,
             projection_dim=TEXT_WIDTH,
@@ -177,6 +207,37 @@ def teach_reading(
     train(model, loss, dataclasses.replace(settings, steps=READING_STEPS), name="reading")
 
 
+def prompted_loss(
+    unet: UNet2DConditionModel, latents: torch.Tensor, states_of: StatesOf, settings: Settings
+) -> Loss:
+    """The loss of a U-Net that learns latents with their prompts, one prompt in ten empty.
+
+    Args:
+        unet: What learns.
+        latents: Scaled, float32 of shape ``(pictures, 4, 16, 16)``.
+        states_of: Gives the text encoder's states, ``(batch, tokens, width)``, for the rows of the
+            batch's pictures and for which of them the prompt is empty.
+        settings: How to train.
+    """
+    # On a CPU the plain formula is faster to train with than the fused kernel.
+    unet.set_attn_processor(AttnProcessor())
+    scheduler, part = noise_scheduler(), own_part()
+
+    def loss(generator: torch.Generator) -> torch.Tensor:
+        rows = torch.randint(len(latents), (settings.batch_size,), generator=generator)
+        emptied = torch.rand(settings.batch_size, generator=generator) < EMPTY_PROMPT_SHARE
+        states = states_of(rows[part], emptied[part])
+        return weighted_noise_loss(
+            lambda noisy, steps: unet(noisy, steps, states, return_dict=False)[0],
+            latents[rows].to(settings.device),
+            scheduler,
+            generator,
+            part=part,
+        )
+
+    return loss
+
+
 def sampler() -> DDIMScheduler:
     """DDIM, with Stable Diffusion's settings for every sampler that is made from its config."""
     settings = noise_scheduler().config
@@ -192,7 +253,9 @@ def save_pipeline(
     """Save everything that text-to-image needs in fp16, the model's own weights left alone."""
     # Read only now: the decoder may have been sharpened while the U-Net was trained.
     trained_vae = AutoencoderKL.from_pretrained(vae_folder)
-    vae, unet, text_encoder = build_vae(), build_unet(), build_text_encoder(tokenizer)
+    layers = model["text_encoder"].config.num_hidden_layers  # type: ignore[index]
+    vae, unet = build_vae(), build_unet()
+    text_encoder = build_text_encoder(tokenizer, layers=layers)
     # Parts built anew carry no trace of this machine's folders in their configs.
     vae.register_to_config(scaling_factor=trained_vae.config.scaling_factor)
     vae.load_state_dict(trained_vae.state_dict())
@@ -216,6 +279,12 @@ def save_pipeline(
     config.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
+def add_snapshot_options(options: argparse.ArgumentParser) -> None:
+    """Let a training script save its pipeline on the way, too."""
+    options.add_argument("--snapshot-dir", type=Path, help="where to save the pipeline on the way")
+    options.add_argument("--snapshot-every", type=int, default=0, help="steps; 0 means never")
+
+
 def main() -> None:
     """Train text encoder and U-Net together on latents, then save the whole pipeline."""
     options = parser(__doc__ or "", steps=3500, batch_size=32, learning_rate=6e-4)
@@ -225,8 +294,7 @@ def main() -> None:
         type=Path,
         help="train a saved pipeline on: its autoencoder, tokenizer and weights are the beginning",
     )
-    options.add_argument("--snapshot-dir", type=Path, help="where to save the pipeline on the way")
-    options.add_argument("--snapshot-every", type=int, default=0, help="steps; 0 means never")
+    add_snapshot_options(options)
     chosen = options.parse_args()
     settings = settings_from(chosen)
     torch.manual_seed(settings.seed)
@@ -236,10 +304,11 @@ def main() -> None:
     latents = cached_latents(vae_folder, pictures, settings)
     texts = [caption(training_scene(TRAINING_SEED, row)) for row in range(settings.pictures)]
     tokenizer = (
-        CLIPTokenizer.from_pretrained(start / "tokenizer") if start else build_tokenizer(texts)
+        CLIPTokenizer.from_pretrained(start / "tokenizer")
+        if start
+        else kept_tokenizer(texts, settings.checkpoint_dir)
     )
     ids, empty = token_ids(tokenizer, texts), token_ids(tokenizer, [""])
-    scheduler = noise_scheduler()
     text_encoder, unet = build_text_encoder(tokenizer), build_unet()
     if start:
         weights = StableDiffusionPipeline.from_pretrained(start, dtype=torch.float32)
@@ -247,29 +316,19 @@ def main() -> None:
         unet.load_state_dict(weights.unet.state_dict())
     else:
         teach_reading(text_encoder, tokenizer, ids, settings)
-    # On a CPU the plain formula is faster to train with than the fused kernel.
-    unet.set_attn_processor(AttnProcessor())
     model = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
 
-    def loss(generator: torch.Generator) -> torch.Tensor:
-        count = settings.batch_size
-        rows = torch.randint(len(latents), (count,), generator=generator)
-        emptied = torch.rand(count, 1, generator=generator) < EMPTY_PROMPT_SHARE
-        prompt = torch.where(emptied, empty, ids[rows]).to(settings.device)
-        states = text_encoder(prompt)[0]
-        return weighted_noise_loss(
-            lambda noisy, steps: unet(noisy, steps, states, return_dict=False)[0],
-            latents[rows].to(settings.device),
-            scheduler,
-            generator,
-        )
+    def states_of(rows: torch.Tensor, emptied: torch.Tensor) -> torch.Tensor:
+        prompt = torch.where(emptied[:, None], empty, ids[rows]).to(settings.device)
+        states: torch.Tensor = text_encoder(prompt)[0]
+        return states
 
     def snapshot(averaged: nn.Module, _step: int) -> None:
         save_pipeline(averaged, vae_folder, tokenizer, chosen.snapshot_dir)
 
     averaged, final_loss = train(
         model,
-        loss,
+        prompted_loss(unet, latents, states_of, settings),
         settings,
         name="text-to-image",
         average=0.997,

@@ -54,11 +54,39 @@ def main() -> None:
     settings = settings_from(chosen)
     torch.manual_seed(settings.seed)
     pictures = cached_pictures(settings.pictures, settings.checkpoint_dir)
-    vae = build_vae()
+    folder = train_whole(build_vae(), pictures, settings)
+    if chosen.decoder_steps:
+        train_decoder(folder, pictures, dataclasses.replace(settings, steps=chosen.decoder_steps))
+
+
+def train_whole(
+    vae: AutoencoderKL,
+    pictures: torch.Tensor,
+    settings: Settings,
+    *,
+    window: int = 64,
+    measured: int = 1024,
+) -> Path:
+    """Train the whole autoencoder, and save it unless it is saved already.
+
+    Args:
+        vae: The beginning; trained in place.
+        pictures: uint8 of shape ``(count, 3, 64, 64)``.
+        settings: How to train.
+        window: Side in pixels of the part of the pictures that a step sees, somewhere at random:
+            small windows make small steps, so that there can be more of them.
+        measured: On how many pictures the latents' scale and the PSNR are measured.
+
+    Returns:
+        The folder of the saved autoencoder, among the checkpoints.
+    """
 
     def loss(generator: torch.Generator) -> torch.Tensor:
         rows = torch.randint(len(pictures), (settings.batch_size,), generator=generator)
         target = as_input(pictures[rows], settings.device)
+        if window < target.shape[-1]:
+            top, left = torch.randint(target.shape[-1] - window + 1, (2,), generator=generator)
+            target = target[..., top : top + window, left : left + window]
         posterior = vae.encode(target).latent_dist
         mean, logvar = posterior.mean.float(), posterior.logvar.float()
         noise = torch.randn(mean.shape, generator=generator).to(mean)
@@ -70,11 +98,10 @@ def main() -> None:
     averaged, final_loss = train(vae, loss, settings, name="vae", average=0.995)
     folder = settings.checkpoint_dir / "vae"
     if not folder.exists():
-        averaged.register_to_config(scaling_factor=scaling_factor(averaged, pictures[:1024]))
+        averaged.register_to_config(scaling_factor=scaling_factor(averaged, pictures[:measured]))
         averaged.save_pretrained(folder)
-        print(f"loss {final_loss:.5f}, PSNR {psnr(averaged, pictures[-1024:]):.2f} dB")
-    if chosen.decoder_steps:
-        train_decoder(folder, pictures, dataclasses.replace(settings, steps=chosen.decoder_steps))
+        print(f"loss {final_loss:.5f}, PSNR {psnr(averaged, pictures[-measured:]):.2f} dB")
+    return folder
 
 
 def train_decoder(folder: Path, pictures: torch.Tensor, settings: Settings) -> None:

@@ -17,6 +17,8 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+import torch.distributed as dist
+from PIL import Image
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -26,6 +28,7 @@ MODELS = Path(__file__).resolve().parents[1] / "models"
 TRAINING_SEED = 2024
 
 Model = TypeVar("Model", bound=nn.Module)
+Item = TypeVar("Item")
 #: Receives the model that carries the averaged weights, and the number of steps done.
 Snapshot = Callable[[nn.Module, int], None]
 #: Gives the loss of one batch, drawing whatever is random from the generator.
@@ -43,7 +46,7 @@ class Settings:
         seed: Of the weights, the batches and the noise.
         device: Where to train.
         precision: "fp32" or "bf16"; the latter is autocast, the weights stay in fp32.
-        pictures: How many drawings there are to learn from.
+        pictures: How many pictures there are to learn from.
         checkpoint_dir: Where checkpoints and cached pictures go.
         checkpoint_every: Steps between two checkpoints.
     """
@@ -71,7 +74,12 @@ class Settings:
 
 
 def parser(
-    description: str, *, steps: int, batch_size: int, learning_rate: float
+    description: str,
+    *,
+    steps: int,
+    batch_size: int,
+    learning_rate: float,
+    pictures: int = 40_000,
 ) -> argparse.ArgumentParser:
     """The options that every training script offers, with this script's defaults."""
     options = argparse.ArgumentParser(
@@ -83,7 +91,7 @@ def parser(
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options.add_argument("--precision", choices=("fp32", "bf16"), default="bf16")
-    options.add_argument("--pictures", type=int, default=40_000, help="drawings to learn from")
+    options.add_argument("--pictures", type=int, default=pictures, help="pictures to learn from")
     options.add_argument("--checkpoint-dir", type=Path, default=Path("build/train"))
     options.add_argument("--checkpoint-every", type=int, default=200)
     return options
@@ -100,11 +108,27 @@ def cached_pictures(count: int, directory: Path) -> torch.Tensor:
     Returns:
         uint8 of shape ``(count, 3, 64, 64)``.
     """
-    path = directory / f"pictures-{TRAINING_SEED}-{count}.npy"
+    return drawn_once(
+        directory / f"pictures-{TRAINING_SEED}-{count}.npy",
+        count,
+        lambda index: draw(training_scene(TRAINING_SEED, index)),
+    )
+
+
+def drawn_once(path: Path, count: int, draw_one: Callable[[int], Image.Image]) -> torch.Tensor:
+    """Pictures that are drawn if the file is not there yet, and read from it ever after.
+
+    Args:
+        path: The file, a ``.npy``.
+        count: How many pictures.
+        draw_one: Gives the picture of an index, ``0 <= index < count``.
+
+    Returns:
+        uint8 of shape ``(count, 3, height, width)``.
+    """
     if not path.exists():
-        directory.mkdir(parents=True, exist_ok=True)
-        scenes = (training_scene(TRAINING_SEED, index) for index in range(count))
-        drawn = [np.asarray(draw(scene)) for scene in tqdm(scenes, "drawing", total=count)]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        drawn = [np.asarray(draw_one(index)) for index in tqdm(range(count), "drawing")]
         partial = path.with_suffix(".partial.npy")
         np.save(partial, np.stack(drawn).transpose(0, 3, 1, 2))
         os.replace(partial, path)
@@ -114,6 +138,32 @@ def cached_pictures(count: int, directory: Path) -> torch.Tensor:
 def as_input(pictures: torch.Tensor, device: str) -> torch.Tensor:
     """Bytes as floats in [-1, 1], the range in which diffusers' models see pictures."""
     return pictures.to(device).float() / 127.5 - 1
+
+
+def own_part() -> slice:
+    """Which of a batch's samples this process computes; all of them if it is the only one.
+
+    Started by ``torchrun``, or with the variables that it sets, several processes share each batch.
+    """
+    if "WORLD_SIZE" in os.environ and not dist.is_initialized():
+        dist.init_process_group("gloo")
+    if not dist.is_initialized():
+        return slice(None)
+    return slice(dist.get_rank(), None, dist.get_world_size())
+
+
+def gathered(own: list[Item]) -> list[Item]:
+    """What all processes that share a list made of their parts, in the order of the list."""
+    if not dist.is_initialized():
+        return own
+    parts: list[list[Item]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(parts, own)
+    return [part[row] for row in range(len(parts[0])) for part in parts if row < len(part)]
+
+
+def saves() -> bool:
+    """Whether this process saves what all have; of those that share batches, the first does."""
+    return not dist.is_initialized() or dist.get_rank() == 0
 
 
 def train(
@@ -186,6 +236,8 @@ def train(
             value = loss(generator)
         optimizer.zero_grad(set_to_none=True)
         value.backward()  # type: ignore[no-untyped-call]
+        if dist.is_initialized():
+            _average_gradients(parameters)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         _update_average(averaged, model, min(average, (step + 1) / (step + 10)))
@@ -196,6 +248,8 @@ def train(
             rate = (done - first) / (time.monotonic() - started)
             mean = sum(recent) / len(recent)
             progress.write(f"{name}: step {done}, loss {mean:.5f}, {rate:.2f} it/s")
+        if not saves():
+            continue
         if done % settings.checkpoint_every == 0 or done == settings.steps:
             save(done)
         if snapshot is not None and snapshot_every and done % snapshot_every == 0:
@@ -210,6 +264,16 @@ def _rate_at(step: int, steps: int) -> float:
     if step < warmup:
         return (step + 1) / warmup
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+@torch.no_grad()
+def _average_gradients(parameters: list[nn.Parameter]) -> None:
+    gradients = [each.grad for each in parameters if each.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients]) / dist.get_world_size()
+    dist.all_reduce(flat)
+    parts = flat.split([gradient.numel() for gradient in gradients])
+    for gradient, part in zip(gradients, parts, strict=True):
+        gradient.copy_(part.view(gradient.shape))
 
 
 @torch.no_grad()
