@@ -15,10 +15,10 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from PIL import Image
 
-from benchmarks.classifier import as_batch
 from benchmarks.train.emoji import Emoji, load, training_pictures
 from benchmarks.train.emoji_classifier import EmojiClassifier
 from benchmarks.train.evaluate import EVALUATION_SEED, contact_sheet, generate, provenance
+from benchmarks.train.shape_classifier import as_batch
 from benchmarks.train.train_emoji import ARTWORKS, LOOKS
 from benchmarks.train.train_emoji_classifier import features, fresh_pictures
 from benchmarks.train.training import MODELS, saves

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from benchmarks.classifier import as_batch
 from benchmarks.train.emoji import draw, load, sample_look, training_pictures
 from benchmarks.train.emoji_classifier import EmojiClassifier
+from benchmarks.train.shape_classifier import as_batch
 from benchmarks.train.train_classifier import roughen
 from benchmarks.train.train_emoji import ARTWORKS, LOOKS
 from benchmarks.train.training import MODELS, parser, settings_from, train

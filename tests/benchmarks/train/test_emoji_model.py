@@ -6,12 +6,12 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from benchmarks.classifier import as_batch
 from benchmarks.train.emoji import NAMES, PACKAGES
 from benchmarks.train.emoji_classifier import EmojiClassifier
 from benchmarks.train.noise import noise_scheduler
+from benchmarks.train.shape_classifier import as_batch
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[3]
 MODELS = ROOT / "benchmarks" / "models"
 NOTICES = [ROOT / "NOTICE", MODELS / "emoji/README.md", MODELS / "emoji-classifier/README.md"]
 PROMPTS = ["crescent moon, noto", "crescent moon, twemoji"]
