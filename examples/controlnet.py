@@ -1,7 +1,7 @@
 """A picture led by the edges of another one: the ControlNet is cut along with the U-Net.
 
 For a real one: `--model stable-diffusion-v1-5/stable-diffusion-v1-5 --controlnet
-lllyasviel/control_v11p_sd15_canny --edges edges.png`, and a prompt of your own.
+lllyasviel/control_v11p_sd15_canny --edges edges.png`, and your prompt below.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Three pictures from words: one denoising step in three runs in full, the others are shallow.
 
-For a real model: `--model stable-diffusion-v1-5/stable-diffusion-v1-5`, and prompts of your own.
+For a real model: `--model stable-diffusion-v1-5/stable-diffusion-v1-5`, and your prompts below.
 """
 
 import argparse

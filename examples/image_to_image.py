@@ -1,7 +1,7 @@
 """A sketch becomes a picture, twice: steps are counted from the first that runs, at any strength.
 
-For a real model: `--model stable-diffusion-v1-5/stable-diffusion-v1-5 --image sketch.png`, and a
-prompt of your own.
+For a real model: `--model stable-diffusion-v1-5/stable-diffusion-v1-5 --image sketch.png`, and your
+prompt below.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """From the DeepCache package, 0.1.1, to this one: `--check` makes the same pictures by both.
 
-For a real model: `--model stable-diffusion-v1-5/stable-diffusion-v1-5`, and a prompt of your own.
+For a real model: `--model stable-diffusion-v1-5/stable-diffusion-v1-5`, and your prompt below.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """A picture with a LoRA and one without it: the helper stays enabled while LoRAs come and go.
 
 For a real one: `--model stabilityai/stable-diffusion-xl-base-1.0 --lora nerijs/pixel-art-xl
---weights pixel-art-xl.safetensors`, and a prompt of your own.
+--weights pixel-art-xl.safetensors`, and your prompt below.
 """
 
 import argparse

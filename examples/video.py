@@ -1,7 +1,7 @@
 """A short video by AnimateDiff, and how much the cache holds: the deep feature of all frames.
 
 For a real one: `--model stable-diffusion-v1-5/stable-diffusion-v1-5 --adapter
-guoyww/animatediff-motion-adapter-v1-5-2 --frames 16`, and a prompt of your own.
+guoyww/animatediff-motion-adapter-v1-5-2 --frames 16`, and your prompt below.
 """
 
 import argparse

@@ -126,3 +126,12 @@ def test_another_shell_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
         "deepcache-patch completion: error: Invalid value for 'SHELL': 'tcsh' is not one of "
         "'bash', 'zsh', 'fish' (see --help)\n"
     )
+
+
+def test_a_missing_shell_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    # click lists the choices line by line, and the ends of lines were told as signs.
+    assert main(["completion"]) == 2
+    assert capsys.readouterr().err == (
+        "deepcache-patch completion: error: Missing argument 'SHELL'. Choose from: bash, zsh, fish "
+        "(see --help)\n"
+    )
