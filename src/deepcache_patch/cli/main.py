@@ -111,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except click.exceptions.Exit as stop:  # after --help and --version
         return stop.exit_code
     except click.UsageError as error:
-        told = " ".join(error.format_message().split())  # click lists choices line by line
+        told = error.format_message().replace("\n\t", " ")  # click lists choices line by line
         message = f"{told.removesuffix('.')} (see --help)"
         code = EXIT_BAD_INPUT
     except BadInputError as error:
