@@ -11,6 +11,8 @@ from diffusers import ModelMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from torch import nn
 
+from benchmarks.train.convolutions import halvings, pooled
+
 #: Cosines times this are the logits.
 SHARPNESS = 20.0
 
@@ -35,13 +37,8 @@ class EmojiClassifier(ModelMixin, ConfigMixin):  # type: ignore[misc]
     ) -> None:
         """Build an untrained classifier."""
         super().__init__()
-        layers: list[nn.Module] = []
-        before = 3
-        for width in widths:
-            layers += [_convolution(before, width, stride=2), _convolution(width, width, stride=1)]
-            before = width
-        self.body = nn.Sequential(*layers)
-        self.feature_head = nn.Linear(2 * before, size)
+        self.body = halvings(widths)
+        self.feature_head = nn.Linear(2 * widths[-1], size)
         self.prototypes = nn.Parameter(torch.randn(len(prompts), size))
 
     def features(self, pictures: torch.Tensor) -> torch.Tensor:
@@ -54,8 +51,7 @@ class EmojiClassifier(ModelMixin, ConfigMixin):  # type: ignore[misc]
             Shape ``(batch, size)``, length 1, dtype of the classifier.
         """
         maps = self.body(pictures.to(self.dtype) * 2 - 1)
-        pooled = torch.cat([maps.mean((2, 3)), maps.amax((2, 3))], dim=1)
-        return F.normalize(self.feature_head(pooled), dim=1)
+        return F.normalize(self.feature_head(pooled(maps)), dim=1)
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
         """Logits ``(batch, prompts)`` for pictures as in ``features``."""
@@ -65,9 +61,3 @@ class EmojiClassifier(ModelMixin, ConfigMixin):  # type: ignore[misc]
     def read(self, pictures: torch.Tensor) -> list[str]:
         """The prompt of the emoji that each picture shows, pictures as in ``features``."""
         return [self.config.prompts[index] for index in self(pictures).argmax(1).tolist()]
-
-
-def _convolution(before: int, after: int, *, stride: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(before, after, 3, stride=stride, padding=1), nn.GroupNorm(8, after), nn.SiLU()
-    )

@@ -16,6 +16,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from PIL import Image
 from torch import nn
 
+from benchmarks.train.convolutions import halvings, pooled
 from benchmarks.train.shapes import COLOUR_NAMES, KINDS, SIZES, Scene
 
 
@@ -72,15 +73,10 @@ class ShapeClassifier(ModelMixin, ConfigMixin):  # type: ignore[misc]
     ) -> None:
         """Build an untrained classifier."""
         super().__init__()
-        layers: list[nn.Module] = []
-        before = 3
-        for width in widths:
-            layers += [_convolution(before, width, stride=2), _convolution(width, width, stride=1)]
-            before = width
-        self.body = nn.Sequential(*layers)
-        self.colour_head = nn.Linear(2 * before, len(kinds) * (1 + len(colours)))
-        self.size_head = nn.Linear(2 * before, len(kinds) * len(SIZES))
-        self.count_head = nn.Linear(2 * before, most + 1)
+        self.body = halvings(widths)
+        self.colour_head = nn.Linear(2 * widths[-1], len(kinds) * (1 + len(colours)))
+        self.size_head = nn.Linear(2 * widths[-1], len(kinds) * len(SIZES))
+        self.count_head = nn.Linear(2 * widths[-1], most + 1)
 
     def features(self, pictures: torch.Tensor) -> torch.Tensor:
         """The last hidden layer, as a description of pictures for distances between sets of them.
@@ -95,8 +91,7 @@ class ShapeClassifier(ModelMixin, ConfigMixin):  # type: ignore[misc]
         pictures = pictures.to(self.dtype)
         if pictures.shape[-2:] != (64, 64):
             pictures = F.interpolate(pictures, (64, 64), mode="bilinear", antialias=True)
-        maps = self.body(pictures * 2 - 1)
-        return torch.cat([maps.mean((2, 3)), maps.amax((2, 3))], dim=1)
+        return pooled(self.body(pictures * 2 - 1))
 
     def forward(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Logits for pictures as in ``features``.
@@ -132,9 +127,3 @@ def as_batch(pictures: Sequence[Image.Image]) -> torch.Tensor:
     """RGB pictures of one size as floats in [0, 1] of shape ``(batch, 3, height, width)``."""
     stacked = np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])
     return torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 255
-
-
-def _convolution(before: int, after: int, *, stride: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(before, after, 3, stride=stride, padding=1), nn.GroupNorm(8, after), nn.SiLU()
-    )
