@@ -127,17 +127,17 @@ class CallPatch:
             self._await_earlier_calls()
 
     @contextmanager
-    def turn(self, kinds: int) -> Iterator[bool]:
+    def turn(self, kinds: Callable[[], int]) -> Iterator[bool]:
         """The turn of one call: no other thread's is under way in the `with` block.
 
         Args:
-            kinds: See `room_for_graphs`.
+            kinds: Gives that of `room_for_graphs`, once it is this call's turn.
 
         Yields:
             Whether the patch is still there. If it was removed while the call waited, somebody
             else's may be in its place: call `module` then, after the block.
         """
-        with self.lock, self.room_for_graphs(kinds):
+        with self.lock, self.room_for_graphs(kinds()):
             yield self.installed
 
     def _await_earlier_calls(self) -> None:

@@ -88,8 +88,8 @@ class AttachedCompanion:
         if unet is None or anatomy is None:
             return original(*args, **kwargs)
         branch = self._branch(unet, anatomy, args, kwargs)
-        kinds = unet.num_skips + 1  # cut at each branch, and whole
-        with self._patch.turn(kinds) as mine:
+        # Cut at each branch, and whole.
+        with self._patch.turn(lambda: unet.num_skips + 1) as mine:
             # While this call was waiting, layers may have been replaced.
             if mine and (branch is None or not anatomy.is_current):
                 return original(*args, **kwargs)

@@ -14,10 +14,11 @@ import torch
 from ..cutting.features import FeatureKey, Recorded
 from ..errors import DeepCacheWarning
 from ..schedules.guide import Guide, Position
+from ..schedules.noise import timesteps_of
 from ..schedules.plans import FULL
 from .session import Session
 from .shallow import UNetCuts
-from .steps import driving_scheduler, timesteps_of
+from .steps import driving_scheduler
 
 #: How many calls of one step are kept apart. More are no denoising loop that is known, and each
 #: would hold a feature of its own: they run in full.

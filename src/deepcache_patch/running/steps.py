@@ -13,6 +13,7 @@ from typing import Any, Final
 import torch
 
 from ..schedules.guide import Position
+from ..schedules.noise import timesteps_of
 
 # A longer storage is no list of timesteps: diffusion models are trained with a thousand or so.
 _LONGEST: Final = 10_000
@@ -176,13 +177,6 @@ def driving_scheduler(schedulers: Sequence[Any], timestep: Any) -> Any:
             if timesteps is not None and same_storage(timestep, timesteps):
                 return scheduler
     return schedulers[0] if schedulers else None
-
-
-def timesteps_of(scheduler: Any) -> torch.Tensor | None:
-    """The scheduler's list of timesteps, shape `(steps,)`; `None` if it has none."""
-    timesteps = getattr(scheduler, "timesteps", None)
-    listed = isinstance(timesteps, torch.Tensor) and timesteps.ndim == 1
-    return timesteps if listed else None
 
 
 def _same_timeline(first: torch.Tensor | None, second: torch.Tensor | None) -> bool:

@@ -18,12 +18,12 @@ from ..errors import ChangedResidualsError
 from ..patching.call import CallPatch
 from ..patching.wrappers import unwrapped
 from ..schedules.guide import Context, FinishedCall, Guide, Position
+from ..schedules.noise import timesteps_of
 from .decision import FullOrShallow
 from .example import example_of
 from .session import Session
 from .shallow import UNetCuts
 from .stats import Course, LastGeneration, Stats
-from .steps import timesteps_of
 
 
 class AttachedUNet:
@@ -147,8 +147,7 @@ class AttachedUNet:
     def _call(
         self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        # Recording and shallow at each branch, and plain.
-        with self._lock, self._patch.turn(2 * len(self._anatomy.branches) + 1) as mine:
+        with self._patch.turn(self._kinds_of_calls) as mine:
             if mine:
                 return self._run(original, args, kwargs)
         return self._patch.module(*args, **kwargs)
@@ -201,6 +200,10 @@ class AttachedUNet:
         finally:
             self._cuts.taken()
         return output
+
+    def _kinds_of_calls(self) -> int:
+        """Recording and shallow at each branch, and plain."""
+        return 2 * len(self._anatomy.branches) + 1
 
     def _session(self) -> Session:
         try:

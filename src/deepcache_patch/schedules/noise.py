@@ -93,10 +93,17 @@ def error_weights(
     return total / total.max()
 
 
+def timesteps_of(scheduler: Any) -> torch.Tensor | None:
+    """The scheduler's list of timesteps, shape `(steps,)`; `None` if it has none."""
+    timesteps = getattr(scheduler, "timesteps", None)
+    listed = isinstance(timesteps, torch.Tensor) and timesteps.ndim == 1
+    return timesteps if listed else None
+
+
 def ends_with(scheduler: Any, timesteps: Sequence[float]) -> bool:
     """Whether these are the last of the scheduler's own timesteps."""
-    known = getattr(scheduler, "timesteps", None)
-    if not isinstance(known, torch.Tensor) or known.ndim != 1:
+    known = timesteps_of(scheduler)
+    if known is None:
         return False
     return bool(timesteps) and known.tolist()[-len(timesteps) :] == list(timesteps)
 
