@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from ..measuring.writing import require_replaceable
-from .mistakes import BadInputError
+from .mistakes import BadInputError, reason_of
 
 #: Bytes of a file of prompts, all of which make one batch.
 _LARGEST_PROMPTS: Final = 2**20
@@ -25,7 +25,7 @@ def prompts_in(path: Path) -> list[str]:
             raise BadInputError(f"--prompts {path} has more than {_LARGEST_PROMPTS} bytes")
         text = content.decode("utf-8-sig")
     except OSError as error:
-        reason = error.strerror or str(error)
+        reason = reason_of(error)
         raise BadInputError(f"cannot read --prompts {path}: {reason}") from error
     except ValueError as error:  # also of a path that cannot be one
         message = f"cannot read --prompts {path}: {error}; save it as text in UTF-8"
@@ -50,5 +50,5 @@ def require_writable(folder: Path, *files: Path) -> None:
         for place in files:
             require_replaceable(place)
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+        reason = reason_of(error)
         raise BadInputError(f"cannot write into --output {place}: {reason}") from error

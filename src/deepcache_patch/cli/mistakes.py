@@ -19,6 +19,11 @@ class FailedError(Exception):
     """Something went wrong on the way; the message says where."""
 
 
+def reason_of(error: BaseException) -> str:
+    """What the system says of a file or an address, without its name; else the error's text."""
+    return getattr(error, "strerror", None) or str(error)
+
+
 @contextmanager
 def bad_input(where: str = "") -> Iterator[None]:
     """What the library refuses is the person's mistake: said in one line."""

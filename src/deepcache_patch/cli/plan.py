@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from . import options
-from .mistakes import BadInputError, bad_input
+from .mistakes import BadInputError, bad_input, reason_of
 from .terminal import say
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def _plans_in(file: str, steps: int | None, given: dict[str, Any]) -> list[Plan]
         plans = [each.solution.plan for each in load_all(file)]
     except OSError as error:
         known = ", ".join(PLANNED)
-        reason = error.strerror or str(error)
+        reason = reason_of(error)
         raise BadInputError(
             f"--schedule is {known} or a file; cannot read {file}: {reason}"
         ) from error

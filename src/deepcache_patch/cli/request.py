@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from ..errors import InvalidSettingError, first_line
 from .files import prompts_in
-from .mistakes import BadInputError
+from .mistakes import BadInputError, reason_of
 
 #: Options that only some pipelines know, by the name of the argument that each one sets.
 _CALL_OPTIONS: Final = {
@@ -167,7 +167,7 @@ def calibrated_in(schedule: str | None) -> Any:
     try:
         return Calibrated.load(schedule)
     except OSError as error:
-        reason = error.strerror or str(error)
+        reason = reason_of(error)
         message = f"--schedule is uniform, auto or a file; cannot read {schedule}: {reason}"
         raise BadInputError(message) from error
 

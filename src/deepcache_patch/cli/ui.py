@@ -9,7 +9,8 @@ from typing import Any
 import click
 
 from . import options
-from .mistakes import BadInputError, bad_input
+from .mistakes import BadInputError, bad_input, reason_of
+from .names import PROGRAM
 from .request import PipelineRequest, calibrated_in
 from .terminal import complain, say
 
@@ -53,7 +54,7 @@ def ui(*, schedule: str | None, host: str, port: int, **loading: Any) -> None:
         page = launch(pipe, host=host, port=free, calibrated=calibrated)
     if not is_loopback(host):
         warning = f"warning: whoever reaches {host} can use this page, without a password"
-        complain(f"deepcache-patch ui: {warning}")
+        complain(f"{PROGRAM} ui: {warning}")
     with page, suppress(KeyboardInterrupt):
         say(f"{page.address} (Ctrl-C ends it)")
         page.wait()
@@ -70,7 +71,7 @@ def _free_port(host: str, wanted: int) -> int:
             probe.bind((host, wanted))
             return int(probe.getsockname()[1])
     except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+        reason = reason_of(error)
         raise BadInputError(
             f"cannot listen on {host}, port {wanted}: {reason}; choose another --port or --host"
         ) from error
