@@ -32,9 +32,9 @@ class Auto:
     one that goes further then makes the next learn anew. Where the timesteps are not those of the
     pipeline's scheduler (a bare U-Net has none), everything runs in full.
 
-    The steps that the helper's `first` and `last` protect count as full ones of the budget: the plan
-    is learned with them. The picture's size, guidance and adapters (LoRA) are not part of the setting: after a change of
-    them that matters, take a new `Auto`.
+    The plan is learned with the steps that the helper's `first` and `last` protect, and anew if
+    these change. The picture's size, guidance and adapters (LoRA) are not part of the setting:
+    after a change of them that matters, take a new `Auto`.
 
     Args:
         interval: The budget: as many full steps as `Uniform` has with this interval, at least 1.

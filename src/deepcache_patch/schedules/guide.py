@@ -12,7 +12,7 @@ from ..errors import InvalidSettingError
 from .noise import noise_levels
 from .plans import FULL, Explicit, Plan, PlanEntry, Schedule
 from .replay import Replay
-from .window import Window
+from .window import NO_WINDOW, Window
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Context:
     unet: nn.Module
     is_own: bool = True
     is_guess: bool = False
-    window: Window = Window()
+    window: Window = NO_WINDOW
 
     @property
     def protected(self) -> frozenset[int]:
@@ -205,7 +205,7 @@ def planned(schedule: Schedule, context: Context) -> Plan:
 
 
 def guides_of(
-    schedule: AnySchedule, replay: Replay, window: Window = Window()
+    schedule: AnySchedule, replay: Replay, window: Window = NO_WINDOW
 ) -> Callable[[Context], Guide]:
     """What gives each generation its guide, by a schedule of either kind, within a window."""
 

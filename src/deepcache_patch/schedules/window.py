@@ -96,3 +96,7 @@ def _count(amount: float, num_steps: int) -> int:
     if isinstance(amount, int):
         return min(amount, num_steps)
     return math.ceil(amount * num_steps * (1 - _ROUNDING))
+
+
+#: Nothing is protected.
+NO_WINDOW: Final = Window()
