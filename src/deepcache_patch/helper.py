@@ -18,6 +18,7 @@ from .running.pause import Pause
 from .running.stats import LOGGER, LastGeneration, Stats
 from .schedules.guide import AnySchedule, guides_of
 from .schedules.replay import Replay
+from .schedules.window import Window
 from .settings.by_name import replay_of, schedule_of, uniform_of
 from .settings.fitting import anatomies_for
 from .versions import warn_of_untested
@@ -45,6 +46,10 @@ class DeepCacheHelper:
             limit that depends on the U-Net; a higher one is slower and closer to the plain picture.
         schedule: Any `Schedule`, in the place of `interval` and `branch`; or `"auto"`, which learns
             from the first generation: `Auto(interval, branch)`.
+        first: How many steps at the start of each generation run in full, whatever the schedule
+            says: an integer of at least 0 (default), or a float from 0 to below 1, a share of the
+            generation's steps, rounded up. Counted from the steps that run.
+        last: How many at its end, likewise.
         replay: What a shallow step gets: `"extrapolate"` (default), `"reuse"`, which is the
             paper's, or any `Replay`. Not for schedules with one of their own (`Auto`).
 
@@ -59,7 +64,16 @@ class DeepCacheHelper:
     """
 
     # So that a misspelt setting (`helper.interval = 5`) is an error and not a silence.
-    __slots__ = ("__weakref__", "_attachment", "_found", "_pause", "_pipe", "_replay", "_schedule")
+    __slots__ = (
+        "__weakref__",
+        "_attachment",
+        "_found",
+        "_pause",
+        "_pipe",
+        "_replay",
+        "_schedule",
+        "_window",
+    )
 
     def __init__(
         self,
@@ -68,6 +82,8 @@ class DeepCacheHelper:
         interval: int | None = None,
         branch: int | None = None,
         schedule: AnySchedule | Literal["auto"] | None = None,
+        first: float = 0,
+        last: float = 0,
         replay: Replay | Literal["extrapolate", "reuse"] | None = None,
     ) -> None:
         warn_of_untested()
@@ -76,6 +92,7 @@ class DeepCacheHelper:
         self._pause = Pause()
         self._attachment = Attachment(pipe, self._pause.is_on, weakref.ref(self))
         self._schedule: AnySchedule = schedule_of(schedule, interval, branch)
+        self._window = Window(first, last)
         anatomies_for(pipe, self._schedule)
         self._replay = replay_of(replay, self._schedule)
 
@@ -88,6 +105,16 @@ class DeepCacheHelper:
     def schedule(self) -> AnySchedule:
         """What decides which steps run in full, and at which branch the others run."""
         return self._schedule
+
+    @property
+    def first(self) -> float:
+        """How many steps at the start always run in full: an `int`, or a share as a `float`."""
+        return self._window.first
+
+    @property
+    def last(self) -> float:
+        """How many steps at the end always run in full: an `int`, or a share as a `float`."""
+        return self._window.last
 
     @property
     def replay(self) -> Replay:
@@ -144,7 +171,8 @@ class DeepCacheHelper:
             attachment = self._attachment
             if not (attachment.holds and attachment.stands_outside):
                 anatomies = anatomies_for(self._pipe, self._schedule)
-                attachment.attach(anatomies, guides_of(self._schedule, self._replay))
+                begin = guides_of(self._schedule, self._replay, self._window)
+                attachment.attach(anatomies, begin)
                 LOGGER.info("%s, %s: enabled", type(self._pipe).__name__, self._schedule)
             return self
 
@@ -197,7 +225,7 @@ class DeepCacheHelper:
         self.follow(uniform_of(self._schedule, cache_interval, cache_branch_id, skip_mode))
 
     def follow(self, schedule: AnySchedule) -> None:
-        """Go by another schedule, before or while enabled.
+        """Go by another schedule, before or while enabled; `first` and `last` stay.
 
         A generation that is under way goes on as if it were a new one, with a full step.
 
@@ -207,7 +235,7 @@ class DeepCacheHelper:
         with SWITCHING:
             anatomies_for(self._pipe, schedule)  # or it is refused
             self._schedule = schedule
-            self._attachment.follow(guides_of(schedule, self._replay))
+            self._attachment.follow(guides_of(schedule, self._replay, self._window))
 
     def calibrate(
         self,
@@ -284,7 +312,8 @@ class DeepCacheHelper:
 
     def __repr__(self) -> str:
         state = "enabled" if self.enabled else "disabled"
-        return f"DeepCacheHelper({type(self._pipe).__name__}, {self._schedule}, {state})"
+        window = f", {self._window}" if self._window else ""
+        return f"DeepCacheHelper({type(self._pipe).__name__}, {self._schedule}{window}, {state})"
 
     def __str__(self) -> str:
         return as_text(self)

@@ -11,7 +11,7 @@ import pytest
 from builders.cases import CASES
 
 import deepcache_patch
-from deepcache_patch import Auto, DeepCacheHelper
+from deepcache_patch import Auto, DeepCacheHelper, InvalidSettingError
 from deepcache_patch.cli.main import COMMANDS, main
 from deepcache_patch.cli.request import PipelineRequest
 from deepcache_patch.compare import run as comparison
@@ -73,6 +73,22 @@ def test_a_speedup_that_no_schedule_has(speedup: str, prompts: list[Any], capsys
 
 
 @pytest.mark.parametrize("command", ["compare", "calibrate"])
+def test_the_window_reaches_the_helper(
+    command: str, prompts: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def note(*given: Any, **_: Any) -> None:
+        helper = next(each for each in given if isinstance(each, DeepCacheHelper))
+        raise InvalidSettingError(f"first={helper.first}, last={helper.last}")
+
+    monkeypatch.setattr(comparison, "compare", note)
+    monkeypatch.setattr(DeepCacheHelper, "calibrate", note)
+    known = prompts if command == "calibrate" else ["compare", "m", "--prompt", "a fox"]
+    goal = ["--full-steps", 2] if command == "calibrate" else []
+    window = ["--first", "0.2", "--last", "3"]
+    assert said(capsys, *known, *goal, *window).endswith("first=0.2, last=3")
+
+
+@pytest.mark.parametrize("command", ["compare", "calibrate"])
 def test_a_branch_that_there_is_not(command: str, prompts: list[Any], capsys: Any) -> None:
     known = prompts if command == "calibrate" else ["compare", "m", "--prompt", "a fox"]
     goal = ["--full-steps", 2] if command == "calibrate" else []
@@ -106,7 +122,7 @@ def test_the_examples_of_plan_run(capsys: Any) -> None:
     assert main(["plan", "--help"]) == 0
     lines = capsys.readouterr().out.splitlines()
     commands = [line.split()[1:] for line in lines if line.startswith("    deepcache-patch plan")]
-    assert len(commands) == 3
+    assert len(commands) == 4
     for command in commands:
         assert main(command) == 0
         assert len(capsys.readouterr().out.splitlines()) == 2

@@ -27,6 +27,11 @@ def run(*arguments: str) -> int:
         ),
         ("--num-inference-steps 3 --interval 1", "FFF", "3 of 3 steps in full"),
         (
+            "--steps 20 --interval 3 --first 0.2 --last 2",
+            "FFFF··F··F··F··F··FF",
+            "10 of 20 steps in full, the others at branch 0",
+        ),
+        (
             "--schedule centred --interval 5 --center 15 --power 1.4",
             "F····F···F···F···F···F····F····F·····F·····F······",
             "10 of 50 steps in full, the others at branch 0",
@@ -73,6 +78,15 @@ def test_a_plan_is_a_strip_and_a_count(
             "Invalid value for '--steps' / '--num-inference-steps': 0 is too small: 1 is the least",
         ),
         ("--branch -1", "Invalid value for '--branch': -1 is too small: 0 is the least"),
+        *(
+            (
+                f"--{name} {value}",
+                f"Invalid value for '--{name}': {value} is neither a whole number of steps nor a "
+                "share of them, 0.0 to below 1",
+            )
+            for name in ("first", "last")
+            for value in ("1.5", "-1", "nan", "some")
+        ),
     ],
 )
 def test_what_is_no_plan_is_one_line(
@@ -93,6 +107,8 @@ def test_the_plan_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         assert run("--schedule", str(file), *more) == 0
         shown = "F·F·F\n3 of 5 steps in full, the others at branch 0\n"
         assert capsys.readouterr() == (shown, "")
+    assert run("--schedule", str(file), "--first", "2") == 0
+    assert capsys.readouterr().out.startswith("FFF·F\n4 of 5 steps in full")
     for more, message in {
         ("--steps", "9"): f"{file} was calibrated for 5 steps, not 9: leave --steps out",
         ("--interval", "3"): "--interval does not go with the file of --schedule, which has its "

@@ -447,6 +447,7 @@ def test_counts_and_settings_of_a_cached_generation() -> None:
     assert result.cache_nbytes > 0
     assert result.about["steps"] == 7
     assert (result.about["interval"], result.about["branch"]) == (3, 0)
+    assert (result.about["first"], result.about["last"]) == (0, 0)
     assert result.about["replay"] == "Extrapolate(strength=1.0)"
     assert result.about["seeds"] == [3]
     assert not helper.enabled

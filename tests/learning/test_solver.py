@@ -95,6 +95,51 @@ def test_the_plan_is_the_best_of_all(steps, count, levels):
     assert solution.error == pytest.approx(errors[best], rel=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("steps", "count", "protected"),
+    [
+        (9, 4, {0, 1, 2}),
+        (9, 4, {8}),
+        (10, 5, {1, 8, 9}),
+        (9, 3, {1, 2}),
+        (9, 2, {1, 2, 8}),  # more than were asked for
+    ],
+    ids=str,
+)
+def test_the_plan_is_the_best_of_those_with_what_is_protected(steps, count, protected):
+    features = drifting(steps, seed=count)
+    features[3] = features[2]  # nothing is missed there, in full or not
+    weights = np.random.default_rng(count).uniform(0.1, 1, steps)
+    errors = every_plan(features, weights, None, max(count, len(protected | {0})))
+    errors = {plan: error for plan, error in errors.items() if protected <= {*plan}}
+    solution = solve(
+        features, weights, None,
+        full_steps=count, branch=0, num_steps=steps, protected=protected,
+    )  # fmt: skip
+    assert solution.error == pytest.approx(min(errors.values()), rel=1e-9)
+    assert errors[solution.plan.full_steps] == min(errors.values())
+
+
+@pytest.mark.parametrize(("count", "last"), [(10, 0), (11, 0), (13, 2), (12, 2)])
+def test_what_is_protected_may_leave_few_full_steps_to_a_long_way(count, last):
+    protected = {*range(10), *range(60 - last, 60)}
+    plan = solve(
+        drifting(60), np.ones(60), None,
+        full_steps=count, branch=0, num_steps=60, protected=protected,
+    ).plan  # fmt: skip
+    assert len(plan.full_steps) == count
+    assert protected <= {*plan.full_steps}
+
+
+def test_what_is_protected_and_was_not_seen_is_full_as_all_that_was_not():
+    solution = solve(
+        drifting(9), np.ones(12), None,
+        full_steps=3, branch=0, num_steps=12, protected={10, 11},
+    )  # fmt: skip
+    assert solution.plan[9:] == (FULL,) * 3
+    assert len(solution.plan.full_steps) == 3 + 3
+
+
 def test_neighbours_are_at_most_so_far_apart():
     # Nothing happens but between the first steps: all full steps would go there.
     features = drifting(60)

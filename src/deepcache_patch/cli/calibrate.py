@@ -33,6 +33,7 @@ In Python: DeepCacheHelper(pipe, schedule=Calibrated.load("schedule.json")).
     "--psnr", type=options.finite, metavar="DB", help="goal: to the plain pictures, on average"
 )
 @options.branch
+@options.window
 @options.loading
 @options.output("FILE", required=True, help="JSON file to write")
 def calibrate(
@@ -41,6 +42,8 @@ def calibrate(
     full_steps: int | None,
     psnr: float | None,
     branch: int | None,
+    first: float,
+    last: float,
     output: Path,
     **generation: Any,
 ) -> None:
@@ -64,7 +67,7 @@ def calibrate(
         pipe = asked.load()
         seeds, call = asked.call_of(pipe, prompts)
         require_branch(pipe, branch, model=asked.model)
-        helper = DeepCacheHelper(pipe)
+        helper = DeepCacheHelper(pipe, first=first, last=last)
         arguments = batched_call(pipe, call, len(seeds))
         require_within_reach(pipe, call, speedup=speedup, full_steps=full_steps, branch=branch)
     with bad_input(f"{type(pipe).__name__}: "), failure(pipe):

@@ -31,6 +31,7 @@ _OUTPUT: Final = Path("deepcache-comparison")
 @options.interval
 @options.branch
 @options.schedule("uniform", "auto")
+@options.window
 @click.option("--replay", type=click.Choice(["extrapolate", "reuse"]), help="default: extrapolate")
 @options.loading
 @click.option(
@@ -50,6 +51,8 @@ def compare(
     interval: int | None,
     branch: int | None,
     schedule: str,
+    first: float,
+    last: float,
     replay: Literal["extrapolate", "reuse"] | None,
     repeats: int,
     output: Path,
@@ -72,7 +75,7 @@ def compare(
         seeds, call = asked.call_of(pipe, prompts)
         require_branch(pipe, branch, model=asked.model)
         require_same_steps(pipe, call, schedule, settings.get("schedule"))
-        helper = DeepCacheHelper(pipe, **settings, replay=replay)
+        helper = DeepCacheHelper(pipe, **settings, first=first, last=last, replay=replay)
     with bad_input(f"{type(pipe).__name__}: "), failure(pipe):
         outcome = helper.compare(seeds=seeds, repeats=repeats, **call)
 

@@ -114,6 +114,22 @@ def finite(text: str) -> float:
     return number
 
 
+def steps_or_share(text: str) -> float:
+    """A whole number of steps, or a share of them such as 0.2."""
+    try:
+        amount: float = int(text)
+    except ValueError:
+        try:
+            amount = float(text)
+        except ValueError:
+            amount = -1
+    if not 0 <= amount < (math.inf if isinstance(amount, int) else 1):
+        raise click.BadParameter(
+            f"{text} is neither a whole number of steps nor a share of them, 0.0 to below 1"
+        )
+    return amount
+
+
 def completing(*names: str, places: str | None = None) -> Completer:
     """What a shell offers: these names, and files ("file") or folders ("dir") if `places` says so.
 
@@ -228,6 +244,21 @@ interval: Decorator = click.option(
 
 branch: Decorator = click.option(
     "--branch", type=whole, metavar="K", help="of the shallow steps: 0, the default, is fastest"
+)
+
+
+#: What always runs in full; they go with each schedule.
+window: Decorator = _together(
+    *(
+        click.option(
+            f"--{name}",
+            type=steps_or_share,
+            default=0,
+            metavar="N|SHARE",
+            help=f"{name} steps that always run in full: 2, or 0.1 of all (default: 0)",
+        )
+        for name in ("first", "last")
+    )
 )
 
 

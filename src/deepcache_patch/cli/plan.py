@@ -18,6 +18,7 @@ examples:
   deepcache-patch plan --steps 50 --interval 3 --branch 0
   deepcache-patch plan --steps 50 --schedule centred --interval 5 --center 15 --power 1.4
   deepcache-patch plan --steps 50 --schedule growing --full-steps 10
+  deepcache-patch plan --steps 25 --interval 3 --first 0.2 --last 1
 
 F is a step in full, · a shallow one.
 """
@@ -41,17 +42,20 @@ _STEPS: Final = 50
     help="of centred and growing: how uneven, 1 to 10",
 )
 @options.full_steps("of growing: steps that run in full")
-def plan(*, schedule: str, steps: int | None, **parameters: Any) -> None:
+@options.window
+def plan(*, schedule: str, steps: int | None, first: float, last: float, **parameters: Any) -> None:
     """Prints which steps of a generation run in full. Loads no model."""
+    from ..schedules.window import Window
     from ..settings.by_name import PLANNED, named_schedule
 
     given = {name: value for name, value in parameters.items() if value is not None}
     with bad_input():
+        window = Window(first, last)
         if schedule in PLANNED:
             plans = [named_schedule(schedule, **given).plan(steps or _STEPS)]
         else:
             plans = _plans_in(schedule, steps, given)
-    for each in plans:
+    for each in map(window.protect, plans):
         say(f"{each}\n{_counted(each)}")
 
 

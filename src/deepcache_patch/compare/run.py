@@ -118,6 +118,8 @@ def compare(
         "steps": _steps(pipe, call),
         "interval": getattr(helper.schedule, "interval", None),
         "branch": getattr(helper.schedule, "branch", None),
+        "first": helper.first,
+        "last": helper.last,
         "schedule": str(helper.schedule),
         "replay": None if getattr(schedule, "own_replay", False) else str(helper.replay),
         "seeds": list(seeds),

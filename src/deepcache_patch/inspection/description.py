@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from html import escape
 
-from ..running.components import schedulers_of
+from ..running.components import schedulers_of, unets_of
 from ..running.face import Helper
 from ..running.stats import LastGeneration
+from ..schedules.guide import Context, planned
+from ..schedules.noise import timesteps_of
 from ..schedules.plans import Plan
+from ..schedules.window import Window
 
 #: What the plan is shown for until a generation tells how many steps there are.
 _STEPS = 50
@@ -22,11 +25,15 @@ def rows(helper: Helper) -> list[tuple[str, str]]:
     found = [("pipeline", f"{type(helper.pipe).__name__}, {state}")]
     for name, module in helper.attached.items():
         found.append((name, f"{module}, patched"))
-    found += [("schedule", str(helper.schedule)), ("replay", _replay(helper))]
+    found.append(("schedule", str(helper.schedule)))
+    window = Window(helper.first, helper.last)
+    if window:
+        found.append(("in full", str(window)))
+    found.append(("replay", _replay(helper)))
     for name, last in helper.last_generations.items():
         found += _strip(f"plan of {name}" if several else "plan", last.plan)
     if not helper.last_generations and not stats.full_calls:
-        found += _expected(helper)
+        found += _expected(helper, window)
     generations = f"{stats.generations} generation{'s' * (stats.generations != 1)}"
     calls = f"{stats.full_calls} in full, {stats.shallow_calls} shallow, in {generations}"
     found += [("calls", calls), ("cache", f"{stats.cache_nbytes / 2**20:.2f} MiB at most")]
@@ -58,14 +65,18 @@ def _replay(helper: Helper) -> str:
     return str(helper.replay)
 
 
-def _expected(helper: Helper) -> list[tuple[str, str]]:
+def _expected(helper: Helper, window: Window) -> list[tuple[str, str]]:
     """The plan of a generation that has not been."""
     (scheduler, *_) = [*schedulers_of(helper.pipe, "unet")(), None]
-    steps = _STEPS
+    timesteps = None
     if getattr(scheduler, "num_inference_steps", None):
-        steps = len(scheduler.timesteps)
+        timesteps = timesteps_of(scheduler)
+    steps = _STEPS if timesteps is None else len(timesteps)
     try:
-        found = _strip("plan", Plan(helper.schedule.plan(steps)))  # type: ignore[union-attr]
+        values = None if timesteps is None else tuple(map(float, timesteps.tolist()))
+        unet = next(iter(unets_of(helper.pipe).values()))
+        context = Context(steps, values, scheduler, unet, window=window)
+        found = _strip("plan", planned(helper.schedule, context))  # type: ignore[arg-type]
     except Exception:  # it looks at the generation, or is for another number of steps
         return [("plan", "depends on the generation")]
     name, text = found[-1]

@@ -14,7 +14,7 @@ from ..schedules.guide import Context, Guide
 from ..schedules.noise import ends_with
 from ..schedules.plans import whole_number
 from .calibrated_schedule import Calibrated, Setting, SolutionGuide, load_all, save_all
-from .study import Study, StudyGuide
+from .study import Study, StudyGuide, budget
 
 #: How many settings are remembered; the one that was learned first is forgotten first.
 _REMEMBERED: Final = 64
@@ -32,8 +32,9 @@ class Auto:
     one that goes further then makes the next learn anew. Where the timesteps are not those of the
     pipeline's scheduler (a bare U-Net has none), everything runs in full.
 
-    The picture's size, guidance and adapters (LoRA) are not part of the setting: after a change of
-    them that matters, take a new `Auto`.
+    The plan is learned with the steps that the helper's `first` and `last` protect, and anew if
+    these change. The picture's size, guidance and adapters (LoRA) are not part of the setting:
+    after a change of them that matters, take a new `Auto`.
 
     Args:
         interval: The budget: as many full steps as `Uniform` has with this interval, at least 1.
@@ -94,7 +95,7 @@ class Auto:
             return Guide(context.num_steps, ())
         setting, unet = Setting.of(context), weakref.ref(context.unet)
         for of, known in self._learned:
-            if of in (None, unet) and self._answers(known, setting):
+            if of in (None, unet) and self._answers(known, setting, context.protected):
                 return SolutionGuide(known.solution, partial(self._forget, known))
         return StudyGuide(Study(context, self.branch), lambda study: self._learn(study, unet))
 
@@ -108,7 +109,8 @@ class Auto:
                 self._learned = [
                     (of, known)
                     for of, known in self._learned
-                    if of not in (None, unet) or not self._answers(known, study.setting)
+                    if of not in (None, unet)
+                    or not self._answers(known, study.setting, study.protected)
                 ]
                 self._learned = [*self._learned, (unet, found)][-_REMEMBERED:]
                 self._write()
@@ -141,9 +143,17 @@ class Auto:
         ]
         save_all(self.file, [*kept, *mine])
 
-    def _answers(self, known: Calibrated, setting: Setting) -> bool:
-        branches = {self.branch, *known.branches}
-        return known.setting == setting and known.interval == self.interval and len(branches) == 1
+    def _answers(self, known: Calibrated, setting: Setting, protected: frozenset[int]) -> bool:
+        """Whether it was learned for the setting, the budget and the steps that are protected."""
+        if known.setting != setting or known.interval != self.interval:
+            return False
+        seen = known.solution.seen
+        full = {step for step in known.solution.plan.full_steps if step < seen}
+        return (
+            {self.branch, *known.branches} == {self.branch}
+            and full.issuperset(protected.intersection(range(seen)))
+            and len(full) == budget(seen, self.interval, protected)
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_learned": [(None, each) for each in self.learned]}

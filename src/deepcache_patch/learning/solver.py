@@ -5,7 +5,7 @@ knows a U-Net. In the formulas i is a shallow step, a the last full step before 
 before that; x' is x without its mean, channel by channel.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -152,6 +152,7 @@ def solve(
     full_steps: int,
     branch: int,
     num_steps: int,
+    protected: Collection[int] = (),
 ) -> Solution:
     """The plan with the least error among all that have so many full steps.
 
@@ -163,19 +164,23 @@ def solve(
         features: Of one branch, shape `(steps, channels, positions)`.
         weights: How much an error at each step moves the final picture: `noise.error_weights`.
         levels: ln(sigma) of each step, or `None`: see `REACH`.
-        full_steps: How many, at least 1; as many as there are steps if that is less.
+        full_steps: How many, at least 1; as many as there are steps if that is less, and as many
+            as must be full if that is more.
         branch: For the shallow steps.
         num_steps: Of the plan. Those that `features` does not reach are full.
+        protected: Steps that must be full, at the start and at the end.
     """
     steps = len(features)
-    count = min(full_steps, steps)
+    must = {0, *(step for step in protected if step < steps)}
+    count = min(max(full_steps, len(must)), steps)
     unseen: list[PlanEntry] = [FULL] * (num_steps - steps)
     if count == steps:
         return Solution(steps, Plan([FULL] * num_steps), {}, 0.0)
     fit = _Fit(features, levels)
-    mean = -(-steps // count)
+    # How far apart those are that are chosen, and the end, if they were evenly spaced.
+    mean = -(-(steps - len(must) + 1) // (count - len(must) + 1))
     reach = min(steps, max(NEAR, min(WIDEST * mean, int((SEARCHED / steps) ** 0.5)), mean))
-    chosen, error = _search(fit, np.asarray(weights)[:steps], count, reach)
+    chosen, error = _search(fit, np.asarray(weights)[:steps], count, reach, sorted(must))
     plan = Plan([FULL if step in chosen else branch for step in range(steps)] + unseen)
     blends = {}
     for step in range(steps):
@@ -267,8 +272,12 @@ def _least_squares(
     return gain, trend, np.maximum(rest, 0)
 
 
-def _search(fit: _Fit, weights: Array, count: int, reach: int) -> tuple[list[int], float]:
+def _search(
+    fit: _Fit, weights: Array, count: int, reach: int, must: Sequence[int]
+) -> tuple[list[int], float]:
     """The `count` full steps with the least error, no two neighbours more than `reach` apart.
+
+    Those in `must` are among them.
 
     Everything is kept relative to a full step a: `back` is a - b, or 0 where there is no b, and
     `ahead` is how far the next full step, or the end, is from a.
@@ -281,7 +290,9 @@ def _search(fit: _Fit, weights: Array, count: int, reach: int) -> tuple[list[int
         cost[a, back, 1] = 0
         for follows in (True, False):
             squares = (weights[i] * fit.missed(a, a - back, i, follows)) ** 2
-            sums = np.cumsum(np.nan_to_num(squares, nan=np.inf), axis=1)
+            squares = np.nan_to_num(squares, nan=np.inf)
+            squares[:, np.isin(i, must)] = np.inf
+            sums = np.cumsum(squares, axis=1)
             here = np.array([fit.follows(a, step + 1) is follows for step in i], dtype=bool)
             cost[a, back[:, None], i[here] - a + 1] = sums[:, here]
     ends = steps - np.arange(steps)  # how far the end is from each step

@@ -16,6 +16,11 @@ from .calibrated_schedule import Calibrated, Setting
 from .solver import Recording, solve
 
 
+def budget(num_steps: int, interval: int, protected: frozenset[int]) -> int:
+    """How many of the steps are full for `Uniform` with this interval and these protected steps."""
+    return len(protected.intersection(range(num_steps)).union(range(0, num_steps, interval)))
+
+
 class Study:
     """Full generations in one setting.
 
@@ -28,6 +33,7 @@ class Study:
         self.setting = Setting.of(context)
         self.branch = branch
         self.recording = Recording(context.num_steps)
+        self.protected = context.protected
         # As it is before its first step. Nothing of the U-Net is kept, or it would stay alive.
         self._scheduler = copy.deepcopy(context.scheduler)
         self._levels = context.levels()
@@ -37,6 +43,8 @@ class Study:
     ) -> Calibrated | None:
         """The best schedule with so many full steps, or as many as `interval` leaves.
 
+        The protected steps are among them.
+
         Returns:
             The schedule; `None` if nothing was recorded, or what was recorded is not finite.
         """
@@ -45,7 +53,7 @@ class Study:
         if not steps:
             return None
         if full_steps is None:
-            full_steps = -(-steps // (interval or 1))
+            full_steps = budget(steps, interval or 1, self.protected)
         timesteps = self.setting.timesteps
         weights = error_weights(self._scheduler, timesteps, self.recording.slopes(), self._levels)
         solution = solve(
@@ -55,6 +63,7 @@ class Study:
             full_steps=full_steps,
             branch=self.branch,
             num_steps=self.recording.num_steps,
+            protected=self.protected,
         )
         # The search looks at some of the channels; a blend has all of them.
         finite = (np.isfinite(blend[2:]).all() for blend in solution.blends.values())

@@ -233,7 +233,8 @@ class AttachedUNet:
             num_steps = position.num_steps or max(64, 2 * position.step)
             scheduler = session.scheduler
             is_own = session.tracker.runs_on(timesteps_of(scheduler))
-            context = Context(num_steps, timesteps, scheduler, self._unet, is_own)
+            is_guess = position.num_steps is None
+            context = Context(num_steps, timesteps, scheduler, self._unet, is_own, is_guess)
             guide = self._begin(context)
             self._cuts.record(guide.branches)
             session.guide = guide

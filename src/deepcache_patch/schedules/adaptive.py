@@ -58,14 +58,15 @@ class AdaptiveGuide(ReplayGuide):
     def __init__(self, schedule: Adaptive, context: Context, replay: Replay) -> None:
         super().__init__(context, schedule.branches, replay)
         self._schedule = schedule
+        self._protected = context.protected
         self._last_full = 0
         self._newest: dict[int, tuple[int, torch.Tensor]] = {}  # by branch: step and feature
         self._drifts: dict[int, list[tuple[int, HostCopy]]] = {}  # by branch: since which step
 
     def entry(self, step: int) -> PlanEntry:
-        """The shallowest branch within the tolerance, or full."""
+        """The shallowest branch within the tolerance; full if none is, or the step is protected."""
         schedule = self._schedule
-        if step - self._last_full < schedule.longest:
+        if step not in self._protected and step - self._last_full < schedule.longest:
             for branch in schedule.branches:
                 drift = self._drift(branch, step)
                 if drift is not None and drift <= schedule.tolerance:

@@ -1,7 +1,7 @@
 """What one generation of one U-Net goes by: which steps are full, and what is replayed."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
@@ -10,8 +10,9 @@ from torch import nn
 from ..cutting.features import Recorded
 from ..errors import InvalidSettingError
 from .noise import noise_levels
-from .plans import FULL, Explicit, PlanEntry, Schedule
+from .plans import FULL, Explicit, Plan, PlanEntry, Schedule
 from .replay import Replay
+from .window import NO_WINDOW, Window
 
 
 @dataclass(frozen=True)
@@ -19,11 +20,13 @@ class Context:
     """What is known when a generation begins.
 
     Attributes:
-        num_steps: How many steps it has; a guess, to be raised later, without `timesteps`.
+        num_steps: How many steps it has.
         timesteps: The values of the steps; `None` if there is no list of them.
         scheduler: The pipeline's, after `set_timesteps`, or `None`.
         unet: The U-Net inside `torch.compile`'s wrapper.
         is_own: Whether the timesteps are the scheduler's own list, not another pipeline's.
+        is_guess: Whether `num_steps` is a guess, to be raised later.
+        window: What runs in full whatever the schedule says.
     """
 
     num_steps: int
@@ -31,6 +34,13 @@ class Context:
     scheduler: Any
     unet: nn.Module
     is_own: bool = True
+    is_guess: bool = False
+    window: Window = NO_WINDOW
+
+    @property
+    def protected(self) -> frozenset[int]:
+        """The steps that run in full whatever the schedule says, as far as they are known."""
+        return self.window.steps(self.num_steps, is_guess=self.is_guess)
 
     def levels(self) -> tuple[float, ...] | None:
         """`noise_levels` of the steps."""
@@ -137,12 +147,7 @@ class PlannedGuide(ReplayGuide):
     """Goes by the plan of a schedule."""
 
     def __init__(self, schedule: Schedule, replay: Replay, context: Context) -> None:
-        plan = schedule.plan(context.num_steps)
-        if len(plan) != context.num_steps:
-            raise InvalidSettingError(
-                f"the plan of {schedule!r} has {len(plan)} entries for {context.num_steps} steps"
-            )
-        self._plan = Explicit(plan).entries
+        self._plan = planned(schedule, context)
         super().__init__(context, self._plan.branches, replay)
 
     def entry(self, step: int) -> PlanEntry:
@@ -150,8 +155,65 @@ class PlannedGuide(ReplayGuide):
         return self._plan[step]
 
 
-def guides_of(schedule: AnySchedule, replay: Replay) -> Callable[[Context], Guide]:
-    """What gives each generation its guide, by a schedule of either kind."""
-    if isinstance(schedule, GuidingSchedule):
-        return lambda context: schedule.begin(context, replay)
-    return lambda context: PlannedGuide(schedule, replay, context)
+class ProtectingGuide(Guide):
+    """Another guide, but for the steps that run in full whatever it says.
+
+    Args:
+        guide: Is asked and told everything, as if it were alone.
+        protected: Those steps.
+    """
+
+    def __init__(self, guide: Guide, protected: frozenset[int]) -> None:
+        super().__init__(guide.num_steps, guide.branches, guide.keep)
+        self._guide = guide
+        self._protected = protected
+
+    def entry(self, step: int) -> PlanEntry:
+        """Full, or the guide's."""
+        entry = self._guide.entry(step)
+        return FULL if step in self._protected else entry
+
+    def feature(self, step: int, branch: int, recorded: Sequence[Recorded]) -> torch.Tensor:
+        """The guide's."""
+        return self._guide.feature(step, branch, recorded)
+
+    def observe(self, call: FinishedCall) -> None:
+        """Let the guide look."""
+        self._guide.observe(call)
+
+    def finish(self) -> None:
+        """Tell the guide."""
+        self._guide.finish()
+
+
+def planned(schedule: Schedule, context: Context) -> Plan:
+    """The plan of a generation, with what its window protects in full.
+
+    A schedule that has a method `plan_for(context)` is asked by that, any other by its
+    `plan(num_steps)`.
+
+    Raises:
+        InvalidSettingError: If it is not a plan of so many steps.
+    """
+    plan_for = getattr(schedule, "plan_for", None)
+    plan = schedule.plan(context.num_steps) if plan_for is None else plan_for(context)
+    if len(plan) != context.num_steps:
+        raise InvalidSettingError(
+            f"the plan of {schedule!r} has {len(plan)} entries for {context.num_steps} steps"
+        )
+    return context.window.protect(Explicit(plan).entries, is_guess=context.is_guess)
+
+
+def guides_of(
+    schedule: AnySchedule, replay: Replay, window: Window = NO_WINDOW
+) -> Callable[[Context], Guide]:
+    """What gives each generation its guide, by a schedule of either kind, within a window."""
+
+    def guide(context: Context) -> Guide:
+        context = replace(context, window=window)
+        if not isinstance(schedule, GuidingSchedule):
+            return PlannedGuide(schedule, replay, context)
+        found = schedule.begin(context, replay)
+        return ProtectingGuide(found, context.protected) if window else found
+
+    return guide
