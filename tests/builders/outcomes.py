@@ -78,15 +78,17 @@ def pictures(**changes: Any) -> Any:
     )
 
 
-def videos() -> Any:
+def videos(**changes: Any) -> Any:
     plain, cached = ([flat((number, base, 0)) for number in range(5)] for base in (9, 99))
     about = {**ABOUT, "seeds": [7]}
     return outcome(
-        plain=(tuple(plain),), cached=(tuple(cached),), psnr=(20.0,), ssim=(0.5,), about=about
+        **{"plain": (tuple(plain),), "cached": (tuple(cached),), "about": about}
+        | {"psnr": (20.0,), "ssim": (0.5,)}
+        | changes
     )
 
 
-def sounds() -> Any:
+def sounds(**changes: Any) -> Any:
     tone = np.sin(np.arange(1600, dtype=np.float32) / 20)[None]
     return outcome(
         plain=(Sound(tone, 16000), Sound(tone, 16000)),
@@ -94,4 +96,5 @@ def sounds() -> Any:
         psnr=None,
         ssim=None,
         snr=(6.0, float("inf")),
+        **changes,
     )

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from builders.outcomes import ABOUT, HOSTILE, PLAN, pictures, sounds, videos
+from builders.outcomes import ABOUT, HOSTILE, PLAN, fewer, flat, outcome, pictures, sounds, videos
 from PIL import Image
 
 from deepcache_patch import Plan
+from deepcache_patch.measuring.media import Sound
 
 
 class Page(HTMLParser):
@@ -180,3 +181,74 @@ def test_arguments_are_said_in_a_few_words(value: Any, said: str) -> None:
     page = Page(pictures(about={**ABOUT, "call": {"argument": value}}).to_html())
     texts = [text.strip() for text in page.texts if text.strip()]
     assert texts[texts.index("argument") + 1] == said
+
+
+# --- with fewer steps ---------------------------------------------------------------------------
+
+
+def test_a_third_picture_lies_there_and_a_switch_chooses_two_of_three() -> None:
+    comparison = outcome(fewer=fewer(), work=0.4)
+    page = Page(comparison.to_html())
+    shown = page.all("img", "fewer")
+    assert [img["alt"] for img in shown] == ["seed 0, 3 steps", "seed 1, 3 steps"]
+    for attributes, picture in zip(shown, comparison.fewer.results, strict=True):
+        with Image.open(BytesIO(content(attributes["src"]))) as read:
+            assert np.array_equal(np.asarray(read.convert("RGB")), np.asarray(picture))
+    radios = [box for box in page.all("input") if box["type"] == "radio"]
+    assert [(box["name"], box["value"], "checked" in box) for box in radios] == [
+        ("over", "cached", True),
+        ("over", "fewer", False),
+        ("over", "both", False),
+    ]
+    said = [text.strip() for text in page.texts if text.strip()]
+    start = said.index("Left and right of the divider")
+    assert said[start + 1 : start + 4] == [
+        "plain and DeepCache",
+        "plain and 3 steps",
+        "3 steps and DeepCache",
+    ]
+    assert comparison.verdict in said
+    assert "DeepCache: PSNR 20.00 dB · SSIM 0.5000" in said
+    assert "3 steps: PSNR 17.00 dB · SSIM 0.2500" in said
+    assert "5.000 s → 2.000 s; by work at most 2.50×" in said
+    # Both differences fit with one factor: the larger one is 4.
+    assert [box["data-factor"] for box in page.all("input") if box.get("id")] == ["32"]
+
+
+def test_every_figure_of_the_third_contestant_is_in_the_table_of_the_page() -> None:
+    comparison = outcome(fewer=fewer(), work=0.4)
+    text = comparison.to_html()
+    heads = re.findall(r'<th scope="col">(.*?)</th>', text)
+    rows = [
+        tuple(re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row))
+        for row in re.findall(r"<tr>(<th scope=.row.>.*?)</tr>", text)
+    ]
+    assert tuple(heads) == comparison.columns == ("plain", "DeepCache", "3 steps")
+    assert rows == comparison.rows()
+
+
+def test_without_fewer_steps_there_is_no_switch() -> None:
+    page = Page(pictures().to_html())
+    assert not [box for box in page.all("input") if box["type"] == "radio"]
+    assert page.all("img", "fewer") == page.all("p", "verdict") == []
+
+
+def test_frames_and_sounds_of_the_third_contestant() -> None:
+    frames = tuple(flat((number, 50, 0)) for number in range(5))
+    third = fewer(results=(frames,), psnr=(17.0,), ssim=(0.5,))
+    page = Page(videos(fewer=third).to_html())
+    assert [img["alt"] for img in page.all("img", "fewer")] == [
+        f"seed 7, 3 steps, frame {number}" for number in range(1, 6)
+    ]
+    comparison = sounds()
+    results = tuple(Sound(0.25 * each.samples, each.rate) for each in comparison.plain)
+    third = fewer(results=results, psnr=None, ssim=None, snr=(2.5, 2.5))
+    page = Page(sounds(fewer=third).to_html())
+    heard = [content(audio["src"]) for audio in page.all("audio")]
+    rows = (comparison.plain, comparison.cached, results)
+    assert heard == [row[number].wav() for number in (0, 1) for row in rows]
+    # Three quarters of the loudest is what is missing at most: not even twice that fits.
+    assert page.texts.count("Difference of DeepCache, ×1") == 2
+    assert page.texts.count("Difference of 3 steps, ×1") == 2
+    assert len(page.all("img", "residue")) == 4
+    assert "3 steps: SNR 2.50 dB" in page.texts

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders.outcomes import ABOUT, HOSTILE, fewer, flat, pictures, sounds, videos
+from builders.outcomes import ABOUT, HOSTILE, fewer, flat, outcome, pictures, sounds, videos
 from PIL import Image
 
 from deepcache_patch import Plan
@@ -241,3 +241,69 @@ def test_a_hostile_prompt_is_inert(show: Any) -> None:
     about = {**ABOUT, "model": HOSTILE, "call": {"prompt": HOSTILE}}
     browser = show(pictures(about=about))
     assert HOSTILE in find(browser, ".prompt").text
+
+
+# --- with fewer steps ---------------------------------------------------------------------------
+
+#: Which pictures and names of the first result are seen.
+SEEN = """
+const seen = (each) => getComputedStyle(each).visibility === "visible";
+return [...document.querySelector(".stage").querySelectorAll("img, .tag")].filter(seen)
+    .map(each => each.alt || each.textContent)"""
+
+
+def choose(browser: Any, value: str) -> None:
+    find(browser, f".over [value={value}]").click()
+
+
+def sides(browser: Any) -> tuple[Any, Any]:
+    """The colours left and right of the divider."""
+    with Image.open(BytesIO(find(browser, ".stage").screenshot_as_png)) as seen:
+        picture = seen.convert("RGB")
+        return picture.getpixel((30, 30)), picture.getpixel((picture.width - 30, 30))
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_switch_puts_two_of_three_pictures_under_the_divider(show: Any, width: int) -> None:
+    browser = show(outcome(fewer=fewer()), width=width)
+    plain, cached, third = (102, 51, 0), (100, 50, 0), (98, 49, 0)
+    assert sides(browser) == (plain, cached)
+    names = ["seed 0, plain", "seed 0, DeepCache", "plain", "DeepCache"]
+    assert browser.execute_script(SEEN) == names
+    choose(browser, "fewer")
+    assert sides(browser) == (plain, third)
+    names = ["seed 0, plain", "seed 0, 3 steps", "plain", "3 steps"]
+    assert browser.execute_script(SEEN) == names
+    choose(browser, "both")
+    assert sides(browser) == (third, cached)
+    names = ["seed 0, DeepCache", "seed 0, 3 steps", "DeepCache", "3 steps"]
+    assert browser.execute_script(SEEN) == names
+    left, right = (
+        browser.execute_script(
+            f"return document.querySelector('.of-{kind}').getBoundingClientRect().x"
+        )
+        for kind in ("fewer", "cached")
+    )
+    assert left < right
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+
+
+def test_the_difference_is_that_of_the_two_that_are_chosen(show: Any) -> None:
+    browser = show(outcome(fewer=fewer()))
+    find(browser, "#difference").click()
+    for value, colour in (("cached", (64, 32, 0)), ("fewer", (128, 64, 0)), ("both", (64, 32, 0))):
+        choose(browser, value)
+        assert sides(browser) == (colour, colour)
+
+
+def test_frames_of_three_contestants_stand_side_by_side(show: Any) -> None:
+    frames = tuple(flat((number, 50, 0)) for number in range(5))
+    browser = show(videos(fewer=fewer(results=(frames,), psnr=(17.0,), ssim=(0.5,))))
+    from selenium.webdriver.support.wait import WebDriverWait
+
+    find(browser, "summary").click()
+    strip = "return [...document.querySelectorAll('.strip div')].map(line => line.children.length)"
+    WebDriverWait(browser, 5, 0.05).until(lambda _: browser.execute_script(strip) == [5, 5, 5])
+    unseen = "return [...document.querySelectorAll('.strip img')]"
+    unseen += ".filter(img => getComputedStyle(img).visibility !== 'visible').length"
+    assert browser.execute_script(unseen) == 0
