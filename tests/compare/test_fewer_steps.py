@@ -223,6 +223,24 @@ def test_a_count_that_never_suffices_leaves_them_out(monkeypatch: pytest.MonkeyP
     assert made.fewer_left_out == "it would take all 4, since so little work is saved"
 
 
+@pytest.mark.parametrize("good_runs", [0, 1])
+def test_a_failure_of_the_third_run_costs_nothing_else(good_runs: int) -> None:
+    ran = []
+
+    class PickyPipeline(TwoCallsPipeline):
+        def __call__(self, num_inference_steps: int = 50, **call: Any) -> ImagePipelineOutput:
+            ran.append(num_inference_steps)
+            if ran.count(6) > good_runs:
+                raise ValueError("six is too few\nand more lines")
+            return super().__call__(num_inference_steps=num_inference_steps, **call)
+
+    pipe = two_calls()
+    picky = PickyPipeline(pipe.unet, pipe.scheduler)
+    made = DeepCacheHelper(picky).compare(num_inference_steps=12, repeats=2)
+    assert ran == [4, *[12, 12, 6] * (good_runs + 1), *[12] * 2 * (1 - good_runs)]
+    assert (made.fewer, made.fewer_left_out) == (None, "6 steps failed: six is too few")
+
+
 def test_a_pipeline_that_is_not_told_its_steps_has_none() -> None:
     class StepsPipeline(DDPMPipeline):
         def __call__(self, generator: Any = None) -> None: ...

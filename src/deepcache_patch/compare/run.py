@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 
+from ..errors import first_line
 from ..inspection.branches import Branches
 from ..learning.auto import Auto
 from ..measuring.environment import device_name
@@ -94,7 +95,7 @@ def compare(
     calls, unets, perceptual = calls_of(pipe, call, seeds), unets_of(pipe), lpips()
     run = partial(_generate, pipe, unets.values())
     plain, cached, fewer = [], [], _Fewer(pipe, call, run, calls)
-    was_enabled, schedule = helper.enabled, helper.schedule
+    was_enabled, schedule, branches = helper.enabled, helper.schedule, None
     try:
         helper.enable()
         branch = min(getattr(schedule, "branches", ()), default=0)
@@ -113,7 +114,8 @@ def compare(
             helper.enable()  # counts from here: its stats are those of this run alone
             cached.append(run(calls, label="cached"))
             stats, last = helper.stats, helper.last_generations
-            work = _work(helper, stats, last)
+            branches = branches or helper.branches
+            work = _work(branches, stats, last)
             if fewer_steps:
                 helper.disable()
                 fewer.follow(plain[-1][1], work)
@@ -188,6 +190,9 @@ class _Fewer:
                 fewer = self._run_once()
         except LeftOutError as reason:
             self.left_out = str(reason)
+        except Exception as error:  # as many steps may be what a sampler refuses
+            self.left_out = f"{self._steps} steps failed: {first_line(error)}"
+            self._runs.clear()
         else:
             self._runs.append(fewer)
 
@@ -210,9 +215,8 @@ class _Fewer:
         )
 
 
-def _work(helper: Helper, stats: Stats, last: Mapping[str, LastGeneration]) -> float | None:
+def _work(branches: Any, stats: Stats, last: Mapping[str, LastGeneration]) -> float | None:
     """What ran with the helper, in full calls; `None` where it is not known."""
-    branches = helper.branches
     if not isinstance(branches, Branches) or len(last) != 1:
         return None
     return full_calls_worth(stats, next(iter(last.values())).plan, branches)
