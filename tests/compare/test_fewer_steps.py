@@ -230,7 +230,7 @@ def test_a_failure_of_the_third_run_costs_nothing_else(good_runs: int) -> None:
     class PickyPipeline(TwoCallsPipeline):
         def __call__(self, num_inference_steps: int = 50, **call: Any) -> ImagePipelineOutput:
             ran.append(num_inference_steps)
-            if ran.count(6) > good_runs:
+            if num_inference_steps == 6 and ran.count(6) > good_runs:
                 raise ValueError("six is too few\nand more lines")
             return super().__call__(num_inference_steps=num_inference_steps, **call)
 
