@@ -266,7 +266,12 @@ class DeepCacheHelper:
         return calibrate(self, run, **goals, branch=branch)
 
     def compare(
-        self, *, seeds: Sequence[int] | None = None, repeats: int = 1, **call: Any
+        self,
+        *,
+        seeds: Sequence[int] | None = None,
+        repeats: int = 1,
+        fewer_steps: bool = True,
+        **call: Any,
     ) -> "Comparison":
         """Generate the same without and with the helper, and see what differs and what it costs.
 
@@ -276,10 +281,12 @@ class DeepCacheHelper:
         Args:
             seeds: One for each result; prompts share them out evenly. By default one a prompt.
             repeats: Timed runs of each kind, at least 1; the figures are their medians.
+            fewer_steps: Whether the plain pipeline is measured, too, with so few steps that the
+                work of the U-Net is the same as with the helper, or barely more.
             call: Arguments of the pipeline's `__call__`, such as `prompt`.
 
         Returns:
-            Both sets of results, times, PSNR, SSIM, what ran; `save("x.html")` writes a page.
+            All results, times, PSNR, SSIM, what ran; `save("x.html")` writes a page.
 
         Raises:
             ImportError: scikit-image is not installed.
@@ -287,7 +294,9 @@ class DeepCacheHelper:
         """
         from .compare.run import compare  # only it needs what the extra brings
 
-        return compare(self._pipe, self, seeds=seeds, repeats=repeats, **call)
+        return compare(
+            self._pipe, self, seeds=seeds, repeats=repeats, fewer_steps=fewer_steps, **call
+        )
 
     def compile(self, **options: Any) -> "DeepCacheHelper":
         """Compile the U-Nets and ControlNets of the pipeline in place, and return the helper.

@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
+from deepcache_patch import Plan
+from deepcache_patch.compare.fewer import FewerSteps
 from deepcache_patch.compare.outcome import Comparison
 from deepcache_patch.measuring.generation import Timing
+from deepcache_patch.measuring.media import Sound
 
 ABOUT = {
     "model": "a/model",
@@ -25,6 +29,9 @@ ABOUT = {
     "repeats": 1,
     "call": {"prompt": "a fox"},
 }
+
+HOSTILE = "<script>window.hit = 1</script><img src=x onerror='window.hit = 1'>\"&amp;' {{ 7 * 7 }}"
+PLAN = Plan(["full", 0, 0, "full", 0, 0])
 
 
 def flat(colour: tuple[int, int, int], side: int = 64) -> Image.Image:
@@ -46,3 +53,48 @@ def outcome(**changes: Any) -> Comparison:
         "about": ABOUT,
     }
     return Comparison(**{**fields, **changes})
+
+
+def fewer(**changes: Any) -> FewerSteps:
+    """Three steps of six; its pictures are those of `outcome`, darker by (4, 2, 0)."""
+    fields: dict[str, Any] = {
+        "steps": 3,
+        "results": (flat((98, 49, 0)), flat((5, 7, 9))),
+        "times": (Timing(2.5, 3.0, 3), Timing(4.0, 5.0, 3), Timing(1.0, 2.0, 3)),
+        "work": 0.5,
+        "psnr": (17.0, 19.0),
+        "ssim": (0.25, 0.75),
+    }
+    return FewerSteps(**{**fields, **changes})
+
+
+def pictures(**changes: Any) -> Any:
+    noise = np.random.default_rng(0).integers(0, 256, (2, 64, 96, 3), np.uint8)
+    changed = noise.copy()
+    changed[:, 20:40] //= 2
+    plain, cached = ([Image.fromarray(each) for each in row] for row in (noise, changed))
+    return outcome(
+        **{"plain": tuple(plain), "cached": tuple(cached), "plans": {"unet": PLAN}} | changes
+    )
+
+
+def videos(**changes: Any) -> Any:
+    plain, cached = ([flat((number, base, 0)) for number in range(5)] for base in (9, 99))
+    about = {**ABOUT, "seeds": [7]}
+    return outcome(
+        **{"plain": (tuple(plain),), "cached": (tuple(cached),), "about": about}
+        | {"psnr": (20.0,), "ssim": (0.5,)}
+        | changes
+    )
+
+
+def sounds(**changes: Any) -> Any:
+    tone = np.sin(np.arange(1600, dtype=np.float32) / 20)[None]
+    return outcome(
+        plain=(Sound(tone, 16000), Sound(tone, 16000)),
+        cached=(Sound(0.5 * tone, 16000), Sound(tone, 16000)),
+        psnr=None,
+        ssim=None,
+        snr=(6.0, float("inf")),
+        **changes,
+    )

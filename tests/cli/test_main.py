@@ -65,9 +65,10 @@ def test_a_text_pipeline_end_to_end(
     options = ["--steps", 6, "--images", 2, "--device", "cpu", "--output", output]
     assert run(sd, "--prompt", "a fox", *options) == 0
     out, err = capsys.readouterr()
-    assert out.splitlines()[0].split() == ["plain", "DeepCache", "speedup"]
+    assert out.splitlines()[0].split() == ["plain", "DeepCache", "3", "steps"]
+    assert "fewer steps at equal work (3 of 6): " in out
     assert out.splitlines()[-1] == f"picture: {output / 'comparison.png'}"
-    for label in ("warm-up", "plain", "cached"):
+    for label in ("warm-up", "plain", "cached", "fewer steps"):
         assert f"{label}: 100%" in err
     assert {path.name for path in output.iterdir()} == set(FILES)
     assert out.splitlines()[-2] == f"report: {output / 'comparison.html'}"
@@ -124,6 +125,7 @@ def test_options_reach_the_comparison(sd: Path, asked: dict[str, Any]) -> None:
     assert asked == {
         "seeds": range(10, 13),
         "repeats": 5,
+        "fewer_steps": True,
         "prompt": "a fox",
         "negative_prompt": "rain",
         "guidance_scale": 3.5,
@@ -135,6 +137,11 @@ def test_options_reach_the_comparison(sd: Path, asked: dict[str, Any]) -> None:
     assert pipe.scheduler.config.beta_start == CASES["sd"].load().scheduler.config.beta_start
     assert pipe.unet.dtype == torch.bfloat16
     assert helper.schedule == Uniform(interval=4, branch=1)
+
+
+def test_fewer_steps_can_be_left_out(sd: Path, asked: dict[str, Any]) -> None:
+    run(sd, "--prompt", "a fox", "--device", "cpu", "--no-fewer-steps")
+    assert asked["fewer_steps"] is False
 
 
 def test_defaults(sd: Path, asked: dict[str, Any]) -> None:

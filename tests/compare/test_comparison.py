@@ -81,9 +81,11 @@ def test_missing_scikit_image_is_told_with_the_command_that_helps(
 
 def test_the_table_line_by_line() -> None:
     assert outcome().table().splitlines() == [
-        "                     plain    DeepCache   speedup",
-        "denoising loop     5.000 s      2.000 s     2.50x",
-        "whole call         6.000 s      4.000 s     1.50x",
+        "                     plain    DeepCache",
+        "denoising loop     5.000 s      2.000 s",
+        "loop speedup                      2.50×",
+        "whole call         6.000 s      4.000 s",
+        "call speedup                      1.50×",
         "full calls               6            2",
         "shallow calls            0            4",
         "PSNR                           20.00 dB",

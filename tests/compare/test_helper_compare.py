@@ -91,12 +91,25 @@ def check_kind(name: str, kind: str, **call: Any) -> Any:
     assert str(outcome.plan) == "F··F·"
     assert (outcome.full_calls, outcome.shallow_calls) == (4, 6)
     assert [time.calls for time in outcome.plain_times] == [10]
+    # Three steps of five are the least that cost no less; each of the two seeds makes them.
+    assert (outcome.fewer.steps, [time.calls for time in outcome.fewer.times]) == (3, [6])
+    assert [as_array(each).shape for each in outcome.fewer.results] == [
+        as_array(each).shape for each in outcome.plain
+    ]
+    by_hand = compared(pipe, num_inference_steps=3, **call)
+    assert as_array(outcome.fewer.results[1]).tobytes() == as_array(by_hand).tobytes()
     helper = DeepCacheHelper(pipe, interval=1)
     again = helper.compare(seeds=[4], num_inference_steps=5, **call)
-    assert again.identical == 1
+    assert (again.identical, again.fewer) == (1, None)
     # Each seed makes what it makes alone.
     assert as_array(again.plain[0]).tobytes() == as_array(outcome.plain[1]).tobytes()
     return outcome
+
+
+def compared(pipe: Any, **call: Any) -> Any:
+    """What the plain pipeline makes of seed 4."""
+    helper = DeepCacheHelper(pipe, interval=1)
+    return helper.compare(seeds=[4], fewer_steps=False, **call).plain[0]
 
 
 def as_array(result: Any) -> np.ndarray:
@@ -116,6 +129,8 @@ def test_a_pipeline_for_videos() -> None:
     assert outcome.snr is None
     grid = outcome.grid()
     assert grid.width > 6 * 160  # three frames of each of two videos
+    assert grid.height > 5 * 160
+    assert len(outcome.fewer.psnr) == len(outcome.fewer.ssim) == 2
 
 
 @pytest.mark.usefixtures("deprecated_pipelines")
@@ -132,6 +147,7 @@ def test_a_pipeline_for_sounds() -> None:
     assert (figures["kind"], figures["psnr"]) == ("sounds", None)
     assert figures["snr_each"] == list(outcome.snr)
     assert outcome.grid().width > 2 * 640
+    assert (outcome.fewer.psnr, len(outcome.fewer.snr)) == (None, 2)
 
 
 @pytest.mark.usefixtures("deprecated_pipelines")
@@ -153,6 +169,8 @@ def test_two_u_nets_have_a_plan_each() -> None:
     assert plans == {"prior_prior": "F··F·", "decoder": "F··F"}
     assert outcome.table().splitlines()[-1] == "plan of prior_prior F··F·"
     assert outcome.plain_times[0].calls == 9
+    assert (outcome.work, outcome.work_speedup, outcome.fewer) == (None, None, None)
+    assert outcome.fewer_left_out == "StableCascadeCombinedPipeline has several U-Nets"
 
 
 def test_a_bare_u_net_is_refused() -> None:
@@ -214,7 +232,8 @@ def test_the_bars_say_which_generation_runs(capsys: pytest.CaptureFixture[str]) 
     helper = DeepCacheHelper(pipe, schedule="auto")
     assert compare(pipe, helper, num_inference_steps=3).about["replay"] is None
     err = capsys.readouterr().err
-    found = [err.find(f"{label}: 100%") for label in ("warm-up", "calibration", "plain", "cached")]
+    labels = ("warm-up", "calibration", "plain", "cached")
+    found = [err.find(f"{label}: 100%") for label in labels]
     assert -1 not in found
     assert found == sorted(found)
 
@@ -282,8 +301,8 @@ def test_a_comparison_has_lpips_where_the_package_is_there(stub: SimpleNamespace
     pipe = CASES["sd"].load()
     helper = DeepCacheHelper(pipe)
     outcome = helper.compare(seeds=[0, 1], num_inference_steps=4, height=32, width=40, **PROMPT)
-    assert len(outcome.lpips) == 2
-    assert stub.shapes == [(1, 3, 32, 40)] * 2
+    assert (len(outcome.lpips), len(outcome.fewer.lpips)) == (2, 2)
+    assert stub.shapes == [(1, 3, 32, 40)] * 4
     plain, cached = (
         np.asarray(row[0], np.float64) / 255 for row in (outcome.plain, outcome.cached)
     )
@@ -293,7 +312,7 @@ def test_a_comparison_has_lpips_where_the_package_is_there(stub: SimpleNamespace
     mean = f"{np.mean(outcome.lpips):.4f}"
     assert f"{'LPIPS':<15}{mean:>24}" in outcome.table()
     small = helper.compare(num_inference_steps=2, height=16, width=40, **PROMPT)
-    assert (small.lpips, len(stub.shapes)) == (None, 2)
+    assert (small.lpips, len(stub.shapes)) == (None, 4)
 
 
 def test_there_is_no_lpips_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,6 +41,13 @@ _OUTPUT: Final = Path("deepcache-comparison")
     metavar="N",
     help="timed runs of each; medians",
 )
+@click.option(
+    "--no-fewer-steps",
+    "fewer_steps",
+    flag_value=False,
+    default=True,
+    help="leave out the plain pipeline with fewer steps at equal work",
+)
 @options.output("DIR", default=_OUTPUT, help=f"default: {_OUTPUT}")
 @click.option("--json", "as_json", is_flag=True, help="print the figures as JSON, not as a table")
 @click.pass_obj
@@ -55,11 +62,15 @@ def compare(
     last: float,
     replay: Literal["extrapolate", "reuse"] | None,
     repeats: int,
+    fewer_steps: bool,
     output: Path,
     as_json: bool,
     **generation: Any,
 ) -> None:
-    """Generates the same pictures without and with DeepCache, and compares them."""
+    """Generates the same pictures without and with DeepCache, and compares them.
+
+    And once more without it, with fewer steps at equal work.
+    """
     # Here, so that --help and a mistyped option need not wait for torch.
     from ..compare.outcome import FILES
     from ..helper import DeepCacheHelper
@@ -77,7 +88,7 @@ def compare(
         require_same_steps(pipe, call, schedule, settings.get("schedule"))
         helper = DeepCacheHelper(pipe, **settings, first=first, last=last, replay=replay)
     with bad_input(f"{type(pipe).__name__}: "), failure(pipe):
-        outcome = helper.compare(seeds=seeds, repeats=repeats, **call)
+        outcome = helper.compare(seeds=seeds, repeats=repeats, fewer_steps=fewer_steps, **call)
 
     output.mkdir(parents=True, exist_ok=True)
     picture, _, report = outcome.save_all(output, command=line)

@@ -1,5 +1,6 @@
 """A/B comparison: the same results without and with the helper, and how they differ.
 
-`run` makes one, `outcome` is what comes out (`Comparison`), `report` its page, `grid` its picture.
+`run` makes one, `outcome` is what comes out (`Comparison`), `figures` its table, `report` its page,
+`grid` its picture. `fewer` is about the third contestant, the plain pipeline with fewer steps.
 How one generation is timed and two pictures are measured stands in `measuring`.
 """

@@ -1,5 +1,6 @@
-"""The picture of a comparison: a row of plain pictures, a row of cached ones, and their amplified
-difference, with labels. Drawing only; figures and files are made elsewhere.
+"""The picture of a comparison: a row of plain pictures, and for each other contestant a row of its
+pictures and one of their amplified difference to the plain ones, with labels. Figures and files are
+made elsewhere.
 """
 
 from __future__ import annotations
@@ -7,17 +8,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ..measuring.media import Sound
+from ..measuring.media import Sound, some_frames
+from .figures import times_text
+
+if TYPE_CHECKING:
+    from .outcome import Comparison
 
 MARGIN = 20
 GAP = 4
 #: Smaller pictures are enlarged by a whole factor, so that each pixel stays a sharp square.
 SMALLEST_CELL = 160
+#: From one line of text to the next, in sizes of its font.
+LINE = 1.3
 INK = (28, 32, 38)
 FAINT = (112, 118, 128)
 
@@ -53,42 +60,86 @@ def difference_factor(differences: Sequence[np.ndarray]) -> int:
 
 
 def waveform_differences(
-    plain: Sequence[Any], cached: Sequence[Any]
-) -> tuple[int, list[Image.Image]]:
-    """The waveforms of what sounds differ by, and the factor by which all of them are amplified."""
-    differences = [Sound(b.samples - a.samples, a.rate) for a, b in zip(plain, cached, strict=True)]
-    factor = difference_factor([np.abs(each.samples).ravel() * 255 for each in differences])
-    return factor, [each.waveform(factor=factor) for each in differences]
+    plain: Sequence[Any], *others: Sequence[Any]
+) -> tuple[int, list[list[Image.Image]]]:
+    """The waveforms of what each of the others differs by, and the factor that amplifies all."""
+    differences = [
+        [Sound(b.samples - a.samples, a.rate) for a, b in zip(plain, other, strict=True)]
+        for other in others
+    ]
+    every = [np.abs(each.samples).ravel() * 255 for row in differences for each in row]
+    factor = difference_factor(every)
+    return factor, [[each.waveform(factor=factor) for each in row] for row in differences]
+
+
+def pixel_factor(plain: Sequence[Image.Image], *others: Sequence[Image.Image]) -> int:
+    """The `difference_factor` of pictures."""
+    return difference_factor(
+        [each for other in others for each in _pixel_differences(plain, other)]
+    )
+
+
+def picture_of(comparison: Comparison) -> Image.Image:
+    """See `Comparison.grid`."""
+    rows: list[Sequence[Any]] = [comparison.plain, comparison.cached]
+    if comparison.fewer:
+        rows.append(comparison.fewer.results)
+    headings = comparison.headings
+    if comparison.kind == "videos":
+        headings = [
+            f"{heading}, frame {place + 1}"
+            for heading, video in zip(headings, rows[0], strict=True)
+            for place in some_frames(video)
+        ]
+        rows = [[frame for video in row for frame in some_frames(video).values()] for row in rows]
+    if comparison.kind == "sounds":
+        factor, differences = waveform_differences(*rows)
+        rows = [[sound.waveform() for sound in row] for row in rows]
+    else:
+        factor = pixel_factor(*rows)
+        differences = [_amplified(rows[0], row, factor) for row in rows[1:]]
+    labelled = [("plain", rows[0])]
+    for name, row, difference in zip(comparison.columns[1:], rows[1:], differences, strict=True):
+        labelled += [(name, row), (f"difference ×{factor}", difference)]
+    measures = (f"{each.name} {each.text()}" for each in comparison.measures)
+    fast = f"denoising loop {times_text(comparison.speedup)} as fast"
+    lines = [" · ".join((fast, *measures))]
+    if comparison.verdict:
+        lines.append(comparison.verdict)
+    return draw_grid(labelled, title=comparison.title, subtitle=lines, columns=headings)
 
 
 def draw_grid(
-    plain: Sequence[Image.Image],
-    cached: Sequence[Image.Image],
+    rows: Sequence[tuple[str, Sequence[Image.Image]]],
     *,
     title: str,
-    subtitle: str = "",
+    subtitle: Sequence[str] = (),
     columns: Sequence[str] = (),
-    differences: tuple[str, Sequence[Image.Image]] | None = None,
 ) -> Image.Image:
-    """Draws three rows: plain, DeepCache, and how far they are apart.
+    """Draws rows of pictures, a label before each.
 
     Args:
-        plain: Pictures of the plain pipeline, RGB, all of one size.
-        cached: The same ones made with the helper.
+        rows: Labels and pictures, RGB; as many in each row, all of one size.
         title: First line.
-        subtitle: Second line, fainter.
+        subtitle: Further lines, fainter.
         columns: A heading for each picture.
-        differences: Label and pictures of the third row; by default the pixels' differences.
     """
-    label, amplified = differences or _amplified(plain, cached)
-    labels = ("plain", "DeepCache", label)
-    place, font, large = _layout(plain[0].size, len(plain), labels, title, subtitle, columns)
+    labels = [_drawable(label) for label, _ in rows]
+    title, subtitle, columns = (
+        _drawable(title),
+        [_drawable(line) for line in subtitle],
+        [_drawable(heading) for heading in columns],
+    )
+    first = rows[0][1]
+    place, font, large = _layout(first[0].size, len(first), labels, title, subtitle, columns)
 
     canvas = Image.new("RGB", (place.width, place.height), "white")
     draw = ImageDraw.Draw(canvas)
     draw.text((MARGIN, MARGIN), title, INK, large)
-    draw.text((MARGIN, MARGIN + large.size * 1.5), subtitle, FAINT, font)
-    for row, (label, pictures) in enumerate(zip(labels, (plain, cached, amplified), strict=True)):
+    for number, line in enumerate(subtitle):
+        y = MARGIN + large.size * 1.5 + number * font.size * LINE
+        draw.text((MARGIN, y), line, FAINT, font)
+    for row, (label, (_, pictures)) in enumerate(zip(labels, rows, strict=True)):
         x, y = place.corner(row, 0)
         draw.text((x - MARGIN * 0.6, y + place.cell_height / 2), label, INK, font, anchor="rm")
         for column, picture in enumerate(pictures):
@@ -102,29 +153,25 @@ def draw_grid(
     return canvas
 
 
-def pixel_factor(plain: Sequence[Image.Image], cached: Sequence[Image.Image]) -> int:
-    """The `difference_factor` of pictures."""
-    return difference_factor(_pixel_differences(plain, cached))
+def _drawable(text: str) -> str:
+    # Pillow's own font has no multiplication sign.
+    return text.replace("×", "x")
 
 
 def _pixel_differences(
-    plain: Sequence[Image.Image], cached: Sequence[Image.Image]
+    plain: Sequence[Image.Image], other: Sequence[Image.Image]
 ) -> list[np.ndarray]:
     return [
         np.abs(np.asarray(a, np.int16) - np.asarray(b, np.int16))
-        for a, b in zip(plain, cached, strict=True)
+        for a, b in zip(plain, other, strict=True)
     ]
 
 
 def _amplified(
-    plain: Sequence[Image.Image], cached: Sequence[Image.Image]
-) -> tuple[str, list[Image.Image]]:
-    """Label and pictures of the differences."""
-    differences = _pixel_differences(plain, cached)
-    factor = difference_factor(differences)
-    pictures = [Image.fromarray((d * factor).clip(0, 255).astype(np.uint8)) for d in differences]
-    # Pillow's own font has no multiplication sign.
-    return f"difference x{factor}", pictures
+    plain: Sequence[Image.Image], other: Sequence[Image.Image], factor: int
+) -> list[Image.Image]:
+    differences = _pixel_differences(plain, other)
+    return [Image.fromarray((d * factor).clip(0, 255).astype(np.uint8)) for d in differences]
 
 
 def _layout(
@@ -132,7 +179,7 @@ def _layout(
     count: int,
     labels: Sequence[str],
     title: str,
-    subtitle: str,
+    subtitle: Sequence[str],
     columns: Sequence[str],
 ) -> tuple[Layout, ImageFont.FreeTypeFont, ImageFont.FreeTypeFont]:
     """Places `count` pictures of `size`, and chooses fonts that suit them."""
@@ -141,11 +188,13 @@ def _layout(
     font, large = _font(max(14, cell_height // 26)), _font(max(18, cell_height // 20))
     left = round(MARGIN * 1.6 + max(font.getlength(label) for label in labels))
     lines = max((len(_wrapped(each, font, cell_width)) for each in columns), default=0)
-    top = round(MARGIN + large.size * 1.5 + font.size * (2.4 + 1.3 * lines))
+    lines += max(0, len(subtitle) - 1)
+    top = round(MARGIN + large.size * 1.5 + font.size * (2.4 + LINE * lines))
     # A single small picture is narrower than its title.
     content = left + count * cell_width + (count - 1) * GAP
-    width = max(content, MARGIN + large.getlength(title), MARGIN + font.getlength(subtitle))
-    height = top + 3 * cell_height + 2 * GAP
+    widest = max(large.getlength(title), *(font.getlength(line) for line in subtitle), 0)
+    width = max(content, MARGIN + widest)
+    height = top + len(labels) * (cell_height + GAP) - GAP
     place = Layout(scale, cell_width, cell_height, left, top, ceil(width) + MARGIN, height + MARGIN)
     return place, font, large
 

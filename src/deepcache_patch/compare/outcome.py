@@ -7,49 +7,28 @@ from __future__ import annotations
 import json
 import math
 import os
-import statistics
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from html import escape
 from io import BytesIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from ..measuring.environment import versions
 from ..measuring.generation import Timing
-from ..measuring.media import Kind, Result, Sound, some_frames
+from ..measuring.media import Kind, Result, Sound
 from ..measuring.writing import write_whole
 from ..schedules.plans import Plan
-from .grid import draw_grid, waveform_differences
+from .fewer import FewerSteps
+from .figures import figures_of, rows_of, speedup, verdict
+from .grid import picture_of
+from .measures import Measure, measures_of
 
 #: What `Comparison.save_all` writes.
 FILES = ("comparison.png", "comparison.json", "comparison.html")
-
-
-class Measure(NamedTuple):
-    """How alike the results are, by one measure: one value for each."""
-
-    name: str
-    values: tuple[float, ...]
-    unit: str = ""
-    digits: int = 4
-
-    @property
-    def mean(self) -> float:
-        """Of the finite values; infinite only where every result is identical."""
-        different = [value for value in self.values if value != float("inf")]
-        return statistics.fmean(different) if different else float("inf")
-
-    def text(self, value: float | None = None, *, digits: int | None = None) -> str:
-        """A value, by default the mean, as a person reads it."""
-        value = self.mean if value is None else value
-        if value == float("inf"):
-            return "identical"
-        return f"{value:.{self.digits if digits is None else digits}f} {self.unit}".rstrip()
 
 
 @dataclass(frozen=True)
@@ -74,6 +53,11 @@ class Comparison:
             32 pixels, and where the package `lpips` is not installed.
         snr: For each sound, the ratio of signal to noise in dB; else `None`.
         plans: What ran in the last cached generation, for each U-Net by its name in the pipeline.
+        work: Of the U-Net with the helper, in multiply-adds, as a share of that of the plain one,
+            0 to 1. `None` where it is not known: for several U-Nets, and for some that are not
+            diffusers' own.
+        fewer: The plain pipeline with fewer steps at equal work, or `None`.
+        fewer_left_out: Why there is no `fewer`, if it was asked for.
     """
 
     plain: tuple[Result, ...]
@@ -89,6 +73,9 @@ class Comparison:
     lpips: tuple[float, ...] | None = None
     snr: tuple[float, ...] | None = None
     plans: Mapping[str, Plan] = field(default_factory=dict)
+    work: float | None = None
+    fewer: FewerSteps | None = None
+    fewer_left_out: str | None = None
 
     @property
     def kind(self) -> Kind:
@@ -105,27 +92,27 @@ class Comparison:
     @property
     def measures(self) -> tuple[Measure, ...]:
         """Those that there are, of PSNR, SSIM, LPIPS and SNR."""
-        named = (
-            ("PSNR", self.psnr, "dB", 2),
-            ("SSIM", self.ssim, "", 4),
-            ("LPIPS", self.lpips, "", 4),
-            ("SNR", self.snr, "dB", 2),
-        )
-        return tuple(
-            Measure(name, values, unit, digits)
-            for name, values, unit, digits in named
-            if values is not None
-        )
+        return measures_of((self.psnr, self.ssim, self.lpips, self.snr))
 
     @property
     def speedup(self) -> float:
         """Plain over cached seconds of the denoising loop, medians: the main figure."""
-        return self._ratio("loop_seconds")
+        return speedup(self.plain_times, self.cached_times, "loop_seconds")
 
     @property
     def call_speedup(self) -> float:
         """The same for the whole call: text encoder, loop and decoder."""
-        return self._ratio("call_seconds")
+        return speedup(self.plain_times, self.cached_times, "call_seconds")
+
+    @property
+    def work_speedup(self) -> float | None:
+        """The most that the saved work allows for `speedup`: 1 / `work`."""
+        return None if self.work is None else 1 / self.work
+
+    @property
+    def verdict(self) -> str | None:
+        """Fewer steps and the helper in one line, or why there are no fewer steps; or `None`."""
+        return verdict(self)
 
     @property
     def identical(self) -> int:
@@ -178,48 +165,25 @@ class Comparison:
         return [f"{prompt}, seed {seed}" for prompt, seed in zip(shared, seeds, strict=True)]
 
     def grid(self) -> Image.Image:
-        """Draws the plain row, the cached row and their amplified difference.
+        """Draws a row for each contestant, and after each the amplified difference to plain.
 
         Of a video three frames, of a sound the waveform.
         """
-        plain: list[Any] = list(self.plain)
-        cached: list[Any] = list(self.cached)
-        headings = self.headings
-        differences: tuple[str, list[Image.Image]] | None = None
-        if self.kind == "sounds":
-            factor, differences_drawn = waveform_differences(plain, cached)
-            differences = (f"difference x{factor}", differences_drawn)
-            plain, cached = ([sound.waveform() for sound in row] for row in (plain, cached))
-        elif self.kind == "videos":
-            chosen = [some_frames(video) for video in plain]
-            headings = [
-                f"{heading}, frame {place + 1}"
-                for heading, frames in zip(headings, chosen, strict=True)
-                for place in frames
-            ]
-            plain = [frame for frames in chosen for frame in frames.values()]
-            cached = [frame for video in cached for frame in some_frames(video).values()]
-        measures = (
-            f"{each.name} {each.text(digits=min(each.digits, 3))}" for each in self.measures
-        )
-        subtitle = " · ".join((f"denoising loop {self.speedup:.2f}x as fast", *measures))
-        return draw_grid(
-            plain,
-            cached,
-            title=self.title,
-            subtitle=subtitle,
-            columns=headings,
-            differences=differences,
-        )
+        return picture_of(self)
 
     def table(self) -> str:
         """Returns the figures as aligned text, without a newline at the end."""
-        rows = (("", "plain", "DeepCache", "speedup"), *self.rows())
-        lines = [f"{a:<15}{b:>11}{c:>13}{d:>10}".rstrip() for a, b, c, d in rows]
+        rows = (("", *self.columns), *self.rows())
+        lines = [
+            f"{name:<15}{plain:>11}" + "".join(f"{each:>13}" for each in others)
+            for name, plain, *others in rows
+        ]
+        if self.verdict:
+            lines += ["", self.verdict, *([""] if self.plans else [])]
         for name, plan in self.plans.items():
             label = "plan" if len(self.plans) == 1 else f"plan of {name}"
             lines.append(f"{label:<15} {plan}")
-        return "\n".join(lines)
+        return "\n".join(line.rstrip() for line in lines)
 
     def __str__(self) -> str:
         return self.table()
@@ -230,47 +194,21 @@ class Comparison:
         table = escape(f"{self.title}\n\n{self.table()}")
         return f'<pre>{table}</pre><img alt="" src="data:image/png;base64,{picture}">'
 
-    def rows(self) -> list[tuple[str, str, str, str]]:
-        """Returns the figures as text: what, plain, with the helper, speedup."""
-        return [
-            ("denoising loop", *self._seconds_text("loop_seconds"), f"{self.speedup:.2f}x"),
-            ("whole call", *self._seconds_text("call_seconds"), f"{self.call_speedup:.2f}x"),
-            ("full calls", str(self.plain_times[0].calls), str(self.full_calls), ""),
-            ("shallow calls", "0", str(self.shallow_calls), ""),
-            *((each.name, "", each.text(), "") for each in self.measures),
-            ("feature cache", "", f"{self.cache_nbytes / 2**20:.2f} MiB", ""),
-        ]
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The contestants: "plain", "DeepCache", and the fewer steps if there are any."""
+        return ("plain", "DeepCache", *((self.fewer.name,) if self.fewer else ()))
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """Returns the figures as text: what, and the value of each of `columns`."""
+        return rows_of(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns everything but the results themselves, ready for JSON.
 
         JSON has no infinity: the PSNR of identical pictures is `None`, and `identical` counts them.
         """
-        measured = {each.name.lower(): each for each in self.measures}
-        means: dict[str, float | None] = dict.fromkeys(("psnr", "ssim", "lpips", "snr"))
-        means |= {name: _finite(each.mean) for name, each in measured.items()}
-        each_value = {
-            f"{name}_each": [_finite(value) for value in each.values]
-            for name, each in measured.items()
-        }
-        return {
-            "versions": versions(),
-            **self.about,
-            "figures": {
-                "kind": self.kind,
-                "loop_speedup": self.speedup,
-                "call_speedup": self.call_speedup,
-                "plain": self._times(self.plain_times),
-                "cached": self._times(self.cached_times),
-                "full_calls": self.full_calls,
-                "shallow_calls": self.shallow_calls,
-                "cache_nbytes": self.cache_nbytes,
-                "plans": {name: str(plan) for name, plan in self.plans.items()},
-                "identical": self.identical,
-                **means,
-                **each_value,
-            },
-        }
+        return {"versions": versions(), **self.about, "figures": figures_of(self)}
 
     def to_json(self, **more: Any) -> str:
         """Returns `to_dict()` as indented JSON, after the entries of `more`."""
@@ -327,34 +265,8 @@ class Comparison:
         self.grid().save(picture, format="PNG")
         return picture.getvalue()
 
-    def _ratio(self, name: str) -> float:
-        return _median(self.plain_times, name) / _median(self.cached_times, name)
-
     def _mean(self, name: str) -> float | None:
         return next((each.mean for each in self.measures if each.name == name), None)
-
-    def _seconds_text(self, name: str) -> tuple[str, str]:
-        times = (self.plain_times, self.cached_times)
-        plain, cached = (f"{_median(each, name):.3f} s" for each in times)
-        return plain, cached
-
-    @staticmethod
-    def _times(times: Sequence[Timing]) -> dict[str, Any]:
-        return {
-            "loop_seconds": _median(times, "loop_seconds"),
-            "call_seconds": _median(times, "call_seconds"),
-            "loop_seconds_each": [time.loop_seconds for time in times],
-            "call_seconds_each": [time.call_seconds for time in times],
-            "calls": times[0].calls,
-        }
-
-
-def _median(times: Sequence[Timing], name: str) -> float:
-    return float(statistics.median(getattr(time, name) for time in times))
-
-
-def _finite(value: float) -> float | None:
-    return value if np.isfinite(value) else None
 
 
 def _plain(value: Any) -> Any:

@@ -30,16 +30,16 @@ if (difference) {
   show();
 }
 
-// A video: one pair of frames is shown at a time, so that both stay in step.
+// A video: one frame of each is shown at a time, so that they stay in step.
 const FRAMES_PER_SECOND = 8;
 for (const player of document.querySelectorAll(".player")) {
   const pair = player.closest(".pair");
-  const frames = { plain: [], cached: [] };
-  for (const kind of Object.keys(frames)) frames[kind] = [...pair.querySelectorAll(`.stage .${kind}`)];
+  const kinds = ["plain", "cached", "fewer"].map((kind) => [...pair.querySelectorAll(`.stage .${kind}`)]);
+  const frames = kinds.filter((row) => row.length > 0);
   const [button, place, number] = [...player.children];
   let timer = null;
   const show = () => {
-    for (const row of Object.values(frames)) row.forEach((frame, at) => (frame.hidden = at !== place.value - 1));
+    for (const row of frames) row.forEach((frame, at) => (frame.hidden = at !== place.value - 1));
     number.value = `${place.value} / ${place.max}`;
   };
   const pause = () => {
@@ -62,7 +62,7 @@ for (const player of document.querySelectorAll(".player")) {
   const strip = pair.querySelector(".strip");
   strip.addEventListener("toggle", () => {
     if (strip.querySelector("div")) return;
-    for (const row of Object.values(frames)) {
+    for (const row of frames) {
       const line = document.createElement("div");
       for (const frame of row) {
         const copy = frame.cloneNode();

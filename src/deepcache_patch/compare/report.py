@@ -18,6 +18,7 @@ from PIL import Image
 
 from ..measuring.environment import versions
 from ..schedules.plans import Plan
+from .figures import times_text
 from .grid import SMALLEST_CELL, pixel_factor, waveform_differences
 
 if TYPE_CHECKING:
@@ -26,10 +27,13 @@ if TYPE_CHECKING:
 #: Pixels of width from which pictures get wider columns.
 _LARGE = 320
 
+#: How style and script know the contestants, in the order of `Comparison.columns`.
+_KINDS = ("plain", "cached", "fewer")
+
 _UNITS = {
     "PSNR": "PSNR (dB, higher is closer) and SSIM (1 is identical) are against the plain results.",
     "LPIPS": "LPIPS is a distance as people see it: 0 is identical.",
-    "SNR": "SNR (dB, higher is closer) is the plain waveform over what DeepCache changed.",
+    "SNR": "SNR (dB, higher is closer) is the plain waveform over what was changed.",
 }
 
 
@@ -54,6 +58,7 @@ def page(comparison: Comparison, *, command: str | None = None) -> str:
         prompt=prompt if isinstance(prompt, str) else None,
         tiles=list(_tiles(comparison)),
         pairs=pairs,
+        contestants=list(zip(_KINDS, comparison.columns, strict=False)),
         width=width,
         height=height,
         size="large" if width >= _LARGE else "small",
@@ -77,13 +82,16 @@ def _hash(text: str) -> str:
 
 def _tiles(comparison: Comparison) -> Iterator[tuple[str, str, str]]:
     """The main figures: name, value, note."""
-    seconds = {row[0]: row for row in comparison.rows()}
+    rows = {row[0]: row for row in comparison.rows()}
     for name, speedup in (
         ("denoising loop", comparison.speedup),
         ("whole call", comparison.call_speedup),
     ):
-        _, plain, cached, _ = seconds[name]
-        yield name.capitalize(), f"{speedup:.2f}×", f"{plain} → {cached}"
+        _, plain, cached, *_ = rows[name]
+        note = f"{plain} → {cached}"
+        if name == "denoising loop" and comparison.work_speedup is not None:
+            note += f"; by work at most {times_text(comparison.work_speedup)}"
+        yield name.capitalize(), times_text(speedup), note
     total = comparison.full_calls + comparison.shallow_calls
     note = f"of {total} ran in full"
     yield "U-Net calls", f"{comparison.full_calls}", note
@@ -97,30 +105,36 @@ def _tiles(comparison: Comparison) -> Iterator[tuple[str, str, str]]:
 
 def _pairs(comparison: Comparison) -> Iterator[dict[str, Any]]:
     """For each result the pictures under its slider, and its own figures."""
-    factor, residues = 0, list[Image.Image]()
+    names, fewer = comparison.columns, comparison.fewer
+    rows: list[Sequence[Any]] = [comparison.plain, comparison.cached]
+    measures = [comparison.measures]
+    if fewer is not None:
+        rows.append(fewer.results)
+        measures.append(fewer.measures)
+    factor, residues = 0, list[list[Image.Image]]()
     if comparison.kind == "sounds":
-        factor, residues = waveform_differences(comparison.plain, comparison.cached)
-    triples = zip(comparison.headings, comparison.plain, comparison.cached, strict=True)
-    for number, (heading, *each_of_both) in enumerate(triples):
-        both: list[Any] = each_of_both
-        pair: dict[str, Any] = {"heading": heading, "sounds": []}
-        pair["measures"] = " · ".join(
-            f"{each.name} {each.text(each.values[number], digits=min(each.digits, 3))}"
-            for each in comparison.measures
-        )
+        factor, residues = waveform_differences(*rows)
+    for number, heading in enumerate(comparison.headings):
+        results: list[Any] = [row[number] for row in rows]
+        pair: dict[str, Any] = {"heading": heading, "sounds": [], "residues": [], "factor": factor}
+        pair["measures"] = [
+            " · ".join(f"{each.name} {each.text(each.values[number])}" for each in of_one)
+            for of_one in measures
+        ]
         if residues:
-            names = ("plain", "DeepCache")
             pair["sounds"] = [
                 (name, _uri("audio/wav", sound.wav()))
-                for name, sound in zip(names, both, strict=True)
+                for name, sound in zip(names, results, strict=True)
             ]
-            pair |= {"residue": _picture(residues[number]), "factor": factor}
-            both = [(sound.waveform(),) for sound in both]
+            pair["residues"] = [
+                (name, _picture(row[number])) for name, row in zip(names[1:], residues, strict=True)
+            ]
+            results = [(sound.waveform(),) for sound in results]
         elif comparison.kind == "pictures":
-            both = [(picture,) for picture in both]
+            results = [(picture,) for picture in results]
         pair["frames"] = [
-            tuple(_picture(frame, lossless=len(both[0]) == 1) for frame in frames)
-            for frames in zip(*both, strict=True)
+            tuple(_picture(frame, lossless=len(results[0]) == 1) for frame in frames)
+            for frames in zip(*results, strict=True)
         ]
         yield pair
 
@@ -137,7 +151,8 @@ def _factor(comparison: Comparison) -> int | None:
     """By how much differences of pixels are amplified; `None` for sounds, which have their own."""
     if comparison.kind == "sounds":
         return None
-    rows: Any = (comparison.plain, comparison.cached)
+    fewer = comparison.fewer
+    rows: Any = [comparison.plain, comparison.cached, *([fewer.results] if fewer else [])]
     if comparison.kind == "videos":
         rows = [[frame for video in row for frame in video] for row in rows]
     return pixel_factor(*rows)

@@ -1,6 +1,6 @@
-"""A/B comparison: the same results without and with the helper, timed, measured, and what ran seen
-call by call. What comes out is a `Comparison`. How a command line or a notebook asks for one is no
-business of this file.
+"""A/B comparison: the same results without the helper, with it, and with fewer steps; timed,
+measured, and what ran seen call by call. What comes out is a `Comparison`. How a command line or a
+notebook asks for one is no business of this file.
 """
 
 from __future__ import annotations
@@ -9,12 +9,14 @@ import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial, reduce
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 
+from ..errors import first_line
+from ..inspection.branches import Branches
 from ..learning.auto import Auto
 from ..measuring.environment import device_name
 from ..measuring.generation import Timing, accepted_arguments, calls_of, timed_call
@@ -22,13 +24,20 @@ from ..measuring.media import Made, made_by
 from ..measuring.similarity import SMALLEST_FOR_LPIPS, lpips, psnr, require_metrics, snr, ssim
 from ..running.components import schedulers_of, unets_of
 from ..running.face import Helper
+from ..running.stats import LastGeneration, Stats
 from ..schedules.plans import Uniform
+from .fewer import FewerSteps, LeftOutError, full_calls_worth, nothing_saved, steps_of_equal_work
 from .outcome import Comparison
 
 #: With one of these, the number of steps is not `num_inference_steps` alone.
 _STEP_ARGUMENTS = ("strength", "timesteps", "sigmas", "denoising_start", "denoising_end")
 #: Enough for a full and a shallow step, whatever the interval, and for multistep solvers.
 _WARM_UP_STEPS = 4
+#: Arguments of one call of a pipeline, and its seeds.
+_Call: TypeAlias = tuple[dict[str, Any], Sequence[int]]
+#: What all calls made.
+_Run: TypeAlias = tuple[Made, Timing, torch.device]
+_Distance: TypeAlias = Callable[[np.ndarray, np.ndarray], float]
 #: What a calibration's seeds are apart from those of the comparison.
 CALIBRATION_SEEDS = 1_000_000
 
@@ -39,9 +48,12 @@ def compare(
     *,
     seeds: Sequence[int] | None = None,
     repeats: int = 1,
+    fewer_steps: bool = True,
     **call: Any,
 ) -> Comparison:
     """Generates the same results without and with `helper`, after a short warm-up.
+
+    And once more without it, with so few steps that the U-Net's work is the same, or barely more.
 
     With `schedule="auto"` the calibration comes first, from other seeds. All pictures are one
     batch; videos and sounds are made one by one. The helper is left enabled or disabled as it was
@@ -54,6 +66,8 @@ def compare(
             or 0, 1, 2, … for as many prompts.
         repeats: Timed runs of each kind, taken in turn; the figures are their medians. The
             results are those of the first.
+        fewer_steps: Whether fewer steps at equal work are measured, too. They are left out where
+            they cannot be told; `Comparison.fewer_left_out` says why.
         call: Arguments of the pipeline's `__call__`, such as `prompt` or `num_inference_steps`.
 
     Raises:
@@ -80,8 +94,8 @@ def compare(
         raise TypeError(f"a comparison calls a pipeline; {type(pipe).__name__} is none")
     calls, unets, perceptual = calls_of(pipe, call, seeds), unets_of(pipe), lpips()
     run = partial(_generate, pipe, unets.values())
-    plain, cached = [], []
-    was_enabled, schedule = helper.enabled, helper.schedule
+    plain, cached, fewer = [], [], _Fewer(pipe, call, run, calls)
+    was_enabled, schedule, branches = helper.enabled, helper.schedule, None
     try:
         helper.enable()
         branch = min(getattr(schedule, "branches", ()), default=0)
@@ -100,6 +114,11 @@ def compare(
             helper.enable()  # counts from here: its stats are those of this run alone
             cached.append(run(calls, label="cached"))
             stats, last = helper.stats, helper.last_generations
+            branches = branches or helper.branches
+            work = _work(branches, stats, last)
+            if fewer_steps:
+                helper.disable()
+                fewer.follow(plain[-1][1], work)
     finally:
         helper.follow(schedule)
         if was_enabled:
@@ -137,16 +156,81 @@ def compare(
         cache_nbytes=stats.cache_nbytes,
         about=about,
         plans={name: each.plan for name, each in last.items()},
+        work=None if work is None else work / plain[0][1].calls,
+        fewer=fewer.outcome(made, plain[0][1], perceptual),
+        fewer_left_out=fewer.left_out,
     )
+
+
+class _Fewer:
+    """The runs with fewer steps; how many steps is known once plain and cached have run."""
+
+    def __init__(
+        self, pipe: Any, call: Mapping[str, Any], run: Callable[..., _Run], calls: Sequence[_Call]
+    ) -> None:
+        self.left_out: str | None = None
+        self._pipe, self._call, self._run, self._calls = pipe, call, run, calls
+        self._steps: int | None = None
+        self._runs: list[_Run] = []
+
+    def follow(self, plain: Timing, work: float | None) -> None:
+        """One run, after the plain one, and the cached one whose work is given in full calls."""
+        if self.left_out is not None:
+            return
+        steps = _steps(self._pipe, self._call)
+        try:
+            if self._steps is None:
+                self._steps = steps_of_equal_work(
+                    self._pipe, self._call, steps=steps, calls=plain.calls, work=work
+                )
+            fewer = self._run_once()
+            # How `strength` and its like round is the pipeline's own business.
+            while not self._runs and work is not None and fewer[1].calls < work:
+                self._steps += 1
+                if self._steps >= steps:
+                    raise nothing_saved(steps)
+                fewer = self._run_once()
+        except LeftOutError as reason:
+            self.left_out = str(reason)
+        except Exception as error:  # as many steps may be what a sampler refuses
+            self.left_out = f"{self._steps} steps failed: {first_line(error)}"
+            self._runs.clear()
+        else:
+            self._runs.append(fewer)
+
+    def _run_once(self) -> _Run:
+        steps = {"num_inference_steps": self._steps}
+        calls = [({**arguments, **steps}, seeds) for arguments, seeds in self._calls]
+        return self._run(calls, label="fewer steps")
+
+    def outcome(self, plain: Made, time: Timing, perceptual: _Distance | None) -> FewerSteps | None:
+        """What they made, against the results of the first plain run."""
+        if not self._runs or self._steps is None:
+            return None
+        made = self._runs[0][0]
+        return FewerSteps(
+            steps=self._steps,
+            results=made.shown(),
+            times=tuple(timing for _, timing, _ in self._runs),
+            work=self._runs[0][1].calls / time.calls,
+            **_measured(plain, made, perceptual),
+        )
+
+
+def _work(branches: Any, stats: Stats, last: Mapping[str, LastGeneration]) -> float | None:
+    """What ran with the helper, in full calls; `None` where it is not known."""
+    if not isinstance(branches, Branches) or len(last) != 1:
+        return None
+    return full_calls_worth(stats, next(iter(last.values())).plan, branches)
 
 
 def _generate(
     pipe: Any,
     denoisers: Iterable[torch.nn.Module],
-    calls: Sequence[tuple[dict[str, Any], Sequence[int]]],
+    calls: Sequence[_Call],
     *,
     label: str,
-) -> tuple[Made, Timing, torch.device]:
+) -> _Run:
     """Makes the results of all calls, one call after the other."""
     made, timings, device = [], [], torch.device("cpu")
     for number, (arguments, seeds) in enumerate(calls, 1):
@@ -158,13 +242,13 @@ def _generate(
 
 
 def _measured(
-    plain: Made, cached: Made, perceptual: Callable[[np.ndarray, np.ndarray], float] | None
+    plain: Made, other: Made, perceptual: _Distance | None
 ) -> dict[str, tuple[float, ...] | None]:
     """How alike the results are, by the measures of their kind."""
-    pairs = list(zip(plain.arrays, cached.arrays, strict=True))
+    pairs = list(zip(plain.arrays, other.arrays, strict=True))
     if plain.kind == "sounds":
         return {"psnr": None, "ssim": None, "snr": tuple(snr(*pair) for pair in pairs)}
-    measures: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {"psnr": psnr, "ssim": ssim}
+    measures: dict[str, _Distance] = {"psnr": psnr, "ssim": ssim}
     if perceptual and min(plain.arrays[0].shape[-3:-1]) >= SMALLEST_FOR_LPIPS:
         measures["lpips"] = perceptual
     if plain.kind == "videos":
@@ -172,9 +256,7 @@ def _measured(
     return {name: tuple(of(*pair) for pair in pairs) for name, of in measures.items()}
 
 
-def _by_frame(
-    measure: Callable[[np.ndarray, np.ndarray], float], plain: np.ndarray, cached: np.ndarray
-) -> float:
+def _by_frame(measure: _Distance, plain: np.ndarray, cached: np.ndarray) -> float:
     """The mean over the frames, without those that are identical to a PSNR that is infinite."""
     values = [measure(*frames) for frames in zip(plain, cached, strict=True)]
     different = [value for value in values if value != float("inf")]

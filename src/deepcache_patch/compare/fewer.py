@@ -1,0 +1,139 @@
+"""The rival of every cache: the plain pipeline with fewer steps, at equal work. What it has made is
+held here, and how many steps it gets is decided here.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from ..inspection.branches import Branch
+from ..measuring.generation import Timing, accepted_arguments
+from ..measuring.media import Result
+from ..running.components import unets_of
+from ..running.stats import Stats
+from ..schedules.plans import FULL, Plan
+from ..settings.preview import num_steps
+from .measures import Measure, measures_of
+
+#: With one of these, a generation has the steps that they list, whatever `num_inference_steps` is.
+_LISTS: Final = ("timesteps", "sigmas")
+
+
+class LeftOutError(Exception):
+    """No number of steps is of equal work; the message says why."""
+
+
+@dataclass(frozen=True)
+class FewerSteps:
+    """What the plain pipeline made with fewer steps, from the same seeds.
+
+    Attributes:
+        steps: `num_inference_steps`: the least at which the work is not less than that of the
+            generation with the helper.
+        results: One for each seed, as `Comparison.plain`.
+        times: One for each repeat, each taken right after its cached counterpart.
+        work: Of the U-Net, as a share of that of the plain pipeline, 0 to 1.
+        psnr: As in `Comparison`, against the plain results of all steps; so are the others.
+        ssim: Likewise.
+        lpips: Likewise.
+        snr: Likewise.
+    """
+
+    steps: int
+    results: tuple[Result, ...]
+    times: tuple[Timing, ...]
+    work: float
+    psnr: tuple[float, ...] | None = None
+    ssim: tuple[float, ...] | None = None
+    lpips: tuple[float, ...] | None = None
+    snr: tuple[float, ...] | None = None
+
+    @property
+    def name(self) -> str:
+        """What it is called beside "plain" and "DeepCache"."""
+        return f"{self.steps} step{'' if self.steps == 1 else 's'}"
+
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        """Those that there are, of PSNR, SSIM, LPIPS and SNR."""
+        return measures_of((self.psnr, self.ssim, self.lpips, self.snr))
+
+
+def full_calls_worth(stats: Stats, plan: Plan, branches: Iterable[Branch]) -> float | None:
+    """Returns the work of what ran with the helper, as the number of full calls that cost as much.
+
+    Args:
+        stats: What ran.
+        plan: Of the last generation. Where several ran, each with a plan of its own, its mix of
+            branches stands for all of them.
+        branches: Of the U-Net.
+
+    Returns:
+        `None` where the share of a branch is not known.
+    """
+    if stats.shallow_calls == 0:
+        return float(stats.full_calls)
+    shares = {branch.number: branch.share for branch in branches}
+    used = [shares.get(entry) for entry in plan if entry != FULL]
+    known = [share for share in used if share is not None]
+    if not known or len(known) < len(used):
+        return None
+    return stats.full_calls + stats.shallow_calls * sum(known) / len(known)
+
+
+def steps_of_equal_work(
+    pipe: Any, call: Mapping[str, Any], *, steps: Any, calls: int, work: float | None
+) -> int:
+    """Returns the least number of steps at which the plain pipeline does no less than `work`.
+
+    Args:
+        pipe: The pipeline.
+        call: Arguments of its call.
+        steps: The `num_inference_steps` of the plain pipeline.
+        calls: U-Net calls that it made with these.
+        work: In full calls of the U-Net; `None` where it is not known.
+
+    Raises:
+        LeftOutError: It cannot be told, or there is none below `steps`.
+    """
+    for name in _LISTS:
+        if call.get(name) is not None:
+            raise LeftOutError(f"{name}= says which steps there are")
+    if "num_inference_steps" not in accepted_arguments(pipe) or not isinstance(steps, int):
+        raise LeftOutError(f"{type(pipe).__name__} is not told a number of steps")
+    if len(unets_of(pipe)) > 1:
+        raise LeftOutError(f"{type(pipe).__name__} has several U-Nets")
+    if work is None:
+        raise LeftOutError("the work of a shallow call is not known")
+    found = 1 + bisect_left(range(1, steps), work, key=_calls_of(pipe, call, steps, calls))
+    if found >= steps:
+        raise nothing_saved(steps)
+    return found
+
+
+def nothing_saved(steps: int) -> LeftOutError:
+    """What to raise where only as many steps are of equal work."""
+    return LeftOutError(f"it would take all {steps}, since so little work is saved")
+
+
+def _calls_of(pipe: Any, call: Mapping[str, Any], steps: int, calls: int) -> Callable[[int], float]:
+    """How many U-Net calls a number of steps makes, going by those that `steps` made."""
+    strength = call.get("strength", _default(pipe, "strength"))
+    if not isinstance(strength, float) or call.get("denoising_start") is not None:
+        strength = 1
+
+    def timesteps(number: int) -> int:
+        # Samplers of second order have more timesteps than steps.
+        ran = int(number * strength)  # as the pipelines round it
+        return (num_steps(pipe, ran) or ran) if ran else 0
+
+    of_all = timesteps(steps) or steps
+    return lambda number: timesteps(number) * calls / of_all
+
+
+def _default(pipe: Any, argument: str) -> Any:
+    parameter = accepted_arguments(pipe).get(argument)
+    return None if parameter is None else parameter.default
