@@ -19,11 +19,13 @@ if TYPE_CHECKING:
     from .learning.calibrated_schedule import Calibrated
     from .running.stats import LastGeneration, Stats
     from .schedules.adaptive import Adaptive
-    from .schedules.plans import FULL, Centred, Explicit, Growing, Plan, Schedule, Uniform
+    from .schedules.noise_aware import NoiseAware
+    from .schedules.plans import FULL, OUTPUT, Centred, Explicit, Growing, Plan, Schedule, Uniform
     from .schedules.replay import Extrapolate, Replay, Reuse
 
 __all__ = [
     "FULL",
+    "OUTPUT",
     "Adaptive",
     "AlreadyEnabledError",
     "Auto",
@@ -38,6 +40,7 @@ __all__ = [
     "Growing",
     "InvalidSettingError",
     "LastGeneration",
+    "NoiseAware",
     "Plan",
     "Replay",
     "Reuse",
@@ -55,6 +58,7 @@ _MODULES = (
     "running.stats",
     "schedules.replay",
     "schedules.adaptive",
+    "schedules.noise_aware",
     "inspection.branches",
     "learning.calibrated_schedule",
     "learning.auto",

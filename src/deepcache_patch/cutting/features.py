@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from .answer import Answer
+
 
 class Recorder:
     """Holds the deep feature that passed a tap last, until it is taken.
@@ -152,12 +154,21 @@ class Recorded(NamedTuple):
     Attributes:
         step: The step of the generation.
         key: Of the call that recorded it.
-        feature: Nobody else writes to it.
+        feature: Nobody else writes to it. Of the branch above the output, the output.
+        sample: The call's, where `feature` is its output.
+        answer: What the call returned, likewise.
     """
 
     step: int
     key: FeatureKey
     feature: torch.Tensor
+    sample: torch.Tensor | None = None
+    answer: Answer | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes held."""
+        return self.feature.nbytes + (0 if self.sample is None else self.sample.nbytes)
 
 
 class FeatureCache:
@@ -170,7 +181,7 @@ class FeatureCache:
     def nbytes(self) -> int:
         """The bytes held now."""
         held = (each for recorded in self._recorded.values() for each in recorded)
-        return sum(each.feature.nbytes for each in held)
+        return sum(each.nbytes for each in held)
 
     def put(self, slot: int, branch: int, recorded: Recorded, *, keep: int = 1) -> None:
         """Keep what was recorded, and no more than `keep` in all.

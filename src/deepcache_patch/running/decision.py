@@ -15,7 +15,7 @@ from ..cutting.features import FeatureKey, Recorded
 from ..errors import DeepCacheWarning
 from ..schedules.guide import Guide, Position
 from ..schedules.noise import timesteps_of
-from ..schedules.plans import FULL
+from ..schedules.plans import FULL, OUTPUT
 from .session import Session
 from .shallow import UNetCuts
 from .steps import driving_scheduler
@@ -69,8 +69,10 @@ class FullOrShallow:
 
     def branch(
         self, session: Session, guide: Guide, position: Position, arguments: dict[str, Any]
-    ) -> tuple[int | None, torch.Tensor | None]:
+    ) -> tuple[int | None, Any]:
         """The branch and the feature to replay, or two `None` for a full call.
+
+        Above the output nothing is left to run: there it is what the call returns.
 
         Full is what the guide says is full, and whatever has no feature of its own to replay: the
         first step, a call of another shape or dtype than the one that recorded, more calls than the
@@ -85,7 +87,13 @@ class FullOrShallow:
             return None, None
         if session.is_anothers(position.slot, anatomy.conditioning(arguments)):
             return None, None
-        return entry, guide.feature(position.step, entry, recorded)
+        if entry != OUTPUT:
+            return entry, guide.feature(position.step, entry, recorded)
+        answer = recorded[0].answer
+        if answer is None or answer.asked != arguments.get("return_dict"):
+            return None, None
+        made = guide.output(position.step, recorded, anatomy.sample(arguments))
+        return entry, answer.with_tensor(made)
 
     def coming(self, session: Session, timestep: Any, sample: torch.Tensor) -> int | None:
         """The branch of the coming call, as far as it can be foreseen; `None` for one in full.

@@ -23,14 +23,17 @@ _STORING = {"STORE_ATTR", "STORE_GLOBAL"}
 _PLAIN = (bool, int, float, str, type(None))
 
 
-def observer_of(unet: nn.Module, cut: Cut) -> str | None:
+def observer_of(unet: nn.Module, cut: Cut | None) -> str | None:
     """Say what needs the layers that the cut leaves out: a processor, offloading, another cache.
 
     Processors of `diffusers.models` only compute. So does any other, as far as can be seen, that
-    can reach nothing but numbers, names and weights, and writes to nobody's attributes.
+    can reach nothing but numbers, names and weights, and writes to nobody's attributes. Without a
+    cut everything is left out.
     """
-    with cut.applied():
-        kept = set(unet.modules())
+    kept: set[nn.Module] = set()
+    if cut is not None:
+        with cut.applied():
+            kept = set(unet.modules())
     for name, module in unet.named_modules():
         if module not in kept and _keeps_something(getattr(module, "processor", None)):
             return (

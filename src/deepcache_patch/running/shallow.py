@@ -15,6 +15,7 @@ from ..cutting.anatomy import Anatomy, dissect
 from ..cutting.cut import Cut
 from ..cutting.features import Recorder, StandIn, first_tensor
 from ..patching.call import CallPatch
+from ..schedules.plans import OUTPUT
 from .observers import observer_of
 from .offloading import bring_whole
 
@@ -57,7 +58,7 @@ class UNetCuts:
         Raises:
             InvalidSettingError: If the U-Net lacks one.
         """
-        for branch in branches:
+        for branch in set(branches) - {OUTPUT}:  # nothing is cut there
             self.anatomy.check_branch(branch)
             self._recorders.setdefault(branch, Recorder())
 
@@ -96,11 +97,12 @@ class UNetCuts:
 
     def watcher(self, branch: int) -> str | None:
         """Say who needs the layers that a cut at the branch leaves out; see `observer_of`."""
-        return observer_of(self._unet, self.anatomy.cut(branch, self._stand_in, {}))
+        cut = None if branch == OUTPUT else self.anatomy.cut(branch, self._stand_in, {})
+        return observer_of(self._unet, cut)
 
     def doubt(self, branch: int) -> str | None:
         """Say why a cut at the branch may give something else, if it may; see `prove`."""
-        if self.anatomy.is_known or self._proofs.get(branch):
+        if branch == OUTPUT or self.anatomy.is_known or self._proofs.get(branch):
             return None
         return (
             f"{type(self._unet).__name__} has classes that are not diffusers', and "

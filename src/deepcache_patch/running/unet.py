@@ -13,12 +13,14 @@ import torch
 from torch import nn
 
 from ..cutting.anatomy import Anatomy
+from ..cutting.answer import Answer
 from ..cutting.features import FeatureKey, Recorded
 from ..errors import ChangedResidualsError
 from ..patching.call import CallPatch
 from ..patching.wrappers import unwrapped
 from ..schedules.guide import Context, FinishedCall, Guide, Position
 from ..schedules.noise import timesteps_of
+from ..schedules.plans import OUTPUT
 from .decision import FullOrShallow
 from .example import example_of
 from .session import Session
@@ -135,7 +137,8 @@ class AttachedUNet:
         with self._lock:
             if self._paused() or not self._patch.installed:
                 return None
-            return self._decision.coming(self._session(), timestep, sample)
+            branch = self._decision.coming(self._session(), timestep, sample)
+            return None if branch is None else max(branch, 0)  # it runs, whatever becomes of it
 
     def remember(self, cut_call: Any) -> None:
         """Keep a call of a companion that was cut, while somebody has what it gave."""
@@ -177,6 +180,11 @@ class AttachedUNet:
             if self._cuts.look_again():
                 session.forget()
             branch, feature = self._decision.branch(session, guide, position, arguments)
+            if branch == OUTPUT:
+                self._shallow_calls += 1
+                session.course.called(position.step, position.slot, branch)
+                self._keep_recorded(session, guide, position, arguments, feature, branch)
+                return feature
             changed = self._completed(session, branch, arguments)
             if branch is None:
                 self._full_calls += 1
@@ -185,13 +193,14 @@ class AttachedUNet:
                 changed = self._anatomy.trimmed(branch, changed or arguments) or changed
             if changed is not None:
                 args, kwargs = self._anatomy.handed_over(changed, len(args))
-            tapped = tuple(b for b in guide.branches if branch is None or b < branch)
+            recorded = (b for b in guide.branches if branch is None or b < branch)
+            tapped = tuple(b for b in recorded if b != OUTPUT)
             with self._cuts.applied(branch, tapped, feature):
                 output = original(*args, **kwargs)
             session.course.called(position.step, position.slot, branch)
             if branch is None:
                 self._cuts.prove(self._patch, original, args, kwargs, output, tapped)
-            self._keep_recorded(session, guide, position, arguments, output)
+            self._keep_recorded(session, guide, position, arguments, output, branch)
         except BaseException:
             # Whether the caller tries this step again, or what, cannot be known.
             session.reset()
@@ -270,6 +279,7 @@ class AttachedUNet:
         position: Position,
         arguments: dict[str, Any],
         output: Any,
+        branch: int | None,
     ) -> None:
         slot, sample = position.slot, self._anatomy.sample(arguments)
         if self._cuts.ran_twice:
@@ -278,14 +288,24 @@ class AttachedUNet:
                 "forward, and each time has a feature of its own"
             )
         features = self._cuts.taken()
+        answer = None
+        if OUTPUT in guide.branches and branch != OUTPUT:
+            found = Answer.of(output, arguments)
+            if found is None:
+                self._decision.warn("it returns more than one tensor, so none can be forecast")
+            else:
+                answer, made = found
+                features[OUTPUT] = made.clone()
         guide.observe(FinishedCall(position, sample, output, features))
         last_step = position.step + 1 == position.num_steps
         session.called(slot, last_step=last_step)
         if last_step:
             return
-        for branch, feature in features.items():
+        for place, feature in features.items():
             recorded = Recorded(position.step, FeatureKey.of(sample), feature)
-            session.cache.put(slot, branch, recorded, keep=guide.keep)
+            if place == OUTPUT:
+                recorded = recorded._replace(sample=sample.clone(), answer=answer)
+            session.cache.put(slot, place, recorded, keep=guide.keep)
             session.recorded_by(slot, self._anatomy.conditioning(arguments))
         held = sum(each.cache.nbytes for each in self._sessions)
         self._peak_nbytes = max(self._peak_nbytes, held)

@@ -6,7 +6,7 @@ import torch
 
 from ..errors import InvalidSettingError
 from .guide import Context, FinishedCall, ReplayGuide
-from .plans import FULL, PlanEntry, number_between, whole_number
+from .plans import FULL, OUTPUT, PlanEntry, number_between, whole_number
 from .replay import Replay
 from .transfer import HostCopy
 
@@ -39,7 +39,7 @@ class Adaptive:
         self, tolerance: float = 0.1, branches: Sequence[int] = (0,), *, longest: int = 10
     ) -> None:
         self.tolerance = number_between("tolerance", tolerance, 0, 1)
-        self.branches = tuple(sorted(whole_number("a branch", each, 0) for each in branches))
+        self.branches = tuple(sorted(whole_number("a branch", each, OUTPUT) for each in branches))
         self.longest = whole_number("longest", longest, 1)
         if not self.branches or len(set(self.branches)) < len(self.branches):
             raise InvalidSettingError(f"branches must be different integers, not {branches!r}")

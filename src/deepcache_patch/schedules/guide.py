@@ -9,9 +9,10 @@ from torch import nn
 
 from ..cutting.features import Recorded
 from ..errors import InvalidSettingError
+from .forecast import Forecast
 from .noise import noise_levels
-from .plans import FULL, Explicit, Plan, PlanEntry, Schedule
-from .replay import Replay
+from .plans import FULL, OUTPUT, Explicit, Plan, PlanEntry, Schedule
+from .replay import Extrapolate, Replay
 from .window import NO_WINDOW, Window
 
 
@@ -106,6 +107,10 @@ class Guide:
         """What the step replays, made of what was recorded, the newest first."""
         return recorded[0].feature
 
+    def output(self, step: int, recorded: Sequence[Recorded], sample: torch.Tensor) -> torch.Tensor:
+        """The U-Net's output in a step above the output, made of those that were recorded."""
+        return self.feature(step, OUTPUT, recorded)
+
     def observe(self, call: FinishedCall) -> None:
         """Look at a call that is over; called after each that recorded something, or could."""
 
@@ -137,10 +142,18 @@ class ReplayGuide(Guide):
         self._replay = replay
         # Read now, while nothing of this generation waits on the device.
         self._levels = context.levels() if replay.keep > 1 else None
+        forecasts = OUTPUT in branches and isinstance(replay, Extrapolate)
+        self._forecast = Forecast.of(context) if forecasts else None
 
     def feature(self, step: int, branch: int, recorded: Sequence[Recorded]) -> torch.Tensor:
         """The replay's."""
         return self._replay.feature(step, recorded, self._levels)
+
+    def output(self, step: int, recorded: Sequence[Recorded], sample: torch.Tensor) -> torch.Tensor:
+        """The forecast, where the replay is to go on from what was."""
+        if self._forecast is None:
+            return super().output(step, recorded, sample)
+        return self._forecast.output(step, recorded, sample)
 
 
 class PlannedGuide(ReplayGuide):
@@ -176,6 +189,10 @@ class ProtectingGuide(Guide):
     def feature(self, step: int, branch: int, recorded: Sequence[Recorded]) -> torch.Tensor:
         """The guide's."""
         return self._guide.feature(step, branch, recorded)
+
+    def output(self, step: int, recorded: Sequence[Recorded], sample: torch.Tensor) -> torch.Tensor:
+        """The guide's."""
+        return self._guide.output(step, recorded, sample)
 
     def observe(self, call: FinishedCall) -> None:
         """Let the guide look."""

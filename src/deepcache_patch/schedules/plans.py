@@ -16,7 +16,10 @@ from ..errors import InvalidSettingError
 #: The entry of a plan that makes a step run in full.
 FULL: Final = "full"
 
-#: One entry of a plan: `FULL`, or the branch (an integer from 0) of a shallow step.
+#: The branch above the output: nothing of the U-Net runs there, and its output is forecast.
+OUTPUT: Final = -1
+
+#: One entry of a plan: `FULL`, or the branch (0, 1, … or `OUTPUT`) of a shallow step.
 PlanEntry: TypeAlias = int | Literal["full"]
 
 
@@ -107,7 +110,7 @@ class Uniform(_OneBranch):
 
     Args:
         interval: N, at least 1; 1 means that every step runs in full.
-        branch: The branch of the shallow steps, at least 0; its upper limit depends on the U-Net.
+        branch: The branch of the shallow steps, at least -1; its upper limit depends on the U-Net.
 
     Raises:
         InvalidSettingError: If either is not an integer in its range.
@@ -124,7 +127,7 @@ class Uniform(_OneBranch):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "interval", whole_number("interval", self.interval, 1))
-        object.__setattr__(self, "branch", whole_number("branch", self.branch, 0))
+        object.__setattr__(self, "branch", whole_number("branch", self.branch, OUTPUT))
 
     def plan(self, num_steps: int) -> Plan:
         """One entry for each of `num_steps >= 1` steps."""
@@ -146,7 +149,7 @@ class Centred(_OneBranch):
         center: The step round which features change most, at least 0.
         power: How much denser the full steps are there, in (1, 10]. Where it gives fewer full steps
             than k, it is lowered by 0.02 until it gives k, as for the published lists.
-        branch: The branch of the shallow steps, at least 0.
+        branch: The branch of the shallow steps, at least -1.
 
     Raises:
         InvalidSettingError: If an argument is out of range.
@@ -164,7 +167,7 @@ class Centred(_OneBranch):
     def __post_init__(self) -> None:
         object.__setattr__(self, "interval", whole_number("interval", self.interval, 1))
         object.__setattr__(self, "center", whole_number("center", self.center, 0))
-        object.__setattr__(self, "branch", whole_number("branch", self.branch, 0))
+        object.__setattr__(self, "branch", whole_number("branch", self.branch, OUTPUT))
         object.__setattr__(self, "power", number_between("power", self.power, 1, 10))
 
     def plan(self, num_steps: int) -> Plan:
@@ -202,7 +205,7 @@ class Growing(_OneBranch):
         full_steps: k, how many of a generation's steps run in full, at least 1. A generation that
             has no more steps than that runs in full.
         power: How fast they grow apart, from 1 (evenly spaced) to 10.
-        branch: The branch of the shallow steps, at least 0.
+        branch: The branch of the shallow steps, at least -1.
 
     Raises:
         InvalidSettingError: If an argument is out of range.
@@ -218,7 +221,7 @@ class Growing(_OneBranch):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "full_steps", whole_number("full_steps", self.full_steps, 1))
-        object.__setattr__(self, "branch", whole_number("branch", self.branch, 0))
+        object.__setattr__(self, "branch", whole_number("branch", self.branch, OUTPUT))
         object.__setattr__(self, "power", number_between("power", self.power, 1, 10))
 
     def plan(self, num_steps: int) -> Plan:
@@ -250,7 +253,7 @@ class Explicit:
 
     def __init__(self, entries: Sequence[PlanEntry]) -> None:
         checked = (
-            entry if entry == FULL else whole_number(f"entry {step}", entry, 0)
+            entry if entry == FULL else whole_number(f"entry {step}", entry, OUTPUT)
             for step, entry in enumerate(entries)
         )
         object.__setattr__(self, "entries", Plan(checked))

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 #: Which parameters each one has, by name; those that plan ahead first.
 PARAMETERS: Final = {
+    "noise-aware": ("interval", "branch"),
     "uniform": ("interval", "branch"),
     "centred": ("interval", "branch", "center", "power"),
     "growing": ("full_steps", "branch", "power"),
@@ -52,14 +53,17 @@ def named_schedule(name: str, **given: Any) -> Any:
         return planned[name](**given)
 
     from ..learning.auto import Auto
-    from ..schedules.adaptive import Adaptive  # which need torch
+    from ..schedules.adaptive import Adaptive
+    from ..schedules.noise_aware import NoiseAware  # which need torch
 
     if name == "auto":
         return Auto(**given)
+    if name == "noise-aware":
+        return NoiseAware(**given)
     return Adaptive(given.get("tolerance", 0.1), (given.get("branch", 0),))
 
 
-def schedule_of(schedule: Any, interval: int | None, branch: int | None) -> Any:
+def schedule_of(schedule: Any, interval: float | None, branch: int | None) -> Any:
     """The schedule that is meant by the arguments.
 
     Raises:
@@ -68,7 +72,7 @@ def schedule_of(schedule: Any, interval: int | None, branch: int | None) -> Any:
     given = {"interval": interval, "branch": branch}
     given = {name: value for name, value in given.items() if value is not None}
     if schedule is None:
-        return Uniform(**given)  # type: ignore[arg-type]
+        return named_schedule("noise-aware", **given)
     if isinstance(schedule, str) and schedule == "auto":
         return named_schedule("auto", **given)
     if given:

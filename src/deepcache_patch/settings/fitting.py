@@ -11,7 +11,7 @@ from ..patching.call import whole
 from ..patching.wrappers import unwrapped
 from ..running.components import is_sharded, schedulers_of, unets_of
 from ..schedules.guide import AnySchedule, GuidingSchedule
-from ..schedules.plans import Schedule
+from ..schedules.plans import OUTPUT, Schedule
 
 
 def anatomies_for(pipe: Any, schedule: AnySchedule) -> dict[nn.Module, Anatomy]:
@@ -42,7 +42,7 @@ def anatomies_for(pipe: Any, schedule: AnySchedule) -> dict[nn.Module, Anatomy]:
             "that was calibrated before"
         )
     for branch in getattr(schedule, "branches", ()):
-        for anatomy in anatomies.values():
+        for anatomy in anatomies.values() if branch != OUTPUT else ():
             anatomy.check_branch(branch)
     if isinstance(schedule, Calibrated):
         for name, unet in unets.items():

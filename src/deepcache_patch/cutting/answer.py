@@ -1,0 +1,40 @@
+"""What a U-Net returned, and the same with another tensor in it: for calls that do not run at all."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What a U-Net returned: one tensor alone, in a tuple, or in an output class of diffusers.
+
+    Attributes:
+        kind: The class of what was returned.
+        name: Of the tensor in it, where it has names.
+        asked: The argument `return_dict` of the call, or `None`.
+    """
+
+    kind: type
+    name: str | None
+    asked: Any
+
+    @classmethod
+    def of(cls, output: Any, arguments: Mapping[str, Any]) -> "tuple[Answer, torch.Tensor] | None":
+        """An answer and the tensor in it; `None` if there is anything beside one tensor."""
+        name, tensor = None, output
+        if isinstance(output, dict) and len(output) == 1:
+            name, tensor = next(iter(output.items()))
+        elif type(output) is tuple and len(output) == 1:
+            tensor = output[0]
+        if not isinstance(tensor, torch.Tensor):
+            return None
+        return cls(type(output), name, arguments.get("return_dict")), tensor
+
+    def with_tensor(self, tensor: torch.Tensor) -> Any:
+        """The same with this tensor."""
+        if self.name is not None:
+            return self.kind(**{self.name: tensor})
+        return (tensor,) if self.kind is tuple else tensor
