@@ -142,7 +142,7 @@ def _settings(
         "versions": versions() | {"DeepCache": importlib.metadata.version("DeepCache")},
         "options": given
         | {
-            "prompts": hashlib.sha256("\n".join(prompts).encode()).hexdigest(),
+            "prompts": hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:12],
             "count": len(prompts),
             "device": str(device),
             "dtype": str(dtype).removeprefix("torch."),
