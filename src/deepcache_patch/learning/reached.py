@@ -1,4 +1,4 @@
-"""What a calibration reached with the plan that it chose: for its file, and for a person to read."""
+"""What a calibration reached with the plan that it chose: for its file, and to be read."""
 
 from __future__ import annotations
 
