@@ -36,7 +36,8 @@ class EasyCache(Rival):
     def full(self, step: int, sample: torch.Tensor) -> bool:
         """Where the guessed change has added up, and at the start and the end."""
         runs = True
-        inside = math.ceil(self.steps * START) <= step < self.steps - round(self.steps * END)
+        last = self.steps - max(1, round(self.steps * END))
+        inside = math.ceil(self.steps * START) <= step < last
         if inside and self._output is not None and self._ratio is not None:
             change = float((sample - self._before).abs().mean())
             self._sum += self._ratio * change / float(self._output.abs().mean())

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 
 def fitted(
-    full_calls: Callable[[float], int], budget: int, low: float, high: float, *, tries: int = 12
+    full_calls: Callable[[float], int], budget: int, low: float, high: float, *, tries: int = 9
 ) -> float:
     """The threshold whose full calls come closest to the budget and do not exceed it.
 

@@ -33,23 +33,27 @@ def zeus(steps: int, full_steps: int) -> list[int]:
 
 
 def spectrum(steps: int, full_steps: int) -> list[int]:
-    """Five steps, then gaps that grow after each full step, by as little as keeps the budget.
+    """Five steps, then gaps that begin with 2 and grow after each full step, just so much as fits.
 
-    Where gaps of two are too wide for the budget, they begin with one.
+    Where gaps of 2 throughout are too wide for the budget, more steps run whole at the start; where
+    it is too small for any such plan, it all goes to the start.
     """
-    for gap in (_SPECTRUM_GAP, 1):
-        plans = [_growing(steps, gap, number * _GROWTH) for number in range(round(steps / _GROWTH))]
-        if len(plans[0]) >= full_steps:
+    for start in range(_SPECTRUM_START, steps + 1):
+        evenly = _growing(steps, start, 0)
+        if len(evenly) == full_steps:
+            return evenly
+        if len(evenly) > full_steps:
             break
-    return max((plan for plan in plans if len(plan) <= full_steps), key=len)
+    growths = (number * _GROWTH for number in range(round(steps / _GROWTH)))
+    plans = (_growing(steps, _SPECTRUM_START, growth) for growth in growths)
+    kept = (plan for plan in plans if len(plan) <= full_steps)
+    return max(kept, key=len, default=list(range(full_steps)))
 
 
-def _growing(steps: int, gap: float, growth: float) -> list[int]:
-    plan, skipped = [], 0
-    for step in range(steps):
-        if step < _SPECTRUM_START:
-            plan.append(step)
-        elif (skipped + 1) % int(gap + 1e-9) == 0:
+def _growing(steps: int, start: int, growth: float) -> list[int]:
+    plan, gap, skipped = list(range(start)), float(_SPECTRUM_GAP), 0
+    for step in range(start, steps):
+        if (skipped + 1) % int(gap + 1e-9) == 0:
             plan.append(step)
             gap, skipped = gap + growth, 0
         else:
