@@ -26,7 +26,8 @@ def zeus(steps: int, full_steps: int) -> list[int]:
     end = max(1, round(steps * _ZEUS_END))
     between = full_steps - start - end
     if between < 0:
-        start, end, between = full_steps - 1, 1, 0
+        start, between = max(1, full_steps - 1), 0
+        end = full_steps - start
     width = (steps - start - end + 1) / (between + 1)
     inner = [start - 1 + round(number * width) for number in range(1, between + 1)]
     return [*range(start), *inner, *range(steps - end, steps)]

@@ -5,7 +5,7 @@ import torch
 from builders.cases import CASES
 from builders.schedulers import with_scheduler
 
-from benchmarks.fidelity.rivals import plans
+from benchmarks.fidelity.rivals import plans, spectrum
 from benchmarks.fidelity.rivals.adaptive_diffusion import AdaptiveDiffusion
 from benchmarks.fidelity.rivals.easycache import EasyCache
 from benchmarks.fidelity.rivals.output_reuse import OutputReuse
@@ -136,15 +136,27 @@ def test_zeus_forecasts_and_reuses_in_turn():
     assert told(Zeus([0, 1, 3]), [1, 3, 0, 10, 0]) == [1, 3, 5, 10, 15]
 
 
-def test_spectrum_follows_a_constant_and_half_of_a_line():
-    # The line through the last two goes 2 to the 4 that is wanted; the ridge keeps the fit below.
-    shares = weights([0, 1, 2, 3, 4], 6, 10)
-    assert sum(shares) == pytest.approx(1, abs=0.05)
-    assert weights([3], 5, 10)[0] > 0.5
-    # Without the fit's half: -1 and 2 for one step ahead.
-    one, other = weights([0, 1], 2, 10), weights([0, 1], 3, 10)
-    assert other[1] - one[1] > 0.5
-    assert other[0] - one[0] < -0.5
+def test_spectrum_blends_a_fit_of_the_steps_with_a_line(monkeypatch):
+    # Step 3 of 10 is at -0.4, where the polynomials are 1, -0.4, -0.68, 0.944 and -0.0752; step 5
+    # is at 0: 1, 0, -1, 0, 1. So the ridge has 1.6048 / (2.51919104 + 0.1); a line holds the one.
+    assert weights([3], 5, 10) == pytest.approx([0.5 * 1.6048 / 2.61919104 + 0.5])
+    monkeypatch.setattr(spectrum, "BLEND", 0.0)
+    assert weights([0, 1], 2, 10) == [-1.0, 2.0]
+    assert weights([0, 1, 3], 4, 10) == [0.0, -0.5, 1.5]
+
+
+def test_spectrum_forecasts_what_enters_the_output_convolution():
+    pipe = SD.load()
+    entered = []
+    handle = pipe.unet.conv_norm_out.register_forward_pre_hook(
+        lambda module, inputs: entered.append(inputs[0])
+    )
+    drawn(SD, pipe, Spectrum([0, 1, 2, 4]))
+    handle.remove()
+    assert len(entered) == STEPS
+    shares = weights([0, 1, 2], 3, STEPS)
+    expected = sum(share * each for share, each in zip(shares, entered[:3], strict=True))
+    assert torch.allclose(entered[3], expected, atol=1e-6)
 
 
 def test_adaptive_diffusion_skips_while_the_latents_move_evenly():
@@ -189,7 +201,7 @@ def test_easycache_adds_up_relative_changes():
         return "".join("F" if each else "." for each in ran)
 
     # The change is 1 in 11 after step 1, 1 in 14 after step 4, 1 in 17 after step 7.
-    assert plan(0.2) == "FF.F.." + plan(0.2)[6:]
+    assert plan(0.2) == "FF..F..F...F"
     assert plan(0.0) == "F" * 12
     assert plan(9.0) == "FF.........F"
 
