@@ -6,6 +6,7 @@ import pytest
 from builders.cases import CASES
 from diffusers import DDIMScheduler, PNDMScheduler
 
+from benchmarks.deepcache import deepcache
 from benchmarks.fidelity import work
 from benchmarks.fidelity.rivals import plans
 from benchmarks.fidelity.rivals.fitting import fitted
@@ -96,6 +97,15 @@ def test_shares_of_real_networks_are_those_that_were_counted():
 def test_pndm_makes_one_call_more_than_steps():
     assert work.calls_of(SimpleNamespace(scheduler=DDIMScheduler()), 50) == 50
     assert work.calls_of(SimpleNamespace(scheduler=PNDMScheduler(skip_prk_steps=True)), 50) == 51
+
+
+def test_calls_of_the_published_package_are_counted():
+    pytest.importorskip("DeepCache")
+    case = CASES["sd"]
+    pipe = case.load()
+    with deepcache(pipe, 3, 0), work.counting(pipe.unet) as deep:
+        case.run(pipe, steps=5)
+    assert deep.calls == 2
 
 
 def test_calls_of_a_helper_are_counted_by_branch():
