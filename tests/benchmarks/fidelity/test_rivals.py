@@ -137,9 +137,9 @@ def test_zeus_forecasts_and_reuses_in_turn():
 
 
 def test_spectrum_blends_a_fit_of_the_steps_with_a_line(monkeypatch):
-    # Step 3 of 10 is at -0.4, where the polynomials are 1, -0.4, -0.68, 0.944 and -0.0752; step 5
-    # is at 0: 1, 0, -1, 0, 1. So the ridge has 1.6048 / (2.51919104 + 0.1); a line holds the one.
-    assert weights([3], 5, 10) == pytest.approx([0.5 * 1.6048 / 2.61919104 + 0.5])
+    # Step 3 of 10 is at -0.4, where the polynomials are 1, -0.4, -0.68 and 0.944; step 5 is at 0:
+    # 1, 0, -1, 0. So the ridge has 1.68 / (2.513536 + 0.1); a line holds the one.
+    assert weights([3], 5, 10) == pytest.approx([0.5 * 1.68 / 2.613536 + 0.5])
     monkeypatch.setattr(spectrum, "BLEND", 0.0)
     assert weights([0, 1], 2, 10) == [-1.0, 2.0]
     assert weights([0, 1, 3], 4, 10) == [0.0, -0.5, 1.5]
