@@ -15,7 +15,7 @@ import diffusers
 import torch
 
 from ..errors import first_line
-from .names import DTYPES, SCHEDULERS
+from .names import DTYPES, SCHEDULER_OPTIONS, SCHEDULERS
 
 
 def choose_device(name: str | None = None) -> torch.device:
@@ -172,7 +172,7 @@ def use_scheduler(pipe: Any, name: str) -> None:
             f"unknown scheduler {name!r}; known are {known}, and the classes of diffusers"
         )
     try:
-        pipe.scheduler = found.from_config(own.config)
+        pipe.scheduler = found.from_config(own.config, **SCHEDULER_OPTIONS.get(name.lower(), {}))
     except (ImportError, TypeError, ValueError, NotImplementedError) as error:
         raise ValueError(f"{found.__name__} cannot be built here: {first_line(error)}") from error
 
