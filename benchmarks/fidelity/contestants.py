@@ -23,12 +23,10 @@ from benchmarks.fidelity.rivals.skipping import skipping
 from benchmarks.fidelity.rivals.spectrum import Spectrum
 from benchmarks.fidelity.rivals.zeus import Zeus
 from deepcache_patch import (
-    FULL,
     Adaptive,
     Auto,
     Centred,
     DeepCacheHelper,
-    Explicit,
     Growing,
     Uniform,
 )
@@ -162,16 +160,13 @@ def default_helper(pipe: Any, full_steps: int, steps: int) -> DeepCacheHelper:
         full_steps: How many of the steps run whole.
         steps: U-Net calls of a generation.
     """
-    full = plans.uniform(steps, full_steps)
-    return DeepCacheHelper(
-        pipe, schedule=Explicit([FULL if step in full else 0 for step in range(steps)])
-    )
+    return DeepCacheHelper(pipe, interval=steps / full_steps)
 
 
 def _default(pipe: Any, sampler: Sampler) -> Iterator[Contestant]:
-    for speed, full_steps, calls in _budgets(pipe, sampler, work.counted_shares("sd15")[0]):
+    for speed, full_steps, calls in _budgets(pipe, sampler, 0):
         make = functools.partial(default_helper, pipe, full_steps, calls)
-        settings = {"speed": speed, "full_steps": full_steps, "branch": 0}
+        settings = {"speed": speed, "full_steps": full_steps, "branch": OUTPUT}
         name = f"default, {full_steps} full steps"
         yield Contestant(name, "default", sampler.steps, settings, functools.cache(make))
 

@@ -14,7 +14,7 @@ from functools import cache
 from typing import Any
 
 from benchmarks.provenance import RESULTS
-from deepcache_patch import DeepCacheHelper
+from deepcache_patch import OUTPUT, DeepCacheHelper
 
 #: Of a budget, how many times as fast a generation is to be by the work of SD 1.5.
 SPEEDS = (1.8, 2.2)
@@ -49,12 +49,14 @@ def counted_shares(network: str) -> Shares:
     """Those of a network of `benchmarks.speed.macs`: `sd15` (branch 0: 0.079), `sdxl` (0.0145)."""
     counts = json.loads((RESULTS / "macs.json").read_text(encoding="utf-8"))["networks"][network]
     full = counts["full"]["operations"]
-    return {int(k): each["operations"] / full for k, each in counts["shallow"].items()}
+    shallow = {int(k): each["operations"] / full for k, each in counts["shallow"].items()}
+    return {OUTPUT: 0.0} | shallow
 
 
 def own_shares(pipe: Any) -> Shares:
     """Those of the pipeline's own U-Net."""
-    return {each.number: each.share for each in DeepCacheHelper(pipe).branches}
+    shares = {each.number: each.share for each in DeepCacheHelper(pipe).branches}
+    return {OUTPUT: 0.0} | shares
 
 
 def calls_of(pipe: Any, steps: int) -> int:

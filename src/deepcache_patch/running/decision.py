@@ -93,7 +93,7 @@ class FullOrShallow:
         if answer is None or answer.asked != arguments.get("return_dict"):
             return None, None
         made = guide.output(position.step, recorded, anatomy.sample(arguments))
-        return entry, answer.with_tensor(made)
+        return entry, answer.with_tensor(made.clone())  # the pipeline may write into it
 
     def coming(self, session: Session, timestep: Any, sample: torch.Tensor) -> int | None:
         """The branch of the coming call, as far as it can be foreseen; `None` for one in full.

@@ -26,7 +26,7 @@ FEW_STEPS: Final = 8
 _EARLY: Final = 1.25
 
 #: How far the last step's output is used, in ln(sigma): what follows it is free of noise.
-_LAST: Final = 0.5
+_LAST: Final = 1.0
 
 #: ln(sigma) at the first and at the last step where nothing is known: those of Stable Diffusion.
 _USUAL: Final = (2.5, -3.0)
@@ -39,12 +39,13 @@ _FORBIDDEN: Final = 1e12
 class NoiseAware:
     """As many full steps as the interval leaves, where the noise levels ask for them.
 
-    Let step i stand at sigma_i and its output be used over h_i = |ln sigma_i - ln sigma_(i+1)|.
+    Let step i stand at sigma_i and its output be used over h_i = |ln sigma_i - ln sigma_(i+1)|, the
+    last one over 1.
     Computed from what the full step a before it has left, it costs
     h_i · |ln sigma_i - ln sigma_a| · (1 + sigma_i)^1.25. The plan is the one that costs the least
     in sum, exactly, by dynamic programming. Where the levels are not known, those of a usual
     generation are taken, evenly spaced. A generation of 8 steps or fewer runs in full, with a
-    warning.
+    warning. Where nobody knows how many steps there will be, full steps are evenly spaced.
 
     Args:
         interval: One full step in so many, at least 1, a whole number or not: at most
@@ -58,7 +59,7 @@ class NoiseAware:
 
     Example:
         >>> print(NoiseAware(interval=2.5).plan(25))
-        FF·F·F·F··F··F···F··F···F
+        FFFF·F·F··F···F···F····F·
     """
 
     interval: float = 2.2
@@ -80,11 +81,16 @@ class NoiseAware:
 
     def plan_for(self, context: Context) -> Plan:
         """The plan of a generation, by its noise levels."""
-        levels = None if context.is_guess else context.levels()
+        possible = self.branch != OUTPUT or Forecast.of(context) is not None
+        branch = self.branch if possible else 0
+        if context.is_guess:  # of the places only the next one counts: evenly spaced
+            places = range(context.num_steps)
+            full = {int(place * self.interval) for place in places}
+            return Plan(FULL if step in full else branch for step in places)
+        levels = context.levels()
         if levels is None:
             levels = tuple(np.linspace(*_USUAL, context.num_steps).tolist())
-        possible = self.branch != OUTPUT or Forecast.of(context) is not None
-        plan = self._plan(levels, context.protected, self.branch if possible else 0)
+        plan = self._plan(levels, context.protected, branch)
         if self.interval > 1 and context.num_steps <= FEW_STEPS:
             warnings.warn(
                 f"the generation has {context.num_steps} steps and runs in full: with "
@@ -131,10 +137,11 @@ def cheapest(
     best = np.full(steps, np.inf)
     best[0] = 0
     before = []
-    for _ in range(count - 1):
-        ways = best[:, None] + between[:, :steps]
-        before.append(np.argmin(ways, axis=0))
-        best = np.min(ways, axis=0)
+    for done in range(1, count):  # the last of so many full steps is at least number done - 1
+        ways = best[done - 1 :, None] + between[done - 1 :, :steps]
+        chosen = np.argmin(ways, axis=0)
+        best = ways[chosen, np.arange(steps)]
+        before.append(chosen + done - 1)
     found = [int(np.argmin(best + between[:, steps]))]
     for arrived in reversed(before):
         found.append(int(arrived[found[-1]]))

@@ -1,0 +1,166 @@
+"""Forecasts of the output: exact where x0 settles evenly, and the newest output where it cannot."""
+
+import math
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, EulerDiscreteScheduler
+
+from deepcache_patch.cutting.features import FeatureKey, Recorded
+from deepcache_patch.schedules.forecast import Forecast
+from deepcache_patch.schedules.guide import Context
+
+#: ln(sigma) of four steps.
+LEVELS = (1.5, 1.0, 0.25, -0.5)
+
+
+def parts(step):
+    sigma = math.exp(LEVELS[step])
+    return 1 / math.hypot(1, sigma), sigma / math.hypot(1, sigma)
+
+
+def seen(step, x0, noise, prediction):
+    """Input and output of a perfect U-Net, in float64."""
+    alpha, part = parts(step)
+    x = alpha * x0 + part * noise
+    return x, {"epsilon": noise, "v_prediction": alpha * noise - part * x0, "sample": x0}[
+        prediction
+    ]
+
+
+def recorded(step, x, output):
+    return Recorded(step, FeatureKey.of(x), output, x)
+
+
+def moving(step):
+    """An x0 that settles at the rate that it has at step 1."""
+    start, slope = (torch.randn(2, 3, 4, 4, generator=generator(seed)) for seed in (0, 1))
+    sigma = math.exp(LEVELS[1])
+    return (
+        start
+        + sigma ** -(rate := 1 + 3 * sigma / (1 + sigma)) * math.exp(LEVELS[step] * rate) * slope
+    )
+
+
+def generator(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_an_x0_that_settles_is_followed(prediction):
+    # Noise of its own in each step, as samplers that add some have it.
+    calls = [
+        seen(step, moving(step), torch.randn(2, 3, 4, 4, generator=generator(9 + step)), prediction)
+        for step in range(4)
+    ]
+    found = Forecast(LEVELS, prediction).output(
+        3, [recorded(1, *calls[1]), recorded(0, *calls[0])], calls[3][0]
+    )
+    # Float32 keeps 7 digits, of x0 up to 20 times as large as what is left of it.
+    torch.testing.assert_close(found, calls[3][1], rtol=0, atol=1e-4)
+    assert not torch.allclose(calls[1][1], calls[3][1], atol=1e-2)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_of_one_output_x0_is_kept(prediction):
+    x0 = torch.randn(2, 3, 4, 4, generator=generator(0))
+    noise = torch.randn(2, 3, 4, 4, generator=generator(1))
+    first, third = (seen(step, x0, noise, prediction) for step in (0, 2))
+    found = Forecast(LEVELS, prediction).output(2, [recorded(0, *first)], third[0])
+    torch.testing.assert_close(found, third[1], rtol=0, atol=1e-5)  # a few roundings of float32
+
+
+def test_noise_that_does_not_fall_is_no_line():
+    x = torch.ones(1, 1, 2, 2)
+    outputs = [recorded(1, x, 2 * x), recorded(0, x, 5 * x)]
+    flat = Forecast((1.0, 1.0, 0.5), "sample").output(2, outputs, x)
+    risen = Forecast((1.0, 0.5, 0.8), "sample").output(2, outputs, x)
+    assert torch.equal(flat, 2 * x)
+    assert torch.equal(risen, 2 * x)
+
+
+def test_a_condition_beside_the_sample_is_left_out():
+    sample, condition = torch.randn(2, 4, 4, 4, generator=generator(0)), torch.ones(2, 5, 4, 4)
+    x0 = torch.zeros(2, 4, 4, 4)
+    x, _ = seen(0, x0, sample, "epsilon")
+    later, output = seen(2, x0, sample, "epsilon")
+    forecast = Forecast(LEVELS, "epsilon")
+    alone = forecast.output(2, [recorded(0, x, sample)], later)
+    beside = forecast.output(
+        2,
+        [recorded(0, torch.cat([x, condition], 1), sample)],
+        torch.cat([later, condition], 1),
+    )
+    assert torch.equal(alone, beside)
+    torch.testing.assert_close(beside, output, rtol=0, atol=1e-5)
+
+
+def test_channels_that_do_not_change_are_no_sample():
+    # As in Marigold, where the picture comes first and what is denoised second.
+    picture, output = torch.ones(1, 4, 2, 2), torch.randn(1, 4, 2, 2, generator=generator(0))
+    old, new = torch.zeros(1, 4, 2, 2), torch.full((1, 4, 2, 2), 3.0)
+    found = Forecast(LEVELS, "epsilon").output(
+        2, [recorded(0, torch.cat([picture, old], 1), output)], torch.cat([picture, new], 1)
+    )
+    assert torch.equal(found, output)
+
+
+def test_a_learned_variance_is_that_of_the_newest():
+    x, later = (torch.randn(1, 3, 2, 2, generator=generator(seed)) for seed in (0, 1))
+    output = torch.randn(1, 6, 2, 2, generator=generator(2))
+    forecast = Forecast(LEVELS, "epsilon")
+    found = forecast.output(2, [recorded(0, x, output)], later)
+    assert torch.equal(found[:, 3:], output[:, 3:])
+    alone = forecast.output(2, [recorded(0, x, output[:, :3])], later)
+    assert torch.equal(found[:, :3], alone)
+
+
+def test_frames_before_channels_are_told_by_what_differs():
+    x, later = (torch.randn(1, 3, 8, 2, 2, generator=generator(seed)) for seed in (0, 1))
+    output = torch.randn(1, 3, 4, 2, 2, generator=generator(2))
+    forecast = Forecast(LEVELS, "v_prediction")
+    found = forecast.output(2, [recorded(0, x, output)], later)
+    alone = forecast.output(2, [recorded(0, x[:, :, :4], output)], later[:, :, :4])
+    assert torch.equal(found, alone)
+
+
+def test_shapes_that_have_nothing_in_common_give_the_newest_output():
+    output = torch.ones(1, 7, 3)
+    found = Forecast(LEVELS, "sample").output(
+        2, [recorded(0, torch.ones(1, 4, 2), output)], torch.ones(1, 4, 2)
+    )
+    assert found is output
+
+
+def test_half_precision_stays_what_it_is():
+    x = torch.ones(1, 1, 2, 2, dtype=torch.float16)
+    found = Forecast(LEVELS, "epsilon").output(2, [recorded(0, x, x)], x)
+    assert found.dtype == torch.float16
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "known"),
+    [
+        (DDIMScheduler(), True),
+        (DDIMScheduler(prediction_type="v_prediction"), True),
+        (EulerDiscreteScheduler(prediction_type="sample"), True),
+        (DDIMScheduler(rescale_betas_zero_snr=True, timestep_spacing="trailing"), False),
+        (
+            DDIMScheduler(
+                rescale_betas_zero_snr=True,
+                timestep_spacing="trailing",
+                prediction_type="v_prediction",
+            ),
+            True,
+        ),
+        (None, False),
+    ],
+    ids=["epsilon", "v", "sample", "epsilon without signal", "v without signal", "no scheduler"],
+)
+def test_a_forecast_needs_to_know_what_the_output_means(scheduler, known):
+    timesteps = None
+    if scheduler is not None:
+        scheduler.set_timesteps(10)
+        timesteps = tuple(scheduler.timesteps.tolist())
+    context = Context(10, timesteps, scheduler, torch.nn.Identity())
+    assert (Forecast.of(context) is not None) is known

@@ -1,0 +1,158 @@
+"""Plans by noise levels: the cheapest of all, the same rule for every spacing."""
+
+import doctest
+import itertools
+import math
+
+import pytest
+import torch
+from builders.schedulers import SCHEDULERS
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
+
+import deepcache_patch.schedules.noise_aware
+from deepcache_patch import DeepCacheWarning, InvalidSettingError, NoiseAware
+from deepcache_patch.schedules.guide import Context
+from deepcache_patch.schedules.noise_aware import FEW_STEPS, cheapest
+from deepcache_patch.schedules.window import Window
+
+#: Stable Diffusion's.
+BETAS = {
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "steps_offset": 1,
+}
+
+SPACINGS = {
+    "dpm-leading": lambda: DPMSolverMultistepScheduler(timestep_spacing="leading", **BETAS),
+    "dpm-linspace": lambda: DPMSolverMultistepScheduler(timestep_spacing="linspace", **BETAS),
+    "dpm-trailing": lambda: DPMSolverMultistepScheduler(timestep_spacing="trailing", **BETAS),
+    "dpm-karras": lambda: DPMSolverMultistepScheduler(use_karras_sigmas=True, **BETAS),
+    "euler": lambda: EulerDiscreteScheduler(timestep_spacing="leading", **BETAS),
+    "ddim": lambda: DDIMScheduler(set_alpha_to_one=False, **BETAS),
+}
+
+
+def context(scheduler, steps, *, strength=1.0, window=None):
+    """Of a generation by this scheduler, of which the last steps run."""
+    scheduler.set_timesteps(steps)
+    timesteps = scheduler.timesteps[steps - int(steps * strength) :].tolist()
+    made = Context(len(timesteps), tuple(timesteps), scheduler, torch.nn.Identity())
+    return made if window is None else Context(**{**vars(made), "window": window})
+
+
+def cost(levels, full):
+    """What a plan costs, as the docstring of `NoiseAware` says it."""
+    used = [abs(b - a) for a, b in itertools.pairwise(levels)] + [1.0]
+    last, total = 0, 0.0
+    for step, level in enumerate(levels):
+        if step in full:
+            last = step
+        else:
+            drift = abs(level - levels[last])
+            total += used[step] * drift * (1 + math.exp(level)) ** 1.25
+    return total
+
+
+@pytest.mark.parametrize("count", range(1, 10))
+def test_no_plan_with_as_many_full_steps_costs_less(count):
+    levels = (2.5, 2.2, 1.1, 0.9, 0.85, 0.1, -1.0, -1.2, -3.0)
+    others = itertools.combinations(range(1, len(levels)), count - 1)
+    least = min(cost(levels, {0, *other}) for other in others)
+    assert len(cheapest(levels, count)) == count
+    assert math.isclose(cost(levels, set(cheapest(levels, count))), least, rel_tol=1e-12)
+
+
+@pytest.mark.parametrize("count", [3, 5])
+def test_what_is_protected_is_in_the_plan_and_in_the_budget(count):
+    levels = (2.5, 2.2, 1.1, 0.9, 0.85, 0.1, -1.0, -1.2, -3.0)
+    protected = frozenset({4, 8})
+    others = itertools.combinations([1, 2, 3, 5, 6, 7], count - 3)
+    least = min(cost(levels, {0, 4, 8, *other}) for other in others)
+    found = set(cheapest(levels, count, protected))
+    assert len(found) == count
+    assert found >= protected
+    assert math.isclose(cost(levels, found), least, rel_tol=1e-12)
+
+
+def test_more_protected_steps_than_the_budget_all_run_in_full():
+    assert cheapest((2.0, 1.0, 0.0, -1.0), 1, frozenset({1, 3})) == (0, 1, 3)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "steps", "strength", "plan"),
+    [
+        ("dpm-leading", 25, 1.0, "FFFF·F·F··F···F···F···F·F"),
+        ("dpm-linspace", 25, 1.0, "FFFFF·F·F··F····F····F··F"),
+        ("dpm-trailing", 25, 1.0, "FFFFF·F·F··F····F····F··F"),
+        ("dpm-karras", 25, 1.0, "FFF·F·F·F··F··F···F··F··F"),
+        ("euler", 30, 1.0, "FFFF·F·F··F··F···F····F···F·FF"),
+        ("ddim", 50, 1.0, "FFFFFFF·F·F·F·F··F··F···F···F····F····F···F··F·FFF"),
+        ("ddim", 50, 0.5, "F··F··F···F··F··F··F·FFFF"),
+    ],
+)
+def test_one_rule_gives_the_plan_of_every_spacing(scheduler, steps, strength, plan):
+    made = context(SPACINGS[scheduler](), steps, strength=strength)
+    assert str(NoiseAware().plan_for(made)) == plan
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_plan_has_an_entry_for_each_step_of_any_scheduler(name):
+    made = context(SCHEDULERS[name](BETAS), 20)
+    plan = NoiseAware().plan_for(made)
+    assert len(plan) == made.num_steps
+    assert len(plan.full_steps) == int(made.num_steps / 2.2)
+    assert plan == NoiseAware().plan_for(made)
+
+
+@pytest.mark.parametrize(
+    ("interval", "steps", "full"),
+    [(1, 20, 20), (2, 20, 10), (2.5, 20, 8), (3, 20, 6), (2.2, 25, 11), (100, 20, 1), (2, 9, 4)],
+)
+def test_the_interval_is_a_budget_that_need_not_be_a_whole_number(interval, steps, full):
+    assert len(NoiseAware(interval).plan(steps).full_steps) == full
+
+
+@pytest.mark.parametrize("steps", range(1, FEW_STEPS + 1))
+def test_few_steps_run_in_full_and_say_so(steps):
+    made = context(DDIMScheduler(), steps)
+    with pytest.warns(DeepCacheWarning, match=f"has {steps} steps and runs in full"):
+        plan = NoiseAware().plan_for(made)
+    assert plan.full_steps == tuple(range(steps))
+
+
+def test_all_in_full_on_request_warns_of_nothing():
+    assert str(NoiseAware(1).plan_for(context(DDIMScheduler(), 4))) == "FFFF"
+
+
+def test_a_window_takes_its_steps_from_the_budget():
+    plan = NoiseAware(2.5).plan_for(context(DDIMScheduler(), 20, window=Window(first=4, last=2)))
+    assert len(plan.full_steps) == 8
+    assert {0, 1, 2, 3, 18, 19} <= set(plan.full_steps)
+
+
+def test_without_a_scheduler_the_top_of_the_unet_runs():
+    unknown = Context(12, tuple(range(12, 0, -1)), None, torch.nn.Identity())
+    assert NoiseAware().plan_for(unknown).branches == (0,)
+    assert NoiseAware().plan_for(unknown).full_steps == NoiseAware().plan(12).full_steps
+    assert NoiseAware(branch=3).plan_for(unknown).branches == (3,)
+
+
+def test_where_the_number_of_steps_is_a_guess_full_steps_are_evenly_spaced():
+    guess = Context(10, None, None, torch.nn.Identity(), is_guess=True)
+    assert str(NoiseAware(2.5).plan_for(guess)) == "F·F··F·F··"
+
+
+@pytest.mark.parametrize("interval", [0.9, 0, -1, 1001, "3", None, True, float("nan")])
+def test_an_interval_out_of_range_is_refused(interval):
+    with pytest.raises(InvalidSettingError, match=r"interval must be a number from 1 to 1000"):
+        NoiseAware(interval)
+
+
+def test_a_branch_out_of_range_is_refused():
+    with pytest.raises(InvalidSettingError, match="branch must be an integer of at least -1"):
+        NoiseAware(branch=-2)
+
+
+def test_the_examples_of_the_docstrings_are_right():
+    assert doctest.testmod(deepcache_patch.schedules.noise_aware).failed == 0
