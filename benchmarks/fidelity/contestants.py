@@ -23,6 +23,7 @@ from benchmarks.fidelity.rivals.skipping import skipping
 from benchmarks.fidelity.rivals.spectrum import Spectrum
 from benchmarks.fidelity.rivals.zeus import Zeus
 from deepcache_patch import (
+    OUTPUT,
     Adaptive,
     Auto,
     Centred,
