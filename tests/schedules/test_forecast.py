@@ -95,12 +95,24 @@ def test_a_condition_beside_the_sample_is_left_out():
     torch.testing.assert_close(beside, output, rtol=0, atol=1e-5)
 
 
-def test_channels_that_do_not_change_are_no_sample():
+@pytest.mark.parametrize("width", [2, 4], ids=["a narrow condition", "a wide one"])
+def test_a_condition_may_come_first(width):
     # As in Marigold, where the picture comes first and what is denoised second.
-    picture, output = torch.ones(1, 4, 2, 2), torch.randn(1, 4, 2, 2, generator=generator(0))
-    old, new = torch.zeros(1, 4, 2, 2), torch.full((1, 4, 2, 2), 3.0)
+    picture = torch.ones(1, width, 2, 2)
+    x, later, output = (torch.randn(1, 4, 2, 2, generator=generator(seed)) for seed in range(3))
+    forecast = Forecast(LEVELS, "epsilon")
+    found = forecast.output(
+        2, [recorded(0, torch.cat([picture, x], 1), output)], torch.cat([picture, later], 1)
+    )
+    assert torch.equal(found, forecast.output(2, [recorded(0, x, output)], later))
+
+
+def test_without_channels_enough_that_change_the_newest_output_is_given():
+    x, later, output = (torch.randn(1, 4, 2, 2, generator=generator(seed)) for seed in range(3))
+    x[:, 1], later[:, 1], x[:, 3], later[:, 3] = 1, 1, 1, 1
+    beside = torch.zeros(1, 2, 2, 2)
     found = Forecast(LEVELS, "epsilon").output(
-        2, [recorded(0, torch.cat([picture, old], 1), output)], torch.cat([picture, new], 1)
+        2, [recorded(0, torch.cat([x, beside], 1), output)], torch.cat([later, beside], 1)
     )
     assert torch.equal(found, output)
 

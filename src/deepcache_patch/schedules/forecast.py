@@ -68,45 +68,57 @@ class Forecast:
         Args:
             step: Which.
             recorded: Full outputs with their samples, the newest first; one or two.
-            sample: The step's input. Where it has more channels than the output, the first are
-                denoised and the others a condition; where fewer, what the output has beyond them
-                is the newest's. Channels that do not change from step to step are no sample.
+            sample: The step's input. Where it has more channels than the output, the others are a
+                condition: it stands last, or first where the first channels do not all change
+                from step to step; if the last do not either, the newest output is given. Where the
+                sample has fewer, what the output has beyond them is the newest's.
         """
         newest = recorded[0]
-        output = newest.feature
+        output, before = newest.feature, newest.sample
         place = _channels(sample, output)
-        if newest.sample is None or place is None:
+        if before is None or place is None:
             return output
         count = min(sample.shape[place], output.shape[place])
-        x = sample.narrow(place, 0, count)
-        denoised = [self._denoised(each, place, count) for each in recorded]
+        made = self._made(step, recorded, sample, place, 0, count)
+        if sample.shape[place] > count:  # a condition is there, too: before the sample, or after it
+            last = sample.shape[place] - count
+            late = self._made(step, recorded, sample, place, last, count)
+            moving = (sample != before).sum([each for each in range(sample.ndim) if each != place])
+            # Chosen on the device, for which nobody waits.
+            late = torch.where((moving[last:] > 0).all(), late, output)
+            made = torch.where((moving[:count] > 0).all(), made, late)
+        rest = output.narrow(place, count, output.shape[place] - count)
+        return torch.cat([made, rest], dim=place) if rest.numel() else made
+
+    def _made(
+        self,
+        step: int,
+        recorded: Sequence[Recorded],
+        sample: torch.Tensor,
+        place: int,
+        start: int,
+        count: int,
+    ) -> torch.Tensor:
+        """The output, if these channels of the sample are what is denoised."""
+        denoised = [self._denoised(each, place, start, count) for each in recorded]
         forecast = denoised[0]
         if len(denoised) > 1:
-            weight = self._slope(step, newest.step, recorded[1].step)
+            weight = self._slope(step, recorded[0].step, recorded[1].step)
             forecast = torch.lerp(denoised[1], denoised[0], 1 + weight)
         alpha, noise = self._parts(step)
-        made = x.float()
+        x = sample.narrow(place, start, count).float()
+        made = forecast
         if self.prediction == "epsilon":
-            made = (made - alpha * forecast) / noise
+            made = (x - alpha * forecast) / noise
         elif self.prediction == "v_prediction":
-            made = (alpha * made - forecast) / noise
-        else:
-            made = forecast
-        made = made.to(output.dtype)
-        if sample.shape == output.shape:
-            return made
-        kept = output.narrow(place, 0, count)
-        others = [each for each in range(x.ndim) if each != place]
-        moving = (x != newest.sample.narrow(place, 0, count)).sum(others, keepdim=True) > 0
-        made = torch.where(moving, made, kept)
-        rest = output.narrow(place, count, output.shape[place] - count)
-        return torch.cat([made, rest], dim=place)
+            made = (alpha * x - forecast) / noise
+        return made.to(recorded[0].feature.dtype)
 
-    def _denoised(self, recorded: Recorded, place: int, count: int) -> torch.Tensor:
+    def _denoised(self, recorded: Recorded, place: int, start: int, count: int) -> torch.Tensor:
         """x0 of a full step, in float32."""
         assert recorded.sample is not None
         alpha, noise = self._parts(recorded.step)
-        x = recorded.sample.narrow(place, 0, count).float()
+        x = recorded.sample.narrow(place, start, count).float()
         output = recorded.feature.narrow(place, 0, count).float()
         if self.prediction == "epsilon":
             return (x - noise * output) / alpha
