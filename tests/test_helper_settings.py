@@ -92,7 +92,7 @@ def test_bad_settings_are_refused_before_anything_is_patched(settings, message):
 )
 def test_bad_params_change_nothing(params, message):
     unet = unet2d_condition()
-    with DeepCacheHelper(unet, interval=4) as helper:
+    with DeepCacheHelper(unet, schedule=Uniform(4)) as helper:
         with pytest.raises(InvalidSettingError) as caught:
             helper.set_params(**params)
         assert str(caught.value) == message
@@ -101,7 +101,7 @@ def test_bad_params_change_nothing(params, message):
 
 
 def test_params_that_are_not_given_stay_as_they_are():
-    helper = DeepCacheHelper(unet2d_condition(), interval=4, branch=2)
+    helper = DeepCacheHelper(unet2d_condition(), schedule=Uniform(4, branch=2))
     helper.set_params(cache_interval=2)
     assert helper.schedule == Uniform(2, 2)
     helper.set_params(cache_branch_id=1)
@@ -136,7 +136,7 @@ def test_a_schedule_that_guides_gets_the_replay_and_every_generations_context():
 
 
 def test_calibrate_hands_over_what_it_is_given(monkeypatch):
-    handed, helper = [], DeepCacheHelper(unet2d_condition())
+    handed, helper = [], DeepCacheHelper(unet2d_condition(), schedule=Uniform())
 
     def calibrate(*args, **options):
         handed.append((args, options))
@@ -154,24 +154,24 @@ def test_compile_compiles_the_unet_and_the_controlnet_in_place(monkeypatch):
     monkeypatch.setattr(
         torch.nn.Module, "compile", lambda module, **options: compiled.append((module, options))
     )
-    helper = DeepCacheHelper(pipe)
+    helper = DeepCacheHelper(pipe, schedule=Uniform())
     assert helper.compile(mode="max-autotune") is helper
     options = {"fullgraph": True, "mode": "max-autotune"}
     assert compiled == [(pipe.unet, options), (pipe.controlnet, options)]
     compiled.clear()
     unet = unet2d_condition()
-    DeepCacheHelper(unet).compile(fullgraph=False)
+    DeepCacheHelper(unet, schedule=Uniform()).compile(fullgraph=False)
     assert compiled == [(unet, {"fullgraph": False})]
 
 
 def test_enable_attaches_anew_to_what_was_compiled_since_and_to_nothing_else():
     pipe = ZOO["sd-controlnet"].load()
     for whole in (pipe, pipe.unet):
-        with DeepCacheHelper(whole) as helper:
+        with DeepCacheHelper(whole, schedule=Uniform()) as helper:
             attached = helper._attachment.unets
             helper.enable()
             assert helper._attachment.unets is attached
-    with DeepCacheHelper(pipe) as helper:
+    with DeepCacheHelper(pipe, schedule=Uniform()) as helper:
         for name in ("unet", "controlnet"):
             setattr(pipe, name, torch.compile(getattr(pipe, name), backend="eager"))
             helper.enable()
@@ -187,7 +187,7 @@ def test_two_unets_have_a_table_each():
 
 def test_compile_refuses_what_is_compiled_already():
     unet = unet2d_condition()
-    helper = DeepCacheHelper(torch.compile(unet, backend="eager"))
+    helper = DeepCacheHelper(torch.compile(unet, backend="eager"), schedule=Uniform())
     with pytest.raises(InvalidSettingError) as caught:
         helper.compile()
     assert str(caught.value) == (
@@ -197,7 +197,7 @@ def test_compile_refuses_what_is_compiled_already():
 
 def test_a_helper_is_printed_with_its_schedule_and_state():
     unet = unet2d_condition()
-    helper = DeepCacheHelper(unet, interval=4)
+    helper = DeepCacheHelper(unet, schedule=Uniform(4))
     assert helper.pipe is unet
     said = "DeepCacheHelper(UNet2DConditionModel, Uniform(interval=4, branch=0), "
     assert repr(helper) == said + "disabled)"
@@ -261,7 +261,7 @@ class FSDPModule:
 def test_a_schedule_that_each_process_decides_for_itself_is_refused_for_a_sharded_unet():
     unet = unet2d()
     unet.__class__ = type("Sharded", (FSDPModule, type(unet)), {})
-    assert DeepCacheHelper(unet).schedule == Uniform()
+    assert DeepCacheHelper(unet, schedule=Uniform()).schedule == Uniform()
     with pytest.raises(InvalidSettingError) as caught:
         DeepCacheHelper(unet, schedule=Adaptive())
     assert str(caught.value) == (
@@ -272,7 +272,7 @@ def test_a_schedule_that_each_process_decides_for_itself_is_refused_for_a_sharde
 
 
 def test_a_pause_that_is_left_elsewhere_says_where_it_belongs():
-    pause = DeepCacheHelper(unet2d()).paused()
+    pause = DeepCacheHelper(unet2d(), schedule=Uniform()).paused()
     thread = threading.Thread(target=pause.__enter__)
     thread.start()
     thread.join()
@@ -294,7 +294,7 @@ def test_enable_that_is_interrupted_at_the_controlnet_leaves_no_trace(monkeypatc
         raise KeyboardInterrupt  # while it waits for calls that are under way
 
     monkeypatch.setattr(AttachedCompanion, "attach", interrupted)
-    helper = DeepCacheHelper(pipe)
+    helper = DeepCacheHelper(pipe, schedule=Uniform())
     with pytest.raises(KeyboardInterrupt):
         helper.enable()
     assert [trace(each) for each in parts] == before

@@ -86,7 +86,7 @@ def counts(helper, run):
 @pytest.mark.parametrize(("wanted", "full"), [(1, 1), (3, 3), (7, 7), (8, 8), (99, 8)])
 def test_as_many_full_steps_as_were_asked_for(wanted, full, pipe):
     run = partial(LDM.run, pipe, steps=8)
-    helper = DeepCacheHelper(pipe).enable()
+    helper = DeepCacheHelper(pipe, schedule=Uniform()).enable()
     found = helper.calibrate(run, full_steps=wanted)
     assert isinstance(found, Calibrated)
     assert len(found.plan(8).full_steps) == full
@@ -144,7 +144,7 @@ def test_the_fewest_full_steps_that_come_so_close_are_taken(pipe):
     (plain,) = run().numpy()
     reached = {}
     for count in range(1, 7):
-        helper = DeepCacheHelper(pipe)
+        helper = DeepCacheHelper(pipe, schedule=Uniform())
         helper.calibrate(run, full_steps=count)
         with helper:
             (picture,) = run().numpy()
@@ -156,7 +156,7 @@ def test_the_fewest_full_steps_that_come_so_close_are_taken(pipe):
     assert len(set(finite)) > 1
     for below, above in pairwise([*finite, 110]):
         for target in {finite[-1], (below + above) / 2}:
-            helper = DeepCacheHelper(pipe)
+            helper = DeepCacheHelper(pipe, schedule=Uniform())
             found = helper.calibrate(run, psnr=target)
             assert len(found.plan(6).full_steps) == min(
                 count for count, each in reached.items() if each >= target
@@ -197,7 +197,7 @@ def test_the_mean_of_several_pictures_counts(pipe, monkeypatch):
 @pytest.mark.parametrize("shallow", [0.0, 0.125, 0.25])
 def test_the_most_full_steps_that_are_so_fast_are_taken(shallow, speedup, clock, pipe):
     clock.shallow = shallow
-    helper = DeepCacheHelper(pipe)
+    helper = DeepCacheHelper(pipe, schedule=Uniform())
     found = helper.calibrate(partial(LDM.run, pipe, steps=9), speedup=speedup)
     fast = [full for full in range(1, 10) if 9 / (full + (9 - full) * shallow) >= speedup]
     assert len(found.plan(9).full_steps) == max(fast)
@@ -226,7 +226,7 @@ def test_what_a_wrong_guess_cost_is_corrected_by_what_was_measured(clock, pipe):
 @pytest.mark.parametrize(("shallow", "speedup"), [(0.5, 2), (0.25, 4), (0.9, 1.5)])
 def test_a_speed_that_is_out_of_reach_is_refused(shallow, speedup, clock, pipe):
     clock.shallow = shallow
-    helper = DeepCacheHelper(pipe, interval=4)
+    helper = DeepCacheHelper(pipe, schedule=Uniform(4))
     with pytest.raises(InvalidSettingError) as caught:
         helper.calibrate(partial(LDM.run, pipe, steps=12), speedup=speedup)
     reached = 12 / (1 + 11 * shallow)
@@ -243,7 +243,7 @@ def test_a_speed_that_is_out_of_reach_is_refused(shallow, speedup, clock, pipe):
 def test_full_steps_that_cost_more_than_plain_ones_still_give_the_speed(speedup, full, clock, pipe):
     # Recording takes time: then a plan of full steps alone is slower than the plain pipeline.
     clock.full, clock.shallow = full, 0.2
-    clock.helper = helper = DeepCacheHelper(pipe)
+    clock.helper = helper = DeepCacheHelper(pipe, schedule=Uniform())
     found = helper.calibrate(partial(LDM.run, pipe, steps=12), speedup=speedup)
     count = len(found.plan(12).full_steps)
     assert 12 / (count * full + (12 - count) * 0.2) >= speedup
@@ -251,7 +251,7 @@ def test_full_steps_that_cost_more_than_plain_ones_still_give_the_speed(speedup,
 
 def test_time_is_measured_with_a_clock_that_runs(pipe):
     # Not how fast, only that it is asked for and found: any speed is at least a thousandth.
-    helper = DeepCacheHelper(pipe)
+    helper = DeepCacheHelper(pipe, schedule=Uniform())
     found = helper.calibrate(partial(LDM.run, pipe, steps=4), speedup=1)
     assert 1 <= len(found.plan(4).full_steps) <= 4
 
@@ -268,7 +268,7 @@ def test_time_is_measured_with_a_clock_that_runs(pipe):
 def test_a_helper_stays_enabled_or_disabled(enabled, asked, clock, pipe, untouched):
     run = partial(LDM.run, pipe, steps=6)
     plain = run()
-    helper = DeepCacheHelper(pipe)
+    helper = DeepCacheHelper(pipe, schedule=Uniform())
     if enabled:
         helper.enable()
     found = helper.calibrate(run, **asked)
@@ -429,7 +429,7 @@ FAILURES = {
 @pytest.mark.parametrize("name", FAILURES)
 def test_a_failure_leaves_everything_as_it_was(name, enabled, pipe, untouched):
     make, asked, error, message = FAILURES[name]
-    helper = DeepCacheHelper(pipe, interval=2)
+    helper = DeepCacheHelper(pipe, schedule=Uniform(2))
     schedule = helper.schedule
     if enabled:
         helper.enable()
@@ -454,7 +454,7 @@ def test_a_failure_on_the_way_leaves_everything_as_it_was(clock, pipe, untouched
             raise KeyboardInterrupt
         return LDM.run(pipe, steps=4)
 
-    helper = DeepCacheHelper(pipe, interval=2)
+    helper = DeepCacheHelper(pipe, schedule=Uniform(2))
     with pytest.raises(KeyboardInterrupt):
         helper.calibrate(run, speedup=1.5)
     assert helper.schedule == Uniform(2)
@@ -466,7 +466,7 @@ def test_a_failure_on_the_way_leaves_everything_as_it_was(clock, pipe, untouched
 
 def test_features_that_are_not_finite_teach_nothing(pipe):
     handle = pipe.unet.mid_block.register_forward_hook(lambda _m, _a, output: output / 0)
-    helper = DeepCacheHelper(pipe)
+    helper = DeepCacheHelper(pipe, schedule=Uniform())
     with pytest.raises(InvalidSettingError, match="features are not finite"):
         helper.calibrate(partial(LDM.run, pipe, steps=4), full_steps=2)
     handle.remove()
@@ -474,7 +474,7 @@ def test_features_that_are_not_finite_teach_nothing(pipe):
 
 
 def test_a_bare_unet_has_nothing_to_calibrate(pipe, untouched):
-    helper = DeepCacheHelper(pipe.unet)
+    helper = DeepCacheHelper(pipe.unet, schedule=Uniform())
     with pytest.raises(InvalidSettingError, match="needs a pipeline that runs the timesteps"):
         helper.calibrate(partial(LDM.run, pipe, steps=4), full_steps=2)
     assert trace(pipe.unet) == untouched
