@@ -233,7 +233,7 @@ def test_a_transformer_pipeline_is_told_of_its_own_caches():
         UnsupportedModelError,
         match=r"FluxPipeline has no U-Net .*FluxTransformer2DModel.*transformer\.enable_cache",
     ):
-        DeepCacheHelper(pipe)
+        DeepCacheHelper(pipe, schedule=Uniform())
     with pytest.raises(UnsupportedModelError, match=r"transformer\.enable_cache"):
         DeepCacheHelper(transformer)
 

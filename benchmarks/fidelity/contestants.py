@@ -1,16 +1,40 @@
 """Who takes part in the fidelity benchmark: the samplers, and every way of being faster on each.
 
 A contestant says what stands around one of its generations; nothing here generates or measures.
+Those that take part by default are fitted to budgets (`work.SPEEDS`); `spanning` ones have the
+intervals, branches and shares of steps that draw a curve.
 """
 
 import functools
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from benchmarks.deepcache import deepcache
-from deepcache_patch import Adaptive, Auto, Centred, DeepCacheHelper, Growing, Uniform
+from benchmarks.fidelity import work
+from benchmarks.fidelity.rivals import plans
+from benchmarks.fidelity.rivals.adaptive_diffusion import AdaptiveDiffusion
+from benchmarks.fidelity.rivals.easycache import EasyCache
+from benchmarks.fidelity.rivals.fitting import fitted
+from benchmarks.fidelity.rivals.output_reuse import OutputReuse
+from benchmarks.fidelity.rivals.sada import Sada
+from benchmarks.fidelity.rivals.skipping import skipping
+from benchmarks.fidelity.rivals.spectrum import Spectrum
+from benchmarks.fidelity.rivals.zeus import Zeus
+from deepcache_patch import (
+    FULL,
+    Adaptive,
+    Auto,
+    Centred,
+    DeepCacheHelper,
+    Explicit,
+    Growing,
+    Uniform,
+)
+
+#: Makes one generation of prompts that are not measured, with whatever stands around it.
+Run = Callable[[], Any]
 
 
 @dataclass(frozen=True)
@@ -37,8 +61,12 @@ SAMPLERS = {
     "ddim-20": Sampler("DDIM, 20 steps", "ddim", 20),
     "dpm-25": Sampler("DPM-Solver++ 2M, 25 steps", "dpm-solver++", 25),
     "dpm-20": Sampler("DPM-Solver++ 2M, 20 steps", "dpm-solver++", 20),
+    "dpm-karras-25": Sampler("DPM-Solver++ 2M Karras, 25 steps", "dpm-solver++-karras", 25),
+    "dpm-karras-20": Sampler("DPM-Solver++ 2M Karras, 20 steps", "dpm-solver++-karras", 20),
+    "dpm-sde-25": Sampler("DPM-Solver++ 2M SDE, 25 steps", "dpm-solver++-sde", 25),
     "unipc-20": Sampler("UniPC, 20 steps", "unipc", 20),
     "euler-30": Sampler("Euler, 30 steps", "euler", 30),
+    "euler-20": Sampler("Euler, 20 steps", "euler", 20),
     "euler-ancestral-30": Sampler("Euler ancestral, 30 steps", "euler-ancestral", 30),
     "pndm-50": Sampler("PNDM, 50 steps", "pndm", 50),
     "ddpm-100": Sampler("DDPM model, DDIM, 100 steps", "ddim", 100, model="shapes-ddpm"),
@@ -58,28 +86,32 @@ class Contestant:
         name: No other contestant of the sampler has it.
         family: A key of `FAMILIES`.
         steps: `num_inference_steps` of its generations.
-        settings: What distinguishes it within its family.
+        settings: What distinguishes it within its family; `fit` may add what it found.
         around: Makes the context in which a generation runs; called anew for each.
-        calibrates: Its first generation measures, and is not to be measured.
+        fit: What it does once before it is measured, with as many plain generations as it wants.
     """
 
     name: str
     family: str
     steps: int
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
     around: Callable[[], AbstractContextManager[Any]] = nullcontext
-    calibrates: bool = False
+    fit: Callable[[Run], None] | None = None
 
 
-def contestants(pipe: Any, sampler: Sampler, families: Collection[str]) -> list[Contestant]:
+def contestants(
+    pipe: Any, sampler: Sampler, families: Collection[str], *, spanning: bool = False
+) -> list[Contestant]:
     """Everyone who takes part; the plain pipeline first, whether or not it is asked for.
 
     Args:
         pipe: The sampler's pipeline.
         sampler: The sampler.
         families: Keys of `FAMILIES`.
+        spanning: Those that draw a curve take part in the place of those that keep budgets.
     """
-    chosen = [make for name, make in FAMILIES.items() if name == "plain" or name in families]
+    makers = FAMILIES | SPANNING if spanning else FAMILIES
+    chosen = [make for name, make in makers.items() if name == "plain" or name in families]
     return [each for make in chosen for each in make(pipe, sampler)]
 
 
@@ -88,20 +120,121 @@ def _plain(pipe: Any, sampler: Sampler) -> Iterator[Contestant]:
 
 
 def _fewer_steps(pipe: Any, sampler: Sampler) -> Iterator[Contestant]:
+    """For each budget the most steps within it, and one more: between them lies equal work."""
+    calls = work.calls_of(pipe, sampler.steps)
+    extra = calls - sampler.steps
+    counts = [work.full_steps_within(calls, speed, 0) - extra for speed in work.SPEEDS]
+    for steps in dict.fromkeys(steps for count in counts for steps in (count + 1, count)):
+        yield Contestant(f"{steps} steps", "fewer steps", steps)
+
+
+def _spanning_steps(pipe: Any, sampler: Sampler) -> Iterator[Contestant]:
     for steps in dict.fromkeys(round(sampler.steps * share) for share in FEWER_STEPS):
         yield Contestant(f"{steps} steps", "fewer steps", steps)
 
 
 def _deepcache(pipe: Any, sampler: Sampler) -> Iterator[Contestant]:
+    for interval in (2, 3):
+        yield _deepcache_of(pipe, sampler, interval, 0)
+
+
+def _spanning_deepcache(pipe: Any, sampler: Sampler) -> Iterator[Contestant]:
     for branch in (0, 1, 2) if sampler.main else (0,):
         for interval in _intervals(sampler):
-            yield Contestant(
-                f"DeepCache 0.1.1, interval {interval}, branch {branch}",
-                "deepcache 0.1.1",
-                sampler.steps,
-                {"interval": interval, "branch": branch},
-                functools.partial(deepcache, pipe, interval, branch),
-            )
+            yield _deepcache_of(pipe, sampler, interval, branch)
+
+
+def _deepcache_of(pipe: Any, sampler: Sampler, interval: int, branch: int) -> Contestant:
+    return Contestant(
+        f"DeepCache 0.1.1, interval {interval}, branch {branch}",
+        "deepcache 0.1.1",
+        sampler.steps,
+        {"interval": interval, "branch": branch},
+        functools.partial(deepcache, pipe, interval, branch),
+    )
+
+
+def default_helper(pipe: Any, full_steps: int, steps: int) -> DeepCacheHelper:
+    """The package's default for a budget.
+
+    Args:
+        pipe: The pipeline.
+        full_steps: How many of the steps run whole.
+        steps: U-Net calls of a generation.
+    """
+    full = plans.uniform(steps, full_steps)
+    return DeepCacheHelper(
+        pipe, schedule=Explicit([FULL if step in full else 0 for step in range(steps)])
+    )
+
+
+def _default(pipe: Any, sampler: Sampler) -> Iterator[Contestant]:
+    for speed, full_steps, calls in _budgets(pipe, sampler, work.counted_shares("sd15")[0]):
+        make = functools.partial(default_helper, pipe, full_steps, calls)
+        settings = {"speed": speed, "full_steps": full_steps, "branch": 0}
+        name = f"default, {full_steps} full steps"
+        yield Contestant(name, "default", sampler.steps, settings, functools.cache(make))
+
+
+def _auto(pipe: Any, sampler: Sampler) -> Iterator[Contestant]:
+    for speed, full_steps, _ in _budgets(pipe, sampler, work.counted_shares("sd15")[0]):
+        around = _helper(pipe)
+
+        def fit(run: Run, around: Any = around, full_steps: int = full_steps) -> None:
+            around().calibrate(run, full_steps=full_steps)
+
+        settings = {"speed": speed, "full_steps": full_steps, "branch": 0}
+        name = f"auto, {full_steps} full steps"
+        yield Contestant(name, "auto", sampler.steps, settings, around, fit)
+
+
+def _planned(title: str, rival: Any, plan: Callable[[int, int], list[int]]) -> Any:
+    """A family of a rival whose plan is known in advance."""
+
+    def make(pipe: Any, sampler: Sampler) -> Iterator[Contestant]:
+        for speed, full_steps, calls in _budgets(pipe, sampler, 0):
+            chosen = plan(calls, full_steps)
+            settings = {"speed": speed, "plan": chosen}
+            name = f"{title}, {len(chosen)} full steps"
+            around = functools.partial(_with_rival, pipe, rival, chosen)
+            yield Contestant(name, title.lower(), sampler.steps, settings, around)
+
+    return make
+
+
+def _fitted(title: str, rival: Any) -> Any:
+    """A family of a rival whose threshold is fitted."""
+
+    def make(pipe: Any, sampler: Sampler) -> Iterator[Contestant]:
+        for speed, full_steps, _ in _budgets(pipe, sampler, 0):
+            settings: dict[str, Any] = {"speed": speed, "full_steps": full_steps}
+
+            def around(settings: dict[str, Any] = settings) -> AbstractContextManager[Any]:
+                return _with_rival(pipe, rival, settings["threshold"])
+
+            def fit(run: Run, settings: dict[str, Any] = settings) -> None:
+                def full_calls(threshold: float) -> int:
+                    with _with_rival(pipe, rival, threshold), work.counting(pipe.unet) as deep:
+                        run()
+                    return deep.calls
+
+                settings["threshold"] = fitted(full_calls, settings["full_steps"], *rival.KNOB)
+
+            name = f"{title}, up to {full_steps} full steps"
+            yield Contestant(name, title.lower(), sampler.steps, settings, around, fit)
+
+    return make
+
+
+def _with_rival(pipe: Any, rival: Any, setting: Any) -> AbstractContextManager[Any]:
+    return skipping(pipe, rival(setting))
+
+
+def _budgets(pipe: Any, sampler: Sampler, share: float) -> Iterator[tuple[float, int, int]]:
+    """Each speed, the full steps with which it is kept, and the calls of a generation."""
+    calls = work.calls_of(pipe, sampler.steps)
+    for speed in work.SPEEDS:
+        yield speed, work.full_steps_within(calls, speed, share), calls
 
 
 def _uniform_reuse(pipe: Any, sampler: Sampler) -> Iterator[Contestant]:
@@ -121,8 +254,7 @@ def _uniform_extrapolated(pipe: Any, sampler: Sampler) -> Iterator[Contestant]:
 
 
 def _growing(pipe: Any, sampler: Sampler) -> Iterator[Contestant]:
-    pipe.scheduler.set_timesteps(sampler.steps)
-    steps = len(pipe.scheduler.timesteps)  # PNDM makes one more than it is asked for
+    steps = work.calls_of(pipe, sampler.steps)
     for interval in INTERVALS if sampler.main else (3,):
         schedule = Growing(len(Uniform(interval).plan(steps).full_steps))
         name = f"growing, {schedule.full_steps} full steps"
@@ -152,12 +284,16 @@ def _adaptive(pipe: Any, sampler: Sampler) -> Iterator[Contestant]:
         yield Contestant(name, "adaptive", sampler.steps, settings, around)
 
 
-def _auto(pipe: Any, sampler: Sampler) -> Iterator[Contestant]:
+def _spanning_auto(pipe: Any, sampler: Sampler) -> Iterator[Contestant]:
     for interval in _intervals(sampler):
         around = _helper(pipe, schedule=Auto(interval=interval))
+
+        def fit(run: Run, around: Any = around) -> None:
+            with around():
+                run()
+
         settings = {"interval": interval, "branch": 0}
-        name = f"auto, interval {interval}"
-        yield Contestant(name, "auto", sampler.steps, settings, around, calibrates=True)
+        yield Contestant(f"auto, interval {interval}", "auto", sampler.steps, settings, around, fit)
 
 
 def _intervals(sampler: Sampler) -> tuple[int, ...]:
@@ -174,10 +310,30 @@ FAMILIES: dict[str, Callable[[Any, Sampler], Iterator[Contestant]]] = {
     "plain": _plain,
     "fewer steps": _fewer_steps,
     "deepcache 0.1.1": _deepcache,
+    "default": _default,
+    "auto": _auto,
+    "spectrum": _planned("Spectrum", Spectrum, plans.spectrum),
+    "zeus": _planned("ZEUS", Zeus, plans.zeus),
+    "adaptivediffusion": _fitted("AdaptiveDiffusion", AdaptiveDiffusion),
+    "sada": _fitted("SADA", Sada),
+    "easycache": _fitted("EasyCache", EasyCache),
+    "output reuse": _planned("Output reuse", OutputReuse, plans.uniform),
     "uniform reuse": _uniform_reuse,
     "uniform extrapolated": _uniform_extrapolated,
     "growing": _growing,
     "centred": _centred,
     "adaptive": _adaptive,
-    "auto": _auto,
+}
+
+#: Rebuilt from their papers.
+RIVALS = ("spectrum", "zeus", "adaptivediffusion", "sada", "easycache", "output reuse")
+
+#: Who takes part unless it is said otherwise.
+BY_DEFAULT = ("plain", "fewer steps", "deepcache 0.1.1", "default", "auto", *RIVALS)
+
+#: Those that draw a curve, in the place of their namesakes.
+SPANNING = {
+    "fewer steps": _spanning_steps,
+    "deepcache 0.1.1": _spanning_deepcache,
+    "auto": _spanning_auto,
 }

@@ -1,5 +1,5 @@
-"""What the curves of the fidelity benchmark say: the PSNR of a family at a given speedup, and the
-speedup at a given PSNR. Reads results, measures nothing.
+"""What the rows of the fidelity benchmark say at a speed by the work of SD 1.5: read off a family's
+curve, or of who was fitted to that budget. Reads results, measures nothing.
 """
 
 import json
@@ -29,11 +29,11 @@ def results(folder: Path = RESULTS) -> dict[str, Any]:
 
 
 def points(rows: Sequence[Row], family: str) -> list[tuple[float, float]]:
-    """Speedup and PSNR of each contestant of the family that has both."""
+    """Speed by the work of SD 1.5, and PSNR, of each contestant of the family that has both."""
     return [
-        (row["speedup"], row["psnr"])
+        (1 / row["work_sd15"], row["psnr"])
         for row in rows
-        if row["family"] == family and row["psnr"] is not None
+        if row["family"] == family and row["psnr"] is not None and row.get("work_sd15") is not None
     ]
 
 
@@ -41,37 +41,34 @@ def envelope(rows: Sequence[Row], family: str) -> list[tuple[float, float]]:
     """The family's points that no other of it beats in one without losing in the other.
 
     Returns:
-        Speedup and PSNR; the speedup rises, the PSNR falls.
+        Speed and PSNR; the speed rises, the PSNR falls.
     """
     kept: list[tuple[float, float]] = []
-    for speedup, psnr in sorted(points(rows, family), reverse=True):
+    for speed, psnr in sorted(points(rows, family), reverse=True):
         if not kept or psnr > kept[-1][1]:
-            kept.append((speedup, psnr))
+            kept.append((speed, psnr))
     return kept[::-1]
 
 
-def psnr_at(rows: Sequence[Row], family: str, speedup: float) -> float | None:
-    """The PSNR in dB that the family has at a speedup, between two points of its envelope.
+def psnr_at(rows: Sequence[Row], family: str, speed: float) -> float | None:
+    """The PSNR in dB that the family has at a speed, between two points of its envelope.
 
-    Linear in the logarithm of the speedup; `None` where the envelope does not reach.
+    Linear in the work, which is 1 / speed; `None` where the envelope does not reach.
     """
-    return _interpolated(
-        [(float(np.log2(fast)), psnr) for fast, psnr in envelope(rows, family)],
-        float(np.log2(speedup)),
-    )
-
-
-def speedup_at_psnr(rows: Sequence[Row], family: str, psnr: float) -> float | None:
-    """The speedup that the family has at a PSNR in dB: the inverse of `psnr_at`."""
-    power = _interpolated(
-        [(good, float(np.log2(fast))) for fast, good in reversed(envelope(rows, family))], psnr
-    )
-    return None if power is None else float(2**power)
-
-
-def _interpolated(curve: Sequence[tuple[float, float]], at: float) -> float | None:
-    """The curve's value, linear between its points, whose first coordinates rise."""
-    if not curve or not curve[0][0] <= at <= curve[-1][0]:
+    curve = envelope(rows, family)
+    if not curve or not curve[0][0] <= speed <= curve[-1][0]:
         return None
-    places, values = zip(*curve, strict=True)
-    return float(np.interp(at, places, values))
+    speeds, decibels = (np.array(each) for each in zip(*curve, strict=True))
+    return float(np.interp(1 / speed, 1 / speeds[::-1], decibels[::-1]))
+
+
+def fitted_to(rows: Sequence[Row], family: str, speed: float) -> Row | None:
+    """The family's row that was fitted to the budget, if there is one."""
+    own = (row for row in rows if row["family"] == family)
+    return next((row for row in own if row["settings"].get("speed") == speed), None)
+
+
+def nearest(rows: Sequence[Row], family: str, speed: float) -> Row | None:
+    """The family's row whose work is nearest to that of the speed, if there is one."""
+    own = [row for row in rows if row["family"] == family and row.get("work_sd15") is not None]
+    return min(own, key=lambda row: abs(row["work_sd15"] - 1 / speed), default=None)

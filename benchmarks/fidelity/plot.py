@@ -1,4 +1,4 @@
-"""Draws the curves of the fidelity benchmark, PSNR against speedup, a panel for each sampler.
+"""Draws the curves of the fidelity benchmark, PSNR against speed, a panel for each sampler.
 
 Reads what `run` wrote and writes ``docs/fidelity.png``. Every contestant is a
 dot; a family's line joins those that no other of it beats. Run from the project's root:
@@ -28,14 +28,16 @@ COLUMNS = 3
 STYLES = {
     "fewer steps": ("#000000", "s"),
     "deepcache 0.1.1": ("#999999", "x"),
-    "uniform reuse": ("#56b4e9", "o"),
-    "uniform extrapolated": ("#0072b2", "^"),
-    "growing": ("#009e73", "v"),
-    "centred": ("#cc79a7", "D"),
-    "adaptive": ("#e69f00", "P"),
+    "default": ("#0072b2", "^"),
     "auto": ("#d55e00", "*"),
+    "spectrum": ("#009e73", "D"),
+    "zeus": ("#56b4e9", "v"),
+    "adaptivediffusion": ("#e69f00", "P"),
+    "sada": ("#cc79a7", "X"),
+    "easycache": ("#b8860b", "<"),
+    "output reuse": ("#999999", "o"),
 }
-SPEEDUPS = (1, 1.5, 2, 3, 4, 5, 7, 10)
+SPEEDS = (1, 1.5, 1.8, 2.2, 3, 4, 5, 7, 10)
 
 
 def main() -> None:
@@ -66,7 +68,7 @@ def draw(reports: dict[str, Any], output: Path) -> None:
             axes.set_visible(False)
         for axes, report in zip(grid.flat, reports.values(), strict=False):
             _panel(axes, report)
-        figure.supxlabel("speedup of the denoising loop (measured)")
+        figure.supxlabel("speed by the work of SD 1.5")
         figure.supylabel("PSNR against the plain pictures, dB")
         lines = {
             str(line.get_label()): line
@@ -76,7 +78,7 @@ def draw(reports: dict[str, Any], output: Path) -> None:
         }
         families = [family for family in STYLES if family in lines]
         handles = [lines[family] for family in families]
-        figure.legend(handles, families, loc="outside upper center", ncols=4, frameon=False)
+        figure.legend(handles, families, loc="outside upper center", ncols=5, frameon=False)
         drawn = io.BytesIO()
         figure.savefig(drawn, dpi=100)
         plt.close(figure)
@@ -89,7 +91,7 @@ def _panel(axes: Axes, report: dict[str, Any]) -> None:
         dots = points(report["rows"], family)
         if not dots:
             continue
-        thick = family == "auto"
+        thick = family in ("default", "auto")
         axes.plot(
             *zip(*envelope(report["rows"], family), strict=True),
             color=colour,
@@ -99,12 +101,12 @@ def _panel(axes: Axes, report: dict[str, Any]) -> None:
             zorder=3 if thick else 2,
             label=family,
         )
-        speedups, decibels = zip(*dots, strict=True)
-        axes.scatter(speedups, decibels, color=colour, marker=marker, s=9, alpha=0.5)
+        speeds, decibels = zip(*dots, strict=True)
+        axes.scatter(speeds, decibels, color=colour, marker=marker, s=9, alpha=0.5)
     axes.set_title(report["title"])
     axes.tick_params(labelbottom=True)
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(FixedLocator(SPEEDUPS))
+    axes.xaxis.set_major_locator(FixedLocator(SPEEDS))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(lambda value, position: f"{value:g}×")
     axes.grid(alpha=0.3, linewidth=0.5)

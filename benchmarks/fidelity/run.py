@@ -1,9 +1,10 @@
 """What the speed costs: pictures of faster pipelines against those of the plain one.
 
 Every contestant of a sampler (see `contestants`) draws the same prompts from the same
-seeds, batch by batch in turn with the plain pipeline and in one process. Measured are the time of
-the denoising loop, PSNR and SSIM against the plain pictures, Fréchet distances in the classifier's
-features, and how many prompts the classifier reads back. One run measures one sampler or several;
+seeds, batch by batch in turn with the plain pipeline and in one process. Counted is the work of
+each generation; measured are the time of the denoising loop, PSNR and SSIM against the plain
+pictures, Fréchet distances in the classifier's features, and how many prompts the classifier reads
+back. One run measures one sampler or several;
 each gets a file of its own as soon as it is complete. Run from the project's root:
 ``python -m benchmarks.fidelity --sampler ddim-50``.
 """
@@ -16,7 +17,8 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,9 +27,16 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from benchmarks.fidelity.contestants import FAMILIES, SAMPLERS, Contestant, contestants
+from benchmarks.fidelity.contestants import (
+    BY_DEFAULT,
+    FAMILIES,
+    SAMPLERS,
+    Contestant,
+    contestants,
+)
 from benchmarks.fidelity.curves import RESULTS
 from benchmarks.fidelity.frechet import FeatureSpace, frechet_distance
+from benchmarks.fidelity.work import Calls, Shares, calls_made, counted_shares, counting, own_shares
 from benchmarks.provenance import command
 from benchmarks.train.evaluate import fresh_scenes, read_back
 from benchmarks.train.shape_classifier import ShapeClassifier
@@ -63,13 +72,13 @@ class Record:
     Attributes:
         contestant: Who.
         generations: One for each batch.
-        full_steps: How many U-Net calls of each generation ran whole; `None` where nobody knows.
+        calls: What the U-Net calls of each generation were.
         error: Of the first generation that failed.
     """
 
     contestant: Contestant
     generations: list[Generation] = field(default_factory=list)
-    full_steps: list[int | None] = field(default_factory=list)
+    calls: list[Calls] = field(default_factory=list)
     error: str | None = None
 
     @property
@@ -81,34 +90,48 @@ class Record:
         """One generation, or none after one that failed; only the plain one may not fail."""
         if self.error is not None:
             return
-        call = batch.call | {"num_inference_steps": self.contestant.steps}
-        try:
-            with self.contestant.around() as helper:
-                made = generate(pipe, pipe.unet, call, batch.seeds, label=self.contestant.name)
+        with self._failing():
+            with self.contestant.around() as entered, counting(pipe.unet) as deep:
+                made = self._run(pipe, batch)
             if not np.isfinite(made.pictures).all():
                 raise ArithmeticError("the pictures are not finite")
+            branch = self.contestant.settings.get("branch")
+            self.calls.append(calls_made(entered, made.timing.calls, deep.calls, branch))
+            self.generations.append(made)
+
+    def fit(self, pipe: Any, batch: Batch) -> None:
+        """What the contestant does before it is measured, if anything."""
+        fit = self.contestant.fit
+        if fit is not None:
+            with self._failing():
+                fit(lambda: self._run(pipe, batch))
+
+    def _run(self, pipe: Any, batch: Batch) -> Generation:
+        call = batch.call | {"num_inference_steps": self.contestant.steps}
+        return generate(pipe, pipe.unet, call, batch.seeds, label=self.contestant.name)
+
+    @contextmanager
+    def _failing(self) -> Iterator[None]:
+        try:
+            yield
         except Exception as error:
             if self.contestant.family == "plain":
                 raise
             said, name = first_line(error), type(error).__name__
             self.error = said if said.startswith(name) else f"{name}: {said}"
             tqdm.write(f"{self.contestant.name} failed: {self.error}")
-            return
-        self.generations.append(made)
-        self.full_steps.append(_full_steps(helper, made))
-
-    def calibrate(self, pipe: Any, batch: Batch) -> None:
-        """A generation that is not measured."""
-        self.draw(pipe, batch)
-        self.generations.clear()
-        self.full_steps.clear()
 
 
 def main() -> None:
     """Generate, measure, print and write JSON, one sampler after the other."""
     parser = argparse.ArgumentParser(command("fidelity"), description=__doc__.splitlines()[0])
     parser.add_argument("--sampler", nargs="+", choices=SAMPLERS, default=list(SAMPLERS))
-    parser.add_argument("--only", nargs="+", choices=FAMILIES, default=list(FAMILIES))
+    parser.add_argument("--only", nargs="+", choices=FAMILIES, default=list(BY_DEFAULT))
+    parser.add_argument(
+        "--spanning",
+        action="store_true",
+        help="draw curves: intervals, branches and shares of the steps in the place of budgets",
+    )
     parser.add_argument(
         "--update", action="store_true", help="keep what the file says of the other families"
     )
@@ -147,7 +170,11 @@ def measured(
     scenes = fresh_scenes(options.images)
     others = calibration_scenes(scenes)
 
-    records = [Record(each) for each in contestants(pipe, sampler, options.only)]
+    taking_part = contestants(pipe, sampler, options.only, spanning=options.spanning)
+    records = [Record(each) for each in taking_part]
+    shares = {"work": own_shares(pipe)} | {
+        f"work_{network}": counted_shares(network) for network in ("sd15", "sdxl")
+    }
     calibration = batch_of(pipe, others, options.images, guidance)
     batches = [
         batch_of(pipe, scenes[first : first + options.batch_size], first, guidance)
@@ -176,10 +203,12 @@ def measured(
             "seeds": [calibration.seeds[0], calibration.seeds[-1]],
             "prompts": calibration.call.get("prompt"),
         },
+        "shares": shares,
         "feature_dimensions": drawings.shape[1],
         "feature_variance_kept": space.share,
         "rows": [
             figures(each, records[0], scenes if prompted else None, reader, space, drawings)
+            | figures_of_work(each, records[0], shares)
             for each in finished
         ],
         "failed": [
@@ -239,8 +268,7 @@ def take_turns(
     warm_up = batches[0].call | {"num_inference_steps": 2}
     generate(pipe, pipe.unet, warm_up, batches[0].seeds, label="warm-up")
     for record in records:
-        if record.contestant.calibrates:
-            record.calibrate(pipe, calibration)
+        record.fit(pipe, calibration)
     start, processor_start = time.perf_counter(), time.process_time()
     with tqdm(total=len(batches) * len(records), desc=name, mininterval=5) as progress:
         for number, batch in enumerate(batches):
@@ -277,20 +305,20 @@ def figures(
     ]
     speedup = statistics.median(ratios)
     # Infinite where a picture is the same: an adaptive schedule may run a batch in full.
-    decibels = [value for value in (psnr(*pair) for pair in pairs) if math.isfinite(value)]
+    all_decibels = [psnr(*pair) for pair in pairs]
+    decibels = [value for value in all_decibels if math.isfinite(value)]
     features = space.describe(record.pictures)
     readings = reader.read(torch.from_numpy(record.pictures).permute(0, 3, 1, 2))
-    known = [steps for steps in record.full_steps if steps is not None]
     return {
         "name": record.contestant.name,
         "family": record.contestant.family,
         "settings": dict(record.contestant.settings),
         "steps": record.contestant.steps,
-        "full_steps": statistics.fmean(known) if known else None,
         "loop_seconds": [each.timing.loop_seconds for each in record.generations],
         "speedup": speedup,
         "relative_time": 1 / speedup,
         "psnr": statistics.fmean(decibels) if decibels else None,
+        "psnr_worst_tenth": worst_tenth(all_decibels),
         "ssim": statistics.fmean(ssim(*pair) for pair in pairs),
         "frechet": frechet_distance(space.describe(plain.pictures), features),
         "frechet_drawings": frechet_distance(drawings, features),
@@ -298,14 +326,45 @@ def figures(
     }
 
 
+def worst_tenth(decibels: Sequence[float]) -> float | None:
+    """The mean of the worst tenth of the pictures, at least one; `None` where it is infinite."""
+    worst = statistics.fmean(sorted(decibels)[: max(1, len(decibels) // 10)])
+    return worst if math.isfinite(worst) else None
+
+
+def figures_of_work(record: Record, plain: Record, shares: Mapping[str, Shares]) -> dict[str, Any]:
+    """Full calls, and the work as a part of the plain pipeline's, means over the generations.
+
+    Args:
+        record: A contestant that has finished.
+        plain: The plain pipeline's.
+        shares: What a shallow call costs, by the name of the figure; where it costs nobody knows
+            what, the figure is `None`.
+    """
+    counts = [each.full for each in record.calls]
+    most = statistics.fmean(each.full for each in plain.calls)
+    row: dict[str, Any] = {
+        "full_steps": statistics.fmean(counts),
+        "full_steps_least": min(counts),
+        "full_steps_most": max(counts),
+    }
+    for name, known in shares.items():
+        done = [each.work(known) for each in record.calls]
+        row[name] = None if None in done else statistics.fmean(done) / most
+    return row
+
+
 def summary(report: dict[str, Any]) -> str:
     """The figures as a table for the terminal."""
-    lines = [f"{report['title']}: speedup, PSNR, SSIM, Fréchet distance, prompts read back"]
+    lines = [
+        f"{report['title']}: speedup, work of SD 1.5, PSNR, worst tenth, SSIM, Fréchet distance, "
+        "prompts read back"
+    ]
     for row in report["rows"]:
         columns = [
             f"{row['name']:40}",
             f"{row['speedup']:6.2f}",
-            "     –" if row["psnr"] is None else f"{row['psnr']:6.2f}",
+            *(_or_dash(row.get(name)) for name in ("work_sd15", "psnr", "psnr_worst_tenth")),
             f"{row['ssim']:6.3f}",
             f"{row['frechet']:8.4f}",
             "" if row["read_back"] is None else f"{row['read_back']:6.1%}",
@@ -315,12 +374,8 @@ def summary(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _full_steps(helper: Any, made: Generation) -> int | None:
-    """All calls where there is no helper; unknown where the helper does not count."""
-    if helper is None:
-        return made.timing.calls
-    stats = getattr(helper, "stats", None)
-    return None if stats is None else int(stats.full_calls)
+def _or_dash(value: float | None) -> str:
+    return "     –" if value is None else f"{value:6.2f}"
 
 
 def _version_of_deepcache() -> dict[str, str]:

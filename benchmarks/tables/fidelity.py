@@ -1,10 +1,11 @@
 """The tables that say how near the pictures of faster pipelines come to the plain ones."""
 
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from benchmarks.fidelity.curves import Row, psnr_at, results
+from benchmarks.fidelity.contestants import RIVALS
+from benchmarks.fidelity.curves import Row, fitted_to, nearest, psnr_at, results
+from benchmarks.fidelity.work import SPEEDS
 from benchmarks.tables.markdown import table
 
 
@@ -31,12 +32,14 @@ def _in_readme(row: Row) -> bool:
     if row["family"] == "deepcache 0.1.1":
         return interval in (2, 3, 5) and row["settings"]["branch"] == 0
     if row["family"] in ("uniform extrapolated", "auto"):
-        return interval in (2, 3, 5)
-    return row["family"] in ("plain", "fewer steps")
+        return interval in (2, 3, 5, None)
+    return row["family"] in ("plain", "fewer steps", "default", "spectrum")
 
 
 def _named(row: Row) -> str:
     interval = row["settings"].get("interval")
+    if "speed" in row["settings"]:
+        return row["name"]
     return {
         "plain": "plain",
         "fewer steps": f"no helper, {row['steps']} steps",
@@ -59,55 +62,94 @@ def measured_on() -> str:
 
 
 def samplers() -> str:
-    """PSNR of each family at one speedup, for every sampler."""
-    shown = ("fewer steps", "deepcache 0.1.1", "uniform extrapolated", "auto")
-    header = ("PSNR in dB at 2.2 times the speed", *(_FAMILIES[family] for family in shown))
-    return table(header, [(r["title"], *_psnrs(r, 2.2, shown)) for r in results().values()])
+    """PSNR at one budget, for every sampler."""
+    header = ("PSNR in dB at 2.2 times the speed", *_COLUMNS)
+    return table(header, [(report["title"], *_psnrs(report, 2.2)) for report in _counted()])
 
 
 def curves() -> str:
-    """PSNR of each family at several speedups, for every sampler."""
-    header = ("PSNR in dB", "speed", *_FAMILIES.values())
+    """PSNR at both budgets, for every sampler."""
     rows = [
-        (report["title"], f"{speedup:.1f}×", *_psnrs(report, speedup))
-        for report in results().values()
-        for speedup in (1.8, 2.2, 2.5, 3.3)
+        (report["title"], f"{speed:.1f}×", *_psnrs(report, speed))
+        for report in _counted()
+        for speed in SPEEDS
     ]
-    return table(header, rows)
+    return table(("PSNR in dB", "speed", *_COLUMNS), rows)
 
 
 def quality() -> str:
-    """Prompts read back, and the Fréchet distance, of each family near one speedup."""
-    header = ("read back · Fréchet distance", *_FAMILIES.values())
+    """Prompts read back, Fréchet distance and worst pictures, near one budget."""
+    header = ("read back · Fréchet distance · worst tenth in dB", *_COLUMNS)
     rows = []
-    for report in results().values():
-        cells = []
-        for family in _FAMILIES:
-            rivals = [row for row in report["rows"] if row["family"] == family]
-            near = min(rivals, key=lambda row: abs(math.log(row["speedup"] / 2.4)), default=None)
-            cells.append("–" if near is None else _quality_of(near))
-        rows.append((report["title"], *cells))
+    for report in _counted():
+        cells = [_quality_of(nearest(report["rows"], family, 2.2)) for family in _FAMILIES]
+        best = _best_other(report["rows"], 2.2)
+        rows.append((report["title"], *cells, _quality_of(best, named=True)))
     return table(header, rows)
 
 
+#: The families with a column of their own, and its head.
 _FAMILIES = {
     "fewer steps": "fewer steps",
     "deepcache 0.1.1": "DeepCache 0.1.1",
-    "uniform extrapolated": "default",
-    "growing": "growing",
-    "adaptive": "adaptive",
+    "default": "default",
     "auto": "auto",
+    "spectrum": "Spectrum",
 }
+_COLUMNS = (*_FAMILIES.values(), "best of the other rivals")
 
 
-def _psnrs(report: Any, speedup: float, families: Iterable[str] = _FAMILIES) -> list[str]:
-    values = [psnr_at(report["rows"], family, speedup) for family in families]
-    return ["–" if value is None else f"{value:.1f}" for value in values]
+def _counted() -> list[Any]:
+    """The reports whose work was counted, with the rows of which that is so."""
+    reports = [
+        {**report, "rows": [row for row in report["rows"] if row.get("work_sd15") is not None]}
+        for report in results().values()
+    ]
+    return [report for report in reports if report["rows"]]
 
 
-def _quality_of(row: Row) -> str:
+def _psnrs(report: Any, speed: float) -> list[str]:
+    rows = report["rows"]
+    best = _best_other(rows, speed)
+    return [
+        *(_psnr_of(rows, family, speed) for family in _FAMILIES),
+        "–" if best is None else f"{_decibels(best['psnr'])} ({_title(best)})",
+    ]
+
+
+def _psnr_of(rows: Sequence[Row], family: str, speed: float) -> str:
+    """Of who was fitted to the budget, else from the curve, else of the nearest with its speed."""
+    fitted = fitted_to(rows, family, speed)
+    if fitted is not None:
+        return _decibels(fitted["psnr"])
+    value = psnr_at(rows, family, speed)
+    near = nearest(rows, family, speed)
+    if value is not None or near is None:
+        return _decibels(value)
+    return f"{_decibels(near['psnr'])} ({1 / near['work_sd15']:.2f}×)"
+
+
+def _best_other(rows: Sequence[Row], speed: float) -> Row | None:
+    """The rival without a column that came nearest to the plain pictures at the budget."""
+    found = (fitted_to(rows, family, speed) for family in RIVALS if family not in _FAMILIES)
+    known = [row for row in found if row is not None and row["psnr"] is not None]
+    return max(known, key=lambda row: row["psnr"], default=None)
+
+
+def _title(row: Row) -> str:
+    return str(row["name"]).partition(",")[0]
+
+
+def _decibels(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f}"
+
+
+def _quality_of(row: Row | None, *, named: bool = False) -> str:
+    if row is None:
+        return "–"
     read = "–" if row["read_back"] is None else f"{row['read_back']:.0%}"
-    return f"{read} · {row['frechet']:.1f} ({row['speedup']:.2f}×)"
+    name = f" ({_title(row)})" if named else ""
+    return f"{read} · {row['frechet']:.1f} · {_decibels(row['psnr_worst_tenth'])}{name}"
 
 
 TABLES: tuple[Callable[[], str], ...] = (fidelity, measured_on, samplers, curves, quality)

@@ -271,12 +271,11 @@ class DeepCacheHelper:
         Raises:
             InvalidSettingError: If it names a branch that a U-Net does not have, or does not fit.
         """
-        if isinstance(schedule, str):
-            schedule = schedule_of(schedule)
+        found: Any = schedule_of(schedule) if isinstance(schedule, str) else schedule
         with SWITCHING:
-            anatomies_for(self._pipe, schedule)  # or it is refused
-            self._schedule = schedule
-            self._attachment.follow(guides_of(schedule, self._replay, self._window))
+            anatomies_for(self._pipe, found)  # or it is refused
+            self._schedule = found
+            self._attachment.follow(guides_of(found, self._replay, self._window))
 
     def calibrate(
         self,
@@ -292,10 +291,20 @@ class DeepCacheHelper:
         `run` is called several times: at first in full, to record, and then to measure. Use other
         prompts in it than those by which you judge the result. Give one of the three goals.
 
+        For `speedup`, the number of full steps follows from the work of a shallow call (the
+        branch's `share`), which is the same each time. Then plain and accelerated runs are timed in
+        turn: 3 times, or 9 where these vary or are too slow. Full steps are taken away only if the
+        upper quartile is below the goal, at most half of them, and as if a shallow call cost at
+        most twice its work, or a tenth of a full one if that is more. Where half of the timings
+        spread over more than 20 % of their median, the plan stays as it is, with a warning; so it
+        does, with another, where the goal is still not reached. What was reached is in the
+        schedule's `reached`: work, speed, its quartiles, PSNR if `run` makes the same pictures each
+        time and returns them (and scikit-image is installed).
+
         Args:
             run: Calls the pipeline once or more, always with the same steps. For `psnr` it makes
                 the same pictures each time and returns what the pipeline returned, or a list.
-            speedup: How many times as fast the denoising loop shall be, at least; 1 or more.
+            speedup: How many times as fast the denoising loop shall be; 1 or more.
             full_steps: How many steps shall run in full, at least 1.
             psnr: How close the pictures shall be to the plain ones, in dB on average.
             branch: Of the shallow steps, at least 0.

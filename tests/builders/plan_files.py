@@ -21,6 +21,16 @@ SCHEDULE = {
     },
 }
 
+#: Not in every schedule.
+REACHED = {
+    "work": 2.12,
+    "speed": 2.05,
+    "quartiles": [1.98, 2.11],
+    "timings": 5,
+    "psnr": 38.2,
+    "worst_psnr": 33.1,
+}
+
 WHOLE = {"version": 1, "schedules": [SCHEDULE]}
 
 VALID = json.dumps(WHOLE).encode()

@@ -18,6 +18,7 @@ from PIL import Image
 from deepcache_patch import DeepCacheHelper, Uniform
 from deepcache_patch.cli import loading
 from deepcache_patch.cli.main import main
+from deepcache_patch.cli.names import SCHEDULER_OPTIONS
 from deepcache_patch.compare import run as comparison
 from deepcache_patch.compare.outcome import FILES
 
@@ -290,6 +291,26 @@ def test_every_friendly_name_is_a_scheduler(name: str) -> None:
     expected = loading.SCHEDULERS.get(name.lower(), name)
     assert type(pipe.scheduler).__name__ == expected
     assert pipe.scheduler.config.beta_end == before.beta_end
+
+
+@pytest.mark.parametrize(
+    ("name", "karras", "algorithm"),
+    [
+        ("dpm-solver++", False, "dpmsolver++"),
+        ("dpm-solver++-karras", True, "dpmsolver++"),
+        ("dpm-solver++-sde", False, "sde-dpmsolver++"),
+        ("DPM-Solver++-SDE-Karras", True, "sde-dpmsolver++"),
+    ],
+)
+def test_a_friendly_name_brings_its_settings(name: str, karras: bool, algorithm: str) -> None:
+    pipe = CASES["sd"].load()
+    loading.use_scheduler(pipe, name)
+    assert pipe.scheduler.config.use_karras_sigmas is karras
+    assert pipe.scheduler.config.algorithm_type == algorithm
+
+
+def test_the_settings_are_of_names_that_there_are() -> None:
+    assert set(SCHEDULER_OPTIONS) <= set(loading.SCHEDULERS)
 
 
 def test_help_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,7 @@
 """`helper.calibrate`: what was asked for is what is got, and a failure leaves no trace."""
 
+import itertools
+import warnings
 from functools import partial
 from itertools import pairwise
 
@@ -9,7 +11,14 @@ import torch
 from builders.cases import CASES
 from conftest import trace
 
-from deepcache_patch import Calibrated, DeepCacheHelper, InvalidSettingError, Uniform
+from deepcache_patch import (
+    Calibrated,
+    DeepCacheHelper,
+    DeepCacheWarning,
+    InvalidSettingError,
+    Uniform,
+)
+from deepcache_patch.learning.reached import Reached
 from deepcache_patch.measuring.similarity import psnr
 
 LDM = CASES["ldm"]
@@ -18,10 +27,12 @@ LDM = CASES["ldm"]
 class FakeClock:
     """In the place of `LoopClock`: each call of the U-Net takes what the test says.
 
-    A call in full costs `plain` while the helper is paused and `full` while it is not.
+    A call in full costs `plain` while the helper is paused and `full` while it is not. All of it
+    is multiplied by what `noise` returns.
     """
 
-    plain, full, shallow = 1.0, 1.0, 0.25
+    plain, full, shallow = 1.0, 1.0, 0.125
+    noise = staticmethod(lambda: 1.0)
     helper = None
     runs = 0
 
@@ -49,7 +60,8 @@ class FakeClock:
     def seconds(self):
         assert self._calls > 0
         full = self.plain if self._paused else self.full
-        return self._full * full + (self._calls - self._full) * self.shallow
+        exact = self._full * full + (self._calls - self._full) * self.shallow
+        return exact * type(self).noise()
 
 
 @pytest.fixture
@@ -193,67 +205,253 @@ def test_the_mean_of_several_pictures_counts(pipe, monkeypatch):
 # --- so many times as fast ----------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def share(pipe):
+    """Of a full call's work, what a shallow one is at branch 0."""
+    return DeepCacheHelper(pipe).branches[0].share
+
+
+def by_work(full, steps, share):
+    return steps / (full + (steps - full) * share)
+
+
 @pytest.mark.parametrize("speedup", [1, 1.3, 2, 3])
-@pytest.mark.parametrize("shallow", [0.0, 0.125, 0.25])
-def test_the_most_full_steps_that_are_so_fast_are_taken(shallow, speedup, clock, pipe):
-    clock.shallow = shallow
+@pytest.mark.parametrize("branch", [0, 1])
+def test_the_most_full_steps_that_are_so_fast_by_work_are_taken(branch, speedup, clock, pipe):
     helper = DeepCacheHelper(pipe, schedule=Uniform())
-    found = helper.calibrate(partial(LDM.run, pipe, steps=9), speedup=speedup)
-    fast = [full for full in range(1, 10) if 9 / (full + (9 - full) * shallow) >= speedup]
+    share = clock.shallow = helper.branches[branch].share
+    fast = [full for full in range(1, 10) if by_work(full, 9, share) >= speedup]
+    run = partial(LDM.run, pipe, steps=9)
+    if not fast:
+        with pytest.raises(InvalidSettingError, match="is out of reach"):
+            helper.calibrate(run, speedup=speedup, branch=branch)
+        return
+    found = helper.calibrate(run, speedup=speedup, branch=branch)
     assert len(found.plan(9).full_steps) == max(fast)
+    assert found.reached.work == by_work(max(fast), 9, share)
     assert helper.schedule is found
 
 
-def test_a_guess_that_was_right_is_not_measured_again(clock, pipe):
-    clock.shallow = 0.125
+@pytest.mark.parametrize("shallow", [0.0, 0.1])
+def test_a_shallow_call_that_takes_less_than_its_work_adds_no_full_steps(shallow, clock, pipe):
+    clock.shallow = shallow
+    found = DeepCacheHelper(pipe).calibrate(partial(LDM.run, pipe, steps=12), speedup=2)
+    assert len(found.plan(12).full_steps) == 5  # (12/2 - 12·0.138) / (1 - 0.138)
+
+
+def test_timings_that_agree_and_are_fast_enough_are_taken_three_times(clock, pipe, share):
+    clock.shallow = share
     runs = []
 
     def run():
         runs.append(LDM.run(pipe, steps=12))
+        return runs[-1]
 
-    DeepCacheHelper(pipe).calibrate(run, speedup=2)
-    assert clock.runs == 1 + 1  # plainly, and with the schedule that was guessed
-    assert len(runs) == 2 + clock.runs  # and to learn, and to warm up
+    found = DeepCacheHelper(pipe).calibrate(run, speedup=2)
+    assert clock.runs == 3 * 2
+    assert len(runs) == 3 + clock.runs  # and to learn, and to warm up both
+    reached = found.reached
+    expected = by_work(5, 12, share)
+    assert (reached.timings, reached.speed) == (3, pytest.approx(expected))
+    assert reached.quartiles == pytest.approx((expected, expected))
+    assert reached.work == expected
+    assert reached.psnr == reached.worst_psnr == psnr(runs[0][0].numpy(), runs[2][0].numpy())
+    assert str(reached) == (
+        f"{expected:.2f}× measured ({expected:.2f}–{expected:.2f}, 3 timings), "
+        f"{expected:.2f}× by work, {reached.psnr:.1f} dB (worst {reached.psnr:.1f})"
+    )
 
 
-def test_what_a_wrong_guess_cost_is_corrected_by_what_was_measured(clock, pipe):
+def test_a_shallow_call_that_takes_longer_than_its_work_costs_full_steps(clock, pipe, share):
     clock.shallow = 0.25
+    assert share < 0.25 < 2 * share
     found = DeepCacheHelper(pipe).calibrate(partial(LDM.run, pipe, steps=12), speedup=2)
     assert len(found.plan(12).full_steps) == 4  # (12/2 - 12/4) / (1 - 1/4)
-    assert clock.runs == 1 + 2  # plainly, with 5 full steps, which is too slow, and with 4
+    assert (found.reached.speed, found.reached.timings) == (2, 3)
+    assert clock.runs == 2 * (9 + 3)  # with 5 full steps, which is too slow, and with 4
 
 
-@pytest.mark.parametrize(("shallow", "speedup"), [(0.5, 2), (0.25, 4), (0.9, 1.5)])
-def test_a_speed_that_is_out_of_reach_is_refused(shallow, speedup, clock, pipe):
-    clock.shallow = shallow
+def test_no_more_full_steps_are_taken_away_than_twice_the_work_explains(clock, pipe, share):
+    # With 1 of 12 steps in full it would not be twice as fast, either.
+    clock.shallow = 0.9
+    helper = DeepCacheHelper(pipe, schedule=Uniform())
+    with pytest.warns(DeepCacheWarning) as caught:
+        found = helper.calibrate(partial(LDM.run, pipe, steps=12), speedup=2)
+    assert [str(each.message) for each in caught] == [
+        "speedup=2 is not reached: 1.08× measured (1.08–1.08, 9 timings), 2.83× by work, with 3 of "
+        "12 steps in full; a shallow call takes longer here than its work says, so ask for more, "
+        "or give full_steps"
+    ]
+    assert caught[0].filename == __file__
+    assert len(found.plan(12).full_steps) == 3 == int((6 - 12 * 2 * share) / (1 - 2 * share))
+    assert helper.schedule is found
+
+
+def test_no_more_than_half_of_the_full_steps_are_taken_away(clock, pipe):
+    # At branch 1 a call of twice the work leaves no way to be so fast.
+    clock.shallow = 0.95
+    with pytest.warns(DeepCacheWarning, match="speedup=1.5 is not reached: 1.04× measured"):
+        found = DeepCacheHelper(pipe).calibrate(
+            partial(LDM.run, pipe, steps=12), speedup=1.5, branch=1
+        )
+    assert len(found.plan(12).full_steps) == 3  # (12/1.5 - 12·0.357) / (1 - 0.357) are 5
+
+
+@pytest.mark.parametrize("speedup", [6, 12, 999])
+def test_a_speed_that_is_out_of_reach_by_work_is_refused(speedup, clock, pipe, share):
     helper = DeepCacheHelper(pipe, schedule=Uniform(4))
     with pytest.raises(InvalidSettingError) as caught:
         helper.calibrate(partial(LDM.run, pipe, steps=12), speedup=speedup)
-    reached = 12 / (1 + 11 * shallow)
     assert str(caught.value) == (
-        f"speedup={speedup} is out of reach: with 1 of 12 steps in full at this branch it was "
-        f"{reached:.2f}; ask for less"
+        f"speedup={speedup} is out of reach: at branch 0 at most {by_work(1, 12, share):.2f}×, "
+        "with 1 of 12 steps in full, as a shallow call is 13.8% of a full one's work; ask for less"
     )
+    assert clock.runs == 0
     assert helper.schedule == Uniform(4)
     assert not helper.enabled
 
 
-@pytest.mark.parametrize("full", [1.1, 1.5])
-@pytest.mark.parametrize("speedup", [1.2, 1.5, 2])
+@pytest.mark.parametrize(("speedup", "full"), [(1.5, 1.1), (2, 1.1), (2, 1.3)])
 def test_full_steps_that_cost_more_than_plain_ones_still_give_the_speed(speedup, full, clock, pipe):
     # Recording takes time: then a plan of full steps alone is slower than the plain pipeline.
-    clock.full, clock.shallow = full, 0.2
+    clock.full, clock.shallow = full, 0.14
     clock.helper = helper = DeepCacheHelper(pipe, schedule=Uniform())
     found = helper.calibrate(partial(LDM.run, pipe, steps=12), speedup=speedup)
     count = len(found.plan(12).full_steps)
-    assert 12 / (count * full + (12 - count) * 0.2) >= speedup
+    assert 12 / (count * full + (12 - count) * 0.14) >= speedup
 
 
+def test_work_that_cannot_be_counted_is_refused(clock, pipe, monkeypatch):
+    monkeypatch.setattr("deepcache_patch.learning.calibrate._share", lambda *_: None)
+    helper = DeepCacheHelper(pipe, schedule=Uniform())
+    with pytest.raises(InvalidSettingError) as caught:
+        helper.calibrate(partial(LDM.run, pipe, steps=4), speedup=2)
+    assert str(caught.value) == (
+        "speedup cannot be a goal here, because the work of this U-Net's shallow calls cannot be "
+        "counted: give full_steps or psnr"
+    )
+    found = helper.calibrate(partial(LDM.run, pipe, steps=4), full_steps=2)
+    assert found.reached == Reached()
+
+
+# --- on a busy machine --------------------------------------------------------------------------
+
+
+class ByPlan:
+    """A clock that asks the helper what a run would be, so that nothing need run."""
+
+    helper = share = noise = None
+
+    def __init__(self, _unet):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    @property
+    def seconds(self):
+        full = 6 if self.helper._pause.is_on() else len(self.helper.schedule.plan(6).full_steps)
+        return (full + (6 - full) * self.share) * type(self).noise()
+
+
+def test_a_busy_moment_does_not_change_the_plan(pipe, share, monkeypatch):
+    # One timing of each, and never again, gave one full step of ten where something else ran.
+    monkeypatch.setattr("deepcache_patch.learning.calibrate.LoopClock", ByPlan)
+    monkeypatch.setattr(ByPlan, "share", share)
+    # Counted once for all, as it takes longer than the rest.
+    monkeypatch.setattr("deepcache_patch.learning.calibrate._share", lambda *_: share)
+    counted, said = [], []
+    for seed in range(20):
+        random = np.random.default_rng(seed)
+
+        def noise(random=random):
+            return random.uniform(0.97, 1.03) * (4 if random.random() < 0.2 else 1)
+
+        monkeypatch.setattr(ByPlan, "noise", staticmethod(noise))
+        monkeypatch.setattr(ByPlan, "helper", helper := DeepCacheHelper(pipe, schedule=Uniform()))
+        runs = iter([partial(LDM.run, pipe, steps=6)])  # only the first, which teaches
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", DeepCacheWarning)
+            found = helper.calibrate(lambda runs=runs: next(runs, lambda: None)(), speedup=2)
+        counted.append(len(found.plan(6).full_steps))
+        said.append(len(caught))
+    assert counted == [2] * 20
+    assert 0 < sum(said) < 20  # some are too noisy to be sure, and say so
+
+
+def test_timings_that_vary_too_much_are_not_gone_by(clock, pipe, share):
+    # All are too slow, but each by another factor.
+    clock.shallow = share
+    factors = itertools.cycle([2.0, 2.5, 4.0])  # 2.35 / these: about 1.18, 0.94 and 0.59
+    timed = itertools.cycle([lambda: 1.0, lambda: next(factors)])
+    clock.noise = staticmethod(lambda: next(timed)())
+    with pytest.warns(DeepCacheWarning) as caught:
+        found = DeepCacheHelper(pipe).calibrate(partial(LDM.run, pipe, steps=6), speedup=2)
+    exact = by_work(2, 6, share)
+    assert [str(each.message) for each in caught] == [
+        f"timings vary too much to see whether speedup=2 is reached: {exact / 2.5:.2f}× measured "
+        f"({exact / 4:.2f}–{exact / 2:.2f}, 9 timings), {exact:.2f}× by work, with 2 of 6 steps in "
+        "full; the plan stays, calibrate again while little else runs to be sure of its time"
+    ]
+    assert len(found.plan(6).full_steps) == 2
+    assert found.reached.timings == 9
+
+
+# --- what was reached ---------------------------------------------------------------------------
+
+
+def test_a_number_of_full_steps_is_told_with_its_work(pipe, share):
+    found = DeepCacheHelper(pipe).calibrate(partial(LDM.run, pipe, steps=8), full_steps=3)
+    assert found.reached == Reached(work=by_work(3, 8, share))
+    assert repr(found).endswith(f": {by_work(3, 8, share):.2f}× by work)")
+
+
+def test_a_psnr_is_told_with_the_worst_picture(pipe, share, monkeypatch):
+    decibels = iter([20.0, 40.0] * 9)
+    monkeypatch.setattr("deepcache_patch.learning.calibrate.decibels", lambda *_: next(decibels))
+    found = DeepCacheHelper(pipe).calibrate(lambda: [shown(pipe), shown(pipe)], psnr=30)
+    assert found.reached == Reached(work=by_work(1, 6, share), psnr=30.0, worst_psnr=20.0)
+    assert str(found.reached) == f"{by_work(1, 6, share):.2f}× by work, 30.0 dB (worst 20.0)"
+
+
+@pytest.mark.parametrize("kind", ["nothing", "other pictures", "latents", "without scikit-image"])
+def test_without_the_same_pictures_each_time_there_is_no_psnr(kind, clock, pipe, monkeypatch):
+    def lacks(*_):
+        raise ImportError
+
+    def run():
+        result = draws() if kind == "other pictures" else LDM.run(pipe, steps=4)
+        return {"nothing": None, "latents": result.permute(0, 3, 1, 2)}.get(kind, result)
+
+    draws = Draws(pipe)
+    if kind == "without scikit-image":
+        monkeypatch.setattr("deepcache_patch.learning.calibrate.decibels", lacks)
+    found = DeepCacheHelper(pipe).calibrate(run, speedup=1.5)
+    assert (found.reached.psnr, found.reached.worst_psnr) == (None, None)
+    assert found.reached.speed >= 1.5
+
+
+def test_what_was_reached_is_kept_in_the_file(clock, pipe, tmp_path):
+    found = DeepCacheHelper(pipe).calibrate(partial(LDM.run, pipe, steps=6), speedup=1.5)
+    found.save(tmp_path / "schedule.json")
+    loaded = Calibrated.load(tmp_path / "schedule.json")
+    assert loaded.to_dict() == found.to_dict()
+    assert str(loaded.reached) == str(found.reached)
+    assert repr(loaded) == repr(found)
+
+
+@pytest.mark.filterwarnings("ignore:timings vary:deepcache_patch.DeepCacheWarning")
+@pytest.mark.filterwarnings("ignore:speedup=1 is not:deepcache_patch.DeepCacheWarning")
 def test_time_is_measured_with_a_clock_that_runs(pipe):
-    # Not how fast, only that it is asked for and found: any speed is at least a thousandth.
+    # Not how fast, only that it is asked for and found.
     helper = DeepCacheHelper(pipe, schedule=Uniform())
     found = helper.calibrate(partial(LDM.run, pipe, steps=4), speedup=1)
-    assert 1 <= len(found.plan(4).full_steps) <= 4
+    assert len(found.plan(4).full_steps) == 4
+    assert 3 <= found.reached.timings <= 9
+    assert 0 < found.reached.quartiles[0] <= found.reached.speed <= found.reached.quartiles[1]
 
 
 # --- before and after ---------------------------------------------------------------------------
@@ -286,7 +484,7 @@ def test_a_helper_stays_enabled_or_disabled(enabled, asked, clock, pipe, untouch
     assert trace(pipe.unet) == untouched
 
 
-def test_the_pipelines_progress_bar_says_which_run_it_is(pipe):
+def test_the_pipelines_progress_bar_says_which_run_it_is(clock, pipe):
     said = []
 
     def run():
@@ -296,7 +494,7 @@ def test_the_pipelines_progress_bar_says_which_run_it_is(pipe):
     before = vars(pipe).get("_progress_bar_config")
     DeepCacheHelper(pipe).calibrate(run, speedup=1)
     assert said == [f"calibration, run {number}" for number in range(1, len(said) + 1)]
-    assert len(said) >= 3
+    assert len(said) == 3 + 6
     assert vars(pipe).get("_progress_bar_config") == before
 
 

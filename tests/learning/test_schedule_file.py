@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from builders.plan_files import SCHEDULE, VALID, WHOLE
+from builders.plan_files import REACHED, SCHEDULE, VALID, WHOLE
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -65,6 +65,10 @@ def test_the_valid_file_is_valid(file):
     assert Auto(file=file).learned[0].to_dict() == SCHEDULE
 
 
+def reached(**changes):
+    return changed("reached", {**REACHED, **changes})
+
+
 NESTED = '{"version": 1, "schedules": %s}' % ("[" * 100_000 + "]" * 100_000)
 
 HUGE = 10**400
@@ -112,6 +116,20 @@ DAMAGED = {
     "no-channels": (changed("blends", "1", "gain", []), "gain of blend 1 has 0 entries, not some"),
     "negative-error": (changed("error", -1), "error must be a number from 0 to"),
     "steps-missing": (changed("timesteps", [1.0]), "timesteps has 1 entries, not 5"),
+    "reached-in-words": (changed("reached", "2x"), "reached is no object"),
+    "nothing-reached": (changed("reached", None), "reached is no object"),
+    "part-of-what-was-reached": (changed("reached", {"speed": 2}), "reached lacks psnr, quartiles"),
+    "no-speed": (reached(speed=None), "reached has a part of what belongs together"),
+    "no-quartiles": (reached(quartiles=None), "reached has a part of what belongs together"),
+    "no-timings": (reached(timings=0), "reached has a part of what belongs together"),
+    "no-worst": (reached(worst_psnr=None), "reached has a part of what belongs together"),
+    "string-for-a-speed": (reached(speed="2x"), "speed of reached must be a number from 0 to"),
+    "negative-work": (reached(work=-1), "work of reached must be a number from 0 to"),
+    "endless-decibels": (reached(psnr=1e300), "psnr of reached must be a number from 0 to"),
+    "infinite-speed": (reached(speed=float("inf")), "speed of reached must be a number from 0 to"),
+    "three-quartiles": (reached(quartiles=[1, 2, 3]), "quartiles of reached has 3 entries, not 2"),
+    "true-for-a-timing": (reached(timings=True), "timings of reached must be an integer"),
+    "huge-timings": (reached(timings=HUGE), "timings of reached must be a number from 0 to"),
     "unknown-key": (changed("colour", 1), "a schedule has unknown keys: colour"),
     "unknown-key-of-a-blend": (changed("blends", "1", "c", 1), "blend 1 has unknown keys: c"),
     "unknown-key-above": ('{"version": 1, "schedules": [], "x": 0}', "has unknown keys: x"),
@@ -270,13 +288,15 @@ def places(data, inside=()):
             yield from places(data[key], (*inside, key))
 
 
-PLACES = list(places(WHOLE))[1:]
+NEWEST = {"version": 1, "schedules": [{**SCHEDULE, "reached": REACHED}]}
+
+PLACES = list(places(NEWEST))[1:]
 
 
 @st.composite
 def mutated(draw):
     """The valid file with up to three changes, and then maybe with some bytes changed or cut."""
-    data = copy.deepcopy(WHOLE)
+    data = copy.deepcopy(NEWEST)
     for _ in range(draw(st.integers(0, 3))):
         *above, key = draw(st.sampled_from(PLACES))
         try:
@@ -319,6 +339,7 @@ def check_loads_or_is_refused(file, content):
     again = load_all(file)
     assert [each.to_dict() for each in again] == [each.to_dict() for each in found]
     for each in found:
+        assert len(str(each.reached)) < 200
         each.setting.difference(again[0].setting)
         for step, blend in each.solution.blends.items():
             values = torch.ones(1, len(blend.gain), 1, 1, dtype=torch.float32)

@@ -7,9 +7,10 @@ from typing import Any
 
 import click
 
+from ..errors import InvalidSettingError
 from . import options
 from .files import require_writable
-from .mistakes import bad_input, failure
+from .mistakes import BadInputError, bad_input, failure, reason_of
 from .request import GenerationRequest, require_branch, require_within_reach
 from .terminal import say
 
@@ -61,6 +62,7 @@ def calibrate(
     if psnr is not None:
         require_metrics()
     require_writable(output.parent, output)
+    _require_replaceable(output)
     asked, branch = GenerationRequest(**generation), branch or 0
     prompts = asked.prompts_given()
     with bad_input():
@@ -81,4 +83,22 @@ def calibrate(
     output.parent.mkdir(parents=True, exist_ok=True)
     schedule.save(output)
     plan = schedule.solution.plan
-    say(f"{plan}\n{len(plan.full_steps)} of {len(plan)} steps in full; written to {output}")
+    reached = f"{schedule.reached or ''}"
+    counted = f"{len(plan.full_steps)} of {len(plan)} steps in full{reached and ': '}{reached}"
+    say(f"{plan}\n{counted}\nwritten to {output}")
+
+
+def _require_replaceable(output: Path) -> None:
+    """Refuses a file that holds something else than what would take its place."""
+    from ..learning.calibrated_schedule import Calibrated
+
+    try:
+        if output.exists() and output.stat().st_size:
+            Calibrated.load(output)
+    except InvalidSettingError as error:
+        raise BadInputError(
+            f"--output {output} is there already, and is no file with one calibrated schedule: "
+            "give another name, or remove it"
+        ) from error
+    except OSError as error:
+        raise BadInputError(f"cannot read --output {output}: {reason_of(error)}") from error

@@ -15,7 +15,7 @@ import diffusers
 import torch
 
 from ..errors import first_line
-from .names import DTYPES, SCHEDULERS
+from .names import DTYPES, SCHEDULER_OPTIONS, SCHEDULERS
 
 
 def choose_device(name: str | None = None) -> torch.device:
@@ -57,8 +57,16 @@ def choose_dtype(name: str | None, device: torch.device) -> torch.dtype:
     return dtype
 
 
-def load_pipeline(model: str, device: torch.device, dtype: torch.dtype) -> Any:
+def load_pipeline(
+    model: str, device: torch.device, dtype: torch.dtype, *, variant: str | None = None
+) -> Any:
     """Loads a pipeline from a local folder or from the hub. Code of its own is never run.
+
+    Args:
+        model: The folder, or the hub id.
+        device: Where it is to run.
+        dtype: Of its weights.
+        variant: Of the weights' files, such as "fp16"; those without a variant where `None`.
 
     Raises:
         ValueError: There is no such folder or hub id, or it holds no pipeline, or one with code.
@@ -68,6 +76,7 @@ def load_pipeline(model: str, device: torch.device, dtype: torch.dtype) -> Any:
     except RuntimeError as error:  # ~somebody who has no home
         raise ValueError(f"there is no folder {model}") from error
     local = folder.is_dir()
+    files: dict[str, Any] = {**_safely(), **({} if variant is None else {"variant": variant})}
     if local:
         if not (folder / "model_index.json").is_file():
             raise ValueError(f"{model} is not a diffusers pipeline: it has no model_index.json")
@@ -77,7 +86,7 @@ def load_pipeline(model: str, device: torch.device, dtype: torch.dtype) -> Any:
         raise ValueError(f"there is no folder {model}")
     if not local:
         try:
-            folder = Path(diffusers.DiffusionPipeline.download(model, **_safely()))
+            folder = Path(diffusers.DiffusionPipeline.download(model, **files))
         except Exception as error:  # whatever a far server can raise
             # diffusers says at length that there is nothing in its cache; why it looked there, the
             # cause says: no network, no such model.
@@ -88,7 +97,7 @@ def load_pipeline(model: str, device: torch.device, dtype: torch.dtype) -> Any:
             ) from error
     try:
         _refuse_code(folder)
-        pipe = diffusers.DiffusionPipeline.from_pretrained(folder, dtype=dtype, **_safely())
+        pipe = diffusers.DiffusionPipeline.from_pretrained(folder, dtype=dtype, **files)
     except Exception as error:  # whatever a damaged folder can raise
         raise ValueError(f"{model} cannot be loaded: {first_line(error)}") from error
     pipe.register_to_config(_name_or_path=str(folder) if local else model)
@@ -163,7 +172,7 @@ def use_scheduler(pipe: Any, name: str) -> None:
             f"unknown scheduler {name!r}; known are {known}, and the classes of diffusers"
         )
     try:
-        pipe.scheduler = found.from_config(own.config)
+        pipe.scheduler = found.from_config(own.config, **SCHEDULER_OPTIONS.get(name.lower(), {}))
     except (ImportError, TypeError, ValueError, NotImplementedError) as error:
         raise ValueError(f"{found.__name__} cannot be built here: {first_line(error)}") from error
 

@@ -18,6 +18,9 @@ SCHEDULERS: Final = {
     "ddpm": "DDPMScheduler",
     "deis": "DEISMultistepScheduler",
     "dpm-solver++": "DPMSolverMultistepScheduler",
+    "dpm-solver++-karras": "DPMSolverMultistepScheduler",
+    "dpm-solver++-sde": "DPMSolverMultistepScheduler",
+    "dpm-solver++-sde-karras": "DPMSolverMultistepScheduler",
     "dpm-solver++-single": "DPMSolverSinglestepScheduler",
     "euler": "EulerDiscreteScheduler",
     "euler-ancestral": "EulerAncestralDiscreteScheduler",
@@ -29,4 +32,14 @@ SCHEDULERS: Final = {
     "pndm": "PNDMScheduler",
     "tcd": "TCDScheduler",
     "unipc": "UniPCMultistepScheduler",
+}
+
+_KARRAS: Final = {"use_karras_sigmas": True}
+_SDE: Final = {"algorithm_type": "sde-dpmsolver++"}
+
+#: The settings that a friendly name stands for; the others leave those of the pipeline as they are.
+SCHEDULER_OPTIONS: Final[dict[str, dict[str, object]]] = {
+    "dpm-solver++-karras": {**_KARRAS},
+    "dpm-solver++-sde": {**_SDE},
+    "dpm-solver++-sde-karras": {**_KARRAS, **_SDE},
 }

@@ -1,4 +1,4 @@
-"""What a U-Net returned, and the same with another tensor in it: for calls that do not run at all."""
+"""What a U-Net returned, and the same with another tensor in it: for calls that run nothing."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

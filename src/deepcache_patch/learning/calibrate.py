@@ -7,28 +7,33 @@ first generation, is in `auto`.
 from __future__ import annotations
 
 import itertools
+import math
+import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
 from diffusers import DiffusionPipeline
+from torch import nn
 
-from ..errors import InvalidSettingError
+from ..errors import DeepCacheWarning, InvalidSettingError
 from ..measuring.generation import as_floats, labelled_progress
 from ..measuring.loop_clock import LoopClock
 from ..measuring.similarity import psnr as decibels
+from ..measuring.speed import Speed, measured_speed
+from ..patching.wrappers import unwrapped
 from ..running.components import unets_of
 from ..running.face import Helper
 from ..schedules.plans import number_between, whole_number
-from .calibrated_schedule import Calibrated
+from .calibrated_schedule import Calibrated, described
+from .reached import Reached
 from .study import Study, Studying
 
-#: After so many timed runs, the first number of full steps that is fast enough is taken.
-_CORRECTIONS: Final = 3
-
-#: What a shallow call costs, as a share of a full one, before it was measured.
-_FIRST_GUESS: Final = 0.1
+#: Time may say that a shallow call is dearer than its work: twice as dear, or this share of a full
+#: one where that is more. What is beyond comes from a machine that is busy.
+_OVERHEAD: Final = 0.1
 
 
 def calibrate(
@@ -67,12 +72,15 @@ def calibrate(
         helper.enable()
         first = run()
         study = studying.study
+        name, unet = _unet_of(helper, study)
+        share = _share(helper, name, study.branch)
         if full_steps is not None:
             found = _solved(study, full_steps)
+            found = replace(found, reached=Reached.of(_work(found, share)))
         elif speedup is not None:
-            found = _fast_enough(helper, run, study, speedup)
+            found = _fast_enough(helper, run, study, speedup, first, unet, share)
         else:
-            found = _good_enough(helper, run, study, _pictures(first), float(psnr or 0))
+            found = _good_enough(helper, run, study, _pictures(first), float(psnr or 0), share)
         undo.pop_all()
     helper.follow(found)
     if not enabled:
@@ -102,47 +110,120 @@ def _solved(study: Study, full_steps: int) -> Calibrated:
     return found
 
 
+def _unet_of(helper: Helper, study: Study) -> tuple[str, nn.Module]:
+    """The component's name, and the U-Net, that was studied: of equal ones, the first."""
+    unets = unets_of(helper.pipe).items()
+    kind = study.setting.unet
+    return next(each for each in unets if described(unwrapped(each[1])) == kind)
+
+
+def _share(helper: Helper, name: str, branch: int) -> float | None:
+    """The work of a shallow call, as a part of a full one's; `None` if it cannot be counted."""
+    branches = helper.branches
+    of_unet = branches[name] if isinstance(branches, dict) else branches
+    share: float | None = of_unet[branch].share
+    return share
+
+
+def _work(found: Calibrated, share: float | None) -> float | None:
+    """How many times less work the plan is, in the steps that a generation runs."""
+    if share is None:
+        return None
+    steps = found.solution.seen
+    full = sum(step < steps for step in found.solution.plan.full_steps)
+    return steps / (full + (steps - full) * share)
+
+
+def _most_full_steps(speedup: float, steps: int, cost: float) -> int:
+    """With which it is so fast if a shallow call costs this part of a full one; may be below 1."""
+    return math.floor((steps / speedup - steps * cost) / (1 - cost) + 1e-9)
+
+
 def _fast_enough(
-    helper: Helper, run: Callable[[], Any], study: Study, speedup: float
+    helper: Helper,
+    run: Callable[[], Any],
+    study: Study,
+    speedup: float,
+    first: Any,
+    unet: nn.Module,
+    share: float | None,
 ) -> Calibrated:
-    """The most full steps with which the denoising loop is so much faster."""
+    """The most full steps with which it is so fast: by work, and then seen by time.
+
+    Only steady timings, three of four of which are below the goal, take full steps away, and never
+    more than half of them, nor more than a shallow call that is dearer than its work explains: see
+    `_OVERHEAD`.
+
+    Args:
+        helper: It is followed with what is tried.
+        run: As it was given.
+        study: Of the first run.
+        speedup: The goal.
+        first: What that run returned.
+        unet: Whose loop is timed.
+        share: The work of a shallow call, as a part of a full one's.
+    """
+    steps = _solved(study, study.recording.num_steps).solution.seen
+    if share is None:
+        raise InvalidSettingError(
+            "speedup cannot be a goal here, because the work of this U-Net's shallow calls cannot "
+            "be counted: give full_steps or psnr"
+        )
+    count = _most_full_steps(speedup, steps, share)
+    if count < 1:
+        raise InvalidSettingError(
+            f"speedup={speedup} is out of reach: at branch {study.branch} at most "
+            f"{steps / (1 + (steps - 1) * share):.2f}×, with 1 of {steps} steps in full, as a "
+            f"shallow call is {share:.1%} of a full one's work; ask for less"
+        )
+    dearest = min(max(2 * share, _OVERHEAD), 0.99)
+    least = max(_most_full_steps(speedup, steps, dearest), -(-count // 2))
 
     def seconds() -> float:
-        with LoopClock(next(iter(unets_of(helper.pipe).values()))) as clock:
+        with LoopClock(unet) as clock:
             run()
         return clock.seconds
 
+    def plain_seconds() -> float:
+        with helper.paused():
+            return seconds()
+
     with helper.paused():
-        plain = seconds()
-    steps = study.recording.num_steps
-    share = _FIRST_GUESS
-    tried: dict[int, float] = {}
-    highest = steps
-    while highest >= 1:
-        # k full steps and the rest shallow take (k + (steps - k)·share) / steps of the time.
-        count = int((steps / speedup - steps * share) / (1 - share) + 1e-9)
-        count = min(max(count, 1), highest)
-        if count in tried:
-            break
+        again = run()  # the first calls of a kind may compile, or choose kernels
+    while True:
         found = _solved(study, count)
         helper.follow(found)
-        if not tried:
-            run()  # the first shallow calls may compile, or choose kernels
-        tried[count] = plain / seconds()
-        if tried[count] >= speedup and len(tried) >= _CORRECTIONS:
+        fast = run()  # likewise
+        speed = measured_speed(plain_seconds, seconds, goal=speedup)
+        too_slow = speed.is_steady and speed.quartiles[1] < speedup
+        if not too_slow or count <= least:
             break
-        if tried[count] < speedup:
-            highest = count - 1
-        if count < steps:
-            share = (steps / tried[count] - count) / (steps - count)
-            share = min(max(share, 0.0), 0.99)
-    fast = [count for count, ratio in tried.items() if ratio >= speedup]
-    if not fast:
-        raise InvalidSettingError(
-            f"speedup={speedup} is out of reach: with {min(tried)} of {steps} steps in full at "
-            f"this branch it was {tried[min(tried)]:.2f}; ask for less"
+        cost = (steps / speed.median - count) / (steps - count)
+        fewer = _most_full_steps(speedup, steps, min(cost, dearest))
+        count = max(min(fewer, count - 1), least)
+    reached = Reached.of(_work(found, share), speed, _closeness(first, again, fast))
+    _warn_of_time(speedup, speed, too_slow, f"{count} of {steps} steps in full", reached)
+    return replace(found, reached=reached)
+
+
+def _warn_of_time(
+    speedup: float, speed: Speed, too_slow: bool, plan: str, reached: Reached
+) -> None:
+    """Says if time could not be gone by, or the goal was not reached."""
+    told = str(replace(reached, psnr=None, worst_psnr=None))
+    if not speed.is_steady:
+        message = (
+            f"timings vary too much to see whether speedup={speedup} is reached: {told}, with "
+            f"{plan}; the plan stays, calibrate again while little else runs to be sure of its time"
         )
-    return _solved(study, max(fast))
+    elif too_slow:
+        message = (
+            f"speedup={speedup} is not reached: {told}, with {plan}; a shallow call takes longer "
+            "here than its work says, so ask for more, or give full_steps"
+        )
+    else:
+        return
+    warnings.warn(message, DeepCacheWarning, stacklevel=5)
 
 
 def _good_enough(
@@ -151,25 +232,55 @@ def _good_enough(
     study: Study,
     plain: list[np.ndarray],
     psnr: float,
+    share: float | None,
 ) -> Calibrated:
     """The fewest full steps with which the pictures are so close to the plain ones, on average."""
     with helper.paused():
         again = _pictures(run())
-    if len(again) != len(plain) or not all(map(np.array_equal, again, plain)):
+    if not _are_equal(plain, again):
         raise InvalidSettingError(
             "run() makes other pictures each time, so psnr cannot be measured: give the pipeline "
             "a seeded generator in it"
         )
+
+    def tried(count: int) -> tuple[float, Calibrated]:
+        found = _solved(study, count)
+        helper.follow(found)
+        close = [decibels(*pair) for pair in zip(plain, _pictures(run()), strict=True)]
+        reached = Reached.of(_work(found, share), decibels=close)
+        return float(np.mean(close)), replace(found, reached=reached)
+
     low, high = 1, study.recording.num_steps
+    best = None
     while low < high:
         count = (low + high) // 2
-        helper.follow(_solved(study, count))
-        pairs = zip(plain, _pictures(run()), strict=True)
-        if float(np.mean([decibels(*pair) for pair in pairs])) >= psnr:
-            high = count
+        mean, found = tried(count)
+        if mean >= psnr:
+            high, best = count, found
         else:
             low = count + 1
-    return _solved(study, high)
+    return tried(high)[1] if best is None else best
+
+
+def _are_equal(pictures: list[np.ndarray], others: list[np.ndarray]) -> bool:
+    return len(pictures) == len(others) and all(map(np.array_equal, pictures, others))
+
+
+def _closeness(plain: Any, again: Any, fast: Any) -> list[float]:
+    """The PSNR of each picture, from what plain runs and an accelerated one returned.
+
+    There is none if they returned no pictures, or the plain ones differ; and without scikit-image.
+    """
+    first, second, third = map(_pictures_in, (plain, again, fast))
+    # Latents have as many axes, but no colours in the last one.
+    seen = first and {each.shape for each in first} == {each.shape for each in third}
+    if not seen or first[0].shape[-1] not in (1, 3, 4) or not _are_equal(first, second):
+        return []
+    try:
+        found = [decibels(*pair) for pair in zip(first, third, strict=True)]
+    except ImportError:
+        return []
+    return [] if any(map(math.isnan, found)) else found
 
 
 def _pictures(result: Any) -> list[np.ndarray]:
@@ -178,16 +289,22 @@ def _pictures(result: Any) -> list[np.ndarray]:
     Raises:
         InvalidSettingError: If there are none.
     """
-    if isinstance(result, list | tuple) and any(hasattr(each, "images") for each in result):
-        return [picture for each in result for picture in _pictures(each)]
-    images = getattr(result, "images", result)
-    try:
-        found = list(as_floats(images))
-    except (TypeError, ValueError):
-        found = []
-    if not found or found[0].ndim != 3:
+    found = _pictures_in(result)
+    if not found:
         raise InvalidSettingError(
             "with psnr=, run() must return what the pipeline returned, with pictures; it returned "
             f"{type(result).__name__}"
         )
     return found
+
+
+def _pictures_in(result: Any) -> list[np.ndarray]:
+    """The same, or none."""
+    if isinstance(result, list | tuple) and any(hasattr(each, "images") for each in result):
+        several = [_pictures_in(each) for each in result]
+        return list(itertools.chain(*several)) if all(several) else []
+    try:
+        found = list(as_floats(getattr(result, "images", result)))
+    except (TypeError, ValueError, RuntimeError):  # RuntimeError: of tensors with gradients
+        return []
+    return found if found and found[0].ndim == 3 else []

@@ -18,6 +18,7 @@ from ..schedules.guide import Context, Guide
 from ..schedules.plans import Explicit, Plan, PlanEntry
 from ..schedules.transfer import sent
 from . import schedule_file
+from .reached import Reached
 from .schedule_file import checked
 from .solver import Blend, Solution
 
@@ -42,7 +43,7 @@ class Setting:
     @classmethod
     def of(cls, context: Context) -> "Setting":
         """The setting of a generation whose timesteps are known."""
-        return cls(_named(context.unet), _named(context.scheduler), context.timesteps or ())
+        return cls(described(context.unet), described(context.scheduler), context.timesteps or ())
 
     def difference(self, other: "Setting") -> str | None:
         """Says in what the other differs, or `None`."""
@@ -68,7 +69,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 200 else f"{text[:200]}…"
 
 
-def _named(part: Any) -> dict[str, Any]:
+def described(part: Any) -> dict[str, Any]:
     """Class and config as JSON knows them, without what diffusers notes for itself."""
     config = dict(getattr(part, "config", {}))
     plain = json.loads(json.dumps(config, default=str))
@@ -90,6 +91,8 @@ class Calibrated:
         setting: What it is valid for. A generation in another setting is refused.
         solution: What was learned.
         interval: The budget that `Auto` had; `None` if the calibration was asked for otherwise.
+        reached: Speed, work and PSNR that `calibrate` found; `None` from `Auto`, and from files
+            that were written before there was such a thing.
 
     Example:
         >>> schedule = helper.calibrate(run, speedup=2.5)  # doctest: +SKIP
@@ -103,6 +106,7 @@ class Calibrated:
     setting: Setting
     solution: Solution
     interval: int | None = None
+    reached: Reached | None = None
 
     @property
     def branches(self) -> tuple[int, ...]:
@@ -128,7 +132,7 @@ class Calibrated:
         Raises:
             InvalidSettingError: If the U-Net or the scheduler is another than in the calibration.
         """
-        here = Setting(_named(unet), _named(scheduler), self.setting.timesteps)
+        here = Setting(described(unet), described(scheduler), self.setting.timesteps)
         self._refuse(here)
 
     def begin(self, context: Context, replay: Any) -> "SolutionGuide":
@@ -187,6 +191,7 @@ class Calibrated:
                 }
                 for step, blend in solution.blends.items()
             },
+            **({} if self.reached is None else {"reached": self.reached.to_dict(_DIGITS)}),
         }
 
     @classmethod
@@ -199,7 +204,8 @@ class Calibrated:
         return _from_checked(checked(data))
 
     def __repr__(self) -> str:
-        return f"Calibrated({self.solution.plan})"
+        reached = "" if self.reached is None else self.reached.short
+        return f"Calibrated({self.solution.plan}{reached and ': '}{reached})"
 
     def _refuse(self, here: Setting) -> None:
         difference = self.setting.difference(here)
@@ -290,4 +296,5 @@ def _from_checked(data: Mapping[str, Any]) -> Calibrated:
     }
     plan = Explicit(data["plan"]).entries
     solution = Solution(data["seen"], plan, blends, float(data["error"]))
-    return Calibrated(setting, solution, data["interval"])
+    reached = Reached.from_dict(data["reached"]) if "reached" in data else None
+    return Calibrated(setting, solution, data["interval"], reached)

@@ -2,11 +2,13 @@
 entries mean is no business of this file; see `calibrated_schedule`.
 
     {"version": 1, "schedules": [{"unet": …, "plan": …, "blends": {"1": …}, …}, …]}
+
+`reached`, which is for people, may be lacking in a schedule: it did not exist from the beginning.
 """
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,7 +29,13 @@ _DEEPEST: Final = 16
 _SCHEDULE: Final = {
     "unet", "scheduler", "timesteps", "interval", "seen", "plan", "error", "blends",
 }  # fmt: skip
+#: Not in every schedule.
+_OPTIONAL: Final = {"reached"}
 _BLEND: Final = {"a", "b", "gain", "trend", "offset"}
+_REACHED: Final = {"work", "speed", "quartiles", "timings", "psnr", "worst_psnr"}
+
+#: Of each number in `reached`: they are told to a person.
+_MOST: Final = 1e6
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -85,7 +93,7 @@ def checked(data: Any) -> dict[str, Any]:
     Raises:
         InvalidSettingError: If not.
     """
-    schedule = _fields("a schedule", data, _SCHEDULE)
+    schedule = _fields("a schedule", data, _SCHEDULE, _OPTIONAL)
     for part in ("unet", "scheduler"):
         _check_description(part, schedule[part])
     if not isinstance(schedule["plan"], list):
@@ -99,6 +107,8 @@ def checked(data: Any) -> dict[str, Any]:
     if seen > len(plan) or plan[0] != FULL or any(entry != FULL for entry in plan[seen:]):
         raise InvalidSettingError(f"the first step, and those after seen={seen}, must be full")
     _check_blends(plan, _fields("blends", schedule["blends"]))
+    if "reached" in schedule:
+        _check_reached(_fields("reached", schedule["reached"], _REACHED))
     return schedule
 
 
@@ -142,6 +152,21 @@ def _check_blends(plan: Plan, blends: dict[str, Any]) -> None:
             channels = len(blend[key])
 
 
+def _check_reached(reached: dict[str, Any]) -> None:
+    """Each is there or `None`, and what belongs together is there together."""
+    timings = whole_number("timings of reached", reached["timings"], 0)
+    number_between("timings of reached", timings, 0, _MOST)
+    for name in ("work", "speed", "psnr", "worst_psnr"):
+        identical = name.endswith("psnr") and reached[name] == float("inf")
+        if reached[name] is not None and not identical:
+            number_between(f"{name} of reached", reached[name], 0, _MOST)
+    if reached["quartiles"] is not None:
+        _check_numbers("quartiles of reached", reached["quartiles"], _MOST, count=2)
+    timed = {timings > 0, *(reached[name] is not None for name in ("speed", "quartiles"))}
+    if len(timed) > 1 or (reached["psnr"] is None) != (reached["worst_psnr"] is None):
+        raise InvalidSettingError("reached has a part of what belongs together")
+
+
 def _check_description(part: str, described: Any) -> None:
     """A class name and a config; both may be told to a person."""
     names = _fields(part, described)
@@ -167,13 +192,16 @@ def _check_numbers(name: str, values: Any, largest: float, *, count: int | None)
         raise InvalidSettingError(f"{name} has numbers that are not from -{largest} to {largest}")
 
 
-def _fields(name: str, data: Any, expected: set[str] | None = None) -> dict[str, Any]:
-    """`data` as an object, with just the keys that are expected."""
+def _fields(
+    name: str, data: Any, expected: set[str] | None = None, optional: Set[str] = frozenset()
+) -> dict[str, Any]:
+    """`data` as an object, with just the keys that are expected, and maybe the optional ones."""
     if not isinstance(data, dict):
         raise InvalidSettingError(f"{name} is no object")
-    if expected is not None and data.keys() != expected:
+    if expected is not None and data.keys() - optional != expected:
         lacking, unknown = (
-            ", ".join(sorted(keys)) for keys in (expected - data.keys(), data.keys() - expected)
+            ", ".join(sorted(keys))
+            for keys in (expected - data.keys(), data.keys() - expected - optional)
         )
         raise InvalidSettingError(
             f"{name} lacks {lacking}" if lacking else f"{name} has unknown keys: {unknown}"

@@ -68,16 +68,21 @@ def snr(reference: np.ndarray, other: np.ndarray) -> float:
     return 10 * math.log10(signal / noise) if signal else float("-inf")
 
 
-def lpips() -> Callable[[np.ndarray, np.ndarray], float] | None:
+def lpips(
+    device: torch.device | str = "cpu",
+) -> Callable[[np.ndarray, np.ndarray], float] | None:
     """Returns a function that gives the LPIPS of two pictures, 0 for identical ones.
 
     By AlexNet (arXiv 1801.03924), from the package `lpips`, which fetches its weights at the first
     use. `None` where the package is not installed, and, with a warning, where it does not work.
+
+    Args:
+        device: Where the network runs.
     """
     try:
         from lpips import LPIPS
 
-        network = LPIPS(net="alex", verbose=False).eval()
+        network = LPIPS(net="alex", verbose=False).eval().to(device)
     except ImportError:
         return None
     except Exception as error:  # the weights out of reach; a torchvision that does not fit torch
@@ -86,7 +91,7 @@ def lpips() -> Callable[[np.ndarray, np.ndarray], float] | None:
         return None
 
     def distance(reference: np.ndarray, other: np.ndarray) -> float:
-        pictures = (torch.from_numpy(np.nan_to_num(each)) for each in (reference, other))
+        pictures = (torch.from_numpy(np.nan_to_num(each)).to(device) for each in (reference, other))
         batches = (each.permute(2, 0, 1)[None].expand(-1, 3, -1, -1) for each in pictures)
         with torch.no_grad():
             return float(network(*(each * 2 - 1 for each in batches)))

@@ -27,6 +27,7 @@ _FILE: Final = "calibrated"
 
 #: Where the fields begin that mean something else to each schedule: value and step.
 _STARTS: Final = {"noise-aware": {"interval": (2.2, 0.1), "branch": (OUTPUT, 1)}}
+_USUAL_STARTS: Final = {"interval": (3, 1), "branch": (0, 1)}
 
 #: Up to where the page counts, unless the pipeline makes more by itself.
 _MOST_STEPS: Final = 150
@@ -196,18 +197,12 @@ class Page:
         names = PARAMETERS.get(schedule, ())
         shown = {name: name in names for name in self._parameters}
         shown["replay"] = _has_replay(schedule)
-        starts = _STARTS.get(schedule, {"interval": (3, 1), "branch": (0, 1)})
-        return [
-            self._gr.update(
-                visible=visible,
-                **(
-                    dict(zip(("value", "step"), starts[name], strict=True))
-                    if name in starts
-                    else {}
-                ),
-            )
-            for name, visible in shown.items()
-        ]
+        updates: dict[str, dict[str, Any]] = {
+            name: {"visible": visible} for name, visible in shown.items()
+        }
+        for name, (value, step) in _STARTS.get(schedule, _USUAL_STARTS).items():
+            updates[name] |= {"value": value, "step": step}
+        return [self._gr.update(**update) for update in updates.values()]
 
     # --- from the fields to the library -----------------------------------------------------------
 
@@ -240,7 +235,11 @@ class Page:
     def _described(self, plan: Plan) -> str:
         count = len(plan.full_steps)
         said = f"{count} of {len(plan)} steps in full"
-        share_of = {FULL: 1.0, OUTPUT: 0.0, **dict(enumerate(self.trials.shares))}
+        share_of: dict[Any, float | None] = {
+            FULL: 1.0,
+            OUTPUT: 0.0,
+            **dict(enumerate(self.trials.shares)),
+        }
         shares = [share_of[entry] for entry in plan]
         if None not in shares and count < len(plan):
             work = sum(share for share in shares if share is not None) / len(plan)

@@ -6,7 +6,7 @@ Only arithmetic on samples and outputs; the scheduler is looked at once, and nev
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import torch
 
@@ -24,9 +24,14 @@ _HIGHEST: Final = 5.0
 class Generation(Protocol):
     """What is known of a generation; `Context` is one."""
 
-    scheduler: object
-    timesteps: tuple[float, ...] | None
-    is_own: bool
+    @property
+    def scheduler(self) -> Any: ...  # noqa: D102
+
+    @property
+    def timesteps(self) -> tuple[float, ...] | None: ...  # noqa: D102
+
+    @property
+    def is_own(self) -> bool: ...  # noqa: D102
 
 
 @dataclass(frozen=True)

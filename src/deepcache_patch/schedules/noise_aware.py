@@ -1,4 +1,4 @@
-"""`NoiseAware`: full steps where the noise levels say, known before the first step, nothing learned.
+"""`NoiseAware`: full steps where the noise levels say, known before the first, nothing learned.
 
 What a sampler integrates over is ln(sigma), not the number of the step. So that is where the plan
 looks for its places, by one rule for every spacing. What a shallow step then gets is in `forecast`

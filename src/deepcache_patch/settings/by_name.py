@@ -183,9 +183,8 @@ def uniform_of(
     if isinstance(schedule, NoiseAware) and branch is None:
         branch = max(schedule.branch, 0)  # where DeepCache begins to count
     if interval is None or branch is None:
-        lacking = (
-            "cache_interval" if branch is not None else "both cache_interval and cache_branch_id"
-        )
+        is_default = isinstance(schedule, NoiseAware)
+        lacking = "cache_interval" if is_default else "both cache_interval and cache_branch_id"
         raise InvalidSettingError(
             f"the schedule is {schedule!r}: to replace it by a uniform one, give {lacking}"
         )

@@ -1,0 +1,85 @@
+"""What a calibration reached with the plan that it chose: for its file, and to be read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from ..measuring.speed import Speed
+
+
+@dataclass(frozen=True)
+class Reached:
+    """What a calibration reached, on its own inputs and on the machine that it ran on.
+
+    Attributes:
+        work: All multiply-adds of the U-Net's plain calls, over those with the plan; `None` if a
+            shallow call's cannot be counted. The same on every machine.
+        speed: How many times as fast the denoising loop was, the median of the timings; `None` if
+            it was not timed.
+        quartiles: The lower and the upper one of the timings; `None` if there are none.
+        timings: How many there are, each of a plain run and an accelerated one.
+        psnr: To the plain pictures, in dB, the mean; infinite for identical ones; `None` if it was
+            not measured.
+        worst_psnr: Of the picture that is the least close.
+    """
+
+    work: float | None = None
+    speed: float | None = None
+    quartiles: tuple[float, float] | None = None
+    timings: int = 0
+    psnr: float | None = None
+    worst_psnr: float | None = None
+
+    @classmethod
+    def of(
+        cls, work: float | None, speed: Speed | None = None, decibels: Sequence[float] = ()
+    ) -> Reached:
+        """From what was counted, the timings, and the PSNR of each picture, if there are any."""
+        timed = (speed.median, speed.quartiles, len(speed.ratios)) if speed else (None, None, 0)
+        close = (float(np.mean(decibels)), min(decibels)) if decibels else (None, None)
+        return cls(work, *timed, *close)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Reached:
+        """What `to_dict` gave; it is not checked here."""
+        quartiles = data["quartiles"]
+        return cls(**{**data, "quartiles": None if quartiles is None else tuple(quartiles)})
+
+    def to_dict(self, digits: int) -> dict[str, Any]:
+        """Of JSON's types, but that an infinite PSNR stays a float."""
+
+        def shortened(value: Any) -> Any:
+            if isinstance(value, tuple):
+                return [shortened(each) for each in value]
+            return float(f"{value:.{digits}g}") if isinstance(value, float) else value
+
+        return {name: shortened(value) for name, value in asdict(self).items()}
+
+    @property
+    def short(self) -> str:
+        """In a few words: the speed, or else the work; and the mean PSNR."""
+        parts = [] if self.speed is None else [f"{self.speed:.2f}× measured"]
+        if self.speed is None and self.work is not None:
+            parts = [f"{self.work:.2f}× by work"]
+        return ", ".join([*parts, *self._closeness(worst=False)])
+
+    def __str__(self) -> str:
+        parts = []
+        if self.speed is not None and self.quartiles is not None:
+            low, high = self.quartiles
+            parts += [f"{self.speed:.2f}× measured ({low:.2f}–{high:.2f}, {self.timings} timings)"]
+        if self.work is not None:
+            parts += [f"{self.work:.2f}× by work"]
+        return ", ".join([*parts, *self._closeness(worst=True)])
+
+    def _closeness(self, *, worst: bool) -> list[str]:
+        if self.psnr is None or self.worst_psnr is None:
+            return []
+        if math.isinf(self.worst_psnr):
+            return ["identical pictures"]
+        return [f"{self.psnr:.1f} dB" + (f" (worst {self.worst_psnr:.1f})" if worst else "")]

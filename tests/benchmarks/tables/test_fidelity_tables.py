@@ -1,0 +1,65 @@
+"""Tables of made-up rows: equal work is read off, and rows of old files are left out."""
+
+import pytest
+
+from benchmarks.tables import fidelity
+
+
+def row(family, psnr, work, *, name=None, **settings):
+    return {
+        "name": name or family,
+        "family": family,
+        "settings": settings,
+        "psnr": psnr,
+        "psnr_worst_tenth": None if psnr is None else psnr - 10,
+        "read_back": 0.5,
+        "frechet": 1.25,
+        "work_sd15": work,
+    }
+
+
+NEW = [
+    row("plain", None, 1.0),
+    row("fewer steps", 40.0, 0.5),
+    row("fewer steps", 30.0, 0.375),
+    row("deepcache 0.1.1", 35.0, 0.5, interval=2),
+    row("default", 44.0, 0.45, speed=2.2),
+    row("spectrum", 46.0, 0.44, speed=2.2),
+    row("zeus", 41.0, 0.44, name="ZEUS, 11 full steps", speed=2.2),
+    row("sada", 43.0, 0.44, name="SADA, up to 11 full steps", speed=2.2),
+    row("auto", 47.0, None),
+]
+OLD = [{"family": "auto", "psnr": 50.0, "settings": {"interval": 3}, "speedup": 2.2}]
+
+
+@pytest.fixture(autouse=True)
+def reports(monkeypatch):
+    both = {"a": {"title": "A", "rows": NEW}, "b": {"title": "B", "rows": OLD}}
+    monkeypatch.setattr(fidelity, "results", lambda: both)
+
+
+def test_fewer_steps_are_read_off_at_equal_work():
+    # 1 / 2.2 is 4/11 of the way from 1/2 to 3/8.
+    assert fidelity.samplers().splitlines()[2:] == [
+        "| A | 36.4 | 35.0 (2.00×) | 44.0 | – | 46.0 | 43.0 (SADA) |"
+    ]
+
+
+def test_curves_have_both_speeds_and_say_where_nothing_was_measured():
+    header, _, *rows = fidelity.curves().splitlines()
+    assert header == (
+        "| PSNR in dB | speed | fewer steps | DeepCache 0.1.1 | default | auto | Spectrum "
+        "| best of the other rivals |"
+    )
+    assert (
+        rows[0]
+        == "| A | 1.8× | 40.0 (2.00×) | 35.0 (2.00×) | 44.0 (2.22×) | – | 46.0 (2.27×) | – |"
+    )
+    assert [each.split(" | ")[1] for each in rows] == ["1.8×", "2.2×"]
+
+
+def test_quality_says_what_a_mean_hides():
+    assert fidelity.quality().splitlines()[2] == (
+        "| A | 50% · 1.2 · 30.0 | 50% · 1.2 · 25.0 | 50% · 1.2 · 34.0 | – | 50% · 1.2 · 36.0 "
+        "| 50% · 1.2 · 33.0 (SADA) |"
+    )

@@ -1,0 +1,67 @@
+"""What a calibration reached, as a person reads it, and in the file."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from builders.plan_files import SCHEDULE
+
+from deepcache_patch import Calibrated
+from deepcache_patch.learning.reached import Reached
+from deepcache_patch.measuring.speed import Speed
+
+ALL = Reached(2.1234567, 2.05, (1.98, 2.11), 5, 38.2, 33.1)
+TIMED = Reached(2.1234567, 2.05, (1.98, 2.11), 5)
+CLOSE = Reached(psnr=38.2, worst_psnr=33.1)
+SAME = Reached(psnr=float("inf"), worst_psnr=float("inf"))
+
+SAID = [
+    (
+        ALL,
+        "2.05× measured (1.98–2.11, 5 timings), 2.12× by work, 38.2 dB (worst 33.1)",
+        "2.05× measured, 38.2 dB",
+    ),
+    (TIMED, "2.05× measured (1.98–2.11, 5 timings), 2.12× by work", "2.05× measured"),
+    (replace(CLOSE, work=3.0), "3.00× by work, 38.2 dB (worst 33.1)", "3.00× by work, 38.2 dB"),
+    (CLOSE, "38.2 dB (worst 33.1)", "38.2 dB"),
+    (SAME, "identical pictures", "identical pictures"),
+    (Reached(), "", ""),
+]
+
+
+@pytest.mark.parametrize(("reached", "whole", "short"), SAID)
+def test_it_is_said_in_a_line_and_shorter_in_the_name_of_the_schedule(reached, whole, short):
+    assert str(reached) == whole
+    assert reached.short == short
+    schedule = Calibrated.from_dict({**SCHEDULE, "reached": reached.to_dict(5)})
+    assert repr(schedule) == str(schedule)
+    assert repr(schedule) == f"Calibrated({schedule.plan(5)}{': ' if short else ''}{short})"
+
+
+@pytest.mark.parametrize("reached", [each for each, *_ in SAID])
+def test_a_file_keeps_it_but_for_digits(reached, tmp_path):
+    file = tmp_path / "schedule.json"
+    replace(Calibrated.from_dict(SCHEDULE), reached=reached).save(file)
+    loaded = Calibrated.load(file)
+    work = None if reached.work is None else float(f"{reached.work:.5g}")
+    assert loaded.reached == replace(reached, work=work)
+    again = tmp_path / "again.json"
+    loaded.save(again)
+    assert again.read_bytes() == file.read_bytes()
+
+
+def test_a_file_from_before_it_was_kept_loads(tmp_path):
+    file = tmp_path / "schedule.json"
+    file.write_text(json.dumps({"version": 1, "schedules": [SCHEDULE]}))
+    loaded = Calibrated.load(file)
+    assert loaded.reached is None
+    assert repr(loaded) == f"Calibrated({loaded.plan(5)})"
+    assert "reached" not in loaded.to_dict()
+
+
+def test_it_is_made_of_timings_and_pictures():
+    speed = Speed((1.0, 2.0, 3.0, 4.0, 5.0))
+    assert Reached.of(2.5, speed, [30.0, 20.0, 25.0]) == Reached(
+        2.5, 3.0, (2.0, 4.0), 5, 25.0, 20.0
+    )
+    assert Reached.of(None) == Reached()
