@@ -31,8 +31,8 @@ def test_the_public_names():
     assert sorted(deepcache_patch.__all__) == [
         "Adaptive", "AlreadyEnabledError", "Auto", "Branch", "Calibrated", "Centred",
         "DeepCacheError", "DeepCacheHelper", "DeepCacheWarning", "Explicit", "Extrapolate", "FULL",
-        "Growing", "InvalidSettingError", "LastGeneration", "Plan", "Replay", "Reuse", "Schedule",
-        "Stats", "Uniform", "UnsupportedModelError", "__version__",
+        "Growing", "InvalidSettingError", "LastGeneration", "NoiseAware", "OUTPUT", "Plan",
+        "Replay", "Reuse", "Schedule", "Stats", "Uniform", "UnsupportedModelError", "__version__",
     ]  # fmt: skip
 
 
