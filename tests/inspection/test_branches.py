@@ -19,10 +19,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from zoo import CASES as ZOO
 
-from deepcache_patch import Branch, DeepCacheHelper, InvalidSettingError, Uniform
+from deepcache_patch import OUTPUT, Branch, DeepCacheHelper, InvalidSettingError, Uniform
 from deepcache_patch.cutting.anatomy import dissect
 from deepcache_patch.cutting.features import Recorder, StandIn, first_tensor
-from deepcache_patch.inspection.branches import BranchesOfEach, branches_of
+from deepcache_patch.inspection.branches import Branches, BranchesOfEach, branches_of, share_of
 from deepcache_patch.inspection.outline import Outline
 from deepcache_patch.running.example import example_of
 
@@ -445,12 +445,40 @@ def test_the_table():
     ]
     assert lines[1:] == [
         "branch  share     feature      size  leaves out",
+        "    -1   0.0%   1×3×16×16   3.0 KiB  everything",
         f"     0  {shares[0]:>5}   1×8×16×16   8.0 KiB  {ends[0]}",
         f"     1  {shares[1]:>5}  1×16×16×16  16.0 KiB  {ends[1]}",
         f"     2  {shares[2]:>5}    1×16×8×8   4.0 KiB  {ends[2]}",
         f"     3  {shares[3]:>5}    1×16×8×8   4.0 KiB  {ends[3]}",
     ]
     assert repr(helper.branches) == str(helper.branches)
+
+
+def test_the_branch_above_the_output_is_none_of_the_sequence():
+    table = DeepCacheHelper(unet2d(sample_size=16)).branches
+    assert [branch.number for branch in table] == [0, 1, 2, 3]
+    assert len(table) == 4
+    assert table[0].number == 0
+    assert table.output == Branch(OUTPUT, "leaves out everything", 0.0, (1, 3, 16, 16), 3072)
+    assert table != Branches(table.title, list(table))
+    assert table == Branches(table.title, list(table), table.output)
+
+
+def test_the_output_of_a_call_is_shown_with_its_own_channels():
+    unet = unet2d_condition(in_channels=9)
+    output = DeepCacheHelper(unet).branches.output
+    assert output.shape == (1, 4, 8, 8)
+    assert output.nbytes == 4 * 8 * 8 * 4
+
+
+def test_a_share_is_that_of_the_unet_where_it_is_largest():
+    def table(*shares):
+        return Branches("", [Branch(number, "", each, None, None) for number, each in shares])
+
+    one, other = table((0, 0.1), (1, 0.4)), table((0, 0.2), (1, None))
+    assert [share_of(one, number) for number in (OUTPUT, 0, 1)] == [0.0, 0.1, 0.4]
+    both = BranchesOfEach(first=one, second=other)
+    assert [share_of(both, number) for number in (OUTPUT, 0, 1)] == [0.0, 0.2, None]
 
 
 def test_an_entry_cannot_be_changed():
