@@ -137,6 +137,9 @@ def branches(*shares: float | None) -> Branches:
         (Stats(2, 4, 8), ["full", 0, 0] * 2, [0.25], 6.0),  # of two generations, the last is known
         (Stats(1, 1, 2), ["full", 0, 1], [0.25, 0.75], 2.0),
         (Stats(1, 3, 0), ["full"] * 3, [None], 3.0),
+        (Stats(1, 2, 4), ["full", -1, -1] * 2, [0.25, 0.75], 2.0),  # above the output
+        (Stats(1, 2, 4), ["full", -1, -1] * 2, [None], 2.0),
+        (Stats(1, 2, 4), ["full", -1, 0] * 2, [0.25], 2.5),
         (Stats(1, 1, 2), ["full", 0, 1], [0.25, None], None),
         (Stats(1, 1, 1), ["full"], [0.25], None),  # a step of a full and a shallow call
     ],
