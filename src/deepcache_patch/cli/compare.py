@@ -31,7 +31,7 @@ _OUTPUT: Final = Path("deepcache-comparison")
 @options.generation
 @options.interval
 @options.speedup
-@options.branch_or_output
+@options.branch
 @options.schedule(*SCHEDULES)
 @options.window
 @click.option("--replay", type=click.Choice(["extrapolate", "reuse"]), help="default: extrapolate")

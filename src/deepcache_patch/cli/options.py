@@ -261,22 +261,17 @@ interval: Decorator = click.option(
 
 speedup: Decorator = click.option(
     "--speedup",
-    type=at_least_one,
+    type=finite,
     metavar="X",
     help="in the place of --interval: so many times less work for the U-Net",
 )
 
 branch: Decorator = click.option(
-    "--branch", type=whole, metavar="K", help="of the shallow steps: 0, the default, is fastest"
-)
-
-#: For schedules that may have it above the output.
-branch_or_output: Decorator = click.option(
     "--branch",
     type=branch_number,
     metavar="K",
-    help="of the shallow steps: -1 is above the output, and fastest (default: -1; of the other "
-    "schedules 0)",
+    help="of the shallow steps: from 0, the higher the slower; or -1, above the output, where "
+    "nothing runs (default: -1 for noise-aware, else 0)",
 )
 
 

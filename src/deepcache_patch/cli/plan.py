@@ -46,7 +46,7 @@ _USUAL: Final = {
 @options.steps(default=f"{_STEPS}, or the file's")
 @options.schedule("noise-aware", "uniform", "centred", "growing")
 @options.interval
-@options.branch_or_output
+@options.branch
 @click.option(
     "--center", type=options.whole, metavar="STEP", help="of centred: where full steps are densest"
 )

@@ -143,6 +143,10 @@ def require_within_reach(
     from ..inspection.branches import Branches
     from ..settings.preview import num_steps
 
+    if branch < 0:
+        raise BadInputError(
+            f"--branch {branch} is above the output, where there is nothing to learn: 0 is the least"
+        )
     steps = num_steps(pipe, call.get("num_inference_steps"))
     if steps is None:
         return
