@@ -1,4 +1,4 @@
-"""Three pictures from words: one denoising step in three runs in full, the others are shallow.
+"""Three pictures from words: one denoising step in three runs in full, the others are forecast.
 
 For a real model: `--model stable-diffusion-v1-5/stable-diffusion-v1-5`, and your prompts below.
 """

@@ -36,7 +36,7 @@ else:  # stands in for a sketch of yours: a circle above a square
     ImageDraw.Draw(image).rectangle((16, 32, 48, 60), fill="blue")
 
 # A low strength runs few steps: there is less to save, and more to lose. So every second is full.
-helper = DeepCacheHelper(pipe, interval=2).enable()
+helper = DeepCacheHelper(pipe, schedule="uniform", interval=2).enable()
 pictures = []
 for strength in (0.5, 0.8):
     call["generator"] = torch.manual_seed(0)

@@ -31,8 +31,8 @@ def test_the_public_names():
     assert sorted(deepcache_patch.__all__) == [
         "Adaptive", "AlreadyEnabledError", "Auto", "Branch", "Calibrated", "Centred",
         "DeepCacheError", "DeepCacheHelper", "DeepCacheWarning", "Explicit", "Extrapolate", "FULL",
-        "Growing", "InvalidSettingError", "LastGeneration", "Plan", "Replay", "Reuse", "Schedule",
-        "Stats", "Uniform", "UnsupportedModelError", "__version__",
+        "Growing", "InvalidSettingError", "LastGeneration", "NoiseAware", "OUTPUT", "Plan",
+        "Replay", "Reuse", "Schedule", "Stats", "Uniform", "UnsupportedModelError", "__version__",
     ]  # fmt: skip
 
 
@@ -42,7 +42,7 @@ def test_the_public_names():
 def test_enable_and_disable_are_idempotent():
     unet = unet2d_condition()
     before = trace(unet)
-    helper = DeepCacheHelper(unet)
+    helper = DeepCacheHelper(unet, schedule=Uniform())
     assert not helper.enabled
     helper.disable()
     assert helper.enable() is helper
@@ -58,8 +58,8 @@ def test_a_second_helper_on_the_same_unet_is_refused_and_harms_nothing():
     # DeepCache 0.1.1 loses the originals for good when it is enabled twice.
     unet = unet2d_condition()
     before = trace(unet)
-    first = DeepCacheHelper(unet, interval=2).enable()
-    second = DeepCacheHelper(unet)
+    first = DeepCacheHelper(unet, schedule=Uniform(2)).enable()
+    second = DeepCacheHelper(unet, schedule=Uniform())
     with pytest.raises(AlreadyEnabledError) as caught:
         second.enable()
     assert str(caught.value) == (
@@ -77,20 +77,20 @@ def test_a_second_helper_on_the_same_unet_is_refused_and_harms_nothing():
 def test_a_helper_on_the_compiled_unet_excludes_one_on_the_unet_inside():
     unet = unet2d_condition()
     compiled = torch.compile(unet, backend="eager")
-    with DeepCacheHelper(unet), pytest.raises(AlreadyEnabledError):
-        DeepCacheHelper(compiled).enable()
+    with DeepCacheHelper(unet, schedule=Uniform()), pytest.raises(AlreadyEnabledError):
+        DeepCacheHelper(compiled, schedule=Uniform()).enable()
 
 
 def test_a_wrapper_of_somebody_else_does_not_hide_the_first_helper():
     unet = unet2d_condition()
     before = trace(unet)
-    first = DeepCacheHelper(unet).enable()
+    first = DeepCacheHelper(unet, schedule=Uniform()).enable()
     vars(unet)[CALL] = wrapt.FunctionWrapper(
         vars(unet)[CALL], lambda wrapped, _, args, kwargs: wrapped(*args, **kwargs)
     )
     assert first.enabled
     with pytest.raises(AlreadyEnabledError):
-        DeepCacheHelper(unet).enable()
+        DeepCacheHelper(unet, schedule=Uniform()).enable()
     first.disable()
     assert not first.enabled
     del vars(unet)[CALL]
@@ -100,28 +100,28 @@ def test_a_wrapper_of_somebody_else_does_not_hide_the_first_helper():
 def test_a_helper_deleted_while_enabled_stays_in_force_until_the_next_one():
     unet = unet2d_condition()
     before = trace(unet)
-    helper = DeepCacheHelper(unet, interval=2).enable()
+    helper = DeepCacheHelper(unet, schedule=Uniform(2)).enable()
     del helper
     gc.collect()
     assert kinds_of_steps(unet, steps=3) == "FsF"
-    with DeepCacheHelper(unet, interval=3):
+    with DeepCacheHelper(unet, schedule=Uniform(3)):
         assert kinds_of_steps(unet, steps=3) == "Fss"
     assert trace(unet) == before
-    DeepCacheHelper(unet).enable()
+    DeepCacheHelper(unet, schedule=Uniform()).enable()
     gc.collect()
-    DeepCacheHelper(unet).disable()
+    DeepCacheHelper(unet, schedule=Uniform()).disable()
     assert trace(unet) == before
 
 
 def test_a_setting_that_does_not_exist_cannot_be_set():
     with pytest.raises(AttributeError):
-        DeepCacheHelper(unet2d_condition()).interval = 5
+        DeepCacheHelper(unet2d_condition(), schedule=Uniform()).interval = 5
 
 
 def test_after_disable_the_unet_is_freed_by_reference_count():
     # A cycle would keep a model's gigabytes until the garbage collector runs.
     pipe = SD.load()
-    helper = DeepCacheHelper(pipe).enable()
+    helper = DeepCacheHelper(pipe, schedule=Uniform()).enable()
     SD.run(pipe)
     helper.disable()
     del helper
@@ -137,7 +137,7 @@ def test_after_disable_the_unet_is_freed_by_reference_count():
 def test_the_patch_keeps_no_pipeline_alive():
     pipe = SD.load()
     unet, alive = pipe.unet, weakref.ref(pipe)
-    helper = DeepCacheHelper(pipe).enable()
+    helper = DeepCacheHelper(pipe, schedule=Uniform()).enable()
     del pipe, helper
     gc.collect()
     assert alive() is None
@@ -148,7 +148,7 @@ def test_a_replaced_unet_is_attached_by_enable():
     pipe = SD.load()
     first, second = pipe.unet, SD.load().unet
     before = trace(first)
-    helper = DeepCacheHelper(pipe).enable()
+    helper = DeepCacheHelper(pipe, schedule=Uniform()).enable()
     pipe.unet = second
     assert not helper.enabled
     helper.enable()
@@ -160,7 +160,7 @@ def test_a_replaced_unet_is_attached_by_enable():
 
 def test_a_branch_that_a_replaced_unet_lacks_is_refused_by_enable():
     pipe = SD.load()
-    helper = DeepCacheHelper(pipe, branch=8)
+    helper = DeepCacheHelper(pipe, schedule=Uniform(branch=8))
     pipe.unet = unet2d_condition(layers_per_block=1)
     before = trace(pipe.unet)
     with pytest.raises(InvalidSettingError, match="branch 8 is out of range"):
@@ -179,7 +179,7 @@ class TwoUNets(diffusers.DiffusionPipeline):
 def test_every_unet_of_a_pipeline_has_its_own_cache():
     pipe = TwoUNets(unet2d_condition(), unet2d_condition(seed=1))
     before = [trace(pipe.first), trace(pipe.second)]
-    with DeepCacheHelper(pipe) as helper:
+    with DeepCacheHelper(pipe, schedule=Uniform()) as helper:
         for unet in (pipe.first, pipe.second):
             assert kinds_of_steps(unet, steps=3) == "Fss"
     assert helper.stats == Stats(2, 2, 4, 2 * 2 * 8 * 8 * 8 * 4)
@@ -189,9 +189,9 @@ def test_every_unet_of_a_pipeline_has_its_own_cache():
 @pytest.mark.parametrize("taken", ["first", "second"])
 def test_all_unets_are_patched_or_none(taken):
     pipe = TwoUNets(unet2d_condition(), unet2d_condition(seed=1))
-    with DeepCacheHelper(getattr(pipe, taken)):
+    with DeepCacheHelper(getattr(pipe, taken), schedule=Uniform()):
         before = [trace(pipe.first), trace(pipe.second)]
-        helper = DeepCacheHelper(pipe)
+        helper = DeepCacheHelper(pipe, schedule=Uniform())
         with pytest.raises(AlreadyEnabledError):
             helper.enable()
         assert [trace(pipe.first), trace(pipe.second)] == before
@@ -209,7 +209,7 @@ def test_an_attach_that_fails_undoes_those_before_it(monkeypatch):
             raise KeyboardInterrupt
 
     monkeypatch.setattr(AttachedUNet, "attach", fail_at_second)
-    helper = DeepCacheHelper(pipe)
+    helper = DeepCacheHelper(pipe, schedule=Uniform())
     with pytest.raises(KeyboardInterrupt):
         helper.enable()
     assert [trace(pipe.first), trace(pipe.second)] == before
@@ -220,7 +220,7 @@ def test_a_loop_in_each_of_two_threads_is_that_of_one():
     # One U-Net, one list of timesteps, steps in turn: each thread has a generation of its own.
     unet = unet2d_condition()
     timesteps = torch.arange(6, 0, -1) * 100
-    with DeepCacheHelper(unet):
+    with DeepCacheHelper(unet, schedule=Uniform()):
         expected = [loop(unet, timesteps=timesteps, seed=seed) for seed in (1, 2)]
     results = {}
     barrier = threading.Barrier(2)
@@ -233,7 +233,7 @@ def test_a_loop_in_each_of_two_threads_is_that_of_one():
 
         results[seed] = loop(unet, timesteps=in_turn(), seed=seed)
 
-    with DeepCacheHelper(unet) as helper:
+    with DeepCacheHelper(unet, schedule=Uniform()) as helper:
         threads = [threading.Thread(target=run, args=(seed,)) for seed in (1, 2)]
         for thread in threads:
             thread.start()
@@ -249,7 +249,7 @@ def test_a_call_that_waited_while_the_helper_was_disabled_runs_plain():
     arguments = inputs2d_condition() | {"timestep": torch.tensor([500])[0]}
     with torch.no_grad():
         plain = unet(**arguments).sample
-    helper = DeepCacheHelper(unet).enable()
+    helper = DeepCacheHelper(unet, schedule=Uniform()).enable()
     lock = helper._attachment.unets[0]._lock
     outputs = []
 
@@ -271,7 +271,7 @@ def test_a_call_that_waited_while_the_helper_was_disabled_runs_plain():
 def test_the_context_manager_disables_when_the_block_fails():
     unet = unet2d_condition()
     before = trace(unet)
-    with pytest.raises(KeyboardInterrupt), DeepCacheHelper(unet):
+    with pytest.raises(KeyboardInterrupt), DeepCacheHelper(unet, schedule=Uniform()):
         raise KeyboardInterrupt
     assert trace(unet) == before
 
@@ -279,7 +279,7 @@ def test_the_context_manager_disables_when_the_block_fails():
 def test_paused_is_the_plain_pipeline():
     unet = unet2d_condition()
     plain = loop(unet)
-    with DeepCacheHelper(unet) as helper:
+    with DeepCacheHelper(unet, schedule=Uniform()) as helper:
         cached = loop(unet)
         with helper.paused():
             with helper.paused():
@@ -294,7 +294,7 @@ def test_paused_is_the_plain_pipeline():
 def test_enabled_in_a_pause_it_is_paused():
     unet = unet2d_condition()
     plain = loop(unet)
-    helper = DeepCacheHelper(unet)
+    helper = DeepCacheHelper(unet, schedule=Uniform())
     with helper.paused():
         helper.enable()
         assert torch.equal(loop(unet), plain)
@@ -304,7 +304,7 @@ def test_enabled_in_a_pause_it_is_paused():
 
 def test_paused_without_enable_does_nothing():
     unet = unet2d_condition()
-    helper = DeepCacheHelper(unet)
+    helper = DeepCacheHelper(unet, schedule=Uniform())
     plain = loop(unet)
     with helper.paused():
         assert torch.equal(loop(unet), plain)
@@ -314,7 +314,7 @@ def test_paused_without_enable_does_nothing():
 def test_a_pause_in_a_generation_makes_the_next_step_full():
     unet = unet2d_condition()
     timesteps = torch.tensor([900, 700, 500, 300])
-    with DeepCacheHelper(unet, interval=10) as helper, torch.no_grad():
+    with DeepCacheHelper(unet, schedule=Uniform(10)) as helper, torch.no_grad():
         for index, timestep in enumerate(timesteps):
             arguments = inputs2d_condition() | {"timestep": timestep}
             if index == 1:
@@ -327,7 +327,7 @@ def test_a_pause_in_a_generation_makes_the_next_step_full():
 
 def test_set_params_is_the_call_of_the_deepcache_package():
     unet = unet2d_condition()
-    helper = DeepCacheHelper(unet)
+    helper = DeepCacheHelper(unet, schedule=Uniform())
     helper.set_params(cache_interval=2, cache_branch_id=1)
     assert helper.schedule == Uniform(interval=2, branch=1)
     helper.set_params(cache_interval=5)
@@ -341,7 +341,7 @@ def test_set_params_is_the_call_of_the_deepcache_package():
 def test_settings_changed_in_a_generation_make_the_next_step_full():
     unet = unet2d_condition()
     timesteps = torch.tensor([900, 700, 500, 300])
-    with DeepCacheHelper(unet, interval=10) as helper, torch.no_grad():
+    with DeepCacheHelper(unet, schedule=Uniform(10)) as helper, torch.no_grad():
         for index, timestep in enumerate(timesteps):
             if index == 2:
                 helper.set_params(cache_branch_id=2)
@@ -352,7 +352,7 @@ def test_settings_changed_in_a_generation_make_the_next_step_full():
 def test_reset_forgets_the_generation():
     unet = unet2d_condition()
     timesteps = torch.tensor([900, 700, 500])
-    with DeepCacheHelper(unet) as helper, torch.no_grad():
+    with DeepCacheHelper(unet, schedule=Uniform()) as helper, torch.no_grad():
         for timestep in timesteps:
             unet(**(inputs2d_condition() | {"timestep": timestep}))
             helper.reset()
@@ -361,7 +361,7 @@ def test_reset_forgets_the_generation():
 
 def test_stats_count_from_enable_and_outlive_disable():
     unet = unet2d_condition()
-    helper = DeepCacheHelper(unet)
+    helper = DeepCacheHelper(unet, schedule=Uniform())
     assert helper.stats == Stats()
     with helper:
         loop(unet)
@@ -375,5 +375,5 @@ def test_stats_count_from_enable_and_outlive_disable():
 
 
 def test_repr_names_pipeline_schedule_and_state():
-    helper = DeepCacheHelper(unet2d(), interval=4)
+    helper = DeepCacheHelper(unet2d(), schedule=Uniform(4))
     assert repr(helper) == "DeepCacheHelper(UNet2DModel, Uniform(interval=4, branch=0), disabled)"

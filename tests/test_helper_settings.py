@@ -17,14 +17,19 @@ from deepcache_patch import (
     FULL,
     Adaptive,
     AlreadyEnabledError,
+    Auto,
+    Branch,
     Calibrated,
+    Centred,
     DeepCacheError,
     DeepCacheHelper,
     InvalidSettingError,
+    NoiseAware,
     Reuse,
     Uniform,
     UnsupportedModelError,
 )
+from deepcache_patch.inspection.branches import Branches
 from deepcache_patch.running.controlnet import AttachedCompanion
 from deepcache_patch.schedules.guide import PlannedGuide
 
@@ -33,9 +38,11 @@ NO_BRANCH_9 = (
     "8; print(DeepCacheHelper(pipe).branches) shows them"
 )
 NO_SCHEDULE = (
-    "schedule must be 'auto', what Calibrated.load(file) gives, or an object with a method "
-    "plan(num_steps), not "
+    "schedule must be a name such as 'auto', what Calibrated.load(file) gives, or an object with a "
+    "method plan(num_steps), not "
 )
+NO_INTEGER = "interval must be an integer of at least 1, not "
+NOT_BOTH = "give either speedup or interval and schedule, not both"
 NO_REPLAY = (
     "replay must be 'reuse' or 'extrapolate' or an object with a method "
     "feature(step, recorded, levels), not "
@@ -45,20 +52,46 @@ NO_REPLAY = (
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"interval": 0}, "interval must be an integer of at least 1, not 0"),
-        ({"interval": 2.5}, "interval must be an integer of at least 1, not 2.5"),
-        ({"branch": -1}, "branch must be an integer of at least 0, not -1"),
+        ({"interval": 0}, "interval must be a number from 1 to 1000, not 0"),
+        ({"interval": 0.99}, "interval must be a number from 1 to 1000, not 0.99"),
+        ({"interval": "3"}, "interval must be a number from 1 to 1000, not '3'"),
+        ({"branch": -2}, "branch must be an integer of at least -1, not -2"),
+        ({"branch": 0.5}, "branch must be an integer of at least -1, not 0.5"),
         ({"branch": 9}, NO_BRANCH_9),
         ({"schedule": [FULL, 0]}, NO_SCHEDULE + "['full', 0]"),
-        ({"schedule": Uniform}, NO_SCHEDULE + repr(Uniform)),
-        ({"schedule": "automatic"}, NO_SCHEDULE + "'automatic'"),
+        ({"schedule": int}, NO_SCHEDULE + repr(int)),
+        *(
+            (
+                {"schedule": kind},
+                f"{NO_SCHEDULE}the class {kind.__name__}: did you mean {kind.__name__}()?",
+            )
+            for kind in (Uniform, Adaptive, Auto, NoiseAware)
+        ),
+        (
+            {"schedule": "automatic"},
+            "there is no schedule 'automatic'; there are noise-aware, uniform, centred, growing, "
+            "auto, adaptive",
+        ),
+        (
+            {"schedule": "adaptive", "interval": 3},
+            "interval is a setting of noise-aware and uniform and centred and auto, not of "
+            "adaptive",
+        ),
+        ({"schedule": "uniform", "interval": 2.5}, NO_INTEGER + "2.5"),
+        ({"schedule": "uniform", "branch": 9}, NO_BRANCH_9),
+        ({"speedup": 2, "interval": 2}, NOT_BOTH),
+        ({"speedup": 2, "schedule": Uniform()}, NOT_BOTH),
+        ({"speedup": 2, "schedule": "auto"}, NOT_BOTH),
+        ({"speedup": 0.5}, "speedup must be a number from 1 to 1000, not 0.5"),
+        ({"speedup": True}, "speedup must be a number from 1 to 1000, not True"),
+        ({"speedup": 2, "branch": 9}, NO_BRANCH_9),
         (
             {"schedule": Uniform(), "interval": 3},
             "give either schedule or interval and branch, not both",
         ),
         ({"schedule": Uniform(branch=9)}, NO_BRANCH_9),
         ({"schedule": "auto", "branch": 9}, NO_BRANCH_9),
-        ({"schedule": "auto", "interval": 0}, "interval must be an integer of at least 1, not 0"),
+        ({"schedule": "auto", "interval": 0}, NO_INTEGER + "0"),
         ({"schedule": Adaptive(branches=(0, 9))}, NO_BRANCH_9),
         (
             {"schedule": "auto", "replay": "reuse"},
@@ -92,7 +125,7 @@ def test_bad_settings_are_refused_before_anything_is_patched(settings, message):
 )
 def test_bad_params_change_nothing(params, message):
     unet = unet2d_condition()
-    with DeepCacheHelper(unet, interval=4) as helper:
+    with DeepCacheHelper(unet, schedule=Uniform(4)) as helper:
         with pytest.raises(InvalidSettingError) as caught:
             helper.set_params(**params)
         assert str(caught.value) == message
@@ -101,11 +134,134 @@ def test_bad_params_change_nothing(params, message):
 
 
 def test_params_that_are_not_given_stay_as_they_are():
-    helper = DeepCacheHelper(unet2d_condition(), interval=4, branch=2)
+    helper = DeepCacheHelper(unet2d_condition(), schedule=Uniform(4, branch=2))
     helper.set_params(cache_interval=2)
     assert helper.schedule == Uniform(2, 2)
     helper.set_params(cache_branch_id=1)
     assert helper.schedule == Uniform(2, 1)
+
+
+def test_by_default_steps_are_planned_by_noise_levels():
+    unet = unet2d_condition()
+    assert DeepCacheHelper(unet).schedule == NoiseAware(2.2, -1)
+    assert DeepCacheHelper(unet, interval=3).schedule == NoiseAware(3, -1)
+    assert DeepCacheHelper(unet, interval=2.5, branch=1).schedule == NoiseAware(2.5, 1)
+    assert DeepCacheHelper(unet, branch=0).schedule == NoiseAware(2.2, 0)
+
+
+def test_a_schedule_may_be_given_by_its_name():
+    unet = unet2d_condition()
+    assert DeepCacheHelper(unet, schedule="noise-aware").schedule == NoiseAware()
+    assert DeepCacheHelper(unet, schedule="uniform").schedule == Uniform(3, 0)
+    named = DeepCacheHelper(unet, schedule="uniform", interval=2, branch=4)
+    assert named.schedule == Uniform(2, 4)
+    assert DeepCacheHelper(unet, schedule="centred", interval=5).schedule == Centred(5)
+    assert str(DeepCacheHelper(unet, schedule="adaptive").schedule) == str(Adaptive(0.1))
+    assert str(DeepCacheHelper(unet, schedule="auto", interval=4).schedule) == str(Auto(4))
+
+
+def test_a_helper_follows_a_schedule_by_its_name():
+    unet = unet2d_condition()
+    with DeepCacheHelper(unet) as helper:
+        helper.follow("uniform")
+        assert helper.schedule == Uniform()
+        assert kinds_of_steps(unet, steps=4) == "FssF"
+        helper.follow("auto")
+        assert isinstance(helper.schedule, Auto)
+        before = helper.schedule
+        for wrong, message in {
+            "often": "there is no schedule 'often'; there are noise-aware, uniform, centred, "
+            "growing, auto, adaptive",
+            None: NO_SCHEDULE + "None",
+        }.items():
+            with pytest.raises(InvalidSettingError) as caught:
+                helper.follow(wrong)
+            assert str(caught.value) == message
+        assert helper.schedule is before
+
+
+# --- a speedup --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("speedup", [1, 1.5, 2, 4.75, 1000])
+def test_above_the_output_the_interval_is_the_speedup(speedup):
+    helper = DeepCacheHelper(unet2d_condition(), speedup=speedup)
+    assert helper.schedule == NoiseAware(speedup, -1)
+
+
+@pytest.mark.parametrize("branch", [0, 1, 2])
+@pytest.mark.parametrize("speedup", [1, 1.25, 1.5])
+def test_at_a_branch_the_interval_makes_the_work_what_is_asked_for(speedup, branch):
+    unet = unet2d_condition()
+    share = DeepCacheHelper(unet).branches[branch].share
+    schedule = DeepCacheHelper(unet, speedup=speedup, branch=branch).schedule
+    assert schedule.branch == branch
+    full = 1 / schedule.interval
+    assert full + (1 - full) * share == pytest.approx(1 / speedup, rel=1e-12)
+
+
+def test_of_several_unets_the_one_with_the_largest_share_counts():
+    class TwoUNets(diffusers.DiffusionPipeline):
+        def __init__(self, first, second):
+            super().__init__()
+            self.register_modules(first=first, second=second)
+
+    pipe = TwoUNets(unet2d_condition(), unet2d_condition(layers_per_block=1))
+    shares = [table[0].share for table in DeepCacheHelper(pipe).branches.values()]
+    assert shares[0] < shares[1]
+    schedule = DeepCacheHelper(pipe, speedup=2, branch=0).schedule
+    full = 1 / schedule.interval
+    assert full + (1 - full) * shares[1] == pytest.approx(1 / 2, rel=1e-12)
+
+
+@pytest.mark.parametrize("branch", [0, 8])
+def test_a_speedup_beyond_the_branch_is_refused_with_the_most_that_there_is(branch):
+    unet = unet2d_condition()
+    share = DeepCacheHelper(unet).branches[branch].share
+    most = int(10 / (share + (1 - share) / 1000)) / 10
+    if most > 1:
+        assert DeepCacheHelper(unet, speedup=most, branch=branch).schedule.interval > 50
+    for speedup in (most + 0.1, 1000):
+        with pytest.raises(InvalidSettingError) as caught:
+            DeepCacheHelper(unet, speedup=speedup, branch=branch)
+        assert str(caught.value) == (
+            f"speedup={speedup:g} is out of reach: a shallow call at branch {branch} is "
+            f"{share:.1%} of a full one, so at most {most}×; branch=-1, above the output, costs "
+            "nothing"
+        )
+
+
+def test_where_a_branchs_cost_is_not_known_a_speedup_is_refused(monkeypatch):
+    unknown = Branches("", [Branch(0, "", None, None, None)])
+    monkeypatch.setattr(DeepCacheHelper, "branches", property(lambda _: unknown))
+    with pytest.raises(InvalidSettingError) as caught:
+        DeepCacheHelper(unet2d_condition(), speedup=2, branch=0)
+    assert str(caught.value) == (
+        "what a call at branch 0 costs is known after the first generation: give interval, not "
+        "speedup"
+    )
+    assert DeepCacheHelper(unet2d_condition(), speedup=2).schedule == NoiseAware(2)
+
+
+# --- from DeepCache -----------------------------------------------------------------------------
+
+
+def test_set_params_on_the_default_schedule_is_the_uniform_one_of_deepcache():
+    for branch, expected in ((None, 0), (0, 0), (2, 2)):
+        helper = DeepCacheHelper(unet2d_condition(), branch=branch)
+        helper.set_params(cache_interval=3)
+        assert helper.schedule == Uniform(3, expected)
+    helper = DeepCacheHelper(unet2d_condition())
+    helper.set_params(cache_interval=3, cache_branch_id=1)
+    assert helper.schedule == Uniform(3, 1)
+    default = DeepCacheHelper(unet2d_condition())
+    with pytest.raises(InvalidSettingError) as caught:
+        default.set_params(cache_branch_id=1)
+    assert str(caught.value) == (
+        "the schedule is NoiseAware(interval=2.2, branch=-1): to replace it by a uniform one, give "
+        "cache_interval"
+    )
+    assert default.schedule == NoiseAware()
 
 
 def test_set_params_does_not_guess_at_half_of_another_schedule():
@@ -136,7 +292,7 @@ def test_a_schedule_that_guides_gets_the_replay_and_every_generations_context():
 
 
 def test_calibrate_hands_over_what_it_is_given(monkeypatch):
-    handed, helper = [], DeepCacheHelper(unet2d_condition())
+    handed, helper = [], DeepCacheHelper(unet2d_condition(), schedule=Uniform())
 
     def calibrate(*args, **options):
         handed.append((args, options))
@@ -154,24 +310,24 @@ def test_compile_compiles_the_unet_and_the_controlnet_in_place(monkeypatch):
     monkeypatch.setattr(
         torch.nn.Module, "compile", lambda module, **options: compiled.append((module, options))
     )
-    helper = DeepCacheHelper(pipe)
+    helper = DeepCacheHelper(pipe, schedule=Uniform())
     assert helper.compile(mode="max-autotune") is helper
     options = {"fullgraph": True, "mode": "max-autotune"}
     assert compiled == [(pipe.unet, options), (pipe.controlnet, options)]
     compiled.clear()
     unet = unet2d_condition()
-    DeepCacheHelper(unet).compile(fullgraph=False)
+    DeepCacheHelper(unet, schedule=Uniform()).compile(fullgraph=False)
     assert compiled == [(unet, {"fullgraph": False})]
 
 
 def test_enable_attaches_anew_to_what_was_compiled_since_and_to_nothing_else():
     pipe = ZOO["sd-controlnet"].load()
     for whole in (pipe, pipe.unet):
-        with DeepCacheHelper(whole) as helper:
+        with DeepCacheHelper(whole, schedule=Uniform()) as helper:
             attached = helper._attachment.unets
             helper.enable()
             assert helper._attachment.unets is attached
-    with DeepCacheHelper(pipe) as helper:
+    with DeepCacheHelper(pipe, schedule=Uniform()) as helper:
         for name in ("unet", "controlnet"):
             setattr(pipe, name, torch.compile(getattr(pipe, name), backend="eager"))
             helper.enable()
@@ -187,7 +343,7 @@ def test_two_unets_have_a_table_each():
 
 def test_compile_refuses_what_is_compiled_already():
     unet = unet2d_condition()
-    helper = DeepCacheHelper(torch.compile(unet, backend="eager"))
+    helper = DeepCacheHelper(torch.compile(unet, backend="eager"), schedule=Uniform())
     with pytest.raises(InvalidSettingError) as caught:
         helper.compile()
     assert str(caught.value) == (
@@ -197,7 +353,7 @@ def test_compile_refuses_what_is_compiled_already():
 
 def test_a_helper_is_printed_with_its_schedule_and_state():
     unet = unet2d_condition()
-    helper = DeepCacheHelper(unet, interval=4)
+    helper = DeepCacheHelper(unet, schedule=Uniform(4))
     assert helper.pipe is unet
     said = "DeepCacheHelper(UNet2DConditionModel, Uniform(interval=4, branch=0), "
     assert repr(helper) == said + "disabled)"
@@ -210,7 +366,7 @@ def test_a_helper_is_printed_with_its_schedule_and_state():
     [
         (Written(FULL), "has 1 entries for 3 steps"),
         (Written(FULL, 9, 0), "branch 9 is out of range"),
-        (Written(FULL, "shallow", 0), "entry 1 must be an integer of at least 0, not 'shallow'"),
+        (Written(FULL, "shallow", 0), "entry 1 must be an integer of at least -1, not 'shallow'"),
     ],
 )
 def test_a_plan_that_does_not_fit_is_refused_when_the_generation_starts(plan, message):
@@ -233,7 +389,7 @@ def test_a_transformer_pipeline_is_told_of_its_own_caches():
         UnsupportedModelError,
         match=r"FluxPipeline has no U-Net .*FluxTransformer2DModel.*transformer\.enable_cache",
     ):
-        DeepCacheHelper(pipe)
+        DeepCacheHelper(pipe, schedule=Uniform())
     with pytest.raises(UnsupportedModelError, match=r"transformer\.enable_cache"):
         DeepCacheHelper(transformer)
 
@@ -261,7 +417,8 @@ class FSDPModule:
 def test_a_schedule_that_each_process_decides_for_itself_is_refused_for_a_sharded_unet():
     unet = unet2d()
     unet.__class__ = type("Sharded", (FSDPModule, type(unet)), {})
-    assert DeepCacheHelper(unet).schedule == Uniform()
+    assert DeepCacheHelper(unet).schedule == NoiseAware()
+    assert DeepCacheHelper(unet, schedule=Uniform()).schedule == Uniform()
     with pytest.raises(InvalidSettingError) as caught:
         DeepCacheHelper(unet, schedule=Adaptive())
     assert str(caught.value) == (
@@ -272,7 +429,7 @@ def test_a_schedule_that_each_process_decides_for_itself_is_refused_for_a_sharde
 
 
 def test_a_pause_that_is_left_elsewhere_says_where_it_belongs():
-    pause = DeepCacheHelper(unet2d()).paused()
+    pause = DeepCacheHelper(unet2d(), schedule=Uniform()).paused()
     thread = threading.Thread(target=pause.__enter__)
     thread.start()
     thread.join()
@@ -294,7 +451,7 @@ def test_enable_that_is_interrupted_at_the_controlnet_leaves_no_trace(monkeypatc
         raise KeyboardInterrupt  # while it waits for calls that are under way
 
     monkeypatch.setattr(AttachedCompanion, "attach", interrupted)
-    helper = DeepCacheHelper(pipe)
+    helper = DeepCacheHelper(pipe, schedule=Uniform())
     with pytest.raises(KeyboardInterrupt):
         helper.enable()
     assert [trace(each) for each in parts] == before

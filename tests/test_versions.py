@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-from deepcache_patch import DeepCacheHelper, DeepCacheWarning
+from deepcache_patch import DeepCacheHelper, DeepCacheWarning, Uniform
 from deepcache_patch.versions import TESTED, warn_of_untested
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,8 +35,8 @@ def warned(monkeypatch):
         monkeypatch.setattr(import_module(package), "__version__", version)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            DeepCacheHelper(unet2d())
-            DeepCacheHelper(unet2d())
+            DeepCacheHelper(unet2d(), schedule=Uniform())
+            DeepCacheHelper(unet2d(), schedule=Uniform())
         assert [(each.category, each.filename) for each in caught] == (
             [(DeepCacheWarning, __file__)] * len(caught)
         )

@@ -3,12 +3,12 @@
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from .inspection.branches import Branches, BranchesOfEach, branches_of_pipeline
+from .inspection.branches import Branches, BranchesOfEach, branches_of_pipeline, share_of
 from .inspection.description import as_html, as_text
 from .learning.calibrate import calibrate
 from .learning.calibrated_schedule import Calibrated
@@ -17,14 +17,20 @@ from .running.compiling import compile_in_place
 from .running.pause import Pause
 from .running.stats import LOGGER, LastGeneration, Stats
 from .schedules.guide import AnySchedule, guides_of
+from .schedules.noise_aware import NoiseAware
+from .schedules.plans import Plan
 from .schedules.replay import Replay
 from .schedules.window import Window
 from .settings.by_name import replay_of, schedule_of, uniform_of
 from .settings.fitting import anatomies_for
+from .settings.preview import plan_of
 from .versions import warn_of_untested
 
 if TYPE_CHECKING:
     from .compare.outcome import Comparison
+
+#: What `schedule=` knows by name; `settings.by_name` makes them.
+ScheduleName: TypeAlias = Literal["noise-aware", "uniform", "centred", "adaptive", "auto"]
 
 
 class DeepCacheHelper:
@@ -41,11 +47,16 @@ class DeepCacheHelper:
 
     Args:
         pipe: A diffusers pipeline with a U-Net, or a bare U-Net for a hand-written loop.
-        interval: N of the paper's 1:N, at least 1 (default 3): steps 0, N, 2N, … run in full.
-        branch: Where shallow steps are cut (default 0, the shallowest and fastest), from 0 up to a
-            limit that depends on the U-Net; a higher one is slower and closer to the plain picture.
-        schedule: Any `Schedule`, in the place of `interval` and `branch`; or `"auto"`, which learns
-            from the first generation: `Auto(interval, branch)`.
+        interval: One full step in so many, at least 1, a whole number or not (default 2.2). Which
+            they are, the noise levels say: see `NoiseAware`.
+        branch: Where shallow steps are cut: -1 (default), above the output, where nothing of the
+            U-Net runs and its output is forecast, or from 0 up to a limit that depends on the
+            U-Net; a higher one is slower, and its shallow steps are closer to full ones.
+        speedup: In the place of `interval`: how many times less work the U-Net shall have, at
+            least 1, in multiply-adds. A shallow step costs what `branches` says.
+        schedule: Any `Schedule`, in the place of all these; or the name of one, which takes
+            `interval` and `branch`: "noise-aware" (default), "uniform", which is the paper's,
+            "centred", "adaptive", or "auto", which learns from the first generation.
         first: How many steps at the start of each generation run in full, whatever the schedule
             says: an integer of at least 0 (default), or a float from 0 to below 1, a share of the
             generation's steps, rounded up. Counted from the steps that run.
@@ -79,9 +90,10 @@ class DeepCacheHelper:
         self,
         pipe: DiffusionPipeline | nn.Module,
         *,
-        interval: int | None = None,
+        interval: float | None = None,
         branch: int | None = None,
-        schedule: AnySchedule | Literal["auto"] | None = None,
+        speedup: float | None = None,
+        schedule: AnySchedule | ScheduleName | None = None,
         first: float = 0,
         last: float = 0,
         replay: Replay | Literal["extrapolate", "reuse"] | None = None,
@@ -91,7 +103,9 @@ class DeepCacheHelper:
         self._found: list[bool] = []  # by each `with` block that is open: enabled or not
         self._pause = Pause()
         self._attachment = Attachment(pipe, self._pause.is_on, weakref.ref(self))
-        self._schedule: AnySchedule = schedule_of(schedule, interval, branch)
+        self._schedule: AnySchedule = schedule_of(
+            schedule, interval, branch, speedup, self._share_of
+        )
         self._window = Window(first, last)
         anatomies_for(pipe, self._schedule)
         self._replay = replay_of(replay, self._schedule)
@@ -156,6 +170,28 @@ class DeepCacheHelper:
         """
         return branches_of_pipeline(self._pipe, self._attachment.examples)
 
+    def plan(
+        self, num_inference_steps: int | None = None, *, strength: float = 1, **timesteps: Any
+    ) -> Plan:
+        """The plan of a generation that has not been, by the pipeline's scheduler.
+
+        Of several U-Nets, that of the first; of a bare one, that of a loop without a scheduler.
+
+        Args:
+            num_inference_steps: By default, as many as the pipeline makes by itself.
+            strength: Of pipelines that begin with a picture, 0 to 1.
+            timesteps: What the scheduler's `set_timesteps` takes beside, such as `timesteps=[…]`.
+
+        Returns:
+            What will run: `FULL`, or the branch, for each step. Printed, a strip.
+
+        Raises:
+            InvalidSettingError: If the schedule decides while the generation runs (`Auto`,
+                `Adaptive`), has no plan for so many steps, or the scheduler refuses the arguments.
+        """
+        settings: Any = {"window": self._window, "strength": strength, **timesteps}
+        return plan_of(self._pipe, self._schedule, num_inference_steps, **settings)
+
     def enable(self) -> "DeepCacheHelper":
         """Patch the U-Net and return the helper. Harmless when already enabled.
 
@@ -214,28 +250,32 @@ class DeepCacheHelper:
         cache_branch_id: int | None = None,
         skip_mode: Literal["uniform"] = "uniform",
     ) -> None:
-        """Change the uniform schedule as `follow` does; the call of `DeepCacheSDHelper`.
+        """Change to the uniform schedule as `follow` does; the call of `DeepCacheSDHelper`.
 
         `cache_interval` is N of the paper's 1:N, at least 1; `cache_branch_id` the branch. `None`
-        leaves a value as it is. `skip_mode` is "uniform".
+        leaves a value as it is; where the default schedule was in force, the branch becomes 0.
+        `skip_mode` is "uniform".
 
         Raises:
             InvalidSettingError: If a value is out of range, or `None` without a uniform one.
         """
         self.follow(uniform_of(self._schedule, cache_interval, cache_branch_id, skip_mode))
 
-    def follow(self, schedule: AnySchedule) -> None:
-        """Go by another schedule, before or while enabled; `first` and `last` stay.
+    def follow(self, schedule: AnySchedule | ScheduleName) -> None:
+        """Go by another schedule, or one of that name, before or while enabled.
+
+        `first` and `last` stay.
 
         A generation that is under way goes on as if it were a new one, with a full step.
 
         Raises:
             InvalidSettingError: If it names a branch that a U-Net does not have, or does not fit.
         """
+        found: Any = schedule_of(schedule) if isinstance(schedule, str) else schedule
         with SWITCHING:
-            anatomies_for(self._pipe, schedule)  # or it is refused
-            self._schedule = schedule
-            self._attachment.follow(guides_of(schedule, self._replay, self._window))
+            anatomies_for(self._pipe, found)  # or it is refused
+            self._schedule = found
+            self._attachment.follow(guides_of(found, self._replay, self._window))
 
     def calibrate(
         self,
@@ -328,6 +368,11 @@ class DeepCacheHelper:
     def reset(self) -> None:
         """Forget the current generation: the next U-Net call runs in full as a first step."""
         self._attachment.reset()
+
+    def _share_of(self, schedule: NoiseAware) -> float | None:
+        """What a shallow call costs, as a part of a full one; of the U-Net where it is most."""
+        anatomies_for(self._pipe, schedule)
+        return share_of(self.branches, schedule.branch)
 
     def __repr__(self) -> str:
         state = "enabled" if self.enabled else "disabled"

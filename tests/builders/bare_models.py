@@ -9,7 +9,7 @@ import torch
 from conftest import counted_calls, trace
 from torch import nn
 
-from deepcache_patch import DeepCacheHelper, UnsupportedModelError
+from deepcache_patch import DeepCacheHelper, Uniform, UnsupportedModelError
 from deepcache_patch.cutting.anatomy import Anatomy, dissect
 from deepcache_patch.cutting.features import Recorder, StandIn, first_tensor
 
@@ -109,12 +109,12 @@ def assert_helper_works(model: nn.Module, at: Callable[[torch.Tensor], dict[str,
         return [first_tensor(model(**at(timestep))) for timestep in timesteps.clone()]
 
     before, plain = trace(model), generate()
-    with DeepCacheHelper(model, interval=1) as helper:
+    with DeepCacheHelper(model, schedule=Uniform(1)) as helper:
         outputs = generate()
         assert (helper.stats.full_calls, helper.stats.shallow_calls) == (7, 0)
     assert all(map(torch.equal, outputs, plain))
 
-    with DeepCacheHelper(model, interval=3) as helper:
+    with DeepCacheHelper(model, schedule=Uniform(3)) as helper:
         outputs = generate()
         assert (helper.stats.full_calls, helper.stats.shallow_calls) == (3, 4)
         assert helper.stats.cache_nbytes > 0

@@ -15,7 +15,7 @@ from conftest import layout
 from zoo import CASES
 
 from builders.adapters import lora
-from deepcache_patch import DeepCacheHelper
+from deepcache_patch import DeepCacheHelper, Uniform
 
 SD, SDXL = CASES["sd"], CASES["sdxl"]
 
@@ -28,7 +28,7 @@ def slowly(row, name):
 
 BOTH = [slowly([case], case.name) for case in (SD, SDXL)]
 
-#: With the default interval 3, these are 0 and 3 in full, and three shallow ones.
+#: With interval 3, these are 0 and 3 in full, and three shallow ones.
 STEPS, FULL, SHALLOW = 5, 2, 3
 
 
@@ -40,16 +40,16 @@ class Change(NamedTuple):
     overrides: Mapping[str, Any] = {}
 
 
-def tell(case, story, **settings):
+def tell(case, story, branch=0):
     """Run a story; return the plain pictures, one for each change."""
     pipe, fresh = case.load(), case.load()
-    helper = DeepCacheHelper(pipe, **settings).enable()
+    helper = DeepCacheHelper(pipe, schedule=Uniform(branch=branch)).enable()
     plains = []
     for change in story:
         change.make(fresh)
         run = functools.partial(case.run, steps=STEPS, **change.overrides)
         plains.append(run(fresh))
-        with DeepCacheHelper(fresh, **settings) as its:
+        with DeepCacheHelper(fresh, schedule=Uniform(branch=branch)) as its:
             expected = run(fresh)
         assert (its.stats.full_calls, its.stats.shallow_calls) == (FULL, SHALLOW), change.name
         assert not torch.equal(expected, plains[-1]), change.name

@@ -11,6 +11,7 @@ from zoo import CASES
 from deepcache_patch import (
     DeepCacheHelper,
     DeepCacheWarning,
+    Uniform,
 )
 
 #: Two steps at one timestep: a replay straight after the full step it was recorded in.
@@ -79,15 +80,15 @@ def assert_exact(case, pipe, **overrides):
         assert_exact_at_every_branch(unet, lambda: {name: copied(v) for name, v in first.items()})
 
 
-def assert_as_fresh(name, *changes, **options):
+def assert_as_fresh(name, *changes):
     """After another generation, and after each of the changed ones, all is as with fresh parts."""
     case = CASES[name]
     pipe = case.load()
-    with DeepCacheHelper(pipe, **options):
+    with DeepCacheHelper(pipe, schedule=Uniform()):
         case.run(pipe)
         for change in changes:
             fresh = case.load()
-            with DeepCacheHelper(fresh, **options):
+            with DeepCacheHelper(fresh, schedule=Uniform()):
                 expected = case.run(fresh, **change)
             assert torch.equal(case.run(pipe, **change), expected), change
 

@@ -89,7 +89,7 @@ class Lifecycle(RuleBasedStateMachine):
         self.site = Site(self.family)
         self.story: tuple = ()
         self.settings: tuple[Any, str] = (SCHEDULES[0], REPLAYS[0])
-        self.helper = DeepCacheHelper(self.site.pipe)
+        self.helper = DeepCacheHelper(self.site.pipe, schedule=Uniform())
         #: The settings that calls of the U-Net go by: the helper's, or those of a deleted one.
         self.in_force: tuple[Any, str] | None = None
         self.orphaned = False

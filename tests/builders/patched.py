@@ -13,7 +13,7 @@ from zoo import CASES as ZOO
 from builders.cases import CASES as TINY
 from builders.patches import OTHERS, Remove
 from builders.unets import inputs2d_condition, unet2d_condition
-from deepcache_patch import DeepCacheHelper
+from deepcache_patch import DeepCacheHelper, Uniform
 
 CASES = {**TINY, **ZOO}
 STEPS = 5
@@ -83,7 +83,7 @@ def alone(case: str, part: str, other: str) -> dict[str, Alone]:
             change()
             plain, seen = patched.run()
             layouts = patched.layouts()
-            with DeepCacheHelper(patched.pipe) as helper:
+            with DeepCacheHelper(patched.pipe, schedule=Uniform()) as helper:
                 helped, seen_helped = patched.run()
             assert (helper.stats.full_calls, helper.stats.shallow_calls) == (2, 3)
             found[state] = Alone(plain, helped, seen, seen_helped, layouts)

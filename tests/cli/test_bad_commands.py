@@ -363,7 +363,7 @@ VALUES = st.one_of(
     st.text(max_size=8),
 )
 OPTIONS = {
-    "compare": "interval schedule replay repeats",
+    "compare": "interval speedup schedule replay repeats",
     "calibrate": "speedup full-steps psnr out",
 }
 SHARED = (

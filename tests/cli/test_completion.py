@@ -52,7 +52,7 @@ def plain(*names: str) -> list[str]:
         ("", plain(*COMMANDS)),
         ("p", plain("plan")),
         ("--v", plain("--version")),
-        ("compare --s", plain("--steps", "--seed", "--schedule", "--scheduler")),
+        ("compare --s", plain("--steps", "--seed", "--speedup", "--schedule", "--scheduler")),
         ("calibrate m --pro", plain("--prompt", "--prompts")),
         # The name that it had is still taken, but not offered.
         ("calibrate --out", plain("--output")),
@@ -60,7 +60,7 @@ def plain(*names: str) -> list[str]:
         ("compare --output ", ["dir,"]),
         ("calibrate --output s", ["file,s"]),
         ("compare --prompts ", ["file,"]),
-        ("compare m --schedule ", ["file,", *plain("uniform", "auto")]),
+        ("compare m --schedule ", ["file,", *plain("noise-aware", "uniform", "auto")]),
         ("plan --schedule ", ["file,", *plain(*PLANNED)]),
         ("ui m --schedule u", ["file,u"]),
         ("compare m --scheduler ", plain(*SCHEDULERS)),

@@ -15,7 +15,7 @@ import torch
 from builders.cases import CASES
 from PIL import Image
 
-from deepcache_patch import DeepCacheHelper, Uniform
+from deepcache_patch import DeepCacheHelper, NoiseAware, Uniform
 from deepcache_patch.cli import loading
 from deepcache_patch.cli.main import main
 from deepcache_patch.cli.names import SCHEDULER_OPTIONS
@@ -63,11 +63,11 @@ def test_a_text_pipeline_end_to_end(
     sd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "new" / "folder"
-    options = ["--steps", 6, "--images", 2, "--device", "cpu", "--output", output]
+    options = ["--steps", 12, "--images", 2, "--device", "cpu", "--output", output]
     assert run(sd, "--prompt", "a fox", *options) == 0
     out, err = capsys.readouterr()
-    assert out.splitlines()[0].split() == ["plain", "DeepCache", "3", "steps"]
-    assert "fewer steps at equal work (3 of 6): " in out
+    assert out.splitlines()[0].split() == ["plain", "DeepCache", "5", "steps"]
+    assert "fewer steps at equal work (5 of 12): " in out
     assert out.splitlines()[-1] == f"picture: {output / 'comparison.png'}"
     for label in ("warm-up", "plain", "cached", "fewer steps"):
         assert f"{label}: 100%" in err
@@ -78,12 +78,13 @@ def test_a_text_pipeline_end_to_end(
         picture.verify()
 
     whole = json.loads((output / "comparison.json").read_text())
-    assert whole["command"].startswith(f"deepcache-patch compare {sd} --prompt 'a fox' --steps 6")
+    assert whole["command"].startswith(f"deepcache-patch compare {sd} --prompt 'a fox' --steps 12")
     assert (whole["model"], whole["pipeline"]) == (str(sd), "StableDiffusionPipeline")
-    assert (whole["seeds"], whole["steps"], whole["interval"], whole["branch"]) == ([0, 1], 6, 3, 0)
+    assert (whole["seeds"], whole["steps"]) == ([0, 1], 12)
+    assert (whole["interval"], whole["branch"]) == (2.2, -1)
     assert whole["dtype"] == "float32"
-    assert whole["call"] == {"prompt": "a fox", "num_inference_steps": 6}
-    assert (whole["figures"]["full_calls"], whole["figures"]["shallow_calls"]) == (2, 4)
+    assert whole["call"] == {"prompt": "a fox", "num_inference_steps": 12}
+    assert (whole["figures"]["full_calls"], whole["figures"]["shallow_calls"]) == (5, 7)
 
 
 def test_branches_prints_the_table_and_generates_nothing(
@@ -137,7 +138,55 @@ def test_options_reach_the_comparison(sd: Path, asked: dict[str, Any]) -> None:
     assert isinstance(pipe.scheduler, diffusers.EulerAncestralDiscreteScheduler)
     assert pipe.scheduler.config.beta_start == CASES["sd"].load().scheduler.config.beta_start
     assert pipe.unet.dtype == torch.bfloat16
-    assert helper.schedule == Uniform(interval=4, branch=1)
+    assert helper.schedule == NoiseAware(interval=4, branch=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "schedule"),
+    [
+        ("--interval 2.5", NoiseAware(2.5)),
+        ("--interval 3 --branch -1", NoiseAware(3)),
+        ("--speedup 2", NoiseAware(2)),
+        ("--schedule noise-aware --branch 8", NoiseAware(branch=8)),
+        ("--schedule uniform", Uniform(3, 0)),
+        ("--schedule uniform --interval 2 --branch 1", Uniform(2, 1)),
+    ],
+)
+def test_the_options_of_a_schedule_reach_the_helper(
+    options: str, schedule: Any, sd: Path, asked: dict[str, Any]
+) -> None:
+    run(sd, "--prompt", "a fox", "--device", "cpu", *options.split())
+    assert asked["helper"].schedule == schedule
+
+
+def test_a_speedup_at_a_branch_goes_by_its_share(sd: Path, asked: dict[str, Any]) -> None:
+    run(sd, "--prompt", "a fox", "--device", "cpu", "--speedup", 1.5, "--branch", 0)
+    expected = DeepCacheHelper(asked["pipe"], speedup=1.5, branch=0).schedule
+    assert asked["helper"].schedule == expected != NoiseAware(1.5, 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--interval 2 --speedup 2", "give one of --interval and --speedup, not both"),
+        ("--schedule auto --speedup 2", "--speedup goes with --schedule noise-aware only"),
+        ("--schedule uniform --speedup 2", "--speedup goes with --schedule noise-aware only"),
+        (
+            "--schedule f.json --branch 0",
+            "--interval and --branch stand in the file of --schedule already",
+        ),
+        (
+            "--schedule ./missing",
+            "--schedule is noise-aware, uniform, auto or a file; cannot read ./missing: No such "
+            "file or directory",
+        ),
+    ],
+)
+def test_options_that_do_not_go_together_are_one_line(
+    options: str, message: str, ddpm: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(ddpm, *options.split()) == 2
+    assert capsys.readouterr().err == f"deepcache-patch compare: error: {message}\n"
 
 
 def test_fewer_steps_can_be_left_out(sd: Path, asked: dict[str, Any]) -> None:
@@ -148,7 +197,7 @@ def test_fewer_steps_can_be_left_out(sd: Path, asked: dict[str, Any]) -> None:
 def test_defaults(sd: Path, asked: dict[str, Any]) -> None:
     run(sd, "--prompt", "a fox", "--device", "cpu")
     assert (asked["seeds"], asked["repeats"], asked["num_inference_steps"]) == (range(4), 1, 50)
-    assert asked["helper"].schedule == Uniform(interval=3, branch=0)
+    assert asked["helper"].schedule == NoiseAware(interval=2.2, branch=-1)
     assert asked["pipe"].unet.dtype == torch.float32
 
 
@@ -162,11 +211,14 @@ def test_several_prompts_make_one_picture_each(sd: Path, asked: dict[str, Any]) 
     ("options", "message"),
     [
         (["--interval", "0"], "'--interval': 0 is too small"),
-        (["--interval", "2.5"], "'--interval': '2.5' is no whole number"),
+        (["--interval", "many"], "'--interval': 'many' is no finite number"),
+        (["--schedule", "uniform", "--interval", "2.5"], "must be an integer of at least 1"),
+        (["--speedup", "0.5"], "speedup must be a number from 1 to 1000, not 0.5"),
+        (["--speedup", "30", "--branch", "1"], "speedup=30 is out of reach: a shallow call at "),
         (["--steps", "0"], "'--steps' / '--num-inference-steps': 0 is too small"),
         (["--images", "-1"], "'--images': -1 is too small"),
         (["--branch", "99"], "99"),
-        (["--branch", "-1"], "-1"),
+        (["--branch", "-2"], "'--branch': -2 is too small: -1 is the least"),
         (["--scheduler", "dimm"], "unknown scheduler 'dimm'; known are ddim, "),
         (["--scheduler", "UNet2DModel"], "unknown scheduler 'UNet2DModel'"),
         (["--device", "abacus"], "device 'abacus' cannot be used here; this machine has "),
@@ -317,7 +369,7 @@ def test_help_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--help") == 0
     out = capsys.readouterr().out
     assert "example:\n    deepcache-patch compare" in out
-    assert "--interval N" in out
+    assert "--interval X" in out
 
 
 def test_no_command_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

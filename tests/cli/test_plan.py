@@ -5,11 +5,16 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import diffusers
 import pytest
 from builders.plan_files import VALID
 
+from deepcache_patch import NoiseAware
 from deepcache_patch.cli.main import main
+from deepcache_patch.cli.names import SCHEDULERS
+from deepcache_patch.settings.preview import plan_by
 
 
 def run(*arguments: str) -> int:
@@ -19,15 +24,34 @@ def run(*arguments: str) -> int:
 @pytest.mark.parametrize(
     ("arguments", "strip", "counted"),
     [
-        ("", "F··" * 16 + "F·", "17 of 50 steps in full, the others at branch 0"),
+        ("--schedule uniform", "F··" * 16 + "F·", "17 of 50 steps in full, the others at branch 0"),
         (
-            "--steps 7 --interval 3 --branch 4",
+            "--schedule uniform --steps 7 --interval 3 --branch 4",
             "F··F··F",
             "3 of 7 steps in full, the others at branch 4",
         ),
-        ("--num-inference-steps 3 --interval 1", "FFF", "3 of 3 steps in full"),
         (
-            "--steps 20 --interval 3 --first 0.2 --last 2",
+            "--schedule uniform --steps 7 --branch -1",
+            "F··F··F",
+            "3 of 7 steps in full, the others above the output",
+        ),
+        (
+            "--schedule uniform --num-inference-steps 3 --interval 1",
+            "FFF",
+            "3 of 3 steps in full",
+        ),
+        (
+            "--schedule uniform --steps 6 --interval 3 --scheduler heun",
+            "F··F··F··F·",
+            "4 of 11 steps in full, the others at branch 0",
+        ),
+        (
+            "--schedule uniform --steps 10 --interval 3 --scheduler ddim --strength 0.75",
+            "F··F··F",
+            "3 of 7 steps in full, the others at branch 0",
+        ),
+        (
+            "--schedule uniform --steps 20 --interval 3 --first 0.2 --last 2",
             "FFFF··F··F··F··F··FF",
             "10 of 20 steps in full, the others at branch 0",
         ),
@@ -50,14 +74,125 @@ def test_a_plan_is_a_strip_and_a_count(
     assert capsys.readouterr() == (f"{strip}\n{counted}\n", "")
 
 
+def usual(name: str, **options: Any) -> Any:
+    """A scheduler as Stable Diffusion has it."""
+    kind = getattr(diffusers, name)
+    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    return kind(**betas, **{"steps_offset": 1, "timestep_spacing": "leading"} | options)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "scheduler", "steps", "others"),
+    [
+        ("--scheduler ddim", usual("DDIMScheduler"), 50, "above the output"),
+        (
+            "--steps 25 --scheduler dpm-solver++",
+            usual("DPMSolverMultistepScheduler"),
+            25,
+            "above the output",
+        ),
+        (
+            "--steps 25 --scheduler DPMSolverMultistepScheduler --spacing trailing --branch 2",
+            usual("DPMSolverMultistepScheduler", timestep_spacing="trailing"),
+            25,
+            "at branch 2",
+        ),
+        (
+            "--steps 25 --scheduler dpm-solver++-karras --spacing linspace",
+            usual(
+                "DPMSolverMultistepScheduler", timestep_spacing="linspace", use_karras_sigmas=True
+            ),
+            25,
+            "above the output",
+        ),
+    ],
+)
+def test_a_plan_by_a_schedulers_noise_levels(
+    arguments: str,
+    scheduler: Any,
+    steps: int,
+    others: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(*arguments.split()) == 0
+    expected = plan_by(scheduler, NoiseAware(branch=0), steps)
+    name = arguments.split("--scheduler ")[1].split()[0]
+    full = int(steps / 2.2)
+    assert capsys.readouterr() == (
+        f"{expected}\n{full} of {steps} steps in full, the others {others}\n"
+        f"by the noise levels of {name}\n",
+        "",
+    )
+
+
+def test_a_generation_from_a_picture_is_planned_from_where_it_begins(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(*["--steps", "40", "--scheduler", "euler", "--strength", "0.5"]) == 0
+    expected = plan_by(usual("EulerDiscreteScheduler"), NoiseAware(branch=0), 40, strength=0.5)
+    strip, counted, _ = capsys.readouterr().out.splitlines()
+    assert (strip, counted) == (str(expected), "9 of 20 steps in full, the others above the output")
+
+
+def test_without_a_scheduler_a_plan_goes_by_usual_levels_and_says_so(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    said = "by noise levels as of most schedulers; --scheduler NAME has its own\n"
+    for more, schedule in {
+        (): NoiseAware(),
+        ("--interval", "2.5"): NoiseAware(2.5),
+        ("--interval", "3", "--branch", "1"): NoiseAware(3, 1),
+    }.items():
+        assert run("--steps", "25", *more) == 0
+        plan = schedule.plan(25)
+        assert capsys.readouterr() == (
+            f"{plan}\n{len(plan.full_steps)} of 25 steps in full, the others "
+            f"{'at branch 1' if schedule.branch == 1 else 'above the output'}\n{said}",
+            "",
+        )
+
+
+def test_protected_steps_are_part_of_the_budget(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*["--steps", "30", "--interval", "3", "--first", "4", "--last", "2"]) == 0
+    strip, counted, _ = capsys.readouterr().out.splitlines()
+    assert (strip[:4], strip[-2:], strip.count("F")) == ("FFFF", "FF", 10)
+    assert counted == "10 of 30 steps in full, the others above the output"
+
+
+def test_few_steps_run_in_full_and_the_plan_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = "FFFFFFFF\n8 of 8 steps in full\ngenerations of 8 steps or fewer run in full\n"
+    for more in ([], ["--scheduler", "euler"]):
+        assert run("--steps", "8", *more) == 0
+        assert capsys.readouterr() == (shown, "")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--center 3", "center is a setting of centred, not of uniform"),
-        ("--power 2", "power is a setting of centred and growing, not of uniform"),
+        ("--center 3", "center is a setting of centred, not of noise-aware"),
+        (
+            "--schedule uniform --power 2",
+            "power is a setting of centred and growing, not of uniform",
+        ),
+        (
+            "--schedule uniform --interval 2.5",
+            "interval must be an integer of at least 1, not 2.5",
+        ),
+        ("--interval 0.5", "Invalid value for '--interval': 0.5 is too small: 1 is the least"),
+        ("--strength 0.5", "--strength goes with --scheduler"),
+        ("--schedule uniform --spacing leading", "--spacing goes with --scheduler"),
+        (
+            "--scheduler ddim --strength 2",
+            "strength must be a number from 0 to 1, not 2.0",
+        ),
+        (
+            "--scheduler of-this-name",
+            f"unknown scheduler 'of-this-name'; known are {', '.join(SCHEDULERS)}, and the classes "
+            "of diffusers",
+        ),
         (
             "--schedule growing --full-steps 3 --interval 2",
-            "interval is a setting of uniform and centred and auto, not of growing",
+            "interval is a setting of noise-aware and uniform and centred and auto, not of growing",
         ),
         ("--schedule growing", "growing needs full_steps: how many steps run in full"),
         (
@@ -70,14 +205,14 @@ def test_a_plan_is_a_strip_and_a_count(
         ),
         (
             "--schedule nothing-of-this-name",
-            "--schedule is uniform, centred, growing or a file; "
+            "--schedule is noise-aware, uniform, centred, growing or a file; "
             "cannot read nothing-of-this-name: No such file or directory",
         ),
         (
             "--steps 0",
             "Invalid value for '--steps' / '--num-inference-steps': 0 is too small: 1 is the least",
         ),
-        ("--branch -1", "Invalid value for '--branch': -1 is too small: 0 is the least"),
+        ("--branch -2", "Invalid value for '--branch': -2 is too small: -1 is the least"),
         *(
             (
                 f"--{name} {value}",
@@ -113,17 +248,20 @@ def test_the_plan_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         ("--steps", "9"): f"{file} was calibrated for 5 steps, not 9: leave --steps out",
         ("--interval", "3"): "--interval does not go with the file of --schedule, which has its "
         "plan",
+        ("--scheduler", "ddim"): "--scheduler does not go with the file of --schedule, which has "
+        "its plan",
     }.items():
         assert run("--schedule", str(file), *more) == 2
         assert capsys.readouterr().err == f"deepcache-patch plan: error: {message}\n"
 
 
-def test_a_plan_needs_no_torch() -> None:
+def test_a_plan_by_step_numbers_needs_no_torch() -> None:
     # Importing torch and diffusers takes seconds, and so did `--help` and every mistyped option.
     code = """
 import sys
 from deepcache_patch.cli.main import main
-for arguments in (["plan", "--steps", "3"], ["compare", "--help"], ["--version"], ["--wrong"]):
+uniform = ["plan", "--schedule", "uniform", "--steps", "3"]
+for arguments in (uniform, ["compare", "--help"], ["--version"], ["--wrong"]):
     main(arguments)
 print({"torch", "diffusers", "gradio"} & set(sys.modules))
 """

@@ -17,7 +17,7 @@ from builders.cases import CASES
 from builders.outcomes import ABOUT, flat, outcome
 from PIL import Image
 
-from deepcache_patch import DeepCacheHelper
+from deepcache_patch import DeepCacheHelper, Uniform
 from deepcache_patch.compare.grid import GAP, MARGIN, difference_factor
 from deepcache_patch.compare.run import compare
 from deepcache_patch.measuring.generation import batched_call, labelled_progress
@@ -296,12 +296,14 @@ def test_what_cannot_be_compared_is_said_before_anything_runs(
     given: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error) as caught:
-        DeepCacheHelper(CASES["sd"].load()).compare(**{"prompt": "a", **given})
+        DeepCacheHelper(CASES["sd"].load(), schedule=Uniform()).compare(**{"prompt": "a", **given})
     assert str(caught.value) == message
 
 
 def test_there_is_a_seed_for_each_prompt_unless_they_are_given() -> None:
-    made = DeepCacheHelper(CASES["sd"].load()).compare(prompt=["a", "b"], num_inference_steps=2)
+    made = DeepCacheHelper(CASES["sd"].load(), schedule=Uniform()).compare(
+        prompt=["a", "b"], num_inference_steps=2
+    )
     assert made.about["seeds"] == [0, 1]
     assert made.headings == ["a", "b"]
     assert (str(made), made.title.rpartition(" · ")[2]) == (made.table(), "interval 3, branch 0")
@@ -422,7 +424,11 @@ def test_both_runs_start_from_the_same_seeds(name: str) -> None:
     pipe = CASES[name].load()
     call = {"prompt": "a small red circle"} if name != "ddpm" else {}
     result = compare(
-        pipe, DeepCacheHelper(pipe, interval=1), seeds=(5, 7), num_inference_steps=3, **call
+        pipe,
+        DeepCacheHelper(pipe, schedule=Uniform(1)),
+        seeds=(5, 7),
+        num_inference_steps=3,
+        **call,
     )
     # At interval 1 every step is full, and full steps are exact.
     assert result.psnr == (math.inf, math.inf)
@@ -442,7 +448,7 @@ def test_both_runs_start_from_the_same_seeds(name: str) -> None:
 
 def test_counts_and_settings_of_a_cached_generation() -> None:
     pipe = CASES["sd"].load()
-    helper = DeepCacheHelper(pipe, interval=3)
+    helper = DeepCacheHelper(pipe, schedule=Uniform(3))
     result = compare(pipe, helper, seeds=[3], prompt="a fox", num_inference_steps=7, repeats=2)
     assert (result.full_calls, result.shallow_calls) == (3, 4)
     assert [time.calls for time in result.plain_times + result.cached_times] == [7] * 4
@@ -460,7 +466,7 @@ def test_counts_and_settings_of_a_cached_generation() -> None:
 @pytest.mark.parametrize("enabled", [False, True])
 def test_the_helper_is_left_as_it_was_found_even_after_a_failure(enabled: bool) -> None:
     pipe = CASES["sd"].load()
-    helper = DeepCacheHelper(pipe)
+    helper = DeepCacheHelper(pipe, schedule=Uniform())
     if enabled:
         helper.enable()
     with pytest.raises(ValueError, match="divisible by 8"):
@@ -474,7 +480,7 @@ def test_a_pipeline_that_makes_fewer_pictures_than_seeds_is_told() -> None:
     with pytest.raises(TypeError, match="made 1 pictures for 2 seeds"):
         compare(
             pipe,
-            DeepCacheHelper(pipe),
+            DeepCacheHelper(pipe, schedule=Uniform()),
             seeds=(0, 1),
             image=torch.zeros(1, 3, 8, 8),
             num_inference_steps=2,
@@ -485,4 +491,4 @@ def test_a_pipeline_that_makes_fewer_pictures_than_seeds_is_told() -> None:
 def test_nothing_to_run_is_refused(bad: dict[str, Any]) -> None:
     pipe = CASES["ddpm"].load()
     with pytest.raises(ValueError, match=next(iter(bad))):
-        compare(pipe, DeepCacheHelper(pipe), **bad)
+        compare(pipe, DeepCacheHelper(pipe, schedule=Uniform()), **bad)

@@ -18,7 +18,7 @@ from builders.outcomes import ABOUT, fewer, flat, outcome
 from builders.schedulers import with_scheduler
 from diffusers import DDIMScheduler, DDPMPipeline, ImagePipelineOutput
 
-from deepcache_patch import DeepCacheHelper, Explicit, Plan
+from deepcache_patch import DeepCacheHelper, Explicit, Plan, Uniform
 from deepcache_patch.compare import run as comparison
 from deepcache_patch.compare.fewer import LeftOutError, full_calls_worth, steps_of_equal_work
 from deepcache_patch.compare.grid import GAP, MARGIN
@@ -78,7 +78,7 @@ def test_the_third_run_makes_the_calls_that_cost_no_less(
     if scheduler is not None:
         with_scheduler(pipe, scheduler)
         call = {**call, **(image_to_image() if name == "sd-img2img" else PROMPT)}
-    helper = DeepCacheHelper(pipe, interval=3)
+    helper = DeepCacheHelper(pipe, schedule=Uniform(3))
     with kinds_of_calls(pipe.unet) as kinds:
         made = helper.compare(seeds=[3], **call)
     each = 2 if name == "two-calls" else 1
@@ -97,7 +97,7 @@ def test_the_third_run_makes_the_calls_that_cost_no_less(
 
 def test_it_makes_what_the_plain_pipeline_makes_with_so_many_steps() -> None:
     pipe = CASES["sd"].load()
-    made = DeepCacheHelper(pipe, interval=3).compare(
+    made = DeepCacheHelper(pipe, schedule=Uniform(3)).compare(
         seeds=[3, 4], num_inference_steps=12, guidance_scale=3.0, **PROMPT
     )
 
@@ -137,6 +137,9 @@ def branches(*shares: float | None) -> Branches:
         (Stats(2, 4, 8), ["full", 0, 0] * 2, [0.25], 6.0),  # of two generations, the last is known
         (Stats(1, 1, 2), ["full", 0, 1], [0.25, 0.75], 2.0),
         (Stats(1, 3, 0), ["full"] * 3, [None], 3.0),
+        (Stats(1, 2, 4), ["full", -1, -1] * 2, [0.25, 0.75], 2.0),  # above the output
+        (Stats(1, 2, 4), ["full", -1, -1] * 2, [None], 2.0),
+        (Stats(1, 2, 4), ["full", -1, 0] * 2, [0.25], 2.5),
         (Stats(1, 1, 2), ["full", 0, 1], [0.25, None], None),
         (Stats(1, 1, 1), ["full"], [0.25], None),  # a step of a full and a shallow call
     ],
@@ -155,7 +158,7 @@ def test_runs_are_taken_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
         return timed_call(*arguments, label=label)
 
     monkeypatch.setattr(comparison, "timed_call", noted)
-    helper = DeepCacheHelper(CASES["ddpm"].load())
+    helper = DeepCacheHelper(CASES["ddpm"].load(), schedule=Uniform())
     made = helper.compare(num_inference_steps=6, repeats=2)
     assert labels == ["warm-up", *["plain", "cached", "fewer steps"] * 2]
     assert len(made.plain_times) == len(made.cached_times) == len(made.fewer.times) == 2
@@ -167,7 +170,9 @@ def test_steps_that_make_too_few_calls_are_not_taken(
 ) -> None:
     # A pipeline may round `strength` in a way of its own, so the calls are counted.
     monkeypatch.setattr(comparison, "steps_of_equal_work", lambda *_, **__: too_few)
-    made = DeepCacheHelper(CASES["sd"].load()).compare(num_inference_steps=12, repeats=2, **PROMPT)
+    made = DeepCacheHelper(CASES["sd"].load(), schedule=Uniform()).compare(
+        num_inference_steps=12, repeats=2, **PROMPT
+    )
     assert made.fewer.steps == 5
     assert [time.calls for time in made.fewer.times] == [5, 5]
 
@@ -198,7 +203,7 @@ def test_a_line_says_why_there_are_no_fewer_steps(
     scheduler: str, interval: int, call: Any, reason: str
 ) -> None:
     pipe = with_scheduler(CASES["sd"].load(), scheduler)
-    made = DeepCacheHelper(pipe, interval=interval).compare(**call, **PROMPT)
+    made = DeepCacheHelper(pipe, schedule=Uniform(interval)).compare(**call, **PROMPT)
     assert (made.fewer, made.fewer_left_out) == (None, reason)
     assert made.columns == ("plain", "DeepCache")
     assert f"\nfewer steps at equal work: left out, {reason}\n" in made.table()
@@ -209,7 +214,7 @@ def test_a_line_says_why_there_are_no_fewer_steps(
 
 def test_a_share_that_is_not_known_leaves_them_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(DeepCacheHelper, "branches", property(lambda _: branches(None)))
-    made = DeepCacheHelper(CASES["ddpm"].load()).compare(num_inference_steps=4)
+    made = DeepCacheHelper(CASES["ddpm"].load(), schedule=Uniform()).compare(num_inference_steps=4)
     assert (made.work, made.fewer) == (None, None)
     assert made.fewer_left_out == "the work of a shallow call is not known"
     assert "U-Net work" not in made.table()
@@ -218,7 +223,9 @@ def test_a_share_that_is_not_known_leaves_them_out(monkeypatch: pytest.MonkeyPat
 def test_a_count_that_never_suffices_leaves_them_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(comparison, "full_calls_worth", lambda *_: 3.5)
     monkeypatch.setattr(comparison, "steps_of_equal_work", lambda *_, **__: 2)
-    made = DeepCacheHelper(CASES["ddpm"].load()).compare(num_inference_steps=4, repeats=2)
+    made = DeepCacheHelper(CASES["ddpm"].load(), schedule=Uniform()).compare(
+        num_inference_steps=4, repeats=2
+    )
     assert (made.fewer, made.work) == (None, 3.5 / 4)
     assert made.fewer_left_out == "it would take all 4, since so little work is saved"
 
@@ -236,7 +243,7 @@ def test_a_failure_of_the_third_run_costs_nothing_else(good_runs: int) -> None:
 
     pipe = two_calls()
     picky = PickyPipeline(pipe.unet, pipe.scheduler)
-    made = DeepCacheHelper(picky).compare(num_inference_steps=12, repeats=2)
+    made = DeepCacheHelper(picky, schedule=Uniform()).compare(num_inference_steps=12, repeats=2)
     assert ran == [4, *[12, 12, 6] * (good_runs + 1), *[12] * 2 * (1 - good_runs)]
     assert (made.fewer, made.fewer_left_out) == (None, "6 steps failed: six is too few")
 
@@ -255,7 +262,9 @@ def test_a_pipeline_that_is_not_told_its_steps_has_none() -> None:
 def test_they_are_not_made_where_nobody_wants_them() -> None:
     pipe = CASES["sd"].load()
     with kinds_of_calls(pipe.unet) as kinds:
-        made = DeepCacheHelper(pipe).compare(num_inference_steps=6, fewer_steps=False, **PROMPT)
+        made = DeepCacheHelper(pipe, schedule=Uniform()).compare(
+            num_inference_steps=6, fewer_steps=False, **PROMPT
+        )
     assert "".join(kinds) == "FsFs" + "FFFFFF" + "FssFss"
     assert (made.fewer, made.fewer_left_out, made.verdict) == (None, None, None)
     assert made.columns == ("plain", "DeepCache")

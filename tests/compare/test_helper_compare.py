@@ -58,7 +58,7 @@ def test_the_plan_is_the_one_that_ran(schedule: Any, strip: str) -> None:
 def test_nothing_is_left_on_the_denoiser() -> None:
     pipe = CASES["sd"].load()
     before = {name: repr(value) for name, value in vars(pipe.unet).items()}
-    DeepCacheHelper(pipe).compare(num_inference_steps=4, **PROMPT)
+    DeepCacheHelper(pipe, schedule=Uniform()).compare(num_inference_steps=4, **PROMPT)
     assert {name: repr(value) for name, value in vars(pipe.unet).items()} == before
 
 
@@ -86,7 +86,9 @@ print([name for name in {absent} if name in set(sys.modules) - before])
 def check_kind(name: str, kind: str, **call: Any) -> Any:
     """Both seeds one by one, and in full everything is identical."""
     pipe = zoo.CASES[name].load()
-    outcome = DeepCacheHelper(pipe, interval=3).compare(seeds=[3, 4], num_inference_steps=5, **call)
+    outcome = DeepCacheHelper(pipe, schedule=Uniform(3)).compare(
+        seeds=[3, 4], num_inference_steps=5, **call
+    )
     assert (outcome.kind, len(outcome.plain), outcome.identical) == (kind, 2, 0)
     assert str(outcome.plan) == "F··F·"
     assert (outcome.full_calls, outcome.shallow_calls) == (4, 6)
@@ -98,7 +100,7 @@ def check_kind(name: str, kind: str, **call: Any) -> Any:
     ]
     by_hand = compared(pipe, num_inference_steps=3, **call)
     assert as_array(outcome.fewer.results[1]).tobytes() == as_array(by_hand).tobytes()
-    helper = DeepCacheHelper(pipe, interval=1)
+    helper = DeepCacheHelper(pipe, schedule=Uniform(1))
     again = helper.compare(seeds=[4], num_inference_steps=5, **call)
     assert (again.identical, again.fewer) == (1, None)
     # Each seed makes what it makes alone.
@@ -108,7 +110,7 @@ def check_kind(name: str, kind: str, **call: Any) -> Any:
 
 def compared(pipe: Any, **call: Any) -> Any:
     """What the plain pipeline makes of seed 4."""
-    helper = DeepCacheHelper(pipe, interval=1)
+    helper = DeepCacheHelper(pipe, schedule=Uniform(1))
     return helper.compare(seeds=[4], fewer_steps=False, **call).plain[0]
 
 
@@ -153,7 +155,7 @@ def test_a_pipeline_for_sounds() -> None:
 @pytest.mark.usefixtures("deprecated_pipelines")
 def test_a_pipeline_that_is_made_of_others_and_has_its_u_net_by_another_name() -> None:
     pipe = zoo.CASES["wuerstchen-combined"].load()
-    outcome = DeepCacheHelper(pipe, interval=3).compare(
+    outcome = DeepCacheHelper(pipe, schedule=Uniform(3)).compare(
         num_inference_steps=5, prior_num_inference_steps=2, height=128, width=128, **PROMPT
     )
     assert {name: str(plan) for name, plan in outcome.plans.items()} == {"decoder": "F··F·"}
@@ -164,7 +166,9 @@ def test_a_pipeline_that_is_made_of_others_and_has_its_u_net_by_another_name() -
 def test_two_u_nets_have_a_plan_each() -> None:
     pipe = zoo.CASES["stable-cascade-combined"].load()
     steps = {"num_inference_steps": 4, "prior_num_inference_steps": 5}
-    outcome = DeepCacheHelper(pipe, interval=3).compare(height=128, width=128, **steps, **PROMPT)
+    outcome = DeepCacheHelper(pipe, schedule=Uniform(3)).compare(
+        height=128, width=128, **steps, **PROMPT
+    )
     plans = {name: str(plan) for name, plan in outcome.plans.items()}
     assert plans == {"prior_prior": "F··F·", "decoder": "F··F"}
     assert outcome.table().splitlines()[-1] == "plan of prior_prior F··F·"
@@ -175,7 +179,7 @@ def test_two_u_nets_have_a_plan_each() -> None:
 
 def test_a_bare_u_net_is_refused() -> None:
     with pytest.raises(TypeError, match="a comparison calls a pipeline; UNet2DConditionModel is"):
-        DeepCacheHelper(UNETS["condition-2-layers"].build()).compare()
+        DeepCacheHelper(UNETS["condition-2-layers"].build(), schedule=Uniform()).compare()
 
 
 class VideoPipeline:
@@ -242,7 +246,7 @@ def test_the_bars_say_which_generation_runs(capsys: pytest.CaptureFixture[str]) 
 def test_the_bars_number_what_is_made_one_by_one(capsys: pytest.CaptureFixture[str]) -> None:
     pipe = zoo.CASES["dance-diffusion"].load()
     pipe.set_progress_bar_config()
-    DeepCacheHelper(pipe).compare(seeds=range(2), num_inference_steps=2)
+    DeepCacheHelper(pipe, schedule=Uniform()).compare(seeds=range(2), num_inference_steps=2)
     err = capsys.readouterr().err
     for label in ("warm-up", "plain 1/2", "plain 2/2", "cached 1/2", "cached 2/2"):
         assert f"{label}: 100%" in err
@@ -299,7 +303,7 @@ def test_lpips_gets_batches_from_minus_one_to_one(stub: SimpleNamespace) -> None
 
 def test_a_comparison_has_lpips_where_the_package_is_there(stub: SimpleNamespace) -> None:
     pipe = CASES["sd"].load()
-    helper = DeepCacheHelper(pipe)
+    helper = DeepCacheHelper(pipe, schedule=Uniform())
     outcome = helper.compare(seeds=[0, 1], num_inference_steps=4, height=32, width=40, **PROMPT)
     assert (len(outcome.lpips), len(outcome.fewer.lpips)) == (2, 2)
     assert stub.shapes == [(1, 3, 32, 40)] * 4

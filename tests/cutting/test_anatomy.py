@@ -14,7 +14,7 @@ from conftest import (
 )
 from torch import nn
 
-from deepcache_patch import DeepCacheHelper
+from deepcache_patch import DeepCacheHelper, Uniform
 from deepcache_patch.cutting.anatomy import BlockAnatomy, dissect
 from deepcache_patch.cutting.features import Recorder, StandIn
 
@@ -353,7 +353,7 @@ def test_a_cut_of_classes_that_are_not_known_is_proved_by_a_call(activates, monk
         unet = ForeignUNet()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        with DeepCacheHelper(unet, branch=1) as helper:
+        with DeepCacheHelper(unet, schedule=Uniform(branch=1)) as helper:
             for timestep in range(9, 3, -1):
                 inputs = inputs2d(seed=timestep) | {"timestep": timestep}
                 picture = unet(**inputs)

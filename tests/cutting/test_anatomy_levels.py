@@ -25,7 +25,7 @@ from conftest import (
 )
 from torch import nn
 
-from deepcache_patch import DeepCacheHelper
+from deepcache_patch import DeepCacheHelper, Uniform
 from deepcache_patch.cutting.anatomy import dissect
 from deepcache_patch.cutting.anatomy.levels import (
     Kandinsky3Anatomy,
@@ -266,12 +266,12 @@ def test_the_helper_works_on_the_bare_model(name):
         return sample
 
     plain, before = loop(), trace(unet)
-    with DeepCacheHelper(unet, interval=3) as helper:
+    with DeepCacheHelper(unet, schedule=Uniform(3)) as helper:
         cached = loop()
         # Steps 0 and 3 are full.
         assert (helper.stats.full_calls, helper.stats.shallow_calls) == (2, 2)
     assert not torch.equal(cached, plain)
-    with DeepCacheHelper(unet, interval=1) as helper:
+    with DeepCacheHelper(unet, schedule=Uniform(1)) as helper:
         assert torch.equal(loop(), plain)
         assert helper.stats.shallow_calls == 0
     assert trace(unet) == before

@@ -22,7 +22,7 @@ from builders.unets import unet2d, unet2d_condition
 from conftest import assert_exact_at_every_branch
 from torch import nn
 
-from deepcache_patch import DeepCacheHelper, DeepCacheWarning
+from deepcache_patch import DeepCacheHelper, DeepCacheWarning, Uniform
 from deepcache_patch.cutting.anatomy import dissect
 from deepcache_patch.cutting.anatomy.original import OriginalAnatomy
 from deepcache_patch.cutting.features import Recorder, StandIn
@@ -129,7 +129,7 @@ def test_calls_with_a_controlnet_run_in_full():
         ]
 
     plain = generate()
-    helper = DeepCacheHelper(unet).enable()
+    helper = DeepCacheHelper(unet, schedule=Uniform()).enable()
     with pytest.warns(DeepCacheWarning, match="ControlNet"):
         outputs = generate()
     assert (helper.stats.full_calls, helper.stats.shallow_calls) == (3, 0)
@@ -190,7 +190,7 @@ def test_a_call_whose_predecessor_is_left_out_does_not_replay_its_feature():
     unet = build(CompVisUNet)
     unguided, guided = (torch.randn(2, 5, WIDTH) for _ in range(2))
     x = inputs(CompVisUNet)["x"]
-    with DeepCacheHelper(unet, interval=4) as helper:
+    with DeepCacheHelper(unet, schedule=Uniform(4)) as helper:
         for context in (unguided, guided):
             unet(x, torch.full((2,), 900.0), context=context)
         unet(x, torch.full((2,), 800.0), context=guided)

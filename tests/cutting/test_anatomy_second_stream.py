@@ -15,7 +15,7 @@ from conftest import (
 )
 from torch import nn
 
-from deepcache_patch import DeepCacheHelper
+from deepcache_patch import DeepCacheHelper, Uniform
 from deepcache_patch.cutting.anatomy import dissect
 from deepcache_patch.cutting.anatomy.second_stream import SecondStreamAnatomy, _Added, _StreamTap
 from deepcache_patch.cutting.features import Recorder, StandIn
@@ -230,12 +230,12 @@ def test_the_helper_works_on_the_bare_model(branch):
         return sample
 
     plain, before = loop(), trace(unet)
-    with DeepCacheHelper(unet, interval=3, branch=branch) as helper:
+    with DeepCacheHelper(unet, schedule=Uniform(3, branch=branch)) as helper:
         cached = loop()
         # Steps 0 and 3 are full.
         assert (helper.stats.full_calls, helper.stats.shallow_calls) == (2, 2)
     assert not torch.equal(cached, plain)
-    with DeepCacheHelper(unet, interval=1) as helper:
+    with DeepCacheHelper(unet, schedule=Uniform(1)) as helper:
         assert torch.equal(loop(), plain)
         assert helper.stats.shallow_calls == 0
     assert trace(unet) == before

@@ -23,8 +23,8 @@ SCRIPTS = {path.stem: path for path in sorted((ROOT / "examples").glob("*.py"))}
 SHAPES = ROOT / "benchmarks" / "models" / "shapes"
 PROMPT = "a small red circle above a large blue square"
 
-#: Of four steps, at interval 3: the first and the last run in full.
-STEPS = "--steps=4"
+#: Of twelve, 5 run in full by default, and 4 at interval 3.
+STEPS = "--steps=12"
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def shapes():
 
 def drawn(pipe, **call):
     """The picture of seed 0 that a pipeline makes as the scripts call it."""
-    call = {"prompt": PROMPT, "num_inference_steps": 4, "guidance_scale": 4, **call}
+    call = {"prompt": PROMPT, "num_inference_steps": 12, "guidance_scale": 4, **call}
     return pipe(**call, generator=torch.Generator().manual_seed(0)).images[0]
 
 
@@ -77,13 +77,13 @@ def halves(file):
 
 def test_first_picture(run):
     last = run("first_picture", STEPS)[-1]
-    assert last == "3 pictures, 2 full and 2 shallow calls: out/first_picture.png"
+    assert last == "3 pictures, 4 full and 8 shallow calls: out/first_picture.png"
     assert opened("out/first_picture.png").size == (3 * 64, 64)
 
 
 def test_sdxl_lora(run):
     last = run("sdxl_lora", STEPS)[-1]
-    assert last == "2 pictures, 4 full and 4 shallow calls: out/sdxl_lora.png"
+    assert last == "2 pictures, 10 full and 14 shallow calls: out/sdxl_lora.png"
     with_lora, without = halves("out/sdxl_lora.png")
     assert ImageChops.difference(with_lora, without).getbbox()
 
@@ -92,16 +92,16 @@ def test_controlnet(run):
     lines = run("controlnet", STEPS)
     assert lines[-2:] == [
         "cut: unet, controlnet",
-        "1 picture, 2 full and 2 shallow calls: out/controlnet.png",
+        "1 picture, 5 full and 7 shallow calls: out/controlnet.png",
     ]
     assert opened("out/controlnet.png").size == (64, 64)
 
 
 def test_image_to_image(run):
     assert run("image_to_image", STEPS)[-3:] == [
-        "strength 0.5: F·",
-        "strength 0.8: F·F",
-        "2 pictures, 3 full and 2 shallow calls: out/image_to_image.png",
+        "strength 0.5: F·F·F·",
+        "strength 0.8: F·F·F·F·F",
+        "2 pictures, 8 full and 7 shallow calls: out/image_to_image.png",
     ]
     assert opened("out/image_to_image.png").size == (3 * 64, 64)
 
@@ -112,7 +112,7 @@ def test_video(run):
     mebibytes = 2 * 4 * 48 * 16 * 16 * 4 / 2**20
     assert run("video", STEPS, "--frames=4")[-2:] == [
         f"the cache held {mebibytes:.2f} MiB",
-        "4 frames, 2 full and 2 shallow calls: out/video.gif",
+        "4 frames, 5 full and 7 shallow calls: out/video.gif",
     ]
     with Image.open("out/video.gif") as video:
         assert video.n_frames == 4
@@ -120,7 +120,7 @@ def test_video(run):
 
 def test_own_loop(run):
     last = run("own_loop", STEPS)[-1]
-    assert last == "4 pictures, 8 full and 8 shallow calls: out/own_loop.png"
+    assert last == "4 pictures, 20 full and 28 shallow calls: out/own_loop.png"
     assert opened("out/own_loop.png").size == (4 * 32, 32)
 
 
@@ -130,7 +130,7 @@ def test_own_loop(run):
 def test_compile(stance, run):
     with torch.compiler.set_stance(stance):
         last = run("compile", STEPS, "--backend=eager")[-1]
-    assert last == "2 pictures by eager, 4 full and 4 shallow calls: out/compile.png"
+    assert last == "2 pictures by eager, 10 full and 14 shallow calls: out/compile.png"
     first, second = halves("out/compile.png")
     assert ImageChops.difference(first, second).getbbox()
 
@@ -138,7 +138,7 @@ def test_compile(stance, run):
 @pytest.mark.usefixtures("_finished")
 def test_many_gpus(run, tmp_path):
     last = run("many_gpus", STEPS)[-1]
-    assert last == "process 0 of 1: 4 pictures, 8 full and 8 shallow calls: out"
+    assert last == "process 0 of 1: 4 pictures, 20 full and 28 shallow calls: out"
     assert len(list(tmp_path.glob("out/many_gpus-?.png"))) == 4
 
 
@@ -158,7 +158,7 @@ def test_many_gpus_in_two_processes_makes_the_pictures_of_one(launcher, run, tmp
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert sorted(re.findall("^process.*$", done.stdout, re.MULTILINE)) == [
-        f"process {number} of 2: 2 pictures, 4 full and 4 shallow calls: two" for number in (0, 1)
+        f"process {number} of 2: 2 pictures, 10 full and 14 shallow calls: two" for number in (0, 1)
     ]
     one, two = (
         {each.name: each.read_bytes() for each in Path(folder).iterdir()}
@@ -171,7 +171,7 @@ def test_many_gpus_in_two_processes_makes_the_pictures_of_one(launcher, run, tmp
 def test_migrate_from_deepcache(run):
     assert run("migrate_from_deepcache", STEPS, "--check")[-2:] == [
         "the pictures are equal",
-        "2 pictures, 2 full and 2 shallow calls: out/migrate_from_deepcache.png",
+        "2 pictures, 4 full and 8 shallow calls: out/migrate_from_deepcache.png",
     ]
     first, second = halves("out/migrate_from_deepcache.png")
     assert ImageChops.difference(first, second).getbbox()
@@ -187,7 +187,7 @@ def test_server(run, monkeypatch, shapes):
     with TestClient(app) as client, ThreadPoolExecutor(4) as pool:
 
         def ask(fast):
-            order = {"prompt": PROMPT, "steps": 4} | ({} if fast is None else {"fast": fast})
+            order = {"prompt": PROMPT, "steps": 12} | ({} if fast is None else {"fast": fast})
             answer = client.post("/generate", json=order)
             assert answer.headers["content-type"] == "image/png"
             return opened(io.BytesIO(answer.content)).tobytes()
@@ -199,13 +199,13 @@ def test_server(run, monkeypatch, shapes):
         fast = ask(None)  # which is the default
         assert fast != plain
         counts = client.get("/stats").json()
-        assert (counts["full_calls"], counts["shallow_calls"]) == (2, 2)
+        assert (counts["full_calls"], counts["shallow_calls"]) == (5, 7)
         # Several at once, each as it wants to be served.
         wanted = [True, False, True, False]
         pictures = list(pool.map(ask, wanted))
         assert pictures == [fast if each else plain for each in wanted]
         counts = client.get("/stats").json()
-        assert (counts["full_calls"], counts["shallow_calls"]) == (6, 6)
+        assert (counts["full_calls"], counts["shallow_calls"]) == (15, 21)
         assert client.post("/generate", json={}).status_code == 422
 
 

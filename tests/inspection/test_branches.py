@@ -19,10 +19,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from zoo import CASES as ZOO
 
-from deepcache_patch import Branch, DeepCacheHelper, InvalidSettingError
+from deepcache_patch import OUTPUT, Branch, DeepCacheHelper, InvalidSettingError, Uniform
 from deepcache_patch.cutting.anatomy import dissect
 from deepcache_patch.cutting.features import Recorder, StandIn, first_tensor
-from deepcache_patch.inspection.branches import BranchesOfEach, branches_of
+from deepcache_patch.inspection.branches import Branches, BranchesOfEach, branches_of, share_of
 from deepcache_patch.inspection.outline import Outline
 from deepcache_patch.running.example import example_of
 
@@ -155,7 +155,7 @@ def test_the_helpers_own_calls_are_as_the_table_says(name):
     build, inputs = LAYOUTS[name]
     unet = build()
     for branch in dissect(unet).branches[::3]:
-        helper = DeepCacheHelper(unet, interval=2, branch=branch, replay="reuse").enable()
+        helper = DeepCacheHelper(unet, schedule=Uniform(2, branch=branch), replay="reuse").enable()
         with flops_of_each_call(unet) as counts:
             for timestep in (500, 400):
                 unet(**inputs() | {"timestep": torch.tensor(timestep)})
@@ -184,7 +184,7 @@ def test_the_helpers_own_calls_are_as_the_table_says(name):
 def test_the_calls_of_pipelines_are_as_the_table_says(name):
     case = ZOO[name]
     pipe = case.load()
-    with DeepCacheHelper(pipe, interval=2, branch=0) as helper:
+    with DeepCacheHelper(pipe, schedule=Uniform(2, branch=0)) as helper:
         unet = case.unet(pipe)
         with flops_of_each_call(unet) as counts:
             case.run(pipe)
@@ -199,7 +199,7 @@ def test_the_table_before_the_first_call_is_that_of_a_call_for_one_picture():
         text = inputs.get("encoder_hidden_states")
         if text is not None:
             inputs["encoder_hidden_states"] = text[:, :1].repeat(1, 77, 1)
-        helper = DeepCacheHelper(unet)
+        helper = DeepCacheHelper(unet, schedule=Uniform())
         before = helper.branches
         assert before == branches_of(Outline(unet), example_of(inputs))
         assert before[0].share is not None
@@ -302,7 +302,7 @@ def test_no_two_branches_have_the_same_place(name):
 
 def test_other_u_nets_are_known_after_the_first_generation():
     unet = long_skips.uvit()
-    helper = DeepCacheHelper(unet)
+    helper = DeepCacheHelper(unet, schedule=Uniform())
     assert helper.branches[0] == Branch(0, helper.branches[0].place, None, None, None)
     assert str(helper.branches).splitlines()[-1] == (
         "share, feature and size are known after the first generation"
@@ -363,7 +363,7 @@ def test_hooks_patches_and_compiled_calls_do_not_run():
 
 def test_a_generation_is_the_same_when_the_table_was_asked_for_midway():
     case = CASES["sd"]
-    with DeepCacheHelper(case.load()) as helper:
+    with DeepCacheHelper(case.load(), schedule=Uniform()) as helper:
         expected = case.run(helper.pipe)
     tables = []
 
@@ -371,7 +371,7 @@ def test_a_generation_is_the_same_when_the_table_was_asked_for_midway():
         tables.append(helper.branches)
         return {}
 
-    with DeepCacheHelper(case.load()) as helper:
+    with DeepCacheHelper(case.load(), schedule=Uniform()) as helper:
         assert torch.equal(case.run(helper.pipe, callback_on_step_end=ask), expected)
     assert len(tables) == 5
     assert all(table == tables[0] for table in tables)
@@ -382,7 +382,7 @@ def test_another_threads_shallow_call_is_waited_for():
     # A cut changes the U-Net itself: an outline that is made meanwhile would be of what is left.
     unet, inputs = unet2d_condition(), UNETS["condition-2-layers"].inputs
     inside, go_on, tables = threading.Event(), threading.Event(), []
-    with DeepCacheHelper(unet, interval=2) as helper:
+    with DeepCacheHelper(unet, schedule=Uniform(2)) as helper:
         unet(**inputs(timestep=500))
         expected = helper.branches
 
@@ -433,7 +433,7 @@ def test_weights_kept_in_a_smaller_dtype_are_those_they_compute_in():
 
 
 def test_the_table():
-    helper = DeepCacheHelper(unet2d(sample_size=16))
+    helper = DeepCacheHelper(unet2d(sample_size=16), schedule=Uniform())
     shares = [f"{each.share:.1%}" for each in helper.branches]
     lines = str(helper.branches).splitlines()
     assert lines[0] == "UNet2DModel: 4 branches; a call with 1×3×16×16 in float32"
@@ -445,12 +445,40 @@ def test_the_table():
     ]
     assert lines[1:] == [
         "branch  share     feature      size  leaves out",
+        "    -1   0.0%   1×3×16×16   3.0 KiB  everything",
         f"     0  {shares[0]:>5}   1×8×16×16   8.0 KiB  {ends[0]}",
         f"     1  {shares[1]:>5}  1×16×16×16  16.0 KiB  {ends[1]}",
         f"     2  {shares[2]:>5}    1×16×8×8   4.0 KiB  {ends[2]}",
         f"     3  {shares[3]:>5}    1×16×8×8   4.0 KiB  {ends[3]}",
     ]
     assert repr(helper.branches) == str(helper.branches)
+
+
+def test_the_branch_above_the_output_is_none_of_the_sequence():
+    table = DeepCacheHelper(unet2d(sample_size=16)).branches
+    assert [branch.number for branch in table] == [0, 1, 2, 3]
+    assert len(table) == 4
+    assert table[0].number == 0
+    assert table.output == Branch(OUTPUT, "leaves out everything", 0.0, (1, 3, 16, 16), 3072)
+    assert table != Branches(table.title, list(table))
+    assert table == Branches(table.title, list(table), table.output)
+
+
+def test_the_output_of_a_call_is_shown_with_its_own_channels():
+    unet = unet2d_condition(in_channels=9)
+    output = DeepCacheHelper(unet).branches.output
+    assert output.shape == (1, 4, 8, 8)
+    assert output.nbytes == 4 * 8 * 8 * 4
+
+
+def test_a_share_is_that_of_the_unet_where_it_is_largest():
+    def table(*shares):
+        return Branches("", [Branch(number, "", each, None, None) for number, each in shares])
+
+    one, other = table((0, 0.1), (1, 0.4)), table((0, 0.2), (1, None))
+    assert [share_of(one, number) for number in (OUTPUT, 0, 1)] == [0.0, 0.1, 0.4]
+    both = BranchesOfEach(first=one, second=other)
+    assert [share_of(both, number) for number in (OUTPUT, 0, 1)] == [0.0, 0.2, None]
 
 
 def test_an_entry_cannot_be_changed():
@@ -466,4 +494,4 @@ def test_the_error_for_a_branch_that_is_not_there_says_where_they_stand():
         match=r"^branch 9 is out of range: this UNet2DConditionModel has 9 skip connections, so "
         r"branches 0 to 8; print\(DeepCacheHelper\(pipe\).branches\) shows them$",
     ):
-        DeepCacheHelper(unet2d_condition(), branch=9)
+        DeepCacheHelper(unet2d_condition(), schedule=Uniform(branch=9))

@@ -22,6 +22,7 @@ from deepcache_patch import (
     DeepCacheWarning,
     Explicit,
     Plan,
+    Uniform,
 )
 
 TIMESTEPS = torch.tensor([900, 700, 500, 300, 100])
@@ -54,7 +55,7 @@ def lines(caplog):
 
 
 def test_before_the_first_generation_the_plan_is_that_of_fifty_steps():
-    assert str(DeepCacheHelper(unet2d_condition(), interval=10, replay="reuse")) == (
+    assert str(DeepCacheHelper(unet2d_condition(), schedule=Uniform(10), replay="reuse")) == (
         "DeepCacheHelper\n"
         "  pipeline  UNet2DConditionModel, disabled\n"
         "  schedule  Uniform(interval=10, branch=0)\n"
@@ -67,7 +68,7 @@ def test_before_the_first_generation_the_plan_is_that_of_fifty_steps():
 
 def test_after_a_generation_the_plan_is_what_ran(clock):
     unet = unet2d_condition()
-    helper = DeepCacheHelper(unet, interval=2).enable()
+    helper = DeepCacheHelper(unet, schedule=Uniform(2)).enable()
     loop(unet)
     nbytes = helper.stats.cache_nbytes
     assert str(helper) == (
@@ -87,8 +88,8 @@ def test_after_a_generation_the_plan_is_what_ran(clock):
 
 def test_controlnets_that_are_cut_along_are_named():
     pipe = ZOO["sd-controlnet"].load()
-    assert DeepCacheHelper(pipe).attached == {}
-    with DeepCacheHelper(pipe) as helper:
+    assert DeepCacheHelper(pipe, schedule=Uniform()).attached == {}
+    with DeepCacheHelper(pipe, schedule=Uniform()) as helper:
         assert helper.attached == {"unet": "UNet2DConditionModel", "controlnet": "ControlNetModel"}
     assert helper.attached == {}
 
@@ -96,7 +97,7 @@ def test_controlnets_that_are_cut_along_are_named():
 def test_each_unet_has_a_plan_of_its_own():
     case = ZOO["stable-cascade-combined"]
     pipe = case.load()
-    with DeepCacheHelper(pipe, interval=2) as helper:
+    with DeepCacheHelper(pipe, schedule=Uniform(2)) as helper:
         case.run(pipe, steps=4)
         names = list(helper.last_generations)
         text = str(helper)
@@ -123,15 +124,15 @@ def test_a_plan_that_is_not_known_yet_is_not_made_up(schedule, said):
 def test_the_plan_is_of_the_steps_that_the_scheduler_is_set_to():
     pipe = CASES["sd"].load()
     pipe.scheduler.set_timesteps(7)
-    assert "  plan      F··F··F (of 7 steps)\n" in str(DeepCacheHelper(pipe))
+    assert "  plan      F··F··F (of 7 steps)\n" in str(DeepCacheHelper(pipe, schedule=Uniform()))
     with_scheduler(pipe, "heun").scheduler.set_timesteps(4)  # with two calls for all but the last
-    assert "  plan      F··F··F (of 7 steps)\n" in str(DeepCacheHelper(pipe))
+    assert "  plan      F··F··F (of 7 steps)\n" in str(DeepCacheHelper(pipe, schedule=Uniform()))
 
 
 def test_long_plans_are_broken_into_lines_and_cut_short():
     pipe = CASES["ddpm"].load()
     pipe.scheduler.set_timesteps(1000)
-    text = str(DeepCacheHelper(pipe, interval=4))
+    text = str(DeepCacheHelper(pipe, schedule=Uniform(4)))
     lines = text.splitlines()[4:8]
     line = "F···" * 15
     assert lines == [
@@ -155,7 +156,7 @@ def test_a_notebook_gets_the_same_rows_as_a_table():
 
 def test_enable_disable_and_each_generation_are_one_line_in_the_log(lines):
     unet = unet2d_condition()
-    helper = DeepCacheHelper(unet)
+    helper = DeepCacheHelper(unet, schedule=Uniform())
     said = "UNet2DConditionModel, Uniform(interval=3, branch=0)"
     helper.disable()
     assert lines() == []
@@ -171,7 +172,7 @@ def test_enable_disable_and_each_generation_are_one_line_in_the_log(lines):
 
 def test_a_generation_whose_end_nobody_knows_is_told_when_the_next_begins(lines):
     unet = unet2d_condition()
-    with DeepCacheHelper(unet):
+    with DeepCacheHelper(unet, schedule=Uniform()):
         lines()
         loop(unet, [900, 700])
         assert lines() == []
@@ -185,7 +186,7 @@ def test_a_generation_whose_end_nobody_knows_is_told_when_the_next_begins(lines)
 def test_a_pipelines_generation_is_told_at_its_last_step(name, lines):
     case = CASES[name]
     pipe = case.load()
-    with DeepCacheHelper(pipe) as helper:
+    with DeepCacheHelper(pipe, schedule=Uniform()) as helper:
         lines()
         case.run(pipe)
         (line,) = lines()
@@ -196,7 +197,7 @@ def test_a_pipelines_generation_is_told_at_its_last_step(name, lines):
 
 def test_a_generation_that_fails_is_told_as_far_as_it_came(lines, monkeypatch):
     unet = unet2d_condition()
-    with DeepCacheHelper(unet):
+    with DeepCacheHelper(unet, schedule=Uniform()):
         lines()
         loop(unet, [900, 700])
         monkeypatch.setattr(unet.conv_in, "forward", _interrupted)
@@ -212,7 +213,7 @@ def _interrupted(*_):
 def test_each_call_is_a_line_at_debug(caplog):
     caplog.set_level(logging.DEBUG, logger="deepcache_patch")
     unet = unet2d_condition()
-    with DeepCacheHelper(unet, branch=1):
+    with DeepCacheHelper(unet, schedule=Uniform(branch=1)):
         loop(unet, [900, 700])
     calls = [each.getMessage() for each in caplog.records if each.levelno == logging.DEBUG]
     assert calls == [
@@ -223,7 +224,7 @@ def test_each_call_is_a_line_at_debug(caplog):
 
 def test_nothing_is_printed_without_logging_being_set_up(capfd):
     unet = unet2d_condition()
-    with DeepCacheHelper(unet):
+    with DeepCacheHelper(unet, schedule=Uniform()):
         loop(unet)
     assert capfd.readouterr() == ("", "")
 
@@ -231,7 +232,7 @@ def test_nothing_is_printed_without_logging_being_set_up(capfd):
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
 def test_a_helper_is_not_copied(copied):
     with pytest.raises(TypeError) as caught:
-        copied(DeepCacheHelper(unet2d_condition()))
+        copied(DeepCacheHelper(unet2d_condition(), schedule=Uniform()))
     assert str(caught.value) == (
         "a DeepCacheHelper cannot be copied or pickled, because it belongs to its pipeline: copy "
         "the pipeline, and make a new helper for it"
@@ -240,7 +241,7 @@ def test_a_helper_is_not_copied(copied):
 
 def test_a_with_block_leaves_the_helper_as_it_was():
     """It was disabled after the block even if it had been enabled before."""
-    helper = DeepCacheHelper(unet2d_condition()).enable()
+    helper = DeepCacheHelper(unet2d_condition(), schedule=Uniform()).enable()
     with helper:
         with helper:
             assert helper.enabled
@@ -258,7 +259,7 @@ def test_a_call_that_is_refused_amid_a_generation_stands_in_its_plan(caplog):
     """The plan of a loop with such a call was a step short, and wrong from there on."""
     caplog.set_level(logging.DEBUG, logger="deepcache_patch")
     unet = unet2d_condition()
-    with DeepCacheHelper(unet, interval=2) as helper:
+    with DeepCacheHelper(unet, schedule=Uniform(2)) as helper:
         loop(unet, [900, 700])
         with pytest.warns(DeepCacheWarning, match="gradients are enabled"):
             unet(**(inputs2d_condition() | {"timestep": 500}))
@@ -271,7 +272,7 @@ def test_a_call_that_is_refused_amid_a_generation_stands_in_its_plan(caplog):
 
 def test_where_every_call_is_refused_no_plan_is_made_up():
     unet = unet2d_condition()
-    with DeepCacheHelper(unet) as helper:
+    with DeepCacheHelper(unet, schedule=Uniform()) as helper:
         with pytest.warns(DeepCacheWarning, match="gradients are enabled"):
             unet(**inputs2d_condition())
         assert helper.last_generations == {}
@@ -282,7 +283,7 @@ def test_where_every_call_is_refused_no_plan_is_made_up():
 def test_disable_that_waits_for_a_call_knows_of_it_afterwards():
     """What ran was noted before the wait: a call that was counted stood in no plan."""
     unet, inside, go_on = unet2d_condition(), threading.Event(), threading.Event()
-    helper = DeepCacheHelper(unet).enable()
+    helper = DeepCacheHelper(unet, schedule=Uniform()).enable()
 
     def wait(*_):
         inside.set()
@@ -310,7 +311,10 @@ def test_a_schedule_that_fails_can_be_printed():
 
 def test_a_with_block_that_is_refused_leaves_nothing_for_the_next():
     unet = unet2d_condition()
-    first, second = DeepCacheHelper(unet).enable(), DeepCacheHelper(unet)
+    first, second = (
+        DeepCacheHelper(unet, schedule=Uniform()).enable(),
+        DeepCacheHelper(unet, schedule=Uniform()),
+    )
     with pytest.raises(AlreadyEnabledError), second:
         pass
     first.disable()

@@ -15,6 +15,7 @@ from deepcache_patch import (
     DeepCacheHelper,
     DeepCacheWarning,
     InvalidSettingError,
+    Uniform,
 )
 from deepcache_patch.learning.calibrated_schedule import load_all
 
@@ -88,7 +89,7 @@ def test_a_copy_knows_what_was_learned(duplicate):
 def test_what_was_asked_for_otherwise_is_not_for_auto(tmp_path):
     file = tmp_path / "learned.json"
     pipe = loaded("ldm")
-    helper = DeepCacheHelper(pipe)
+    helper = DeepCacheHelper(pipe, schedule=Uniform())
     helper.calibrate(partial(LDM.run, pipe, steps=8), full_steps=3).save(file)
     assert Calibrated.load(file).interval is None
     with DeepCacheHelper(pipe, schedule=Auto(file=file)) as helper:

@@ -98,7 +98,7 @@ def counts(helper, run):
 @pytest.mark.parametrize(("wanted", "full"), [(1, 1), (3, 3), (7, 7), (8, 8), (99, 8)])
 def test_as_many_full_steps_as_were_asked_for(wanted, full, pipe):
     run = partial(LDM.run, pipe, steps=8)
-    helper = DeepCacheHelper(pipe).enable()
+    helper = DeepCacheHelper(pipe, schedule=Uniform()).enable()
     found = helper.calibrate(run, full_steps=wanted)
     assert isinstance(found, Calibrated)
     assert len(found.plan(8).full_steps) == full
@@ -156,7 +156,7 @@ def test_the_fewest_full_steps_that_come_so_close_are_taken(pipe):
     (plain,) = run().numpy()
     reached = {}
     for count in range(1, 7):
-        helper = DeepCacheHelper(pipe)
+        helper = DeepCacheHelper(pipe, schedule=Uniform())
         helper.calibrate(run, full_steps=count)
         with helper:
             (picture,) = run().numpy()
@@ -168,7 +168,7 @@ def test_the_fewest_full_steps_that_come_so_close_are_taken(pipe):
     assert len(set(finite)) > 1
     for below, above in pairwise([*finite, 110]):
         for target in {finite[-1], (below + above) / 2}:
-            helper = DeepCacheHelper(pipe)
+            helper = DeepCacheHelper(pipe, schedule=Uniform())
             found = helper.calibrate(run, psnr=target)
             assert len(found.plan(6).full_steps) == min(
                 count for count, each in reached.items() if each >= target
@@ -218,7 +218,7 @@ def by_work(full, steps, share):
 @pytest.mark.parametrize("speedup", [1, 1.3, 2, 3])
 @pytest.mark.parametrize("branch", [0, 1])
 def test_the_most_full_steps_that_are_so_fast_by_work_are_taken(branch, speedup, clock, pipe):
-    helper = DeepCacheHelper(pipe)
+    helper = DeepCacheHelper(pipe, schedule=Uniform())
     share = clock.shallow = helper.branches[branch].share
     fast = [full for full in range(1, 10) if by_work(full, 9, share) >= speedup]
     run = partial(LDM.run, pipe, steps=9)
@@ -274,7 +274,7 @@ def test_a_shallow_call_that_takes_longer_than_its_work_costs_full_steps(clock, 
 def test_no_more_full_steps_are_taken_away_than_twice_the_work_explains(clock, pipe, share):
     # With 1 of 12 steps in full it would not be twice as fast, either.
     clock.shallow = 0.9
-    helper = DeepCacheHelper(pipe)
+    helper = DeepCacheHelper(pipe, schedule=Uniform())
     with pytest.warns(DeepCacheWarning) as caught:
         found = helper.calibrate(partial(LDM.run, pipe, steps=12), speedup=2)
     assert [str(each.message) for each in caught] == [
@@ -299,7 +299,7 @@ def test_no_more_than_half_of_the_full_steps_are_taken_away(clock, pipe):
 
 @pytest.mark.parametrize("speedup", [6, 12, 999])
 def test_a_speed_that_is_out_of_reach_by_work_is_refused(speedup, clock, pipe, share):
-    helper = DeepCacheHelper(pipe, interval=4)
+    helper = DeepCacheHelper(pipe, schedule=Uniform(4))
     with pytest.raises(InvalidSettingError) as caught:
         helper.calibrate(partial(LDM.run, pipe, steps=12), speedup=speedup)
     assert str(caught.value) == (
@@ -315,7 +315,7 @@ def test_a_speed_that_is_out_of_reach_by_work_is_refused(speedup, clock, pipe, s
 def test_full_steps_that_cost_more_than_plain_ones_still_give_the_speed(speedup, full, clock, pipe):
     # Recording takes time: then a plan of full steps alone is slower than the plain pipeline.
     clock.full, clock.shallow = full, 0.14
-    clock.helper = helper = DeepCacheHelper(pipe)
+    clock.helper = helper = DeepCacheHelper(pipe, schedule=Uniform())
     found = helper.calibrate(partial(LDM.run, pipe, steps=12), speedup=speedup)
     count = len(found.plan(12).full_steps)
     assert 12 / (count * full + (12 - count) * 0.14) >= speedup
@@ -323,7 +323,7 @@ def test_full_steps_that_cost_more_than_plain_ones_still_give_the_speed(speedup,
 
 def test_work_that_cannot_be_counted_is_refused(clock, pipe, monkeypatch):
     monkeypatch.setattr("deepcache_patch.learning.calibrate._share", lambda *_: None)
-    helper = DeepCacheHelper(pipe)
+    helper = DeepCacheHelper(pipe, schedule=Uniform())
     with pytest.raises(InvalidSettingError) as caught:
         helper.calibrate(partial(LDM.run, pipe, steps=4), speedup=2)
     assert str(caught.value) == (
@@ -371,7 +371,7 @@ def test_a_busy_moment_does_not_change_the_plan(pipe, share, monkeypatch):
             return random.uniform(0.97, 1.03) * (4 if random.random() < 0.2 else 1)
 
         monkeypatch.setattr(ByPlan, "noise", staticmethod(noise))
-        monkeypatch.setattr(ByPlan, "helper", helper := DeepCacheHelper(pipe))
+        monkeypatch.setattr(ByPlan, "helper", helper := DeepCacheHelper(pipe, schedule=Uniform()))
         runs = iter([partial(LDM.run, pipe, steps=6)])  # only the first, which teaches
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", DeepCacheWarning)
@@ -447,7 +447,7 @@ def test_what_was_reached_is_kept_in_the_file(clock, pipe, tmp_path):
 @pytest.mark.filterwarnings("ignore:speedup=1 is not:deepcache_patch.DeepCacheWarning")
 def test_time_is_measured_with_a_clock_that_runs(pipe):
     # Not how fast, only that it is asked for and found.
-    helper = DeepCacheHelper(pipe)
+    helper = DeepCacheHelper(pipe, schedule=Uniform())
     found = helper.calibrate(partial(LDM.run, pipe, steps=4), speedup=1)
     assert len(found.plan(4).full_steps) == 4
     assert 3 <= found.reached.timings <= 9
@@ -466,7 +466,7 @@ def test_time_is_measured_with_a_clock_that_runs(pipe):
 def test_a_helper_stays_enabled_or_disabled(enabled, asked, clock, pipe, untouched):
     run = partial(LDM.run, pipe, steps=6)
     plain = run()
-    helper = DeepCacheHelper(pipe)
+    helper = DeepCacheHelper(pipe, schedule=Uniform())
     if enabled:
         helper.enable()
     found = helper.calibrate(run, **asked)
@@ -627,7 +627,7 @@ FAILURES = {
 @pytest.mark.parametrize("name", FAILURES)
 def test_a_failure_leaves_everything_as_it_was(name, enabled, pipe, untouched):
     make, asked, error, message = FAILURES[name]
-    helper = DeepCacheHelper(pipe, interval=2)
+    helper = DeepCacheHelper(pipe, schedule=Uniform(2))
     schedule = helper.schedule
     if enabled:
         helper.enable()
@@ -652,7 +652,7 @@ def test_a_failure_on_the_way_leaves_everything_as_it_was(clock, pipe, untouched
             raise KeyboardInterrupt
         return LDM.run(pipe, steps=4)
 
-    helper = DeepCacheHelper(pipe, interval=2)
+    helper = DeepCacheHelper(pipe, schedule=Uniform(2))
     with pytest.raises(KeyboardInterrupt):
         helper.calibrate(run, speedup=1.5)
     assert helper.schedule == Uniform(2)
@@ -664,7 +664,7 @@ def test_a_failure_on_the_way_leaves_everything_as_it_was(clock, pipe, untouched
 
 def test_features_that_are_not_finite_teach_nothing(pipe):
     handle = pipe.unet.mid_block.register_forward_hook(lambda _m, _a, output: output / 0)
-    helper = DeepCacheHelper(pipe)
+    helper = DeepCacheHelper(pipe, schedule=Uniform())
     with pytest.raises(InvalidSettingError, match="features are not finite"):
         helper.calibrate(partial(LDM.run, pipe, steps=4), full_steps=2)
     handle.remove()
@@ -672,7 +672,7 @@ def test_features_that_are_not_finite_teach_nothing(pipe):
 
 
 def test_a_bare_unet_has_nothing_to_calibrate(pipe, untouched):
-    helper = DeepCacheHelper(pipe.unet)
+    helper = DeepCacheHelper(pipe.unet, schedule=Uniform())
     with pytest.raises(InvalidSettingError, match="needs a pipeline that runs the timesteps"):
         helper.calibrate(partial(LDM.run, pipe, steps=4), full_steps=2)
     assert trace(pipe.unet) == untouched

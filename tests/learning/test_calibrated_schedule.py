@@ -321,7 +321,7 @@ def test_a_scheduler_replaced_while_enabled_is_refused_when_the_generation_start
 
 def test_a_schedule_that_does_not_fit_leaves_the_one_before(learned):
     pipe = with_scheduler(SD.load(), "euler")
-    with DeepCacheHelper(pipe, interval=2) as helper:
+    with DeepCacheHelper(pipe, schedule=Uniform(2)) as helper:
         with pytest.raises(InvalidSettingError, match="does not fit"):
             helper.follow(learned)
         assert helper.schedule == Uniform(2)

@@ -53,7 +53,7 @@ def test_both_pictures_are_the_pipelines_own_and_nothing_is_left() -> None:
         return pipe(**CALL, generator=torch.Generator("cpu").manual_seed(3)).images[0]
 
     assert np.array_equal(found.plain, picture())
-    with DeepCacheHelper(pipe):
+    with DeepCacheHelper(pipe, schedule=Uniform()):
         assert np.array_equal(found.cached, picture())
     assert not np.array_equal(found.plain, found.cached)
     assert (found.full_calls, found.shallow_calls, found.kept) == (2, 4, False)

@@ -15,7 +15,7 @@ from builders.patched import STEPS, Patched, alone, denoisers, slowly
 from builders.patches import OTHERS
 from conftest import trace
 
-from deepcache_patch import DeepCacheHelper
+from deepcache_patch import DeepCacheHelper, Uniform
 
 #: What a helper adds while it is enabled.
 OURS = {"_compiled_call_impl", "compile"}
@@ -72,7 +72,7 @@ def test_every_order_of_coming_and_going_is_right_at_each_stage(case, part, othe
         order = tuple(step for step in order if step != "remove")
     right = alone(case, part, other)
     patched = Patched(case, part, other)
-    helper = DeepCacheHelper(patched.pipe)
+    helper = DeepCacheHelper(patched.pipe, schedule=Uniform())
     actions = {
         "install": patched.install,
         "remove": patched.remove,
@@ -127,7 +127,7 @@ def test_a_patch_sees_every_call_and_shows(other):
 def test_interval_1_is_the_pipeline_with_the_patch_alone(other, first):
     expected = alone("sd", "unet", other)["installed"]
     patched = Patched("sd", "unet", other)
-    helper = DeepCacheHelper(patched.pipe, interval=1)
+    helper = DeepCacheHelper(patched.pipe, schedule=Uniform(1))
     if first == "ours":
         helper.enable()
     patched.install()

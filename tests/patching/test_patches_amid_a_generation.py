@@ -12,7 +12,7 @@ from builders.patched import STEPS, Patched, at_step, loop, slowly, small
 from builders.patches import adapter, dimmed
 from conftest import layout
 
-from deepcache_patch import FULL, DeepCacheHelper
+from deepcache_patch import FULL, DeepCacheHelper, Uniform
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Already found a `peft_config`:UserWarning",
@@ -50,13 +50,13 @@ def test_a_patch_may_come_or_go_within_a_generation(kind, last):
         pipe.unet.forward = lambda *args, **kwargs: (
             dimmed(forward(*args, **kwargs)) if dims[0] else forward(*args, **kwargs)
         )
-        with DeepCacheHelper(pipe, interval=3 if helped else 1):
+        with DeepCacheHelper(pipe, schedule=Uniform(3 if helped else 1)):
             flip = functools.partial(dims.__setitem__, 0, begins)
             return case.run(pipe, steps=STEPS, **at_step(last, flip))
 
     for helped in (True, False):
         patched = Patched("sd", "unet", kind)
-        with DeepCacheHelper(patched.pipe, interval=3 if helped else 1):
+        with DeepCacheHelper(patched.pipe, schedule=Uniform(3 if helped else 1)):
             picture, seen = patched.run(**at_step(last, patched.install))
             assert seen == STEPS - last - 1
             assert torch.equal(picture, gated(helped, True))
@@ -71,7 +71,7 @@ def test_a_helper_may_come_or_go_within_a_generation_of_a_patched_pipeline(kind)
     patched.install()
     unet = patched.pipe.unet
     left = layout(unet)
-    helper = DeepCacheHelper(patched.pipe, interval=3, replay="reuse")
+    helper = DeepCacheHelper(patched.pipe, schedule=Uniform(3), replay="reuse")
     picture, seen = patched.run(**at_step(0, helper.enable))
     assert (helper.stats.full_calls, helper.stats.shallow_calls) == (2, 2)
     again, seen_again = patched.run(**at_step(1, helper.disable))
@@ -99,7 +99,7 @@ def test_a_copy_of_a_pipeline_with_both_is_one_with_the_patch_alone(kind):
     patched.install()
     expected = layout(copy.deepcopy(patched.pipe).unet)
     plain = patched.case.run(copy.deepcopy(patched.pipe))
-    with DeepCacheHelper(patched.pipe) as helper:
+    with DeepCacheHelper(patched.pipe, schedule=Uniform()) as helper:
         patched.run()
         before = helper.stats
         copied = copy.deepcopy(patched.pipe)
@@ -115,7 +115,7 @@ def test_a_pickled_unet_with_both_is_one_with_the_patch_alone():
     unet = small()
     adapter(unet, lambda: None)
     plain = loop(unet)
-    with DeepCacheHelper(unet):
+    with DeepCacheHelper(unet, schedule=Uniform()):
         helped = loop(unet)
         again = pickle.loads(pickle.dumps(unet))
     assert not torch.equal(helped, plain)
@@ -129,7 +129,7 @@ def test_what_is_saved_with_both_is_what_is_saved_with_the_patch_alone(kind, tmp
     pipe = patched.pipe
     patched.run()  # the tokenizer saves how it was called
     pipe.save_pretrained(tmp_path / "alone")
-    with DeepCacheHelper(pipe):
+    with DeepCacheHelper(pipe, schedule=Uniform()):
         patched.run()
         pipe.save_pretrained(tmp_path / "both")
     folders = [

@@ -19,7 +19,13 @@ from conftest import trace
 from DeepCache import DeepCacheSDHelper
 from torch import nn
 
-from deepcache_patch import Adaptive, DeepCacheHelper, DeepCacheWarning, UnsupportedModelError
+from deepcache_patch import (
+    Adaptive,
+    DeepCacheHelper,
+    DeepCacheWarning,
+    Uniform,
+    UnsupportedModelError,
+)
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Already found a `peft_config`:UserWarning",
@@ -33,7 +39,7 @@ pytestmark = pytest.mark.filterwarnings(
 SETTINGS: list[dict[str, Any]] = [
     {"schedule": "auto"},
     {"schedule": Adaptive(0.9)},
-    {"branch": 3},
+    {"schedule": Uniform(branch=3)},
 ]
 
 
@@ -60,7 +66,7 @@ def tiles(forward: Callable[..., Any]) -> Callable[..., Any]:
 @pytest.mark.parametrize("first", slowly(["other", "ours"], ["ours"]))
 @pytest.mark.parametrize(
     "settings",
-    [{}, *(pytest.param(each, marks=pytest.mark.slow) for each in SETTINGS)],
+    [{"schedule": Uniform()}, *(pytest.param(each, marks=pytest.mark.slow) for each in SETTINGS)],
     ids=str,
 )
 @pytest.mark.parametrize("several", slowly([halves, tiles], [halves]))
@@ -98,7 +104,7 @@ def test_a_call_that_runs_the_unet_several_times_disproves_no_cut():
     # tried in a call of two runs, too, whose features differ: it failed, for good.
     unet, calls = small(), torch.tensor([900, 600, 300])
     unet.__class__ = type("OwnUNet", (type(unet),), {})
-    helper = DeepCacheHelper(unet).enable()
+    helper = DeepCacheHelper(unet, schedule=Uniform()).enable()
 
     @torch.no_grad()
     def loop() -> None:
@@ -125,7 +131,7 @@ def test_a_forward_that_begins_to_run_the_unet_several_times_runs_in_full_from_t
     def picture(interval: int) -> torch.Tensor:
         pipe = TINY["sd"].load()
         change = functools.partial(setattr, pipe.unet, "forward", several(pipe.unet.forward))
-        with DeepCacheHelper(pipe, interval=interval):
+        with DeepCacheHelper(pipe, schedule=Uniform(interval)):
             return TINY["sd"].run(pipe, steps=3, **at_step(0, change))
 
     with warnings.catch_warnings():
@@ -138,7 +144,7 @@ def test_a_forward_that_runs_the_unet_several_times_is_noticed_when_compiled():
     unet = small()
     unet.forward = halves(unet.forward)
     unet.compile(backend="eager", fullgraph=True)
-    helper = DeepCacheHelper(unet).enable()
+    helper = DeepCacheHelper(unet, schedule=Uniform()).enable()
 
     @torch.no_grad()
     def calls() -> None:
@@ -165,7 +171,7 @@ def test_beside_the_helper_of_the_deepcache_package_ours_runs_in_full(order):
     case, steps = TINY["sd"], 7
     pipe = case.load()
     plain = case.run(pipe, steps=steps)
-    ours, theirs = DeepCacheHelper(pipe, interval=3), DeepCacheSDHelper(pipe=pipe)
+    ours, theirs = DeepCacheHelper(pipe, schedule=Uniform(3)), DeepCacheSDHelper(pipe=pipe)
     with ours:
         with_ours = case.run(pipe, steps=steps)
     theirs.set_params(cache_interval=2, cache_branch_id=0)
@@ -196,9 +202,9 @@ def test_a_proxy_in_the_place_of_a_model_is_taken_for_it(part, first):
     pipe = case.load()
     plain, models = case.run(pipe), denoisers(pipe)
     before = [trace(model) for model in models]
-    with DeepCacheHelper(pipe):
+    with DeepCacheHelper(pipe, schedule=Uniform()):
         expected = case.run(pipe)
-    helper = DeepCacheHelper(pipe)
+    helper = DeepCacheHelper(pipe, schedule=Uniform())
     if first == "ours":
         helper.enable()
     seen = []
@@ -226,7 +232,7 @@ def test_a_proxy_that_goes_while_enabled_leaves_the_model_patched_until_disable(
     plain, unet = case.run(pipe), pipe.unet
     before = trace(unet)
     pipe.unet = wrapt.CallableObjectProxy(unet)
-    helper = DeepCacheHelper(pipe).enable()
+    helper = DeepCacheHelper(pipe, schedule=Uniform()).enable()
     pipe.unet = unet
     assert not torch.equal(case.run(pipe), plain)
     helper.disable()
@@ -240,4 +246,4 @@ def test_a_patch_of_a_class_that_hides_its_arguments_for_good_is_refused(monkeyp
 
     monkeypatch.setattr(diffusers.UNet2DConditionModel, "forward", forward)
     with pytest.raises(UnsupportedModelError):
-        DeepCacheHelper(small())
+        DeepCacheHelper(small(), schedule=Uniform())

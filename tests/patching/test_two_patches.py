@@ -15,7 +15,7 @@ from builders.patched import loop, small
 from builders.patches import OTHERS, Remove
 from conftest import layout
 
-from deepcache_patch import DeepCacheHelper
+from deepcache_patch import DeepCacheHelper, Uniform
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Already found a `peft_config`:UserWarning",
@@ -64,7 +64,7 @@ class Stage(NamedTuple):
 def _tell(kinds: tuple[str, str], order: tuple[str, ...]) -> Iterator[Stage]:
     """Go through an order."""
     unet, seen = small(), []
-    helper = DeepCacheHelper(unet, interval=3)
+    helper = DeepCacheHelper(unet, schedule=Uniform(3))
     removals: dict[str, Remove] = {}
     try:
         for event in order:

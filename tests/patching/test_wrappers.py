@@ -28,6 +28,7 @@ from deepcache_patch import (
     Auto,
     DeepCacheHelper,
     InvalidSettingError,
+    Uniform,
     UnsupportedModelError,
 )
 
@@ -80,7 +81,7 @@ def bare():
     """The pictures of a bare U-Net: plain, and with a helper."""
     unet = small()
     plain = loop(unet)
-    with DeepCacheHelper(unet, interval=3):
+    with DeepCacheHelper(unet, schedule=Uniform(3)):
         return plain, loop(unet)
 
 
@@ -121,7 +122,7 @@ def assert_helped_as_if_bare(wrapper):
     plain, helped = bare()
     assert torch.equal(loop(wrapper), plain)
     before = trace(wrapper)
-    helper = DeepCacheHelper(wrapper, interval=3).enable()
+    helper = DeepCacheHelper(wrapper, schedule=Uniform(3)).enable()
     assert helper.enabled
     assert torch.equal(loop(wrapper), helped)
     assert not torch.equal(helped, plain)
@@ -171,14 +172,14 @@ def test_a_unet_that_accelerate_prepared_to_be_evaluated_is_found(accelerator):
 
 def test_two_helpers_cannot_have_a_unet_and_its_wrapper():
     unet = small()
-    with DeepCacheHelper(unet), pytest.raises(AlreadyEnabledError):
-        DeepCacheHelper(DistributedDataParallel(unet)).enable()
+    with DeepCacheHelper(unet, schedule=Uniform()), pytest.raises(AlreadyEnabledError):
+        DeepCacheHelper(DistributedDataParallel(unet), schedule=Uniform()).enable()
 
 
 def test_a_unet_that_is_wrapped_afterwards_is_helped_inside():
     plain, helped = bare()
     unet = small()
-    helper = DeepCacheHelper(unet, interval=3).enable()
+    helper = DeepCacheHelper(unet, schedule=Uniform(3)).enable()
     wrapper = DistributedDataParallel(unet)
     assert torch.equal(loop(wrapper), helped)
     helper.disable()
@@ -188,12 +189,12 @@ def test_a_unet_that_is_wrapped_afterwards_is_helped_inside():
 def test_a_pipeline_with_a_sharded_unet_is_helped():
     case = CASES["sd"]
     pipe = case.load()
-    with DeepCacheHelper(pipe, interval=3):
+    with DeepCacheHelper(pipe, schedule=Uniform(3)):
         helped = case.run(pipe)
     fresh = case.load()
     plain = case.run(fresh)
     sharded(fresh.unet, blocks(fresh.unet))
-    with DeepCacheHelper(fresh, interval=3) as helper:
+    with DeepCacheHelper(fresh, schedule=Uniform(3)) as helper:
         assert torch.equal(case.run(fresh), helped)
     assert (helper.stats.full_calls, helper.stats.shallow_calls) == (2, 3)
     assert torch.equal(case.run(fresh), plain)
@@ -207,14 +208,14 @@ def test_what_copies_or_hides_the_layers_is_refused_by_name(name, wrap):
     wrapper = wrap(small())
     before = trace(wrapper)
     with pytest.raises(UnsupportedModelError, match=f"found: {name}"):
-        DeepCacheHelper(wrapper)
+        DeepCacheHelper(wrapper, schedule=Uniform())
     assert trace(wrapper) == before
 
 
 @pytest.mark.parametrize(("name", "wrap"), REFUSED.items(), ids=REFUSED)
 def test_the_refusal_says_what_to_use_instead(name, wrap):
     with pytest.raises(UnsupportedModelError, match=f"{name}.*one process for each device"):
-        DeepCacheHelper(wrap(small()))
+        DeepCacheHelper(wrap(small()), schedule=Uniform())
 
 
 @pytest.mark.parametrize("schedule", [Adaptive(0.1), Auto()], ids=["adaptive", "auto"])

@@ -19,7 +19,7 @@ from diffusers import (
 )
 from zoo import CASES
 
-from deepcache_patch import DeepCacheHelper
+from deepcache_patch import DeepCacheHelper, Uniform
 
 # What peft says when a second adapter is loaded.
 pytestmark = pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning")
@@ -69,9 +69,9 @@ def test_a_lora_of_a_second_pipeline_on_the_unet_is_that_of_the_first():
     other.set_progress_bar_config(disable=True)
     fresh = SD.load()
     load("style", seed=1)(fresh)
-    with DeepCacheHelper(fresh):
+    with DeepCacheHelper(fresh, schedule=Uniform()):
         expected = SD.run(fresh, steps=STEPS)
-    with DeepCacheHelper(pipe):
+    with DeepCacheHelper(pipe, schedule=Uniform()):
         SD.run(pipe, steps=STEPS)
         load("style", seed=1)(other)
         assert torch.equal(SD.run(pipe, steps=STEPS), expected)
@@ -209,13 +209,13 @@ def test_what_is_plugged_in_is_accelerated_and_the_next_generation_is_right(name
     fresh = case.load()
     plain, plain_other = case.run(fresh, steps=STEPS), case.run(fresh, **overrides)
     assert not torch.equal(plain, plain_other)
-    with DeepCacheHelper(fresh, branch=branch) as its:
+    with DeepCacheHelper(fresh, schedule=Uniform(branch=branch)) as its:
         expected = case.run(fresh, **overrides)
     assert not torch.equal(expected, plain_other)
 
     pipe = case.load()
     unet, before = case.unet(pipe), trace(case.unet(pipe))
-    helper = DeepCacheHelper(pipe, interval=1, branch=branch).enable()
+    helper = DeepCacheHelper(pipe, schedule=Uniform(1, branch=branch)).enable()
     assert torch.equal(case.run(pipe, steps=STEPS), plain)
     helper.set_params(cache_interval=3)
     assert not torch.equal(case.run(pipe, steps=STEPS), plain)

@@ -15,7 +15,7 @@ from conftest import assert_exact_at_every_branch, counted_calls, layout
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from zoo import CASES
 
-from deepcache_patch import DeepCacheHelper, DeepCacheWarning
+from deepcache_patch import DeepCacheHelper, DeepCacheWarning, Uniform
 
 # What peft says when a second adapter is loaded.
 pytestmark = pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning")
@@ -66,7 +66,7 @@ def test_projections_are_fused_and_unfused_while_enabled(case):
 
 def test_fused_projections_are_used_by_shallow_steps():
     pipe = SD.load()
-    with DeepCacheHelper(pipe) as helper:
+    with DeepCacheHelper(pipe, schedule=Uniform()) as helper:
         SD.run(pipe, steps=STEPS)
         pipe.fuse_qkv_projections(vae=False)
         with counted_calls(pipe.unet) as calls:
@@ -244,7 +244,7 @@ def test_a_processor_that_keeps_maps_is_given_all_of_them_until_it_is_gone(form,
     expected = SD.run(plain, steps=STEPS)
 
     pipe, kept = SD.load(), Maps()
-    with DeepCacheHelper(pipe) as helper:
+    with DeepCacheHelper(pipe, schedule=Uniform()) as helper:
         accelerated = SD.run(pipe, steps=STEPS)
         pipe.unet.set_attn_processor(getattr(kept, form)())
         with pytest.warns(DeepCacheWarning, match=f"processor {name} of down_blocks") as warned:
@@ -268,7 +268,7 @@ def test_a_processor_that_keeps_maps_where_every_step_runs_is_accelerated():
     shallowest = "up_blocks.2.attentions.2.transformer_blocks.0.attn2.processor"
     assert first != shallowest
     processors = dict(pipe.unet.attn_processors) | {shallowest: kept.as_own_class()}
-    with DeepCacheHelper(pipe) as helper:
+    with DeepCacheHelper(pipe, schedule=Uniform()) as helper:
         pipe.unet.set_attn_processor(processors)
         SD.run(pipe, steps=STEPS)
     assert len(kept.maps) == STEPS
@@ -318,12 +318,12 @@ def test_tomesd_and_a_helper_come_and_go_in_any_order(case, order):
         if merged:
             merge(fresh)
         pictures[merged, False] = case.run(fresh, steps=STEPS)
-        with DeepCacheHelper(fresh):
+        with DeepCacheHelper(fresh, schedule=Uniform()):
             pictures[merged, True] = case.run(fresh, steps=STEPS)
     assert all_differ(pictures.values())
 
     pipe = case.load()
-    helper = DeepCacheHelper(pipe)
+    helper = DeepCacheHelper(pipe, schedule=Uniform())
     actions = {
         "apply": lambda: merge(pipe),
         "remove": lambda: tomesd.remove_patch(pipe),
@@ -346,7 +346,7 @@ def test_tomesds_chance_is_that_of_the_same_calls():
     def first_generation():
         pipe = SD.load()
         tomesd.apply_patch(pipe, ratio=0.5)
-        with DeepCacheHelper(pipe) as helper:
+        with DeepCacheHelper(pipe, schedule=Uniform()) as helper:
             return SD.run(pipe, steps=STEPS), helper.stats
 
     (picture_, stats), (again, _) = first_generation(), first_generation()
@@ -364,8 +364,8 @@ def test_a_hook_that_reads_positional_arguments_finds_them_in_shallow_calls(name
     plain = case.run(fresh, steps=STEPS)
     pipe = case.load()
     merge(pipe)
-    with DeepCacheHelper(pipe, interval=1):
+    with DeepCacheHelper(pipe, schedule=Uniform(1)):
         assert torch.equal(case.run(pipe, steps=STEPS), plain)
-    with DeepCacheHelper(pipe) as helper:
+    with DeepCacheHelper(pipe, schedule=Uniform()) as helper:
         case.run(pipe, steps=STEPS)
     assert (helper.stats.full_calls, helper.stats.shallow_calls) == (FULL, SHALLOW)

@@ -8,7 +8,7 @@ from builders.changes import SD, STEPS, Change, all_differ, tell
 from builders.schedulers import with_scheduler
 from conftest import counted_calls
 
-from deepcache_patch import DeepCacheHelper
+from deepcache_patch import DeepCacheHelper, Uniform
 
 # What peft says when a second adapter is loaded.
 pytestmark = pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning")
@@ -23,11 +23,11 @@ def _assert_right(load, run):
     with counted_calls(fresh.unet) as calls:
         plain = run(fresh)
     steps = calls[""]
-    with DeepCacheHelper(fresh):
+    with DeepCacheHelper(fresh, schedule=Uniform()):
         expected = run(fresh)
     assert not torch.equal(expected, plain)
     pipe = load()
-    helper = DeepCacheHelper(pipe, interval=1).enable()
+    helper = DeepCacheHelper(pipe, schedule=Uniform(1)).enable()
     assert torch.equal(run(pipe), plain)
     helper.set_params(cache_interval=3)
     SD.run(pipe, steps=7, seed=1)
@@ -101,10 +101,10 @@ def test_an_interrupted_generation_does_not_reach_the_next(last):
 
     fresh = SD.load()
     plain = SD.run(fresh, steps=STEPS, callback_on_step_end=interrupt)
-    with DeepCacheHelper(fresh):
+    with DeepCacheHelper(fresh, schedule=Uniform()):
         expected = SD.run(fresh, steps=STEPS)
     pipe = SD.load()
-    with DeepCacheHelper(pipe) as helper:
+    with DeepCacheHelper(pipe, schedule=Uniform()) as helper:
         cut_short = SD.run(pipe, steps=STEPS, callback_on_step_end=interrupt)
         assert helper.stats.full_calls + helper.stats.shallow_calls == last + 1
         assert torch.equal(cut_short, plain) == (last == 0)
@@ -133,7 +133,7 @@ def test_a_scheduler_replaced_or_copied_between_generations_is_followed():
 
 def test_a_copied_scheduler_is_as_far_as_its_original_and_unpatched():
     pipe = SD.load()
-    with DeepCacheHelper(pipe):
+    with DeepCacheHelper(pipe, schedule=Uniform()):
         SD.run(pipe, steps=STEPS)
         duplicate = copy.deepcopy(pipe.scheduler)
     assert vars(duplicate).keys() == vars(pipe.scheduler).keys()

@@ -22,6 +22,7 @@ from deepcache_patch import (
     Explicit,
     InvalidSettingError,
     Stats,
+    Uniform,
 )
 from deepcache_patch.patching.call import CALL
 
@@ -73,7 +74,7 @@ def loop(unet, *, steps=6, pictures=2, device="cpu"):
 def pictures():
     """What the plain U-Net makes, and what it makes with a helper, both eager."""
     unet = small_unet()
-    with DeepCacheHelper(unet):
+    with DeepCacheHelper(unet, schedule=Uniform()):
         cached = loop(unet)
     return loop(unet), cached
 
@@ -98,7 +99,7 @@ def test_compiled_before_enable(form, dynamic, graphs, pictures):
     compiled = FORMS[form](small_unet(), backend=graphs, fullgraph=True, dynamic=dynamic)
     assert torch.equal(loop(compiled), pictures[0])
     plain = graphs.frame_count
-    with DeepCacheHelper(compiled) as helper:
+    with DeepCacheHelper(compiled, schedule=Uniform()) as helper:
         assert torch.equal(loop(compiled), pictures[1])
         # `dynamic=True` shows each graph to the backend twice, that of the plain U-Net as well.
         assert graphs.frame_count == 3 * plain
@@ -112,7 +113,7 @@ def test_compiled_before_enable(form, dynamic, graphs, pictures):
 
 def test_compiled_in_place_after_enable(graphs, pictures):
     unet = small_unet()
-    helper = DeepCacheHelper(unet).enable()
+    helper = DeepCacheHelper(unet, schedule=Uniform()).enable()
     unet.compile(backend=graphs, fullgraph=True)
     assert helper.enabled
     assert torch.equal(loop(unet), pictures[1])
@@ -132,11 +133,11 @@ def test_compiled_in_place_after_enable(graphs, pictures):
 def test_a_pipelines_unet_wrapped_after_enable(graphs):
     case = CASES["sd"]
     pipe = case.load()
-    with DeepCacheHelper(pipe):
+    with DeepCacheHelper(pipe, schedule=Uniform()):
         cached = case.run(pipe)
     plain = case.run(pipe)
     unet = pipe.unet
-    helper = DeepCacheHelper(pipe).enable()
+    helper = DeepCacheHelper(pipe, schedule=Uniform()).enable()
     pipe.unet = torch.compile(unet, backend=graphs)
     assert helper.enabled
     assert torch.equal(case.run(pipe), cached)
@@ -153,9 +154,9 @@ def test_a_pipelines_unet_wrapped_after_enable(graphs):
 def test_wrapped_after_enable_for_one_graph_it_says_how_to_go_on(name, graphs):
     case = CASES["sd-controlnet"]
     pipe = case.load()
-    with DeepCacheHelper(pipe):
+    with DeepCacheHelper(pipe, schedule=Uniform()):
         cached = case.run(pipe)
-    helper = DeepCacheHelper(pipe).enable()
+    helper = DeepCacheHelper(pipe, schedule=Uniform()).enable()
     setattr(pipe, name, torch.compile(getattr(pipe, name), backend=graphs, fullgraph=True))
     unsupported = torch._dynamo.exc.Unsupported
     with pytest.raises(unsupported, match=r"call its enable\(\) once more after torch.compile"):
@@ -170,9 +171,9 @@ def test_a_helper_on_the_wrapper_and_one_on_the_unet_inside_are_told_apart(graph
     pipe = case.load()
     unet, compiled = pipe.unet, torch.compile(pipe.unet, backend=graphs)
     pipe.unet = compiled
-    first = DeepCacheHelper(pipe).enable()
+    first = DeepCacheHelper(pipe, schedule=Uniform()).enable()
     pipe.unet = unet
-    second = DeepCacheHelper(pipe).enable()
+    second = DeepCacheHelper(pipe, schedule=Uniform()).enable()
     pipe.unet = compiled
     with pytest.raises(AlreadyEnabledError, match=r"call disable\(\) on one of them"):
         case.run(pipe)
@@ -185,14 +186,14 @@ def test_somebody_elses_compilation_beside_it_is_none_of_its_own(monkeypatch, pi
     # torch says that it compiles while any thread does.
     monkeypatch.setattr(torch.compiler, "_is_compiling_flag", True, raising=False)
     unet = small_unet()
-    with DeepCacheHelper(unet) as helper:
+    with DeepCacheHelper(unet, schedule=Uniform()) as helper:
         assert torch.equal(loop(unet), pictures[1])
     assert helper.stats == Stats(1, 2, 4, 2 * FEATURE)
 
 
 def test_called_from_compiled_code_of_somebody_it_runs_uncompiled_with_a_warning(graphs, pictures):
     unet = small_unet()
-    with DeepCacheHelper(unet) as helper:
+    with DeepCacheHelper(unet, schedule=Uniform()) as helper:
         compiled = torch.compile(unet, backend=graphs)
         with pytest.warns(DeepCacheWarning, match="runs uncompiled: compile it alone"):
             assert torch.equal(loop(compiled), pictures[1])
@@ -203,9 +204,9 @@ def test_called_from_compiled_code_of_somebody_it_runs_uncompiled_with_a_warning
 @pytest.mark.parametrize("form", FORMS)
 def test_switching_on_and_off_compiles_nothing_again(form, graphs, pictures):
     compiled = FORMS[form](small_unet(), backend=graphs, fullgraph=True)
-    same = DeepCacheHelper(compiled)
+    same = DeepCacheHelper(compiled, schedule=Uniform())
     for _ in range(5):
-        for helper in (same, DeepCacheHelper(compiled)):
+        for helper in (same, DeepCacheHelper(compiled, schedule=Uniform())):
             with helper:
                 assert torch.equal(loop(compiled), pictures[1])
             assert torch.equal(loop(compiled), pictures[0])
@@ -240,7 +241,7 @@ def test_more_graphs_than_dynamo_allows_one_module(graphs):
 def test_another_batch_compiles_each_kind_once_more_for_all_batches(graphs):
     unet = small_unet()
     unet.compile(backend=graphs, fullgraph=True)
-    with DeepCacheHelper(unet):
+    with DeepCacheHelper(unet, schedule=Uniform()):
         counts = []
         for count in (2, 3, 4, 5):
             loop(unet, pictures=count)
@@ -253,10 +254,10 @@ def test_another_batch_compiles_each_kind_once_more_for_all_batches(graphs):
 def test_regional_compilation(enabled_first, graphs):
     case = CASES["sd"]
     pipe = case.load()
-    with DeepCacheHelper(pipe):
+    with DeepCacheHelper(pipe, schedule=Uniform()):
         cached = case.run(pipe)
     plain = case.run(pipe)
-    helper = DeepCacheHelper(pipe)
+    helper = DeepCacheHelper(pipe, schedule=Uniform())
     if enabled_first:
         helper.enable()
     pipe.unet.compile_repeated_blocks(backend=graphs, fullgraph=True)
@@ -291,7 +292,7 @@ class ForeignUNet(UNet2DModel):
 def test_a_feature_survives_the_reuse_of_a_graphs_memory(kind, pictures):
     unet = small_unet(kind)
     unet.compile(backend=reusing_memory, fullgraph=True)
-    with DeepCacheHelper(unet) as helper:
+    with DeepCacheHelper(unet, schedule=Uniform()) as helper:
         assert torch.equal(loop(unet), pictures[1])
         assert torch.equal(loop(unet), pictures[1])
     assert helper.stats == Stats(2, 4, 8, 2 * FEATURE)
@@ -308,7 +309,7 @@ def test_compiled_code_that_rounds_otherwise_proves_nothing_about_a_cut(pictures
 
     unet = small_unet(ForeignUNet)
     unet.compile(backend=backend, fullgraph=True)
-    with DeepCacheHelper(unet) as helper:
+    with DeepCacheHelper(unet, schedule=Uniform()) as helper:
         assert not torch.equal(loop(unet), pictures[1])
     assert helper.stats == Stats(1, 2, 4, 2 * FEATURE)
 
@@ -319,7 +320,7 @@ def test_compiled_code_that_rounds_otherwise_proves_nothing_about_a_cut(pictures
 @pytest.mark.parametrize("enabled", [True, False])
 def test_helper_compile(enabled, graphs, pictures):
     unet = small_unet()
-    helper = DeepCacheHelper(unet)
+    helper = DeepCacheHelper(unet, schedule=Uniform())
     if enabled:
         helper.enable()
     assert helper.compile(backend=graphs) is helper
@@ -333,7 +334,9 @@ def test_helper_compile_asks_for_one_graph_unless_it_is_told_otherwise(monkeypat
     unet = small_unet()
     given = []
     monkeypatch.setattr(torch, "compile", lambda _call, **options: given.append(options))
-    DeepCacheHelper(unet).compile().compile(fullgraph=False, mode="max-autotune")
+    DeepCacheHelper(unet, schedule=Uniform()).compile().compile(
+        fullgraph=False, mode="max-autotune"
+    )
     assert given == [{"fullgraph": True}, {"fullgraph": False, "mode": "max-autotune"}]
 
 
@@ -342,16 +345,16 @@ def test_helper_compile_refuses_what_is_compiled_already():
     pipe = case.load()
     pipe.unet = torch.compile(pipe.unet, backend="eager")
     with pytest.raises(InvalidSettingError, match="UNet2DConditionModel is wrapped by"):
-        DeepCacheHelper(pipe).compile()
+        DeepCacheHelper(pipe, schedule=Uniform()).compile()
 
 
 def test_a_controlnet_that_is_cut_is_compiled_along(graphs):
     case = CASES["sd-controlnet"]
     pipe = case.load()
-    with DeepCacheHelper(pipe):
+    with DeepCacheHelper(pipe, schedule=Uniform()):
         cached = case.run(pipe)
     plain = case.run(pipe)
-    with DeepCacheHelper(pipe).compile(backend=graphs):
+    with DeepCacheHelper(pipe, schedule=Uniform()).compile(backend=graphs):
         assert torch.equal(case.run(pipe), cached)
         assert graphs.frame_count == 4  # U-Net and ControlNet, both in full and shallow
         assert torch.equal(case.run(pipe), cached)
@@ -369,7 +372,7 @@ def test_a_controlnet_that_is_cut_is_compiled_along(graphs):
 )
 def test_a_copy_compiles_for_itself(duplicate, graphs, pictures):
     unet = small_unet()
-    with DeepCacheHelper(unet) as helper:
+    with DeepCacheHelper(unet, schedule=Uniform()) as helper:
         before = vars(unet)[CALL]
         duplicated = duplicate(unet)
         assert CALL not in vars(duplicated)
@@ -385,7 +388,7 @@ def test_a_copy_compiles_for_itself(duplicate, graphs, pictures):
 def test_cuda_graphs():
     unet = small_unet().to("cuda")
     on_device = {"steps": 7, "device": "cuda"}
-    with DeepCacheHelper(unet) as helper:
+    with DeepCacheHelper(unet, schedule=Uniform()) as helper:
         eager = loop(unet, **on_device)
         helper.compile(mode="reduce-overhead")
         first = loop(unet, **on_device)

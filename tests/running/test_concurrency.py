@@ -17,7 +17,7 @@ from builders.unets import inputs2d_condition, unet2d_condition
 from conftest import layout
 from zoo import CASES as ZOO_CASES
 
-from deepcache_patch import AlreadyEnabledError, DeepCacheHelper
+from deepcache_patch import AlreadyEnabledError, DeepCacheHelper, Uniform
 from deepcache_patch.patching.call import CALL, CallPatch
 from deepcache_patch.patching.patch import installed_patch
 
@@ -91,7 +91,7 @@ def hasty():
 def assert_served_as_alone(case: Any, count: int) -> None:
     """Generations of four threads at once are those of one thread."""
     pipes, asked = pipelines(case), requests(count)
-    with DeepCacheHelper(pipes[0]) as helper:
+    with DeepCacheHelper(pipes[0], schedule=Uniform()) as helper:
         alone = {each: served(case, pipes, helper, each) for each in set(asked)}
         counted = helper.stats
     assert counted.shallow_calls > 0
@@ -103,7 +103,7 @@ def assert_served_as_alone(case: Any, count: int) -> None:
 
     pipes = pipelines(case)
     plain = layout(pipes[0].unet)
-    helper = DeepCacheHelper(pipes[0]).enable()
+    helper = DeepCacheHelper(pipes[0], schedule=Uniform()).enable()
     in_threads(*(lambda pipe=pipe: work(pipe) for pipe in range(len(SCHEDULERS))))
     helper.disable()
     made = [pair for pairs in results.values() for pair in pairs]
@@ -134,7 +134,7 @@ def test_a_pause_is_of_the_thread_that_asked_for_it():
     case = CASES["sd"]
     pipes = pipelines(case, 2)
     plain = case.run(pipes[0])
-    with DeepCacheHelper(pipes[0]) as helper:
+    with DeepCacheHelper(pipes[0], schedule=Uniform()) as helper:
         cached = [case.run(pipe) for pipe in pipes]
         before, pictures = helper.stats, []
         with helper.paused():
@@ -148,7 +148,7 @@ def test_a_pause_is_of_the_thread_that_asked_for_it():
 def test_the_end_of_a_pause_leaves_other_threads_generations_alone():
     # Whoever came back from a pause made all threads begin anew, with a full step.
     unet, timesteps = unet2d_condition(), torch.tensor([900, 700, 500])
-    with DeepCacheHelper(unet, interval=10) as helper, torch.no_grad():
+    with DeepCacheHelper(unet, schedule=Uniform(10)) as helper, torch.no_grad():
         for timestep in timesteps:
             unet(**inputs2d_condition() | {"timestep": timestep})
 
@@ -164,7 +164,7 @@ def test_a_server_switches_for_each_request():
     # Four pipelines, three at work; a request waits for a pipeline, is paused or not, and runs in a
     # thread of asyncio's.
     case, pipes, asked = CASES["sd"], pipelines(CASES["sd"]), requests(8)
-    with DeepCacheHelper(pipes[0]) as helper:
+    with DeepCacheHelper(pipes[0], schedule=Uniform()) as helper:
         alone = {each: served(case, pipes, helper, each) for each in set(asked)}
 
     async def answer(request, locks, workers):
@@ -190,7 +190,11 @@ def test_two_threads_cannot_both_enable_a_helper_on_one_unet(hasty):
     unet = unet2d_condition()
     plain = layout(unet)
     for _ in range(50):
-        helpers, together, won = [DeepCacheHelper(unet) for _ in range(2)], threading.Barrier(2), []
+        helpers, together, won = (
+            [DeepCacheHelper(unet, schedule=Uniform()) for _ in range(2)],
+            threading.Barrier(2),
+            [],
+        )
 
         def enable(helper, together=together, won=won):
             together.wait(PATIENCE)
@@ -207,7 +211,7 @@ def test_two_threads_cannot_both_enable_a_helper_on_one_unet(hasty):
 def test_a_unet_that_another_thread_has_cut_is_looked_at_when_it_is_whole():
     # A second helper, made while a shallow call was under way, found no U-Net, or fewer branches.
     unet, inside, go_on = unet2d_condition(), threading.Event(), threading.Event()
-    helper, told = DeepCacheHelper(unet).enable(), []
+    helper, told = DeepCacheHelper(unet, schedule=Uniform()).enable(), []
 
     def call():
         with torch.no_grad():
@@ -223,7 +227,7 @@ def test_a_unet_that_another_thread_has_cut_is_looked_at_when_it_is_whole():
     def look():
         assert inside.wait(PATIENCE)
         threading.Timer(0.2, go_on.set).start()
-        told.append(len(DeepCacheHelper(unet, branch=8).branches))
+        told.append(len(DeepCacheHelper(unet, schedule=Uniform(branch=8)).branches))
 
     in_threads(call, look)
     assert helper.stats.shallow_calls == 1
@@ -234,7 +238,7 @@ def test_a_unet_that_another_thread_has_cut_is_looked_at_when_it_is_whole():
 def test_a_controlnets_call_that_waited_goes_to_whom_it_belongs_to_by_then(monkeypatch):
     # It ran past what somebody else had put round the ControlNet meanwhile.
     pipe, waits = ZOO_CASES["sd-controlnet"].load(), threading.Event()
-    helper, seen, outputs = DeepCacheHelper(pipe).enable(), [], []
+    helper, seen, outputs = DeepCacheHelper(pipe, schedule=Uniform()).enable(), [], []
     (companion,) = helper._attachment.companions
     arguments = inputs2d_condition()
     arguments["controlnet_cond"] = torch.rand(len(arguments["sample"]), 3, 16, 16)
@@ -268,7 +272,7 @@ def test_a_controlnets_call_that_waited_goes_to_whom_it_belongs_to_by_then(monke
 
 def test_a_pause_is_left_where_it_was_entered():
     # As a web framework does with a dependency that yields: torn down in another worker.
-    pause = DeepCacheHelper(unet2d_condition()).paused()
+    pause = DeepCacheHelper(unet2d_condition(), schedule=Uniform()).paused()
     in_threads(pause.__enter__)
     with pytest.raises(RuntimeError, match="entered in another thread or asyncio task"):
         pause.__exit__(None, None, None)
@@ -303,7 +307,7 @@ def test_enable_waits_for_a_call_that_is_under_way():
         assert outputs == []
         go_on.set()
 
-    helper = DeepCacheHelper(unet)
+    helper = DeepCacheHelper(unet, schedule=Uniform())
     in_threads(call, enable, release)
     assert torch.equal(outputs[0], plain)
     assert outputs[1] == "enabled"
@@ -318,7 +322,7 @@ def test_switching_while_others_generate_breaks_nothing(name, interval, hasty):
     pipes = pipelines(case, 3)
     plain = layout(pipes[0].unet)
     expected = [case.run(pipe) for pipe in pipes]
-    helper, done = DeepCacheHelper(pipes[0], interval=interval), threading.Event()
+    helper, done = DeepCacheHelper(pipes[0], schedule=Uniform(interval)), threading.Event()
 
     def generate(number):
         for _ in range(2):

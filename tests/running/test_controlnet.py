@@ -13,7 +13,7 @@ from builders.unets import inputs2d_condition, unet2d_condition
 from conftest import counted_calls, trace
 from zoo import CASES
 
-from deepcache_patch import DeepCacheHelper
+from deepcache_patch import DeepCacheHelper, Uniform
 from deepcache_patch.cutting.anatomy import dissect, dissect_controlnet, is_controlnet
 from deepcache_patch.running.controlnet import AttachedCompanion
 
@@ -41,13 +41,13 @@ def test_the_pictures_are_those_with_a_whole_controlnet(name, monkeypatch):
     case = CASES[name]
     pipe = case.load()
     before = trace(pipe.controlnet)
-    with DeepCacheHelper(pipe) as helper:
+    with DeepCacheHelper(pipe, schedule=Uniform()) as helper:
         picture = case.run(pipe, steps=8)
         shallow = helper.stats.shallow_calls
     assert shallow >= 3
     assert trace(pipe.controlnet) == before
     uncut(monkeypatch)
-    with DeepCacheHelper(pipe):
+    with DeepCacheHelper(pipe, schedule=Uniform()):
         assert torch.equal(case.run(pipe, steps=8), picture)
 
 
@@ -56,7 +56,10 @@ def test_the_pictures_are_those_with_a_whole_controlnet(name, monkeypatch):
 def test_the_deepest_part_runs_on_full_steps_only(name, branch):
     case = CASES[name]
     pipe = case.load()
-    with counted_calls(pipe.controlnet) as calls, DeepCacheHelper(pipe, branch=branch) as helper:
+    with (
+        counted_calls(pipe.controlnet) as calls,
+        DeepCacheHelper(pipe, schedule=Uniform(branch=branch)) as helper,
+    ):
         case.run(pipe, steps=8)
     assert calls[CONTROLLED[name]] == helper.stats.full_calls
     assert calls[""] == helper.stats.full_calls + helper.stats.shallow_calls
@@ -67,13 +70,13 @@ def test_at_the_deepest_branch_a_controlnet_is_whole(monkeypatch):
     case = CASES["sd-controlnet"]
     pipe = case.load()
     deepest = dissect(pipe.unet).branches[-1]
-    with DeepCacheHelper(pipe, branch=deepest) as helper:
+    with DeepCacheHelper(pipe, schedule=Uniform(branch=deepest)) as helper:
         with counted_calls(pipe.controlnet) as calls:
             picture = case.run(pipe, steps=8)
         assert helper.stats.shallow_calls == 5
     assert calls["controlnet_mid_block"] == 8
     uncut(monkeypatch)
-    with DeepCacheHelper(pipe, branch=deepest):
+    with DeepCacheHelper(pipe, schedule=Uniform(branch=deepest)):
         assert torch.equal(case.run(pipe, steps=8), picture)
 
 
@@ -81,7 +84,10 @@ def test_guess_mode_is_not_cut():
     # It scales the residuals by how many there are.
     case = CASES["sd-controlnet"]
     pipe = case.load()
-    with counted_calls(pipe.controlnet) as calls, DeepCacheHelper(pipe) as helper:
+    with (
+        counted_calls(pipe.controlnet) as calls,
+        DeepCacheHelper(pipe, schedule=Uniform()) as helper,
+    ):
         case.run(pipe, steps=8, guess_mode=True)
     assert calls["mid_block"] == 8
     assert helper.stats.shallow_calls == 5
@@ -90,7 +96,7 @@ def test_guess_mode_is_not_cut():
 def test_paused_and_disabled_a_controlnet_is_whole():
     case = CASES["sd-controlnet"]
     pipe = case.load()
-    helper = DeepCacheHelper(pipe).enable()
+    helper = DeepCacheHelper(pipe, schedule=Uniform()).enable()
     with counted_calls(pipe.controlnet) as calls, helper.paused():
         case.run(pipe, steps=8)
     assert calls["mid_block"] == 8
@@ -103,7 +109,7 @@ def test_paused_and_disabled_a_controlnet_is_whole():
 def test_a_replaced_controlnet_runs_whole_until_it_is_attached():
     case = CASES["sd-controlnet"]
     pipe, other = case.load(), case.load()
-    with DeepCacheHelper(pipe) as helper:
+    with DeepCacheHelper(pipe, schedule=Uniform()) as helper:
         expected = case.run(pipe, steps=8)
         pipe.controlnet = other.controlnet
         with counted_calls(pipe.controlnet) as calls:
@@ -155,7 +161,10 @@ def test_a_controlnet_that_cannot_be_dissected_runs_whole():
     case = CASES["sd-controlnet"]
     pipe = case.load()
     pipe.controlnet.down_blocks[0].more = torch.nn.ModuleList([torch.nn.Identity()] * 7)
-    with counted_calls(pipe.controlnet) as calls, DeepCacheHelper(pipe) as helper:
+    with (
+        counted_calls(pipe.controlnet) as calls,
+        DeepCacheHelper(pipe, schedule=Uniform()) as helper,
+    ):
         case.run(pipe, steps=8)
     assert calls["mid_block"] == 8
     assert helper.stats.shallow_calls == 5
@@ -170,10 +179,10 @@ def test_threads_may_share_unet_and_controlnet():
     own = {name: copy.deepcopy(getattr(pipe, name)) for name in ("scheduler", "tokenizer")}
     other = type(pipe)(**{**pipe.components, **own})
     other.set_progress_bar_config(disable=True)
-    with DeepCacheHelper(pipe):
+    with DeepCacheHelper(pipe, schedule=Uniform()):
         expected = [case.run(pipe, steps=8, seed=seed) for seed in range(4)]
     pipe.controlnet.controlnet_cond_embedding.register_forward_hook(lambda *_: time.sleep(0.01))
-    with DeepCacheHelper(pipe), ThreadPoolExecutor(2) as pool:
+    with DeepCacheHelper(pipe, schedule=Uniform()), ThreadPoolExecutor(2) as pool:
         futures = [
             pool.submit(functools.partial(_runs, case, each, seeds))
             for each, seeds in ((pipe, (0, 1)), (other, (2, 3)))
@@ -202,7 +211,7 @@ def test_nobody_keeps_the_residuals_of_a_cut_call(monkeypatch):
         return output
 
     monkeypatch.setattr(AttachedCompanion, "_call", watched)
-    with DeepCacheHelper(pipe, interval=5, replay="reuse") as helper:
+    with DeepCacheHelper(pipe, schedule=Uniform(5), replay="reuse") as helper:
         case.run(pipe)
     assert helper.stats.shallow_calls > 0
     assert len(given) == helper.stats.shallow_calls + helper.stats.full_calls
@@ -232,16 +241,16 @@ def test_a_cut_controlnet_gives_what_a_whole_one_does(name, branch, overrides, i
     run = functools.partial(case.run, steps=STEPS, **overrides)
     pipe = case.load()
     traces = trace(pipe.unet), trace(pipe.controlnet)
-    with DeepCacheHelper(pipe, interval=1, branch=branch):
+    with DeepCacheHelper(pipe, schedule=Uniform(1, branch=branch)):
         exact = run(pipe)
     assert torch.equal(exact, run(pipe))
     # A helper of the bare U-Net knows of no ControlNet, and leaves it whole; nor of a scheduler.
-    with DeepCacheHelper(pipe.unet, branch=branch, replay="reuse"):
+    with DeepCacheHelper(pipe.unet, schedule=Uniform(branch=branch), replay="reuse"):
         expected = run(pipe)
     assert not torch.equal(expected, exact)
 
     middle = "nets.0.mid_block" if name == "sd-controlnet-two" else "mid_block"
-    with DeepCacheHelper(pipe, branch=branch, replay="reuse") as helper:
+    with DeepCacheHelper(pipe, schedule=Uniform(branch=branch), replay="reuse") as helper:
         case.run(pipe, steps=7, seed=1)
         with counted_calls(pipe.controlnet) as calls:
             assert torch.equal(run(pipe), expected)

@@ -7,7 +7,7 @@ from builders.savers import CASES, DEVICES, loaded, sliced, unsliced, without_ho
 from builders.unets import inputs2d_condition, unet2d_condition
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
-from deepcache_patch import DeepCacheHelper
+from deepcache_patch import DeepCacheHelper, Uniform
 from deepcache_patch.running.steps import StepTracker
 
 pytestmark = pytest.mark.usefixtures("same_kernels")
@@ -31,14 +31,14 @@ CHANGES = {
 def test_changes_between_generations_are_followed(change, device):
     case = CASES["sd-controlnet"]
     pipe = loaded(case.name, device)
-    helper = DeepCacheHelper(pipe).enable()
+    helper = DeepCacheHelper(pipe, schedule=Uniform()).enable()
     case.run(pipe)
     for count in range(1, len(CHANGES[change]) + 1):
         fresh = loaded(case.name, device)
         for step in CHANGES[change][:count]:
             step(fresh)
         plain = case.run(fresh)
-        with DeepCacheHelper(fresh):
+        with DeepCacheHelper(fresh, schedule=Uniform()):
             expected = case.run(fresh)
         CHANGES[change][count - 1](pipe)
         assert torch.equal(case.run(pipe), expected)
@@ -68,10 +68,10 @@ def test_what_a_pipeline_was_loaded_with_makes_no_difference(options):
 
     fresh = load()
     plain = case.run(fresh)
-    with DeepCacheHelper(fresh):
+    with DeepCacheHelper(fresh, schedule=Uniform()):
         expected = case.run(fresh)
     pipe = load()
-    with DeepCacheHelper(pipe) as helper:
+    with DeepCacheHelper(pipe, schedule=Uniform()) as helper:
         assert all(torch.equal(case.run(pipe), expected) for _ in range(2))
     assert helper.stats.shallow_calls == 6
     assert torch.equal(case.run(pipe), plain)
@@ -81,7 +81,7 @@ def test_what_a_pipeline_was_loaded_with_makes_no_difference(options):
 def test_a_unet_whose_parts_are_on_a_disk_is_cut(parts, tmp_path):
     case = CASES["sd"]
     pipe = case.load()
-    with DeepCacheHelper(pipe):
+    with DeepCacheHelper(pipe, schedule=Uniform()):
         expected = case.run(pipe)
     plain = case.run(pipe)
     names = [name for name, _ in pipe.unet.named_children()]
@@ -92,7 +92,7 @@ def test_a_unet_whose_parts_are_on_a_disk_is_cut(parts, tmp_path):
         offload_folder=tmp_path,
     )
     assert {name.split(".")[0] for name, w in pipe.unet.named_parameters() if w.is_meta} == {*parts}
-    with DeepCacheHelper(pipe) as helper:
+    with DeepCacheHelper(pipe, schedule=Uniform()) as helper:
         assert all(torch.equal(case.run(pipe), expected) for _ in range(2))
     assert helper.stats.shallow_calls == 6
     assert torch.equal(case.run(pipe), plain)
@@ -107,7 +107,7 @@ def test_a_pipeline_that_casts_its_timesteps_has_as_many_shallow_calls_as_in_flo
     for each in (torch.float32, dtype):
         pipe = CASES[name].load()
         pipe.to(each)
-        with DeepCacheHelper(pipe) as helper:
+        with DeepCacheHelper(pipe, schedule=Uniform()) as helper:
             for _ in range(2):
                 CASES[name].run(pipe, steps=10)
         stats = helper.stats
@@ -138,7 +138,7 @@ def test_a_bare_unet_is_led_by_cast_timesteps(dtype):
     inputs = {
         name: value.to(dtype) for name, value in inputs2d_condition().items() if name != "timestep"
     }
-    with DeepCacheHelper(unet) as helper, torch.no_grad():
+    with DeepCacheHelper(unet, schedule=Uniform()) as helper, torch.no_grad():
         for count in (1, 2):
             for timestep in torch.arange(981, 0, -109):
                 unet(**inputs, timestep=timestep.to(dtype))

@@ -16,6 +16,7 @@ from deepcache_patch import (
     DeepCacheHelper,
     DeepCacheWarning,
     Stats,
+    Uniform,
 )
 from deepcache_patch.cutting.anatomy import dissect
 from deepcache_patch.running.decision import MAX_SLOTS
@@ -27,7 +28,7 @@ from deepcache_patch.running.decision import MAX_SLOTS
 def test_interval_1_is_the_plain_unet(name):
     unet, inputs = UNETS[name].build(), UNETS[name].inputs
     plain = loop(unet, inputs, steps=3)
-    with DeepCacheHelper(unet, interval=1) as helper:
+    with DeepCacheHelper(unet, schedule=Uniform(1)) as helper:
         assert torch.equal(loop(unet, inputs, steps=3), plain)
     assert helper.stats == Stats(generations=1, full_calls=3)
 
@@ -36,7 +37,7 @@ def test_interval_1_is_the_plain_unet(name):
 def test_disable_leaves_no_trace(name):
     unet, inputs = UNETS[name].build(), UNETS[name].inputs
     plain, before = loop(unet, inputs, steps=3), trace(unet)
-    helper = DeepCacheHelper(unet)
+    helper = DeepCacheHelper(unet, schedule=Uniform())
     assert trace(unet) == before
     helper.enable()
     assert trace(unet) != before
@@ -50,7 +51,7 @@ def test_disable_leaves_no_trace(name):
 def test_a_shallow_step_with_the_input_of_the_full_one_gives_its_output(name):
     unet = UNETS[name].build()
     for branch in dissect(unet).branches:
-        with DeepCacheHelper(unet, branch=branch) as helper, torch.no_grad():
+        with DeepCacheHelper(unet, schedule=Uniform(branch=branch)) as helper, torch.no_grad():
             arguments = UNETS[name].inputs()
             outputs = []
             for timestep in torch.tensor([500, 500, 1])[:2]:
@@ -79,7 +80,7 @@ def test_a_shallow_step_is_the_top_of_the_unet_on_the_recorded_feature():
         expected = unet.conv_out(unet.conv_act(unet.conv_norm_out(hidden)))
 
         timesteps = torch.tensor([500, 300])
-        with DeepCacheHelper(unet, branch=0):
+        with DeepCacheHelper(unet, schedule=Uniform(branch=0)):
             unet(**(first | {"timestep": timesteps[0]}))
             shallow = unet(**(second | {"timestep": timesteps[1]})).sample
     assert torch.equal(shallow, expected)
@@ -94,14 +95,14 @@ def test_a_shallow_step_is_the_top_of_the_unet_on_the_recorded_feature():
 )
 def test_one_step_in_every_interval_is_full(interval, expected):
     unet = unet2d_condition()
-    with DeepCacheHelper(unet, interval=interval):
+    with DeepCacheHelper(unet, schedule=Uniform(interval)):
         assert kinds_of_steps(unet) == expected
 
 
 def test_a_loop_that_starts_late_starts_in_full():
     unet = unet2d_condition()
     timesteps = torch.arange(7, 0, -1) * 100
-    with DeepCacheHelper(unet):
+    with DeepCacheHelper(unet, schedule=Uniform()):
         kinds = kinds_of_steps(unet, timesteps=timesteps[2:])
     assert kinds == "FssFs"
 
@@ -132,14 +133,14 @@ def test_a_plan_that_starts_shallow_starts_in_full_all_the_same():
 )
 def test_as_many_features_are_kept_as_the_replay_wants(options, kept):
     unet = unet2d_condition()
-    with DeepCacheHelper(unet, **options) as helper:
+    with DeepCacheHelper(unet, schedule=Uniform(), **options) as helper:
         loop(unet)  # three full steps
     assert helper.stats.cache_nbytes == kept * 2 * 8 * 8 * 8 * 4  # (2, 8, 8, 8) in fp32
 
 
 def test_the_cache_is_empty_when_the_generation_has_ended():
     unet = unet2d_condition()
-    with DeepCacheHelper(unet, interval=10) as helper:
+    with DeepCacheHelper(unet, schedule=Uniform(10)) as helper:
         loop(unet)
         assert held_bytes(helper) == 0
 
@@ -148,7 +149,7 @@ def test_two_calls_at_each_step_have_a_feature_each():
     # Sequential guidance: unconditional and conditional halves in turn.
     unet = unet2d_condition()
     halves = [inputs2d_condition(seed=seed) for seed in (1, 2)]
-    with DeepCacheHelper(unet), torch.no_grad():
+    with DeepCacheHelper(unet, schedule=Uniform()), torch.no_grad():
         outputs = [
             [unet(**(half | {"timestep": timestep})).sample for half in halves]
             for timestep in torch.tensor([500, 500, 1])[:2]
@@ -161,7 +162,7 @@ def test_a_changed_batch_runs_in_full():
     # Guidance switched off midway: the recorded feature has twice the batch.
     unet = unet2d_condition()
     timesteps = torch.tensor([900, 700, 500, 300, 100])
-    with DeepCacheHelper(unet, interval=10) as helper, torch.no_grad():
+    with DeepCacheHelper(unet, schedule=Uniform(10)) as helper, torch.no_grad():
         for index, timestep in enumerate(timesteps):
             unet(**(inputs2d_condition(batch=2 if index < 3 else 1) | {"timestep": timestep}))
     assert (helper.stats.full_calls, helper.stats.shallow_calls) == (2, 3)
@@ -170,7 +171,7 @@ def test_a_changed_batch_runs_in_full():
 def test_more_calls_in_a_step_than_were_recorded_run_in_full():
     unet = unet2d_condition()
     timesteps = torch.tensor([900, 700])
-    with DeepCacheHelper(unet) as helper, torch.no_grad():
+    with DeepCacheHelper(unet, schedule=Uniform()) as helper, torch.no_grad():
         for index in (0, 1, 1):
             unet(**(inputs2d_condition() | {"timestep": timesteps[index]}))
     assert (helper.stats.full_calls, helper.stats.shallow_calls) == (2, 1)
@@ -182,7 +183,7 @@ def test_a_full_step_makes_the_features_of_earlier_steps_invalid():
     unet = unet2d_condition()
     timesteps = torch.tensor([900, 700, 500, 300, 100, 50])
     # New embeddings at each call, as the panorama pipeline makes them: then the order decides.
-    with DeepCacheHelper(unet, interval=3) as helper, torch.no_grad():
+    with DeepCacheHelper(unet, schedule=Uniform(3)) as helper, torch.no_grad():
         for index in (0, 0, 1, 2, 3, 4, 4, 5):
             unet(**(inputs2d_condition() | {"timestep": timesteps[index]}))
     # Full: both calls of step 0, step 3, and the second call of step 4.
@@ -195,7 +196,7 @@ def test_a_call_that_is_left_out_does_not_hand_its_feature_to_the_next():
     unet = unet2d_condition()
     timesteps = torch.tensor([900, 700, 500])
     halves = [inputs2d_condition(seed=seed) for seed in (1, 2)]
-    with DeepCacheHelper(unet, interval=10) as helper, torch.no_grad():
+    with DeepCacheHelper(unet, schedule=Uniform(10)) as helper, torch.no_grad():
         for index, timestep in enumerate(timesteps):
             for half in halves[index // 2 :]:
                 unet(**(half | {"timestep": timestep}))
@@ -205,7 +206,7 @@ def test_a_call_that_is_left_out_does_not_hand_its_feature_to_the_next():
 def test_more_calls_at_a_step_than_a_loop_has_are_not_recorded():
     unet = unet2d_condition(block_out_channels=(8, 16), layers_per_block=1)
     one_feature = 2 * 8 * 8 * 8 * 4
-    with DeepCacheHelper(unet) as helper, torch.no_grad():
+    with DeepCacheHelper(unet, schedule=Uniform()) as helper, torch.no_grad():
         for _ in range(MAX_SLOTS):
             unet(**inputs2d_condition())
         with pytest.warns(DeepCacheWarning, match=r"call the helper's reset\(\)"):
@@ -219,7 +220,7 @@ def test_a_call_with_gradients_takes_no_slot():
     timesteps = torch.tensor([500, 500, 1])[:2]
     halves = [inputs2d_condition(seed=seed) for seed in (1, 2)]
     outputs = []
-    with DeepCacheHelper(unet) as helper:
+    with DeepCacheHelper(unet, schedule=Uniform()) as helper:
         for step, timestep in enumerate(timesteps):
             for half in halves:
                 if step == 0:
@@ -236,7 +237,7 @@ def test_a_call_with_gradients_takes_no_slot():
 def test_with_gradients_every_call_is_plain_and_says_why():
     unet = unet2d_condition()
     timesteps = torch.tensor([900, 700, 500])
-    with DeepCacheHelper(unet) as helper:
+    with DeepCacheHelper(unet, schedule=Uniform()) as helper:
         with pytest.warns(DeepCacheWarning, match="gradients are enabled"):
             unet(**(inputs2d_condition() | {"timestep": timesteps[0]}))
         for timestep in timesteps[1:]:  # without another warning: those are errors here
@@ -248,7 +249,7 @@ def test_a_batch_of_different_timesteps_runs_in_full_and_says_why():
     unet = unet2d_condition()
     arguments = inputs2d_condition() | {"timestep": torch.tensor([900, 700])}
     with (
-        DeepCacheHelper(unet) as helper,
+        DeepCacheHelper(unet, schedule=Uniform()) as helper,
         torch.no_grad(),
         pytest.warns(DeepCacheWarning, match="cannot be told"),
     ):
@@ -260,7 +261,7 @@ def test_positional_and_keyword_arguments_are_the_same():
     unet = unet2d_condition()
     timesteps = torch.tensor([500, 500, 1])[:2]
     arguments = inputs2d_condition()
-    with DeepCacheHelper(unet), torch.no_grad():
+    with DeepCacheHelper(unet, schedule=Uniform()), torch.no_grad():
         full = unet(arguments["sample"], timesteps[0], arguments["encoder_hidden_states"])
         shallow = unet(
             encoder_hidden_states=arguments["encoder_hidden_states"],
@@ -273,5 +274,9 @@ def test_positional_and_keyword_arguments_are_the_same():
 
 def test_a_wrong_call_gets_the_unets_own_error():
     unet = unet2d_condition()
-    with DeepCacheHelper(unet), torch.no_grad(), pytest.raises(TypeError, match="timestep"):
+    with (
+        DeepCacheHelper(unet, schedule=Uniform()),
+        torch.no_grad(),
+        pytest.raises(TypeError, match="timestep"),
+    ):
         unet(torch.zeros(1, 4, 8, 8))

@@ -11,6 +11,7 @@ from conftest import trace
 
 from deepcache_patch import (
     DeepCacheHelper,
+    Uniform,
 )
 
 # --- failures -----------------------------------------------------------------------------------
@@ -20,7 +21,7 @@ from deepcache_patch import (
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_after_a_failed_step_the_unet_is_whole_and_the_next_generation_right(step, error):
     unet = unet2d_condition()
-    with DeepCacheHelper(unet):
+    with DeepCacheHelper(unet, schedule=Uniform()):
         fresh = loop(unet)
         before = trace(unet)
         calls = []
@@ -46,7 +47,7 @@ def test_a_failed_full_step_leaves_nothing_to_replay():
     def fail(_module, _args, _output):
         raise RuntimeError("after the tap")
 
-    with DeepCacheHelper(unet) as helper, torch.no_grad():
+    with DeepCacheHelper(unet, schedule=Uniform()) as helper, torch.no_grad():
         handle = unet.conv_out.register_forward_hook(fail)
         with pytest.raises(RuntimeError, match="after the tap"):
             unet(**(inputs2d_condition() | {"timestep": timesteps[0]}))
@@ -65,7 +66,7 @@ def test_a_step_that_is_tried_again_replays_nobody_elses_feature():
     def fail(_module, _args, _output):
         raise MemoryError
 
-    with DeepCacheHelper(unet), torch.no_grad():
+    with DeepCacheHelper(unet, schedule=Uniform()), torch.no_grad():
         first = [unet(**(half | {"timestep": timesteps[0]})).sample for half in halves]
         handle = unet.conv_out.register_forward_hook(fail)
         with pytest.raises(MemoryError):
@@ -91,7 +92,7 @@ def test_a_replaced_forward_is_called_inside(order):
 
     if order == "before":
         replace()
-    helper = DeepCacheHelper(unet).enable()
+    helper = DeepCacheHelper(unet, schedule=Uniform()).enable()
     if order == "after":
         replace()
     assert kinds_of_steps(unet, steps=3) == "Fss"
@@ -120,7 +121,7 @@ def test_parts_replaced_while_enabled_are_used_from_the_next_call_on(owner, name
     # The cut is made once; one that went stale would run the old part, on full steps, too.
     unet, other = unet2d_condition(), unet2d_condition(seed=5)
     timesteps = torch.tensor([900, 700, 500, 300])
-    with DeepCacheHelper(unet, interval=3) as helper, torch.no_grad():
+    with DeepCacheHelper(unet, schedule=Uniform(3)) as helper, torch.no_grad():
         for timestep in timesteps[:step]:
             unet(**(inputs2d_condition() | {"timestep": timestep}))
         before = helper.stats
@@ -144,7 +145,7 @@ def test_parts_replaced_while_enabled_are_used_from_the_next_call_on(owner, name
 def test_a_copy_of_an_enabled_unet_is_a_plain_one(duplicate):
     unet = unet2d_condition()
     plain = loop(unet)
-    with DeepCacheHelper(unet):
+    with DeepCacheHelper(unet, schedule=Uniform()):
         loop(unet)
         duplicated = duplicate(unet)
         assert "_compiled_call_impl" not in vars(duplicated)

@@ -20,6 +20,7 @@ from deepcache_patch import (
     Adaptive,
     Auto,
     DeepCacheHelper,
+    Uniform,
 )
 from deepcache_patch.patching.call import CallPatch
 
@@ -29,14 +30,14 @@ pytestmark = pytest.mark.usefixtures("quick_collections")
 # --- a helper that goes out of scope ------------------------------------------------------------
 
 
-def left_enabled(pipe, run=lambda: None, **options):
+def left_enabled(pipe, run=lambda: None, schedule=Uniform()):  # noqa: B008
     """Enables a helper, runs, and forgets the helper; a weak reference to it is returned."""
-    helper = DeepCacheHelper(pipe, **options).enable()
+    helper = DeepCacheHelper(pipe, schedule=schedule).enable()
     run()
     return weakref.ref(helper)
 
 
-OF_EACH_KIND = [None, "auto", slow(Adaptive(0.5), id="adaptive")]
+OF_EACH_KIND = [Uniform(), "auto", slow(Adaptive(0.5), id="adaptive")]
 
 
 def counted_middle(unet):
@@ -57,14 +58,14 @@ def test_a_helper_that_nobody_refers_to_is_freed_and_stays_in_force(schedule, no
     calls = counted_middle(pipe.unet)
     assert torch.equal(CONTROLNET.run(pipe, steps=8), expected)
     assert len(calls) < 8
-    DeepCacheHelper(pipe).disable()
+    DeepCacheHelper(pipe, schedule=Uniform()).disable()
 
 
 def test_a_helper_deleted_amid_a_generation_leads_it_to_its_end(recorded):
     pipe = SD.load()
-    with DeepCacheHelper(pipe):
+    with DeepCacheHelper(pipe, schedule=Uniform()):
         expected = SD.run(pipe, steps=8)
-    holder = [DeepCacheHelper(pipe).enable()]
+    holder = [DeepCacheHelper(pipe, schedule=Uniform()).enable()]
 
     def delete(_pipe, step, _timestep, kwargs):
         if step == 4:
@@ -73,7 +74,7 @@ def test_a_helper_deleted_amid_a_generation_leads_it_to_its_end(recorded):
 
     assert torch.equal(SD.run(pipe, steps=8, callback_on_step_end=delete), expected)
     assert alive(recorded) == 0
-    DeepCacheHelper(pipe).disable()
+    DeepCacheHelper(pipe, schedule=Uniform()).disable()
 
 
 @pytest.mark.parametrize("way", ["enable", "disable"])
@@ -82,7 +83,7 @@ def test_the_next_helper_releases_at_once_what_a_deleted_one_holds(way, recorded
     before = trace(pipe.unet), trace(pipe.controlnet)
     left_enabled(pipe, lambda: stop_by_interrupt(CONTROLNET, pipe))
     assert alive(recorded) == 2
-    helper = getattr(DeepCacheHelper(pipe), way)()
+    helper = getattr(DeepCacheHelper(pipe, schedule=Uniform()), way)()
     assert alive(recorded) == 0
     if helper is not None:
         helper.disable()
@@ -94,7 +95,7 @@ def test_a_helper_of_the_unet_alone_takes_over_and_the_controlnet_runs_whole(rec
     # and kept the whole of what the deleted one held.
     pipe = CONTROLNET.load()
     left_enabled(pipe, lambda: stop_by_interrupt(CONTROLNET, pipe))
-    with DeepCacheHelper(pipe.unet, interval=2):
+    with DeepCacheHelper(pipe.unet, schedule=Uniform(2)):
         assert alive(recorded) == 0
         calls = counted_middle(pipe.controlnet)
         CONTROLNET.run(pipe, steps=4)
@@ -109,9 +110,9 @@ def test_a_pipeline_that_shares_the_unet_goes_by_a_deleted_helper_of_another():
     second = type(first)(**first.components, requires_safety_checker=False)
     second.set_progress_bar_config(disable=True)
     before = trace(second.unet)
-    with DeepCacheHelper(first):
+    with DeepCacheHelper(first, schedule=Uniform()):
         expected = SD.run(first)
-    with DeepCacheHelper(first.unet):
+    with DeepCacheHelper(first.unet, schedule=Uniform()):
         undamped = SD.run(first)
     left_enabled(first)
     calls = counted_middle(second.unet)
@@ -122,7 +123,7 @@ def test_a_pipeline_that_shares_the_unet_goes_by_a_deleted_helper_of_another():
     # Nobody knows the scheduler any more: as with a helper of the bare U-Net.
     assert torch.equal(SD.run(second), undamped)
     assert len(calls) == 2 * 2
-    DeepCacheHelper(second).disable()
+    DeepCacheHelper(second, schedule=Uniform()).disable()
     SD.run(second)
     assert len(calls) == 2 * 2 + 5
     second.unet.mid_block._forward_pre_hooks.clear()
@@ -134,7 +135,7 @@ def test_a_pipeline_that_shares_the_unet_goes_by_a_deleted_helper_of_another():
 
 def test_an_enabled_helper_and_its_pipeline_are_freed_by_reference_count(no_collections):
     pipe = CONTROLNET.load()
-    helper = DeepCacheHelper(pipe).enable()
+    helper = DeepCacheHelper(pipe, schedule=Uniform()).enable()
     CONTROLNET.run(pipe)
     gone = weakref.ref(pipe), weakref.ref(helper)
     del pipe, helper
@@ -165,7 +166,7 @@ def test_a_controlnet_that_lives_on_keeps_no_unet_alive():
     again = CONTROLNET.load()
     again.controlnet = controlnet
     assert torch.equal(CONTROLNET.run(again), whole)
-    with DeepCacheHelper(again) as helper:
+    with DeepCacheHelper(again, schedule=Uniform()) as helper:
         calls = counted_middle(controlnet)
         CONTROLNET.run(again)
         assert len(calls) == helper.stats.full_calls == 2
@@ -173,7 +174,7 @@ def test_a_controlnet_that_lives_on_keeps_no_unet_alive():
 
 def test_the_unet_works_on_when_its_pipeline_is_gone(recorded):
     pipe = SD.load()
-    with DeepCacheHelper(pipe.unet):
+    with DeepCacheHelper(pipe.unet, schedule=Uniform()):
         loop(pipe.unet)
     left_enabled(pipe)
     unet, gone = pipe.unet, weakref.ref(pipe)

@@ -25,6 +25,7 @@ from deepcache_patch import (
     Adaptive,
     Calibrated,
     DeepCacheHelper,
+    Uniform,
     UnsupportedModelError,
 )
 from deepcache_patch.schedules.plans import Explicit
@@ -71,7 +72,7 @@ def assert_nothing_is_left(case):
     pipe = case.load()
     case.run(pipe)  # what libraries make in the first generation and keep
     plain = bytes_left(case.run, pipe)
-    with DeepCacheHelper(pipe) as helper:
+    with DeepCacheHelper(pipe, schedule=Uniform()) as helper:
         held = bytes_left(case.run, pipe)
         assert sum(cache_bytes(helper)) == 0
     assert held == plain
@@ -92,7 +93,7 @@ def test_what_every_pipeline_leaves_after_its_loop(name):
     case.run(pipe)
     plain = bytes_left(case.run, pipe)
     try:
-        helper = DeepCacheHelper(pipe).enable()
+        helper = DeepCacheHelper(pipe, schedule=Uniform()).enable()
     except UnsupportedModelError:
         pytest.skip("refused")
     first, second = bytes_left(case.run, pipe), bytes_left(case.run, pipe)
@@ -105,8 +106,8 @@ def test_what_every_pipeline_leaves_after_its_loop(name):
 
 
 SCHEDULES = {
-    "reuse": {"replay": "reuse"},
-    "extrapolate": {},
+    "reuse": {"schedule": Uniform(), "replay": "reuse"},
+    "extrapolate": {"schedule": Uniform()},
     "explicit, two branches": {"schedule": Explicit(["full", 1, 0, "full", 1, 0, 1, 0])},
     "the last step in full": {"schedule": Explicit([*("full", 0, 0) * 2, 0, "full"])},
     "adaptive": {"schedule": Adaptive(0.5, (0, 1))},
@@ -176,7 +177,7 @@ def test_a_loop_that_is_broken_off_holds_one_cache_until_it_is_released(how, rec
     plain = bytes_left(BROKEN_OFF[how], case, pipe)
     feature = 8 * 8 * 8 * 4  # the tiny SDXL's guidance is 5, in a batch of 2
     embeddings = 2 * 77 * 2 * TEXT_WIDTH * 4
-    with DeepCacheHelper(pipe) as helper:
+    with DeepCacheHelper(pipe, schedule=Uniform()) as helper:
         held = 2 * 2 * feature + embeddings
         for _ in range(2):  # no more after two
             assert bytes_left(BROKEN_OFF[how], case, pipe) == plain + held
@@ -204,7 +205,7 @@ def test_a_loop_that_is_broken_off_holds_one_cache_until_it_is_released(how, rec
 
 def test_an_error_within_a_call_releases_everything_at_once(recorded, monkeypatch):
     pipe = CONTROLNET.load()
-    with DeepCacheHelper(pipe) as helper:
+    with DeepCacheHelper(pipe, schedule=Uniform()) as helper:
         stop_by_exception(CONTROLNET, pipe)
         assert alive(recorded) == 2
         with pytest.raises(RuntimeError), torch.no_grad():
@@ -215,7 +216,7 @@ def test_an_error_within_a_call_releases_everything_at_once(recorded, monkeypatc
 
 def test_a_loop_without_a_list_of_timesteps_ends_when_the_next_begins(recorded):
     unet, seen = unet2d_condition(), []
-    with DeepCacheHelper(unet) as helper:
+    with DeepCacheHelper(unet, schedule=Uniform()) as helper:
         for _ in range(2):
             for timestep in (500, 400, 300, 200, 100):
                 loop(unet, timesteps=torch.tensor([timestep]))
@@ -227,7 +228,7 @@ def test_a_loop_without_a_list_of_timesteps_ends_when_the_next_begins(recorded):
 
 def test_a_loop_that_leaves_timesteps_out_ends_when_the_next_begins(recorded):
     unet, timesteps = unet2d_condition(), torch.arange(10, 0, -1) * 100
-    with DeepCacheHelper(unet) as helper:
+    with DeepCacheHelper(unet, schedule=Uniform()) as helper:
         loop(unet, timesteps=timesteps[::2])
         assert alive(recorded) == 2
         loop(unet, timesteps=timesteps)
@@ -263,7 +264,7 @@ def test_adaptive_holds_no_more_than_the_cache_where_a_loop_is_broken_off(record
 
 def test_a_thread_that_ends_takes_what_it_had_recorded_with_it(recorded, no_collections):
     pipe = CONTROLNET.load()
-    with DeepCacheHelper(pipe) as helper:
+    with DeepCacheHelper(pipe, schedule=Uniform()) as helper:
         for _ in range(3):
             thread = threading.Thread(target=stop_by_interrupt, args=(CONTROLNET, pipe))
             thread.start()
@@ -282,7 +283,7 @@ def test_disable_releases_what_other_threads_hold(recorded):
         wait.wait()
 
     thread = threading.Thread(target=work)
-    with DeepCacheHelper(pipe):
+    with DeepCacheHelper(pipe, schedule=Uniform()):
         thread.start()
         done.wait()
         assert alive(recorded) == 2

@@ -22,7 +22,7 @@ from builders.versions_needed import needs, require, require_group_offloading
 from diffusers.hooks import group_offloading
 from torch import nn
 
-from deepcache_patch import DeepCacheHelper, DeepCacheWarning
+from deepcache_patch import DeepCacheHelper, DeepCacheWarning, Uniform
 from deepcache_patch.running.offloading import offloading_of
 
 pytestmark = pytest.mark.usefixtures("same_kernels")
@@ -129,14 +129,14 @@ def test_layers_after_the_gap_are_loaded_in_time(far, name, kind, streamed, bran
     case = CASES[name]
     pipe = case.load()
     plain = case.run(pipe)
-    with DeepCacheHelper(pipe, branch=branch):
+    with DeepCacheHelper(pipe, schedule=Uniform(branch=branch)):
         expected = case.run(pipe)
 
     pipe = case.load()
     for model in denoisers(pipe):
         in_groups(model, kind=kind, stream=Stream() if streamed else None)
     assert all(weight.is_meta for weight in pipe.unet.parameters())
-    with DeepCacheHelper(pipe, branch=branch) as helper:
+    with DeepCacheHelper(pipe, schedule=Uniform(branch=branch)) as helper:
         assert all(torch.equal(case.run(pipe), expected) for _ in range(3))
     assert helper.stats.shallow_calls == 9
     assert torch.equal(case.run(pipe), plain)
@@ -150,7 +150,7 @@ def test_an_order_that_was_noted_in_a_shallow_call_does_no_harm(far, kind):
     case = CASES["sd"]
     pipe = case.load()
     plain = case.run(pipe)
-    with DeepCacheHelper(pipe):
+    with DeepCacheHelper(pipe, schedule=Uniform()):
         expected = case.run(pipe)
 
         def apply(pipe, step, _timestep, _kwargs):
@@ -177,7 +177,7 @@ def test_groups_of_several_blocks_run_in_full(far):
     pipe = case.load()
     plain = case.run(pipe)
     in_groups(pipe.unet, kind="block_level", stream=None, blocks=3)
-    with DeepCacheHelper(pipe) as helper:
+    with DeepCacheHelper(pipe, schedule=Uniform()) as helper:
         pictures = []
         one_warning(
             lambda: pictures.extend(case.run(pipe) for _ in range(2)), "num_blocks_per_group=1"
@@ -198,7 +198,7 @@ def test_streams_of_an_older_diffusers_run_in_full(far, kind, monkeypatch):
     plain = case.run(pipe)
     in_groups(pipe.unet, kind=kind, stream=Stream())
     monkeypatch.setattr(diffusers, "__version__", "0.36.1.dev0")
-    with DeepCacheHelper(pipe) as helper:
+    with DeepCacheHelper(pipe, schedule=Uniform()) as helper:
         pictures = []
         one_warning(lambda: pictures.append(case.run(pipe)), "use_stream=False")
     assert torch.equal(pictures[0], plain)
@@ -223,7 +223,7 @@ def test_weights_that_are_loaded_by_the_names_of_inner_layers_run_in_full(classe
     pipe = case.load()
     plain = case.run(pipe)
     cpu_offload(pipe.unet, CPU, preload_module_classes=classes)
-    with DeepCacheHelper(pipe) as helper:
+    with DeepCacheHelper(pipe, schedule=Uniform()) as helper:
         pictures = []
         one_warning(lambda: pictures.append(case.run(pipe)), f"a {classes[0]} by its names")
     assert torch.equal(pictures[0], plain)
@@ -246,7 +246,7 @@ def test_a_unet_that_is_offloaded_amid_a_generation_comes_back_whole(far):
 
     plain = case.run(pipe)
     assert torch.equal(case.run(pipe, callback_on_step_end=preview), plain)
-    with DeepCacheHelper(pipe) as helper:
+    with DeepCacheHelper(pipe, schedule=Uniform()) as helper:
         expected = case.run(pipe)
         assert torch.equal(case.run(pipe, callback_on_step_end=preview), expected)
     assert helper.stats.shallow_calls == 6

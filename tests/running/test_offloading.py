@@ -22,7 +22,7 @@ from builders.savers import (
 )
 from conftest import trace
 
-from deepcache_patch import DeepCacheHelper
+from deepcache_patch import DeepCacheHelper, Uniform
 
 pytestmark = pytest.mark.usefixtures("same_kernels")
 
@@ -58,7 +58,7 @@ def expected_of(name: str, saver: str, device: str) -> Expected:
     plain, left = case.run(pipe), attributes(pipe)
     pipe = case.load()
     ALL_SAVERS[saver].apply(pipe, device)
-    with DeepCacheHelper(pipe):
+    with DeepCacheHelper(pipe, schedule=Uniform()):
         return Expected(plain, case.run(pipe), left)
 
 
@@ -68,7 +68,7 @@ def test_every_picture_is_that_of_a_fresh_pipeline(name, saver, device, order):
     case, expected = CASES[name], expected_of(name, saver, device)
     assert not torch.equal(expected.plain, expected.fast)
     pipe = case.load()
-    helper = DeepCacheHelper(pipe)
+    helper = DeepCacheHelper(pipe, schedule=Uniform())
     steps = [lambda: ALL_SAVERS[saver].apply(pipe, device), helper.enable]
     for step in steps if order == "saver-first" else reversed(steps):
         step()
@@ -99,12 +99,12 @@ def test_both_are_removed_in_either_order(saver, order, device):
     undo(alone)
     bare = loaded(name, device)
     plain = case.run(bare)
-    with DeepCacheHelper(bare):
+    with DeepCacheHelper(bare, schedule=Uniform()):
         expected = case.run(bare)
 
     pipe = case.load()
     apply(pipe, device)
-    helper = DeepCacheHelper(pipe).enable()
+    helper = DeepCacheHelper(pipe, schedule=Uniform()).enable()
     case.run(pipe)
     if order == "saver-first":
         undo(pipe)
@@ -125,7 +125,7 @@ def test_disable_leaves_what_the_saver_has_put_there(saver):
     pipe = CASES["sd-controlnet"].load()
     SAVERS[saver].apply(pipe, "cpu")
     before = [trace(model) for model in denoisers(pipe)]
-    DeepCacheHelper(pipe).enable().disable()
+    DeepCacheHelper(pipe, schedule=Uniform()).enable().disable()
     assert [trace(model) for model in denoisers(pipe)] == before
 
 
@@ -135,7 +135,7 @@ def test_hooks_that_each_call_installs_anew_leave_the_patch_alone():
     case = CASES["sd"]
     pipe = case.load()
     pipe.enable_model_cpu_offload(device="cpu")
-    with DeepCacheHelper(pipe) as helper:
+    with DeepCacheHelper(pipe, schedule=Uniform()) as helper:
         hooks = [pipe.unet._hf_hook]
         for _ in range(2):
             case.run(pipe)

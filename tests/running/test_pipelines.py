@@ -11,7 +11,7 @@ from builders.cases import CASES
 from builders.schedulers import SCHEDULERS, with_scheduler
 from conftest import trace
 
-from deepcache_patch import DeepCacheHelper
+from deepcache_patch import DeepCacheHelper, Uniform
 from deepcache_patch.running.components import modules_later
 
 PAIRS = [(name, scheduler) for name, case in CASES.items() for scheduler in case.schedulers]
@@ -47,7 +47,7 @@ def test_a_generation_runs_one_step_in_three_in_full_and_disable_is_exact(name, 
         plain = case.run(pipe, steps=8)
     assert plainly.full == plainly.calls
 
-    helper = DeepCacheHelper(pipe, interval=3, branch=0).enable()
+    helper = DeepCacheHelper(pipe, schedule=Uniform(3, branch=0)).enable()
     with CountedCalls(unet) as counted:
         case.run(pipe, steps=8)
     assert counted.calls == plainly.calls
@@ -66,7 +66,7 @@ def test_interval_1_is_the_plain_pipeline(name):
     case = CASES[name]
     pipe = case.load()
     plain = case.run(pipe)
-    with DeepCacheHelper(pipe, interval=1):
+    with DeepCacheHelper(pipe, schedule=Uniform(1)):
         assert torch.equal(case.run(pipe), plain)
 
 
@@ -76,7 +76,7 @@ def test_the_approximation_is_what_makes_the_difference(name):
     case = CASES[name]
     pipe = case.load()
     plain = case.run(pipe, steps=8)
-    with DeepCacheHelper(pipe):
+    with DeepCacheHelper(pipe, schedule=Uniform()):
         assert not torch.equal(case.run(pipe, steps=8), plain)
 
 
@@ -110,10 +110,10 @@ def test_a_second_generation_is_that_of_a_fresh_pipeline(name, change):
     case = CASES[name]
     other = {"steps": 8} | OTHER_GENERATIONS[change]
     fresh = case.load()
-    with DeepCacheHelper(fresh):
+    with DeepCacheHelper(fresh, schedule=Uniform()):
         expected = case.run(fresh, **other)
     pipe = case.load()
-    with DeepCacheHelper(pipe):
+    with DeepCacheHelper(pipe, schedule=Uniform()):
         case.run(pipe, steps=8)
         assert torch.equal(case.run(pipe, **other), expected)
         case.run(pipe, steps=8)
@@ -124,7 +124,7 @@ def test_a_second_generation_is_that_of_a_fresh_pipeline(name, change):
 def test_a_generation_that_is_broken_off_does_not_reach_the_next(scheduler):
     case = CASES["sd"]
     pipe = with_scheduler(case.load(), scheduler)
-    with DeepCacheHelper(pipe):
+    with DeepCacheHelper(pipe, schedule=Uniform()):
         expected = case.run(pipe, steps=8)
 
         def stop(_pipe, step, _timestep, _kwargs):
@@ -145,7 +145,7 @@ def test_an_interrupted_pipeline_starts_anew():
         pipe._interrupt = step == 3
         return kwargs
 
-    with DeepCacheHelper(pipe):
+    with DeepCacheHelper(pipe, schedule=Uniform()):
         expected = case.run(pipe, steps=8)
         case.run(pipe, steps=8, callback_on_step_end=interrupt)
         assert torch.equal(case.run(pipe, steps=8), expected)
@@ -154,10 +154,10 @@ def test_an_interrupted_pipeline_starts_anew():
 def test_a_replaced_scheduler_is_followed():
     case = CASES["sd"]
     pipe = with_scheduler(case.load(), "euler")
-    with DeepCacheHelper(pipe):
+    with DeepCacheHelper(pipe, schedule=Uniform()):
         expected = case.run(pipe, steps=8)
     pipe = case.load()
-    with DeepCacheHelper(pipe) as helper:
+    with DeepCacheHelper(pipe, schedule=Uniform()) as helper:
         case.run(pipe, steps=8)
         with_scheduler(pipe, "euler")
         assert torch.equal(case.run(pipe, steps=8), expected)
@@ -176,7 +176,7 @@ def test_guidance_switched_off_midway_records_anew():
             pipe._guidance_scale = 0.0
         return kwargs
 
-    with DeepCacheHelper(pipe) as helper:
+    with DeepCacheHelper(pipe, schedule=Uniform()) as helper:
         case.run(
             pipe,
             steps=8,
@@ -190,7 +190,10 @@ def test_guidance_switched_off_midway_records_anew():
 def test_base_and_refiner_have_a_helper_each():
     base, refiner = CASES["sdxl-denoising-end"], CASES["sdxl-refiner"]
     base_pipe, refiner_pipe = base.load(), refiner.load()
-    with DeepCacheHelper(base_pipe) as first, DeepCacheHelper(refiner_pipe) as second:
+    with (
+        DeepCacheHelper(base_pipe, schedule=Uniform()) as first,
+        DeepCacheHelper(refiner_pipe, schedule=Uniform()) as second,
+    ):
         latents = base.run(base_pipe, steps=20)
         refiner.run(refiner_pipe, steps=20, image=latents)
     assert (first.stats.full_calls, first.stats.shallow_calls) == (4, 8)  # 12 steps of 20
@@ -200,7 +203,7 @@ def test_base_and_refiner_have_a_helper_each():
 def test_custom_timesteps_are_located():
     case = CASES["sd"]
     pipe = with_scheduler(case.load(), "euler")
-    with DeepCacheHelper(pipe) as helper:
+    with DeepCacheHelper(pipe, schedule=Uniform()) as helper:
         case.run(pipe, steps=None, timesteps=[900, 650, 400, 200, 50])
     assert (helper.stats.full_calls, helper.stats.shallow_calls) == (2, 3)
 

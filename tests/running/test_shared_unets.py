@@ -19,7 +19,7 @@ from diffusers import (
 from zoo import CASES
 from zoo.control import HINT, controlnet
 
-from deepcache_patch import AlreadyEnabledError, DeepCacheHelper, Extrapolate
+from deepcache_patch import AlreadyEnabledError, DeepCacheHelper, Extrapolate, Uniform
 
 # What peft says when a second adapter is loaded.
 pytestmark = pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning")
@@ -69,16 +69,16 @@ def test_pipelines_on_one_unet_take_turns_under_one_helper(name, scheduler):
     pipe, other = both()
     plain = case.run(pipe, steps=STEPS)
     plain_other = run(other)
-    with DeepCacheHelper(pipe, replay=replay):
+    with DeepCacheHelper(pipe, schedule=Uniform(), replay=replay):
         expected = case.run(pipe, steps=STEPS)
-    with DeepCacheHelper(other, replay=replay) as its:
+    with DeepCacheHelper(other, schedule=Uniform(), replay=replay) as its:
         expected_other = run(other)
     assert not torch.equal(expected_other, plain_other)
     assert its.stats.shallow_calls > 0
 
     pipe, other = both()
     before = trace(pipe.unet)
-    helper = DeepCacheHelper(pipe, replay=replay).enable()
+    helper = DeepCacheHelper(pipe, schedule=Uniform(), replay=replay).enable()
     for _ in range(2):
         assert torch.equal(case.run(pipe, steps=STEPS), expected)
         assert torch.equal(run(other), expected_other)
@@ -109,7 +109,7 @@ def test_the_noise_levels_of_another_pipelines_scheduler_are_known():
     with_scheduler(other, "dpm-multistep")
     replays = Levels(), Levels()
     for replay, owner in zip(replays, (other, pipe), strict=True):
-        with DeepCacheHelper(owner, replay=replay):
+        with DeepCacheHelper(owner, schedule=Uniform(), replay=replay):
             runs(PAINT)(other)
     assert len(replays[0].told) == SHALLOW
     assert None not in replays[0].told
@@ -123,7 +123,10 @@ def test_a_second_helper_on_a_shared_unet_is_refused_until_the_first_is_disabled
     pipe, other = shared(SD, StableDiffusionImg2ImgPipeline)
     run = runs(EDIT)
     before = trace(pipe.unet)
-    first, second = DeepCacheHelper(pipe), DeepCacheHelper(other, interval=2)
+    first, second = (
+        DeepCacheHelper(pipe, schedule=Uniform()),
+        DeepCacheHelper(other, schedule=Uniform(2)),
+    )
     with first:
         expected = SD.run(pipe, steps=STEPS)
         with pytest.raises(AlreadyEnabledError):
@@ -148,14 +151,16 @@ def test_a_controlnet_pipeline_on_a_shared_unet(enabled):
 
     run = runs(PROMPT | {"image": HINT})
     pipe, other = both()
-    with DeepCacheHelper(pipe):
+    with DeepCacheHelper(pipe, schedule=Uniform()):
         expected = SD.run(pipe, steps=STEPS)
-    with DeepCacheHelper(other):
+    with DeepCacheHelper(other, schedule=Uniform()):
         expected_other = run(other)
 
     pipe, other = both()
     traces = trace(other.unet), trace(other.controlnet)
-    with DeepCacheHelper(pipe if enabled == "text-to-image" else other) as helper:
+    with DeepCacheHelper(
+        pipe if enabled == "text-to-image" else other, schedule=Uniform()
+    ) as helper:
         for _ in range(2):
             with counted_calls(other.controlnet) as calls:
                 assert torch.equal(run(other), expected_other)
@@ -170,13 +175,13 @@ def test_two_unets_with_helpers_may_share_a_controlnet():
     # The second helper's patch went round the first one's, whose call came inside the cut.
     case = CASES["sd-controlnet"]
     fresh = case.load()
-    with DeepCacheHelper(fresh):
+    with DeepCacheHelper(fresh, schedule=Uniform()):
         expected = [case.run(fresh, steps=STEPS, seed=seed) for seed in (0, 1)]
     first, second = case.load(), case.load()
     second.controlnet = first.controlnet
     before = trace(first.controlnet)
-    with DeepCacheHelper(first) as helper:
-        other = DeepCacheHelper(second).enable()
+    with DeepCacheHelper(first, schedule=Uniform()) as helper:
+        other = DeepCacheHelper(second, schedule=Uniform()).enable()
         for _ in range(2):
             assert torch.equal(case.run(first, steps=STEPS, seed=0), expected[0])
             assert torch.equal(case.run(second, steps=STEPS, seed=1), expected[1])

@@ -19,6 +19,7 @@ from zoo import CASES
 
 from deepcache_patch import (
     DeepCacheHelper,
+    Uniform,
 )
 from deepcache_patch.cutting.anatomy import dissect
 from deepcache_patch.errors import ChangedResidualsError
@@ -35,7 +36,7 @@ def test_trap_freeu(branch):
     with torch.no_grad():
         without = pipe.unet(**arguments).sample
         pipe.enable_freeu(s1=0.9, s2=0.2, b1=1.5, b2=1.6)
-        with DeepCacheHelper(pipe, interval=3, branch=branch, replay="reuse") as helper:
+        with DeepCacheHelper(pipe, schedule=Uniform(3, branch=branch), replay="reuse") as helper:
             timesteps = torch.tensor([500, 500, 500, 1])[:3]
             outputs = [pipe.unet(**arguments | {"timestep": t}).sample for t in timesteps]
     assert counted(helper) == (1, 2)
@@ -80,7 +81,7 @@ def test_trap_controlnet(branch):
         plain = by_hand.step(TWICE[0], whole)
     # First of a ControlNet that is cut along, then of one that is not.
     for residuals in (by_hand.residuals, lambda _timestep: whole):
-        with DeepCacheHelper(pipe, branch=branch) as helper, torch.no_grad():
+        with DeepCacheHelper(pipe, schedule=Uniform(branch=branch)) as helper, torch.no_grad():
             full, shallow = (by_hand.step(t, residuals(t)) for t in TWICE)
         assert counted(helper) == (1, 1)
         assert torch.equal(full, plain)
@@ -95,17 +96,20 @@ def test_trap_controlnet_guess_mode():
     by_hand = Controlled(pipe)
     with torch.no_grad():
         plain = by_hand.residuals(TWICE[0], guess_mode=True)
-    with DeepCacheHelper(pipe, branch=2) as helper, torch.no_grad():
+    with DeepCacheHelper(pipe, schedule=Uniform(branch=2)) as helper, torch.no_grad():
         by_hand.step(TWICE[0], by_hand.residuals(TWICE[0], guess_mode=True))
         down, mid = by_hand.residuals(TWICE[1], guess_mode=True)
         assert all(torch.equal(*pair) for pair in zip(down, plain[0], strict=True))
         assert torch.equal(mid, plain[1])
         by_hand.step(TWICE[1], (down, mid))
     assert counted(helper) == (1, 1)
-    with DeepCacheHelper(pipe), kinds_of_calls(pipe.controlnet) as kinds:
+    with DeepCacheHelper(pipe, schedule=Uniform()), kinds_of_calls(pipe.controlnet) as kinds:
         assert kinds_of(case, pipe, guess_mode=True) == "FssFs"
     assert "".join(kinds) == "FFFFF"
-    with DeepCacheHelper(pipe), kinds_of_calls(pipe.controlnet) as kinds:  # without, it is cut
+    with (
+        DeepCacheHelper(pipe, schedule=Uniform()),
+        kinds_of_calls(pipe.controlnet) as kinds,
+    ):  # without, it is cut
         assert kinds_of(case, pipe) == "FssFs"
     assert "".join(kinds) == "FssFs"
 
@@ -118,7 +122,7 @@ def test_trap_controlnet_cut_unet_full():
     by_hand = Controlled(pipe)
     with torch.no_grad():
         plain = by_hand.step(TWICE[1], by_hand.residuals(TWICE[1], seed=1), seed=1)
-    with DeepCacheHelper(pipe) as helper, torch.no_grad():
+    with DeepCacheHelper(pipe, schedule=Uniform()) as helper, torch.no_grad():
         for seed in (0, 1):
             by_hand.step(TWICE[0], by_hand.residuals(TWICE[0], seed=seed), seed=seed)
         down, mid = by_hand.residuals(TWICE[1], seed=1)
@@ -135,7 +139,7 @@ def test_trap_controlnet_cut_unet_full_in_the_last_step(counts):
     by_hand, timesteps = Controlled(pipe), torch.arange(len(counts), 0, -1) * 100
     with torch.no_grad():
         plain = by_hand.step(timesteps[-1], by_hand.residuals(timesteps[-1]), seed=1)
-    with DeepCacheHelper(pipe, interval=10) as helper, torch.no_grad():
+    with DeepCacheHelper(pipe, schedule=Uniform(10)) as helper, torch.no_grad():
         for timestep, count in zip(timesteps, counts, strict=True):
             residuals = by_hand.residuals(timestep)
             outputs = [by_hand.step(timestep, residuals, seed=seed) for seed in range(count)]
@@ -147,7 +151,7 @@ def test_trap_controlnet_cut_unet_full_with_changed_residuals():
     # As above, but what was done to the residuals cannot be done to new ones.
     pipe = CASES["sd-controlnet"].load()
     by_hand = Controlled(pipe)
-    with DeepCacheHelper(pipe), torch.no_grad():
+    with DeepCacheHelper(pipe, schedule=Uniform()), torch.no_grad():
         for seed in (0, 1):
             by_hand.step(TWICE[0], by_hand.residuals(TWICE[0], seed=seed), seed=seed)
         down, mid = by_hand.residuals(TWICE[1], seed=1)
@@ -162,7 +166,7 @@ def test_trap_controlnet_cut_unet_full_by_order(between):
     by_hand = Controlled(pipe)
     with torch.no_grad():
         plain = by_hand.step(TWICE[1], by_hand.residuals(TWICE[1]))
-    with DeepCacheHelper(pipe) as helper, torch.no_grad():
+    with DeepCacheHelper(pipe, schedule=Uniform()) as helper, torch.no_grad():
         by_hand.step(TWICE[0], by_hand.residuals(TWICE[0]))
         down, mid = by_hand.residuals(TWICE[1])
         assert len(down) == 1
@@ -185,14 +189,14 @@ def test_trap_t2i_adapter(name):
     features = first["down_intrablock_additional_residuals"]
     assert len(features) == {"sd-adapter": 3, "sdxl-adapter": 4}[name]
     for branch in dissect(pipe.unet).branches:
-        with DeepCacheHelper(pipe, branch=branch) as helper, torch.no_grad():
+        with DeepCacheHelper(pipe, schedule=Uniform(branch=branch)) as helper, torch.no_grad():
             outputs = []
             for timestep in TWICE:
                 arguments = {key: copied(value) for key, value in first.items()}
                 outputs.append(pipe.unet(**arguments | {"timestep": timestep})[0])
         assert counted(helper) == (1, 1)
         assert torch.equal(*outputs), branch
-    with DeepCacheHelper(pipe):
+    with DeepCacheHelper(pipe, schedule=Uniform()):
         assert kinds_of(case, pipe) == "FssFs"
 
 
@@ -207,6 +211,6 @@ def test_trap_hunyuan_controlnet():
     assert len(first["controlnet_block_samples"]) == dissect(pipe.transformer).num_skips == 4
     assert_exact(case, pipe, steps=1)
     for branch in range(4):
-        with DeepCacheHelper(pipe, branch=branch) as helper:
+        with DeepCacheHelper(pipe, schedule=Uniform(branch=branch)) as helper:
             case.run(pipe)
         assert counted(helper) == (2, 3)

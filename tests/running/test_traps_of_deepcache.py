@@ -64,7 +64,7 @@ def test_trap_timesteps():
         return [after - before for before, after in itertools.pairwise(counts)]
 
     plain = reads_of_each_step()
-    with DeepCacheHelper(pipe) as helper:
+    with DeepCacheHelper(pipe, schedule=Uniform()) as helper:
         assert reads_of_each_step() == plain
     assert counted(helper) == (3, 5)
     with CountedReads() as reads:  # the counter works
@@ -81,14 +81,14 @@ def test_trap_repeated_timesteps(scheduler):
     assert calls == {"heun": 9, "kdpm2": 9, "pndm": 6}[scheduler]
     distinct = len(pipe.scheduler.timesteps.unique())
     assert distinct == {"heun": 5, "kdpm2": 9, "pndm": 5}[scheduler]
-    with DeepCacheHelper(pipe):
+    with DeepCacheHelper(pipe, schedule=Uniform()):
         assert kinds_of(case, pipe) == ("Fss" * calls)[:calls]
 
 
 def test_trap_timestep_by_keyword():
     # And the timestep has to be given by position.
     unet = CASES["sd"].load().unet
-    with DeepCacheHelper(unet), torch.no_grad(), kinds_of_calls(unet) as kinds:
+    with DeepCacheHelper(unet, schedule=Uniform()), torch.no_grad(), kinds_of_calls(unet) as kinds:
         for timestep in torch.tensor([900, 700, 500, 300]):
             unet(**inputs2d_condition() | {"timestep": timestep})
     assert kinds == ["F", "s", "s", "F"]
@@ -98,7 +98,7 @@ def test_trap_second_generation():
     # DeepCache keeps its start timestep and its features: with another strength it starts shallow.
     case = CASES["sd-img2img"]
     pipe = case.load()
-    with DeepCacheHelper(pipe):
+    with DeepCacheHelper(pipe, schedule=Uniform()):
         assert kinds_of(case, pipe, steps=8) == "FssFss"  # strength 0.8
         assert kinds_of(case, pipe, steps=8, strength=0.6) == "FssF"
         assert kinds_of(case, pipe, steps=8) == "FssFss"
@@ -110,11 +110,11 @@ def test_trap_branches():
     pipe = CASES["sd-instruct-pix2pix"].load()  # three levels of one layer: six skips
     case = CASES["sd-instruct-pix2pix"]
     assert_exact(case, pipe, steps=1)
-    with DeepCacheHelper(pipe, interval=10, branch=2):
+    with DeepCacheHelper(pipe, schedule=Uniform(10, branch=2)):
         case.run(pipe, steps=1)
         case.run(pipe, steps=2, callback_on_step_end=None)
     kept = []
-    with DeepCacheHelper(pipe, interval=10, branch=2), counted_calls(pipe.unet) as calls:
+    with DeepCacheHelper(pipe, schedule=Uniform(10, branch=2)), counted_calls(pipe.unet) as calls:
 
         def ended(_pipe, step, _timestep, kwargs):
             kept[:] = sorted(name for name in calls if name.count(".") == 3)
@@ -158,7 +158,7 @@ def test_trap_memory():
     bytes_held()
     plain = bytes_held()
     feature = 2 * 8 * 8 * 8 * 4  # (batch, channels, height, width) in fp32
-    with DeepCacheHelper(pipe, replay="reuse") as helper:
+    with DeepCacheHelper(pipe, schedule=Uniform(), replay="reuse") as helper:
         assert bytes_held() == plain + feature
     assert helper.stats.cache_nbytes == feature
     assert bytes_held() == plain
@@ -168,7 +168,7 @@ def test_trap_skip_mode():
     # With any other `skip_mode`, DeepCache skips from step 0 on, with nothing to replay.
     case = CASES["sd"]
     pipe = case.load()
-    with DeepCacheHelper(pipe, interval=2) as helper:
+    with DeepCacheHelper(pipe, schedule=Uniform(2)) as helper:
         for mode in ("non-uniform", "quad", None):
             with pytest.raises(InvalidSettingError, match="skip_mode must be 'uniform'"):
                 helper.set_params(cache_interval=3, cache_branch_id=0, skip_mode=mode)
@@ -183,7 +183,7 @@ def test_trap_instance_forward():
     pipe = case.load()
     plain = case.run(pipe)
     before = trace(pipe.unet), trace(pipe.controlnet)
-    with DeepCacheHelper(pipe):
+    with DeepCacheHelper(pipe, schedule=Uniform()):
         case.run(pipe)
     assert (trace(pipe.unet), trace(pipe.controlnet)) == before
     for model in (pipe.unet, pipe.controlnet):

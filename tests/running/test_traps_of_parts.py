@@ -17,6 +17,7 @@ from zoo import CASES
 
 from deepcache_patch import (
     DeepCacheHelper,
+    Uniform,
 )
 from deepcache_patch.cutting.anatomy import dissect
 
@@ -29,7 +30,7 @@ def test_trap_k_blocks():
     pipe = case.load()
     assert dissect(pipe.unet).num_skips == 3  # of four levels of two layers: the deepest has none
     assert_exact(case, pipe, steps=1)
-    with DeepCacheHelper(pipe):
+    with DeepCacheHelper(pipe, schedule=Uniform()):
         assert kinds_of(case, pipe, pipe.unet.down_blocks[-1]) == "FssFs"
 
 
@@ -39,7 +40,7 @@ def test_trap_second_stream():
     case = CASES["score-sde-ve"]
     pipe = case.load()
     assert_exact(case, pipe, steps=1)
-    with DeepCacheHelper(pipe):
+    with DeepCacheHelper(pipe, schedule=Uniform()):
         assert kinds_of(case, pipe) == "FFssssFFss"
 
 
@@ -51,7 +52,7 @@ def test_trap_other_layouts(name):
     case = CASES[name]
     pipe = case.load()
     before = trace(case.unet(pipe))
-    with DeepCacheHelper(pipe) as helper:
+    with DeepCacheHelper(pipe, schedule=Uniform()) as helper:
         case.run(pipe)
     assert counted(helper) == (2, 3)
     assert trace(case.unet(pipe)) == before
@@ -67,10 +68,10 @@ def test_trap_model_offload(enabled):
     # DeepCache, pictures after the first came out distorted.
     case = CASES["sd"]
     pipe = case.load()
-    with DeepCacheHelper(pipe):
+    with DeepCacheHelper(pipe, schedule=Uniform()):
         expected = [case.run(pipe, seed=seed) for seed in (0, 1)]
     pipe = case.load()
-    helper = DeepCacheHelper(pipe)
+    helper = DeepCacheHelper(pipe, schedule=Uniform())
     if enabled == "before":
         helper.enable()
     pipe.enable_model_cpu_offload(device="cpu")
@@ -89,7 +90,7 @@ def test_trap_block_level_group_offloading():
     require_group_offloading()
     case = CASES["sd"]
     pipe = case.load()
-    with DeepCacheHelper(pipe, branch=2):
+    with DeepCacheHelper(pipe, schedule=Uniform(branch=2)):
         expected = [case.run(pipe, seed=seed) for seed in (0, 1)]
     pipe = case.load()
     pipe.unet.enable_group_offload(
@@ -98,7 +99,7 @@ def test_trap_block_level_group_offloading():
         offload_type="block_level",
         num_blocks_per_group=1,
     )
-    with DeepCacheHelper(pipe, branch=2) as helper:
+    with DeepCacheHelper(pipe, schedule=Uniform(branch=2)) as helper:
         assert [torch.equal(case.run(pipe, seed=seed), expected[seed]) for seed in (0, 1)] == [
             True,
             True,
@@ -117,7 +118,7 @@ def test_trap_children_that_are_none():
     assert vars(unet.up_blocks[-1])["upsamplers"] is None
     before = trace(unet)
     for branch in dissect(unet).branches:
-        with DeepCacheHelper(unet, branch=branch) as helper, torch.no_grad():
+        with DeepCacheHelper(unet, schedule=Uniform(branch=branch)) as helper, torch.no_grad():
             for timestep in TWICE:
                 unet(**inputs2d_condition() | {"timestep": timestep})
                 assert vars(unet)["mid_block"] is None
@@ -127,7 +128,7 @@ def test_trap_children_that_are_none():
     case = CASES["sd-latent-upscale"]
     pipe = case.load()
     before = trace(pipe.unet)
-    with DeepCacheHelper(pipe):
+    with DeepCacheHelper(pipe, schedule=Uniform()):
         case.run(pipe)
     assert trace(pipe.unet) == before
 
@@ -141,7 +142,7 @@ def test_trap_maybe_free_model_hooks():
     case = CASES["sd"]
     pipe = case.load()
     pipe.enable_model_cpu_offload(device="cpu")
-    with DeepCacheHelper(pipe) as helper:
+    with DeepCacheHelper(pipe, schedule=Uniform()) as helper:
         for _ in range(3):
             forward = vars(pipe.unet)["forward"]
             assert kinds_of(case, pipe) == "FssFs"
@@ -164,13 +165,13 @@ def test_trap_signatures():
 
     before = seen()
     compiled_call = inspect.signature(pipe.unet._call_impl)
-    with DeepCacheHelper(pipe) as helper:
+    with DeepCacheHelper(pipe, schedule=Uniform()) as helper:
         assert seen() == before
         assert inspect.signature(pipe.unet._compiled_call_impl) == compiled_call
         case.run(pipe, steps=None, sigmas=[10.0, 5.0, 2.0, 1.0, 0.5, 0.0])
     assert counted(helper) == (2, 3)
     pipe = case.load()  # DDIM, which takes `eta`
-    with DeepCacheHelper(pipe):
+    with DeepCacheHelper(pipe, schedule=Uniform()):
         assert pipe.prepare_extra_step_kwargs(None, 0.5) == {"eta": 0.5, "generator": None}
 
 
@@ -185,7 +186,7 @@ def test_trap_stand_in_for_the_unet():
         seen.append((pipe.unet, type(pipe.unet), pipe.components["unet"]))
         return kwargs
 
-    with DeepCacheHelper(pipe):
+    with DeepCacheHelper(pipe, schedule=Uniform()):
         case.run(pipe, callback_on_step_end=look)
         assert type(pipe.unet).__call__ is torch.nn.Module.__call__
     assert all(a is unet and b is UNet2DConditionModel and c is unet for a, b, c in seen)
@@ -197,7 +198,7 @@ def layers_run(case, pipe, branch, kind):
     """The parts of that kind that run in a shallow step, by name."""
     unet = case.unet(pipe)
     deep = unet.mid_block
-    with DeepCacheHelper(pipe, branch=branch), counted_calls(unet) as calls:
+    with DeepCacheHelper(pipe, schedule=Uniform(branch=branch)), counted_calls(unet) as calls:
         last = {}
 
         def ended(_module, _args, _output):
@@ -271,7 +272,7 @@ def test_trap_repeated_blocks():
         case.run(pipe, steps=1)
     repeated = {level: plain[f"up_blocks.{level}.0"] for level in range(4)}
     assert repeated == {0: 3, 1: 3, 2: 2, 3: 2}
-    with DeepCacheHelper(pipe, interval=10), counted_calls(unet) as calls:
+    with DeepCacheHelper(pipe, schedule=Uniform(10)), counted_calls(unet) as calls:
         case.run(pipe, steps=4)
     # Four calls, one of them in full.
     assert {level: calls[f"up_blocks.{level}.0"] for level in range(4)} == {0: 3, 1: 3, 2: 2, 3: 8}
@@ -285,7 +286,7 @@ def test_trap_attention_maps(name):
     pipe = case.load()
     plain = case.run(pipe) if name != "ledits" else None
     pipe = case.load()
-    with told() as said, DeepCacheHelper(pipe) as helper:
+    with told() as said, DeepCacheHelper(pipe, schedule=Uniform()) as helper:
         made = case.run(pipe)
     assert any("the attention processor" in each for each in said)
     if name == "ledits":  # its inversion, where nobody reads maps yet, is shallow

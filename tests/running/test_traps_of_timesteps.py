@@ -28,6 +28,7 @@ from deepcache_patch import (
     Centred,
     DeepCacheHelper,
     Growing,
+    Uniform,
     UnsupportedModelError,
 )
 
@@ -40,7 +41,7 @@ def test_trap_odd_sizes():
     case = CASES["sd-inpaint-9"]  # four levels
     pipe = case.load()
     assert_exact(case, pipe, steps=1, height=24, width=40)  # latents of 12 × 20
-    with DeepCacheHelper(pipe, branch=2):
+    with DeepCacheHelper(pipe, schedule=Uniform(branch=2)):
         assert kinds_of(case, pipe, height=24, width=40) == "FssFs"
 
 
@@ -59,7 +60,7 @@ def test_trap_guidance_switched_off_midway():
         "callback_on_step_end": switch_off,
         "callback_on_step_end_tensor_inputs": ["prompt_embeds"],
     }
-    with DeepCacheHelper(pipe):
+    with DeepCacheHelper(pipe, schedule=Uniform()):
         assert kinds_of(case, pipe, steps=8, **options) == "FssFFsFs"
         assert kinds_of(case, pipe, steps=8) == "FssFssFs"
     assert_as_fresh("sd", {"num_images_per_prompt": 2}, {"guidance_scale": 1.0}, {})
@@ -74,7 +75,7 @@ def test_trap_panorama():
     case = CASES["panorama"]
     pipe = case.load()
     before = scheduler_trace(pipe.scheduler)
-    with DeepCacheHelper(pipe, replay="reuse") as helper:
+    with DeepCacheHelper(pipe, schedule=Uniform(), replay="reuse") as helper:
         assert scheduler_trace(pipe.scheduler) == before
         assert kinds_of(case, pipe) == "FFFssssssFFFsss"
         copied_dictionary = copy.deepcopy(vars(pipe.scheduler))
@@ -90,7 +91,7 @@ def test_trap_copied_scheduler(name):
     case = CASES[name]
     pipe = case.load()
     before = scheduler_trace(pipe.scheduler)
-    with DeepCacheHelper(pipe):
+    with DeepCacheHelper(pipe, schedule=Uniform()):
         assert scheduler_trace(pipe.scheduler) == before
         case.run(pipe)
         duplicate = copy.deepcopy(pipe.scheduler)
@@ -120,7 +121,7 @@ def test_trap_several_calls_at_a_timestep(name):
     # step, and some have gradients.
     case = CASES[name]
     pipe = case.load()
-    with told(), DeepCacheHelper(pipe) as helper:
+    with told(), DeepCacheHelper(pipe, schedule=Uniform()) as helper:
         case.run(pipe)
     assert counted(helper) == SEVERAL_CALLS[name]
     with told():
@@ -133,7 +134,7 @@ def test_trap_slots():
     pipe = case.load()
     first, second = calls_of(pipe.unet, lambda: case.run(pipe, steps=1))
     halves = first, second | {"sample": first["sample"].flip(0)}
-    with DeepCacheHelper(pipe) as helper, torch.no_grad():
+    with DeepCacheHelper(pipe, schedule=Uniform()) as helper, torch.no_grad():
         outputs = [
             [pipe.unet(**half | {"timestep": timestep})[0] for half in halves] for timestep in TWICE
         ]
@@ -170,7 +171,7 @@ def test_trap_multistep_solvers():
     pictures = {}
     for steps in (8, 60):
         for replay in ("extrapolate", "reuse"):
-            with DeepCacheHelper(pipe, replay=replay):
+            with DeepCacheHelper(pipe, schedule=Uniform(), replay=replay):
                 pictures[steps, replay] = case.run(pipe, steps=steps)
     assert torch.equal(pictures[8, "extrapolate"], pictures[8, "reuse"])
     assert not torch.equal(pictures[60, "extrapolate"], pictures[60, "reuse"])
@@ -210,7 +211,7 @@ def test_trap_keyword_timesteps(name):
     handle = case.unet(pipe).register_forward_pre_hook(
         lambda _module, _args, kwargs: keywords.extend(kwargs), with_kwargs=True
     )
-    with DeepCacheHelper(pipe) as helper:
+    with DeepCacheHelper(pipe, schedule=Uniform()) as helper:
         case.run(pipe)
     handle.remove()
     assert keyword in keywords
@@ -239,7 +240,7 @@ def test_trap_timesteps_that_are_not_the_schedulers(name):
     # that could be searched.
     case = CASES[name]
     pipe = case.load()
-    with DeepCacheHelper(pipe) as helper:
+    with DeepCacheHelper(pipe, schedule=Uniform()) as helper:
         case.run(pipe)
     assert (helper.stats.generations, *counted(helper)) == FOREIGN_TIMESTEPS[name]
     assert_as_fresh(name, {"seed": 1}, {"steps": 7}, {})
@@ -252,7 +253,7 @@ def test_trap_time_travel():
     pipe = case.load()
     timesteps = []
     handle = pipe.unet.register_forward_pre_hook(lambda _, args: timesteps.append(int(args[1])))
-    with DeepCacheHelper(pipe, interval=10):
+    with DeepCacheHelper(pipe, schedule=Uniform(10)):
         kinds = kinds_of(case, pipe, steps=8)
     handle.remove()
     back = [i for i in range(1, len(timesteps)) if timesteps[i] > timesteps[i - 1]]
@@ -266,7 +267,7 @@ def test_trap_parallel_sampling():
     case = CASES["paradigms"]
     pipe = case.load()
     plain = case.run(pipe)
-    with told() as said, DeepCacheHelper(pipe) as helper:
+    with told() as said, DeepCacheHelper(pipe, schedule=Uniform()) as helper:
         assert torch.equal(case.run(pipe), plain)
     assert "cannot be told from its timestep" in said[0]
     assert len(said) == 1
@@ -287,7 +288,7 @@ def test_trap_gradients():
         return sample.grad
 
     outputs, plain = [], gradient(TWICE[0])
-    with told() as said, DeepCacheHelper(unet) as helper:
+    with told() as said, DeepCacheHelper(unet, schedule=Uniform()) as helper:
         for timestep, before in zip(TWICE, (2, 1), strict=True):
             for _ in range(before):
                 assert torch.equal(gradient(timestep), plain)
@@ -305,7 +306,7 @@ def test_trap_gradients_in_pipelines(name, calls):
     case = CASES[name]
     plain = case.run(case.load())  # Pix2Pix-Zero leaves its attention processors behind
     pipe = case.load()
-    with told() as said, DeepCacheHelper(pipe) as helper:
+    with told() as said, DeepCacheHelper(pipe, schedule=Uniform()) as helper:
         assert torch.equal(case.run(pipe), plain)
     assert any("gradients are enabled" in each for each in said)
     assert counted(helper) == (calls, 0)
@@ -318,27 +319,27 @@ def test_trap_several_loops():
     # One call of a pipeline may have several loops, the last with another batch or start.
     case = CASES["marigold-depth"]  # a loop for each member of an ensemble
     pipe = case.load()
-    with DeepCacheHelper(pipe) as helper:
+    with DeepCacheHelper(pipe, schedule=Uniform()) as helper:
         assert kinds_of(case, pipe, steps=4, ensemble_size=3) == "FssF" * 3
     assert helper.stats.generations == 3
 
     case = CASES["animatediff"]
     pipe = case.load()
     pipe.enable_free_init(num_iters=2)
-    with DeepCacheHelper(pipe) as helper:
+    with DeepCacheHelper(pipe, schedule=Uniform()) as helper:
         assert kinds_of(case, pipe) == "FssFs" * 2
     assert helper.stats.generations == 2
 
     case = CASES["text-to-video-zero"]  # one frame, then more; the second loop starts at step 1
     pipe = case.load()
-    with DeepCacheHelper(pipe) as helper:
+    with DeepCacheHelper(pipe, schedule=Uniform()) as helper:
         kinds = kinds_of(case, pipe)
     assert helper.stats.generations == 2
     assert kinds == "Fss" + "FssF"
 
     case = CASES["pix2pix-zero"]
     pipe = case.load()
-    with told(), DeepCacheHelper(pipe) as helper:
+    with told(), DeepCacheHelper(pipe, schedule=Uniform()) as helper:
         case.run(pipe)
     assert helper.stats.generations == 2
 
@@ -349,7 +350,10 @@ def test_trap_enabling_twice():
     pipe = case.load()
     plain = case.run(pipe)
     before = trace(pipe.unet), trace(pipe.controlnet)
-    first, second = DeepCacheHelper(pipe), DeepCacheHelper(pipe, interval=2)
+    first, second = (
+        DeepCacheHelper(pipe, schedule=Uniform()),
+        DeepCacheHelper(pipe, schedule=Uniform(2)),
+    )
     first.enable().enable()
     enabled = trace(pipe.unet), trace(pipe.controlnet)
     with pytest.raises(AlreadyEnabledError):
@@ -374,7 +378,7 @@ def test_trap_failed_attach(monkeypatch):
 
     monkeypatch.setattr("deepcache_patch.running.controlnet.AttachedCompanion.attach", fail)
     with pytest.raises(MemoryError):
-        DeepCacheHelper(pipe).enable()
+        DeepCacheHelper(pipe, schedule=Uniform()).enable()
     assert (trace(pipe.unet), trace(pipe.controlnet)) == before
 
 
@@ -385,5 +389,5 @@ def test_trap_amused(name):
     before = trace(pipe.transformer)
     for what in (pipe, pipe.transformer):
         with pytest.raises(UnsupportedModelError, match="UVit2DModel"):
-            DeepCacheHelper(what)
+            DeepCacheHelper(what, schedule=Uniform())
     assert trace(pipe.transformer) == before

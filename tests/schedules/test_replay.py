@@ -7,7 +7,14 @@ import torch
 from builders.cases import CASES
 from builders.unets import inputs2d_condition, unet2d_condition
 
-from deepcache_patch import DeepCacheHelper, Extrapolate, InvalidSettingError, Replay, Reuse
+from deepcache_patch import (
+    DeepCacheHelper,
+    Extrapolate,
+    InvalidSettingError,
+    Replay,
+    Reuse,
+    Uniform,
+)
 from deepcache_patch.cutting.features import FeatureKey, Recorded
 from deepcache_patch.schedules.replay import REACH, damping
 
@@ -174,14 +181,14 @@ def one_feature(pipe):
 def test_each_shallow_step_gets_the_newest_and_as_many_as_the_replay_keeps(replay, asked, kept):
     pipe = LDM.load()
     watched = Watched(replay)
-    with DeepCacheHelper(pipe, interval=3, replay=watched) as helper:
+    with DeepCacheHelper(pipe, schedule=Uniform(3), replay=watched) as helper:
         LDM.run(pipe, steps=8)
     assert watched.asked == asked
     assert helper.stats.cache_nbytes == kept * one_feature(pipe)
 
 
 def pictures(pipe, steps, replay, interval=2):
-    with DeepCacheHelper(pipe, interval=interval, replay=replay):
+    with DeepCacheHelper(pipe, schedule=Uniform(interval), replay=replay):
         return LDM.run(pipe, steps=steps)
 
 
@@ -191,7 +198,7 @@ def test_extrapolation_starts_after_two_full_steps():
 
     def samples(replay):
         arguments, found = inputs2d_condition(), []
-        with DeepCacheHelper(unet, interval=2, replay=replay), torch.no_grad():
+        with DeepCacheHelper(unet, schedule=Uniform(2), replay=replay), torch.no_grad():
             for timestep in torch.arange(6, 0, -1) * 100:
                 output = unet(**(arguments | {"timestep": timestep})).sample
                 arguments["sample"] = arguments["sample"] - 0.1 * output
@@ -225,7 +232,7 @@ def test_full_steps_are_exact_whatever_is_replayed_between_them():
     def note(_module, args, kwargs, output):
         calls.append((args, kwargs, output[0]))
 
-    with DeepCacheHelper(pipe, interval=2, replay="extrapolate") as helper:
+    with DeepCacheHelper(pipe, schedule=Uniform(2), replay="extrapolate") as helper:
         handle = pipe.unet.register_forward_hook(note, with_kwargs=True)
         LDM.run(pipe, steps=20)
         handle.remove()
@@ -238,6 +245,6 @@ def test_full_steps_are_exact_whatever_is_replayed_between_them():
 def test_interval_1_keeps_the_plain_picture():
     pipe = LDM.load()
     plain = LDM.run(pipe)
-    with DeepCacheHelper(pipe, interval=1, replay="extrapolate") as helper:
+    with DeepCacheHelper(pipe, schedule=Uniform(1), replay="extrapolate") as helper:
         assert torch.equal(LDM.run(pipe), plain)
     assert helper.stats.cache_nbytes == 0

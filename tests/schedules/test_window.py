@@ -240,14 +240,14 @@ def test_a_window_of_all_steps_is_the_plain_picture():
     pipe = loaded("ldm")
     plain = LDM.run(pipe, steps=6)
     for window in ({"first": 6}, {"last": 9}, {"first": 3, "last": 3}, {"first": 0.99}):
-        with DeepCacheHelper(pipe, **window) as helper:
+        with DeepCacheHelper(pipe, schedule=Uniform(), **window) as helper:
             assert torch.equal(LDM.run(pipe, steps=6), plain)
             assert ran(helper) == "FFFFFF"
 
 
 def test_the_picture_is_that_of_the_plan_written_down():
     pipe = loaded("ldm")
-    with DeepCacheHelper(pipe, first=2, last=2) as helper:
+    with DeepCacheHelper(pipe, schedule=Uniform(), first=2, last=2) as helper:
         picture = LDM.run(pipe, steps=9)
         plan = next(iter(helper.last_generations.values())).plan
     assert str(plan) == "FF·F··FFF"
@@ -258,7 +258,7 @@ def test_the_picture_is_that_of_the_plan_written_down():
 def test_the_window_is_counted_from_the_steps_that_run():
     case = CASES["sd-img2img"]
     pipe = case.load()
-    with DeepCacheHelper(pipe, interval=9, first=0.25, last=1) as helper:
+    with DeepCacheHelper(pipe, schedule=Uniform(9), first=0.25, last=1) as helper:
         case.run(pipe, steps=10, strength=0.8)  # runs eight
         assert ran(helper) == "FF·····F"
 
@@ -266,17 +266,17 @@ def test_the_window_is_counted_from_the_steps_that_run():
 def test_the_end_of_a_loop_without_a_list_of_timesteps_is_not_known():
     unet = unet2d_condition()
     values = [float(value) for value in range(900, 200, -100)]
-    with DeepCacheHelper(unet, interval=9, first=2, last=2):
+    with DeepCacheHelper(unet, schedule=Uniform(9), first=2, last=2):
         assert kinds_of_steps(unet, timesteps=values) == "FFsssss"
-    with DeepCacheHelper(unet, interval=9, first=0.5, last=0.5):
+    with DeepCacheHelper(unet, schedule=Uniform(9), first=0.5, last=0.5):
         assert kinds_of_steps(unet, timesteps=values) == "Fssssss"
-    with DeepCacheHelper(unet, interval=9, first=2, last=2):
+    with DeepCacheHelper(unet, schedule=Uniform(9), first=2, last=2):
         assert kinds_of_steps(unet) == "FFsssFF"
 
 
 def test_the_window_stays_when_another_schedule_is_followed():
     unet = unet2d_condition()
-    with DeepCacheHelper(unet, interval=9, first=1, last=2) as helper:
+    with DeepCacheHelper(unet, schedule=Uniform(9), first=1, last=2) as helper:
         assert kinds_of_steps(unet) == "FssssFF"
         helper.follow(Uniform(2))
         assert kinds_of_steps(unet) == "FsFsFFF"
@@ -291,7 +291,7 @@ def test_a_controlnet_foresees_what_is_protected():
     with (
         counted_calls(pipe.controlnet) as calls,
         counted_calls(pipe.unet) as unet_calls,
-        DeepCacheHelper(pipe, interval=4, first=2, last=2) as helper,
+        DeepCacheHelper(pipe, schedule=Uniform(4), first=2, last=2) as helper,
     ):
         case.run(pipe, steps=8)
         assert ran(helper) == "FF··F·FF"
@@ -351,7 +351,7 @@ def test_a_calibrated_schedule_runs_what_is_protected_in_full_on_top(tmp_path):
 def test_what_is_calibrated_on_request_has_the_protected_steps_in_its_plan():
     pipe = loaded("ldm")
     run = partial(LDM.run, pipe, steps=10)
-    helper = DeepCacheHelper(pipe, first=2, last=2)
+    helper = DeepCacheHelper(pipe, schedule=Uniform(), first=2, last=2)
     plan = helper.calibrate(run, full_steps=6).solution.plan
     assert len(plan.full_steps) == 6
     assert {0, 1, 8, 9} <= set(plan.full_steps)
@@ -362,7 +362,7 @@ def test_what_is_calibrated_on_request_has_the_protected_steps_in_its_plan():
 
 
 def test_a_helper_tells_its_window_and_the_plan_with_it():
-    helper = DeepCacheHelper(unet2d_condition(), interval=10, first=3, last=0.04)
+    helper = DeepCacheHelper(unet2d_condition(), schedule=Uniform(10), first=3, last=0.04)
     assert (helper.first, helper.last) == (3, 0.04)
     assert repr(helper) == (
         "DeepCacheHelper(UNet2DConditionModel, Uniform(interval=10, branch=0), first=3, last=0.04, "

@@ -10,13 +10,14 @@ import click
 from . import options
 from .files import require_writable
 from .mistakes import bad_input, failure
+from .names import SCHEDULES
 from .request import GenerationRequest, helper_arguments, require_branch, require_same_steps
 from .terminal import say
 
 _EXAMPLES = """\
 example:
   deepcache-patch compare stable-diffusion-v1-5/stable-diffusion-v1-5 \\
-      --prompt "a lighthouse in a storm" --steps 50 --interval 3
+      --prompt "a lighthouse in a storm" --steps 30 --speedup 2
 
 Writes comparison.html, comparison.png and comparison.json into the output folder.
 """
@@ -29,8 +30,9 @@ _OUTPUT: Final = Path("deepcache-comparison")
 @options.model
 @options.generation
 @options.interval
+@options.speedup
 @options.branch
-@options.schedule("uniform", "auto")
+@options.schedule(*SCHEDULES)
 @options.window
 @click.option("--replay", type=click.Choice(["extrapolate", "reuse"]), help="default: extrapolate")
 @options.loading
@@ -55,7 +57,8 @@ def compare(
     line: str,
     /,
     *,
-    interval: int | None,
+    interval: float | None,
+    speedup: float | None,
     branch: int | None,
     schedule: str,
     first: float,
@@ -81,7 +84,7 @@ def compare(
     asked = GenerationRequest(**generation)
     prompts = asked.prompts_given()
     with bad_input():
-        settings = helper_arguments(schedule, interval=interval, branch=branch)
+        settings = helper_arguments(schedule, interval=interval, speedup=speedup, branch=branch)
         pipe = asked.load()
         seeds, call = asked.call_of(pipe, prompts)
         require_branch(pipe, branch, model=asked.model)

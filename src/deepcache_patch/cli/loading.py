@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -154,14 +155,27 @@ def use_scheduler(pipe: Any, name: str) -> None:
 
     Args:
         pipe: A pipeline.
-        name: A key of `names.SCHEDULERS` or a scheduler class of diffusers.
+        name: As for `scheduler_of`.
 
     Raises:
-        ValueError: The name is unknown, the scheduler lacks a package, or the pipeline has none.
+        ValueError: As `scheduler_of` does, or the pipeline has none.
     """
     own = getattr(pipe, "scheduler", None)
     if own is None:
         raise ValueError(f"{type(pipe).__name__} has no scheduler to exchange")
+    pipe.scheduler = scheduler_of(name, own.config)
+
+
+def scheduler_of(name: str, config: Mapping[str, Any]) -> Any:
+    """Builds a scheduler from the settings of another one.
+
+    Args:
+        name: A key of `names.SCHEDULERS` or a scheduler class of diffusers.
+        config: The settings.
+
+    Raises:
+        ValueError: The name is unknown, or the scheduler lacks a package.
+    """
     try:
         found: Any = getattr(diffusers, SCHEDULERS.get(name.lower(), name), None)
     except (ImportError, RuntimeError):  # a module of diffusers that lacks a package
@@ -172,7 +186,7 @@ def use_scheduler(pipe: Any, name: str) -> None:
             f"unknown scheduler {name!r}; known are {known}, and the classes of diffusers"
         )
     try:
-        pipe.scheduler = found.from_config(own.config, **SCHEDULER_OPTIONS.get(name.lower(), {}))
+        return found.from_config(config, **SCHEDULER_OPTIONS.get(name.lower(), {}))
     except (ImportError, TypeError, ValueError, NotImplementedError) as error:
         raise ValueError(f"{found.__name__} cannot be built here: {first_line(error)}") from error
 

@@ -103,6 +103,19 @@ def _integer(text: str) -> int:
         raise click.BadParameter(f"{text!r} is no whole number") from None
 
 
+def at_least_one(text: str) -> float:
+    """A number from 1 up, whole or not; a whole one is an `int`."""
+    number = finite(text)
+    if number < 1:
+        raise click.BadParameter(f"{text} is too small: 1 is the least")
+    return int(number) if number.is_integer() else number
+
+
+def branch_number(text: str) -> int:
+    """A whole number from -1, above the output, up to what can be."""
+    return _count(text, least=-1)
+
+
 def finite(text: str) -> float:
     """A number that is one."""
     try:
@@ -239,11 +252,26 @@ def schedule(*names: str) -> Decorator:
 
 
 interval: Decorator = click.option(
-    "--interval", type=positive, metavar="N", help="one full step in N (default: 3)"
+    "--interval",
+    type=at_least_one,
+    metavar="X",
+    help="one full step in X, which noise-aware takes with a fraction, too (default: 2.2; "
+    "of the other schedules 3)",
+)
+
+speedup: Decorator = click.option(
+    "--speedup",
+    type=finite,
+    metavar="X",
+    help="in the place of --interval: so many times less work for the U-Net",
 )
 
 branch: Decorator = click.option(
-    "--branch", type=whole, metavar="K", help="of the shallow steps: 0, the default, is fastest"
+    "--branch",
+    type=branch_number,
+    metavar="K",
+    help="of the shallow steps: from 0, the higher the slower; or -1, above the output, where "
+    "nothing runs (default: -1 for noise-aware, else 0)",
 )
 
 

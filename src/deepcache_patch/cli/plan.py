@@ -8,17 +8,20 @@ import click
 
 from . import options
 from .mistakes import BadInputError, bad_input, reason_of
+from .names import SCHEDULERS
 from .terminal import say
 
 if TYPE_CHECKING:
     from ..schedules.plans import Plan
+    from ..schedules.window import Window
 
 _EXAMPLES = """\
 examples:
-  deepcache-patch plan --steps 50 --interval 3 --branch 0
+  deepcache-patch plan --steps 25 --scheduler dpm-solver++-karras
+  deepcache-patch plan --steps 50 --interval 2.5 --first 0.2 --last 1
+  deepcache-patch plan --steps 50 --schedule uniform --interval 3
   deepcache-patch plan --steps 50 --schedule centred --interval 5 --center 15 --power 1.4
   deepcache-patch plan --steps 50 --schedule growing --full-steps 10
-  deepcache-patch plan --steps 25 --interval 3 --first 0.2 --last 1
 
 F is a step in full, · a shallow one.
 """
@@ -26,10 +29,22 @@ F is a step in full, · a shallow one.
 #: Steps of a generation unless they are given.
 _STEPS: Final = 50
 
+#: The settings of Stable Diffusion, which most schedulers are used with.
+_USUAL: Final = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "steps_offset": 1,
+    "timestep_spacing": "leading",
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+}
+
 
 @options.command(_EXAMPLES)
 @options.steps(default=f"{_STEPS}, or the file's")
-@options.schedule("uniform", "centred", "growing")
+@options.schedule("noise-aware", "uniform", "centred", "growing")
 @options.interval
 @options.branch
 @click.option(
@@ -43,20 +58,90 @@ _STEPS: Final = 50
 )
 @options.full_steps("of growing: steps that run in full")
 @options.window
-def plan(*, schedule: str, steps: int | None, first: float, last: float, **parameters: Any) -> None:
+@click.option(
+    "--scheduler",
+    metavar="NAME",
+    shell_complete=options.completing(*SCHEDULERS),
+    help="whose noise levels count, with the settings of Stable Diffusion: ddim, dpm-solver++, "
+    "euler, … or a class of diffusers (default: levels as of most of them)",
+)
+@click.option(
+    "--spacing",
+    type=click.Choice(["leading", "linspace", "trailing"]),
+    help="of the scheduler's timesteps (default: leading)",
+)
+@click.option(
+    "--strength", type=options.finite, metavar="X", help="of a generation from a picture, 0 to 1"
+)
+def plan(
+    *,
+    schedule: str,
+    steps: int | None,
+    first: float,
+    last: float,
+    scheduler: str | None,
+    spacing: str | None,
+    strength: float | None,
+    **parameters: Any,
+) -> None:
     """Prints which steps of a generation run in full. Loads no model."""
     from ..schedules.window import Window
     from ..settings.by_name import PLANNED, named_schedule
 
     given = {name: value for name, value in parameters.items() if value is not None}
+    wanted = {"scheduler": scheduler, "spacing": spacing, "strength": strength}
+    wanted = {name: value for name, value in wanted.items() if value is not None}
+    if wanted and scheduler is None:
+        raise BadInputError(f"--{next(iter(wanted))} goes with --scheduler")
     with bad_input():
         window = Window(first, last)
-        if schedule in PLANNED:
-            plans = [named_schedule(schedule, **given).plan(steps or _STEPS)]
+        if schedule not in PLANNED:
+            plans = [window.protect(each) for each in _plans_in(schedule, steps, given | wanted)]
+        elif scheduler is None and schedule != "noise-aware":
+            plans = [window.protect(named_schedule(schedule, **given).plan(steps or _STEPS))]
         else:
-            plans = _plans_in(schedule, steps, given)
-    for each in map(window.protect, plans):
+            found = named_schedule(schedule, **given)
+            built = _scheduler(scheduler, spacing)
+            plans = [_planned(found, built, steps or _STEPS, window, strength)]
+    for each in plans:
         say(f"{each}\n{_counted(each)}")
+    if schedule == "noise-aware":
+        say(_levels(scheduler, plans[0]))
+
+
+def _scheduler(name: str | None, spacing: str | None) -> Any:
+    """The scheduler that is asked for, or `None`."""
+    if name is None:
+        return None
+    from .loading import quiet_loading, scheduler_of
+
+    quiet_loading()
+    return scheduler_of(name, {**_USUAL, "timestep_spacing": spacing or "leading"})
+
+
+def _planned(
+    schedule: Any, scheduler: Any, steps: int, window: Window, strength: float | None
+) -> Plan:
+    """By the scheduler's noise levels; where there is none, by those of most of them."""
+    from ..schedules.plans import FULL, Plan
+    from ..settings.preview import plan_by
+
+    strength = 1 if strength is None else strength
+    plan = plan_by(scheduler, schedule, steps, window=window, strength=strength)
+    if scheduler is None:  # without one, nothing says whether an output can be forecast
+        plan = Plan(FULL if entry == FULL else schedule.branch for entry in plan)
+    return plan
+
+
+def _levels(scheduler: str | None, plan: Plan) -> str:
+    """What a plan by noise levels went by."""
+    from ..schedules.noise_aware import FEW_STEPS
+
+    if len(plan) <= FEW_STEPS:
+        return f"generations of {FEW_STEPS} steps or fewer run in full"
+    if scheduler is None:
+        return "by noise levels as of most schedulers; --scheduler NAME has its own"
+    return f"by the noise levels of {scheduler}"
 
 
 def _plans_in(file: str, steps: int | None, given: dict[str, Any]) -> list[Plan]:
@@ -88,9 +173,12 @@ def _plans_in(file: str, steps: int | None, given: dict[str, Any]) -> list[Plan]
 
 
 def _counted(plan: Plan) -> str:
+    from ..settings.by_name import place_of
+
     count, branches = len(plan.full_steps), plan.branches
     text = f"{count} of {len(plan)} steps in full"
     if not branches:
         return text
-    where = "branch" if len(branches) == 1 else "branches"
-    return f"{text}, the others at {where} {', '.join(map(str, branches))}"
+    if len(branches) == 1:
+        return f"{text}, the others {place_of(branches[0])}"
+    return f"{text}, the others at branches {', '.join(map(str, branches))}"

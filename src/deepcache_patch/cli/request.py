@@ -12,6 +12,7 @@ from typing import Any, Final
 from ..errors import InvalidSettingError, first_line
 from .files import prompts_in
 from .mistakes import BadInputError, reason_of
+from .names import SCHEDULES
 
 #: Options that only some pipelines know, by the name of the argument that each one sets.
 _CALL_OPTIONS: Final = {
@@ -142,6 +143,10 @@ def require_within_reach(
     from ..inspection.branches import Branches
     from ..settings.preview import num_steps
 
+    if branch < 0:
+        raise BadInputError(
+            f"--branch {branch} is above the output, where there is nothing to learn: 0 is the least"
+        )
     steps = num_steps(pipe, call.get("num_inference_steps"))
     if steps is None:
         return
@@ -162,23 +167,29 @@ def calibrated_in(schedule: str | None) -> Any:
     """The schedule in the file of `--schedule`, or `None` where that names none."""
     from ..learning.calibrated_schedule import Calibrated
 
-    if schedule in (None, "uniform", "auto"):
+    if schedule is None or schedule in SCHEDULES:
         return None
     try:
         return Calibrated.load(schedule)
     except OSError as error:
-        reason = reason_of(error)
-        message = f"--schedule is uniform, auto or a file; cannot read {schedule}: {reason}"
+        known, reason = ", ".join(SCHEDULES), reason_of(error)
+        message = f"--schedule is {known} or a file; cannot read {schedule}: {reason}"
         raise BadInputError(message) from error
 
 
-def helper_arguments(schedule: str, *, interval: int | None, branch: int | None) -> dict[str, Any]:
+def helper_arguments(
+    schedule: str, *, interval: float | None, speedup: float | None, branch: int | None
+) -> dict[str, Any]:
     """Arguments of `DeepCacheHelper`."""
     given = {"interval": interval, "branch": branch}
-    if schedule == "uniform":
-        return given
-    if schedule == "auto":
-        return {**given, "schedule": "auto"}
+    if schedule == SCHEDULES[0]:
+        if interval is not None and speedup is not None:
+            raise BadInputError("give one of --interval and --speedup, not both")
+        return {**given, "speedup": speedup}
+    if speedup is not None:
+        raise BadInputError(f"--speedup goes with --schedule {SCHEDULES[0]} only")
+    if schedule in SCHEDULES:
+        return {**given, "schedule": schedule}
     if interval is not None or branch is not None:
         raise BadInputError("--interval and --branch stand in the file of --schedule already")
     return {"schedule": calibrated_in(schedule)}

@@ -42,9 +42,10 @@ def ui(*, schedule: str | None, host: str, port: int, **loading: Any) -> None:
     With --schedule, that schedule can be chosen on the page.
     """
     from ..page.app import is_loopback, launch, require_gradio
+    from ..settings.by_name import PARAMETERS
 
     require_gradio()
-    if schedule in ("uniform", "auto"):
+    if schedule in PARAMETERS:
         raise BadInputError(f"--schedule {schedule} is chosen on the page: give a file here")
     free = _free_port(host, port)
     with bad_input():

@@ -14,7 +14,7 @@ from ..measuring.generation import Timing, accepted_arguments
 from ..measuring.media import Result
 from ..running.components import unets_of
 from ..running.stats import Stats
-from ..schedules.plans import FULL, Plan
+from ..schedules.plans import FULL, OUTPUT, Plan
 from ..settings.preview import num_steps
 from .measures import Measure, measures_of
 
@@ -76,7 +76,7 @@ def full_calls_worth(stats: Stats, plan: Plan, branches: Iterable[Branch]) -> fl
     """
     if stats.shallow_calls == 0:
         return float(stats.full_calls)
-    shares = {branch.number: branch.share for branch in branches}
+    shares = {OUTPUT: 0.0, **{branch.number: branch.share for branch in branches}}
     used = [shares.get(entry) for entry in plan if entry != FULL]
     known = [share for share in used if share is not None]
     if not known or len(known) < len(used):

@@ -22,6 +22,7 @@ from ..measuring.generation import Timing
 from ..measuring.media import Kind, Result, Sound
 from ..measuring.writing import write_whole
 from ..schedules.plans import Plan
+from ..settings.by_name import place_of
 from .fewer import FewerSteps
 from .figures import figures_of, rows_of, speedup, verdict
 from .grid import picture_of
@@ -148,6 +149,8 @@ class Comparison:
         schedule = about["schedule"]
         if schedule.startswith("Uniform("):
             schedule = f"interval {about['interval']}, branch {about['branch']}"
+        if schedule.startswith("NoiseAware("):
+            schedule = f"noise-aware, interval {about['interval']:g}, {place_of(about['branch'])}"
         if about["replay"] == "Reuse()":  # the other one is the default
             schedule += ", reuse"
         return " · ".join(part for part in (steps, about["scheduler"], schedule) if part)

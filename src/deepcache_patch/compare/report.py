@@ -18,6 +18,7 @@ from PIL import Image
 
 from ..measuring.environment import versions
 from ..schedules.plans import Plan
+from ..settings.by_name import place_of
 from .figures import times_text
 from .grid import SMALLEST_CELL, pixel_factor, waveform_differences
 
@@ -162,7 +163,7 @@ def _plan(name: str, plan: Plan) -> dict[str, Any]:
     full = len(plan.full_steps)
     summary = f"{len(plan)} steps: {full} in full"
     shallow = {branch: sum(entry == branch for entry in plan) for branch in plan.branches}
-    summary += "".join(f", {count} shallow at branch {branch}" for branch, count in shallow.items())
+    summary += "".join(f", {count} shallow {place_of(branch)}" for branch, count in shallow.items())
     return {
         "name": name,
         "entries": plan,

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ..cutting.anatomy import Anatomy, dissect
+from ..cutting.answer import Answer
 from ..cutting.cut import Cut, Swap
 from ..cutting.features import Around, Recorder, StandIn, Tap
 from ..patching.call import whole
@@ -15,8 +16,10 @@ from ..patching.wrappers import unwrapped
 from ..running.components import unets_of
 from ..running.example import example_from_config
 from ..running.observers import observer_of
+from ..schedules.plans import OUTPUT
 from .outline import Outline
 
+_EVERYTHING: Final = "leaves out everything"
 _UNKNOWN: Final = "share, feature and size are known after the first generation"
 
 
@@ -25,7 +28,7 @@ class Branch:
     """One branch of a U-Net.
 
     Attributes:
-        number: What the settings call it, at least 0.
+        number: What the settings call it: from 0, or -1 above the output.
         place: What a shallow call leaves out, in words: from where to where, in the order in which
             the layers run. Blocks and layers have their numbers in the U-Net, from 0. The output of
             the last one left out is the deep feature.
@@ -49,10 +52,15 @@ class Branches(Sequence[Branch]):
     Args:
         title: What stands above the table.
         branches: From 0.
+        output: The branch above the output, -1, where nothing runs; `None` where there is none.
+            It stands in the table, and is none of the sequence.
     """
 
-    def __init__(self, title: str, branches: Sequence[Branch]) -> None:
+    def __init__(
+        self, title: str, branches: Sequence[Branch], output: Branch | None = None
+    ) -> None:
         self.title = title
+        self.output = output
         self._branches = tuple(branches)
 
     def __getitem__(self, index: Any) -> Any:
@@ -63,7 +71,10 @@ class Branches(Sequence[Branch]):
         return len(self._branches)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Branches) and self._branches == other._branches
+        return isinstance(other, Branches) and (self._branches, self.output) == (
+            other._branches,
+            other.output,
+        )
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -77,7 +88,7 @@ class Branches(Sequence[Branch]):
                 "?" if each.nbytes is None else _bytes(each.nbytes),
                 each.place.removeprefix("leaves out "),
             )
-            for each in self
+            for each in (*([] if self.output is None else [self.output]), *self)
         ]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1]
         lines = [
@@ -97,6 +108,15 @@ class BranchesOfEach(dict[str, Branches]):
         return "\n\n".join(f"{name}: {branches}" for name, branches in self.items())
 
     __repr__ = __str__
+
+
+def share_of(branches: Branches | BranchesOfEach, number: int) -> float | None:
+    """The share of a branch, of the U-Net where it is largest; `None` where one is not known."""
+    if number == OUTPUT:
+        return 0.0
+    tables = branches.values() if isinstance(branches, BranchesOfEach) else [branches]
+    shares = [table[number].share for table in tables]
+    return None if None in shares else max(shares)
 
 
 def branches_of_pipeline(
@@ -134,10 +154,18 @@ def branches_of(outline: Outline, example: Mapping[str, Any] | None) -> Branches
     number = len(anatomy.branches)
     title = f"{type(unet).__name__}: {number} branch{'' if number == 1 else 'es'}"
     known: Sequence[tuple[float, torch.Tensor] | None] = [None] * number
+    output: Branch | None = Branch(OUTPUT, _EVERYTHING, 0.0, None, None)
     try:
         example = example_from_config(unet) if example is None else example
         if example is not None and not _is_watched(unet):
             known = _measured(outline, anatomy, example)
+            answer = Answer.of(outline.output, example)
+            made = None if answer is None else answer[1]
+            output = (
+                made
+                if made is None
+                else Branch(OUTPUT, _EVERYTHING, 0.0, tuple(made.shape), made.nbytes)
+            )
             sample = example[anatomy.sample_name]
             dtype = str(sample.dtype).removeprefix("torch.")
             title += f"; a call with {'×'.join(map(str, sample.shape))} in {dtype}"
@@ -153,6 +181,7 @@ def branches_of(outline: Outline, example: Mapping[str, Any] | None) -> Branches
                 anatomy.branches, _places(unet, anatomy), known, strict=True
             )
         ],
+        output,
     )
 
 

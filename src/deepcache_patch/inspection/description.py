@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from html import escape
 
-from ..running.components import schedulers_of, unets_of
+from torch import nn
+
+from ..errors import DeepCacheWarning
+from ..running.components import schedulers_of
 from ..running.face import Helper
 from ..running.stats import LastGeneration
 from ..schedules.guide import Context, planned
@@ -71,16 +75,20 @@ def _expected(helper: Helper, window: Window) -> list[tuple[str, str]]:
     timesteps = None
     if getattr(scheduler, "num_inference_steps", None):
         timesteps = timesteps_of(scheduler)
-    steps = _STEPS if timesteps is None else len(timesteps)
     try:
-        values = None if timesteps is None else tuple(map(float, timesteps.tolist()))
-        unet = next(iter(unets_of(helper.pipe).values()))
-        context = Context(steps, values, scheduler, unet, window=window)
-        found = _strip("plan", planned(helper.schedule, context))  # type: ignore[arg-type]
+        if timesteps is None:
+            plan = helper.plan(_STEPS)
+        else:
+            values, unet = tuple(map(float, timesteps.tolist())), nn.Identity()
+            context = Context(len(values), values, scheduler, unet, window=window)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeepCacheWarning)
+                plan = planned(helper.schedule, context)  # type: ignore[arg-type]
     except Exception:  # it looks at the generation, or is for another number of steps
         return [("plan", "depends on the generation")]
+    found = _strip("plan", plan)
     name, text = found[-1]
-    return [*found[:-1], (name, f"{text} (of {steps} steps)")]
+    return [*found[:-1], (name, f"{text} (of {len(plan)} steps)")]
 
 
 def _strip(name: str, plan: Plan) -> list[tuple[str, str]]:

@@ -49,6 +49,7 @@ class Outline:
             for child in children.values():
                 if child is not None:
                     self._parents[child].append(copied)
+        self.output: Any = None  #: Of the last call.
         self._numbers: dict[Any, int] = {}
         self._kinds: dict[nn.Module, int] = {}
         self._known: dict[Any, tuple[int, Any]] = {}
@@ -71,7 +72,9 @@ class Outline:
                 vars(module)["forward"] = _Remembering(module, kind, counter, self._known)
         try:
             with torch.inference_mode(False), cut.applied(), counter:
-                self.unet(**tree_map_only(torch.Tensor, torch.empty_like, dict(arguments)))
+                self.output = self.unet(
+                    **tree_map_only(torch.Tensor, torch.empty_like, dict(arguments))
+                )
         finally:
             for module in self._parents:
                 vars(module).pop("forward", None)

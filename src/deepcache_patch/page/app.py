@@ -17,13 +17,17 @@ from typing import Any, Final
 from ..errors import DeepCacheError, InvalidSettingError, first_line
 from ..learning.calibrated_schedule import Calibrated
 from ..measuring.similarity import require_metrics
-from ..schedules.plans import FULL, Plan
+from ..schedules.plans import FULL, OUTPUT, Plan
 from ..settings.by_name import PARAMETERS
 from .markup import CSS, KEYS, figures, strip
 from .trial import StoppedError, Trials
 
 #: How the choice is called that stands for a file.
 _FILE: Final = "calibrated"
+
+#: Where the fields begin that mean something else to each schedule: value and step.
+_STARTS: Final = {"noise-aware": {"interval": (2.2, 0.1), "branch": (OUTPUT, 1)}}
+_USUAL_STARTS: Final = {"interval": (3, 1), "branch": (0, 1)}
 
 #: Up to where the page counts, unless the pipeline makes more by itself.
 _MOST_STEPS: Final = 150
@@ -193,7 +197,12 @@ class Page:
         names = PARAMETERS.get(schedule, ())
         shown = {name: name in names for name in self._parameters}
         shown["replay"] = _has_replay(schedule)
-        return [self._gr.update(visible=shown[name]) for name in shown]
+        updates: dict[str, dict[str, Any]] = {
+            name: {"visible": visible} for name, visible in shown.items()
+        }
+        for name, (value, step) in _STARTS.get(schedule, _USUAL_STARTS).items():
+            updates[name] |= {"value": value, "step": step}
+        return [self._gr.update(**update) for update in updates.values()]
 
     # --- from the fields to the library -----------------------------------------------------------
 
@@ -226,7 +235,12 @@ class Page:
     def _described(self, plan: Plan) -> str:
         count = len(plan.full_steps)
         said = f"{count} of {len(plan)} steps in full"
-        shares = [1.0 if entry == FULL else self.trials.shares[entry] for entry in plan]
+        share_of: dict[Any, float | None] = {
+            FULL: 1.0,
+            OUTPUT: 0.0,
+            **dict(enumerate(self.trials.shares)),
+        }
+        shares = [share_of[entry] for entry in plan]
         if None not in shares and count < len(plan):
             work = sum(share for share in shares if share is not None) / len(plan)
             said += f"; {work:.0%} of the U-Net's work"
@@ -313,18 +327,19 @@ class Page:
         gr, add = self._gr, self.settings
         most = max(_MOST_STEPS, self._default("num_inference_steps", 0))
         choices = [*PARAMETERS, *([_FILE] if self._calibrated is not None else [])]
-        shown = PARAMETERS["uniform"]
+        shown = PARAMETERS["noise-aware"]
+        (interval, by), (branch, _) = _STARTS["noise-aware"].values()
         deepest = len(self.trials.shares) - 1
         ranges: dict[str, tuple[str, float, float, float, float]] = {
-            "interval": ("Interval: one full step in", 1, 20, 3, 1),
-            "branch": ("Branch: 0 is fastest", 0, max(deepest, 1), 0, 1),
+            "interval": ("Interval: one full step in", 1, 20, interval, by),
+            "branch": ("Branch: -1, above the output, is fastest", OUTPUT, deepest, branch, 1),
             "center": ("Center: where full steps are densest", 0, most, 15, 1),
             "power": ("Power: how uneven", 1.1, 10, 1.4, 0.1),
             "full_steps": ("Full steps", 1, most, 17, 1),
             "tolerance": ("Tolerance: drift of a feature", 0, 1, 0.1, 0.01),
         }
         with gr.Group():
-            add["schedule"] = gr.Dropdown(choices, value="uniform", label="Schedule")
+            add["schedule"] = gr.Dropdown(choices, value="noise-aware", label="Schedule")
             for name in self._parameters:
                 label, low, high, value, step = ranges[name]
                 add[name] = gr.Slider(

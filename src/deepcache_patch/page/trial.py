@@ -20,9 +20,9 @@ from ..measuring.generation import Generation, Timing, accepted_arguments, batch
 from ..measuring.media import picture_of
 from ..measuring.similarity import psnr, ssim
 from ..running.components import unets_of
-from ..schedules.plans import Plan, Uniform
+from ..schedules.plans import Plan, Schedule, Uniform
 from ..settings.by_name import named_schedule
-from ..settings.preview import num_steps, plan_of
+from ..settings.preview import plan_of
 
 #: What a pipeline needs, or makes, that is more than a prompt and numbers in, a picture out. Not
 #: all of them are without a default in its signature.
@@ -131,8 +131,8 @@ class Trials:
         Raises:
             InvalidSettingError: The schedule has none for so many steps.
         """
-        steps = num_steps(self._pipe, num_inference_steps)
-        return None if steps is None else plan_of(schedule, steps)
+        known = num_inference_steps is not None and isinstance(schedule, Schedule)
+        return plan_of(self._pipe, schedule, num_inference_steps) if known else None
 
     def run(
         self, call: Mapping[str, Any], *, seed: int, schedule: Any, replay: Any = None

@@ -4,10 +4,12 @@ mean. Whether a schedule fits a pipeline is seen in `fitting`.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import InvalidSettingError
-from ..schedules.plans import Centred, Growing, Uniform
+from ..schedules.plans import OUTPUT, Centred, Growing, Uniform, number_between
 
 if TYPE_CHECKING:
     from ..schedules.guide import AnySchedule
@@ -24,7 +26,10 @@ PARAMETERS: Final = {
 }
 
 #: Those whose plan is known before a generation.
-PLANNED: Final = ("uniform", "centred", "growing")
+PLANNED: Final = ("noise-aware", "uniform", "centred", "growing")
+
+#: One full step in so many, at most; see `NoiseAware`.
+_LONGEST: Final = 1000
 
 
 def named_schedule(name: str, **given: Any) -> Any:
@@ -48,9 +53,9 @@ def named_schedule(name: str, **given: Any) -> Any:
             raise InvalidSettingError(f"{key} is a setting of {theirs}, not of {name}")
     if name == "growing" and "full_steps" not in given:
         raise InvalidSettingError("growing needs full_steps: how many steps run in full")
-    if name in PLANNED:
-        planned = {"uniform": Uniform, "centred": Centred, "growing": Growing}
-        return planned[name](**given)
+    plain = {"uniform": Uniform, "centred": Centred, "growing": Growing}
+    if name in plain:
+        return plain[name](**given)
 
     from ..learning.auto import Auto
     from ..schedules.adaptive import Adaptive
@@ -63,21 +68,66 @@ def named_schedule(name: str, **given: Any) -> Any:
     return Adaptive(given.get("tolerance", 0.1), (given.get("branch", 0),))
 
 
-def schedule_of(schedule: Any, interval: float | None, branch: int | None) -> Any:
-    """The schedule that is meant by the arguments.
+def schedule_of(
+    schedule: Any,
+    interval: float | None = None,
+    branch: int | None = None,
+    speedup: float | None = None,
+    share_of: Callable[[Any], float | None] = lambda _: None,
+) -> Any:
+    """The schedule that is meant by the arguments of `DeepCacheHelper`.
+
+    Args:
+        schedule: An object, a name, or `None` for the default.
+        interval: Of the default or the named schedule; `None` stands for its own default.
+        branch: Likewise.
+        speedup: In the place of `interval`, for the default.
+        share_of: The work of a schedule's shallow calls, as a part of that of a full one, 0 to 1;
+            `None` where that is not known. Asked only if a speedup is given.
 
     Raises:
         InvalidSettingError: If there are too many of them, or one is out of range.
     """
     given = {"interval": interval, "branch": branch}
     given = {name: value for name, value in given.items() if value is not None}
+    if speedup is not None:
+        if schedule is not None or interval is not None:
+            raise InvalidSettingError("give either speedup or interval and schedule, not both")
+        schedule = named_schedule("noise-aware", **given)
+        share = share_of(schedule)
+        given["interval"] = _interval_for(speedup, schedule.branch, share)
+        return named_schedule("noise-aware", **given)
     if schedule is None:
         return named_schedule("noise-aware", **given)
-    if isinstance(schedule, str) and schedule == "auto":
-        return named_schedule("auto", **given)
+    if isinstance(schedule, str):
+        return named_schedule(schedule, **given)
     if given:
         raise InvalidSettingError("give either schedule or interval and branch, not both")
     return schedule
+
+
+def place_of(branch: int) -> str:
+    """Where a shallow step is cut, as a sentence says it."""
+    return "above the output" if branch == OUTPUT else f"at branch {branch}"
+
+
+def _interval_for(speedup: Any, branch: int, share: float | None) -> float:
+    """The interval at which a U-Net's work is 1 / speedup, if a shallow call has this share."""
+    speedup = number_between("speedup", speedup, 1, _LONGEST)
+    if share is None:
+        raise InvalidSettingError(
+            f"what a call at branch {branch} costs is known after the first generation: give "
+            "interval, not speedup"
+        )
+    full = (1 / speedup - share) / (1 - share) if share < 1 else 0
+    if speedup > 1 and full < 1 / _LONGEST:
+        most = 1 / (share + (1 - share) / _LONGEST)
+        raise InvalidSettingError(
+            f"speedup={speedup:g} is out of reach: a shallow call at branch {branch} is "
+            f"{share:.1%} of a full one, so at most {math.floor(10 * most) / 10}×; "
+            "branch=-1, above the output, costs nothing"
+        )
+    return 1 if speedup == 1 else 1 / full
 
 
 def replay_of(replay: Any, schedule: Any) -> Replay:
@@ -110,14 +160,18 @@ def uniform_of(
     """The uniform schedule that is meant by the arguments of `DeepCacheHelper.set_params`.
 
     Args:
-        schedule: What is in force: where it is uniform, `None` leaves a value as it is.
+        schedule: What is in force: where it is uniform, `None` leaves a value as it is. Where it
+            is `NoiseAware`, so does it with the branch, but for the one above the output, which
+            becomes 0.
         interval: At least 1.
-        branch: At least 0.
+        branch: At least -1.
         skip_mode: Only "uniform".
 
     Raises:
         InvalidSettingError: As `DeepCacheHelper.set_params` says.
     """
+    from ..schedules.noise_aware import NoiseAware  # which needs torch
+
     if skip_mode != "uniform":
         raise InvalidSettingError(
             f"skip_mode must be 'uniform', not {skip_mode!r}: for another strategy give "
@@ -126,9 +180,12 @@ def uniform_of(
     if isinstance(schedule, Uniform):
         interval = schedule.interval if interval is None else interval
         branch = schedule.branch if branch is None else branch
+    if isinstance(schedule, NoiseAware) and branch is None:
+        branch = max(schedule.branch, 0)  # where DeepCache begins to count
     if interval is None or branch is None:
+        is_default = isinstance(schedule, NoiseAware)
+        lacking = "cache_interval" if is_default else "both cache_interval and cache_branch_id"
         raise InvalidSettingError(
-            f"the schedule is {schedule!r}: to replace it by a uniform one, give both "
-            "cache_interval and cache_branch_id"
+            f"the schedule is {schedule!r}: to replace it by a uniform one, give {lacking}"
         )
     return Uniform(interval, branch)

@@ -32,8 +32,8 @@ def anatomies_for(pipe: Any, schedule: AnySchedule) -> dict[nn.Module, Anatomy]:
             anatomies[unet] = dissect(unwrapped(unet))
     if isinstance(schedule, type) or not isinstance(schedule, Schedule | GuidingSchedule):
         raise InvalidSettingError(
-            "schedule must be 'auto', what Calibrated.load(file) gives, or an object with a "
-            f"method plan(num_steps), not {schedule!r}"
+            "schedule must be a name such as 'auto', what Calibrated.load(file) gives, or an "
+            f"object with a method plan(num_steps), not {_told(schedule)}"
         )
     if not isinstance(schedule, Schedule) and any(map(is_sharded, unets.values())):
         raise InvalidSettingError(
@@ -49,3 +49,10 @@ def anatomies_for(pipe: Any, schedule: AnySchedule) -> dict[nn.Module, Anatomy]:
             schedulers = schedulers_of(pipe, name)()
             schedule.check(unwrapped(unet), schedulers[0] if schedulers else None)
     return anatomies
+
+
+def _told(schedule: Any) -> str:
+    """What somebody has taken for a schedule; of a class, what may be meant."""
+    if isinstance(schedule, type) and (hasattr(schedule, "plan") or hasattr(schedule, "begin")):
+        return f"the class {schedule.__name__}: did you mean {schedule.__name__}()?"
+    return repr(schedule)

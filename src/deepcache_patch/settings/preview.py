@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+import warnings
+from typing import Any, Final
 
-from ..schedules.plans import Plan, Schedule
+from torch import nn
+
+from ..errors import DeepCacheWarning, InvalidSettingError, first_line
+from ..measuring.generation import accepted_arguments
+from ..patching.wrappers import unwrapped
+from ..running.components import schedulers_of, unets_of
+from ..schedules.guide import Context, planned
+from ..schedules.plans import Plan, Schedule, number_between, whole_number
+from ..schedules.window import NO_WINDOW, Window
+
+#: The argument that says how many steps there are, of pipelines and schedulers.
+_STEPS: Final = "num_inference_steps"
 
 
 def num_steps(pipe: Any, num_inference_steps: int | None) -> int | None:
@@ -23,10 +35,83 @@ def num_steps(pipe: Any, num_inference_steps: int | None) -> int | None:
         return None
 
 
-def plan_of(schedule: Any, steps: int) -> Plan | None:
-    """Returns the plan of a schedule, or `None` where it is made while the generation runs.
+def plan_of(
+    pipe: Any,
+    schedule: Any,
+    num_inference_steps: int | None = None,
+    *,
+    window: Window = NO_WINDOW,
+    strength: float = 1,
+    **given: Any,
+) -> Plan:
+    """Returns the plan of a generation that has not been, by a copy of the pipeline's scheduler.
+
+    Args:
+        pipe: The pipeline, or a bare U-Net. Of several U-Nets, the first is meant.
+        schedule: Of any kind.
+        num_inference_steps: By default, as many as the pipeline makes by itself.
+        window: What always runs in full.
+        strength: Of pipelines that begin with a picture, 0 to 1.
+        given: What the scheduler's `set_timesteps` takes, such as `timesteps`.
 
     Raises:
-        InvalidSettingError: If the schedule has no plan for so many steps.
+        InvalidSettingError: If the schedule has no plan before a generation, or none for so many
+            steps, or the scheduler does not take the arguments.
     """
-    return Plan(schedule.plan(steps)) if isinstance(schedule, Schedule) else None
+    name, unet = next(iter(unets_of(pipe).items()))
+    if num_inference_steps is None and not given:
+        parameter = None if isinstance(pipe, nn.Module) else accepted_arguments(pipe).get(_STEPS)
+        num_inference_steps = parameter.default if parameter else None
+    (scheduler, *_) = [*schedulers_of(pipe, name)(), None]
+    return plan_by(
+        scheduler,
+        schedule,
+        num_inference_steps,
+        window=window,
+        strength=strength,
+        unet=unwrapped(unet),
+        **given,
+    )
+
+
+def plan_by(
+    scheduler: Any,
+    schedule: Any,
+    num_inference_steps: int | None,
+    *,
+    window: Window = NO_WINDOW,
+    strength: float = 1,
+    unet: nn.Module | None = None,
+    **given: Any,
+) -> Plan:
+    """Returns the plan of a generation by a copy of a scheduler, or by none; see `plan_of`."""
+    if not isinstance(schedule, Schedule):
+        raise InvalidSettingError(
+            f"{type(schedule).__name__} decides while a generation runs: there is no plan before "
+            "it, and last_generations tells what ran"
+        )
+    if num_inference_steps is not None or not given:
+        num_inference_steps = whole_number(_STEPS, num_inference_steps, 1)
+        given[_STEPS] = num_inference_steps
+    strength = number_between("strength", strength, 0, 1)
+    count, timesteps = num_inference_steps or 0, None
+    if scheduler is not None:
+        scheduler = copy.deepcopy(scheduler)  # the pipeline's own stays as it is
+        try:
+            scheduler.set_timesteps(**given)
+        except (TypeError, ValueError, AssertionError) as error:
+            raise InvalidSettingError(
+                f"{type(scheduler).__name__}.set_timesteps refuses this: {first_line(error)}"
+            ) from error
+        listed = scheduler.timesteps.tolist()
+        if strength < 1:  # as the pipelines begin later
+            steps = num_inference_steps or len(listed)
+            skipped = steps - min(int(steps * strength), steps)
+            listed = listed[skipped * getattr(scheduler, "order", 1) :]
+        timesteps, count = tuple(map(float, listed)), len(listed)
+    if not count:
+        raise InvalidSettingError(f"with strength={strength:g}, none of the steps would run")
+    context = Context(count, timesteps, scheduler, unet or nn.Identity(), window=window)
+    with warnings.catch_warnings():  # what is said of a generation is said when it runs
+        warnings.simplefilter("ignore", DeepCacheWarning)
+        return planned(schedule, context)

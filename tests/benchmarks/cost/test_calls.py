@@ -37,7 +37,7 @@ def test_timesteps_can_be_numbers(pipe):
 
 
 def test_a_loop_is_a_generation_to_the_helper(pipe):
-    with DeepCacheHelper(pipe, interval=3) as helper:
+    with DeepCacheHelper(pipe, schedule=Uniform(3)) as helper:
         loop = SteppedLoop(pipe, 6)
         for _ in range(12):
             loop.seconds()

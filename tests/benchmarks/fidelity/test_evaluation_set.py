@@ -13,7 +13,7 @@ from PIL import Image
 
 from benchmarks.fidelity import evaluation_set
 from benchmarks.fidelity.evaluation_set import PictureSet
-from deepcache_patch import DeepCacheHelper
+from deepcache_patch import DeepCacheHelper, Uniform
 
 PROMPTS = [f"{number} red circles" for number in range(5)]
 OPTIONS = ["--batch", "2", "--steps", "6"]
@@ -64,7 +64,7 @@ def test_a_picture_is_what_the_pipeline_makes_of_its_line_and_its_seed(interval,
     pipe = DiffusionPipeline.from_pretrained(models / "sd")
     pipe.set_progress_bar_config(disable=True)
     if interval is not None:
-        DeepCacheHelper(pipe, interval=interval).enable()
+        DeepCacheHelper(pipe, schedule=Uniform(interval)).enable()
     seeds = [torch.Generator().manual_seed(7 + index) for index in (2, 3)]
     expected = pipe(PROMPTS[2:4], num_inference_steps=6, guidance_scale=4.0, generator=seeds).images
     assert len(pictures) == 5

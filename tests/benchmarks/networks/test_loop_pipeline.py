@@ -6,7 +6,7 @@ import torch
 from benchmarks.networks.catalogue import NETWORKS, build
 from benchmarks.networks.loop_pipeline import hand_cut, twin
 from benchmarks.networks.toys import tiny
-from deepcache_patch import DeepCacheHelper
+from deepcache_patch import DeepCacheHelper, Uniform
 
 
 def small(name):
@@ -72,5 +72,5 @@ def test_a_twin_has_modules_of_its_own_and_the_same_weights():
     pairs = zip(other.unet.parameters(), pipe.unet.parameters(), strict=True)
     assert all(mine is its for mine, its in pairs)
     assert other.scheduler is not pipe.scheduler
-    with DeepCacheHelper(other):
+    with DeepCacheHelper(other, schedule=Uniform()):
         assert "_compiled_call_impl" not in vars(pipe.unet)

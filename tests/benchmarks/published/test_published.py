@@ -12,7 +12,7 @@ from diffusers import DDIMScheduler, DiffusionPipeline
 from PIL import Image
 
 from benchmarks.published import contestants, run
-from deepcache_patch import DeepCacheHelper
+from deepcache_patch import DeepCacheHelper, Uniform
 from deepcache_patch.measuring.generation import Timing
 
 PROMPTS = [f"{number} red circles" for number in range(3)]
@@ -260,7 +260,7 @@ def test_a_picture_is_what_the_pipeline_makes_of_its_line_and_its_seed(published
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
     for folder, interval in (("plain", None), ("ours-interval-3", 3)):
-        helper = DeepCacheHelper(pipe, interval=interval)
+        helper = DeepCacheHelper(pipe, schedule=Uniform(interval))
         with helper if interval else nullcontext():
             seeds = [torch.Generator().manual_seed(seed) for seed in (5, 6)]
             expected = pipe(PROMPTS[:2], num_inference_steps=6, generator=seeds).images
