@@ -8,7 +8,6 @@ from benchmarks.fidelity.curves import Row, fitted_to, nearest, psnr_at, results
 from benchmarks.fidelity.work import SPEEDS
 from benchmarks.tables.markdown import table
 
-
 #: The sampler of the README's table: the one that is used most.
 _SHOWN = "dpm-25"
 
