@@ -145,7 +145,7 @@ def require_within_reach(
 
     if branch < 0:
         raise BadInputError(
-            f"--branch {branch} is above the output, where there is nothing to learn: 0 is the least"
+            f"--branch {branch} is above the output, where nothing is learned: 0 is the least"
         )
     steps = num_steps(pipe, call.get("num_inference_steps"))
     if steps is None:
