@@ -36,7 +36,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 SHARED = {
     *("--prompt", "--prompts", "--negative-prompt", "--guidance-scale", "--height", "--width"),
     *("--steps", "--seed", "--images", "--branch", "--scheduler", "--device", "--dtype"),
-    *("--first", "--last", "--output", "-h"),
+    *("--speedup", "--first", "--last", "--output", "-h"),
 }
 
 

@@ -43,7 +43,15 @@ def page() -> ui.Page:
 def values(of: ui.Page, **changed: Any) -> list[Any]:
     """Those that the fields have at first, but for some."""
     given = {name: field.value for name, field in of.settings.items()}
-    small = {"num_inference_steps": 6, "height": 16, "width": 16, "prompt": "a fox"}
+    small = {
+        "schedule": "uniform",
+        "interval": 3,
+        "branch": 0,
+        "num_inference_steps": 6,
+        "height": 16,
+        "width": 16,
+        "prompt": "a fox",
+    }
     given |= {name: value for name, value in small.items() if name in given}
     assert changed.keys() <= given.keys()
     return [*(given | changed).values()]
@@ -54,7 +62,13 @@ def test_the_page_has_a_field_for_each_argument_that_the_pipeline_takes() -> Non
     helper = ["schedule", "interval", "branch", "center", "power", "full_steps", "tolerance"]
     expected = [*call, "width", "height", *helper, "replay"]
     assert list(page().settings) == expected
-    assert page().settings["branch"].maximum == 8
+    assert page().settings["schedule"].value == "noise-aware"
+    fields = {name: page().settings[name] for name in ("interval", "branch")}
+    assert {name: (field.value, field.step) for name, field in fields.items()} == {
+        "interval": (2.2, 0.1),
+        "branch": (-1, 1),
+    }
+    assert (fields["branch"].minimum, fields["branch"].maximum) == (-1, 8)
     assert page().settings["num_inference_steps"].value == 50
     assert (page().settings["width"].value, page().settings["height"].value) == (16, 16)
     assert page().settings["schedule"].choices == [(name, name) for name in PARAMETERS]
@@ -73,6 +87,27 @@ def test_a_preview_is_the_plan_and_its_share_of_the_work() -> None:
         f'<div class="strip" role="img" aria-label="plan: F··F··">{marks}</div>'
         f'<p class="faint">2 of 6 steps in full; {work}</p>'
     )
+
+
+def test_a_preview_goes_by_the_pipelines_noise_levels_and_forecasts_cost_nothing() -> None:
+    default = {"schedule": "noise-aware", "interval": 2.5, "branch": -1}
+    shown = page().preview(*values(page(), **default, num_inference_steps=20))
+    plan = DeepCacheHelper(CASES["sd"].load(), interval=2.5).plan(20)
+    assert f'aria-label="plan: {plan}"' in shown
+    assert shown.endswith("8 of 20 steps in full; 40% of the U-Net&#x27;s work</p>")
+    shown = page().preview(*values(page(), **default, num_inference_steps=6))
+    assert shown.endswith('<p class="faint">6 of 6 steps in full</p>')
+
+
+def test_the_fields_begin_anew_where_they_mean_something_else() -> None:
+    def starts(schedule: str) -> list[Any]:
+        interval, branch, *others = page().fields(schedule)
+        assert all("value" not in each for each in others)
+        return [(each["value"], each["step"]) for each in (interval, branch)]
+
+    assert starts("noise-aware") == [(2.2, 0.1), (-1, 1)]
+    for schedule in ("uniform", "centred", "auto", "adaptive"):
+        assert starts(schedule) == [(3, 1), (0, 1)]
 
 
 def test_a_preview_says_what_is_wrong() -> None:
@@ -103,7 +138,9 @@ def test_generate_gives_both_pictures_and_the_figures() -> None:
 @pytest.mark.parametrize("schedule", PARAMETERS)
 @pytest.mark.parametrize("replay", ["extrapolate", "reuse"])
 def test_every_schedule_and_replay_generates(schedule: str, replay: str) -> None:
-    given = values(page(), schedule=schedule, replay=replay, center=3, full_steps=2)
+    given = values(
+        page(), schedule=schedule, replay=replay, center=3, full_steps=2, num_inference_steps=9
+    )
     assert "shallow calls" in page().generate(*given)[1]
 
 
@@ -114,7 +151,7 @@ def test_only_the_fields_of_the_schedule_are_shown() -> None:
         fields = page().fields(schedule)
         return [name for name, field in zip(names, fields, strict=True) if field["visible"]]
 
-    assert shown("uniform") == ["interval", "branch", "replay"]
+    assert shown("noise-aware") == shown("uniform") == ["interval", "branch", "replay"]
     assert shown("growing") == ["branch", "power", "full_steps", "replay"]
     assert shown("auto") == ["interval", "branch"]
     assert shown("calibrated") == []

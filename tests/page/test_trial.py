@@ -160,10 +160,11 @@ def test_every_name_is_a_schedule() -> None:
     assert (auto.interval, auto.branch) == (4, 0)
     assert isinstance(adaptive, Adaptive)
     assert (adaptive.tolerance, adaptive.branches) == (0.1, (3,))
-    assert len(PARAMETERS) == 5
+    assert named_schedule("noise-aware", interval=2.5) == NoiseAware(2.5, -1)
+    assert len(PARAMETERS) == 6
 
 
 def test_a_name_that_is_none() -> None:
-    message = "there is no schedule 'cubic'; there are uniform, centred, growing, auto, adaptive"
+    message = "there is no schedule 'cubic'; there are noise-aware, uniform, centred, growing, auto, adaptive"
     with pytest.raises(InvalidSettingError, match=message):
         named_schedule("cubic")
