@@ -1,5 +1,7 @@
 """Above the output: steps in which nothing of the U-Net runs, and what they give."""
 
+import warnings
+
 import pytest
 import torch
 from builders.loops import held_bytes
@@ -179,3 +181,39 @@ def test_a_processor_that_keeps_what_it_sees_is_heeded():
     with DeepCacheHelper(pipe) as helper, pytest.warns(DeepCacheWarning, match="may keep what it"):
         CASES["sd"].run(pipe, steps=12)
     assert helper.stats.shallow_calls == 0
+
+
+#: One of each kind; the others take minutes, and run with the slow tests.
+AT_ONCE = {
+    "sd",
+    "sdxl-img2img",
+    "sd-inpaint-9",
+    "marigold-intrinsics",
+    "stable-video-diffusion",
+    "ddpm",
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in AT_ONCE else pytest.mark.slow)
+        for name in CASES
+        if not name.startswith("amused")
+    ],
+)
+def test_every_pipeline_runs_by_default_and_its_second_generation_is_a_fresh_ones(name):
+    case = CASES[name]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeepCacheWarning)  # some pipelines run in full
+        fresh = case.load()
+        with DeepCacheHelper(fresh):
+            expected = case.run(fresh, steps=10)
+        pipe = case.load()
+        with DeepCacheHelper(pipe) as helper:
+            case.run(pipe, steps=12)
+            again = case.run(pipe, steps=10)
+            shallow = [last.plan.branches for last in helper.last_generations.values()]
+    assert torch.isfinite(again).all()
+    assert torch.equal(again, expected)
+    assert set().union(*shallow) <= {OUTPUT, 0}
