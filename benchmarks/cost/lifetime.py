@@ -33,7 +33,7 @@ from torch._subclasses import FakeTensor
 from benchmarks.networks.loop_pipeline import LoopPipeline
 from benchmarks.networks.toys import smallest
 from benchmarks.provenance import options, prepare, write
-from deepcache_patch import Adaptive, DeepCacheHelper
+from deepcache_patch import Adaptive, DeepCacheHelper, Uniform
 from deepcache_patch.schedules.guide import AnySchedule
 
 #: Steps, pictures and size of the latents, one after the other. Readings are taken where the same
@@ -137,7 +137,7 @@ def of_generations(pipe: LoopPipeline, times: int) -> dict[str, Any]:
 
 def of_cycles(pipe: LoopPipeline, times: int) -> dict[str, Any]:
     """Switched on and off so many times in each way."""
-    helper = DeepCacheHelper(pipe, interval=2)
+    helper = DeepCacheHelper(pipe, schedule=Uniform(2))
 
     def enabled(_: int) -> None:
         helper.enable()
@@ -145,15 +145,15 @@ def of_cycles(pipe: LoopPipeline, times: int) -> dict[str, Any]:
         helper.disable()
 
     def new(_: int) -> None:
-        with DeepCacheHelper(pipe, interval=2):
+        with DeepCacheHelper(pipe, schedule=Uniform(2)):
             _two_steps(pipe)
 
     def broken_off(_: int) -> None:
-        with DeepCacheHelper(pipe, interval=2):
+        with DeepCacheHelper(pipe, schedule=Uniform(2)):
             next(pipe.loop(4, size=8))
 
     def deleted(_: int) -> None:
-        DeepCacheHelper(pipe, interval=2).enable()  # takes over from the one before
+        DeepCacheHelper(pipe, schedule=Uniform(2)).enable()  # takes over from the one before
         _two_steps(pipe)
 
     def paused(_: int) -> None:
@@ -170,10 +170,10 @@ def of_cycles(pipe: LoopPipeline, times: int) -> dict[str, Any]:
 
 def of_compiled(pipe: LoopPipeline, times: int) -> dict[str, Any]:
     """Likewise with compiled networks; by the backend "eager", since only graphs count."""
-    DeepCacheHelper(pipe).compile(backend="eager")
+    DeepCacheHelper(pipe, schedule=Uniform()).compile(backend="eager")
 
     def new(_: int) -> None:
-        with DeepCacheHelper(pipe, interval=2) as helper:
+        with DeepCacheHelper(pipe, schedule=Uniform(2)) as helper:
             _two_steps(pipe)
             with helper.paused():
                 _two_steps(pipe)

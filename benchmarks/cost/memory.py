@@ -29,7 +29,7 @@ from benchmarks.deepcache import deepcache
 from benchmarks.networks.catalogue import build
 from benchmarks.networks.loop_pipeline import LoopPipeline
 from benchmarks.provenance import options, prepare, write
-from deepcache_patch import DeepCacheHelper
+from deepcache_patch import DeepCacheHelper, Uniform
 
 INTERVAL = 2
 #: Enough for full steps while two features are kept, and for four cut calls of a ControlNet, which
@@ -99,8 +99,8 @@ def row(pipe: LoopPipeline, pictures: int, size: int | None = None) -> dict[str,
     """
     pipe.scheduler = CountedDDIM.from_config(pipe.scheduler.config)
     contestants: dict[str, Callable[[], AbstractContextManager[Any]]] = {
-        "reuse": lambda: DeepCacheHelper(pipe, interval=INTERVAL, replay="reuse"),
-        "extrapolate": lambda: DeepCacheHelper(pipe, interval=INTERVAL),
+        "reuse": lambda: DeepCacheHelper(pipe, schedule=Uniform(INTERVAL), replay="reuse"),
+        "extrapolate": lambda: DeepCacheHelper(pipe, schedule=Uniform(INTERVAL)),
         "deepcache": lambda: deepcache(pipe, INTERVAL, 0),
     }
     if pipe.device.type == "cuda":

@@ -26,7 +26,7 @@ from benchmarks.networks.catalogue import build
 from benchmarks.networks.loop_pipeline import LoopPipeline, twin
 from benchmarks.provenance import options, prepare, write
 from benchmarks.timing import in_turns
-from deepcache_patch import FULL, DeepCacheHelper
+from deepcache_patch import FULL, DeepCacheHelper, Uniform
 from deepcache_patch.schedules.plans import Explicit
 from deepcache_patch.schedules.replay import REPLAYS
 
@@ -80,11 +80,11 @@ def call_ratios(pipe: LoopPipeline, arguments: argparse.Namespace) -> dict[str, 
     with ExitStack() as stack:
 
         def disabled(pipe: LoopPipeline) -> None:
-            with DeepCacheHelper(pipe):
+            with DeepCacheHelper(pipe, schedule=Uniform()):
                 SteppedLoop(pipe, STEPS, size=arguments.size).seconds()
 
         def paused(pipe: LoopPipeline) -> None:
-            helper = stack.enter_context(DeepCacheHelper(pipe))
+            helper = stack.enter_context(DeepCacheHelper(pipe, schedule=Uniform()))
             stack.enter_context(helper.paused())
 
         def enabled(pipe: LoopPipeline, **settings: Any) -> None:
@@ -95,7 +95,7 @@ def call_ratios(pipe: LoopPipeline, arguments: argparse.Namespace) -> dict[str, 
             "plain again": lambda pipe: None,
             "disabled": disabled,
             "paused": paused,
-            "interval 1": lambda pipe: enabled(pipe, interval=1),
+            "interval 1": lambda pipe: enabled(pipe, schedule=Uniform(1)),
             "recording": lambda pipe: enabled(pipe, schedule=recording),
         }
         runs: dict[str, Callable[[], float]] = {}
@@ -151,7 +151,7 @@ def own_work(pipe: LoopPipeline, arguments: argparse.Namespace) -> dict[str, Any
     nothing = statistics.median(each.own_seconds for each in plain)
     rows: dict[str, Any] = {"paused": _row(paused, nothing, functions)}
     for name, replay in REPLAYS.items():
-        with DeepCacheHelper(pipe, interval=INTERVAL, replay=replay()):
+        with DeepCacheHelper(pipe, schedule=Uniform(INTERVAL), replay=replay()):
             kinds = _kinds(pipe, arguments)
             loop = SteppedLoop(pipe, len(GENERATION), size=8)
             counts = {kind: function_calls(loop.split) for kind in GENERATION}

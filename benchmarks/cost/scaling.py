@@ -115,14 +115,14 @@ def by_slots(pipe: LoopPipeline, slots: int, calls: int) -> dict[str, float]:
     steps = 2 * INTERVAL
     loop = SteppedLoop(pipe, steps, slots=slots)
     kinds: dict[bool, list[Split]] = {True: [], False: []}
-    with DeepCacheHelper(pipe, interval=INTERVAL) as helper, loop.clocked():
+    with DeepCacheHelper(pipe, schedule=Uniform(INTERVAL)) as helper, loop.clocked():
         for generation in range(1 + max(1, round(calls / (steps * slots)))):
             for call in range(steps * slots):
                 made = loop.split()
                 if generation:  # the first is to warm up
                     kinds[call // slots % INTERVAL == 0].append(made)
         held = helper.stats.cache_nbytes
-    with DeepCacheHelper(pipe, interval=INTERVAL):
+    with DeepCacheHelper(pipe, schedule=Uniform(INTERVAL)):
         # Up to the last slot of the shallow step after the second full one.
         loop = SteppedLoop(pipe, steps, slots=slots)
         functions = [function_calls(loop.split) for _ in range((INTERVAL + 2) * slots)]
@@ -140,7 +140,7 @@ def by_size(pipe: LoopPipeline, size: int, batch: int, repeats: int) -> dict[str
     """Calls of a U-Net at one size and batch."""
     steps = 1 + repeats
     loop = SteppedLoop(pipe, 2 * steps, batch=batch, size=size)
-    with DeepCacheHelper(pipe, interval=2) as helper, loop.clocked():
+    with DeepCacheHelper(pipe, schedule=Uniform(2)) as helper, loop.clocked():
         made = [loop.split() for _ in range(2 * steps)][2:]
         held = helper.stats.cache_nbytes
     full, shallow = made[::2], made[1::2]
@@ -161,7 +161,7 @@ def cache() -> dict[str, list[dict[str, int]]]:
 
     def held(*, size: int = 64, batch: int = 2, slots: int = 1) -> int:
         loop = SteppedLoop(pipe, 5, batch=batch, size=size, slots=slots)
-        with DeepCacheHelper(pipe, interval=2) as helper:
+        with DeepCacheHelper(pipe, schedule=Uniform(2)) as helper:
             for _ in range(3 * slots):
                 loop.split()
             return helper.stats.cache_nbytes

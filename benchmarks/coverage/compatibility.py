@@ -25,7 +25,7 @@ import torch
 from benchmarks import provenance
 from benchmarks.coverage.cases import from_tests
 from benchmarks.deepcache import deepcache_helper
-from deepcache_patch import DeepCacheHelper, DeepCacheWarning, UnsupportedModelError
+from deepcache_patch import DeepCacheHelper, DeepCacheWarning, Uniform, UnsupportedModelError
 from deepcache_patch.measuring.environment import device_name, versions
 
 RESULTS = provenance.RESULTS / "compatibility.json"
@@ -61,7 +61,7 @@ Attach = Callable[[Any, int], Callable[[], None]]
 
 def ours(pipe: Any, interval: int) -> Callable[[], None]:
     """This package, branch 0."""
-    return DeepCacheHelper(pipe, interval=interval).enable().disable
+    return DeepCacheHelper(pipe, schedule=Uniform(interval)).enable().disable
 
 
 def deepcache(pipe: Any, interval: int) -> Callable[[], None]:

@@ -237,14 +237,14 @@ def _uniform_reuse(pipe: Any, sampler: Sampler) -> Iterator[Contestant]:
     # DeepCache at branch 0 makes the same pictures.
     for interval in _intervals(sampler) if sampler.main else (3,):
         settings = {"interval": interval, "branch": 0, "replay": "reuse"}
-        around = _helper(pipe, **settings)
+        around = _helper(pipe, schedule=Uniform(interval), replay="reuse")
         yield Contestant(f"interval {interval}", "uniform reuse", sampler.steps, settings, around)
 
 
 def _uniform_extrapolated(pipe: Any, sampler: Sampler) -> Iterator[Contestant]:
     for interval in INTERVALS:
         settings = {"interval": interval, "branch": 0, "replay": "extrapolate"}
-        around = _helper(pipe, **settings)
+        around = _helper(pipe, schedule=Uniform(interval), replay="extrapolate")
         name = f"interval {interval}, extrapolated"
         yield Contestant(name, "uniform extrapolated", sampler.steps, settings, around)
 

@@ -30,7 +30,7 @@ from benchmarks.published.gallery import Figures, Gallery
 from benchmarks.published.metrics import Metrics, versions_of_metrics
 from benchmarks.published.report import measured, table
 from benchmarks.published.samplers import require_sampler, use_sampler
-from deepcache_patch import DeepCacheHelper
+from deepcache_patch import OUTPUT, DeepCacheHelper, Uniform
 from deepcache_patch.cli.loading import choose_device, choose_dtype, load_pipeline
 from deepcache_patch.errors import first_line
 from deepcache_patch.measuring.environment import device_name, versions
@@ -194,12 +194,12 @@ def _fill(
     pipe.set_progress_bar_config(disable=True)
     make = _maker(pipe, options, prompts)
     first, *_ = missing = gallery.missing()
-    scout = DeepCacheHelper(pipe, interval=2)
+    scout = DeepCacheHelper(pipe, schedule=Uniform(2))
     shares: dict[int, float | None] = {}
     everyone = contestants(pipe, shares, options)
     with scout:  # the warm-up: a full step and a shallow one
         make(first, num_inference_steps=2)
-    shares.update({branch.number: branch.share for branch in scout.branches})
+    shares.update({OUTPUT: 0.0} | {branch.number: branch.share for branch in scout.branches})
     gallery.settle(settings | {"scheduler": type(pipe.scheduler).__name__})
     broken = _learn(everyone, make, first, beyond=len(prompts))
     for before in gallery.figures():

@@ -10,7 +10,7 @@ from benchmarks.deepcache import deepcache
 from benchmarks.networks.loop_pipeline import LoopPipeline, hand_cut
 from benchmarks.speed.race import Contestant, Generation, Loop
 from benchmarks.speed.tgate_tomesd import merged_tokens, t_gate
-from deepcache_patch import DeepCacheHelper
+from deepcache_patch import DeepCacheHelper, Uniform
 
 #: Arguments of `torch.compile`; `None` for eager. A graph that breaks, or is compiled too often, is
 #: an error.
@@ -67,7 +67,9 @@ class Field:
         self, pipe: LoopPipeline, stack: ExitStack, *, only_unet: bool = False, **replay: Any
     ) -> Generation:
         patched = pipe.unet if only_unet else pipe
-        helper = DeepCacheHelper(patched, interval=self.interval, branch=self.branch, **replay)
+        helper = DeepCacheHelper(
+            patched, schedule=Uniform(self.interval, self.branch), **replay
+        )
         stack.enter_context(helper)
         compiling = FORMS[self.form]
         if compiling is not None:
