@@ -31,7 +31,7 @@ def test_the_public_names():
     assert sorted(deepcache_patch.__all__) == [
         "Adaptive", "AlreadyEnabledError", "Auto", "Branch", "Calibrated", "Centred",
         "DeepCacheError", "DeepCacheHelper", "DeepCacheWarning", "Explicit", "Extrapolate", "FULL",
-        "Growing", "InvalidSettingError", "LastGeneration", "NoiseAware", "OUTPUT", "Plan",
+        "InvalidSettingError", "LastGeneration", "NoiseAware", "OUTPUT", "Plan",
         "Replay", "Reuse", "Schedule", "Stats", "Uniform", "UnsupportedModelError", "__version__",
     ]  # fmt: skip
 

@@ -69,7 +69,7 @@ NO_REPLAY = (
         ),
         (
             {"schedule": "automatic"},
-            "there is no schedule 'automatic'; there are noise-aware, uniform, centred, growing, "
+            "there is no schedule 'automatic'; there are noise-aware, uniform, centred, "
             "auto, adaptive",
         ),
         (
@@ -171,7 +171,7 @@ def test_a_helper_follows_a_schedule_by_its_name():
         before = helper.schedule
         for wrong, message in {
             "often": "there is no schedule 'often'; there are noise-aware, uniform, centred, "
-            "growing, auto, adaptive",
+            "auto, adaptive",
             None: NO_SCHEDULE + "None",
         }.items():
             with pytest.raises(InvalidSettingError) as caught:

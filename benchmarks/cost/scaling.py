@@ -30,7 +30,7 @@ from benchmarks.networks.loop_pipeline import LoopPipeline
 from benchmarks.networks.toys import tiny
 from benchmarks.provenance import options, prepare, write
 from benchmarks.timing import seconds
-from deepcache_patch import Auto, Centred, DeepCacheHelper, Growing, Schedule, Uniform
+from deepcache_patch import Auto, Centred, DeepCacheHelper, Schedule, Uniform
 from deepcache_patch.learning.study import Study
 from deepcache_patch.schedules.guide import Context
 from deepcache_patch.schedules.noise import error_weights
@@ -178,7 +178,6 @@ def plan_times(steps: int, repeats: int) -> dict[str, float]:
     schedules: dict[str, Schedule] = {
         "uniform": Uniform(INTERVAL),
         "centred": Centred(INTERVAL, center=steps // 3),
-        "growing": Growing(-(-steps // INTERVAL)),
     }
     return {
         "steps": steps,

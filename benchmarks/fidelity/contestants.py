@@ -28,8 +28,6 @@ from deepcache_patch import (
     Auto,
     Centred,
     DeepCacheHelper,
-    Growing,
-    Uniform,
 )
 
 #: Makes one generation of prompts that are not measured, with whatever stands around it.
@@ -249,14 +247,6 @@ def _uniform_extrapolated(pipe: Any, sampler: Sampler) -> Iterator[Contestant]:
         yield Contestant(name, "uniform extrapolated", sampler.steps, settings, around)
 
 
-def _growing(pipe: Any, sampler: Sampler) -> Iterator[Contestant]:
-    steps = work.calls_of(pipe, sampler.steps)
-    for interval in INTERVALS if sampler.main else (3,):
-        schedule = Growing(len(Uniform(interval).plan(steps).full_steps))
-        name = f"growing, {schedule.full_steps} full steps"
-        yield _scheduled(pipe, sampler, name, "growing", schedule)
-
-
 def _centred(pipe: Any, sampler: Sampler) -> Iterator[Contestant]:
     schedule = Centred()
     name = f"centred, interval {schedule.interval}"
@@ -264,7 +254,7 @@ def _centred(pipe: Any, sampler: Sampler) -> Iterator[Contestant]:
 
 
 def _scheduled(
-    pipe: Any, sampler: Sampler, name: str, family: str, schedule: Growing | Centred
+    pipe: Any, sampler: Sampler, name: str, family: str, schedule: Centred
 ) -> Contestant:
     """A schedule with features used again as they are, so that only it differs from uniform."""
     around = _helper(pipe, schedule=schedule, replay="reuse")
@@ -316,7 +306,6 @@ FAMILIES: dict[str, Callable[[Any, Sampler], Iterator[Contestant]]] = {
     "output reuse": _planned("Output reuse", OutputReuse, plans.uniform),
     "uniform reuse": _uniform_reuse,
     "uniform extrapolated": _uniform_extrapolated,
-    "growing": _growing,
     "centred": _centred,
     "adaptive": _adaptive,
 }

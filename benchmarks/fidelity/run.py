@@ -225,7 +225,8 @@ def updated(before: dict[str, Any], report: dict[str, Any]) -> dict[str, Any]:
     The plain pipeline stays as it was; each family was measured beside a plain one of its own.
     """
     measured_now = {row["family"] for row in (*report["rows"], *report["failed"])} - {"plain"}
-    order = list(FAMILIES)
+    # A file may have rows of families that are no more: they come last.
+    order = [*FAMILIES, *sorted({row["family"] for row in before["rows"]} - FAMILIES.keys())]
 
     def merged(part: str) -> list[dict[str, Any]]:
         kept = [row for row in before[part] if row["family"] not in measured_now]

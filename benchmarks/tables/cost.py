@@ -142,7 +142,7 @@ def _scaling(report: Any) -> str:
     )
     plans = [
         (f"`{name.title()}`, µs", *_figures(report["plans"], f"{name}_us", ".0f"))
-        for name in ("uniform", "centred", "growing")
+        for name in ("uniform", "centred")
     ]
     learned = [
         ("`Auto`: ms of the search", *_figures(report["learning"], "solve_ms", ".0f")),

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .running.stats import LastGeneration, Stats
     from .schedules.adaptive import Adaptive
     from .schedules.noise_aware import NoiseAware
-    from .schedules.plans import FULL, OUTPUT, Centred, Explicit, Growing, Plan, Schedule, Uniform
+    from .schedules.plans import FULL, OUTPUT, Centred, Explicit, Plan, Schedule, Uniform
     from .schedules.replay import Extrapolate, Replay, Reuse
 
 __all__ = [
@@ -37,7 +37,6 @@ __all__ = [
     "DeepCacheWarning",
     "Explicit",
     "Extrapolate",
-    "Growing",
     "InvalidSettingError",
     "LastGeneration",
     "NoiseAware",

@@ -60,11 +60,6 @@ def run(*arguments: str) -> int:
             "F····F···F···F···F···F····F····F·····F·····F······",
             "10 of 50 steps in full, the others at branch 0",
         ),
-        (
-            "--steps 20 --schedule growing --full-steps 5 --power 2",
-            "FF·F···F····F·······",
-            "5 of 20 steps in full, the others at branch 0",
-        ),
     ],
 )
 def test_a_plan_is_a_strip_and_a_count(
@@ -172,7 +167,7 @@ def test_few_steps_run_in_full_and_the_plan_says_so(capsys: pytest.CaptureFixtur
         ("--center 3", "center is a setting of centred, not of noise-aware"),
         (
             "--schedule uniform --power 2",
-            "power is a setting of centred and growing, not of uniform",
+            "power is a setting of centred, not of uniform",
         ),
         (
             "--schedule uniform --interval 2.5",
@@ -191,11 +186,6 @@ def test_few_steps_run_in_full_and_the_plan_says_so(capsys: pytest.CaptureFixtur
             "of diffusers",
         ),
         (
-            "--schedule growing --full-steps 3 --interval 2",
-            "interval is a setting of noise-aware and uniform and centred and auto, not of growing",
-        ),
-        ("--schedule growing", "growing needs full_steps: how many steps run in full"),
-        (
             "--schedule centred --power 0.5",
             "power must be a number from 1 to 10, not 0.5",
         ),
@@ -205,7 +195,7 @@ def test_few_steps_run_in_full_and_the_plan_says_so(capsys: pytest.CaptureFixtur
         ),
         (
             "--schedule nothing-of-this-name",
-            "--schedule is noise-aware, uniform, centred, growing or a file; "
+            "--schedule is noise-aware, uniform, centred or a file; "
             "cannot read nothing-of-this-name: No such file or directory",
         ),
         (

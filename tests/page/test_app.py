@@ -59,7 +59,7 @@ def values(of: ui.Page, **changed: Any) -> list[Any]:
 
 def test_the_page_has_a_field_for_each_argument_that_the_pipeline_takes() -> None:
     call = ["prompt", "negative_prompt", "num_inference_steps", "guidance_scale", "seed"]
-    helper = ["schedule", "interval", "branch", "center", "power", "full_steps", "tolerance"]
+    helper = ["schedule", "interval", "branch", "center", "power", "tolerance"]
     expected = [*call, "width", "height", *helper, "replay"]
     assert list(page().settings) == expected
     assert page().settings["schedule"].value == "noise-aware"
@@ -138,21 +138,19 @@ def test_generate_gives_both_pictures_and_the_figures() -> None:
 @pytest.mark.parametrize("schedule", PARAMETERS)
 @pytest.mark.parametrize("replay", ["extrapolate", "reuse"])
 def test_every_schedule_and_replay_generates(schedule: str, replay: str) -> None:
-    given = values(
-        page(), schedule=schedule, replay=replay, center=3, full_steps=2, num_inference_steps=9
-    )
+    given = values(page(), schedule=schedule, replay=replay, center=3, num_inference_steps=9)
     assert "shallow calls" in page().generate(*given)[1]
 
 
 def test_only_the_fields_of_the_schedule_are_shown() -> None:
-    names = ["interval", "branch", "center", "power", "full_steps", "tolerance", "replay"]
+    names = ["interval", "branch", "center", "power", "tolerance", "replay"]
 
     def shown(schedule: str) -> list[str]:
         fields = page().fields(schedule)
         return [name for name, field in zip(names, fields, strict=True) if field["visible"]]
 
     assert shown("noise-aware") == shown("uniform") == ["interval", "branch", "replay"]
-    assert shown("growing") == ["branch", "power", "full_steps", "replay"]
+    assert shown("centred") == ["interval", "branch", "center", "power", "replay"]
     assert shown("auto") == ["interval", "branch"]
     assert shown("calibrated") == []
 

@@ -16,7 +16,6 @@ from deepcache_patch import (
     Auto,
     Centred,
     DeepCacheHelper,
-    Growing,
     InvalidSettingError,
     NoiseAware,
     Uniform,
@@ -155,18 +154,17 @@ def test_stop_ends_a_generation_and_leaves_nothing() -> None:
 def test_every_name_is_a_schedule() -> None:
     assert named_schedule("uniform") == Uniform()
     assert named_schedule("centred", interval=5, center=None) == Centred(5)
-    assert named_schedule("growing", full_steps=4, power=2.0, branch=1) == Growing(4, 2.0, 1)
+    assert named_schedule("centred", power=2.0, branch=1) == Centred(power=2.0, branch=1)
     auto, adaptive = named_schedule("auto", interval=4), named_schedule("adaptive", branch=3)
     assert isinstance(auto, Auto)
     assert (auto.interval, auto.branch) == (4, 0)
     assert isinstance(adaptive, Adaptive)
     assert (adaptive.tolerance, adaptive.branches) == (0.1, (3,))
     assert named_schedule("noise-aware", interval=2.5) == NoiseAware(2.5, -1)
-    assert len(PARAMETERS) == 6
+    assert len(PARAMETERS) == 5
 
 
 def test_a_name_that_is_none() -> None:
-    known = "noise-aware, uniform, centred, growing, auto, adaptive"
-    message = f"there is no schedule 'cubic'; there are {known}"
+    message = "there is no schedule 'cubic'; there are noise-aware, uniform, centred, auto, adaptive"
     with pytest.raises(InvalidSettingError, match=message):
         named_schedule("cubic")

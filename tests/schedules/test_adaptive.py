@@ -315,7 +315,7 @@ def test_any_replay_may_be_given(replay):
         (lambda: Adaptive(longest=0), "longest must be an integer of at least 1, not 0"),
         (lambda: Adaptive(branches=()), r"branches must be different integers, not \(\)"),
         (lambda: Adaptive(branches=(1, 1)), r"branches must be different integers, not \(1, 1\)"),
-        (lambda: Adaptive(branches=(0, -1)), "a branch must be an integer of at least 0, not -1"),
+        (lambda: Adaptive(branches=(0, -2)), "a branch must be an integer of at least -1, not -2"),
     ],
 )
 def test_settings_out_of_range_are_refused(make, message):

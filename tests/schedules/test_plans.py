@@ -10,7 +10,6 @@ from deepcache_patch import (
     FULL,
     Centred,
     Explicit,
-    Growing,
     InvalidSettingError,
     Plan,
     Schedule,
@@ -41,7 +40,6 @@ def test_the_default_is_the_papers_one_in_three_at_branch_0():
     [
         (Uniform, (np.int64(2), np.int32(1))),
         (Centred, (np.int64(2), np.int16(3), np.float32(1.5), np.int32(1))),
-        (Growing, (np.int64(2), 2, np.int32(1))),
     ],
 )
 def test_numbers_of_other_libraries_become_pythons(kind, numbers):
@@ -55,13 +53,13 @@ def test_an_interval_that_is_no_positive_integer_is_refused(interval):
         Uniform(interval=interval)
 
 
-@pytest.mark.parametrize("branch", [-1, 0.5, None, False])
-def test_a_branch_that_is_no_natural_number_is_refused(branch):
-    with pytest.raises(InvalidSettingError, match=rf"branch .* at least 0, not {branch!r}"):
+@pytest.mark.parametrize("branch", [-2, 0.5, None, False])
+def test_a_branch_that_is_no_integer_from_minus_1_is_refused(branch):
+    with pytest.raises(InvalidSettingError, match=rf"branch .* at least -1, not {branch!r}"):
         Uniform(branch=branch)
 
 
-@pytest.mark.parametrize("schedule", [Uniform(), Centred(), Growing(3)], ids=repr)
+@pytest.mark.parametrize("schedule", [Uniform(), Centred()], ids=repr)
 @pytest.mark.parametrize("steps", [0, -1, 2.5, None])
 def test_a_generation_has_at_least_one_step(schedule, steps):
     with pytest.raises(InvalidSettingError, match="num_steps must be an integer of at least 1"):
@@ -111,31 +109,6 @@ def test_where_no_list_exists_centred_says_so():
     )
 
 
-@pytest.mark.parametrize(
-    ("full_steps", "power", "steps", "strip"),
-    [
-        (5, 2, 20, "FF·F···F····F·······"),  # 20·(i/5)²: 0, 0.8, 3.2, 7.2, 12.8
-        (4, 1, 8, "F·F·F·F·"),
-        (3, 10, 6, "FFF···"),  # two would fall together at 0: each gets a step of its own
-        (9, 2, 4, "FFFF"),
-        (1, 2, 3, "F··"),
-    ],
-)
-def test_growing_starts_close_together_and_grows_apart(full_steps, power, steps, strip):
-    plan = Growing(full_steps, power, branch=2).plan(steps)
-    assert str(plan) == strip
-    assert all(entry in (FULL, 2) for entry in plan)
-
-
-def test_growing_never_moves_closer_again():
-    steps = Growing(17, 1.5).plan(50).full_steps
-    assert len(steps) == 17
-    gaps = np.diff(steps)
-    # Rounding may shorten a gap by one.
-    assert (np.diff(gaps) >= -1).all()
-    assert gaps[-1] > gaps[0]
-
-
 def test_explicit_is_what_is_written():
     schedule = Explicit([FULL, 0, np.int64(3), FULL])
     assert schedule.plan(4) == (FULL, 0, 3, FULL)
@@ -151,10 +124,10 @@ def test_explicit_is_what_is_written():
     ("entries", "message"),
     [
         ([], "a plan needs at least one entry, such as 'full'"),
-        (["F"], "entry 0 must be an integer of at least 0, not 'F'"),
-        ([FULL, -1], "entry 1 must be an integer of at least 0, not -1"),
-        ([FULL, 0, 0.5], "entry 2 must be an integer of at least 0, not 0.5"),
-        ([FULL, True], "entry 1 must be an integer of at least 0, not True"),
+        (["F"], "entry 0 must be an integer of at least -1, not 'F'"),
+        ([FULL, -2], "entry 1 must be an integer of at least -1, not -2"),
+        ([FULL, 0, 0.5], "entry 2 must be an integer of at least -1, not 0.5"),
+        ([FULL, True], "entry 1 must be an integer of at least -1, not True"),
     ],
 )
 def test_entries_that_are_neither_full_nor_a_branch_are_refused(entries, message):
@@ -171,10 +144,9 @@ def test_entries_that_are_neither_full_nor_a_branch_are_refused(entries, message
         (lambda: Centred(power=0.9), "power must be a number from 1 to 10, not 0.9"),
         (lambda: Centred(power="2"), "power must be a number from 1 to 10, not '2'"),
         (lambda: Centred(power=float("nan")), "power must be a number from 1 to 10, not nan"),
-        (lambda: Centred(branch=-2), "branch must be an integer of at least 0, not -2"),
-        (lambda: Growing(0), "full_steps must be an integer of at least 1, not 0"),
-        (lambda: Growing(5, power=11), "power must be a number from 1 to 10, not 11"),
-        (lambda: Growing(5, branch=None), "branch must be an integer of at least 0, not None"),
+        (lambda: Centred(branch=-2), "branch must be an integer of at least -1, not -2"),
+        (lambda: Centred(power=11), "power must be a number from 1 to 10, not 11"),
+        (lambda: Centred(branch=None), "branch must be an integer of at least -1, not None"),
     ],
 )
 def test_settings_out_of_range_are_refused(make, message):

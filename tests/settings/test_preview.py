@@ -98,7 +98,7 @@ def test_every_schedule_with_a_plan_tells_it_with_its_window(schedule, window):
 def test_the_timesteps_may_be_given():
     pipe = scheduled("ddim")
     pipe.scheduler = DPM.from_config(pipe.scheduler.config)
-    timesteps = [999, 900, 850, 700, 600, 590, 400, 300, 250, 200, 90, 5]
+    timesteps = [999, 990, 980, 970, 960, 950, 940, 930, 600, 300, 90, 5]
     with DeepCacheHelper(pipe) as helper:
         planned = helper.plan(timesteps=timesteps)
         SD.run(pipe, steps=None, timesteps=timesteps)

@@ -21,7 +21,6 @@ examples:
   deepcache-patch plan --steps 50 --interval 2.5 --first 0.2 --last 1
   deepcache-patch plan --steps 50 --schedule uniform --interval 3
   deepcache-patch plan --steps 50 --schedule centred --interval 5 --center 15 --power 1.4
-  deepcache-patch plan --steps 50 --schedule growing --full-steps 10
 
 F is a step in full, · a shallow one.
 """
@@ -44,7 +43,7 @@ _USUAL: Final = {
 
 @options.command(_EXAMPLES)
 @options.steps(default=f"{_STEPS}, or the file's")
-@options.schedule("noise-aware", "uniform", "centred", "growing")
+@options.schedule("noise-aware", "uniform", "centred")
 @options.interval
 @options.branch
 @click.option(
@@ -54,9 +53,8 @@ _USUAL: Final = {
     "--power",
     type=options.finite,
     metavar="X",
-    help="of centred and growing: how uneven, 1 to 10",
+    help="of centred: how uneven, 1 to 10",
 )
-@options.full_steps("of growing: steps that run in full")
 @options.window
 @click.option(
     "--scheduler",

@@ -335,7 +335,6 @@ class Page:
             "branch": ("Branch: -1, above the output, is fastest", OUTPUT, deepest, branch, 1),
             "center": ("Center: where full steps are densest", 0, most, 15, 1),
             "power": ("Power: how uneven", 1.1, 10, 1.4, 0.1),
-            "full_steps": ("Full steps", 1, most, 17, 1),
             "tolerance": ("Tolerance: drift of a feature", 0, 1, 0.1, 0.01),
         }
         with gr.Group():

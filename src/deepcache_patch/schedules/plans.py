@@ -197,43 +197,6 @@ class Centred(_OneBranch):
         return [0, *inner.tolist()]
 
 
-@dataclass(frozen=True)
-class Growing(_OneBranch):
-    """Full steps that start close together and grow apart: full step i stands at T·(i/k)^power.
-
-    Args:
-        full_steps: k, how many of a generation's steps run in full, at least 1. A generation that
-            has no more steps than that runs in full.
-        power: How fast they grow apart, from 1 (evenly spaced) to 10.
-        branch: The branch of the shallow steps, at least -1.
-
-    Raises:
-        InvalidSettingError: If an argument is out of range.
-
-    Example:
-        >>> print(Growing(full_steps=5, power=2).plan(20))
-        FF·F···F····F·······
-    """
-
-    full_steps: int
-    power: float = 1.5
-    branch: int = 0
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "full_steps", whole_number("full_steps", self.full_steps, 1))
-        object.__setattr__(self, "branch", whole_number("branch", self.branch, OUTPUT))
-        object.__setattr__(self, "power", number_between("power", self.power, 1, 10))
-
-    def plan(self, num_steps: int) -> Plan:
-        """One entry for each of `num_steps >= 1` steps."""
-        count = whole_number("num_steps", num_steps, 1)
-        steps = [0]
-        for number in range(1, min(self.full_steps, count)):
-            place = int(count * (number / self.full_steps) ** self.power)
-            steps.append(max(place, steps[-1] + 1))
-        return _plan(count, steps, self.branch)
-
-
 @dataclass(frozen=True, init=False)
 class Explicit:
     """A plan that is written down: for generations of just as many steps as it has entries.

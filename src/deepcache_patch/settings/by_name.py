@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import InvalidSettingError
-from ..schedules.plans import OUTPUT, Centred, Growing, Uniform, number_between
+from ..schedules.plans import OUTPUT, Centred, Uniform, number_between
 
 if TYPE_CHECKING:
     from ..schedules.guide import AnySchedule
@@ -20,13 +20,12 @@ PARAMETERS: Final = {
     "noise-aware": ("interval", "branch"),
     "uniform": ("interval", "branch"),
     "centred": ("interval", "branch", "center", "power"),
-    "growing": ("full_steps", "branch", "power"),
     "auto": ("interval", "branch"),
     "adaptive": ("tolerance", "branch"),
 }
 
 #: Those whose plan is known before a generation.
-PLANNED: Final = ("noise-aware", "uniform", "centred", "growing")
+PLANNED: Final = ("noise-aware", "uniform", "centred")
 
 #: One full step in so many, at most; see `NoiseAware`.
 _LONGEST: Final = 1000
@@ -40,8 +39,7 @@ def named_schedule(name: str, **given: Any) -> Any:
         given: Its parameters; `None` stands for its own default.
 
     Raises:
-        InvalidSettingError: If the name is unknown, a parameter is another's, lacking, or out of
-            range.
+        InvalidSettingError: If the name is unknown, a parameter is another's or out of range.
     """
     if name not in PARAMETERS:
         known = ", ".join(PARAMETERS)
@@ -51,9 +49,7 @@ def named_schedule(name: str, **given: Any) -> Any:
         if key not in PARAMETERS[name]:
             theirs = " and ".join(each for each, keys in PARAMETERS.items() if key in keys)
             raise InvalidSettingError(f"{key} is a setting of {theirs}, not of {name}")
-    if name == "growing" and "full_steps" not in given:
-        raise InvalidSettingError("growing needs full_steps: how many steps run in full")
-    plain = {"uniform": Uniform, "centred": Centred, "growing": Growing}
+    plain = {"uniform": Uniform, "centred": Centred}
     if name in plain:
         return plain[name](**given)
 

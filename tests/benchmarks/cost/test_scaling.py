@@ -37,4 +37,4 @@ def test_the_record_grows_with_the_steps():
 
 
 def test_plans_of_all_kinds_are_timed():
-    assert list(scaling.plan_times(10, 1)) == ["steps", "uniform_us", "centred_us", "growing_us"]
+    assert list(scaling.plan_times(10, 1)) == ["steps", "uniform_us", "centred_us"]

@@ -115,19 +115,6 @@ def test_auto_learns_a_plan_for_its_budget():
     assert slower.settings["full_steps"] == 10
 
 
-@pytest.mark.parametrize(
-    ("name", "scheduler", "full_steps"),
-    [
-        ("ddim-50", DDIMScheduler(), [25, 17, 10]),
-        # Of 51 steps, for PNDM repeats one; and only at one interval.
-        ("pndm-50", PNDMScheduler(skip_prk_steps=True), [17]),
-    ],
-)
-def test_growing_has_as_many_full_steps_as_uniform(name, scheduler, full_steps):
-    growing = [each for each in taking_part(name, scheduler) if each.family == "growing"]
-    assert [each.settings["full_steps"] for each in growing] == full_steps
-
-
 def test_the_plain_pipeline_is_always_there():
     pipe = SimpleNamespace(scheduler=DDIMScheduler())
     chosen = contestants(pipe, SAMPLERS["ddim-50"], ["centred"])

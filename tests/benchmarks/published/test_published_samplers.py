@@ -50,10 +50,10 @@ def test_the_default_settings_are_understood():
         ("", "write NAME=VALUE"),
         ("interval=3,interval=5", "each name once"),
         ("pipe=1", "'pipe' is none of"),
-        ("schedule=growing", "growing needs full_steps"),
+        ("schedule=uniform,power=2", "power is a setting of centred, not of uniform"),
         ("schedule=uniform,interval=1.5", "interval must be an integer"),
     ],
-    ids=["empty", "twice", "pipe", "lacking", "half"],
+    ids=["empty", "twice", "pipe", "another's", "half"],
 )
 def test_settings_that_make_no_sense_are_refused(text, said):
     with pytest.raises(ValueError, match=said) as refused:
