@@ -121,8 +121,8 @@ def main() -> None:
 
 def of_generations(pipe: LoopPipeline, times: int) -> dict[str, Any]:
     """So many generations of different kinds, by each schedule."""
-    schedules: dict[str, AnySchedule | str | None] = {
-        "uniform": None,
+    schedules: dict[str, AnySchedule | str] = {
+        "uniform": Uniform(),
         "auto": "auto",
         "adaptive": Adaptive(1.0, (0, 1)),
     }

@@ -67,9 +67,7 @@ class Field:
         self, pipe: LoopPipeline, stack: ExitStack, *, only_unet: bool = False, **replay: Any
     ) -> Generation:
         patched = pipe.unet if only_unet else pipe
-        helper = DeepCacheHelper(
-            patched, schedule=Uniform(self.interval, self.branch), **replay
-        )
+        helper = DeepCacheHelper(patched, schedule=Uniform(self.interval, self.branch), **replay)
         stack.enter_context(helper)
         compiling = FORMS[self.form]
         if compiling is not None:

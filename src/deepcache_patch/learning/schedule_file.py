@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from ..errors import InvalidSettingError
 from ..measuring.writing import write_whole
-from ..schedules.plans import FULL, Explicit, Plan, number_between, whole_number
+from ..schedules.plans import FULL, OUTPUT, Explicit, Plan, number_between, whole_number
 from .solver import LARGEST
 
 #: Of the format.
@@ -99,6 +99,8 @@ def checked(data: Any) -> dict[str, Any]:
     if not isinstance(schedule["plan"], list):
         raise InvalidSettingError("plan is no list")
     plan = Explicit(schedule["plan"]).entries
+    if OUTPUT in plan:
+        raise InvalidSettingError("nothing is learned above the output, at branch -1")
     _check_numbers("timesteps", schedule["timesteps"], sys.float_info.max, count=len(plan))
     if schedule["interval"] is not None:
         whole_number("interval", schedule["interval"], 1)
