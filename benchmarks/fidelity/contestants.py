@@ -22,13 +22,7 @@ from benchmarks.fidelity.rivals.sada import Sada
 from benchmarks.fidelity.rivals.skipping import skipping
 from benchmarks.fidelity.rivals.spectrum import Spectrum
 from benchmarks.fidelity.rivals.zeus import Zeus
-from deepcache_patch import (
-    OUTPUT,
-    Adaptive,
-    Auto,
-    Centred,
-    DeepCacheHelper,
-)
+from deepcache_patch import OUTPUT, Adaptive, Auto, Centred, DeepCacheHelper, Uniform
 
 #: Makes one generation of prompts that are not measured, with whatever stands around it.
 Run = Callable[[], Any]

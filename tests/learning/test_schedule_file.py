@@ -103,7 +103,10 @@ DAMAGED = {
     "seen-before-a-blend": (changed("seen", 3), "those after seen=3, must be full"),
     "nothing-seen": (changed("seen", 0), "seen must be an integer of at least 1, not 0"),
     "no-interval": (changed("interval", 0), "interval must be an integer of at least 1, not 0"),
-    "negative-branch": (changed("plan", 1, -2), "entry 1 must be an integer of at least -1, not -2"),
+    "negative-branch": (
+        changed("plan", 1, -2),
+        "entry 1 must be an integer of at least -1, not -2",
+    ),
     "output": (changed("plan", 1, -1), "nothing is learned above the output, at branch -1"),
     "shallow-at-first": (changed("plan", [0, 0, FULL, 0, FULL]), "the first step, and those"),
     "string-for-a-plan": (changed("plan", FULL), "plan is no list"),
