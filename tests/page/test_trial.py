@@ -165,10 +165,6 @@ def test_every_name_is_a_schedule() -> None:
 
 
 def test_a_name_that_is_none() -> None:
-    message = (
-        "there is no schedule 'cubic'; there are noise-aware, uniform, centred, auto, adaptive"
-    )
-    with pytest.raises(
-        InvalidSettingError, match=f"there is no schedule 'cubic'; there are {known}"
-    ):
+    known = "noise-aware, uniform, centred, auto, adaptive"
+    with pytest.raises(InvalidSettingError, match=f"no schedule 'cubic'; there are {known}$"):
         named_schedule("cubic")
