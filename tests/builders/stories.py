@@ -23,7 +23,7 @@ from builders.adapters import lora
 from builders.cases import CASES as PLAIN_CASES
 from builders.schedulers import with_scheduler
 from builders.unets import seeded
-from deepcache_patch import FULL, Adaptive, Centred, DeepCacheHelper, NoiseAware, Uniform
+from deepcache_patch import FULL, Adaptive, Centred, DeepCacheHelper, Uniform
 
 
 class Family(NamedTuple):
@@ -100,7 +100,6 @@ SCHEDULES = (
     Uniform(1),
     Uniform(10),
     Centred(3, center=2),
-    NoiseAware(2.5, branch=0),
     Mixed(),
     Adaptive(0.5, (0, 1)),
 )
