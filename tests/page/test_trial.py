@@ -165,13 +165,8 @@ def test_every_name_is_a_schedule() -> None:
 
 
 def test_a_name_that_is_none() -> None:
-<<<<<<< HEAD
     message = (
         "there is no schedule 'cubic'; there are noise-aware, uniform, centred, auto, adaptive"
     )
     with pytest.raises(InvalidSettingError, match=message):
-=======
-    known = "noise-aware, uniform, centred, auto, adaptive"
-    with pytest.raises(InvalidSettingError, match=f"no schedule 'cubic'; there are {known}$"):
->>>>>>> growing
         named_schedule("cubic")
