@@ -282,7 +282,7 @@ def _settle(path: Path, settings: Mapping[str, Any]) -> None:
 
 
 def _helper(pipe: Any, arguments: argparse.Namespace) -> DeepCacheHelper:
-    schedule: Any = "auto" if arguments.auto else None
+    schedule: Any = "auto" if arguments.auto else "uniform"
     interval, branch = arguments.interval, arguments.branch
     return DeepCacheHelper(pipe, interval=interval, branch=branch, schedule=schedule)
 

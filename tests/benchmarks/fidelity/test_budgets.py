@@ -119,5 +119,5 @@ def test_calls_of_a_helper_are_counted_by_branch():
     assert work.calls_made(None, 5, 2, 0) == Calls(2, {0: 3})
     assert work.calls_made(None, 5, 2, None) == Calls(2, {}, 3)
     shares = work.own_shares(pipe)
-    assert list(shares) == list(range(len(helper.branches)))
-    assert 0 < shares[0] < shares[1] < 1
+    assert list(shares) == list(range(-1, len(helper.branches)))
+    assert shares[-1] == 0 < shares[0] < shares[1] < 1

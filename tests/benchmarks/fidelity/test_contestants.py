@@ -74,7 +74,7 @@ def test_a_budget_is_kept_at_both_speeds(family):
     own = [each for each in taking_part("dpm-25") if each.family == family]
     assert [each.settings["speed"] for each in own] == [1.8, 2.2]
     counts = [each.settings.get("full_steps") or len(each.settings["plan"]) for each in own]
-    assert counts == ([12, 10] if family in ("default", "auto") else [13, 11])
+    assert counts == ([12, 10] if family == "auto" else [13, 11])
 
 
 def test_the_default_has_as_many_full_steps_as_it_is_given():

@@ -16,20 +16,25 @@ from deepcache_patch import DeepCacheHelper, Uniform
 from deepcache_patch.measuring.generation import Timing
 
 PROMPTS = [f"{number} red circles" for number in range(3)]
-FIELD = ["--fewer-steps=3", "--deepcache=3", "--ours=interval=3", "--ours=schedule=auto,interval=2"]
+FIELD = [
+    "--fewer-steps=3",
+    "--deepcache=3",
+    "--ours=schedule=uniform,interval=3",
+    "--ours=schedule=auto,interval=2",
+]
 SMALL = FIELD[:3]
 NAMES = [
     "plain",
     "3 steps",
     "DeepCache 0.1.1, interval=3",
-    "ours, interval=3",
+    "ours, schedule=uniform,interval=3",
     "ours, schedule=auto,interval=2",
 ]
 FOLDERS = [
     "plain",
     "3-steps",
     "deepcache-0-1-1-interval-3",
-    "ours-interval-3",
+    "ours-schedule-uniform-interval-3",
     "ours-schedule-auto-interval-2",
 ]
 
@@ -118,7 +123,7 @@ def test_speed_is_the_median_over_the_batches_and_work_is_counted(published, tmp
     assert (auto["full_calls"], auto["shallow_calls"]) == (3, 3)
     assert found["failed"] == []
     table = (tmp_path / "out" / "table.md").read_text()
-    assert "| ours, interval=3 | 2.50× (2.50 to 2.50) |" in table
+    assert "| ours, schedule=uniform,interval=3 | 2.50× (2.50 to 2.50) |" in table
 
 
 def test_a_complete_run_is_measured_anew_and_draws_nothing(published, generations, tmp_path):
@@ -168,7 +173,11 @@ def test_a_contestant_that_fails_is_named_and_left_out(
     assert published(field=SMALL) == 0
     found = report(tmp_path)
     assert found["failed"] == [{"name": "DeepCache 0.1.1, interval=3", "error": "it cannot"}]
-    assert [row["name"] for row in found["rows"]] == ["plain", "3 steps", "ours, interval=3"]
+    assert [row["name"] for row in found["rows"]] == [
+        "plain",
+        "3 steps",
+        "ours, schedule=uniform,interval=3",
+    ]
     table = (tmp_path / "out" / "table.md").read_text()
     assert "\nDeepCache 0.1.1, interval=3 failed: it cannot\n" in table
 
@@ -187,7 +196,11 @@ def test_pictures_that_are_the_same_have_no_decibels(published, tmp_path):
     [
         (["--steps=7"], "--steps was 6, is 7"),
         (["--karras", "--sampler=euler"], "--sampler was 'ddim', is 'euler'; --karras was False"),
-        (["--ours=interval=5"], "--ours was ['interval=3'], is ['interval=3', 'interval=5']"),
+        (
+            ["--ours=interval=5"],
+            "--ours was ['schedule=uniform,interval=3'], "
+            "is ['schedule=uniform,interval=3', 'interval=5']",
+        ),
         (["--count=2"], "--count was 3, is 2"),
         (["--guidance-scale=3"], "--guidance-scale was None, is 3.0"),
         ([], "--prompts was "),
@@ -215,7 +228,10 @@ def test_another_command_for_the_same_folder_is_refused_by_the_option(
         (["--karras"], "--karras: DDIMScheduler does not go by Karras' noise levels"),
         (["--prompts=nowhere.txt"], "No such file or directory: 'nowhere.txt'"),
         (["--count=4"], "prompts.txt has 3 prompts, not 4"),
-        (["--ours=intervall=3"], "'intervall' is none of interval, branch, schedule"),
+        (
+            ["--ours=intervall=3"],
+            "'intervall' is none of interval, branch, speedup, schedule, first, last, replay",
+        ),
         (["--ours=interval"], "write NAME=VALUE"),
         (["--ours=schedule=nice"], "there is no schedule 'nice'"),
         (["--device=abacus"], "device 'abacus' cannot be used here"),
@@ -259,8 +275,8 @@ def test_a_picture_is_what_the_pipeline_makes_of_its_line_and_its_seed(published
     pipe = DiffusionPipeline.from_pretrained(model)
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
-    for folder, interval in (("plain", None), ("ours-interval-3", 3)):
-        helper = DeepCacheHelper(pipe, schedule=Uniform(interval))
+    for folder, interval in (("plain", None), ("ours-schedule-uniform-interval-3", 3)):
+        helper = DeepCacheHelper(pipe, schedule=Uniform(interval or 1))
         with helper if interval else nullcontext():
             seeds = [torch.Generator().manual_seed(seed) for seed in (5, 6)]
             expected = pipe(PROMPTS[:2], num_inference_steps=6, generator=seeds).images
