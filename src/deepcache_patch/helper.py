@@ -372,7 +372,9 @@ class DeepCacheHelper:
     def _share_of(self, schedule: NoiseAware) -> float | None:
         """What a shallow call costs, as a part of a full one; of the U-Net where it is most."""
         anatomies_for(self._pipe, schedule)
-        return share_of(self.branches, schedule.branch)
+        # Without a scheduler no output can be forecast: there branch 0 stands in.
+        bare = isinstance(self._pipe, nn.Module)
+        return share_of(self.branches, max(schedule.branch, 0) if bare else schedule.branch)
 
     def __repr__(self) -> str:
         state = "enabled" if self.enabled else "disabled"

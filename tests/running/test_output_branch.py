@@ -15,6 +15,7 @@ from deepcache_patch import (
     DeepCacheHelper,
     DeepCacheWarning,
     Explicit,
+    Extrapolate,
     NoiseAware,
     Reuse,
     Stats,
@@ -217,3 +218,22 @@ def test_every_pipeline_runs_by_default_and_its_second_generation_is_a_fresh_one
     assert torch.isfinite(again).all()
     assert torch.equal(again, expected)
     assert set().union(*shallow) <= {OUTPUT, 0}
+
+
+@pytest.mark.parametrize("branch", [OUTPUT, 0])
+def test_no_trend_leads_from_one_prompt_to_another(branch):
+    # Guidance in two calls, the first without the prompt; from the second full step on there is
+    # only the call with it, which is now the first.
+    unet, asked = unet2d_condition(), []
+
+    class Watched(Extrapolate):
+        def feature(self, step, recorded, levels):
+            asked.append((step, [each.step for each in recorded]))
+            return super().feature(step, recorded, levels)
+
+    without, with_prompt = inputs2d_condition(seed=1), inputs2d_condition(seed=2)
+    with DeepCacheHelper(unet, schedule=Uniform(2, branch), replay=Watched()), torch.no_grad():
+        for step, timestep in enumerate(scheduler().timesteps):
+            for arguments in (without, with_prompt)[step >= 2 :]:
+                unet(**(arguments | {"timestep": timestep}))
+    assert asked == [(1, [0]), (1, [0]), (3, [2]), (5, [4, 2])]

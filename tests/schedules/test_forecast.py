@@ -4,7 +4,12 @@ import math
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, EulerDiscreteScheduler
+from diffusers import (
+    DDIMInverseScheduler,
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
 
 from deepcache_patch.cutting.features import FeatureKey, Recorded
 from deepcache_patch.schedules.forecast import Forecast
@@ -74,9 +79,7 @@ def test_noise_that_does_not_fall_is_no_line():
     x = torch.ones(1, 1, 2, 2)
     outputs = [recorded(1, x, 2 * x), recorded(0, x, 5 * x)]
     flat = Forecast((1.0, 1.0, 0.5), "sample").output(2, outputs, x)
-    risen = Forecast((1.0, 0.5, 0.8), "sample").output(2, outputs, x)
     assert torch.equal(flat, 2 * x)
-    assert torch.equal(risen, 2 * x)
 
 
 def test_a_condition_beside_the_sample_is_left_out():
@@ -107,14 +110,41 @@ def test_a_condition_may_come_first(width):
     assert torch.equal(found, forecast.output(2, [recorded(0, x, output)], later))
 
 
-def test_without_channels_enough_that_change_the_newest_output_is_given():
-    x, later, output = (torch.randn(1, 4, 2, 2, generator=generator(seed)) for seed in range(3))
-    x[:, 1], later[:, 1], x[:, 3], later[:, 3] = 1, 1, 1, 1
-    beside = torch.zeros(1, 2, 2, 2)
-    found = Forecast(LEVELS, "epsilon").output(
-        2, [recorded(0, torch.cat([x, beside], 1), output)], torch.cat([later, beside], 1)
+def test_of_channels_that_do_not_change_the_newest_output_is_given():
+    # As in the second stage of DeepFloyd IF, whose output has a variance where its input has the
+    # picture that is enlarged.
+    x, later, picture = (torch.randn(1, 3, 2, 2, generator=generator(seed)) for seed in range(3))
+    output = torch.randn(1, 6, 2, 2, generator=generator(3))
+    forecast = Forecast(LEVELS, "epsilon")
+    found = forecast.output(
+        2, [recorded(0, torch.cat([x, picture], 1), output)], torch.cat([later, picture], 1)
     )
-    assert torch.equal(found, output)
+    alone = forecast.output(2, [recorded(0, x, output[:, :3])], later)
+    assert torch.equal(found, torch.cat([alone, output[:, 3:]], 1))
+
+
+def test_a_mask_and_a_masked_picture_beside_a_learned_variance_are_no_sample():
+    # As in Kandinsky 2.2's inpainting: 4 + 4 + 1 channels in, 4 + 4 out.
+    x, later, picture = (torch.randn(1, 4, 2, 2, generator=generator(seed)) for seed in range(3))
+    output, mask = torch.randn(1, 8, 2, 2, generator=generator(3)), torch.ones(1, 1, 2, 2)
+    forecast = Forecast(LEVELS, "epsilon")
+    found = forecast.output(
+        2,
+        [recorded(0, torch.cat([x, picture, mask], 1), output)],
+        torch.cat([later, picture, mask], 1),
+    )
+    alone = forecast.output(2, [recorded(0, x, output[:, :4])], later)
+    assert torch.equal(found, torch.cat([alone, output[:, 4:]], 1))
+
+
+def test_half_of_the_trend_is_half_way():
+    x = torch.ones(1, 1, 2, 2)
+    outputs = [recorded(1, x, 2 * x), recorded(0, x, 5 * x)]
+    none, half, whole = (
+        Forecast(LEVELS, "sample", strength).output(2, outputs, x) for strength in (0, 0.5, 1)
+    )
+    assert torch.equal(none, 2 * x)
+    torch.testing.assert_close(half, (none + whole) / 2)
 
 
 def test_a_learned_variance_is_that_of_the_newest():
@@ -165,9 +195,20 @@ def test_half_precision_stays_what_it_is():
             ),
             True,
         ),
+        (DDIMInverseScheduler(), False),
+        (UniPCMultistepScheduler(use_flow_sigmas=True, flow_shift=3.0), False),
         (None, False),
     ],
-    ids=["epsilon", "v", "sample", "epsilon without signal", "v without signal", "no scheduler"],
+    ids=[
+        "epsilon",
+        "v",
+        "sample",
+        "epsilon without signal",
+        "v without signal",
+        "inversion",
+        "flow matching",
+        "no scheduler",
+    ],
 )
 def test_a_forecast_needs_to_know_what_the_output_means(scheduler, known):
     timesteps = None

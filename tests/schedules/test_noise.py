@@ -281,3 +281,15 @@ def test_slopes_that_are_no_numbers_give_equal_weights(config):
     ddim, timesteps = prepared("ddim", config)
     slopes = [0.5] * 7 + [float("nan")]
     assert np.array_equal(error_weights(ddim, timesteps, slopes, None), np.ones(8))
+
+
+def test_sigmas_of_whole_steps_alone_do_not_say_those_of_the_midpoints():
+    # As DPMSolverSDEScheduler has them: each twice, beside timesteps that are all different.
+    plain = diffusers.DDIMScheduler()
+    scheduler = SimpleNamespace(
+        timesteps=torch.tensor([900.0, 700.0, 500.0, 300.0]),
+        sigmas=torch.tensor([3.0, 2.0, 2.0, 1.0, 0.0]),
+        alphas_cumprod=plain.alphas_cumprod,
+    )
+    timesteps = (900.0, 700.0, 500.0, 300.0)
+    assert noise_levels(scheduler, timesteps) == noise_levels(plain, timesteps)

@@ -113,7 +113,7 @@ def test_the_interval_is_a_budget_that_need_not_be_a_whole_number(interval, step
     assert len(NoiseAware(interval).plan(steps).full_steps) == full
 
 
-@pytest.mark.parametrize("steps", range(1, FEW_STEPS + 1))
+@pytest.mark.parametrize("steps", range(2, FEW_STEPS + 1))
 def test_few_steps_run_in_full_and_say_so(steps):
     made = context(DDIMScheduler(), steps)
     with pytest.warns(DeepCacheWarning, match=f"has {steps} steps and runs in full"):
@@ -125,10 +125,16 @@ def test_all_in_full_on_request_warns_of_nothing():
     assert str(NoiseAware(1).plan_for(context(DDIMScheduler(), 4))) == "FFFF"
 
 
-def test_a_window_takes_its_steps_from_the_budget():
+def test_what_a_window_protects_comes_on_top():
     plan = NoiseAware(2.5).plan_for(context(DDIMScheduler(), 20, window=Window(first=4, last=2)))
-    assert len(plan.full_steps) == 8
     assert {0, 1, 2, 3, 18, 19} <= set(plan.full_steps)
+    assert len(plan.full_steps) == 6 + 5  # two of five of the other fourteen
+
+
+def test_a_protected_generation_of_few_steps_has_nothing_to_warn_of():
+    made = context(DDIMScheduler(), 6, window=Window(first=6))
+    assert str(NoiseAware().plan_for(made)) == "FFFFFF"
+    assert str(NoiseAware().plan_for(context(DDIMScheduler(), 1))) == "F"
 
 
 def test_without_a_scheduler_the_top_of_the_unet_runs():

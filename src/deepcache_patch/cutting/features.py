@@ -188,7 +188,7 @@ class FeatureCache:
 
         Args:
             slot: Which U-Net call of the step recorded it, at least 0.
-            branch: The branch that it belongs to, at least 0.
+            branch: The branch that it belongs to, at least -1.
             recorded: The newest feature.
             keep: How many, at least 1. Those of another key are never kept beside the newest.
         """

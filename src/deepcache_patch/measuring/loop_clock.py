@@ -24,7 +24,8 @@ class LoopClock:
     synchronised while it runs, only when `seconds` is read.
 
     Args:
-        module: The denoiser, called once or more for each step.
+        module: The denoiser, called once or more for each step. No helper of it is switched on or
+            off while the block lasts.
 
     Example:
         >>> with LoopClock(pipe.unet) as clock:
@@ -75,7 +76,7 @@ class LoopClock:
         """Seconds from the first call's start to the last call's end.
 
         Raises:
-            RuntimeError: The module was not called, or its calls pass the hooks by.
+            RuntimeError: The module was not called, or only its `forward` was.
         """
         if self.calls == 0:
             raise RuntimeError(

@@ -51,6 +51,7 @@ class Session:
         self.cache.clear()
         # The conditioning of each slot in the last full step.
         self._conditionings: dict[int, torch.Tensor | None] = {}
+        self._conditionings_before: dict[int, torch.Tensor | None] = {}
         self.entry: PlanEntry = FULL
         self._entered = -1  # the step that the entry is of
         self._calls = self._calls_before = 0  # of this step and of the one before
@@ -73,11 +74,20 @@ class Session:
         self.entry = guide.entry(step)
         if self.entry == FULL:
             self.last_full = step
-            self._conditionings.clear()
+            self._conditionings_before, self._conditionings = self._conditionings, {}
 
     def recorded_by(self, slot: int, conditioning: torch.Tensor | None) -> None:
         """Remember whose conditioning the slot has."""
         self._conditionings[slot] = conditioning
+
+    def took_the_place(self, slot: int, conditioning: torch.Tensor | None) -> bool:
+        """Whether in the full step before the conditioning was that of another slot alone.
+
+        Then what the slot holds from there is of another prompt, and no trend leads on from it.
+        """
+        before = self._conditionings_before
+        slots = [s for s, its in before.items() if _same_memory(its, conditioning)]
+        return conditioning is not None and bool(slots) and slot not in slots
 
     def called(self, slot: int, *, last_step: bool) -> None:
         """A call is over; in the last step, let go of what only it and those before it needed."""
@@ -86,10 +96,12 @@ class Session:
             return
         self.cache.drop(slot)
         self._conditionings.pop(slot, None)
+        self._conditionings_before.pop(slot, None)
         # A slot that the step before did without, such as guidance that ended, may never come.
         if self._calls >= self._calls_before:
             self.cache.clear()
             self._conditionings.clear()
+            self._conditionings_before.clear()
             self.course.finish()
 
     def is_anothers(self, slot: int, conditioning: torch.Tensor | None) -> bool:

@@ -301,11 +301,13 @@ class AttachedUNet:
         session.called(slot, last_step=last_step)
         if last_step:
             return
+        conditioning = self._anatomy.conditioning(arguments)
+        keep = 1 if session.took_the_place(slot, conditioning) else guide.keep
         for place, feature in features.items():
             recorded = Recorded(position.step, FeatureKey.of(sample), feature)
             if place == OUTPUT:
                 recorded = recorded._replace(sample=sample.clone(), answer=answer)
-            session.cache.put(slot, place, recorded, keep=guide.keep)
-            session.recorded_by(slot, self._anatomy.conditioning(arguments))
+            session.cache.put(slot, place, recorded, keep=keep)
+            session.recorded_by(slot, conditioning)
         held = sum(each.cache.nbytes for each in self._sessions)
         self._peak_nbytes = max(self._peak_nbytes, held)

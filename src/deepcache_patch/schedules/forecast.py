@@ -3,8 +3,9 @@
 Only arithmetic on samples and outputs; the scheduler is looked at once, and never changed.
 """
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -34,33 +35,45 @@ class Generation(Protocol):
 class Forecast:
     """Forecasts outputs of one generation.
 
-    The U-Net's input is taken to be sqrt(1 - s²)·x0 + s·noise with s² = sigma² / (1 + sigma²): that
-    of every scheduler with `alphas_cumprod`. From a full step's input and output follows x0. That
-    of a shallow step goes on from the last two, as a trend that dies out (exponential in ln(sigma),
-    by `_rate`), since x0 settles while the noise falls. From it and the shallow step's own input
-    follows the output.
+    The U-Net's input is taken to be sqrt(1 - s²)·x0 + s·noise with s² = sigma² / (1 + sigma²), as
+    it is for all schedulers but those that `of` refuses. From a full step's input and output
+    follows x0. That of a shallow step goes on from the last two, as a trend that dies out
+    (exponential in ln(sigma), by `_rate`), since x0 settles while the noise falls. From it and the
+    shallow step's own input follows the output.
 
     Attributes:
         levels: ln(sigma) of each step.
         prediction: What the output means: "epsilon", "v_prediction" or "sample".
+        strength: Share of the trend that is followed, from 0 (x0 is kept) to 1.
     """
 
     levels: tuple[float, ...]
     prediction: str
+    strength: float = 1.0
 
     @classmethod
-    def of(cls, generation: Generation) -> "Forecast | None":
-        """For a generation; `None` where the scheduler does not say what an output means."""
+    def of(cls, generation: Generation, *, strength: float = 1.0) -> "Forecast | None":
+        """For a generation; `None` where it is not sure what its samples and outputs mean.
+
+        That is so without `alphas_cumprod` or a known `prediction_type`, with the noise levels of
+        flow matching, and where noise rises: inversion calls the U-Net with a sample that has less
+        of it than the timestep says.
+        """
         scheduler, timesteps = generation.scheduler, generation.timesteps
-        config = getattr(scheduler, "config", {})
-        prediction = config.get("prediction_type")
+        config = getattr(scheduler, "config", None)
+        config = config if isinstance(config, Mapping) else {}
+        prediction: Any = config.get("prediction_type")
         known = isinstance(getattr(scheduler, "alphas_cumprod", None), torch.Tensor)
-        if not known or prediction not in ("epsilon", "v_prediction", "sample") or not timesteps:
+        if prediction not in ("epsilon", "v_prediction", "sample"):
+            return None
+        if not known or not timesteps or config.get("use_flow_sigmas"):
             return None
         levels = noise_levels(scheduler, timesteps, is_own=generation.is_own)
         if levels is None or (prediction == "epsilon" and max(levels) > _HIGHEST):
             return None
-        return cls(levels, prediction)
+        if any(after > before for before, after in itertools.pairwise(levels)):
+            return None
+        return cls(levels, prediction, strength)
 
     def output(self, step: int, recorded: Sequence[Recorded], sample: torch.Tensor) -> torch.Tensor:
         """The output of a step.
@@ -69,9 +82,9 @@ class Forecast:
             step: Which.
             recorded: Full outputs with their samples, the newest first; one or two.
             sample: The step's input. Where it has more channels than the output, the others are a
-                condition: it stands last, or first where the first channels do not all change
-                from step to step; if the last do not either, the newest output is given. Where the
-                sample has fewer, what the output has beyond them is the newest's.
+                condition: it stands last, or first where the first channel does not change from
+                step to step. For channels that do not change, and for what the output has beyond
+                the sample's, such as a learned variance, the newest output is given.
         """
         newest = recorded[0]
         output, before = newest.feature, newest.sample
@@ -80,13 +93,16 @@ class Forecast:
             return output
         count = min(sample.shape[place], output.shape[place])
         made = self._made(step, recorded, sample, place, 0, count)
-        if sample.shape[place] > count:  # a condition is there, too: before the sample, or after it
-            last = sample.shape[place] - count
+        others = [each for each in range(sample.ndim) if each != place]
+        moving = (sample != before).sum(others, keepdim=True) > 0
+        moved = moving.narrow(place, 0, count)
+        last = sample.shape[place] - count
+        if last:  # a condition is there, too: after what is denoised, or before it
             late = self._made(step, recorded, sample, place, last, count)
-            moving = (sample != before).sum([each for each in range(sample.ndim) if each != place])
-            # Chosen on the device, for which nobody waits.
-            late = torch.where((moving[last:] > 0).all(), late, output)
-            made = torch.where((moving[:count] > 0).all(), made, late)
+            is_first = moving.narrow(place, 0, 1)  # all on the device, for which nobody waits
+            made = torch.where(is_first, made, late)
+            moved = torch.where(is_first, moved, moving.narrow(place, last, count))
+        made = torch.where(moved, made, output.narrow(place, 0, count))
         rest = output.narrow(place, count, output.shape[place] - count)
         return torch.cat([made, rest], dim=place) if rest.numel() else made
 
@@ -133,10 +149,10 @@ class Forecast:
         """How far to go beyond the newest, in units of what lies between the two."""
         ahead = self.levels[newest] - self.levels[step]
         behind = self.levels[older] - self.levels[newest]
-        if ahead <= 0 or behind <= 0:  # noise that does not fall: RePaint, the pairs of Heun's
+        if ahead <= 0 or behind <= 0:  # the pairs of Heun's method
             return 0.0
         rate = _rate(math.exp(self.levels[newest]))
-        return -math.expm1(-rate * ahead) / math.expm1(rate * behind)
+        return -self.strength * math.expm1(-rate * ahead) / math.expm1(rate * behind)
 
 
 def _rate(sigma: float) -> float:

@@ -142,8 +142,9 @@ class ReplayGuide(Guide):
         self._replay = replay
         # Read now, while nothing of this generation waits on the device.
         self._levels = context.levels() if replay.keep > 1 else None
-        forecasts = OUTPUT in branches and isinstance(replay, Extrapolate)
-        self._forecast = Forecast.of(context) if forecasts else None
+        self._forecast = None
+        if OUTPUT in branches and isinstance(replay, Extrapolate):
+            self._forecast = Forecast.of(context, strength=replay.strength)
 
     def feature(self, step: int, branch: int, recorded: Sequence[Recorded]) -> torch.Tensor:
         """The replay's."""

@@ -36,8 +36,10 @@ def noise_levels(
     sigmas = getattr(scheduler, "sigmas", None)
     if is_own and ends_with(scheduler, timesteps) and isinstance(sigmas, torch.Tensor):
         known = len(scheduler.timesteps)
-        if known <= len(sigmas) <= known + 1:
-            values = sigmas[known - len(timesteps) : known].double().cpu().numpy()
+        values = sigmas[known - len(timesteps) : known].double().cpu().numpy()
+        # DPM++ SDE has those of whole steps alone, each twice; its timesteps tell the midpoints.
+        doubled = (np.diff(values) == 0) & (np.diff(timesteps) != 0)
+        if known <= len(sigmas) <= known + 1 and not doubled.any():
             return tuple(np.log(np.maximum(values, _LEAST)).tolist())
     table = getattr(scheduler, "alphas_cumprod", None)
     if not isinstance(table, torch.Tensor) or not timesteps:
