@@ -31,6 +31,7 @@ from deepcache_patch import (
     Uniform,
     UnsupportedModelError,
 )
+from deepcache_patch.patching.call import CallPatch
 
 STEPS = 7
 CPU = torch.device("cpu")
@@ -233,3 +234,10 @@ def test_a_sharded_unet_is_not_calibrated_by_each_process_for_itself():
     sharded(pipe.unet)
     with pytest.raises(InvalidSettingError, match="sharded"):
         DeepCacheHelper(pipe).calibrate(lambda: CASES["sd"].run(pipe), full_steps=2)
+
+
+def test_a_stack_that_cannot_be_read_is_looked_at_again():
+    # Seen with Python 3.11: what called a generator that another thread runs was a dict.
+    patch = CallPatch(torch.nn.Identity(), list, tag=None)
+    assert patch._is_in_earlier_call(None) is False
+    assert patch._is_in_earlier_call({}) is True

@@ -146,8 +146,13 @@ class CallPatch:
 
     def _is_in_earlier_call(self, innermost: FrameType | None) -> bool:
         modules = list(layers_of(self.module))
-        frame = innermost
-        while frame is not None and frame.f_code not in _ENTRIES:
+        frame: Any = innermost
+        while frame is not None:
+            # Python 3.11 may give anything for what called a generator that runs meanwhile.
+            if not isinstance(frame, FrameType):
+                return True  # not known: it is looked at again
+            if frame.f_code in _ENTRIES:
+                return False
             if frame.f_code is _MODULE_CALL and frame.f_locals["self"] in modules:
                 return True
             frame = frame.f_back
