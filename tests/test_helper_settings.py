@@ -185,8 +185,15 @@ def test_a_helper_follows_a_schedule_by_its_name():
 
 @pytest.mark.parametrize("speedup", [1, 1.5, 2, 4.75, 1000])
 def test_above_the_output_the_interval_is_the_speedup(speedup):
-    helper = DeepCacheHelper(unet2d_condition(), speedup=speedup)
+    helper = DeepCacheHelper(ZOO["sd"].load(), speedup=speedup)
     assert helper.schedule == NoiseAware(speedup, -1)
+
+
+def test_of_a_bare_unet_a_speedup_counts_what_branch_0_costs_that_stands_in():
+    unet = unet2d_condition()
+    at_0 = DeepCacheHelper(unet, speedup=1.5, branch=0).schedule
+    assert DeepCacheHelper(unet, speedup=1.5).schedule == NoiseAware(at_0.interval, -1)
+    assert at_0.interval > 1.5
 
 
 @pytest.mark.parametrize("branch", [0, 1, 2])
@@ -240,7 +247,7 @@ def test_where_a_branchs_cost_is_not_known_a_speedup_is_refused(monkeypatch):
         "what a call at branch 0 costs is known after the first generation: give interval, not "
         "speedup"
     )
-    assert DeepCacheHelper(unet2d_condition(), speedup=2).schedule == NoiseAware(2)
+    assert DeepCacheHelper(ZOO["sd"].load(), speedup=2).schedule == NoiseAware(2)
 
 
 # --- from DeepCache -----------------------------------------------------------------------------

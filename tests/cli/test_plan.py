@@ -147,11 +147,11 @@ def test_without_a_scheduler_a_plan_goes_by_usual_levels_and_says_so(
         )
 
 
-def test_protected_steps_are_part_of_the_budget(capsys: pytest.CaptureFixture[str]) -> None:
+def test_protected_steps_come_on_top_of_the_budget(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(*["--steps", "30", "--interval", "3", "--first", "4", "--last", "2"]) == 0
     strip, counted, _ = capsys.readouterr().out.splitlines()
-    assert (strip[:4], strip[-2:], strip.count("F")) == ("FFFF", "FF", 10)
-    assert counted == "10 of 30 steps in full, the others above the output"
+    assert (strip[:4], strip[-2:], strip.count("F")) == ("FFFF", "FF", 14)
+    assert counted == "14 of 30 steps in full, the others above the output"
 
 
 def test_few_steps_run_in_full_and_the_plan_says_so(capsys: pytest.CaptureFixture[str]) -> None:
