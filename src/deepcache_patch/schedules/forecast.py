@@ -12,7 +12,6 @@ from typing import Any, Final, Protocol
 import torch
 
 from ..cutting.features import Recorded
-from .noise import noise_levels
 
 #: ln(sigma) beyond which noise says nothing any more of what is under it.
 _HIGHEST: Final = 5.0
@@ -24,11 +23,7 @@ class Generation(Protocol):
     @property
     def scheduler(self) -> Any: ...  # noqa: D102
 
-    @property
-    def timesteps(self) -> tuple[float, ...] | None: ...  # noqa: D102
-
-    @property
-    def is_own(self) -> bool: ...  # noqa: D102
+    def levels(self) -> tuple[float, ...] | None: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -59,16 +54,16 @@ class Forecast:
         flow matching, and where noise rises: inversion calls the U-Net with a sample that has less
         of it than the timestep says.
         """
-        scheduler, timesteps = generation.scheduler, generation.timesteps
+        scheduler = generation.scheduler
         config = getattr(scheduler, "config", None)
         config = config if isinstance(config, Mapping) else {}
         prediction: Any = config.get("prediction_type")
-        known = isinstance(getattr(scheduler, "alphas_cumprod", None), torch.Tensor)
         if prediction not in ("epsilon", "v_prediction", "sample"):
             return None
-        if not known or not timesteps or config.get("use_flow_sigmas"):
+        known = isinstance(getattr(scheduler, "alphas_cumprod", None), torch.Tensor)
+        if not known or config.get("use_flow_sigmas"):
             return None
-        levels = noise_levels(scheduler, timesteps, is_own=generation.is_own)
+        levels = generation.levels()
         if levels is None or (prediction == "epsilon" and max(levels) > _HIGHEST):
             return None
         if any(after > before for before, after in itertools.pairwise(levels)):

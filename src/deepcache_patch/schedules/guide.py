@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
@@ -45,6 +46,10 @@ class Context:
 
     def levels(self) -> tuple[float, ...] | None:
         """`noise_levels` of the steps."""
+        return self._levels
+
+    @cached_property  # plan, replay and forecast ask for it, and a device has to be waited for
+    def _levels(self) -> tuple[float, ...] | None:
         if not self.timesteps:
             return None
         return noise_levels(self.scheduler, self.timesteps, is_own=self.is_own)

@@ -42,8 +42,7 @@ class NoiseAware:
     """As many full steps as the interval leaves, where the noise levels ask for them.
 
     Let step i stand at sigma_i and its output be used over h_i = |ln sigma_i - ln sigma_(i+1)|, the
-    last one over 1.
-    Computed from what the full step a before it has left, it costs
+    last one over 1. Computed from what the full step a before it has left, it costs
     h_i · |ln sigma_i - ln sigma_a| · (1 + sigma_i)^1.25. The plan is the one that costs the least
     in sum, exactly, by dynamic programming. Where the levels are not known, those of a usual
     generation are taken, evenly spaced. A generation of 8 steps or fewer runs in full, with a
@@ -80,7 +79,7 @@ class NoiseAware:
     def plan(self, num_steps: int) -> Plan:
         """One entry for each of `num_steps >= 1` steps whose noise levels are not known."""
         count = whole_number("num_steps", num_steps, 1)
-        return self._plan(tuple(np.linspace(*_USUAL, count).tolist()), frozenset(), self.branch)
+        return self._plan(_usual(count), frozenset(), self.branch)
 
     def plan_for(self, context: Context) -> Plan:
         """The plan of a generation, by its noise levels."""
@@ -90,9 +89,7 @@ class NoiseAware:
             places = range(context.num_steps)
             full = {int(place * self.interval) for place in places}
             return Plan(FULL if step in full else branch for step in places)
-        levels = context.levels()
-        if levels is None:
-            levels = tuple(np.linspace(*_USUAL, context.num_steps).tolist())
+        levels = context.levels() or _usual(context.num_steps)
         plan = self._plan(levels, context.protected, branch)
         left_out = context.num_steps > max(1, len(context.protected))
         if self.interval > 1 and left_out and context.num_steps <= FEW_STEPS:
@@ -113,6 +110,11 @@ class NoiseAware:
             count = steps
         full = frozenset(cheapest(levels, max(1, count), protected))
         return Plan(FULL if step in full else branch for step in range(steps))
+
+
+def _usual(steps: int) -> tuple[float, ...]:
+    """ln(sigma) of each step of a usual generation."""
+    return tuple(np.linspace(*_USUAL, steps).tolist())
 
 
 def cheapest(
