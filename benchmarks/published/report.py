@@ -4,13 +4,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from tqdm.auto import tqdm
 
 from benchmarks.provenance import slug
 from benchmarks.published.gallery import Figures, Gallery
 from benchmarks.published.metrics import Distance, Metrics, summary
 from deepcache_patch.measuring.similarity import psnr
+from deepcache_patch.measuring.speed import Speed
 
 #: Title of a column -> what a row shows there.
 _COLUMNS = {
@@ -56,12 +56,12 @@ def speed(plain: Sequence[Figures], own: Sequence[Figures]) -> dict[str, Any]:
     """
     pairs = list(zip(plain, own, strict=True))
     ratios = [before["loop_seconds"] / after["loop_seconds"] for before, after in pairs]
-    low, median, high = np.percentile(ratios, [25, 50, 75]).tolist()
+    found = Speed(tuple(ratios))
     works = [figures["work"] for figures in own]
     known = None not in works
     return {
-        "speed": median,
-        "speed_quartiles": [low, high],
+        "speed": found.median,
+        "speed_quartiles": list(found.quartiles),
         "speeds": ratios,
         "speed_by_work": sum(each["work"] for each in plain) / sum(works) if known else None,
         "full_calls": sum(figures["full_calls"] for figures in own) / len(own),

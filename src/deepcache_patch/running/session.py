@@ -2,6 +2,7 @@
 
 import copy
 from collections import deque
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -85,9 +86,7 @@ class Session:
 
         Then what the slot holds from there is of another prompt, and no trend leads on from it.
         """
-        before = self._conditionings_before
-        slots = [s for s, its in before.items() if _same_memory(its, conditioning)]
-        return conditioning is not None and bool(slots) and slot not in slots
+        return _is_of_others(self._conditionings_before, slot, conditioning)
 
     def called(self, slot: int, *, last_step: bool) -> None:
         """A call is over; in the last step, let go of what only it and those before it needed."""
@@ -106,8 +105,15 @@ class Session:
 
     def is_anothers(self, slot: int, conditioning: torch.Tensor | None) -> bool:
         """Whether the call has the conditioning of other slots, because one before was left out."""
-        slots = [s for s, its in self._conditionings.items() if _same_memory(its, conditioning)]
-        return bool(slots) and slot not in slots
+        return _is_of_others(self._conditionings, slot, conditioning)
+
+
+def _is_of_others(
+    conditionings: Mapping[int, torch.Tensor | None], slot: int, conditioning: torch.Tensor | None
+) -> bool:
+    """Whether other slots have the conditioning, and this one has not."""
+    slots = [s for s, its in conditionings.items() if _same_memory(its, conditioning)]
+    return bool(slots) and slot not in slots
 
 
 def _same_memory(first: torch.Tensor | None, second: torch.Tensor | None) -> bool:
