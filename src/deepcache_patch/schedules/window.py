@@ -76,7 +76,7 @@ class Window:
 
 def _steps_or_share(name: str, value: Any) -> float:
     """The value as an `int` or a `float`, if it is a number of steps or a share of them."""
-    if not isinstance(value, bool):
+    if not isinstance(value, bool | np.bool_):  # an old numpy takes that one for an index
         try:
             steps = operator.index(value)
         except TypeError:
