@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -18,7 +17,7 @@ import numpy as np
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from ..errors import DeepCacheWarning, InvalidSettingError
+from ..errors import InvalidSettingError, warn
 from ..measuring.generation import as_floats, labelled_progress
 from ..measuring.loop_clock import LoopClock
 from ..measuring.similarity import psnr as decibels
@@ -223,7 +222,7 @@ def _warn_of_time(
         )
     else:
         return
-    warnings.warn(message, DeepCacheWarning, stacklevel=5)
+    warn(message)
 
 
 def _good_enough(

@@ -5,14 +5,12 @@ looks for its places, by one rule for every spacing. What a shallow step then ge
 and `replay`.
 """
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 
-from ..errors import DeepCacheWarning
 from .forecast import Forecast
 from .guide import Context
 from .plans import FULL, OUTPUT, Plan, number_between, whole_number
@@ -93,12 +91,10 @@ class NoiseAware:
         plan = self._plan(levels, context.protected, branch)
         left_out = context.num_steps > max(1, len(context.protected))
         if self.interval > 1 and left_out and context.num_steps <= FEW_STEPS:
-            warnings.warn(
+            context.warn_once(
                 f"the generation has {context.num_steps} steps and runs in full: with "
                 f"{FEW_STEPS} or fewer none can be left out without harm; to leave some out all "
-                "the same, give schedule=Uniform(2)",
-                DeepCacheWarning,
-                stacklevel=2,
+                "the same, give schedule=Uniform(2)"
             )
         return plan
 
