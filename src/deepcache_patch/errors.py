@@ -1,5 +1,5 @@
-"""Every error and warning of this package, in one tree; how an error is told in a line, and at whose
-line a warning points.
+"""Every error and warning of this package, in one tree; how an error is told in a line, and to
+which line a warning points.
 
     DeepCacheError
     ├── InvalidSettingError       (ValueError)    an argument outside its range
