@@ -210,10 +210,11 @@ def _warn_of_time(
 ) -> None:
     """Says if time could not be gone by, or the goal was not reached."""
     told = str(replace(reached, psnr=None, worst_psnr=None))
-    if not speed.is_steady:
+    unsure = speed.median < speedup and not too_slow  # three of four are not below the goal
+    if unsure or not speed.is_steady:
         message = (
             f"timings vary too much to see whether speedup={speedup} is reached: {told}, with "
-            f"{plan}; the plan stays, calibrate again while little else runs to be sure of its time"
+            f"{plan}; the plan stays, calibrate again while little else runs, or give full_steps"
         )
     elif too_slow:
         message = (

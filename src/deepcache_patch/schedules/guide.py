@@ -102,10 +102,13 @@ class Guide:
     """What leads one U-Net through one generation. This one looks at nothing.
 
     Attributes:
+        learns: If the generation is a calibration, what for: "50 steps with DDIMScheduler".
         num_steps: Up to where it knows what to do.
         branches: Those that may be replayed, rising: what is recorded.
         keep: How many features of each slot and branch.
     """
+
+    learns: str | None = None
 
     def __init__(self, num_steps: int, branches: tuple[int, ...], keep: int = 1) -> None:
         self.num_steps = num_steps
@@ -192,6 +195,7 @@ class ProtectingGuide(Guide):
 
     def __init__(self, guide: Guide, protected: frozenset[int]) -> None:
         super().__init__(guide.num_steps, guide.branches, guide.keep)
+        self.learns = guide.learns
         self._guide = guide
         self._protected = protected
 

@@ -18,6 +18,9 @@ from .plans import FULL, OUTPUT, Plan, number_between, whole_number
 #: So few steps are all far apart: nothing that was tried wins over fewer steps there.
 FEW_STEPS: Final = 8
 
+#: Up to here what is left out shows, with this plan and with fewer steps.
+SHORT: Final = 15
+
 #: How much more an error costs under strong noise, where it changes what is drawn: (1 + sigma)^g.
 #: Chosen on one model and judged on others; docs/schedules.md has what was tried.
 _EARLY: Final = 1.25
@@ -106,6 +109,14 @@ class NoiseAware:
             count = steps
         full = frozenset(cheapest(levels, max(1, count), protected))
         return Plan(FULL if step in full else branch for step in range(steps))
+
+
+def remark_on(plan: Plan) -> str | None:
+    """What to know of a short plan, unless the interval is small: two thirds in full, or more."""
+    few = FEW_STEPS < len(plan) <= SHORT
+    if not few or 3 * len(plan.full_steps) >= 2 * len(plan):
+        return None
+    return f"with {SHORT} steps or fewer pictures move far from the plain ones: lower the interval"
 
 
 def _usual(steps: int) -> tuple[float, ...]:
