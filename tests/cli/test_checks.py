@@ -139,7 +139,7 @@ def test_the_examples_of_plan_run(capsys: Any) -> None:
     assert main(["plan", "--help"]) == 0
     lines = capsys.readouterr().out.splitlines()
     commands = [line.split()[1:] for line in lines if line.startswith("    deepcache-patch plan")]
-    assert len(commands) == 4
+    assert len(commands) == 5
     for command in commands:
         assert main(command) == 0
         lines = 2 if "--schedule" in command else 3  # by which levels it was planned

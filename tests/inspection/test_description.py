@@ -115,7 +115,8 @@ def test_a_calibration_is_called_one_and_says_what_for():
     [(8, 2.2, False), (9, 2.2, True), (15, 2.2, True), (16, 2.2, False), (12, 1.5, False)],
 )
 def test_a_plan_of_few_steps_says_that_the_pictures_move(steps, interval, said):
-    remark = "\n            with 15 steps or fewer pictures move far from the plain ones: lower the interval"
+    remark = "with 15 steps or fewer pictures move far from the plain ones: lower the interval"
+    remark = f"\n            {remark}"
     pipe = CASES["sd"].load()
     helper = DeepCacheHelper(pipe, interval=interval)
     pipe.scheduler.set_timesteps(steps)

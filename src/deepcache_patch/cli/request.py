@@ -153,10 +153,11 @@ def require_within_reach(
     if (full_steps or 0) > steps:
         raise BadInputError(f"--full-steps {full_steps} is more than the generation has: {steps}")
     if speedup is not None:
-        branches = DeepCacheHelper(pipe).branches
-        # It is that of the U-Net's own size: smaller pictures have a smaller one.
-        known = isinstance(branches, Branches) and call.get("height") is None
-        share = (branches[branch].share if known else None) or 0
+        branches, share = DeepCacheHelper(pipe).branches, None
+        # It is known for the U-Net's own size: smaller pictures have a smaller one.
+        if isinstance(branches, Branches) and call.get("height") is None:
+            share = branches[branch].share
+        share = share or 0
         most = steps / (1 + (steps - 1) * share)
         if speedup > min(steps, _MARGIN * most):
             raise BadInputError(
