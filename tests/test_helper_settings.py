@@ -69,8 +69,8 @@ NO_REPLAY = (
         ),
         (
             {"schedule": "automatic"},
-            "there is no schedule 'automatic'; there are noise-aware, uniform, centred, "
-            "auto, adaptive",
+            "there is no schedule 'automatic': did you mean 'auto'? There are noise-aware, "
+            "uniform, centred, auto, adaptive",
         ),
         (
             {"schedule": "adaptive", "interval": 3},

@@ -1,4 +1,5 @@
-"""Every error and warning of this package, in one tree; and how one is told in a line.
+"""Every error and warning of this package, in one tree; how an error is told in a line, and to
+which line a warning points.
 
     DeepCacheError
     ├── InvalidSettingError       (ValueError)    an argument outside its range
@@ -13,6 +14,17 @@ Each is raised before anything is patched, but for `ChangedResidualsError`, and 
 plan turns out to be invalid for the number of steps of a generation: that is known only when the
 generation starts.
 """
+
+import sys
+import warnings
+from types import FrameType
+from typing import Final
+
+#: Whose lines stand between a user's and what warns, by the first part of a module's name.
+_BETWEEN: Final = (
+    *("deepcache_patch", "diffusers", "diffusers_modules", "accelerate", "torch", "wrapt"),
+    *("click", "contextlib", "functools"),
+)
 
 
 class DeepCacheError(Exception):
@@ -37,6 +49,21 @@ class ChangedResidualsError(DeepCacheError, RuntimeError):
 
 class DeepCacheWarning(UserWarning):
     """Calls run in full, or with untested versions of other packages; the message says which."""
+
+
+def warn(message: str) -> None:
+    """Warns with a `DeepCacheWarning`, which points to the user's line and not to one in here.
+
+    That is the innermost one which is neither of this package nor of a library that called it.
+    """
+    level, frame = 1, sys._getframe()
+    while _is_between(frame) and frame.f_back is not None:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, DeepCacheWarning, stacklevel=level)
+
+
+def _is_between(frame: FrameType) -> bool:
+    return str(frame.f_globals.get("__name__")).partition(".")[0] in _BETWEEN
 
 
 def first_line(error: BaseException) -> str:

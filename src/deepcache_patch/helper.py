@@ -296,10 +296,10 @@ class DeepCacheHelper:
         turn: 3 times, or 9 where these vary or are too slow. Full steps are taken away only if the
         upper quartile is below the goal, at most half of them, and as if a shallow call cost at
         most twice its work, or a tenth of a full one if that is more. Where half of the timings
-        spread over more than 20 % of their median, the plan stays as it is, with a warning; so it
-        does, with another, where the goal is still not reached. What was reached is in the
-        schedule's `reached`: work, speed, its quartiles, PSNR if `run` makes the same pictures each
-        time and returns them (and scikit-image is installed).
+        spread over more than 20 % of their median, or only their median is below the goal, the plan
+        stays as it is, with a warning; so it does, with another, where the goal is still not
+        reached. What was reached is in the schedule's `reached`: work, speed, its quartiles, PSNR
+        if `run` makes the same pictures each time and returns them (and scikit-image is installed).
 
         Args:
             run: Calls the pipeline once or more, always with the same steps. For `psnr` it makes

@@ -3,14 +3,13 @@
 The range is stated here; the tests compare `setup.cfg`, the constraints files and the documents.
 """
 
-import warnings
 from functools import cache
 from importlib import import_module
 from typing import Final
 
 from packaging.version import InvalidVersion, Version
 
-from .errors import DeepCacheWarning
+from .errors import warn
 
 __version__ = "0.1.0"
 
@@ -25,18 +24,13 @@ TESTED: Final = {
 
 @cache
 def warn_of_untested() -> None:
-    """Warn of each package whose version was not tested; once in a process.
-
-    To be called by what the user calls: there the warning points.
-    """
+    """Warn of each package whose version was not tested; once in a process."""
     for package, (oldest, newest) in TESTED.items():
         found = str(import_module(package).__version__)
         if not _lies_within(found, oldest, newest):
-            warnings.warn(
+            warn(
                 f"{package} {found} is not tested with deepcache_patch, {oldest} to {newest} are: "
-                "compare pictures without and with the helper, or install one of those",
-                DeepCacheWarning,
-                stacklevel=3,
+                "compare pictures without and with the helper, or install one of those"
             )
 
 

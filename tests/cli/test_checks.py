@@ -61,15 +61,32 @@ def test_more_full_steps_than_steps(prompts: list[Any], capsys: Any) -> None:
     assert said(capsys, *prompts, *options) == message
 
 
-@pytest.mark.parametrize("speedup", ["20", "8.01"])
-def test_a_speedup_that_no_schedule_has(speedup: str, prompts: list[Any], capsys: Any) -> None:
+@pytest.mark.parametrize("speedup", ["20", "8.01", None])
+def test_a_speedup_that_no_schedule_has(
+    speedup: str | None, prompts: list[Any], capsys: Any
+) -> None:
+    """One up to half beyond was found out after a whole generation."""
     share = DeepCacheHelper(pipeline()).branches[0].share
     assert share is not None
     most = 8 / (1 + 7 * share)
+    speedup = speedup or f"{1.02 * most:.6g}"
     assert said(capsys, *prompts, "--speedup", speedup, "--steps", 8) == (
         f"--speedup {speedup} is out of reach: with 1 of 8 steps in full at branch 0, the U-Net's "
         f"work is 1/{most:.1f} of all; ask for less"
     )
+
+
+def test_a_speedup_that_smaller_pictures_may_have_is_tried(
+    prompts: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    # The share of a branch is known for the U-Net's own size, and smaller ones have a smaller one.
+    def note(*_: Any, **goals: Any) -> None:
+        raise InvalidSettingError(f"speedup={goals['speedup']}")
+
+    monkeypatch.setattr(DeepCacheHelper, "calibrate", note)
+    size = ["--height", 8, "--width", 8]
+    assert said(capsys, *prompts, "--speedup", 7.9, "--steps", 8, *size).endswith("speedup=7.9")
+    assert "8.1 is out of reach" in said(capsys, *prompts, "--speedup", 8.1, "--steps", 8, *size)
 
 
 @pytest.mark.parametrize("command", ["compare", "calibrate"])
@@ -122,7 +139,7 @@ def test_the_examples_of_plan_run(capsys: Any) -> None:
     assert main(["plan", "--help"]) == 0
     lines = capsys.readouterr().out.splitlines()
     commands = [line.split()[1:] for line in lines if line.startswith("    deepcache-patch plan")]
-    assert len(commands) == 4
+    assert len(commands) == 5
     for command in commands:
         assert main(command) == 0
         lines = 2 if "--schedule" in command else 3  # by which levels it was planned

@@ -9,9 +9,10 @@ from typing import Any
 
 import diffusers
 import pytest
+from builders.cases import CASES
 from builders.plan_files import VALID
 
-from deepcache_patch import NoiseAware
+from deepcache_patch import DeepCacheHelper, NoiseAware
 from deepcache_patch.cli.main import main
 from deepcache_patch.cli.names import SCHEDULERS
 from deepcache_patch.settings.preview import plan_by
@@ -28,7 +29,9 @@ def run(*arguments: str) -> int:
         (
             "--schedule uniform --steps 7 --interval 3 --branch 4",
             "F··F··F",
-            "3 of 7 steps in full, the others at branch 4",
+            "3 of 7 steps in full, the others at branch 4\n"
+            "no model tells here whether there is a branch 4: "
+            "`deepcache-patch branches MODEL` does",
         ),
         (
             "--schedule uniform --steps 7 --branch -1",
@@ -67,6 +70,17 @@ def test_a_plan_is_a_strip_and_a_count(
 ) -> None:
     assert run(*arguments.split()) == 0
     assert capsys.readouterr() == (f"{strip}\n{counted}\n", "")
+
+
+def unchecked(others: str) -> str:
+    """What is said of a branch that no model was asked for."""
+    branch = others.removeprefix("at branch ")
+    if branch == others:
+        return ""
+    return (
+        f"no model tells here whether there is a branch {branch}: "
+        "`deepcache-patch branches MODEL` does\n"
+    )
 
 
 def usual(name: str, **options: Any) -> Any:
@@ -115,7 +129,7 @@ def test_a_plan_by_a_schedulers_noise_levels(
     full = int(steps / 2.2)
     assert capsys.readouterr() == (
         f"{expected}\n{full} of {steps} steps in full, the others {others}\n"
-        f"by the noise levels of {name}\n",
+        f"by the noise levels of {name}\n{unchecked(others)}",
         "",
     )
 
@@ -142,9 +156,35 @@ def test_without_a_scheduler_a_plan_goes_by_usual_levels_and_says_so(
         plan = schedule.plan(25)
         assert capsys.readouterr() == (
             f"{plan}\n{len(plan.full_steps)} of 25 steps in full, the others "
-            f"{'at branch 1' if schedule.branch == 1 else 'above the output'}\n{said}",
+            f"{'at branch 1' if schedule.branch == 1 else 'above the output'}\n{said}"
+            f"{unchecked('at branch 1') if schedule.branch == 1 else ''}",
             "",
         )
+
+
+def test_a_speedup_is_the_interval_that_a_helper_takes_for_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for speedup in ("1", "2", "3.3"):
+        assert run("--steps", "30", "--scheduler", "ddim", "--speedup", speedup) == 0
+        pipe = CASES["sd"].load()
+        pipe.scheduler = usual("DDIMScheduler")
+        plan = DeepCacheHelper(pipe, speedup=float(speedup)).plan(30)
+        assert capsys.readouterr().out.splitlines()[0] == str(plan)
+        assert len(plan.full_steps) == int(30 / float(speedup))
+
+
+@pytest.mark.parametrize("steps", [9, 15])
+def test_with_few_steps_the_plan_says_what_to_expect(
+    steps: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = "with 15 steps or fewer pictures move far from the plain ones: lower the interval"
+    assert run("--steps", str(steps)) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == said
+    assert run("--steps", str(steps), "--interval", "1.5") == 0
+    assert said not in capsys.readouterr().out
+    assert run("--steps", "16") == 0
+    assert said not in capsys.readouterr().out
 
 
 def test_protected_steps_come_on_top_of_the_budget(capsys: pytest.CaptureFixture[str]) -> None:
@@ -195,9 +235,34 @@ def test_few_steps_run_in_full_and_the_plan_says_so(capsys: pytest.CaptureFixtur
         ),
         (
             "--schedule nothing-of-this-name",
-            "--schedule is noise-aware, uniform, centred or a file; "
-            "cannot read nothing-of-this-name: No such file or directory",
+            "there is no schedule 'nothing-of-this-name'; there are noise-aware, uniform, centred, "
+            "or a file that `calibrate` wrote",
         ),
+        (
+            "--schedule unifrom",
+            "there is no schedule 'unifrom': did you mean 'uniform'? There are noise-aware, "
+            "uniform, centred, or a file that `calibrate` wrote",
+        ),
+        *(
+            (
+                f"--schedule {name}",
+                "--schedule is noise-aware, uniform, centred or a file; cannot read "
+                f"{name}: No such file or directory",
+            )
+            for name in ("unifrom.json", "./unifrom")
+        ),
+        (
+            "--speedup 2 --interval 2",
+            "give one of --interval and --speedup, not both",
+        ),
+        ("--schedule uniform --speedup 2", "--speedup goes with --schedule noise-aware only"),
+        (
+            "--speedup 2 --branch 0",
+            "--speedup needs to know what a call at branch 0 costs, which depends on the model: "
+            "`deepcache-patch branches MODEL` tells; give --interval here, or --branch -1, where "
+            "it costs nothing",
+        ),
+        ("--speedup 0.5", "speedup must be a number from 1 to 1000, not 0.5"),
         (
             "--steps 0",
             "Invalid value for '--steps' / '--num-inference-steps': 0 is too small: 1 is the least",

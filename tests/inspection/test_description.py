@@ -5,6 +5,7 @@ import logging
 import pickle
 import re
 import threading
+import warnings
 
 import pytest
 import torch
@@ -57,7 +58,7 @@ def lines(caplog):
 def test_before_the_first_generation_the_plan_is_that_of_fifty_steps():
     assert str(DeepCacheHelper(unet2d_condition(), schedule=Uniform(10), replay="reuse")) == (
         "DeepCacheHelper\n"
-        "  pipeline  UNet2DConditionModel, disabled\n"
+        "  pipeline  UNet2DConditionModel, not enabled: calls run plainly and are not counted\n"
         "  schedule  Uniform(interval=10, branch=0)\n"
         "  replay    Reuse()\n"
         "  plan      F·········F·········F·········F·········F········· (of 50 steps)\n"
@@ -80,10 +81,52 @@ def test_after_a_generation_the_plan_is_what_ran(clock):
         "  plan      F·F·F\n"
         "  calls     3 in full, 2 shallow, in 1 generation\n"
         f"  cache     {nbytes / 2**20:.2f} MiB at most\n"
-        "  last      5 steps in 2.5 s, 2 steps/s"
+        "  last      5 steps in 2.5 s, 2 steps/s\n"
+        "            3 of 5 calls in full"
     )
     helper.disable()
     assert "  plan      F·F·F\n" in str(helper)
+
+
+def test_above_the_output_the_share_of_the_work_is_known():
+    pipe = CASES["sd"].load()
+    with DeepCacheHelper(pipe, schedule=Uniform(4, branch=-1)) as helper:
+        CASES["sd"].run(pipe, steps=8)
+    assert str(helper).endswith(
+        "\n            2 of 8 calls in full: 25% of the U-Net's work, at most 4.00×"
+    )
+
+
+def test_a_calibration_is_called_one_and_says_what_for():
+    pipe = with_scheduler(CASES["sd"].load(), "ddim")
+    with DeepCacheHelper(pipe, schedule="auto", first=1) as helper:
+        CASES["sd"].run(pipe, steps=5)
+        assert helper.last_generations["unet"].calibration == "5 steps with DDIMScheduler"
+        assert str(helper).endswith(
+            "\n            5 of 5 calls in full: the calibration for 5 steps with DDIMScheduler"
+        )
+        CASES["sd"].run(pipe, steps=5)
+        assert helper.last_generations["unet"].calibration is None
+        assert str(helper).endswith("\n            2 of 5 calls in full")
+
+
+@pytest.mark.parametrize(
+    ("steps", "interval", "said"),
+    [(8, 2.2, False), (9, 2.2, True), (15, 2.2, True), (16, 2.2, False), (12, 1.5, False)],
+)
+def test_a_plan_of_few_steps_says_that_the_pictures_move(steps, interval, said):
+    remark = "with 15 steps or fewer pictures move far from the plain ones: lower the interval"
+    remark = f"\n            {remark}"
+    pipe = CASES["sd"].load()
+    helper = DeepCacheHelper(pipe, interval=interval)
+    pipe.scheduler.set_timesteps(steps)
+    assert (remark in str(helper)) == said
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+    with helper, warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeepCacheWarning)
+        CASES["sd"].run(pipe, steps=steps)
+    assert str(helper).endswith(remark) == said
+    assert remark not in str(DeepCacheHelper(pipe, schedule=Uniform(2)))
 
 
 def test_controlnets_that_are_cut_along_are_named():

@@ -29,6 +29,7 @@ from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
 
+from deepcache_patch import DeepCacheHelper  # noqa: E402
 from deepcache_patch.cli.loading import choose_device, choose_dtype, load_pipeline  # noqa: E402
 from deepcache_patch.page import app as ui  # noqa: E402
 
@@ -55,9 +56,13 @@ def _gradio_leaves_sockets_and_loops_open() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def address(_gradio_leaves_sockets_and_loops_open: None) -> Iterator[str]:
+def pipe() -> Any:
     device = choose_device("cpu")
-    pipe = load_pipeline(str(MODEL), device, choose_dtype("float32", device))
+    return load_pipeline(str(MODEL), device, choose_dtype("float32", device))
+
+
+@pytest.fixture(scope="module")
+def address(_gradio_leaves_sockets_and_loops_open: None, pipe: Any) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -147,25 +152,30 @@ return [...document.querySelectorAll("#pictures img")].map(image => {
 """
 
 
-def test_settings_by_the_keyboard_then_both_pictures_under_the_slider(browser: Browser) -> None:
-    assert browser.strip() == f"plan: {'F··' * 16}F·"
-    browser.type_into("number input for Steps", "8")
-    browser.wait(lambda: browser.strip() == "plan: F··F··F·")
+def test_settings_by_the_keyboard_then_both_pictures_under_the_slider(
+    browser: Browser, pipe: Any
+) -> None:
+    def strip(steps: int, interval: float) -> str:
+        return f"plan: {DeepCacheHelper(pipe, interval=interval).plan(steps)}"
+
+    assert browser.strip() == strip(50, 2.2)
+    browser.type_into("number input for Steps", "16")
+    browser.wait(lambda: browser.strip() == strip(16, 2.2))
     browser.one('input[aria-label^="range slider for Interval"]').send_keys(Keys.ARROW_RIGHT)
-    browser.wait(lambda: browser.strip() == "plan: F···F···")
+    browser.wait(lambda: browser.strip() == strip(16, 2.3))
     assert browser.all("#pictures img") == []
 
     browser.all("textarea")[0].send_keys("a large red star above a small blue triangle")
     browser.generate()
     browser.wait(lambda: browser.all("#figures table"))
-    assert browser.strip("#figures") == "plan: F···F···"
+    assert browser.strip("#figures") == strip(16, 2.3)
     browser.wait(lambda: all(each[0] for each in browser.driver.execute_script(PIXELS)))
     plain, cached = browser.driver.execute_script(PIXELS)
     assert plain[:2] == cached[:2] == [64, 64]
     assert plain[2] != cached[2]
     rows = [row.text.split() for row in browser.all("#figures tr")]
     assert rows[0] == ["plain", "DeepCache", "speedup"]
-    assert rows[3:5] == [["full", "calls", "8", "2"], ["shallow", "calls", "0", "6"]]
+    assert rows[3:5] == [["full", "calls", "16", "6"], ["shallow", "calls", "0", "10"]]
 
     assert browser.hidden() == 50
     handle = browser.one("#pictures [data-testid=slider]")

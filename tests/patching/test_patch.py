@@ -3,6 +3,7 @@
 import copy
 import gc
 import inspect
+import itertools
 import pickle
 import weakref
 
@@ -165,3 +166,35 @@ def test_a_patch_knows_whether_it_covers_something(greeter):
         assert patch.covers_another is covers
         patch.remove()
     assert not patch.covers_another
+
+
+def test_patches_of_one_attribute_come_off_in_any_order(greeter):
+    """The one that was put on first and came off first stayed inside of the other."""
+    for order in itertools.permutations("ab"):
+        patches = {tag: Patch(greeter, "greet", greeter.greet, tag=tag) for tag in "ab"}
+        patches["a"].install(lambda original, args, kwargs: f"a({original(*args, **kwargs)})")
+        patches["b"].install(lambda original, args, kwargs: f"b({original(*args, **kwargs)})")
+        assert greeter.greet() == "b(a(hello you))"
+        assert patches["a"].installed
+        assert patches["b"].installed
+        assert installed_patch(greeter, "greet") is patches["b"]
+        first, last = order
+        patches[first].remove()
+        assert greeter.greet() == f"{last}(hello you)"
+        assert [patches[each].installed for each in "ab"] == [last == "a", last == "b"]
+        assert installed_patch(greeter, "greet") is patches[last]
+        patches[last].remove()
+        assert vars(greeter) == {}
+
+
+def test_a_patch_without_a_tag_is_not_found_and_is_nothing_that_is_covered(greeter):
+    watching = Patch(greeter, "greet", greeter.greet)
+    watching.install(loud)
+    assert installed_patch(greeter, "greet") is None
+    patch = Patch(greeter, "greet", greeter.greet, tag="mine")
+    patch.install(loud)
+    assert not patch.covers_another
+    watching.remove()
+    watching.install(loud)
+    assert installed_patch(greeter, "greet") is patch
+    assert watching.covers_another is False

@@ -1,6 +1,7 @@
 """Schedules are arithmetic: exact plans, and errors that name value and range."""
 
 import doctest
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from deepcache_patch import (
     Schedule,
     Uniform,
 )
+from deepcache_patch.schedules.plans import number_between, whole_number
 
 
 @pytest.mark.parametrize(
@@ -47,13 +49,13 @@ def test_numbers_of_other_libraries_become_pythons(kind, numbers):
     assert types == {name: float if name == "power" else int for name in types}
 
 
-@pytest.mark.parametrize("interval", [0, -1, 2.0, "3", None, True])
+@pytest.mark.parametrize("interval", [0, -1, 2.0, "3", None, True, np.True_])
 def test_an_interval_that_is_no_positive_integer_is_refused(interval):
     with pytest.raises(InvalidSettingError, match=rf"interval .* at least 1, not {interval!r}"):
         Uniform(interval=interval)
 
 
-@pytest.mark.parametrize("branch", [-2, 0.5, None, False])
+@pytest.mark.parametrize("branch", [-2, 0.5, None, False, np.False_])
 def test_a_branch_that_is_no_integer_from_minus_1_is_refused(branch):
     with pytest.raises(InvalidSettingError, match=rf"branch .* at least -1, not {branch!r}"):
         Uniform(branch=branch)
@@ -183,3 +185,16 @@ def test_anything_with_plan_is_a_schedule():
     assert isinstance(Mine(), Schedule)
     assert isinstance(Uniform(), Schedule)
     assert not isinstance([FULL, 0], Schedule)
+
+
+@pytest.mark.parametrize("value", [True, np.True_], ids=["Python's", "numpy's"])
+def test_a_bool_is_no_number_whatever_it_may_stand_for(value, monkeypatch):
+    """An old numpy takes its bools for indices, with a warning that is not the user's to mend."""
+    old = SimpleNamespace(index=int)
+    monkeypatch.setattr(deepcache_patch.schedules.plans, "operator", old)
+    with pytest.raises(InvalidSettingError) as caught:
+        whole_number("steps", value, 0)
+    assert str(caught.value) == f"steps must be an integer of at least 0, not {value!r}"
+    with pytest.raises(InvalidSettingError) as caught:
+        number_between("power", value, 0, 1)
+    assert str(caught.value) == f"power must be a number from 0 to 1, not {value!r}"

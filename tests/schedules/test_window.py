@@ -370,7 +370,7 @@ def test_a_helper_tells_its_window_and_the_plan_with_it():
     )
     assert str(helper) == (
         "DeepCacheHelper\n"
-        "  pipeline  UNet2DConditionModel, disabled\n"
+        "  pipeline  UNet2DConditionModel, not enabled: calls run plainly and are not counted\n"
         "  schedule  Uniform(interval=10, branch=0)\n"
         "  in full   first=3, last=0.04\n"
         "  replay    Extrapolate(strength=1.0)\n"

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from . import options
+from .files import require_file_name
 from .mistakes import BadInputError, bad_input, reason_of
-from .names import SCHEDULERS
+from .names import PROGRAM, SCHEDULERS
+from .request import require_speedup_alone
 from .terminal import say
 
 if TYPE_CHECKING:
@@ -19,11 +21,15 @@ _EXAMPLES = """\
 examples:
   deepcache-patch plan --steps 25 --scheduler dpm-solver++-karras
   deepcache-patch plan --steps 50 --interval 2.5 --first 0.2 --last 1
+  deepcache-patch plan --steps 30 --speedup 2
   deepcache-patch plan --steps 50 --schedule uniform --interval 3
   deepcache-patch plan --steps 50 --schedule centred --interval 5 --center 15 --power 1.4
 
 F is a step in full, · a shallow one.
 """
+
+#: Where the branches of a model stand.
+_TABLE: Final = f"`{PROGRAM} branches MODEL`"
 
 #: Steps of a generation unless they are given.
 _STEPS: Final = 50
@@ -45,6 +51,7 @@ _USUAL: Final = {
 @options.steps(default=f"{_STEPS}, or the file's")
 @options.schedule("noise-aware", "uniform", "centred")
 @options.interval
+@options.speedup
 @options.branch
 @click.option(
     "--center", type=options.whole, metavar="STEP", help="of centred: where full steps are densest"
@@ -80,19 +87,24 @@ def plan(
     scheduler: str | None,
     spacing: str | None,
     strength: float | None,
+    speedup: float | None,
     **parameters: Any,
 ) -> None:
     """Prints which steps of a generation run in full. Loads no model."""
     from ..schedules.window import Window
     from ..settings.by_name import PLANNED, named_schedule
 
+    require_speedup_alone(schedule, interval=parameters["interval"], speedup=speedup)
     given = {name: value for name, value in parameters.items() if value is not None}
     wanted = {"scheduler": scheduler, "spacing": spacing, "strength": strength}
     wanted = {name: value for name, value in wanted.items() if value is not None}
     if wanted and scheduler is None:
         raise BadInputError(f"--{next(iter(wanted))} goes with --scheduler")
+    branch = given.get("branch", -1)
     with bad_input():
         window = Window(first, last)
+        if speedup is not None:
+            given["interval"] = _interval_for(speedup, branch)
         if schedule not in PLANNED:
             plans = [window.protect(each) for each in _plans_in(schedule, steps, given | wanted)]
         elif scheduler is None and schedule != "noise-aware":
@@ -104,7 +116,25 @@ def plan(
     for each in plans:
         say(f"{each}\n{_counted(each)}")
     if schedule == "noise-aware":
+        from ..schedules.noise_aware import remark_on
+
         say(_levels(scheduler, plans[0]))
+        if remark := remark_on(plans[0]):
+            say(remark)
+    if branch > 0:  # all have branch 0
+        say(f"no model tells here whether there is a branch {branch}: {_TABLE} does")
+
+
+def _interval_for(speedup: float, branch: int) -> float:
+    """The interval of so much less work, where no model tells what a shallow call costs."""
+    from ..settings.by_name import schedule_of
+
+    if branch >= 0:
+        raise BadInputError(
+            f"--speedup needs to know what a call at branch {branch} costs, which depends on the "
+            f"model: {_TABLE} tells; give --interval here, or --branch -1, where it costs nothing"
+        )
+    return float(schedule_of(None, speedup=speedup, share_of=lambda _: 0.0).interval)
 
 
 def _scheduler(name: str | None, spacing: str | None) -> Any:
@@ -147,8 +177,10 @@ def _plans_in(file: str, steps: int | None, given: dict[str, Any]) -> list[Plan]
         raise BadInputError(
             f"{file} has no plan before a generation runs: `compare` shows what it does"
         )
-    from ..learning.calibrated_schedule import load_all  # which needs torch
     from ..settings.by_name import PLANNED
+
+    require_file_name(file, *PLANNED)
+    from ..learning.calibrated_schedule import load_all  # which needs torch
 
     try:
         plans = [each.solution.plan for each in load_all(file)]

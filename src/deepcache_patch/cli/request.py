@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..errors import InvalidSettingError, first_line
-from .files import prompts_in
+from .files import prompts_in, require_file_name
 from .mistakes import BadInputError, reason_of
 from .names import SCHEDULES
 
@@ -24,8 +24,8 @@ _CALL_OPTIONS: Final = {
     "width": "--width",
 }
 
-#: Multiply-adds are not seconds: a speedup is refused only if it is so far beyond what they allow.
-_MARGIN: Final = 1.5
+#: The share of a branch is known before a generation but for the text's length, which matters less.
+_MARGIN: Final = 1.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,10 +153,13 @@ def require_within_reach(
     if (full_steps or 0) > steps:
         raise BadInputError(f"--full-steps {full_steps} is more than the generation has: {steps}")
     if speedup is not None:
-        branches = DeepCacheHelper(pipe).branches
-        share = branches[branch].share if isinstance(branches, Branches) else None
-        most = steps / (1 + (steps - 1) * (share or 0))
-        if speedup > (most if share is None else min(steps, _MARGIN * most)):
+        branches, share = DeepCacheHelper(pipe).branches, None
+        # It is known for the U-Net's own size: smaller pictures have a smaller one.
+        if isinstance(branches, Branches) and call.get("height") is None:
+            share = branches[branch].share
+        share = share or 0
+        most = steps / (1 + (steps - 1) * share)
+        if speedup > min(steps, _MARGIN * most):
             raise BadInputError(
                 f"--speedup {speedup:g} is out of reach: with 1 of {steps} steps in full "
                 f"at branch {branch}, the U-Net's work is 1/{most:.1f} of all; ask for less"
@@ -169,6 +172,7 @@ def calibrated_in(schedule: str | None) -> Any:
 
     if schedule is None or schedule in SCHEDULES:
         return None
+    require_file_name(schedule, *SCHEDULES)
     try:
         return Calibrated.load(schedule)
     except OSError as error:
@@ -177,17 +181,22 @@ def calibrated_in(schedule: str | None) -> Any:
         raise BadInputError(message) from error
 
 
+def require_speedup_alone(schedule: str, *, interval: float | None, speedup: float | None) -> None:
+    """Refuses `--speedup` beside what says as much, or where nothing goes by it."""
+    if speedup is not None and schedule != SCHEDULES[0]:
+        raise BadInputError(f"--speedup goes with --schedule {SCHEDULES[0]} only")
+    if speedup is not None and interval is not None:
+        raise BadInputError("give one of --interval and --speedup, not both")
+
+
 def helper_arguments(
     schedule: str, *, interval: float | None, speedup: float | None, branch: int | None
 ) -> dict[str, Any]:
     """Arguments of `DeepCacheHelper`."""
     given = {"interval": interval, "branch": branch}
+    require_speedup_alone(schedule, interval=interval, speedup=speedup)
     if schedule == SCHEDULES[0]:
-        if interval is not None and speedup is not None:
-            raise BadInputError("give one of --interval and --speedup, not both")
         return {**given, "speedup": speedup}
-    if speedup is not None:
-        raise BadInputError(f"--speedup goes with --schedule {SCHEDULES[0]} only")
     if schedule in SCHEDULES:
         return {**given, "schedule": schedule}
     if interval is not None or branch is not None:

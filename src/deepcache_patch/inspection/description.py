@@ -13,7 +13,8 @@ from ..running.face import Helper
 from ..running.stats import LastGeneration
 from ..schedules.guide import Context, planned
 from ..schedules.noise import timesteps_of
-from ..schedules.plans import Plan
+from ..schedules.noise_aware import NoiseAware, remark_on
+from ..schedules.plans import OUTPUT, Plan
 from ..schedules.window import Window
 
 #: What the plan is shown for until a generation tells how many steps there are.
@@ -25,7 +26,7 @@ _STRIP_WIDTH, _STRIP_LENGTH = 60, 240
 def rows(helper: Helper) -> list[tuple[str, str]]:
     """What there is to say of the helper, line by line; a continued line has no name."""
     stats, several = helper.stats, len(helper.last_generations) > 1
-    state = "enabled" if helper.enabled else "disabled"
+    state = "enabled" if helper.enabled else "not enabled: calls run plainly and are not counted"
     found = [("pipeline", f"{type(helper.pipe).__name__}, {state}")]
     for name, module in helper.attached.items():
         found.append((name, f"{module}, patched"))
@@ -43,6 +44,7 @@ def rows(helper: Helper) -> list[tuple[str, str]]:
     found += [("calls", calls), ("cache", f"{stats.cache_nbytes / 2**20:.2f} MiB at most")]
     for name, last in helper.last_generations.items():
         found.append((f"last of {name}" if several else "last", _speed(last)))
+        found += [("", text) for text in (_work(last), _remark(helper, last.plan)) if text]
     return found
 
 
@@ -88,7 +90,9 @@ def _expected(helper: Helper, window: Window) -> list[tuple[str, str]]:
         return [("plan", "depends on the generation")]
     found = _strip("plan", plan)
     name, text = found[-1]
-    return [*found[:-1], (name, f"{text} (of {len(plan)} steps)")]
+    remark = _remark(helper, plan)
+    more = [] if remark is None else [("", remark)]
+    return [*found[:-1], (name, f"{text} (of {len(plan)} steps)"), *more]
 
 
 def _strip(name: str, plan: Plan) -> list[tuple[str, str]]:
@@ -103,3 +107,19 @@ def _speed(last: LastGeneration) -> str:
     steps = len(last.plan)
     rate = f", {steps / last.seconds:.3g} steps/s" if last.seconds else ""
     return f"{steps} step{'s' * (steps != 1)} in {last.seconds:.3g} s{rate}"
+
+
+def _work(last: LastGeneration) -> str:
+    """What part of the U-Net's work ran: counted in calls where a shallow one costs something."""
+    calls = last.full_calls + last.shallow_calls
+    text = f"{last.full_calls} of {calls} call{'s' * (calls != 1)} in full"
+    if last.calibration is not None:
+        return f"{text}: the calibration for {last.calibration}"
+    if last.shallow_calls and last.plan.branches == (OUTPUT,):
+        share = last.full_calls / calls
+        return f"{text}: {share:.0%} of the U-Net's work, at most {1 / share:.2f}×"
+    return text
+
+
+def _remark(helper: Helper, plan: Plan) -> str | None:
+    return remark_on(plan) if isinstance(helper.schedule, NoiseAware) else None

@@ -1,7 +1,6 @@
 """`Auto`: the first generation runs in full and is the calibration of all that follow."""
 
 import threading
-import warnings
 import weakref
 from functools import partial
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any, Final
 
 from torch import nn
 
-from ..errors import DeepCacheWarning, InvalidSettingError
+from ..errors import InvalidSettingError, warn
 from ..schedules.guide import Context, Guide
 from ..schedules.noise import ends_with
 from ..schedules.plans import whole_number
@@ -86,11 +85,9 @@ class Auto:
         if context.timesteps is None or not ends_with(context.scheduler, context.timesteps):
             if not self._warned:
                 self._warned = True
-                warnings.warn(
+                warn(
                     "the U-Net runs in full: schedule='auto' needs a pipeline that runs the "
-                    "timesteps of its scheduler; give interval= or another schedule",
-                    DeepCacheWarning,
-                    stacklevel=2,
+                    "timesteps of its scheduler; give interval= or another schedule"
                 )
             return Guide(context.num_steps, ())
         setting, unet = Setting.of(context), weakref.ref(context.unet)
@@ -115,11 +112,7 @@ class Auto:
                 self._learned = [*self._learned, (unet, found)][-_REMEMBERED:]
                 self._write()
         except Exception as error:
-            warnings.warn(
-                f"schedule='auto' could not learn from this generation, or not keep it: {error}",
-                DeepCacheWarning,
-                stacklevel=2,
-            )
+            warn(f"schedule='auto' could not learn from this generation, or not keep it: {error}")
 
     def _forget(self, known: Calibrated) -> None:
         """A generation went further than the one that taught this: the next shall teach more."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -18,7 +17,7 @@ import numpy as np
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from ..errors import DeepCacheWarning, InvalidSettingError
+from ..errors import InvalidSettingError, warn
 from ..measuring.generation import as_floats, labelled_progress
 from ..measuring.loop_clock import LoopClock
 from ..measuring.similarity import psnr as decibels
@@ -211,10 +210,11 @@ def _warn_of_time(
 ) -> None:
     """Says if time could not be gone by, or the goal was not reached."""
     told = str(replace(reached, psnr=None, worst_psnr=None))
-    if not speed.is_steady:
+    unsure = speed.median < speedup and not too_slow  # three of four are not below the goal
+    if unsure or not speed.is_steady:
         message = (
             f"timings vary too much to see whether speedup={speedup} is reached: {told}, with "
-            f"{plan}; the plan stays, calibrate again while little else runs to be sure of its time"
+            f"{plan}; the plan stays, calibrate again while little else runs, or give full_steps"
         )
     elif too_slow:
         message = (
@@ -223,7 +223,7 @@ def _warn_of_time(
         )
     else:
         return
-    warnings.warn(message, DeepCacheWarning, stacklevel=5)
+    warn(message)
 
 
 def _good_enough(

@@ -45,6 +45,11 @@ class Setting:
         """The setting of a generation whose timesteps are known."""
         return cls(described(context.unet), described(context.scheduler), context.timesteps or ())
 
+    @property
+    def short(self) -> str:
+        """In a few words."""
+        return f"{len(self.timesteps)} steps with {self.scheduler['class']}"
+
     def difference(self, other: "Setting") -> str | None:
         """Says in what the other differs, or `None`."""
         for part in ("unet", "scheduler"):

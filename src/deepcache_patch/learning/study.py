@@ -82,6 +82,7 @@ class StudyGuide(Guide):
 
     def __init__(self, study: Study, done: Callable[[Study], None] | None = None) -> None:
         super().__init__(study.recording.num_steps, (study.branch,))
+        self.learns = study.setting.short
         self._study: Study | None = study
         self._done = done
 

@@ -1,20 +1,19 @@
 """Timing of a denoising loop from outside: from the start of a module's first call to the end of
-its last. It stands where `patching.call` does, outside of everything that may answer a call: hooks
+its last. It is a patch like that of `patching.call`, outside of whatever may answer a call: hooks
 would miss a call that is forecast. What is run, and how often, is the caller's business.
 """
 
 from __future__ import annotations
 
 import time
-from functools import wraps
+from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Final
+from typing import Any
 
 import torch
 
 from ..patching.call import CALL
-
-_ABSENT: Final = object()
+from ..patching.patch import Patch
 
 
 class LoopClock:
@@ -24,8 +23,8 @@ class LoopClock:
     synchronised while it runs, only when `seconds` is read.
 
     Args:
-        module: The denoiser, called once or more for each step. No helper of it is switched on or
-            off while the block lasts.
+        module: The denoiser, called once or more for each step. A helper of it that is enabled in
+            the block may answer calls that are not seen.
 
     Example:
         >>> with LoopClock(pipe.unet) as clock:
@@ -37,24 +36,12 @@ class LoopClock:
         self.calls = 0
         self.device = torch.device("cpu")
         self._module = module
-        self._found: Any = _ABSENT
-        self._timed: Any = None
+        self._patch = Patch(module, CALL, module._call_impl)
         self._start: Any = None
         self._end: Any = None
 
     def __enter__(self) -> LoopClock:
-        attributes = vars(self._module)
-        self._found = attributes.get(CALL, _ABSENT)
-        inner = self._found if callable(self._found) else self._module._call_impl
-
-        @wraps(inner)  # whose patch is inside is found through this one
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            self._before((*args, *kwargs.values()))
-            output = inner(*args, **kwargs)
-            self._after()
-            return output
-
-        attributes[CALL] = self._timed = timed
+        self._patch.install(self._timed)
         return self
 
     def __exit__(
@@ -63,13 +50,7 @@ class LoopClock:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        attributes = vars(self._module)
-        if attributes.get(CALL) is not self._timed:
-            return  # somebody else is round it by now, and it only goes on counting
-        if self._found is _ABSENT:
-            del attributes[CALL]
-        else:
-            attributes[CALL] = self._found
+        self._patch.remove()
 
     @property
     def seconds(self) -> float:
@@ -87,6 +68,14 @@ class LoopClock:
             return float(self._end - self._start)
         self._end.synchronize()
         return float(self._start.elapsed_time(self._end)) / 1000
+
+    def _timed(
+        self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        self._before((*args, *kwargs.values()))
+        output = original(*args, **kwargs)
+        self._after()
+        return output
 
     def _before(self, inputs: tuple[Any, ...]) -> None:
         if self._start is None:

@@ -6,13 +6,12 @@ How alike two sounds are: the ratio of signal to noise.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 
 import numpy as np
 import torch
 
-from ..errors import DeepCacheWarning, first_line
+from ..errors import first_line, warn
 
 #: Pixels on the shorter side, below which AlexNet has nothing left to look at.
 SMALLEST_FOR_LPIPS = 32
@@ -87,7 +86,7 @@ def lpips(
         return None
     except Exception as error:  # the weights out of reach; a torchvision that does not fit torch
         message = f"LPIPS is left out, because the package lpips fails: {first_line(error)}"
-        warnings.warn(message, DeepCacheWarning, stacklevel=2)
+        warn(message)
         return None
 
     def distance(reference: np.ndarray, other: np.ndarray) -> float:

@@ -9,7 +9,6 @@ import inspect
 import sys
 import threading
 import time
-import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -19,7 +18,7 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from ..errors import AlreadyEnabledError, DeepCacheWarning
+from ..errors import AlreadyEnabledError, warn
 from .patch import Patch, Wrapper, installed_patch
 from .wrappers import is_compiled_wrapper, layers_of, unwrapped
 
@@ -196,11 +195,9 @@ class CallPatch:
         # It may have been moved or removed by another thread, too.
         if wrapper is None or unwrapped(self.module) is not self.module:
             return self.module(*args, **kwargs)
-        warnings.warn(
+        warn(
             f"{type(self.module).__name__} is called from compiled code, and runs uncompiled: "
-            "compile it alone, with helper.compile() or before enable()",
-            DeepCacheWarning,
-            stacklevel=2,
+            "compile it alone, with helper.compile() or before enable()"
         )
         return wrapper(original, args, kwargs)
 

@@ -5,7 +5,7 @@ What the wrapper does is the caller's business: nothing here knows of diffusion.
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final, TypeAlias
 
 import wrapt
@@ -23,13 +23,19 @@ class _Gated(wrapt.FunctionWrapper):  # type: ignore[misc, type-arg, unused-igno
     """
 
     def __init__(
-        self, original: Callable[..., Any], wrapper: Wrapper, patch: "Patch", ticket: object
+        self,
+        before: Any,
+        original: Callable[..., Any],
+        wrapper: Wrapper,
+        patch: "Patch",
+        ticket: object,
     ) -> None:
         super().__init__(
             original,
             lambda wrapped, _instance, args, kwargs: wrapper(wrapped, args, kwargs),
             enabled=lambda: patch.lets_in(ticket),
         )
+        self._self_before = before  # the attribute's value, or `_ABSENT`
         self._self_patch = patch
         self._self_ticket = ticket
 
@@ -46,12 +52,14 @@ class _Gated(wrapt.FunctionWrapper):  # type: ignore[misc, type-arg, unused-igno
 class Patch:
     """A wrapper round a callable, stored in `vars(owner)[name]` while installed.
 
+    Several of one attribute may be installed, one round the other, and removed in any order.
+
     Args:
         owner: The object whose instance dictionary takes the wrapper. It is written to directly:
             `torch.nn.Module` and `OptimizedModule` redirect plain attribute assignment.
         name: The attribute.
         fallback: What a call does where the attribute is absent or `None`.
-        tag: Anything, for whoever finds the patch with `installed_patch`.
+        tag: Anything, for whoever finds the patch with `installed_patch`; `None` is not found.
     """
 
     def __init__(
@@ -66,7 +74,6 @@ class Patch:
         self._owner = owner
         self._name = name
         self._fallback = fallback
-        self._before: Any = _ABSENT
         # Dropped at removal, so that nothing holds the wrapper and what it is bound to.
         self._gated: _Gated | None = None
         self._ticket: object = None
@@ -74,12 +81,16 @@ class Patch:
     @property
     def installed(self) -> bool:
         """Whether calls reach the wrapper, possibly through somebody else's round it."""
-        return self._gated is not None and installed_patch(self._owner, self._name) is self
+        mine = self._gated is not None
+        return mine and any(each is self for each in _installed(self._owner, self._name))
 
     @property
     def covers_another(self) -> bool:
-        """Whether something was there when this was installed."""
-        return self._gated is not None and self._before not in (_ABSENT, None)
+        """Whether something was there when this was installed that is no patch of this package."""
+        before: Any = self._gated
+        while isinstance(before, _Gated):
+            before = before._self_before
+        return before is not None and before is not _ABSENT
 
     def lets_in(self, ticket: object) -> bool:
         """Whether the wrapper with this ticket is the one in use; others pass calls through."""
@@ -89,10 +100,10 @@ class Patch:
         """Put `wrapper` in place. Harmless when already installed."""
         if self.installed:
             return
-        self._before = vars(self._owner).get(self._name, _ABSENT)
-        present = None if self._before is _ABSENT else self._before
+        before = vars(self._owner).get(self._name, _ABSENT)
+        present = None if before is _ABSENT else before
         self._ticket = object()
-        self._gated = _Gated(present or self._fallback, wrapper, self, self._ticket)
+        self._gated = _Gated(before, present or self._fallback, wrapper, self, self._ticket)
         vars(self._owner)[self._name] = self._gated
 
     def remove(self) -> None:
@@ -102,25 +113,35 @@ class Patch:
         wrapper, if it is still inside, passes every call through.
         """
         gated, self._gated, self._ticket = self._gated, None, None
-        if gated is None or vars(self._owner).get(self._name) is not gated:
+        if gated is None:
             return
-        if self._before is _ABSENT:
+        before, outer = gated._self_before, vars(self._owner).get(self._name)
+        if outer is not gated:
+            while isinstance(outer, _Gated):
+                if outer._self_before is gated:  # another patch is round this one
+                    outer._self_before, outer.__wrapped__ = before, gated.__wrapped__
+                    return
+                outer = outer._self_before
+        elif before is _ABSENT:
             del vars(self._owner)[self._name]
         else:
-            vars(self._owner)[self._name] = self._before
-        self._before = _ABSENT
+            vars(self._owner)[self._name] = before
 
 
 def installed_patch(owner: Any, name: str) -> Patch | None:
-    """The patch of this package whose wrapper a call of the attribute reaches first, if any.
+    """The patch with a tag whose wrapper a call of the attribute reaches first, if any.
 
     Looks through wrappers that say what they wrap with `__wrapped__`.
     """
+    return next((patch for patch in _installed(owner, name) if patch.tag is not None), None)
+
+
+def _installed(owner: Any, name: str) -> Iterator[Patch]:
+    """The patches of an attribute that are in force, the outermost first."""
     found = vars(owner).get(name)
     while found is not None:
         if isinstance(found, _Gated):
             patch: Patch = found._self_patch
             if patch.lets_in(found._self_ticket):
-                return patch
+                yield patch
         found = getattr(found, "__wrapped__", None)
-    return None

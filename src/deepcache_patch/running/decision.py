@@ -5,14 +5,13 @@ cut, the session what was recorded. Here these are weighed. When in doubt, a cal
 is then done stands in `unet`.
 """
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import torch
 
 from ..cutting.features import FeatureKey, Recorded
-from ..errors import DeepCacheWarning
+from ..errors import warn
 from ..schedules.guide import Guide, Position
 from ..schedules.noise import timesteps_of
 from ..schedules.plans import FULL, OUTPUT
@@ -138,4 +137,4 @@ class FullOrShallow:
         """Say, once, why calls run in full that should be shallow."""
         if reason not in self._warned:
             self._warned.add(reason)
-            warnings.warn(f"a U-Net call runs in full: {reason}", DeepCacheWarning, stacklevel=2)
+            warn(f"a U-Net call runs in full: {reason}")

@@ -51,12 +51,14 @@ class LastGeneration:
         seconds: From the start of the first call to the return of the last, by the wall clock. On
             an accelerator calls return before their work is done, by what fits into its queue:
             less than a step of a large U-Net.
+        calibration: If it ran in full to be learned from, what for: "50 steps with DDIMScheduler".
     """
 
     plan: Plan
     full_calls: int
     shallow_calls: int
     seconds: float
+    calibration: str | None = None
 
     def __str__(self) -> str:
         return (
@@ -70,10 +72,14 @@ class Course:
 
     Args:
         unet: The name of the component, for the log.
+
+    Attributes:
+        calibration: What is learned from it, if anything is.
     """
 
     def __init__(self, unet: str) -> None:
         self._unet = unet
+        self.calibration: str | None = None
         self._entries: list[tuple[int | None, PlanEntry]] = []
         self._full_calls = self._shallow_calls = 0
         self._start = self._end = time.perf_counter()
@@ -111,4 +117,5 @@ class Course:
         """How it went until now."""
         plan = Plan(entry for _, entry in list(self._entries))
         seconds = self._end - self._start
-        return LastGeneration(plan, self._full_calls, self._shallow_calls, seconds)
+        calls = self._full_calls, self._shallow_calls
+        return LastGeneration(plan, *calls, seconds, self.calibration)

@@ -246,7 +246,7 @@ class AttachedUNet:
             context = Context(num_steps, timesteps, scheduler, self._unet, is_own, is_guess)
             guide = self._begin(context)
             self._cuts.record(guide.branches)
-            session.guide = guide
+            session.guide, session.course.calibration = guide, guide.learns
         session.enter(guide, position.step)
         return guide
 

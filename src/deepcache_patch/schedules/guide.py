@@ -1,7 +1,7 @@
 """What one generation of one U-Net goes by: which steps are full, and what is replayed."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ..cutting.features import Recorded
-from ..errors import InvalidSettingError
+from ..errors import InvalidSettingError, warn
 from .forecast import Forecast
 from .noise import noise_levels
 from .plans import FULL, OUTPUT, Explicit, Plan, PlanEntry, Schedule
@@ -29,6 +29,7 @@ class Context:
         is_own: Whether the timesteps are the scheduler's own list, not another pipeline's.
         is_guess: Whether `num_steps` is a guess, to be raised later.
         window: What runs in full whatever the schedule says.
+        warned: What was said already by `warn_once`, since the helper was enabled.
     """
 
     num_steps: int
@@ -38,11 +39,18 @@ class Context:
     is_own: bool = True
     is_guess: bool = False
     window: Window = NO_WINDOW
+    warned: set[str] = field(default_factory=set, compare=False, repr=False)
 
     @property
     def protected(self) -> frozenset[int]:
         """The steps that run in full whatever the schedule says, as far as they are known."""
         return self.window.steps(self.num_steps, is_guess=self.is_guess)
+
+    def warn_once(self, message: str) -> None:
+        """Warns, unless a generation before has."""
+        if message not in self.warned:
+            self.warned.add(message)
+            warn(message)
 
     def levels(self) -> tuple[float, ...] | None:
         """`noise_levels` of the steps."""
@@ -94,10 +102,13 @@ class Guide:
     """What leads one U-Net through one generation. This one looks at nothing.
 
     Attributes:
+        learns: If the generation is a calibration, what for: "50 steps with DDIMScheduler".
         num_steps: Up to where it knows what to do.
         branches: Those that may be replayed, rising: what is recorded.
         keep: How many features of each slot and branch.
     """
+
+    learns: str | None = None
 
     def __init__(self, num_steps: int, branches: tuple[int, ...], keep: int = 1) -> None:
         self.num_steps = num_steps
@@ -184,6 +195,7 @@ class ProtectingGuide(Guide):
 
     def __init__(self, guide: Guide, protected: frozenset[int]) -> None:
         super().__init__(guide.num_steps, guide.branches, guide.keep)
+        self.learns = guide.learns
         self._guide = guide
         self._protected = protected
 
@@ -231,9 +243,10 @@ def guides_of(
     schedule: AnySchedule, replay: Replay, window: Window = NO_WINDOW
 ) -> Callable[[Context], Guide]:
     """What gives each generation its guide, by a schedule of either kind, within a window."""
+    warned: set[str] = set()
 
     def guide(context: Context) -> Guide:
-        context = replace(context, window=window)
+        context = replace(context, window=window, warned=warned)
         if not isinstance(schedule, GuidingSchedule):
             return PlannedGuide(schedule, replay, context)
         found = schedule.begin(context, replay)

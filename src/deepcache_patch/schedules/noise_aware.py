@@ -5,20 +5,21 @@ looks for its places, by one rule for every spacing. What a shallow step then ge
 and `replay`.
 """
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 
-from ..errors import DeepCacheWarning
 from .forecast import Forecast
 from .guide import Context
 from .plans import FULL, OUTPUT, Plan, number_between, whole_number
 
 #: So few steps are all far apart: nothing that was tried wins over fewer steps there.
 FEW_STEPS: Final = 8
+
+#: Up to here what is left out shows, with this plan and with fewer steps.
+SHORT: Final = 15
 
 #: How much more an error costs under strong noise, where it changes what is drawn: (1 + sigma)^g.
 #: Chosen on one model and judged on others; docs/schedules.md has what was tried.
@@ -93,12 +94,10 @@ class NoiseAware:
         plan = self._plan(levels, context.protected, branch)
         left_out = context.num_steps > max(1, len(context.protected))
         if self.interval > 1 and left_out and context.num_steps <= FEW_STEPS:
-            warnings.warn(
+            context.warn_once(
                 f"the generation has {context.num_steps} steps and runs in full: with "
                 f"{FEW_STEPS} or fewer none can be left out without harm; to leave some out all "
-                "the same, give schedule=Uniform(2)",
-                DeepCacheWarning,
-                stacklevel=2,
+                "the same, give schedule=Uniform(2)"
             )
         return plan
 
@@ -110,6 +109,14 @@ class NoiseAware:
             count = steps
         full = frozenset(cheapest(levels, max(1, count), protected))
         return Plan(FULL if step in full else branch for step in range(steps))
+
+
+def remark_on(plan: Plan) -> str | None:
+    """What to know of a short plan, unless the interval is small: two thirds in full, or more."""
+    few = FEW_STEPS < len(plan) <= SHORT
+    if not few or 3 * len(plan.full_steps) >= 2 * len(plan):
+        return None
+    return f"with {SHORT} steps or fewer pictures move far from the plain ones: lower the interval"
 
 
 def _usual(steps: int) -> tuple[float, ...]:

@@ -71,11 +71,11 @@ def whole_number(name: str, value: Any, minimum: int) -> int:
     Raises:
         InvalidSettingError: If it is not; the message names `name`, the value and the minimum.
     """
-    try:
-        number = operator.index(value)
+    try:  # an old numpy takes its bool for an index
+        number = None if isinstance(value, bool | np.bool_) else operator.index(value)
     except TypeError:
         number = None
-    if number is None or isinstance(value, bool) or number < minimum:
+    if number is None or number < minimum:
         raise InvalidSettingError(f"{name} must be an integer of at least {minimum}, not {value!r}")
     return number
 

@@ -5,7 +5,8 @@ mean. Whether a schedule fits a pipeline is seen in `fitting`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import InvalidSettingError
@@ -42,8 +43,7 @@ def named_schedule(name: str, **given: Any) -> Any:
         InvalidSettingError: If the name is unknown, a parameter is another's or out of range.
     """
     if name not in PARAMETERS:
-        known = ", ".join(PARAMETERS)
-        raise InvalidSettingError(f"there is no schedule {name!r}; there are {known}")
+        raise InvalidSettingError(no_such_schedule(name, PARAMETERS))
     given = {key: value for key, value in given.items() if value is not None}
     for key in given:
         if key not in PARAMETERS[name]:
@@ -62,6 +62,14 @@ def named_schedule(name: str, **given: Any) -> Any:
     if name == "noise-aware":
         return NoiseAware(**given)
     return Adaptive(given.get("tolerance", 0.1), (given.get("branch", 0),))
+
+
+def no_such_schedule(name: str, known: Iterable[str]) -> str:
+    """What to say of a name that no schedule has: the one that may be meant, and all."""
+    listed = ", ".join(known)
+    for meant in get_close_matches(name, known, n=1):
+        return f"there is no schedule {name!r}: did you mean {meant!r}? There are {listed}"
+    return f"there is no schedule {name!r}; there are {listed}"
 
 
 def schedule_of(
