@@ -161,7 +161,7 @@ class _Search:
     def _class(self, kind: type) -> bool:
         if self._is_seen(kind) or issubclass(kind, (tuple, Enum, BaseException)):
             return False
-        if any(map(self.value, _shared_of(kind))):
+        if any(map(self._attribute, _shared_of(kind))):
             return True
         bound = [each for k in kind.__mro__ for each in vars(k).values()]
         called = [each.__func__ for each in bound if isinstance(each, classmethod | staticmethod)]
@@ -175,13 +175,15 @@ class _Search:
             return True
         if _Code(code, function.__globals__, self._for_one_call).stores:
             return True
-        if any(map(self._attribute, _globals_of(function))):
+        reached = _globals_of(function)
+        if any(map(self._attribute, reached)):
             return True
         names = named_in(code)
         owners = [each for each in (owner, *cells) if isinstance(each, nn.Module)]
         if any(self._attribute(value) for each in owners for value in _state_of(each, names)):
             return True
-        for each in (owner, *owners):
+        classes = [each for each in (*cells, *reached) if isinstance(each, type)]
+        for each in (owner, *owners, *classes):
             kind = each if isinstance(each, type) else type(each)
             called = [method for name, method in _methods_of(kind) if name in names]
             if any(self.callable(method, each) for method in called):
@@ -294,10 +296,11 @@ def _container(done: list[Instruction], place: int) -> Instruction | None:
             place -= 1
     for each in reversed(done[:place]):
         if left == 1:
-            return each  # the key is loaded after it
-        left -= int(stack_effect(each.opcode, each.arg, jump=False))
+            found: Instruction = each  # the key is loaded after it
+            return found
+        left -= stack_effect(each.opcode, each.arg, jump=False)
         if left <= 0:
-            return each if each.opname.startswith("LOAD_FAST_") else None
+            break
     return None
 
 
@@ -316,8 +319,10 @@ def attributes_of(value: Any) -> Iterator[Any]:
 
 
 def _shared_of(kind: type) -> Iterator[Any]:
-    """What the classes of an object have that is no method."""
+    """What classes that are no library's have for all their objects, without their methods."""
     for each in set(kind.__mro__) - set(nn.Module.__mro__):
+        if _is_known(each.__module__):
+            continue
         for name, value in vars(each).items():
             if not name.startswith(("__", "_abc_")) and not hasattr(value, "__get__"):
                 yield value
@@ -333,9 +338,10 @@ def _methods_of(kind: type) -> Iterator[tuple[str, Any]]:
 
 
 def _state_of(module: nn.Module, names: set[str]) -> list[Any]:
-    """The attributes with these names that a module has, and not every module."""
-    own = vars(module)
-    return [own[name] for name in (own.keys() & names) - _OF_MODULES - _OF_HOOKS]
+    """The attributes and children with these names that a module has, and not every module."""
+    own, children = vars(module), module._modules
+    found = [own[name] for name in (own.keys() & names) - _OF_MODULES - _OF_HOOKS]
+    return found + [children[name] for name in children.keys() & names]
 
 
 def _globals_of(function: Any) -> list[Any]:

@@ -82,7 +82,7 @@ def same(first: Any, second: Any) -> bool:
     if isinstance(first, list | tuple):
         return len(first) == len(second) and _all_same(first, second)
     if isinstance(first, bool | int | float | str | type(None)):
-        return first == second
+        return bool(first == second)
     if hasattr(first, "__dict__"):
         return same(vars(first), vars(second))
     return False

@@ -40,7 +40,8 @@ class UNetCuts:
         self._recorders: dict[int, Recorder] = {}
         self._cuts: dict[tuple[int | None, tuple[int, ...]], Cut] = {}
         self._proofs: dict[int, bool] = {}
-        self._obstacle: str | None = None
+        self._obstacle: str | None = None  # to a proof in this generation, once it was looked for
+        self._looked = False
         self.looks = 0
 
     def look_again(self) -> bool:
@@ -67,11 +68,12 @@ class UNetCuts:
         return True
 
     def record(self, branches: Iterable[int]) -> None:
-        """Be ready to record these branches.
+        """Be ready to record these branches, in a generation that begins.
 
         Raises:
             InvalidSettingError: If the U-Net lacks one.
         """
+        self._looked = False
         for branch in set(branches) - {OUTPUT}:  # nothing is cut there
             self.anatomy.check_branch(branch)
             self._recorders.setdefault(branch, Recorder())
@@ -141,8 +143,10 @@ class UNetCuts:
         """
         if self.anatomy.is_known or all(branch in self._proofs for branch in tapped):
             return None
-        found = keeper_of(self._unet, frozenset(), self.anatomy.blocks)
-        self._obstacle = found[0] if found else obstacle_to_a_second_run(self._unet)
+        if not self._looked:
+            found = keeper_of(self._unet, frozenset(), self.anatomy.blocks)
+            self._obstacle = found[0] if found else obstacle_to_a_second_run(self._unet)
+            self._looked = True
         return None if self._obstacle is not None else copied((args, kwargs), tensors=False)
 
     def prove(

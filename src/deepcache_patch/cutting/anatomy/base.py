@@ -8,6 +8,7 @@ with `cannot_cut` or `do_not_add_up`. Nothing here is about one layout.
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from numbers import Integral
 from typing import Any, ClassVar
 
@@ -81,8 +82,13 @@ class Dissected:
 def parameters_of(model: object) -> tuple[str, ...]:
     """The names of the parameters of the model's `forward`."""
     # Not of its `type`, which a proxy has of its own; nor of what hides it on the instance.
-    forward: Any = model.__class__.forward  # type: ignore[attr-defined]
-    return tuple(_signature(forward).parameters)[1:]
+    kinds = [kind for kind in model.__class__.__mro__ if "forward" in vars(kind)]
+    signature = _signature(vars(kinds[0])["forward"])
+    for kind, base in pairwise(kinds):
+        if not _takes_anything(signature) or not _calls_its_base(vars(kind)["forward"]):
+            break
+        signature = _signature(vars(base)["forward"])
+    return tuple(signature.parameters)[1:]
 
 
 def _signature(function: Any) -> inspect.Signature:
@@ -91,17 +97,23 @@ def _signature(function: Any) -> inspect.Signature:
     Who replaces `forward` on a class often takes `*args, **kwargs`, without `functools.wraps`.
     """
     signature = inspect.signature(function)
-    kinds = {each.kind for each in list(signature.parameters.values())[1:]}
-    if inspect.isfunction(function) and kinds <= {
-        inspect.Parameter.VAR_POSITIONAL,
-        inspect.Parameter.VAR_KEYWORD,
-    }:
+    if inspect.isfunction(function) and _takes_anything(signature):
         seen = inspect.getclosurevars(function)
         named = {*filter(inspect.isfunction, (*seen.nonlocals.values(), *seen.globals.values()))}
         found = [each for each in named - {function} if each.__name__ == "forward"]
         if len(found) == 1:  # of several, who knows which is called
             return _signature(found[0])
     return signature
+
+
+def _takes_anything(signature: inspect.Signature) -> bool:
+    kinds = {each.kind for each in list(signature.parameters.values())[1:]}
+    return kinds <= {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
+
+
+def _calls_its_base(function: Any) -> bool:
+    code = getattr(function, "__code__", None)
+    return code is not None and "__class__" in code.co_freevars and "forward" in code.co_names
 
 
 def are_lists(model: object, *names: str) -> bool:
