@@ -16,7 +16,8 @@ from torch import nn
 LIBRARIES: Final = frozenset(
     {
         *("accelerate", "apex", "bitsandbytes", "deepspeed", "diffusers", "einops", "flash_attn"),
-        *("flash_attn_interface", "gguf", "hqq", "intel_extension_for_pytorch", "kornia"),
+        *("flash_attn_interface", "gguf", "hqq", "huggingface_hub", "kornia"),
+        *("intel_extension_for_pytorch",),
         *("modelopt", "numpy", "nunchaku", "onediff", "optimum", "peft", "quanto", "sageattention"),
         *("sfast", "tensordict", "tensorrt", "timm", "tomesd", "torch", "torch_tensorrt"),
         *("torch_xla", "torchao", "torchvision", "transformer_engine", "transformers", "triton"),

@@ -163,15 +163,16 @@ class _Search:
             return False
         if any(map(self._attribute, _shared_of(kind))):
             return True
-        bound = [each for k in kind.__mro__ for each in vars(k).values()]
+        theirs = [each for each in kind.__mro__ if not _is_known(each.__module__)]
+        bound = [each for its in theirs for each in vars(its).values()]
         called = [each.__func__ for each in bound if isinstance(each, classmethod | staticmethod)]
         return any(self.callable(each, kind) for each in called)
 
     def _function(self, function: Any, owner: Any) -> bool:
         cells, code = cells_of(function), function.__code__
-        own = {name: value for name, value in vars(function).items() if name != "__wrapped__"}
+        own = [value for name, value in vars(function).items() if not name.startswith("__")]
         given = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
-        if any(map(self.value, [*cells, *given, *own.values()])):
+        if any(map(self.value, [*cells, *given, *own])):
             return True
         if _Code(code, function.__globals__, self._for_one_call).stores:
             return True
