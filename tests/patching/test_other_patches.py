@@ -117,7 +117,9 @@ def test_a_patch_sees_every_call_and_shows(other):
         assert installed.seen_plain == installed.seen_helped
     if patch.counts:
         assert installed.seen_plain == STEPS
-    elif installed.seen_plain and not patch.heeded:  # of inner layers, those that a shallow call leaves out see none
+    elif (
+        installed.seen_plain and not patch.heeded
+    ):  # of inner layers, those that a shallow call leaves out see none
         assert 2 * installed.seen_plain // STEPS < installed.seen_helped < installed.seen_plain
     if patch.removable and patch.exact:
         assert torch.equal(right["removed"].plain, absent.plain)

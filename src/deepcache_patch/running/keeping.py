@@ -140,7 +140,7 @@ class _Search:
             return True
         if home.partition(".")[0] in LIBRARIES and _is_known(home):
             return False
-        if isinstance(value, _CONTAINERS) or is_library(home):
+        if isinstance(value, _CONTAINERS) or _is_known(home):
             return True
         return self._instance(value)
 
@@ -174,7 +174,7 @@ class _Search:
         given = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
         if any(map(self.value, [*cells, *given, *own])):
             return True
-        if _Code(code, function.__globals__, self._for_one_call).stores:
+        if _Code(function, owner, self._for_one_call).stores:
             return True
         reached = _globals_of(function)
         if any(map(self._attribute, reached)):
@@ -215,11 +215,12 @@ class _Code:
         stores: Whether it writes to anything but its own variables.
     """
 
-    def __init__(self, code: CodeType, names: Mapping[str, Any], for_one_call: bool) -> None:
-        self._outside = set(code.co_freevars)
-        self._globals = names
+    def __init__(self, function: FunctionType, owner: Any, for_one_call: bool) -> None:
+        self._outside = set(function.__code__.co_freevars)
+        self._globals = function.__globals__
+        self._owner = owner
         self._for_one_call = for_one_call
-        self.stores = self._stores(code)
+        self.stores = self._stores(function.__code__)
 
     def _stores(self, code: CodeType) -> bool:
         inner = (each for each in code.co_consts if isinstance(each, CodeType))
@@ -230,6 +231,7 @@ class _Code:
         named = code.co_argcount + code.co_kwonlyargcount
         gathered = bool(code.co_flags & CO_VARARGS) + bool(code.co_flags & CO_VARKEYWORDS)
         made |= set(code.co_varnames[named : named + gathered])
+        first = code.co_varnames[:1]
         for place, each in enumerate(done):
             name = each.argval if isinstance(each.argval, str) else ""
             if each.opname in ("STORE_ATTR", "DELETE_ATTR", "STORE_GLOBAL", "DELETE_GLOBAL"):
@@ -237,30 +239,43 @@ class _Code:
             if each.opname in ("STORE_DEREF", "DELETE_DEREF") and name in self._outside:
                 return True
             if each.opname in ("STORE_SUBSCR", "DELETE_SUBSCR", "STORE_SLICE"):
-                if not self._is_own(_container(done, place), aliases):
+                written = _container(done, place)
+                if not self._is_own(done, written, aliases) and not self._lacks(
+                    done, written, first
+                ):
                     return True
             elif each.opname in ("LOAD_ATTR", "LOAD_METHOD") and place:
                 if name not in _CHANGING and not _IN_PLACE.fullmatch(name):
                     continue
                 receiver = done[place - 1]
-                if not self._is_own(receiver, aliases):
+                if self._lacks(done, place - 1, first):
+                    continue
+                if not self._is_own(done, place - 1, aliases):
                     return True
                 if name in _ADDING and not self._for_one_call and not _name_of(receiver) & made:
                     return True
         return False
 
-    def _is_own(self, loaded: Instruction | None, aliases: set[str]) -> bool:
+    def _is_own(self, done: list[Instruction], place: int, aliases: set[str]) -> bool:
         """Whether it is a variable of the function, or its argument; or what a library has."""
-        if loaded is None:
+        if place < 0:
             return False
+        loaded = done[place]
         if loaded.opname.startswith("LOAD_FAST"):
             return not _name_of(loaded) & aliases
         if loaded.opname in ("LOAD_DEREF", "LOAD_CLASSDEREF"):
             return loaded.argval not in self._outside
         if loaded.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
-            found = self._globals.get(loaded.argval)
-            return isinstance(found, ModuleType)
+            return isinstance(self._globals.get(loaded.argval), ModuleType)
         return loaded.opname in ("STORE_FAST_LOAD_FAST", *_MAKING)
+
+    def _lacks(self, done: list[Instruction], place: int, first: tuple[str, ...]) -> bool:
+        """Whether it is an attribute that the function's object does not have."""
+        if place < 1 or self._owner is None or done[place].opname != "LOAD_ATTR" or not first:
+            return False
+        before = done[place - 1]
+        is_owner = before.opname.startswith("LOAD_FAST") and _name_of(before) == set(first)
+        return is_owner and not hasattr(self._owner, done[place].argval)
 
 
 _NOTHING: Final = {"CACHE", "NOP", "EXTENDED_ARG", "RESUME", "NOT_TAKEN"}
@@ -287,22 +302,21 @@ def _origins(done: list[Instruction]) -> tuple[set[str], set[str]]:
     return made - other, aliases
 
 
-def _container(done: list[Instruction], place: int) -> Instruction | None:
-    """What was loaded last of the object that `object[key] = value` writes to."""
+def _container(done: list[Instruction], place: int) -> int:
+    """Where the object was loaded that `object[key] = value` writes to; -1 if it is not known."""
     left = 3 if done[place].opname == "STORE_SLICE" else 2  # the object and what comes after it
     if done[place - 1].opname in ("SWAP", "ROT_THREE"):  # `object[key] += value`
         while done[place].opname not in ("COPY", "DUP_TOP_TWO") and place:
             place -= 1
         while done[place - 1].opname == "COPY":
             place -= 1
-    for each in reversed(done[:place]):
+    for number in range(place - 1, -1, -1):
         if left == 1:
-            found: Instruction = each  # the key is loaded after it
-            return found
-        left -= stack_effect(each.opcode, each.arg, jump=False)
+            return number  # the key is loaded after it
+        left -= stack_effect(done[number].opcode, done[number].arg, jump=False)
         if left <= 0:
             break
-    return None
+    return -1
 
 
 def attributes_of(value: Any) -> Iterator[Any]:
