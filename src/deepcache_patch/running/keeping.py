@@ -8,7 +8,7 @@ compute is not looked into. What is in doubt is said to keep something.
 import re
 import weakref
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dis import Instruction, get_instructions, stack_effect
 from enum import Enum
 from functools import partial
