@@ -343,6 +343,8 @@ class Other(NamedTuple):
     stacks: bool = True
     #: Whether it notes things on the model at each call.
     notes: bool = False
+    #: Whether it counts in what shallow steps of a U-Net leave out, so that none is shallow.
+    heeded: bool = False
     #: Whether it is for text-guided U-Nets only.
     attention: bool = False
 
@@ -372,7 +374,7 @@ OTHERS: dict[str, Other] = {
     ),
     "layerwise-casting": Other(layerwise_casting, counts=False, removable=False),
     "attention-broadcast": Other(attention_broadcast, counts=False, attention=True),
-    "blocks": Other(block_closures, counts=False),
+    "blocks": Other(block_closures, counts=False, heeded=True),
     "torch-hooks": Other(hooks, stacks=False),
     "torch-hooks-inside": Other(hooks_inside, counts=False, stacks=False),
     "torch-global-hook": Other(global_hook, stacks=False),

@@ -1,6 +1,6 @@
 """What a U-Net returned, and the same with another tensor in it: for calls that run nothing."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,9 @@ class Answer:
             tensor = output[0]
         if not isinstance(tensor, torch.Tensor):
             return None
+        beside = (*_attributes_of(output), *_attributes_of(tensor))
+        if any(each is not None and each is not tensor for each in beside):
+            return None
         return cls(type(output), name, arguments.get("return_dict")), tensor
 
     def with_tensor(self, tensor: torch.Tensor) -> Any:
@@ -38,3 +41,9 @@ class Answer:
         if self.name is not None:
             return self.kind(**{self.name: tensor})
         return (tensor,) if self.kind is tuple else tensor
+
+
+def _attributes_of(thing: Any) -> Iterable[Any]:
+    """What an object has in attributes of its own; those of an output class hold its values, too."""
+    found: dict[str, Any] = getattr(thing, "__dict__", {})
+    return found.values()

@@ -123,11 +123,10 @@ class FullOrShallow:
         recorded = session.cache.get(position.slot, entry)
         if not recorded or recorded[0].step < session.last_full:
             return ()
-        reason = self._cuts.doubt(entry)
-        if reason is None:
-            if entry not in session.watched:
-                session.watched[entry] = self._cuts.watcher(entry)
-            reason = session.watched[entry]
+        look = (entry, self._cuts.looks)
+        if look not in session.watched:
+            session.watched[look] = self._cuts.watcher(entry)
+        reason = session.watched[look] or self._cuts.doubt(entry)
         if reason is not None:
             self.warn(reason)
             return ()

@@ -27,7 +27,8 @@ class Session:
         scheduler: The one that drives this generation, or `None`.
         course: How that goes.
         cut_calls: The last calls of companions that were cut; see `controlnet`.
-        watched: By branch, why shallow calls are no good in this generation; `None` if they are.
+        watched: By branch and look, why shallow calls are no good in this generation; `None` if
+            they are.
     """
 
     def __init__(self) -> None:
@@ -57,7 +58,7 @@ class Session:
         self._entered = -1  # the step that the entry is of
         self._calls = self._calls_before = 0  # of this step and of the one before
         self.last_full = 0
-        self.watched: dict[int, str | None] = {}
+        self.watched: dict[tuple[int, int], str | None] = {}
 
     def locate(
         self, timestep: Any, timesteps: torch.Tensor | None, *, ahead: bool = False

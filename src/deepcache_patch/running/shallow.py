@@ -4,7 +4,7 @@ How a call is made shallow is known here, and whether it may be; whether it shal
 `decision`.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -13,11 +13,12 @@ from torch import nn
 
 from ..cutting.anatomy import Anatomy, dissect
 from ..cutting.cut import Cut
-from ..cutting.features import Recorder, StandIn, first_tensor
+from ..cutting.features import Recorder, StandIn
 from ..patching.call import CallPatch
 from ..schedules.plans import OUTPUT
-from .observers import observer_of
+from .observers import keeper_of, observer_of
 from .offloading import bring_whole
+from .proof import copied, obstacle_to_a_second_run, put_back, same, tensors_of, unnoticed
 
 
 class UNetCuts:
@@ -29,6 +30,7 @@ class UNetCuts:
 
     Attributes:
         anatomy: The U-Net's as it was last seen; see `look_again`.
+        looks: How often somebody's code came or went, or a block or layer was replaced.
     """
 
     def __init__(self, unet: nn.Module, anatomy: Anatomy) -> None:
@@ -38,26 +40,40 @@ class UNetCuts:
         self._recorders: dict[int, Recorder] = {}
         self._cuts: dict[tuple[int | None, tuple[int, ...]], Cut] = {}
         self._proofs: dict[int, bool] = {}
+        self._obstacle: str | None = None  # to a proof in this generation, once it was looked for
+        self._looked = False
+        self.looks = 0
 
     def look_again(self) -> bool:
-        """Find the skips anew if a block or layer was replaced; returns whether one was.
+        """Find the skips anew if a block or layer was replaced, or runs other code now.
+
+        Returns:
+            Whether what was recorded is of another U-Net than this has become.
 
         Raises:
             UnsupportedModelError: If it has become a U-Net that cannot be cut.
         """
-        if self.anatomy.is_current:
-            return False
+        anatomy = self.anatomy
+        if anatomy.is_current:
+            was_known = anatomy.is_known
+            if anatomy.runs_the_same or not anatomy.look_again_at_code():
+                return False
+            self.looks += 1
+            if was_known and anatomy.is_known:
+                return False  # a function round the U-Net's calls, or in a layer that stays whole
+        self.looks += 1
         self.anatomy = dissect(self._unet)
         self._cuts.clear()
         self._proofs.clear()
         return True
 
     def record(self, branches: Iterable[int]) -> None:
-        """Be ready to record these branches.
+        """Be ready to record these branches, in a generation that begins.
 
         Raises:
             InvalidSettingError: If the U-Net lacks one.
         """
+        self._looked = False
         for branch in set(branches) - {OUTPUT}:  # nothing is cut there
             self.anatomy.check_branch(branch)
             self._recorders.setdefault(branch, Recorder())
@@ -98,55 +114,113 @@ class UNetCuts:
     def watcher(self, branch: int) -> str | None:
         """Say who needs the layers that a cut at the branch leaves out; see `observer_of`."""
         cut = None if branch == OUTPUT else self.anatomy.cut(branch, self._stand_in, {})
-        return observer_of(self._unet, cut)
+        return observer_of(self._unet, cut, self.anatomy.blocks)
 
     def doubt(self, branch: int) -> str | None:
         """Say why a cut at the branch may give something else, if it may; see `prove`."""
         if branch == OUTPUT or self.anatomy.is_known or self._proofs.get(branch):
             return None
-        return (
-            f"{type(self._unet).__name__} has classes that are not diffusers', and "
-            f"cut at branch {branch} it does not give what it gives whole: something happens "
-            "between its layers that cannot be seen from their list"
+        theirs = (
+            f"{type(self._unet).__name__} has classes that are not diffusers', or functions in the "
+            "place of theirs, and "
         )
+        if self._obstacle is not None:
+            return (
+                f"{theirs}whether it can be cut cannot be tried out, because {self._obstacle} "
+                "would notice"
+            )
+        return (
+            f"{theirs}cut at branch {branch} it does not give what it gives whole: something "
+            "happens between its layers that cannot be seen from their list"
+        )
+
+    def to_prove(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], tapped: tuple[int, ...]
+    ) -> tuple[Any, Any] | None:
+        """The arguments of a full call as they are before it, if `prove` will need them.
+
+        Lists may be emptied by the call. Does nothing for a U-Net that runs diffusers' own code.
+        """
+        if self.anatomy.is_known or all(branch in self._proofs for branch in tapped):
+            return None
+        if not self._looked:
+            found = keeper_of(self._unet, frozenset(), self.anatomy.blocks)
+            self._obstacle = found[0] if found else obstacle_to_a_second_run(self._unet)
+            self._looked = True
+        return None if self._obstacle is not None else copied((args, kwargs), tensors=False)
 
     def prove(
         self,
         patch: CallPatch,
         original: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        given: tuple[Any, Any] | None,
         output: Any,
         tapped: tuple[int, ...],
     ) -> None:
         """See, once for each branch, that a shallow call straight after a full one equals it.
 
-        Does nothing for a U-Net of diffusers' own classes.
+        An error in the shallow call says that it does not, and goes no further.
 
         Args:
             patch: Round the U-Net's calls.
             original: What the patch stands round.
-            args: Of the full call.
-            kwargs: Of the full call.
+            given: What `to_prove` gave.
             output: Of the full call.
             tapped: The branches that it recorded.
         """
-        if self.anatomy.is_known:
+        if given is None:
             return
         unproved = [branch for branch in tapped if branch not in self._proofs]
-        if unproved and patch.compiled:
-            # Compiled code rounds otherwise when it is cut, and may reuse the memory of outputs.
-            original = cast(Any, self._unet)._call_impl
-            self.taken()  # or the taps would seem to be passed twice in one call
-            with self.applied(None, tapped, None):
-                output = original(*args, **kwargs)
-        for branch in unproved:
-            recorder = self._recorders[branch]
-            if recorder.latest is None or recorder.repeated:
-                continue
-            arguments = self.anatomy.arguments(args, kwargs)
-            arguments = self.anatomy.trimmed(branch, arguments) or arguments
-            again, named = self.anatomy.handed_over(arguments, len(args))
-            with self.applied(branch, (), recorder.latest):
-                shallow = original(*again, **named)
-            self._proofs[branch] = torch.equal(first_tensor(shallow), first_tensor(output))
+        try:
+            with unnoticed(self._unet):
+                self._proofs |= self._tried(patch, original, given, output, unproved)
+        except Exception:  # whatever the U-Net raises where it is cut
+            self._proofs |= dict.fromkeys(unproved, False)
+
+    def _tried(
+        self,
+        patch: CallPatch,
+        original: Callable[..., Any],
+        given: tuple[Any, Any],
+        output: Any,
+        branches: Sequence[int],
+    ) -> dict[int, bool]:
+        """Whether a shallow call gives the output, by branch; without those that recorded nothing.
+
+        If the second run writes into the output, it is given its values again.
+        """
+        tensors = tensors_of(output)
+        values = [each.clone() for each in tensors]
+        try:
+            if branches and patch.compiled:
+                # Compiled code rounds otherwise when it is cut.
+                original = cast(Any, self._unet)._call_impl
+                output = self._whole(original, given, branches)
+            found = {each: self._equals(original, given, output, each) for each in branches}
+        finally:
+            changed = put_back(tensors, values)
+        return {each: equal and not changed for each, equal in found.items() if equal is not None}
+
+    def _whole(
+        self, original: Callable[..., Any], given: tuple[Any, Any], tapped: Sequence[int]
+    ) -> Any:
+        """The output of a full call that records anew."""
+        self.taken()  # or the taps would seem to be passed twice in one call
+        args, kwargs = copied(given, tensors=True)
+        with self.applied(None, tuple(tapped), None):
+            return copied(original(*args, **kwargs), tensors=True)
+
+    def _equals(
+        self, original: Callable[..., Any], given: tuple[Any, Any], output: Any, branch: int
+    ) -> bool | None:
+        """Whether a shallow call gives the output; `None` if there is nothing to replay."""
+        recorder = self._recorders[branch]
+        if recorder.latest is None or recorder.repeated:
+            return None
+        args, kwargs = copied(given, tensors=True)
+        arguments = self.anatomy.arguments(args, kwargs)
+        arguments = self.anatomy.trimmed(branch, arguments) or arguments
+        again, named = self.anatomy.handed_over(arguments, len(args))
+        with self.applied(branch, (), recorder.latest):
+            shallow = original(*again, **named)
+        return same(output, shallow)

@@ -195,11 +195,12 @@ class AttachedUNet:
                 args, kwargs = self._anatomy.handed_over(changed, len(args))
             recorded = (b for b in guide.branches if branch is None or b < branch)
             tapped = tuple(b for b in recorded if b != OUTPUT)
+            given = self._cuts.to_prove(args, kwargs, tapped) if branch is None else None
             with self._cuts.applied(branch, tapped, feature):
                 output = original(*args, **kwargs)
             session.course.called(position.step, position.slot, branch)
             if branch is None:
-                self._cuts.prove(self._patch, original, args, kwargs, output, tapped)
+                self._cuts.prove(self._patch, original, given, output, tapped)
             self._keep_recorded(session, guide, position, arguments, output, branch)
         except BaseException:
             # Whether the caller tries this step again, or what, cannot be known.

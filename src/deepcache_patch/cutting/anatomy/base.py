@@ -8,6 +8,7 @@ with `cannot_cut` or `do_not_add_up`. Nothing here is about one layout.
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from numbers import Integral
 from typing import Any, ClassVar
 
@@ -17,17 +18,24 @@ from torch import nn
 from ...errors import InvalidSettingError, UnsupportedModelError
 from ..cut import Cut
 from ..features import Recorder, StandIn
+from ..origin import put_around, runs_known_code
 
 
 class Dissected:
     """A model in whose calls and children the cuts of an anatomy find their way.
 
     A subclass ends its `__init__` with a call of `_remember`.
+
+    Attributes:
+        blocks: The modules whose children the cuts look at.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._parameters = parameters_of(model)
         self._seen: list[tuple[Any, tuple[Any, ...]]] = []
+        self._code: list[tuple[nn.Module, type, dict[str, Any], Any]] = []
+        self._kinds: list[tuple[type, Any]] = []
+        self.blocks: frozenset[nn.Module] = frozenset()
 
     @property
     def is_current(self) -> bool:
@@ -38,20 +46,49 @@ class Dissected:
                 return False
         return True
 
+    @property
+    def runs_the_same(self) -> bool:
+        """Whether these blocks and layers have the classes and the `forward` that were found."""
+        # Loops, and no function calls, for the same reason.
+        for module, kind, own, forward in self._code:
+            if module.__class__ is not kind or own.get("forward") is not forward:
+                return False
+        for kind, forward in self._kinds:  # noqa: SIM110
+            if kind.forward is not forward:  # type: ignore[attr-defined]
+                return False
+        return True
+
     def arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of a call, by the names in the signature of the model's `forward`."""
         return dict(zip(self._parameters, args, strict=False)) | dict(kwargs)
 
     def _remember(self, owners: Iterable[nn.Module]) -> None:
         """Keep the children of all modules that the cuts look at."""
-        self._seen = [(each._modules, tuple(each._modules.values())) for each in owners]
+        self.blocks = frozenset(owners)
+        self._seen = [(each._modules, tuple(each._modules.values())) for each in self.blocks]
+        self._remember_code()
+
+    def _remember_code(self) -> None:
+        """Keep what calls of these modules and of their children run."""
+        children = (child for each in self.blocks for child in each._modules.values())
+        modules = self.blocks | {each for each in children if each is not None}
+        self._code = [
+            (each, each.__class__, vars(each), vars(each).get("forward")) for each in modules
+        ]
+        kinds = {kind for _, kind, _, _ in self._code}
+        self._kinds = [(kind, getattr(kind, "forward", None)) for kind in kinds]
 
 
 def parameters_of(model: object) -> tuple[str, ...]:
     """The names of the parameters of the model's `forward`."""
     # Not of its `type`, which a proxy has of its own; nor of what hides it on the instance.
-    forward: Any = model.__class__.forward  # type: ignore[attr-defined]
-    return tuple(_signature(forward).parameters)[1:]
+    kinds = [kind for kind in model.__class__.__mro__ if "forward" in vars(kind)]
+    signature = _signature(vars(kinds[0])["forward"])
+    for kind, base in pairwise(kinds):
+        if not _takes_anything(signature) or not _calls_its_base(vars(kind)["forward"]):
+            break
+        signature = _signature(vars(base)["forward"])
+    return tuple(signature.parameters)[1:]
 
 
 def _signature(function: Any) -> inspect.Signature:
@@ -60,17 +97,23 @@ def _signature(function: Any) -> inspect.Signature:
     Who replaces `forward` on a class often takes `*args, **kwargs`, without `functools.wraps`.
     """
     signature = inspect.signature(function)
-    kinds = {each.kind for each in list(signature.parameters.values())[1:]}
-    if inspect.isfunction(function) and kinds <= {
-        inspect.Parameter.VAR_POSITIONAL,
-        inspect.Parameter.VAR_KEYWORD,
-    }:
+    if inspect.isfunction(function) and _takes_anything(signature):
         seen = inspect.getclosurevars(function)
         named = {*filter(inspect.isfunction, (*seen.nonlocals.values(), *seen.globals.values()))}
         found = [each for each in named - {function} if each.__name__ == "forward"]
         if len(found) == 1:  # of several, who knows which is called
             return _signature(found[0])
     return signature
+
+
+def _takes_anything(signature: inspect.Signature) -> bool:
+    kinds = {each.kind for each in list(signature.parameters.values())[1:]}
+    return kinds <= {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
+
+
+def _calls_its_base(function: Any) -> bool:
+    code = getattr(function, "__code__", None)
+    return code is not None and "__class__" in code.co_freevars and "forward" in code.co_names
 
 
 def are_lists(model: object, *names: str) -> bool:
@@ -116,8 +159,8 @@ class Anatomy(Dissected, ABC):
         conditioning_name: The argument that two calls of one step differ in, such as the prompt.
         num_skips: How many skip connections there are.
         branches: The branches of this U-Net, `range(0, …)`.
-        is_known: Whether it is made of diffusers' classes alone. What others do between their
-            layers is not known, so a cut of theirs has to be proved by a call.
+        is_known: Whether it and its blocks run what diffusers' classes define. What others do
+            between their layers is not known, so a cut of theirs has to be proved by a call.
     """
 
     sample_name: ClassVar[str] = "sample"
@@ -217,7 +260,25 @@ class Anatomy(Dissected, ABC):
 
     def _found(self, owners: Iterable[nn.Module]) -> None:
         """Remember the children of all modules that the cuts look at."""
-        owners = list(owners)
-        libraries = {type(each).__module__.partition(".")[0] for each in (self._unet, *owners)}
-        self.is_known = libraries <= {"diffusers", "torch"}
-        self._remember(owners)
+        self._remember([self._unet, *owners])
+        self._look_at_code()
+
+    def look_again_at_code(self) -> bool:
+        """See whose code the blocks run now; returns whether somebody's own came or went.
+
+        accelerate puts its hooks round `forward` anew after each generation, which changes nothing.
+        """
+        kinds, around = {module: kind for module, kind, _, _ in self._code}, self._around
+        self._remember_code()
+        self._look_at_code()
+        return around != self._around or any(
+            kinds[module] is not kind for module, kind, _, _ in self._code
+        )
+
+    def _look_at_code(self) -> None:
+        modules = (module for module, *_ in self._code)
+        self._around = {module: put_around(module) for module in modules}
+        # A wrapper sees every call of the U-Net. One of a block may stand behind a tap.
+        self.is_known = runs_known_code(self._unet, wrapped=True) and all(
+            runs_known_code(each) for each in self.blocks - {self._unet}
+        )
