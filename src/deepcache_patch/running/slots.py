@@ -1,8 +1,8 @@
 """Which slot a call of the U-Net has: calls of one step are told apart by what they are given.
 
-That is the conditioning, and where the sample lies in a larger tensor. A slot is known by the memory
-of these, whatever its order in the step: no value is read off a device. Some pipelines make their
-conditioning anew for each step. No memory comes twice there, so the order has to tell.
+That is the conditioning, and where the sample lies in a larger tensor. A slot is known by the
+memory of these, whatever its order in the step: no value is read off a device. Some pipelines make
+their conditioning anew for each step. No memory comes twice there, so the order has to tell.
 
 Nothing here keeps a conditioning alive: who else does is a part of the answer.
 """
