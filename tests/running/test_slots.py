@@ -84,14 +84,25 @@ def test_prompts_that_alternate_run_in_full_with_one_warning(branch):
     assert all(map(torch.equal, loop.outputs, expected))
 
 
-@pytest.mark.parametrize("options", [{"schedule": Uniform(2)}, {}], ids=["branch 0", "default"])
+@pytest.mark.parametrize(
+    "options",
+    [{"schedule": Uniform(2)}, {"schedule": Uniform(5)}, {}],
+    ids=["interval 2", "interval 5", "default"],
+)
 def test_a_callback_that_alternates_prompts_gives_the_plain_picture(options):
     case = CASES["sd"]
     pipe = case.load()
     pair = [pipe.encode_prompt(each, "cpu", 1, False)[0] for each in ("a dog", "a small red cat")]
     pair = [torch.cat([torch.zeros_like(each), each]) for each in pair]
+    first = []
 
     def alternate(_pipe, step, _timestep, kwargs):
+        if step == 0:
+            # The pipeline's own is alive in the next step, but not after it. That is so in some
+            # versions of Python anyhow, where the frame's variables hold it.
+            first.append(kwargs["prompt_embeds"])
+        else:
+            first.clear()
         kwargs["prompt_embeds"] = pair[(step + 1) % 2]
         return kwargs
 
@@ -100,15 +111,12 @@ def test_a_callback_that_alternates_prompts_gives_the_plain_picture(options):
         "callback_on_step_end": alternate,
         "callback_on_step_end_tensor_inputs": ["prompt_embeds"],
     }
-    # The pipeline's own embeddings are alive for one more step, held by its frame's variables, in
-    # some versions of Python; the callback's are the first that are sure to come back.
-    first = {"prompt_embeds": pair[0][1:], "negative_prompt_embeds": pair[0][:1], "prompt": None}
-    expected = case.run(pipe, **run, **first)
+    expected = case.run(pipe, **run)
     with (
         DeepCacheHelper(pipe, **options) as helper,
         pytest.warns(DeepCacheWarning, match="encoder_hidden_states"),
     ):
-        assert torch.equal(case.run(pipe, **run, **first), expected)
+        assert torch.equal(case.run(pipe, **run), expected)
     assert counted(helper) == (12, 0)
 
 
@@ -160,15 +168,16 @@ def test_conditioning_written_anew_into_one_buffer_keeps_its_speed():
     assert "".join(loop.kinds) == "F s s F s s"
 
 
-def test_conditioning_let_go_of_late_costs_one_full_step():
-    # A callback's dictionary, or a frame's variables, hold the last one for one more step.
+def test_conditioning_let_go_of_late_costs_two_full_steps():
+    # A callback's dictionary, or a frame's variables, hold the last one for one more step. Two
+    # prompts that take turns look so at first, if the very first is the pipeline's own.
     unet, (a,), late = unet2d_condition(), prompts(1), []
     with DeepCacheHelper(unet, schedule=Uniform(4)):
         loop = Loop(unet)
         for timestep in timesteps_of(8):
             late = [*late[-1:], a.clone()]
             loop.step(timestep, said(late[-1]))
-    assert "".join(loop.kinds) == "F F s s F s s s"
+    assert "".join(loop.kinds) == "F F F s F s s s"
 
 
 def test_conditioning_is_not_kept_alive_by_what_is_remembered_of_it():

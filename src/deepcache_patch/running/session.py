@@ -9,6 +9,7 @@ import torch
 
 from ..cutting.features import FeatureCache
 from ..schedules.guide import Guide, Position
+from ..schedules.noise import timesteps_of
 from ..schedules.plans import FULL, PlanEntry
 from .slots import Slot, Slots, marks
 from .stats import Course
@@ -68,7 +69,9 @@ class Session:
     ) -> Position | None:
         """Where a U-Net call with this timestep stands; `ahead` of the call, remember nothing."""
         tracker = copy.copy(self.tracker) if ahead else self.tracker
-        if self._by_value_within is not None and self._by_value_within is not timesteps:
+        within = self._by_value_within
+        renewed = within is not None and within is not timesteps
+        if renewed and timesteps_of(self.scheduler) is timesteps:  # not made anew when asked for
             tracker.reset()  # the scheduler has got another list since, for another picture
         position = tracker.locate(timestep, timesteps)
         by_value = position is not None and position.num_steps is None

@@ -120,6 +120,7 @@ class Slot:
         self._given = dict(given)
         self._before: dict[str, _Mark] = {}  # what was given in its place before
         self._steady: set[str] = set()  # what was the same in two steps
+        self._late = False  # whether what was given before that was gone, too
         self._is_replaced = False
 
     def is_given(self, given: Mapping[str, _Mark]) -> bool:
@@ -150,10 +151,14 @@ class Slot:
             return not is_alone or old.outlives(new)
         if name in self._steady:
             return True
-        # Somebody keeps the old one, so there are two. But if the one before that is gone, then
-        # all are made for one step, and the last is only let go of late.
+        # Somebody keeps the old one, so there are two: unless all before it are gone, made for one
+        # step each and let go of a step late.
+        return old.outlives(new) and not (self._late and self._is_late(name))
+
+    def _is_late(self, name: str) -> bool:
+        """Whether nobody has what was given in its place before."""
         before = self._before.get(name)
-        return old.outlives(new) and (before is None or not before.is_gone)
+        return before is not None and before.is_gone
 
     def call(self, order: int, given: Mapping[str, _Mark]) -> None:
         """It is called again."""
@@ -173,6 +178,7 @@ class Slot:
     def replace(self, other: "Slot", differing: tuple[str, ...]) -> None:
         """It comes in the place of another, which goes unless this step calls it later."""
         self.others = differing
+        self._late = all(other._is_late(name) for name in differing)
         self._before = other._given
         other._is_replaced = True
 
@@ -186,13 +192,13 @@ class Slots:
     """The slots of one generation.
 
     Attributes:
-        changed_before: Whether something else was given in the step before this one than before.
+        changes: In how many steps in a row before this one something else was given than before.
     """
 
     def __init__(self) -> None:
         self._slots: list[Slot] = []
         self._by_order: dict[int, Slot] = {}
-        self.changed_before = False
+        self.changes = 0
         self._has_changed = False
 
     def at(self, order: int) -> Slot | None:
@@ -202,8 +208,8 @@ class Slots:
     def next_step(self) -> list[int]:
         """Another step begins; gives the numbers of the slots that are over."""
         over = [each for each in self._slots if each.is_over()]
-        self.changed_before = bool(over)
-        self._has_changed |= self.changed_before
+        self.changes = self.changes + 1 if over else 0
+        self._has_changed |= bool(over)
         self._slots = [each for each in self._slots if each not in over]
         self._slots.sort(key=lambda each: each.order)
         return [each.number for each in over]
