@@ -91,7 +91,9 @@ class FullOrShallow:
         entry, anatomy = session.entry, self._cuts.anatomy
         if entry != FULL and slot.others and session.slots.changes > 1:
             named = " and ".join(slot.others)
-            self.warn(f"{named} is another at each step, and what was recorded is of the one before")
+            self.warn(
+                f"{named} is another at each step, and what was recorded is of the one before"
+            )
         recorded = self.to_replay(session, slot)
         if entry == FULL or not recorded or slot.is_earlier:
             return None, None

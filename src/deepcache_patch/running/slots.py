@@ -44,7 +44,9 @@ class _Memory:
 
     def is_of(self, given: _Mark) -> bool:
         """Whether the other is the same memory in the same state."""
-        return self._is_where(given) and self._version == given._version
+        return (
+            isinstance(given, _Memory) and self._is_where(given) and self._version == given._version
+        )
 
     def outlives(self, given: _Mark) -> bool:
         """Whether it is still there, beside the other that came in its place."""
@@ -55,11 +57,11 @@ class _Memory:
         """Whether nobody has this memory any more."""
         return bool(self._storage.expired())
 
-    def _is_where(self, given: Any) -> bool:
+    def _is_where(self, given: _Mark) -> bool:
         return (
             isinstance(given, _Memory)
-            and self._storage.cdata == given._storage.cdata
             and self._view == given._view
+            and bool(self._storage.cdata == given._storage.cdata)
         )
 
 
@@ -224,7 +226,8 @@ class Slots:
         """
         # Several may be given the same: then those of this step are those of the last, in order.
         found = next((s for s in self._slots if not s.is_called and s.is_given(given)), None)
-        at_order, differing = self._by_order.get(order), ()
+        at_order = self._by_order.get(order)
+        differing: tuple[str, ...] = ()
         if found is None and at_order is not None and not at_order.is_called:
             is_alone = len(self._slots) == 1
             differing = at_order.differs(given, is_alone=is_alone)
