@@ -98,8 +98,8 @@ class Session:
     ) -> Slot:
         """The slot of a call, by what it is given; see `slots`."""
         self._conditionings.clear()  # who else keeps them alive is asked
-        is_last = position.step + 1 == position.num_steps
-        return self.slots.of(position.slot, marks(sample, conditioning), is_last=is_last)
+        is_short = position.num_steps == 2
+        return self.slots.of(position.slot, marks(sample, conditioning), is_short=is_short)
 
     def recorded_by(self, slot: int, conditioning: torch.Tensor | None) -> None:
         """Remember whose conditioning the slot has, until the next call."""

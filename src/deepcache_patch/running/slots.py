@@ -201,7 +201,6 @@ class Slots:
         self._slots: list[Slot] = []
         self._by_order: dict[int, Slot] = {}
         self.changes = 0
-        self._has_changed = False
 
     def at(self, order: int) -> Slot | None:
         """The slot that was called last as this one of a step, counted from 0."""
@@ -211,18 +210,17 @@ class Slots:
         """Another step begins; gives the numbers of the slots that are over."""
         over = [each for each in self._slots if each.is_over()]
         self.changes = self.changes + 1 if over else 0
-        self._has_changed |= bool(over)
         self._slots = [each for each in self._slots if each not in over]
         self._slots.sort(key=lambda each: each.order)
         return [each.number for each in over]
 
-    def of(self, order: int, given: Mapping[str, _Mark], *, is_last: bool = False) -> Slot:
+    def of(self, order: int, given: Mapping[str, _Mark], *, is_short: bool = False) -> Slot:
         """The slot of a call; a new one if no other is given the same.
 
         Args:
             order: Which call of its step it is, from 0.
             given: By `marks`.
-            is_last: Whether its step is the last one.
+            is_short: Whether the generation has two steps.
         """
         # Several may be given the same: then those of this step are those of the last, in order.
         found = next((s for s in self._slots if not s.is_called and s.is_given(given)), None)
@@ -231,9 +229,9 @@ class Slots:
         if found is None and at_order is not None and not at_order.is_called:
             is_alone = len(self._slots) == 1
             differing = at_order.differs(given, is_alone=is_alone)
-            # One change that only the last of all calls sees is not worth a full one.
-            late = is_alone and is_last and not self._has_changed and _PLACE not in differing
-            found = at_order if late or not differing else None
+            # Two steps are too few to tell what is another from what is made anew.
+            as_planned = is_short and is_alone and _PLACE not in differing
+            found = at_order if as_planned or not differing else None
         if found is not None:
             found.call(order, given)
         else:
