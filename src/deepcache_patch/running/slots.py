@@ -13,6 +13,8 @@ from typing import Any, Final, Protocol
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
+_WeakRef: Any = StorageWeakRef  # which has no types
+
 # The name of the sample's place among what a call is given.
 _PLACE: Final = "the place of its sample"
 
@@ -38,7 +40,7 @@ class _Memory:
     """
 
     def __init__(self, tensor: torch.Tensor) -> None:
-        self._storage = StorageWeakRef(tensor.untyped_storage())
+        self._storage = _WeakRef(tensor.untyped_storage())
         self._view = tensor.storage_offset(), tensor.stride(), tensor.shape, tensor.dtype
         self._version = None if tensor.is_inference() else tensor._version
 
