@@ -58,6 +58,29 @@ def test_the_conditioning_is_a_tensor_or_none():
         assert anatomy.conditioning(other) is None
 
 
+def test_what_a_call_is_given_are_the_tensors_that_do_not_move_with_the_steps():
+    prompt, pooled, picture, label = (torch.full((2,), each) for each in (1.0, 2.0, 3.0, 4.0))
+    found = Minimal(Net()).given(
+        {
+            "sample": torch.ones(1),
+            "timestep": torch.ones(1),
+            "timestep_cond": torch.ones(1),
+            "down_block_additional_residuals": [torch.ones(1)],
+            "encoder_hidden_states": [prompt, (picture,)],
+            "added_cond_kwargs": {"text_embeds": pooled, "sigmas": torch.ones(1)},
+            "class_labels": label,
+            "attention_mask": None,
+            "fps": 8,
+        }
+    )
+    assert {name: float(each[0]) for name, each in found.items()} == {
+        "encoder_hidden_states[0]": 1,
+        "encoder_hidden_states[1][0]": 3,
+        "added_cond_kwargs.text_embeds": 2,
+        "class_labels": 4,
+    }
+
+
 def test_the_timestep_is_whatever_the_call_has():
     anatomy = Minimal(Net())
     assert anatomy.timestep({"timestep": 981}) == 981

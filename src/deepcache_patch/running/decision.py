@@ -17,6 +17,7 @@ from ..schedules.noise import timesteps_of
 from ..schedules.plans import FULL, OUTPUT
 from .session import Session
 from .shallow import UNetCuts
+from .slots import Slot
 from .steps import driving_scheduler
 
 #: How many calls of one step are kept apart. More are no denoising loop that is known, and each
@@ -59,6 +60,8 @@ class FullOrShallow:
             )
             return None
         if position.slot >= MAX_SLOTS:
+            if position.num_steps == 1:
+                return None  # no step comes in which it could be shallow
             self.warn(
                 f"it is more than the {MAX_SLOTS}th at the same timestep: in a loop of your own, "
                 "call the helper's reset() before each picture"
@@ -67,7 +70,12 @@ class FullOrShallow:
         return position
 
     def branch(
-        self, session: Session, guide: Guide, position: Position, arguments: dict[str, Any]
+        self,
+        session: Session,
+        guide: Guide,
+        position: Position,
+        slot: Slot,
+        arguments: dict[str, Any],
     ) -> tuple[int | None, Any]:
         """The branch and the feature to replay, or two `None` for a full call.
 
@@ -75,16 +83,20 @@ class FullOrShallow:
 
         Full is what the guide says is full, and whatever has no feature of its own to replay: the
         first step, a call of another shape or dtype than the one that recorded, more calls than the
-        last full step had, and a call whose conditioning is that of another slot, because one
-        before it was left out. Full is also what somebody watches the left-out layers of.
+        last full step had, a call that is given something else, and one that comes earlier in its
+        step, because others were left out. Full is also what somebody watches the left-out layers
+        of.
         """
         entry, anatomy = session.entry, self._cuts.anatomy
-        recorded = self.to_replay(session, position)
-        if entry == FULL or not recorded:
+        if entry != FULL and slot.others and session.slots.changes > 1:
+            named = " and ".join(slot.others)
+            self.warn(
+                f"{named} is another at each step, and what was recorded is of the one before"
+            )
+        recorded = self.to_replay(session, slot)
+        if entry == FULL or not recorded or slot.is_earlier:
             return None, None
         if recorded[0].key != FeatureKey.of(anatomy.sample(arguments)):
-            return None, None
-        if session.is_anothers(position.slot, anatomy.conditioning(arguments)):
             return None, None
         if entry != OUTPUT:
             return entry, guide.feature(position.step, entry, recorded)
@@ -111,16 +123,17 @@ class FullOrShallow:
         if position.step >= guide.num_steps or position.slot >= MAX_SLOTS:
             return None
         session.enter(guide, position.step)
-        recorded = self.to_replay(session, position)
+        slot = session.slots.at(position.slot)
+        recorded = self.to_replay(session, slot) if slot is not None else ()
         likely = recorded and recorded[0].key.is_like(sample)
         return session.entry if likely and session.entry != FULL else None
 
-    def to_replay(self, session: Session, position: Position) -> Sequence[Recorded]:
+    def to_replay(self, session: Session, slot: Slot) -> Sequence[Recorded]:
         """What there is to replay in a shallow call; nothing if it must be a full one."""
         entry = session.entry
         if entry == FULL:
             return ()
-        recorded = session.cache.get(position.slot, entry)
+        recorded = session.cache.get(slot.number, entry)
         if not recorded or recorded[0].step < session.last_full:
             return ()
         look = (entry, self._cuts.looks)

@@ -2,14 +2,16 @@
 
 import copy
 from collections import deque
-from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from ..cutting.features import FeatureCache
 from ..schedules.guide import Guide, Position
+from ..schedules.noise import timesteps_of
 from ..schedules.plans import FULL, PlanEntry
+from .slots import Slot, Slots, marks
 from .stats import Course
 from .steps import StepTracker
 
@@ -27,6 +29,7 @@ class Session:
         scheduler: The one that drives this generation, or `None`.
         course: How that goes.
         cut_calls: The last calls of companions that were cut; see `controlnet`.
+        slots: The calls of its steps.
         watched: By branch and look, why shallow calls are no good in this generation; `None` if
             they are.
     """
@@ -46,14 +49,16 @@ class Session:
         self.tracker.reset()
         self.guide: Guide | None = None
         self.scheduler: Any = None
+        # The scheduler's list while calls are located by values that are not in it.
+        self._by_value_within: torch.Tensor | None = None
         self.forget()
 
     def forget(self) -> None:
         """Let go of what was recorded."""
         self.cache.clear()
-        # The conditioning of each slot in the last full step.
+        self.slots = Slots()
+        # Of the last call, by its slot.
         self._conditionings: dict[int, torch.Tensor | None] = {}
-        self._conditionings_before: dict[int, torch.Tensor | None] = {}
         self.entry: PlanEntry = FULL
         self._entered = -1  # the step that the entry is of
         self._calls = self._calls_before = 0  # of this step and of the one before
@@ -65,7 +70,17 @@ class Session:
     ) -> Position | None:
         """Where a U-Net call with this timestep stands; `ahead` of the call, remember nothing."""
         tracker = copy.copy(self.tracker) if ahead else self.tracker
-        return tracker.locate(timestep, timesteps)
+        within = self._by_value_within
+        renewed = within is not None and within is not timesteps
+        if renewed and timesteps_of(self.scheduler) is timesteps:  # not made anew when asked for
+            tracker.reset()  # the scheduler has got another list since, for another picture
+        position = tracker.locate(timestep, timesteps)
+        by_value = position is not None and position.num_steps is None
+        if not ahead:
+            self._by_value_within = timesteps if by_value else None
+        if position is not None and by_value and tracker._value == 0:
+            return replace(position, num_steps=position.step + 1)  # below 0 no step can follow
+        return position
 
     def enter(self, guide: Guide, step: int) -> None:
         """Ask the guide what the step is, once for each step."""
@@ -76,48 +91,28 @@ class Session:
         self.entry = guide.entry(step)
         if self.entry == FULL:
             self.last_full = step
-            self._conditionings_before, self._conditionings = self._conditionings, {}
+        for number in self.slots.next_step():
+            self.cache.drop(number)
+
+    def slot_of(
+        self, position: Position, sample: torch.Tensor, conditioning: dict[str, torch.Tensor]
+    ) -> Slot:
+        """The slot of a call, by what it is given; see `slots`."""
+        self._conditionings.clear()  # who else keeps them alive is asked
+        is_short = position.num_steps == 2
+        return self.slots.of(position.slot, marks(sample, conditioning), is_short=is_short)
 
     def recorded_by(self, slot: int, conditioning: torch.Tensor | None) -> None:
-        """Remember whose conditioning the slot has."""
-        self._conditionings[slot] = conditioning
+        """Remember whose conditioning the slot has, until the next call."""
+        self._conditionings = {slot: conditioning}
 
-    def took_the_place(self, slot: int, conditioning: torch.Tensor | None) -> bool:
-        """Whether in the full step before the conditioning was that of another slot alone.
-
-        Then what the slot holds from there is of another prompt, and no trend leads on from it.
-        """
-        return _is_of_others(self._conditionings_before, slot, conditioning)
-
-    def called(self, slot: int, *, last_step: bool) -> None:
+    def called(self, slot: Slot, *, last_step: bool) -> None:
         """A call is over; in the last step, let go of what only it and those before it needed."""
-        self._calls = slot + 1
+        self._calls = slot.order + 1
         if not last_step:
             return
-        self.cache.drop(slot)
-        self._conditionings.pop(slot, None)
-        self._conditionings_before.pop(slot, None)
+        self.cache.drop(slot.number)
         # A slot that the step before did without, such as guidance that ended, may never come.
         if self._calls >= self._calls_before:
             self.cache.clear()
-            self._conditionings.clear()
-            self._conditionings_before.clear()
             self.course.finish()
-
-    def is_anothers(self, slot: int, conditioning: torch.Tensor | None) -> bool:
-        """Whether the call has the conditioning of other slots, because one before was left out."""
-        return _is_of_others(self._conditionings, slot, conditioning)
-
-
-def _is_of_others(
-    conditionings: Mapping[int, torch.Tensor | None], slot: int, conditioning: torch.Tensor | None
-) -> bool:
-    """Whether other slots have the conditioning, and this one has not."""
-    slots = [s for s, its in conditionings.items() if _same_memory(its, conditioning)]
-    return bool(slots) and slot not in slots
-
-
-def _same_memory(first: torch.Tensor | None, second: torch.Tensor | None) -> bool:
-    if first is None or second is None:
-        return first is second
-    return first.data_ptr() == second.data_ptr() and first.shape == second.shape

@@ -25,6 +25,7 @@ from .decision import FullOrShallow
 from .example import example_of
 from .session import Session
 from .shallow import UNetCuts
+from .slots import Slot
 from .stats import Course, LastGeneration, Stats
 
 
@@ -179,11 +180,13 @@ class AttachedUNet:
                 self.example = example_of(arguments)
             if self._cuts.look_again():
                 session.forget()
-            branch, feature = self._decision.branch(session, guide, position, arguments)
+            anatomy = self._anatomy
+            slot = session.slot_of(position, anatomy.sample(arguments), anatomy.given(arguments))
+            branch, feature = self._decision.branch(session, guide, position, slot, arguments)
             if branch == OUTPUT:
                 self._shallow_calls += 1
                 session.course.called(position.step, position.slot, branch)
-                self._keep_recorded(session, guide, position, arguments, feature, branch)
+                self._keep_recorded(session, guide, position, slot, arguments, feature, branch)
                 return feature
             changed = self._completed(session, branch, arguments)
             if branch is None:
@@ -201,7 +204,7 @@ class AttachedUNet:
             session.course.called(position.step, position.slot, branch)
             if branch is None:
                 self._cuts.prove(self._patch, original, given, output, tapped)
-            self._keep_recorded(session, guide, position, arguments, output, branch)
+            self._keep_recorded(session, guide, position, slot, arguments, output, branch)
         except BaseException:
             # Whether the caller tries this step again, or what, cannot be known.
             session.reset()
@@ -278,11 +281,12 @@ class AttachedUNet:
         session: Session,
         guide: Guide,
         position: Position,
+        slot: Slot,
         arguments: dict[str, Any],
         output: Any,
         branch: int | None,
     ) -> None:
-        slot, sample = position.slot, self._anatomy.sample(arguments)
+        sample = self._anatomy.sample(arguments)
         if self._cuts.ran_twice:
             self._decision.warn(
                 "its layers were run more than once in it, by what somebody has put round its "
@@ -302,13 +306,12 @@ class AttachedUNet:
         session.called(slot, last_step=last_step)
         if last_step:
             return
-        conditioning = self._anatomy.conditioning(arguments)
-        keep = 1 if session.took_the_place(slot, conditioning) else guide.keep
+        keep = 1 if slot.is_earlier else guide.keep  # no trend leads on where calls are left out
         for place, feature in features.items():
             recorded = Recorded(position.step, FeatureKey.of(sample), feature)
             if place == OUTPUT:
                 recorded = recorded._replace(sample=sample.clone(), answer=answer)
-            session.cache.put(slot, place, recorded, keep=keep)
-            session.recorded_by(slot, conditioning)
+            session.cache.put(slot.number, place, recorded, keep=keep)
+        session.recorded_by(slot.number, self._anatomy.conditioning(arguments))
         held = sum(each.cache.nbytes for each in self._sessions)
         self._peak_nbytes = max(self._peak_nbytes, held)

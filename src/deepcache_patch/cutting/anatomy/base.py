@@ -146,6 +146,27 @@ def do_not_add_up(
     return cannot_cut(unet, reason)
 
 
+# Names, and parts of names, of what differs between the steps of any loop. The options are
+# ComfyUI's, which keeps its own state in them.
+_MOVING = ("control", "transformer_options")
+_MOVING_PARTS = ("timestep", "sigma", "residual", "block_samples")
+
+
+def _put_tensors(found: dict[str, torch.Tensor], name: str, value: Any) -> None:
+    """Put a tensor, or those in a list or dictionary, where they are found by name."""
+    if any(part in name for part in _MOVING_PARTS):
+        return
+    if isinstance(value, torch.Tensor):
+        if value.layout == torch.strided:
+            found[name] = value
+    elif isinstance(value, Mapping):
+        for key, each in value.items():
+            _put_tensors(found, f"{name}.{key}", each)
+    elif isinstance(value, list | tuple):
+        for index, each in enumerate(value):
+            _put_tensors(found, f"{name}[{index}]", each)
+
+
 class Anatomy(Dissected, ABC):
     """The skips of one U-Net, and how to cut it. A subclass for each layout.
 
@@ -244,6 +265,22 @@ class Anatomy(Dissected, ABC):
         """The conditioning of a call, if it is a tensor."""
         found = arguments.get(self.conditioning_name)
         return found if isinstance(found, torch.Tensor) else None
+
+    def given(self, arguments: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        """All tensors that say what a call is about: its prompt, labels, pictures, positions.
+
+        Args:
+            arguments: Of the call, by name. Tensors may be in lists and dictionaries.
+
+        Returns:
+            By name. Not what moves with the steps: the sample, the timestep, and residuals.
+        """
+        moving = {self.sample_name, self.timestep_name, *_MOVING}
+        found: dict[str, torch.Tensor] = {}
+        for name, value in arguments.items():
+            if name not in moving:
+                _put_tensors(found, name, value)
+        return found
 
     def sample(self, arguments: Mapping[str, Any]) -> Any:
         """What a call denoises, usually `(batch, channels, …)`; `None` if it is not given."""
