@@ -2,7 +2,7 @@
 
 import copy
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -60,11 +60,16 @@ class Session:
         self.watched: dict[int, str | None] = {}
 
     def locate(
-        self, timestep: Any, timesteps: torch.Tensor | None, *, ahead: bool = False
+        self,
+        timestep: Any,
+        timesteps: torch.Tensor | None,
+        by_pipeline: Callable[[], bool],
+        *,
+        ahead: bool = False,
     ) -> Position | None:
         """Where a U-Net call with this timestep stands; `ahead` of the call, remember nothing."""
         tracker = copy.copy(self.tracker) if ahead else self.tracker
-        return tracker.locate(timestep, timesteps)
+        return tracker.locate(timestep, timesteps, by_pipeline)
 
     def enter(self, guide: Guide, step: int) -> None:
         """Ask the guide what the step is, once for each step."""
