@@ -16,7 +16,7 @@ from .strides import Strides, Way
 from .timelines import ROUNDING, Expected, Place, Timelines, same_timeline, turns_back
 
 #: How many steps in a row have to be alike for calls that were astray to be a loop.
-_PROOF: Final = 3
+_PROOF: Final = 4
 
 #: A loop over larger values is one over timesteps, down to about 0. Noise levels are smaller, and
 #: may go down by any share in one step.

@@ -19,7 +19,7 @@ _LONGEST: Final = 10_000
 
 #: What rounding to whole timesteps may do to a value, as a share of the range of a thousand or so
 #: that a list has.
-ROUNDING: Final = 1 / 500
+ROUNDING: Final = 1 / 450
 
 #: What computing it from a noise level may do in float32, likewise.
 _ARITHMETIC: Final = 1e-6
@@ -113,9 +113,8 @@ class Timelines:
             if not found:
                 return None
         if not found:
-            is_before = bool(values) and (value - values[0]) * (values[0] - values[-1]) > 0
-            return Place(timesteps, None, None, value, is_before)
-        return Place(timesteps, found[0], len(values), value, found[0] == 0)
+            return Place(timesteps, None, None, value, _is_head(value, values))
+        return Place(timesteps, found[0], len(values), value, _is_head(value, values))
 
     def value_of(self, timeline: torch.Tensor | None, index: int) -> float | None:
         """The value of an entry, if the list has been read."""
@@ -191,6 +190,12 @@ def _entries_like(value: float, values: Sequence[float]) -> list[int]:
         return []
     bound = nearest + _ARITHMETIC * whole
     return [index for index, each in enumerate(values) if abs(value - each) <= bound]
+
+
+def _is_head(value: float, values: Sequence[float]) -> bool:
+    """Whether the value is that of the first entry, but for rounding, or before it."""
+    whole = values[0] - values[-1] if values else 0.0
+    return bool(values) and (value - values[0]) * whole >= -ROUNDING / 2 * whole**2
 
 
 def _is_nearest(value: float, values: Sequence[float], index: int) -> bool:
