@@ -21,6 +21,9 @@ _LONGEST: Final = 10_000
 #: that a list has.
 ROUNDING: Final = 1 / 450
 
+#: Nor does it change a value by more than this share of it, where it is expected nowhere.
+_NEAR: Final = 0.05
+
 #: What computing it from a noise level may do in float32, likewise.
 _ARITHMETIC: Final = 1e-6
 
@@ -186,7 +189,8 @@ def _entries_like(value: float, values: Sequence[float]) -> list[int]:
         return []
     whole = max(values) - min(values)
     nearest = min(abs(value - each) for each in values)
-    if nearest > ROUNDING * whole / 2:
+    # Nor is a noise level, which is small, a timestep near 0.
+    if nearest > min(ROUNDING / 2 * whole, _NEAR * abs(value)):
         return []
     bound = nearest + _ARITHMETIC * whole
     return [index for index, each in enumerate(values) if abs(value - each) <= bound]
