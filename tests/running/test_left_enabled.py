@@ -177,7 +177,7 @@ def test_the_unet_is_plain_when_its_pipeline_is_gone(recorded):
     pipe = SD.load()
     with DeepCacheHelper(pipe.unet, schedule=Uniform()):
         loop(pipe.unet)
-    left_enabled(pipe, lambda: stop_by_interrupt(SD, pipe))
+    left_enabled(pipe, partial(stop_by_interrupt, SD, pipe))
     unet, gone = pipe.unet, weakref.ref(pipe)
     del pipe
     gc.collect()

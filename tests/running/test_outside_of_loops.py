@@ -8,7 +8,7 @@ import pytest
 import torch
 from builders.held import SD, loop
 from builders.kinds_of_calls import kinds_of_calls
-from builders.unets import inputs2d_condition, unet2d_condition
+from builders.unets import inputs2d_condition
 
 from deepcache_patch import DeepCacheHelper, Uniform
 from deepcache_patch.running.steps import StepTracker

@@ -199,7 +199,9 @@ class StepTracker:
         if abs(fall) <= _SAME * abs(before) or 0 > fall >= -2 * ROUNDING * self._start:
             fall = 0.0
         whole = max(self._start, abs(before))
-        return Way(fall, whole if whole > _NOISE_LEVEL else float("inf"), False) if fall >= 0 else None
+        return (
+            Way(fall, whole if whole > _NOISE_LEVEL else float("inf"), False) if fall >= 0 else None
+        )
 
     def _value(self, place: Place) -> float | None:
         if place.value is not None or place.index is None:
