@@ -3,7 +3,7 @@
 A generation goes by a list of timesteps, entry after entry, and `timelines` says which entry a call
 is at. What else calls may be depends on who makes them. A pipeline's are of a denoising loop: all
 that matters is whether their timesteps go on or back. Those of somebody else are of a loop while
-they go on as one does (`strides`), or of none, such as a loss at a random timestep: they are astray.
+they go on as one does (`strides`), or astray: of none, such as a loss at a random timestep.
 """
 
 from collections.abc import Callable

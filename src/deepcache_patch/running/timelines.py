@@ -184,7 +184,7 @@ def _is_one_entry_of_many(timestep: torch.Tensor) -> bool:
 
 
 def _entries_like(value: float, values: Sequence[float]) -> list[int]:
-    """The entries that the value is, but for rounding; several only if they are as good as equal."""
+    """The entries that the value is, but for rounding; several if they are as good as equal."""
     if not values:
         return []
     whole = max(values) - min(values)
@@ -226,7 +226,7 @@ def _expected_of(found: list[int], expected: Expected | None) -> list[int]:
 
 
 def _falls(values: list[float]) -> bool:
-    """Whether the values never rise, but by rounding; they may stay (Heun), but not all be equal."""
+    """Whether the values never rise, but by rounding; they may stay (Heun), but not all of them."""
     bound = ROUNDING * (values[0] - values[-1])
     return bound > 0 and all(after <= before + bound for before, after in pairwise(values))
 
