@@ -17,6 +17,7 @@ from ..errors import AlreadyEnabledError, UnsupportedModelError
 from ..patching.call import CallPatch, call_patch_of
 from ..patching.wrappers import layers_of, unwrapped
 from ..schedules.guide import Context, Guide
+from .callers import Callers
 from .components import controlnets_of, modules_later, modules_of, schedulers_of, unets_of
 from .controlnet import AttachedCompanion
 from .stats import LastGeneration, Stats
@@ -108,6 +109,7 @@ class Attachment:
             self._refuse_another(unet)
         self.detach()  # what is left of an earlier time, or of a helper that was deleted
         names = {unet: name for name, unet in unets_of(self._pipe).items()}
+        callers = Callers(self._pipe)
         unets = tuple(
             AttachedUNet(
                 names[unet],
@@ -116,6 +118,7 @@ class Attachment:
                 begin,
                 schedulers_of(self._pipe, names[unet]),
                 self._paused,
+                callers,
             )
             for unet, anatomy in anatomies.items()
         )

@@ -15,10 +15,11 @@ from ..errors import warn
 from ..schedules.guide import Guide, Position
 from ..schedules.noise import timesteps_of
 from ..schedules.plans import FULL, OUTPUT
+from .callers import Callers
 from .session import Session
 from .shallow import UNetCuts
 from .slots import Slot
-from .steps import driving_scheduler
+from .timelines import driving_scheduler
 
 #: How many calls of one step are kept apart. More are no denoising loop that is known, and each
 #: would hold a feature of its own: they run in full.
@@ -31,15 +32,22 @@ class FullOrShallow:
     Args:
         cuts: Of the U-Net.
         schedulers_of: Gives the pipeline's schedulers, the likeliest for this U-Net first.
+        callers: Of the U-Net.
     """
 
-    def __init__(self, cuts: UNetCuts, schedulers_of: Callable[[], Sequence[Any]]) -> None:
+    def __init__(
+        self, cuts: UNetCuts, schedulers_of: Callable[[], Sequence[Any]], callers: Callers
+    ) -> None:
         self._cuts = cuts
         self._schedulers_of = schedulers_of
+        self._callers = callers
         self._warned: set[str] = set()
 
     def position(self, session: Session, arguments: Mapping[str, Any]) -> Position | None:
-        """Where the call stands; `None`, with a warning that says why, if it must run in full."""
+        """Where the call stands; `None`, with a warning that says why, if it must run in full.
+
+        Without a warning if it is of no denoising loop.
+        """
         anatomy = self._cuts.anatomy
         timestep, sample = anatomy.timestep(arguments), anatomy.sample(arguments)
         if timestep is None or not isinstance(sample, torch.Tensor):
@@ -52,7 +60,11 @@ class FullOrShallow:
             self.warn(refusal)
             return None
         session.scheduler = driving_scheduler(self._schedulers_of(), timestep)
-        position = session.locate(timestep, timesteps_of(session.scheduler))
+        timesteps = timesteps_of(session.scheduler)
+        position = session.locate(timestep, timesteps, self._callers.are_pipelines)
+        if position is None and not session.tracker.unclear:
+            session.forget()
+            return None
         if position is None:
             self.warn(
                 "its step cannot be told from its timestep: pass an element of the scheduler's "
@@ -117,7 +129,8 @@ class FullOrShallow:
         guide, timesteps = session.guide, timesteps_of(session.scheduler)
         if torch.is_grad_enabled() or guide is None or not self._cuts.anatomy.is_current:
             return None
-        position = session.locate(timestep, timesteps, ahead=True)
+        by_pipeline = self._callers.are_pipelines
+        position = session.locate(timestep, timesteps, by_pipeline, ahead=True)
         if position is None or position.generation != session.generation:
             return None
         if position.step >= guide.num_steps or position.slot >= MAX_SLOTS:

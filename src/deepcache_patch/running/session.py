@@ -2,14 +2,13 @@
 
 import copy
 from collections import deque
-from dataclasses import replace
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from ..cutting.features import FeatureCache
 from ..schedules.guide import Guide, Position
-from ..schedules.noise import timesteps_of
 from ..schedules.plans import FULL, PlanEntry
 from .slots import Slot, Slots, marks
 from .stats import Course
@@ -49,8 +48,6 @@ class Session:
         self.tracker.reset()
         self.guide: Guide | None = None
         self.scheduler: Any = None
-        # The scheduler's list while calls are located by values that are not in it.
-        self._by_value_within: torch.Tensor | None = None
         self.forget()
 
     def forget(self) -> None:
@@ -66,21 +63,16 @@ class Session:
         self.watched: dict[tuple[int, int], str | None] = {}
 
     def locate(
-        self, timestep: Any, timesteps: torch.Tensor | None, *, ahead: bool = False
+        self,
+        timestep: Any,
+        timesteps: torch.Tensor | None,
+        by_pipeline: Callable[[], bool],
+        *,
+        ahead: bool = False,
     ) -> Position | None:
         """Where a U-Net call with this timestep stands; `ahead` of the call, remember nothing."""
         tracker = copy.copy(self.tracker) if ahead else self.tracker
-        within = self._by_value_within
-        renewed = within is not None and within is not timesteps
-        if renewed and timesteps_of(self.scheduler) is timesteps:  # not made anew when asked for
-            tracker.reset()  # the scheduler has got another list since, for another picture
-        position = tracker.locate(timestep, timesteps)
-        by_value = position is not None and position.num_steps is None
-        if not ahead:
-            self._by_value_within = timesteps if by_value else None
-        if position is not None and by_value and tracker._value == 0:
-            return replace(position, num_steps=position.step + 1)  # below 0 no step can follow
-        return position
+        return tracker.locate(timestep, timesteps, by_pipeline)
 
     def enter(self, guide: Guide, step: int) -> None:
         """Ask the guide what the step is, once for each step."""

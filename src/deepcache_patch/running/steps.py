@@ -1,47 +1,66 @@
 """Which generation, step and slot is this U-Net call? Observes, patches nothing.
 
-A scheduler makes a new `timesteps` tensor for each `set_timesteps`, and the timestep that a
-pipeline passes to its U-Net is nearly always a view into that tensor. So the storage says which
-generation it is, and the offset in it says which step: no value is read, no device waits, and
-timesteps that occur twice (Heun, PNDM) stay apart. What is no such view is matched by value.
+A generation goes by a list of timesteps, entry after entry, and `timelines` says which entry a call
+is at. What else calls may be depends on who makes them. A pipeline's are of a denoising loop: all
+that matters is whether their timesteps go on or back. Those of somebody else are of a loop while
+they go on as one does (`strides`), or astray: of none, such as a loss at a random timestep.
 """
 
-from collections.abc import Sequence
-from itertools import pairwise
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Final
 
 import torch
 
 from ..schedules.guide import Position
-from ..schedules.noise import timesteps_of
+from .strides import Strides, Way
+from .timelines import ROUNDING, Expected, Place, Timelines, same_timeline, turns_back
 
-# A longer storage is no list of timesteps: diffusion models are trained with a thousand or so.
-_LONGEST: Final = 10_000
+#: How many steps in a row have to be alike for calls that were astray to be a loop.
+_PROOF: Final = 4
+
+#: A loop over larger values is one over timesteps, down to about 0. Noise levels are smaller, and
+#: may go down by any share in one step.
+_NOISE_LEVEL: Final = 200
+
+#: Values that differ by no more, as a share of themselves, are the same.
+_SAME: Final = 1e-5
 
 
 class StepTracker:
-    """Locates the U-Net calls of one thread from the timesteps that they get."""
+    """Locates the U-Net calls of one thread from the timesteps that they get.
+
+    Attributes:
+        unclear: Whether the last call has no position because its step could not be told, and not
+            because it is of no generation.
+    """
 
     def __init__(self) -> None:
         self._generation = -1
+        self._timelines = Timelines()
         self.reset()
 
     def reset(self) -> None:
         """Forget the current generation: the next call starts a new one."""
+        self.unclear = False
         # What the current generation's indices count in; `None` for values of no known list. A
         # tensor is kept, not its address, so that the memory cannot go to another list.
         self._timeline: torch.Tensor | None = None
         self._values: list[float] = []  # of the timeline, once `remaining` has read them
-        self._started = False
-        self._first = self._index = self._step = self._slot = 0
-        self._value = 0.0
-        # The lists that were read last: the scheduler's with its values, another with its length.
-        self._known: tuple[torch.Tensor, torch.dtype, list[float]] | None = None
-        self._foreign: tuple[torch.Tensor, int] | None = None
+        self._first = self._step = self._slot = self._calls_before = 0
+        self._length: int | None = None  # of the timeline
+        self._pipelines = False  # whether a pipeline has begun it
+        self._is_loop = False  # whether it goes on without the next entry of its list, too
+        # The last step: the list that its timestep is of, or beside; the entry, or how many it
+        # would be; whether it is an entry; its value, where it was read.
+        self._place: Place | None = None
+        self._index: int | None = None
+        self._start = 0.0  # the value that it all began with, where it was read
+        self._strides = Strides()
+        self._astray = False
 
     def runs_on(self, timesteps: torch.Tensor | None) -> bool:
         """Whether the current generation goes by this very list."""
-        return _same_timeline(self._timeline, timesteps)
+        return same_timeline(self._timeline, timesteps)
 
     def remaining(self) -> tuple[float, ...] | None:
         """The values of this generation's steps to their end; `None` if there is no list of them.
@@ -59,140 +78,138 @@ class StepTracker:
         return tuple(self._values[self._first :])
 
     def locate(
-        self, timestep: torch.Tensor | float, timesteps: torch.Tensor | None = None
+        self,
+        timestep: torch.Tensor | float,
+        timesteps: torch.Tensor | None = None,
+        by_pipeline: Callable[[], bool] = lambda: True,
     ) -> Position | None:
         """Return where this call stands, and remember it.
 
         Args:
             timestep: What the U-Net got: a number, or a tensor of shape `()`, `(1,)` or `(batch,)`.
             timesteps: The scheduler's timesteps, shape `(steps,)`, if there is a scheduler.
+            by_pipeline: Whether a pipeline makes the call; asked where that matters.
 
         Returns:
             The position, or `None` if there is none: the samples of the batch are at different
-            timesteps, or a timestep that is known by its value only occurs several times.
+            timesteps, a timestep that is known by its value only occurs several times and none of
+            them is expected (then it is `unclear`), or the call is of no loop.
         """
-        if isinstance(timestep, torch.Tensor) and _is_one_entry_of_many(timestep):
-            if timesteps is not None and same_storage(timestep, timesteps):
-                stride = timesteps.stride()[0] or 1
-                index = int(timestep.storage_offset() - timesteps.storage_offset()) // stride
-                return self._move(timesteps, index, len(timesteps))
-            length = self._length_behind(timestep)
-            if length:
-                return self._move(timestep, int(timestep.storage_offset()), length)
-        value = _one_value(timestep)
-        if value is None:
+        place = self._timelines.place(timestep, timesteps, self._expected())
+        self.unclear = place is None
+        if place is None:
             return None
-        if timesteps is None:
-            return self._move_by_value(value, None, [])
-        # Some pipelines cast it to the U-Net's dtype: 981 is 980 in bfloat16.
-        dtype = timesteps.dtype
-        if isinstance(timestep, torch.Tensor) and timestep.is_floating_point():
-            dtype = timestep.dtype
-        return self._move_by_value(value, timesteps, self._values_of(timesteps, dtype))
-
-    def _move_by_value(
-        self, value: float, timesteps: torch.Tensor | None, values: list[float]
-    ) -> Position | None:
-        if value in values:
-            if values.count(value) > 1:
-                return None
-            return self._move(timesteps, values.index(value), len(values))
-        # Not the scheduler's timesteps, so only their order is known: a lower one is the next
-        # step, a higher one a new start.
-        if self._timeline is None and value > self._value:
-            self._started = False
-        goes_on = self._started and self._timeline is None
-        index = self._index + (value < self._value) if goes_on else 0
-        self._value = value
-        return self._move(None, index, None)
-
-    def _move(
-        self, timeline: torch.Tensor | None, index: int, length: int | None
-    ) -> Position | None:
-        if length is not None and not 0 <= index < length:
-            return None
-        goes_on = self._started and _same_timeline(timeline, self._timeline)
-        if not goes_on:
-            self._timeline, self._values = timeline, []
-        if not goes_on or index < self._index or self._turns_back(index):
-            self._generation += 1
-            self._started = True
-            self._first = index
-            self._step = self._slot = 0
-        elif index == self._index:
+        last = self._place
+        if last is None or not same_timeline(place.timeline, last.timeline):
+            # Whoever was astray may begin a loop at the head of another list.
+            if self._astray and not place.is_head and not by_pipeline():
+                return self._go_astray(place)
+            return self._begin(place, by_pipeline())
+        way = self._way(place, last)
+        if self._astray:
+            return self._find_back(place, way, by_pipeline)
+        if way is not None and way.far == 0:
             self._slot += 1
-        else:
+            return self._position()
+        if way is not None and (way.is_next or self._goes_on(way, by_pipeline)):
+            self._strides = self._strides.after(way)
+            self._calls_before, self._slot = self._slot + 1, 0
             self._step += 1
-            self._slot = 0
-        self._index = index
-        num_steps = None if length is None else length - self._first
+            self._stand(place)
+            return self._position()
+        # One step and then another that is not the next, with more of them to come: that was none.
+        is_over = self._step > 0 or (self._length or 0) - 1 == self._index
+        if is_over or by_pipeline():
+            return self._begin(place, by_pipeline())
+        return self._go_astray(place)
+
+    def _goes_on(self, way: Way, by_pipeline: Callable[[], bool]) -> bool:
+        """Whether a step of this generation may be where the next entry of its list is not."""
+        if by_pipeline():
+            return self._pipelines
+        return self._is_loop and not self._pipelines and self._strides.fits(way)
+
+    def _begin(self, place: Place, by_pipeline: bool, *, is_loop: bool = False) -> Position:
+        """A generation begins with this call."""
+        timeline = None if place.index is None else place.timeline
+        if not same_timeline(timeline, self._timeline):
+            self._timeline, self._values = timeline, []
+        self._generation += 1
+        self._pipelines = by_pipeline
+        self._is_loop = is_loop or place.is_head
+        self._astray = False
+        self._first, self._length = place.index or 0, place.length
+        self._step = self._slot = self._calls_before = 0
+        if not is_loop:
+            self._strides = Strides()
+        self._index = None
+        self._stand(place)
+        self._start = abs(place.value or 0.0)
+        return self._position()
+
+    def _go_astray(self, place: Place) -> None:
+        self._astray, self._strides, self._index = True, Strides(), None
+        self._stand(place)
+
+    def _find_back(
+        self, place: Place, way: Way | None, by_pipeline: Callable[[], bool]
+    ) -> Position | None:
+        """A call after those that were astray: as they are, or the first of a loop."""
+        if by_pipeline():
+            return self._begin(place, True)
+        if way is None:
+            return self._go_astray(place)
+        if way.far > 0:
+            self._strides = self._strides.after(way)
+            self._index = None
+            self._stand(place)
+        if self._strides.alike < _PROOF:
+            return None
+        return self._begin(place, False, is_loop=True)
+
+    def _stand(self, place: Place) -> None:
+        """Remember where the last step is."""
+        beside = place.index is None and self._index is not None
+        self._index = self._index + 1 if beside and self._index is not None else place.index
+        self._place = place
+
+    def _position(self) -> Position:
+        num_steps = None if self._length is None else self._length - self._first
+        if num_steps is not None and num_steps <= self._step:  # it has left its list behind
+            num_steps = None
+        if num_steps is None and self._place is not None and self._place.value == 0:
+            num_steps = self._step + 1  # below 0 no step can follow
         return Position(self._generation, self._step, self._slot, num_steps)
 
-    def _turns_back(self, index: int) -> bool:
+    def _expected(self) -> Expected | None:
+        if self._place is None or self._index is None:
+            return None
+        more = self._slot + 1 < self._calls_before if self._step else None
+        return Expected(self._place.timeline, self._index, more)
+
+    def _way(self, place: Place, last: Place) -> Way | None:
+        """How far the call is from the last step; `None` if it is behind it."""
+        if place.index is not None and last.index is not None:
+            far = place.index - last.index
+            if far < 0 or self._turns_back(last.index, place.index):
+                return None
+            return Way(far, place.length or 1, entries=True)
+        before, now = self._value(last), self._value(place)
+        if before is None or now is None:
+            return None
+        fall = before - now
+        if abs(fall) <= _SAME * abs(before) or 0 > fall >= -2 * ROUNDING * self._start:
+            fall = 0.0
+        whole = max(self._start, abs(before))
+        return (
+            Way(fall, whole if whole > _NOISE_LEVEL else float("inf"), False) if fall >= 0 else None
+        )
+
+    def _value(self, place: Place) -> float | None:
+        if place.value is not None or place.index is None:
+            return place.value
+        return self._timelines.value_of(place.timeline, place.index)
+
+    def _turns_back(self, before: int, after: int) -> bool:
         """Whether the list itself has gone back since the last call, as RePaint's does."""
-        if not self._values:
-            return False
-        change = self._values[index] - self._values[self._index]
-        return change * (self._values[-1] - self._values[0]) < 0
-
-    def _values_of(self, timesteps: torch.Tensor, dtype: torch.dtype) -> list[float]:
-        if self._known is None or self._known[0] is not timesteps or self._known[1] != dtype:
-            self._known = (timesteps, dtype, timesteps.flatten().to(dtype).tolist())
-        return self._known[2]
-
-    def _length_behind(self, timestep: torch.Tensor) -> int:
-        """How long the list of timesteps is that this is a view into; 0 if it is none.
-
-        Such a list is a copy on another device, or the caller's own. What does not fall, such as a
-        table of all timesteps or a pair of equal ones, says nothing about the order of the calls.
-        """
-        if self._foreign is None or not same_storage(timestep, self._foreign[0]):
-            length = timestep.untyped_storage().nbytes() // timestep.element_size()
-            whole = timestep.as_strided((min(length, _LONGEST),), (1,), 0)
-            self._foreign = (timestep, length if _falls(whole.tolist()) else 0)
-        return self._foreign[1]
-
-
-def _is_one_entry_of_many(timestep: torch.Tensor) -> bool:
-    one_entry = all(
-        size == 1 or stride == 0
-        for size, stride in zip(timestep.shape, timestep.stride(), strict=True)
-    )
-    return one_entry and timestep.untyped_storage().nbytes() > timestep.element_size()
-
-
-def same_storage(first: torch.Tensor, second: torch.Tensor) -> bool:
-    """Whether both are views into the same memory, counted in the same units."""
-    return (
-        first.dtype == second.dtype
-        and first.untyped_storage().data_ptr() == second.untyped_storage().data_ptr()
-    )
-
-
-def driving_scheduler(schedulers: Sequence[Any], timestep: Any) -> Any:
-    """The scheduler whose list the timestep is a view into; the likeliest if it is no view."""
-    if len(schedulers) > 1 and isinstance(timestep, torch.Tensor):
-        for scheduler in schedulers:
-            timesteps = timesteps_of(scheduler)
-            if timesteps is not None and same_storage(timestep, timesteps):
-                return scheduler
-    return schedulers[0] if schedulers else None
-
-
-def _same_timeline(first: torch.Tensor | None, second: torch.Tensor | None) -> bool:
-    if first is None or second is None:
-        return first is second
-    return same_storage(first, second)
-
-
-def _falls(values: list[float]) -> bool:
-    """Whether the values never rise; they may stay (Heun), but not all be equal."""
-    return values[0] > values[-1] and all(after <= before for before, after in pairwise(values))
-
-
-def _one_value(timestep: torch.Tensor | float) -> float | None:
-    """The value that all entries share, or `None`."""
-    if not isinstance(timestep, torch.Tensor):
-        return float(timestep)
-    values = timestep.flatten().tolist()
-    return float(values[0]) if values and all(value == values[0] for value in values) else None
+        return bool(self._values) and turns_back(self._values, before, after)

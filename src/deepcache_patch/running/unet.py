@@ -21,12 +21,14 @@ from ..patching.wrappers import unwrapped
 from ..schedules.guide import Context, FinishedCall, Guide, Position
 from ..schedules.noise import timesteps_of
 from ..schedules.plans import OUTPUT
+from .callers import Callers
 from .decision import FullOrShallow
 from .example import example_of
 from .session import Session
 from .shallow import UNetCuts
 from .slots import Slot
 from .stats import Course, LastGeneration, Stats
+from .tracing import is_written_down
 
 
 class AttachedUNet:
@@ -41,6 +43,7 @@ class AttachedUNet:
         begin: Gives what leads through a generation, at its first call.
         schedulers_of: Gives the pipeline's schedulers, the likeliest for this U-Net first.
         paused: Whether calls run plainly; asked for each of them.
+        callers: Who may call the U-Net.
 
     Attributes:
         example: What the last generation called it with, without values; or `None`.
@@ -54,13 +57,15 @@ class AttachedUNet:
         begin: Callable[[Context], Guide],
         schedulers_of: Callable[[], Sequence[Any]],
         paused: Callable[[], bool],
+        callers: Callers,
     ) -> None:
         self.name = name
         self._unet = unwrapped(patch.module)
         self._cuts = UNetCuts(self._unet, anatomy)
         self._begin = begin
-        self._decision = FullOrShallow(self._cuts, schedulers_of)
+        self._decision = FullOrShallow(self._cuts, schedulers_of, callers)
         self._paused = paused
+        self._callers = callers
         self._local = threading.local()
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         self.example: dict[str, Any] | None = None
@@ -136,7 +141,7 @@ class AttachedUNet:
             `None` if the call will run in full, or if that is not known.
         """
         with self._lock:
-            if self._paused() or not self._patch.installed:
+            if self._runs_plainly(sample) or not self._patch.installed:
                 return None
             branch = self._decision.coming(self._session(), timestep, sample)
             return None if branch is None else max(branch, 0)  # it runs, whatever becomes of it
@@ -161,7 +166,7 @@ class AttachedUNet:
     ) -> Any:
         arguments = self._anatomy.arguments(args, kwargs)
         session = self._session()
-        paused = self._paused()
+        paused = self._runs_plainly(self._anatomy.sample(arguments))
         if paused:
             session.reset()  # what was recorded before this call is too old after it
         position = None if paused else self._decision.position(session, arguments)
@@ -213,6 +218,16 @@ class AttachedUNet:
         finally:
             self._cuts.taken()
         return output
+
+    def _runs_plainly(self, sample: Any) -> bool:
+        """Whether a call is to be that of a U-Net without a helper.
+
+        So it is, too, where somebody has kept the U-Net of a pipeline that is gone; unless it is
+        another pipeline's as well.
+        """
+        if self._paused() or is_written_down(sample):
+            return True
+        return self._callers.gone and not self._callers.are_pipelines()
 
     def _kinds_of_calls(self) -> int:
         """Recording and shallow at each branch, and plain."""
