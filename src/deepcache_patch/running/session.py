@@ -1,7 +1,6 @@
 """What one thread has of the generation that it runs through one U-Net."""
 
 import copy
-from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from ..cutting.features import FeatureCache
 from ..schedules.guide import Guide, Position
 from ..schedules.plans import FULL, PlanEntry
+from .residuals import Residuals
 from .stats import Course
 from .steps import StepTracker
 
@@ -26,7 +26,7 @@ class Session:
         last_full: The last step that it wanted in full.
         scheduler: The one that drives this generation, or `None`.
         course: How that goes.
-        cut_calls: The last calls of companions that were cut; see `controlnet`.
+        residuals: What companions gave last.
         watched: By branch, why shallow calls are no good in this generation; `None` if they are.
     """
 
@@ -36,7 +36,7 @@ class Session:
         self.generation = -1
         self.course = Course("")
         # A reset may come between the companion's call and the U-Net's.
-        self.cut_calls: deque[Any] = deque(maxlen=4)
+        self.residuals = Residuals()
         self.reset()
 
     def reset(self) -> None:
@@ -50,6 +50,7 @@ class Session:
     def forget(self) -> None:
         """Let go of what was recorded."""
         self.cache.clear()
+        self.residuals.forget()
         # The conditioning of each slot in the last full step.
         self._conditionings: dict[int, torch.Tensor | None] = {}
         self._conditionings_before: dict[int, torch.Tensor | None] = {}
