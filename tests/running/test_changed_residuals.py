@@ -1,4 +1,4 @@
-"""Residuals that somebody weighs, masks or sums on their way are never missing, and never others."""
+"""Residuals that somebody weighs, masks or sums on their way are never missing or wrong."""
 
 from contextlib import suppress
 
@@ -29,8 +29,8 @@ def masked(down, middle):
 
 def weighted_by_depth(down, middle):
     # As guess mode does: how many there are, decides.
-    weights = torch.logspace(-1, 0, len(down) + 1)
-    return [each * weight for each, weight in zip(down, weights, strict=False)], middle * weights[-1]
+    *weights, last = torch.logspace(-1, 0, len(down) + 1)
+    return [each * weight for each, weight in zip(down, weights, strict=True)], middle * last
 
 
 def weighted_in_place(down, middle):
@@ -191,9 +191,13 @@ def test_two_controlnets_whose_residuals_are_summed_are_whole(how, schedule, mon
     pipe, arguments = CASES["sd-controlnet"].load(), LOOPS[how] | {"nets": 2}
     pipe = TwoControlNets(another=CASES["sd-controlnet"].load().controlnet, **pipe.components)
     expected, _ = with_whole_controlnets(monkeypatch, pipe, schedule, None, **arguments)
-    with DeepCacheHelper(pipe, schedule=schedule), told() as said:
-        with kinds_of_calls(pipe.controlnet) as first, kinds_of_calls(pipe.another) as second:
-            assert torch.equal(loop(pipe, None, **arguments), expected)
+    with (
+        DeepCacheHelper(pipe, schedule=schedule),
+        told() as said,
+        kinds_of_calls(pipe.controlnet) as first,
+        kinds_of_calls(pipe.another) as second,
+    ):
+        assert torch.equal(loop(pipe, None, **arguments), expected)
     assert set(first) == set(second) == {"F"}
     assert len(said) == 1
 
@@ -240,9 +244,12 @@ def test_what_changes_midway_is_refused_by_name_where_residuals_are_missing(writ
 
 def test_a_change_seen_in_a_shallow_step_makes_it_whole_from_then_on():
     pipe = CASES["sd-controlnet"].load()
-    with DeepCacheHelper(pipe, schedule=full_at(0, 7)), told() as said:
-        with kinds_of_calls(pipe.controlnet) as kinds:
-            loop(pipe, masked, changed_from=3)
+    with (
+        DeepCacheHelper(pipe, schedule=full_at(0, 7)),
+        told() as said,
+        kinds_of_calls(pipe.controlnet) as kinds,
+    ):
+        loop(pipe, masked, changed_from=3)
     assert "".join(kinds) == "FsssFFFFFF"
     assert len(said) == 1
 

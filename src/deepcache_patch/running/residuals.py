@@ -1,8 +1,8 @@
 """What ControlNets gave, and whether it reached the U-Net as it was given.
 
 Who weighs, masks or sums residuals between a ControlNet and the U-Net may count them, and what was
-done to a few cannot be done to more of them later. So a ControlNet is cut only once all that it gave
-in this generation was seen to reach the U-Net, and never again once something else did.
+done to a few cannot be done to more of them later. So a ControlNet is cut only once what it gave in
+this generation was seen to reach the U-Net, and never again once something else did.
 """
 
 import weakref
@@ -43,9 +43,7 @@ class Given:
         again: `None` once nobody has the first residual any more.
     """
 
-    def __init__(
-        self, source: Source, output: Any, again: Callable[[], Any] | None = None
-    ) -> None:
+    def __init__(self, source: Source, output: Any, again: Callable[[], Any] | None = None) -> None:
         self.source = source
         self.is_cut = again is not None
         self.seen = False
@@ -129,7 +127,7 @@ class Residuals:
         self._calls.append(call)
 
     def trusts(self, source: Source) -> bool:
-        """Whether all that the ControlNet gave in this generation reached the U-Net as it was."""
+        """Whether what it gave in this generation reached the U-Net as it was, and always has."""
         return source in self._trusted and not source.changed
 
     def arrive(self, residuals: Sequence[Any], middle: Any) -> Given | None:
