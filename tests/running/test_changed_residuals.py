@@ -1,5 +1,6 @@
 """Residuals that somebody weighs, masks or sums on their way are never missing or wrong."""
 
+import functools
 from contextlib import suppress
 
 import pytest
@@ -277,3 +278,52 @@ def test_a_helper_that_is_enabled_anew_looks_anew():
     with kinds_of_calls(pipe.controlnet) as kinds:
         loop(pipe, None)
     assert "".join(kinds) == "FssFssFssF"
+
+
+def _by_hook(controlnet, change):
+    def hook(_module, _args, output):
+        return change(*output)
+
+    handle = controlnet.register_forward_hook(hook)
+    return handle.remove
+
+
+def _by_forward(controlnet, change):
+    inner = controlnet.forward
+
+    @functools.wraps(inner)
+    def forward(*args, **kwargs):
+        return change(*inner(*args, **kwargs))
+
+    controlnet.forward = forward
+    return lambda: vars(controlnet).pop("forward")
+
+
+def _by_class(controlnet, change):
+    kind = type(controlnet)
+
+    def forward(self, sample, timestep, **kwargs):
+        return change(*kind.forward(self, sample, timestep, **kwargs))
+
+    def undo():
+        controlnet.__class__ = kind
+
+    controlnet.__class__ = type("Weighing", (kind,), {"forward": forward})
+    return undo
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("how", [_by_hook, _by_forward, _by_class])
+def test_a_controlnet_that_weighs_in_its_own_call_is_whole(how, schedule, monkeypatch):
+    pipe = CASES["sd-controlnet"].load()
+    undo = how(pipe.controlnet, given_weights)
+    expected, _ = with_whole_controlnets(monkeypatch, pipe, schedule, None)
+    with DeepCacheHelper(pipe, schedule=schedule):
+        with told() as said, counted_calls(pipe.controlnet) as calls:
+            assert torch.equal(loop(pipe, None), expected)
+        assert len(said) == 1
+        assert calls["mid_block"] == calls["conv_in"] == STEPS
+    undo()
+    with DeepCacheHelper(pipe, schedule=schedule), counted_calls(pipe.controlnet) as calls:
+        loop(pipe, None)
+    assert calls["mid_block"] < calls["conv_in"] == STEPS

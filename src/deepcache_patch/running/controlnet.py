@@ -19,7 +19,7 @@ from ..errors import UnsupportedModelError
 from ..patching.call import CallPatch, whole
 from ..patching.wrappers import unwrapped
 from .offloading import bring_whole
-from .residuals import Given, Source, is_known
+from .residuals import Given, Source, is_known, runs_its_own, watching_hooks
 from .unet import AttachedUNet
 
 
@@ -71,7 +71,9 @@ class AttachedCompanion:
         with self._patch.turn(lambda: unet.num_skips + 1) as mine:
             # While this call was waiting, layers may have been replaced.
             if mine and (branch is None or not anatomy.is_current):
-                output = original(*args, **kwargs)
+                with watching_hooks(self._controlnet, self._source) as compare:
+                    output = original(*args, **kwargs)
+                compare(output)
                 if is_known(output):
                     unet.remember(Given(self._source, output))
                 return output
@@ -118,4 +120,5 @@ class AttachedCompanion:
         """Where to cut this call; `None` for a call in full."""
         # Not under this lock: the U-Net's may be held by a call that waits for this one.
         sample = arguments[anatomy.sample_name]
+        self._source.is_own = all(map(runs_its_own, anatomy.networks))
         return unet.foresee(arguments["timestep"], sample, self._source)

@@ -7,11 +7,15 @@ this generation was seen to reach the U-Net, and never again once something else
 
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from types import FunctionType, MethodType
 from typing import Any, Final
 
 import torch
+from torch import nn
 
 #: How many calls of ControlNets are remembered: several may come before the U-Net's first.
 _MOST_CALLS: Final = 16
@@ -24,10 +28,12 @@ class Source:
     Attributes:
         name: Of its class.
         changed: Whether something else than it gave has reached the U-Net.
+        is_own: Whether all that its call runs is known, and nobody's who may count residuals.
     """
 
     name: str
     changed: bool = False
+    is_own: bool = True
 
 
 class Given:
@@ -74,6 +80,49 @@ class Given:
     @property
     def _witnesses(self) -> "list[_Witness]":
         return self._residuals + self._middle
+
+
+@contextmanager
+def watching_hooks(controlnet: nn.Module, source: Source) -> Iterator[Callable[[Any], None]]:
+    """See whether forward hooks change what a call of the ControlNet in the `with` block gives.
+
+    Yields:
+        Takes what the call returned.
+    """
+    if not controlnet._forward_hooks:
+        yield lambda _output: None
+        return
+    first: list[Given] = []
+
+    def before_others(_module: Any, _args: Any, output: Any) -> None:
+        if is_known(output):
+            first.append(Given(source, output))
+
+    def compare(output: Any) -> None:
+        residuals, *middle = _parts(output) or [()]
+        for given in first:
+            source.changed |= not given.is_what(residuals, *(middle[:1] or [None]))
+
+    handle = controlnet.register_forward_hook(before_others, prepend=True)
+    try:
+        yield compare
+    finally:
+        handle.remove()
+
+
+def runs_its_own(controlnet: nn.Module) -> bool:
+    """Whether the `forward` of a ControlNet is one of the libraries' that are known."""
+    own = vars(controlnet)
+    forwards = [type(controlnet).forward, own.get("forward"), own.get("_old_forward")]
+    return all(_is_of_libraries(each) for each in forwards if each is not None)
+
+
+def _is_of_libraries(function: Any) -> bool:
+    while isinstance(function, partial | MethodType):
+        function = function.func if isinstance(function, partial) else function.__func__
+    # Not its `__module__`, which `functools.wraps` makes that of another.
+    made_by = function.__globals__["__name__"] if type(function) is FunctionType else ""
+    return made_by.partition(".")[0] in ("diffusers", "accelerate", "torch")
 
 
 def is_known(output: Any) -> bool:
@@ -128,7 +177,7 @@ class Residuals:
 
     def trusts(self, source: Source) -> bool:
         """Whether what it gave in this generation reached the U-Net as it was, and always has."""
-        return source in self._trusted and not source.changed
+        return source in self._trusted and source.is_own and not source.changed
 
     def arrive(self, residuals: Sequence[Any], middle: Any) -> Given | None:
         """Say which call gave what a U-Net call gets; if none did, all of them were changed."""

@@ -148,12 +148,15 @@ class AttachedUNet:
                 return None
             if session.residuals.trusts(source):
                 return max(branch, 0)  # it runs, whatever becomes of it
-            if source.changed and not self._told_of_changes:
+            reason = "what it gave was changed before it reached the U-Net"
+            if not source.is_own:
+                reason = "its forward is not the libraries', and may count its residuals"
+            if (source.changed or not source.is_own) and not self._told_of_changes:
                 self._told_of_changes = True
                 warnings.warn(
-                    f"{source.name} runs whole on every step: what it gave was changed before it "
-                    "reached the U-Net. To have it cut along, give its residuals to the U-Net as "
-                    f"they are and change conditioning_scale; {self._alone} never cuts it",
+                    f"{source.name} runs whole on every step: {reason}. To have it cut along, give "
+                    "its residuals to the U-Net as they are and change conditioning_scale; "
+                    f"{self._alone} never cuts it",
                     DeepCacheWarning,
                     stacklevel=2,
                 )
