@@ -155,9 +155,10 @@ class _Witness:
 
     def knows(self, tensor: Any) -> bool:
         """Whether it is this very tensor, and no write into it was counted."""
-        if tensor is None or self._tensor() is not tensor:
+        known = self._tensor()
+        if known is None or known is not tensor:
             return False
-        return self._version is None or bool(tensor._version == self._version)
+        return self._version is None or known._version == self._version
 
     def is_unwritten(self) -> bool:
         tensor = self._tensor()
