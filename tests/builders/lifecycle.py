@@ -1,7 +1,7 @@
 """A pipeline's life with a helper, as a hypothesis state machine: see `test_lifecycle`.
 
 What happens to the pipeline is in `stories`; here stands what is done to the helper, and in which
-order things may happen.
+order things may happen. What is asked of the U-Net besides is in `uses`.
 """
 
 import copy
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from conftest import layout, trace
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import initialize, invariant, precondition, rule
 
 from builders.stories import (
     CHANGES,
@@ -31,6 +31,7 @@ from builders.stories import (
     told,
     with_weights_of,
 )
+from builders.uses import Uses
 from deepcache_patch import DeepCacheHelper, Uniform
 
 
@@ -72,7 +73,7 @@ def is_clean(unet: torch.nn.Module) -> bool:
     return not any(name.startswith("deepcache_patch") for name in modules | names)
 
 
-class Lifecycle(RuleBasedStateMachine):
+class Lifecycle(Uses):
     """Any order of what people do with a helper and a pipeline.
 
     Attributes:

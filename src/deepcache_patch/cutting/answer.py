@@ -44,6 +44,6 @@ class Answer:
 
 
 def _attributes_of(thing: Any) -> Iterable[Any]:
-    """What an object has in attributes of its own; those of an output class hold its values, too."""
+    """What an object has in attributes of its own; an output class has its values there, too."""
     found: dict[str, Any] = getattr(thing, "__dict__", {})
     return found.values()

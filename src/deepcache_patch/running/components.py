@@ -1,14 +1,14 @@
 """What a pipeline is made of: its U-Nets, what goes with them, and its schedulers."""
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import takewhile
 from typing import Any
 
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from ..cutting.anatomy import is_controlnet, is_unet
+from ..cutting.anatomy import dissect, is_controlnet, is_unet
 from ..errors import UnsupportedModelError
 from ..patching.call import whole
 from ..patching.wrappers import unwrapped
@@ -20,7 +20,8 @@ def unets_of(pipe: Any) -> dict[str, nn.Module]:
     A bare U-Net has the name "unet".
 
     Raises:
-        UnsupportedModelError: If there is none that can be cut.
+        UnsupportedModelError: If there is none that can be cut; names one that is inside another
+            module.
     """
     modules = modules_of(pipe)
     unets = {name: module for name, module in modules.items() if _is_whole(module, is_unet)}
@@ -29,10 +30,13 @@ def unets_of(pipe: Any) -> dict[str, nn.Module]:
     names = ", ".join(type(unwrapped(each)).__name__ for each in modules.values()) or "no modules"
     cure = "a U-Net with skip connections is what DeepCache needs"
     wrappers = {"DataParallel", "FullyShardedDataParallel"}
-    if wrappers & {type(module).__name__ for module in modules.values()}:
-        cure = "run one process for each device, or shard the U-Net with fully_shard"
+    inside = _unet_inside(pipe)
     if any(hasattr(module, "enable_cache") for module in modules.values()):
         cure = "transformers have caches of their own: see pipe.transformer.enable_cache(...)"
+    if inside is not None:
+        cure = f"something stands round the one that it has: give DeepCacheHelper({inside})"
+    if wrappers & {type(module).__name__ for module in modules.values()}:
+        cure = "run one process for each device, or shard the U-Net with fully_shard"
     raise UnsupportedModelError(
         f"{type(pipe).__name__} has no U-Net that can be cut (found: {names}); {cure}"
     )
@@ -105,6 +109,46 @@ def modules_of(pipe: Any) -> dict[str, nn.Module]:
     if isinstance(pipe, DiffusionPipeline):
         parts = pipe.components.items()
         return {name: part for name, part in parts if isinstance(part, nn.Module)}
+    inside = _unet_inside(pipe)
+    cure = "" if inside is None else f": give it the U-Net alone, DeepCacheHelper({inside})"
     raise UnsupportedModelError(
-        f"DeepCacheHelper takes a diffusers pipeline or a U-Net, not {type(pipe).__name__}"
+        f"DeepCacheHelper takes a diffusers pipeline or a U-Net, not {type(pipe).__name__}{cure}"
     )
+
+
+def _unet_inside(pipe: Any) -> str | None:
+    """How to write the U-Net that is nearest to the surface of something; `None` without one."""
+    layer, seen = [("model" if isinstance(pipe, nn.Module) else "pipe", pipe)], {id(pipe)}
+    while layer:
+        below: list[tuple[str, Any]] = []
+        for path, owner in layer:
+            for name, part in _parts_of(owner):
+                if id(part) in seen:
+                    continue
+                seen.add(id(part))
+                written = f"{path}[{name}]" if name.isdecimal() else f"{path}.{name}"
+                if isinstance(part, nn.Module) and _can_be_cut(part):
+                    return written
+                # What is in a pipeline may be anything; further down only modules are looked at.
+                if isinstance(part, nn.Module | list | tuple) or owner is pipe:
+                    below.append((written, part))
+        layer = below
+    return None
+
+
+def _parts_of(owner: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(owner, list | tuple):
+        yield from ((str(number), part) for number, part in enumerate(owner))
+        return
+    if isinstance(owner, nn.Module):
+        yield from owner.named_children()
+    yield from getattr(owner, "__dict__", {}).items()
+
+
+def _can_be_cut(module: nn.Module) -> bool:
+    try:
+        with whole(module):
+            dissect(unwrapped(module))
+    except UnsupportedModelError:
+        return False
+    return True

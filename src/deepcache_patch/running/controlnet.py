@@ -7,9 +7,7 @@ residual.
 """
 
 import weakref
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from operator import is_
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,31 +19,8 @@ from ..errors import UnsupportedModelError
 from ..patching.call import CallPatch, whole
 from ..patching.wrappers import unwrapped
 from .offloading import bring_whole
+from .residuals import Given, Source, is_known, runs_its_own, watching_hooks
 from .unet import AttachedUNet
-
-
-@dataclass(frozen=True, eq=False)
-class CutCall:
-    """A call of a companion that gave only the residuals of a shallow call.
-
-    Attributes:
-        companion: The ControlNet's name.
-        residuals: What it gave, held by nobody here.
-        again: Calls it with the same arguments, in full.
-    """
-
-    companion: str
-    residuals: Sequence[weakref.ref[torch.Tensor]]
-    again: Callable[[], Any]
-
-    def gave(self, residuals: Sequence[torch.Tensor]) -> bool:
-        """Whether these are what it gave, and not something made of it."""
-        given = [each() for each in self.residuals]
-        return len(given) == len(residuals) and all(map(is_, given, residuals))
-
-    def when_forgotten(self, callback: Callable[[], object]) -> None:
-        """Have the callback called when nobody has the first residual any more."""
-        weakref.finalize(self.residuals[0](), callback).atexit = False
 
 
 class AttachedCompanion:
@@ -62,6 +37,7 @@ class AttachedCompanion:
         self._unet = weakref.ref(unet)
         with whole(patch.module):
             self._anatomy = dissect_controlnet(self._controlnet)
+        self._source = Source(type(self._controlnet).__name__)
         self._cuts: dict[int, Cut] = {}
         # A cut changes the ControlNet for everybody, so calls take turns.
         self._lock = patch.lock
@@ -87,12 +63,20 @@ class AttachedCompanion:
         unet, anatomy = self._unet(), self._current()
         if unet is None or anatomy is None:
             return original(*args, **kwargs)
-        branch = self._branch(unet, anatomy, args, kwargs)
+        arguments = anatomy.arguments(args, kwargs)
+        if not self._may_be_cut(unet, anatomy, arguments):
+            return original(*args, **kwargs)
+        branch = self._branch(unet, anatomy, arguments)
         # Cut at each branch, and whole.
         with self._patch.turn(lambda: unet.num_skips + 1) as mine:
             # While this call was waiting, layers may have been replaced.
             if mine and (branch is None or not anatomy.is_current):
-                return original(*args, **kwargs)
+                with watching_hooks(self._controlnet, self._source) as compare:
+                    output = original(*args, **kwargs)
+                compare(output)
+                if is_known(output):
+                    unet.remember(Given(self._source, output))
+                return output
             if mine and branch is not None:
                 bring_whole(self._controlnet)
                 if branch not in self._cuts:
@@ -106,8 +90,7 @@ class AttachedCompanion:
             with self._lock:
                 return original(*args, **kwargs)
 
-        name = type(self._controlnet).__name__
-        unet.remember(CutCall(name, tuple(map(weakref.ref, output[0])), again))
+        unet.remember(Given(self._source, output, again))
         return output
 
     def _current(self) -> Companion | None:
@@ -121,20 +104,21 @@ class AttachedCompanion:
                     return None
             return self._anatomy
 
-    def _branch(
-        self,
-        unet: AttachedUNet,
-        anatomy: Companion,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> int | None:
-        """Where to cut this call; `None` for a call in full."""
-        arguments = anatomy.arguments(args, kwargs)
+    def _may_be_cut(
+        self, unet: AttachedUNet, anatomy: Companion, arguments: dict[str, Any]
+    ) -> bool:
+        """Whether a call with these arguments is one that may be cut at all."""
         # In guess mode the scale of a residual depends on how many there are.
         if arguments.get("guess_mode") or anatomy.num_skips != unet.num_skips:
-            return None
-        timestep, sample = arguments.get("timestep"), arguments.get(anatomy.sample_name)
-        if timestep is None or not isinstance(sample, torch.Tensor):
-            return None
+            return False
+        sample = arguments.get(anatomy.sample_name)
+        return arguments.get("timestep") is not None and isinstance(sample, torch.Tensor)
+
+    def _branch(
+        self, unet: AttachedUNet, anatomy: Companion, arguments: dict[str, Any]
+    ) -> int | None:
+        """Where to cut this call; `None` for a call in full."""
         # Not under this lock: the U-Net's may be held by a call that waits for this one.
-        return unet.foresee(timestep, sample)
+        sample = arguments[anatomy.sample_name]
+        self._source.is_own = all(map(runs_its_own, anatomy.networks))
+        return unet.foresee(arguments["timestep"], sample, self._source)

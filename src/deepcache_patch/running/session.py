@@ -1,7 +1,6 @@
 """What one thread has of the generation that it runs through one U-Net."""
 
 import copy
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from ..cutting.features import FeatureCache
 from ..schedules.guide import Guide, Position
 from ..schedules.plans import FULL, PlanEntry
+from .residuals import Residuals
 from .slots import Slot, Slots, marks
 from .stats import Course
 from .steps import StepTracker
@@ -27,7 +27,7 @@ class Session:
         last_full: The last step that it wanted in full.
         scheduler: The one that drives this generation, or `None`.
         course: How that goes.
-        cut_calls: The last calls of companions that were cut; see `controlnet`.
+        residuals: What companions gave last.
         slots: The calls of its steps.
         watched: By branch and look, why shallow calls are no good in this generation; `None` if
             they are.
@@ -39,7 +39,7 @@ class Session:
         self.generation = -1
         self.course = Course("")
         # A reset may come between the companion's call and the U-Net's.
-        self.cut_calls: deque[Any] = deque(maxlen=4)
+        self.residuals = Residuals()
         self.reset()
 
     def reset(self) -> None:
@@ -53,6 +53,7 @@ class Session:
     def forget(self) -> None:
         """Let go of what was recorded."""
         self.cache.clear()
+        self.residuals.forget()
         self.slots = Slots()
         # Of the last call, by its slot.
         self._conditionings: dict[int, torch.Tensor | None] = {}

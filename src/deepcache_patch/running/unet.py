@@ -15,7 +15,7 @@ from torch import nn
 from ..cutting.anatomy import Anatomy
 from ..cutting.answer import Answer
 from ..cutting.features import FeatureKey, Recorded
-from ..errors import ChangedResidualsError
+from ..errors import ChangedResidualsError, warn
 from ..patching.call import CallPatch
 from ..patching.wrappers import unwrapped
 from ..schedules.guide import Context, FinishedCall, Guide, Position
@@ -24,6 +24,7 @@ from ..schedules.plans import OUTPUT
 from .callers import Callers
 from .decision import FullOrShallow
 from .example import example_of
+from .residuals import Given, Source
 from .session import Session
 from .shallow import UNetCuts
 from .slots import Slot
@@ -70,6 +71,7 @@ class AttachedUNet:
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         self.example: dict[str, Any] | None = None
         self._course: Course | None = None
+        self._told_of_changes = False
         self._generations = self._full_calls = self._shallow_calls = self._peak_nbytes = 0
         # A cut changes the U-Net for everybody, so calls take turns.
         self._lock = patch.lock
@@ -114,7 +116,7 @@ class AttachedUNet:
             self._patch.remove()
             self.reset()
             for session in list(self._sessions):
-                session.cut_calls.clear()
+                session.residuals.clear()
 
     def follow(self, begin: Callable[[Context], Guide]) -> None:
         """Be led by another from the next call on, which is a first step."""
@@ -128,7 +130,7 @@ class AttachedUNet:
             for session in list(self._sessions):
                 session.reset()
 
-    def foresee(self, timestep: Any, sample: torch.Tensor) -> int | None:
+    def foresee(self, timestep: Any, sample: torch.Tensor, source: Source) -> int | None:
         """The branch of the coming call, for a companion that is called before it.
 
         What comes may still run in full, if it turns out to be another call than it seems.
@@ -136,22 +138,42 @@ class AttachedUNet:
         Args:
             timestep: What the companion got.
             sample: Likewise; it may differ from the U-Net's in its channels.
+            source: The companion.
 
         Returns:
-            `None` if the call will run in full, or if that is not known.
+            `None` if the call will run in full, if that is not known, or if it has not been seen
+            that what the companion gives reaches the U-Net as it is.
         """
         with self._lock:
             if self._runs_plainly(sample) or not self._patch.installed:
                 return None
-            branch = self._decision.coming(self._session(), timestep, sample)
-            return None if branch is None else max(branch, 0)  # it runs, whatever becomes of it
+            session = self._session()
+            branch = self._decision.coming(session, timestep, sample)
+            if branch is None:
+                return None
+            if session.residuals.trusts(source):
+                return max(branch, 0)  # it runs, whatever becomes of it
+            reason = "what it gave was changed before it reached the U-Net"
+            if not source.is_own:
+                reason = "its forward is not the libraries', and may count its residuals"
+            if (source.changed or not source.is_own) and not self._told_of_changes:
+                self._told_of_changes = True
+                warn(
+                    f"{source.name} runs whole on every step: {reason}. To have it cut along, give "
+                    "its residuals to the U-Net as they are and change conditioning_scale; "
+                    f"{self._alone} never cuts it"
+                )
+            return None
 
-    def remember(self, cut_call: Any) -> None:
-        """Keep a call of a companion that was cut, while somebody has what it gave."""
+    def remember(self, call: Given) -> None:
+        """Remember a call of a companion: the U-Net's will show whether its residuals arrive."""
         with self._lock:
-            calls = self._session().cut_calls
-            calls.append(cut_call)
-        cut_call.when_forgotten(lambda: calls.remove(cut_call) if cut_call in calls else None)
+            self._session().residuals.give(call)
+
+    @property
+    def _alone(self) -> str:
+        """How to make a helper that knows of no companions."""
+        return f"DeepCacheHelper(pipe.{self.name})"
 
     def _call(
         self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -188,12 +210,12 @@ class AttachedUNet:
             anatomy = self._anatomy
             slot = session.slot_of(position, anatomy.sample(arguments), anatomy.given(arguments))
             branch, feature = self._decision.branch(session, guide, position, slot, arguments)
+            changed = self._completed(session, branch, arguments)
             if branch == OUTPUT:
                 self._shallow_calls += 1
                 session.course.called(position.step, position.slot, branch)
                 self._keep_recorded(session, guide, position, slot, arguments, feature, branch)
                 return feature
-            changed = self._completed(session, branch, arguments)
             if branch is None:
                 self._full_calls += 1
             else:
@@ -213,7 +235,7 @@ class AttachedUNet:
         except BaseException:
             # Whether the caller tries this step again, or what, cannot be known.
             session.reset()
-            session.cut_calls.clear()
+            session.residuals.clear()
             raise
         finally:
             self._cuts.taken()
@@ -277,18 +299,20 @@ class AttachedUNet:
         Raises:
             ChangedResidualsError: If something was done to those that it gave.
         """
-        residuals = self._anatomy.residuals(arguments) if session.cut_calls else None
-        needed = self.num_skips if branch is None else branch + 1
-        if residuals is None or len(residuals) >= needed:
+        residuals, middle = self._anatomy.residuals(arguments)
+        if residuals is None:
             return None
-        for call in tuple(session.cut_calls):  # one whose residuals die meanwhile goes
-            if call.gave(residuals):
-                return self._anatomy.with_residuals(arguments, call.again())
-        names = " and ".join(sorted({call.companion for call in session.cut_calls}))
+        call = session.residuals.arrive(residuals, middle)
+        needed = self.num_skips if branch is None else branch + 1
+        sources = session.residuals.sources_cut
+        if len(residuals) >= needed or not sources:
+            return None
+        if call is not None and call.again is not None and call.is_unwritten():
+            return self._anatomy.with_residuals(arguments, call.again())
         raise ChangedResidualsError(
-            f"the residuals of {names} were changed before they reached the U-Net, and this call "
-            "needs more of them than were made: give them to the U-Net as they are, and change "
-            "conditioning_scale instead"
+            f"the residuals of {' and '.join(sources)} were changed before they reached the U-Net, "
+            "and this call needs more of them than were made. From now on they are all made: run "
+            f"the generation again. {self._alone} makes all of them from the start"
         )
 
     def _keep_recorded(

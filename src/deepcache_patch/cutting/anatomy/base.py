@@ -228,9 +228,11 @@ class Anatomy(Dissected, ABC):
         """Why a call with these arguments must run in full, if it must."""
         return None
 
-    def residuals(self, arguments: Mapping[str, Any]) -> Sequence[torch.Tensor] | None:
-        """What a ControlNet adds to the skips in this call, one for each; `None` without one."""
-        return None
+    def residuals(
+        self, arguments: Mapping[str, Any]
+    ) -> tuple[Sequence[torch.Tensor] | None, torch.Tensor | None]:
+        """What a ControlNet adds in this call: to each skip, and to the middle; `None` without."""
+        return None, None
 
     def with_residuals(self, arguments: Mapping[str, Any], given: Any) -> dict[str, Any]:
         """The arguments with what another call of the ControlNet has returned."""

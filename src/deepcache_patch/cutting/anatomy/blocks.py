@@ -72,12 +72,12 @@ class BlockAnatomy(LayeredAnatomy):
             changed[adapted] = list(arguments[adapted])[: self._adapted_blocks(branch)]
         return arguments | changed if changed else None
 
-    def residuals(self, arguments: Mapping[str, Any]) -> Sequence[torch.Tensor] | None:
-        """What a ControlNet adds to the skips in this call, one for each; `None` without one."""
-        if arguments.get("mid_block_additional_residual") is None:
-            return None
-        found: Sequence[torch.Tensor] | None = arguments.get("down_block_additional_residuals")
-        return found
+    def residuals(
+        self, arguments: Mapping[str, Any]
+    ) -> tuple[Sequence[torch.Tensor] | None, torch.Tensor | None]:
+        """What a ControlNet adds in this call: to each skip, and to the middle; `None` without."""
+        down = arguments.get("down_block_additional_residuals")
+        return down, arguments.get("mid_block_additional_residual")
 
     def with_residuals(self, arguments: Mapping[str, Any], given: Any) -> dict[str, Any]:
         """The arguments with what another call of the ControlNet has returned."""

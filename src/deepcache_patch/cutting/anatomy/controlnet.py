@@ -38,6 +38,11 @@ class Companion(Dissected, ABC):
         self._controlnet = controlnet
         self._nets = _nets(controlnet)
 
+    @property
+    def networks(self) -> list[nn.Module]:
+        """The ControlNet, and those in it."""
+        return [self._controlnet, *(net for net in self._nets if net is not self._controlnet)]
+
     @classmethod
     def fits(cls, model: Any) -> bool:
         """Whether the model is such a ControlNet, or several of them."""

@@ -91,9 +91,11 @@ class HunyuanAnatomy(Anatomy):
         padded = kept + [nothing] * (self.num_skips - len(kept))
         return arguments | {"controlnet_block_samples": padded}
 
-    def residuals(self, arguments: Mapping[str, Any]) -> Sequence[torch.Tensor] | None:
-        """What a ControlNet adds to the skips in this call, one for each; `None` without one."""
-        return arguments.get("controlnet_block_samples")
+    def residuals(
+        self, arguments: Mapping[str, Any]
+    ) -> tuple[Sequence[torch.Tensor] | None, torch.Tensor | None]:
+        """What a ControlNet adds in this call: to each skip, and to the middle; `None` without."""
+        return arguments.get("controlnet_block_samples"), None
 
     def with_residuals(self, arguments: Mapping[str, Any], given: Any) -> dict[str, Any]:
         """The arguments with what another call of the ControlNet has returned."""
