@@ -103,7 +103,8 @@ class StepTracker:
         if last is None or not same_timeline(place.timeline, last.timeline):
             # Whoever was astray may begin a loop at the head of another list.
             if self._astray and not place.is_head and not by_pipeline():
-                return self._go_astray(place)
+                self._go_astray(place)
+                return None
             return self._begin(place, by_pipeline())
         way = self._way(place, last)
         if self._astray:
@@ -121,7 +122,8 @@ class StepTracker:
         is_over = self._step > 0 or (self._length or 0) - 1 == self._index
         if is_over or by_pipeline():
             return self._begin(place, by_pipeline())
-        return self._go_astray(place)
+        self._go_astray(place)
+        return None
 
     def _goes_on(self, way: Way, by_pipeline: Callable[[], bool]) -> bool:
         """Whether a step of this generation may be where the next entry of its list is not."""
@@ -131,14 +133,14 @@ class StepTracker:
 
     def _begin(self, place: Place, by_pipeline: bool, *, is_loop: bool = False) -> Position:
         """A generation begins with this call."""
-        timeline = None if place.index is None else place.timeline
+        timeline = None if place.entry is None else place.timeline
         if not same_timeline(timeline, self._timeline):
             self._timeline, self._values = timeline, []
         self._generation += 1
         self._pipelines = by_pipeline
         self._is_loop = is_loop or place.is_head
         self._astray = False
-        self._first, self._length = place.index or 0, place.length
+        self._first, self._length = place.entry or 0, place.length
         self._step = self._slot = self._calls_before = 0
         if not is_loop:
             self._strides = Strides()
@@ -158,7 +160,8 @@ class StepTracker:
         if by_pipeline():
             return self._begin(place, True)
         if way is None:
-            return self._go_astray(place)
+            self._go_astray(place)
+            return None
         if way.far > 0:
             self._strides = self._strides.after(way)
             self._index = None
@@ -169,8 +172,8 @@ class StepTracker:
 
     def _stand(self, place: Place) -> None:
         """Remember where the last step is."""
-        beside = place.index is None and self._index is not None
-        self._index = self._index + 1 if beside and self._index is not None else place.index
+        beside = place.entry is None and self._index is not None
+        self._index = self._index + 1 if beside and self._index is not None else place.entry
         self._place = place
 
     def _position(self) -> Position:
@@ -189,9 +192,9 @@ class StepTracker:
 
     def _way(self, place: Place, last: Place) -> Way | None:
         """How far the call is from the last step; `None` if it is behind it."""
-        if place.index is not None and last.index is not None:
-            far = place.index - last.index
-            if far < 0 or self._turns_back(last.index, place.index):
+        if place.entry is not None and last.entry is not None:
+            far = place.entry - last.entry
+            if far < 0 or self._turns_back(last.entry, place.entry):
                 return None
             return Way(far, place.length or 1, entries=True)
         before, now = self._value(last), self._value(place)
@@ -206,9 +209,9 @@ class StepTracker:
         )
 
     def _value(self, place: Place) -> float | None:
-        if place.value is not None or place.index is None:
+        if place.value is not None or place.entry is None:
             return place.value
-        return self._timelines.value_of(place.timeline, place.index)
+        return self._timelines.value_of(place.timeline, place.entry)
 
     def _turns_back(self, before: int, after: int) -> bool:
         """Whether the list itself has gone back since the last call, as RePaint's does."""

@@ -33,14 +33,14 @@ class Place(NamedTuple):
 
     Attributes:
         timeline: The list that it is an entry of, or stands beside; `None` if there is no list.
-        index: Which entry of it; `None` if it is none of them.
-        length: How many entries the list has; `None` without an index.
+        entry: Its index; `None` if it is none of them.
+        length: How many entries the list has; `None` without an entry.
         value: Where it was read; `None` where it need not be.
         is_head: Whether it is the first entry, or before it.
     """
 
     timeline: torch.Tensor | None
-    index: int | None
+    entry: int | None
     length: int | None
     value: float | None
     is_head: bool
@@ -51,12 +51,12 @@ class Expected(NamedTuple):
 
     Attributes:
         timeline: The list that it goes by.
-        index: The entry of its last call.
+        entry: The index of its last call.
         more: Whether the step had fewer calls until now than the one before; `None` in the first.
     """
 
     timeline: torch.Tensor | None
-    index: int
+    entry: int
     more: bool | None
 
 
@@ -109,8 +109,8 @@ class Timelines:
         if expected is not None and not same_timeline(expected.timeline, timesteps):
             expected = None
         found = _entries_like(value, values)
-        if not found and expected is not None and _is_nearest(value, values, expected.index + 1):
-            found = [expected.index + 1]
+        if not found and expected is not None and _is_nearest(value, values, expected.entry + 1):
+            found = [expected.entry + 1]
         if len(found) > 1:
             found = _expected_of(found, expected)
             if not found:
@@ -217,12 +217,12 @@ def _expected_of(found: list[int], expected: Expected | None) -> list[int]:
     """
     if expected is None:
         return []
-    stays, goes_on = expected.index in found, expected.index + 1 in found
+    stays, goes_on = expected.entry in found, expected.entry + 1 in found
     if stays and goes_on and expected.more is None:
         return []
     if goes_on and not (stays and expected.more):
-        return [expected.index + 1]
-    return [expected.index] if stays else []
+        return [expected.entry + 1]
+    return [expected.entry] if stays else []
 
 
 def _falls(values: list[float]) -> bool:

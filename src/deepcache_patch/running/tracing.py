@@ -21,7 +21,7 @@ def is_written_down(sample: Any) -> bool:
         sample: What the U-Net is called with.
     """
     return (
-        torch.jit.is_tracing()
+        torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         or _is_exporting()
         or (isinstance(sample, torch.Tensor) and (sample.is_meta or isinstance(sample, FakeTensor)))
         or _is_in_a_mode()
@@ -48,4 +48,5 @@ def _is_transformed() -> bool:
 
 def _is_captured() -> bool:
     """Whether a CUDA graph is captured."""
-    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+    started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return bool(started and torch.cuda.is_current_stream_capturing())
