@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from types import FunctionType, MethodType
+from types import MethodType
 from typing import Any, Final
 
 import torch
 from torch import nn
+
+from ..cutting.origin import home_of, is_library
 
 #: How many calls of ControlNets are remembered: several may come before the U-Net's first.
 _MOST_CALLS: Final = 16
@@ -120,9 +122,7 @@ def runs_its_own(controlnet: nn.Module) -> bool:
 def _is_of_libraries(function: Any) -> bool:
     while isinstance(function, partial | MethodType):
         function = function.func if isinstance(function, partial) else function.__func__
-    # Not its `__module__`, which `functools.wraps` makes that of another.
-    made_by = function.__globals__["__name__"] if type(function) is FunctionType else ""
-    return made_by.partition(".")[0] in ("diffusers", "accelerate", "torch")
+    return is_library(home_of(function))
 
 
 def is_known(output: Any) -> bool:
