@@ -101,10 +101,10 @@ def test_residuals_of_skips_that_are_left_out_become_zeros_of_the_same_kind():
 def test_residuals_can_be_exchanged_for_those_of_another_call():
     anatomy, controlnet = dissect(hunyuan(6)), hunyuan_controlnet(6)
     arguments = hunyuan_inputs()
-    assert anatomy.residuals(arguments) is None
+    assert anatomy.residuals(arguments) == (None, None)
     given = controlnet(**hunyuan_inputs(controlnet_cond=torch.ones(2, 4, 8, 8)))
     arguments = anatomy.with_residuals(arguments, given)
-    assert anatomy.residuals(arguments) == given.controlnet_block_samples
+    assert anatomy.residuals(arguments) == (given.controlnet_block_samples, None)
 
 
 @pytest.mark.parametrize("limit", range(5))
