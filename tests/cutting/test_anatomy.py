@@ -170,9 +170,10 @@ def test_nothing_is_trimmed_without_residuals():
 def test_a_controlnets_residuals_are_those_of_the_skips_and_the_middle():
     anatomy, (down, middle) = dissect(unet2d_condition()), torch.ones(2, 3)
     skips, both = "down_block_additional_residuals", "mid_block_additional_residual"
-    assert anatomy.residuals({}) is None
-    assert anatomy.residuals({skips: down}) is None  # the older name of an adapter's features
-    assert anatomy.residuals({skips: down, both: middle}) is down
+    assert anatomy.residuals({}) == (None, None)
+    # Without one for the middle they may be an adapter's features, by their older name.
+    assert anatomy.residuals({skips: down}) == (down, None)
+    assert anatomy.residuals({skips: down, both: middle}) == (down, middle)
     arguments = {"sample": 1, skips: None}
     given = anatomy.with_residuals(arguments, (down, middle))
     assert given == {"sample": 1, skips: down, both: middle}

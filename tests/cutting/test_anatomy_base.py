@@ -91,7 +91,7 @@ def test_where_a_layout_says_nothing_calls_stay_as_they_are():
     anatomy, arguments = Minimal(Net()), {"sample": 1}
     assert anatomy.trimmed(0, arguments) is None
     assert anatomy.refusal(arguments) is None
-    assert anatomy.residuals(arguments) is None
+    assert anatomy.residuals(arguments) == (None, None)
     same = anatomy.with_residuals(arguments, [2])
     assert same == arguments
     assert same is not arguments
