@@ -31,8 +31,8 @@ _TELLING: Final = 1.0
 #: ln(sigma) from step to step where nobody knows how many there will be: that of 50 steps.
 _USUAL_GAP: Final = 0.11
 
-#: A tolerance with which every branch passes, unless its rate is not finite.
-_ENDLESS: Final = 1e6
+#: No rate is higher, not that of features that are not finite.
+_HIGHEST_RATE: Final = 1e3
 
 
 class Adaptive:
@@ -48,10 +48,10 @@ class Adaptive:
     The rate is measured where a branch is recorded: the relative error of what would have been
     replayed there, as x0 has it, in each ln(sigma) and (1 + sigma)^1.25. The picture of a batch
     that changes most counts; and a new rate takes the place of the old by the share
-    (2 / (1 + sigma))^2, at most 1, since under strong noise it says little. Errors are computed on the device and copied without
-    waiting; they are used two steps later, whether they arrived sooner or not, so that equal
-    inputs give equal plans. Where the noise levels are not known, those of a usual generation are
-    taken.
+    (2 / (1 + sigma))^2, at most 1, since under strong noise it says little. Errors are computed on
+    the device and copied without waiting; they are used two steps later, whether they arrived
+    sooner or not, so that equal inputs give equal plans. Where the noise levels are not known,
+    those of a usual generation are taken.
 
     Args:
         tolerance: The error between two full steps, as a part of the picture, from 0 to 1. Its work
@@ -196,6 +196,7 @@ class AdaptiveGuide(ReplayGuide):
         worst: dict[tuple[int, int], float] = {}  # of all calls of a step
         for each in due:
             rate = each.error.value() / (each.gap * self._early[each.step])
+            rate = min(rate, _HIGHEST_RATE)
             place = each.step, each.branch
             worst[place] = max(worst.get(place, rate), rate)
         for (measured, branch), rate in worst.items():
@@ -205,9 +206,9 @@ class AdaptiveGuide(ReplayGuide):
 
     def _rest(self, step: int) -> list[PlanEntry]:
         """The plan from a step on, within what the budget leaves."""
-        left, tolerance = self._budget - self._course.full, self._schedule.tolerance
-        longest = self._schedule.longest
-        while tolerance < _ENDLESS:
+        left, longest = self._budget - self._course.full, self._schedule.longest
+        tolerance = self._schedule.tolerance
+        while True:
             course, entries = deepcopy(self._course), []
             for each in range(step, self.num_steps):
                 entries.append(self._chosen(course, each, tolerance, longest))
@@ -215,8 +216,6 @@ class AdaptiveGuide(ReplayGuide):
             if entries.count(FULL) <= left:
                 return entries
             tolerance, longest = max(1.25 * tolerance, 1e-3), self.num_steps
-        places = range(step, self.num_steps)  # the rates are not finite
-        return [FULL if each in self._protected else self.branches[0] for each in places]
 
     def _chosen(self, course: _Course, step: int, tolerance: float, longest: int) -> PlanEntry:
         if not course.since or step in self._protected or step - course.last_full >= longest:
