@@ -4,5 +4,5 @@
 folder `rivals` holds other methods, rebuilt from their papers, `work` counts what a generation
 costs and what a budget leaves, `frechet` measures distances between sets of pictures, `curves`
 reads figures off the results and `plot` draws them. `evaluation_set` makes large sets for measures
-of your own. The models and what reads their pictures back come from `train`.
+of your own, and `per_picture` measures what adapts to each picture. The models and what reads their pictures back come from `train`.
 """

@@ -34,6 +34,12 @@ from deepcache_patch.measuring.generation import accepted_arguments, generate
 from deepcache_patch.measuring.similarity import psnr
 
 GUIDANCE = 4.0
+FILE = RESULTS / "adaptive.json"
+
+
+def results() -> dict[str, Any]:
+    """What was measured, by sampler."""
+    return dict(json.loads(FILE.read_text(encoding="utf-8")))
 
 
 def main() -> None:
@@ -44,7 +50,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=16)
     parser.add_argument("--tolerance", type=float, nargs="+", default=[Adaptive().tolerance])
     parser.add_argument("--branches", type=int, nargs="+", default=[OUTPUT])
-    parser.add_argument("--output", type=Path, default=RESULTS / "adaptive.json")
+    parser.add_argument("--output", type=Path, default=FILE)
     options = parser.parse_args()
     given = [each for each in sys.argv[1:] if each != str(options.output)]
     for sampler in options.sampler:
@@ -61,7 +67,8 @@ def main() -> None:
         }
         file = options.output
         reports = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        reports[sampler] = report
+        several = options.branches != [OUTPUT]
+        reports[f"{sampler}, branches {options.branches}" if several else sampler] = report
         file.write_text(json.dumps(reports, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         print(SAMPLERS[sampler].title, *map(told, rows), sep="\n", flush=True)
 
@@ -91,10 +98,13 @@ def measured(
         for batch in alone:
             pictures.extend(made(batch, helper))
             plans.extend(list(each.plan) for each in helper.last_generations.values())
-        rows.append({"name": repr(helper.schedule)} | figures(plain, pictures, plans))
+        row = figures(plain, pictures, plans)
+        row["shallow"] = {str(branch): 0.0 for branch in branches} | row["shallow"]
+        rows.append({"name": repr(helper.schedule)} | row)
     calls = calls_of(pipe, sampler.steps)
     means = [row["work"] * calls for row in rows]
-    for full_steps in sorted({round_(mean) for mean in means for round_ in (math.floor, math.ceil)}):
+    near = {whole(mean) for mean in means for whole in (math.floor, math.ceil)}
+    for full_steps in sorted(near):
         helper = default_helper(pipe, full_steps, calls)
         pictures = list(made(together, helper))
         plans = [list(each.plan) for each in helper.last_generations.values()] * images

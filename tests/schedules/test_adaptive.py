@@ -415,4 +415,4 @@ def test_a_branch_that_the_unet_lacks_is_refused_before_anything_is_patched():
 
 def test_it_is_a_guiding_schedule_with_a_name():
     assert isinstance(Adaptive(), GuidingSchedule)
-    assert repr(Adaptive(0.2, (2, 0), longest=5)) == "Adaptive(0.2, (0, 2), interval=1.5, longest=5)"
+    assert repr(Adaptive(0.2, (2, 0))) == "Adaptive(0.2, (0, 2), interval=1.5, longest=10)"

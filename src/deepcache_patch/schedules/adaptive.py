@@ -144,7 +144,9 @@ class AdaptiveGuide(ReplayGuide):
         self._level, self._early = levels.tolist(), early_weights(sigmas).tolist()
         self._weight = (used * early_weights(sigmas)).tolist()
         self._trust = np.minimum(1, ((1 + _TELLING) / (1 + sigmas)) ** 2).tolist()
-        self._reach = [forecast.reach(step) for step in range(steps)] if forecast else sigmas.tolist()
+        self._reach = sigmas.tolist()
+        if forecast is not None:
+            self._reach = [forecast.reach(step) for step in range(steps)]
         outside = steps - len(self._protected)
         budget = len(self._protected) + int(outside / schedule.interval + 1e-9)
         unbound = context.is_guess or steps <= FEW_STEPS
