@@ -205,6 +205,8 @@ def test_protected_steps_come_on_top_of_the_budget():
     assert plan[:3] == (FULL,) * 3
     assert plan[-2:] == (FULL,) * 2
     assert len(plan.full_steps) <= 5 + 20 // 4
+    least = plan_of(Adaptive(0, interval=99), {}, 25, is_guess=False, window=Window(last=2))
+    assert least.full_steps == (0, 23, 24)
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf")])

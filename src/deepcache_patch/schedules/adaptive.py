@@ -141,8 +141,9 @@ class AdaptiveGuide(ReplayGuide):
         if context.is_guess:  # as if the noise stayed as strong as the picture
             levels, sigmas = -_USUAL_GAP * np.arange(steps), np.ones(steps)
             used = np.full(steps, _USUAL_GAP)
-        self._level, self._early = levels.tolist(), early_weights(sigmas).tolist()
-        self._weight = (used * early_weights(sigmas)).tolist()
+        self._level: list[float] = levels.tolist()
+        self._early: list[float] = early_weights(sigmas).tolist()
+        self._weight: list[float] = (used * early_weights(sigmas)).tolist()
         self._trust = np.minimum(1, ((1 + _TELLING) / (1 + sigmas)) ** 2).tolist()
         self._reach = sigmas.tolist()
         if forecast is not None:
@@ -150,7 +151,7 @@ class AdaptiveGuide(ReplayGuide):
         outside = steps - len(self._protected)
         budget = len(self._protected) + int(outside / schedule.interval + 1e-9)
         unbound = context.is_guess or steps <= FEW_STEPS
-        self._budget = steps if unbound else max(1, budget)
+        self._budget = steps if unbound else max(budget, len(self._protected | {0}))
         self._rates = dict.fromkeys(self.branches, _USUAL_RATE)
         self._course = _Course()
         self._plan: list[PlanEntry] = []
@@ -192,7 +193,7 @@ class AdaptiveGuide(ReplayGuide):
         return self.feature(step, branch, recorded)
 
     def _learn(self, step: int) -> bool:
-        """Bring the rates up to date; says whether there was anything new."""
+        """Bring the rates up to date, and say whether there was anything new."""
         due = [each for each in self._measured if each.step + self._schedule.delay <= step]
         del self._measured[: len(due)]
         worst: dict[tuple[int, int], float] = {}  # of all calls of a step
@@ -207,7 +208,10 @@ class AdaptiveGuide(ReplayGuide):
         return bool(due)
 
     def _rest(self, step: int) -> list[PlanEntry]:
-        """The plan from a step on, within what the budget leaves."""
+        """The plan from a step on, within what the budget leaves.
+
+        With a tolerance that is high enough only the first and the protected steps are full.
+        """
         left, longest = self._budget - self._course.full, self._schedule.longest
         tolerance = self._schedule.tolerance
         while True:
