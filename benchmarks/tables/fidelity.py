@@ -165,7 +165,7 @@ def adaptive() -> str:
             shallow = (f"{branch}: {mean:.1f}" for branch, mean in row["shallow"].items())
             rows.append(
                 (
-                    report["title"],
+                    f"{report['title']}: {report['images']} pictures",
                     f"{row['full_steps']:.1f}, {row['full_steps_least']}, {row['full_steps_most']}",
                     ", ".join(shallow).replace("-", "−"),
                     f"{_decibels(row['psnr'])} · {_decibels(beside['psnr'])}",
