@@ -73,9 +73,8 @@ NO_REPLAY = (
             "uniform, centred, auto, adaptive",
         ),
         (
-            {"schedule": "adaptive", "interval": 3},
-            "interval is a setting of noise-aware and uniform and centred and auto, not of "
-            "adaptive",
+            {"schedule": "adaptive", "interval": 0.5},
+            "interval must be a number from 1 to 1000, not 0.5",
         ),
         ({"schedule": "uniform", "interval": 2.5}, NO_INTEGER + "2.5"),
         ({"schedule": "uniform", "branch": 9}, NO_BRANCH_9),
@@ -156,7 +155,9 @@ def test_a_schedule_may_be_given_by_its_name():
     named = DeepCacheHelper(unet, schedule="uniform", interval=2, branch=4)
     assert named.schedule == Uniform(2, 4)
     assert DeepCacheHelper(unet, schedule="centred", interval=5).schedule == Centred(5)
-    assert str(DeepCacheHelper(unet, schedule="adaptive").schedule) == str(Adaptive(0.1))
+    assert str(DeepCacheHelper(unet, schedule="adaptive").schedule) == str(Adaptive())
+    named = DeepCacheHelper(unet, schedule="adaptive", interval=2, branch=4)
+    assert str(named.schedule) == str(Adaptive(branches=(4,), interval=2))
     assert str(DeepCacheHelper(unet, schedule="auto", interval=4).schedule) == str(Auto(4))
 
 

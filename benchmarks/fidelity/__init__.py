@@ -3,6 +3,7 @@
 ``python -m benchmarks.fidelity`` is `run`; `contestants` says who takes part on which sampler, the
 folder `rivals` holds other methods, rebuilt from their papers, `work` counts what a generation
 costs and what a budget leaves, `frechet` measures distances between sets of pictures, `curves`
-reads figures off the results and `plot` draws them. `evaluation_set` makes large sets for measures
-of your own. The models and what reads their pictures back come from `train`.
+reads figures off the results and `plot` draws them. `per_picture` measures what adapts to each
+picture, `evaluation_set` makes large sets for measures of your own. The models and what reads their
+pictures back come from `train`.
 """

@@ -66,7 +66,7 @@ SAMPLERS = {
 #: Shares of the plain pipeline's steps; their times span those of intervals 2 to 10.
 FEWER_STEPS = (0.6, 0.5, 0.38, 0.28)
 INTERVALS = (2, 3, 5)
-TOLERANCES = (0.05, 0.1, 0.2)
+TOLERANCES = (0.015, 0.03, 0.06)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from benchmarks.fidelity import per_picture
 from benchmarks.fidelity.contestants import RIVALS
 from benchmarks.fidelity.curves import Row, fitted_to, nearest, psnr_at, results
 from benchmarks.fidelity.work import SPEEDS
@@ -146,4 +147,39 @@ def _quality_of(row: Row | None, *, named: bool = False) -> str:
     return f"{read} · {row['frechet']:.1f} · {_decibels(row['psnr_worst_tenth'])}{name}"
 
 
-TABLES: tuple[Callable[[], str], ...] = (fidelity, measured_on, samplers, curves, quality)
+def adaptive() -> str:
+    """`Adaptive`, picture by picture, beside the default's plans of equal mean work."""
+    header = (
+        "each picture by itself",
+        "full calls: mean, least, most",
+        "others at branch: how often",
+        "PSNR · the default at equal mean work",
+        "worst tenth · the default's",
+    )
+    rows = []
+    for report in per_picture.results().values():
+        for row in report["rows"]:
+            beside = row.get("default_at_equal_work")
+            if beside is None:
+                continue
+            shallow = (f"{branch}: {mean:.1f}" for branch, mean in row["shallow"].items())
+            rows.append(
+                (
+                    f"{report['title']}: {report['images']} pictures",
+                    f"{row['full_steps']:.1f}, {row['full_steps_least']}, {row['full_steps_most']}",
+                    ", ".join(shallow).replace("-", "−"),
+                    f"{_decibels(row['psnr'])} · {_decibels(beside['psnr'])}",
+                    f"{_decibels(row['worst_tenth'])} · {_decibels(beside['worst_tenth'])}",
+                )
+            )
+    return table(header, rows)
+
+
+TABLES: tuple[Callable[[], str], ...] = (
+    fidelity,
+    measured_on,
+    samplers,
+    curves,
+    quality,
+    adaptive,
+)

@@ -106,7 +106,8 @@ def test_the_fields_begin_anew_where_they_mean_something_else() -> None:
         return [(each["value"], each["step"]) for each in (interval, branch)]
 
     assert starts("noise-aware") == [(2.2, 0.1), (-1, 1)]
-    for schedule in ("uniform", "centred", "auto", "adaptive"):
+    assert starts("adaptive") == [(1.5, 0.1), (-1, 1)]
+    for schedule in ("uniform", "centred", "auto"):
         assert starts(schedule) == [(3, 1), (0, 1)]
 
 
@@ -152,6 +153,7 @@ def test_only_the_fields_of_the_schedule_are_shown() -> None:
     assert shown("noise-aware") == shown("uniform") == ["interval", "branch", "replay"]
     assert shown("centred") == ["interval", "branch", "center", "power", "replay"]
     assert shown("auto") == ["interval", "branch"]
+    assert shown("adaptive") == ["interval", "branch", "tolerance", "replay"]
     assert shown("calibrated") == []
 
 

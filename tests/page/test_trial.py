@@ -159,7 +159,7 @@ def test_every_name_is_a_schedule() -> None:
     assert isinstance(auto, Auto)
     assert (auto.interval, auto.branch) == (4, 0)
     assert isinstance(adaptive, Adaptive)
-    assert (adaptive.tolerance, adaptive.branches) == (0.1, (3,))
+    assert (adaptive.tolerance, adaptive.branches) == (0.03, (3,))
     assert named_schedule("noise-aware", interval=2.5) == NoiseAware(2.5, -1)
     assert len(PARAMETERS) == 5
 

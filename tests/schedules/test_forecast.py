@@ -137,6 +137,17 @@ def test_a_mask_and_a_masked_picture_beside_a_learned_variance_are_no_sample():
     assert torch.equal(found, torch.cat([alone, output[:, 4:]], 1))
 
 
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_an_error_of_the_output_reaches_x0_as_far_as_it_says(prediction):
+    forecast = Forecast(LEVELS, prediction)
+    noise = torch.randn(1, 4, 2, 2, generator=generator(0))
+    for step in range(4):
+        wrong = recorded(step, noise, noise + 1)
+        right = recorded(step, noise, noise)
+        moved = forecast._denoised(wrong, 1, 0, 4) - forecast._denoised(right, 1, 0, 4)
+        assert torch.allclose(moved.abs(), torch.full_like(moved, forecast.reach(step)), atol=1e-5)
+
+
 def test_half_of_the_trend_is_half_way():
     x = torch.ones(1, 1, 2, 2)
     outputs = [recorded(1, x, 2 * x), recorded(0, x, 5 * x)]

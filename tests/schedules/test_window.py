@@ -205,7 +205,7 @@ def test_adaptive_runs_in_full_what_is_protected():
     pipe = loaded("ldm")
     with (
         counted_calls(pipe.unet) as calls,
-        DeepCacheHelper(pipe, schedule=Adaptive(1.0), first=4, last=2) as helper,
+        DeepCacheHelper(pipe, schedule=Adaptive(1.0, (0,)), first=4, last=2) as helper,
     ):
         LDM.run(pipe, steps=12)
         strip = ran(helper)
@@ -215,13 +215,13 @@ def test_adaptive_runs_in_full_what_is_protected():
 
 
 def test_adaptive_counts_from_the_last_protected_step():
-    # Nothing changes: but for the window, every fourth step is full after the first three.
-    guides = guides_of(Adaptive(0.1, longest=4), Reuse(), Window(first=5, last=2))
+    # Nothing changes: but for the window, every fourth step is full.
+    guides = guides_of(Adaptive(1, longest=4), Reuse(), Window(first=5, last=2))
     guide, entries = guides(context(13, Window())), []
     for step in range(13):
         entries.append(guide.entry(step))
-        features = {0: torch.ones(1)} if entries[-1] == FULL else {}
-        guide.observe(FinishedCall(Position(0, step, 0, 13), torch.zeros(1), None, features))
+        features = {0: torch.ones(1, 1)} if entries[-1] == FULL else {}
+        guide.observe(FinishedCall(Position(0, step, 0, 13), torch.zeros(1, 1), None, features))
     assert str(Plan(entries)) == "FFFFF···F··FF"
 
 

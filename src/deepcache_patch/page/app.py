@@ -26,7 +26,10 @@ from .trial import StoppedError, Trials
 _FILE: Final = "calibrated"
 
 #: Where the fields begin that mean something else to each schedule: value and step.
-_STARTS: Final = {"noise-aware": {"interval": (2.2, 0.1), "branch": (OUTPUT, 1)}}
+_STARTS: Final = {
+    "noise-aware": {"interval": (2.2, 0.1), "branch": (OUTPUT, 1)},
+    "adaptive": {"interval": (1.5, 0.1), "branch": (OUTPUT, 1)},
+}
 _USUAL_STARTS: Final = {"interval": (3, 1), "branch": (0, 1)}
 
 #: Up to where the page counts, unless the pipeline makes more by itself.
@@ -335,7 +338,7 @@ class Page:
             "branch": ("Branch: -1, above the output, is fastest", OUTPUT, deepest, branch, 1),
             "center": ("Center: where full steps are densest", 0, most, 15, 1),
             "power": ("Power: how uneven", 1.1, 10, 1.4, 0.1),
-            "tolerance": ("Tolerance: drift of a feature", 0, 1, 0.1, 0.01),
+            "tolerance": ("Tolerance: error between full steps", 0, 0.2, 0.03, 0.005),
         }
         with gr.Group():
             add["schedule"] = gr.Dropdown(choices, value="noise-aware", label="Schedule")

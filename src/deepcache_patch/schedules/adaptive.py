@@ -1,45 +1,91 @@
-"""`Adaptive`: no plan in advance; a feature is refreshed when it has probably drifted too far."""
+"""`Adaptive`: the plan is made as a generation goes, by how far what is replayed is from the truth.
 
-from collections.abc import Mapping, Sequence
+Each full step shows what a shallow one in its place would have got wrong. From that follows how
+fast this generation changes, and so when the next full step is due.
+"""
 
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
 import torch
 
+from ..cutting.features import FeatureCache, FeatureKey, Recorded
 from ..errors import InvalidSettingError
+from .forecast import Forecast
 from .guide import Context, FinishedCall, ReplayGuide
+from .noise_aware import FEW_STEPS, early_weights, how_long_used, usual_levels
 from .plans import FULL, OUTPUT, PlanEntry, number_between, whole_number
 from .replay import Replay
 from .transfer import HostCopy
 
+#: The rate of change before anything is measured. Most pictures have less, 0.03 to 0.08, but what
+#: early steps get is worth more to a picture than what it can still be given when this is known.
+_USUAL_RATE: Final = 0.085
+
+#: Up to which sigma a measured rate is taken as it is: under more noise all pictures change alike.
+_TELLING: Final = 1.0
+
+#: ln(sigma) from step to step where nobody knows how many there will be: that of 50 steps.
+_USUAL_GAP: Final = 0.11
+
+#: No rate is higher, not that of features that are not finite.
+_HIGHEST_RATE: Final = 1e3
+
 
 class Adaptive:
-    """Refreshes each branch when the drift that is estimated for it passes a tolerance.
+    """Runs a step in full when what shallow ones get wrong would add up to more than a tolerance.
 
-    Whenever a branch is recorded, its relative change |F_new - F_old| / |F_new| over the steps
-    between gives its drift in a step; since then it is taken to go on at that rate. A step runs at
-    the shallowest branch that is still within the tolerance, which refreshes the branches above it,
-    and in full if none is. The change is computed on the device and copied without waiting; it is
-    used two steps later, whether it arrived sooner or not, so that equal inputs give equal plans.
+    Let step i stand at sigma_i and its output be used over h_i = |ln sigma_i - ln sigma_(i+1)|, the
+    last one over 1. Computed from what step a has left, branch b is expected to add the error
+    rate_b · h_i · |ln sigma_i - ln sigma_a| · (1 + sigma_i)^1.25 to the picture, as a part of it.
+    The shallowest branch is run with which the errors since the last full step stay below the
+    tolerance; it refreshes those above it. If there is none, the step is full. With rates that do
+    not change this puts full steps where `NoiseAware` does, for another budget in each generation.
+
+    The rate is measured where a branch is recorded: the relative error of what would have been
+    replayed there, as x0 has it, in each ln(sigma) and (1 + sigma)^1.25. The picture of a batch
+    that changes most counts; and a new rate takes the place of the old by the share
+    (2 / (1 + sigma))^2, at most 1, since under strong noise it says little. Errors are computed on
+    the device and copied without waiting; they are used two steps later, whether they arrived
+    sooner or not, so that equal inputs give equal plans. Where the noise levels are not known,
+    those of a usual generation are taken.
 
     Args:
-        tolerance: Relative change of a feature, from 0 (everything in full) to 1.
-        branches: Those to choose from, rising.
-        longest: The most steps from one full step to the next, at least 1.
+        tolerance: The error between two full steps, as a part of the picture, from 0 to 1. Its work
+            depends on sampler and model; docs/schedules.md has some.
+        branches: Those to choose from, at least -1, which is above the output. Where a forecast is
+            not possible, -1 stands for 0.
+        interval: One full step in so many, at least 1: at most steps / interval steps run in full,
+            but never fewer than one, and those that are protected on top. When the budget is short,
+            the tolerance for what is left is raised until it lasts. It does not hold where nobody
+            knows how many steps there will be, nor for 8 steps or fewer.
+        longest: The most steps from one full step to the next, at least 1, where the budget leaves
+            as many.
 
     Raises:
         InvalidSettingError: If an argument is out of range.
 
     Example:
-        >>> helper = DeepCacheHelper(pipe, schedule=Adaptive(0.1))  # doctest: +SKIP
+        >>> helper = DeepCacheHelper(pipe, schedule=Adaptive(0.03))  # doctest: +SKIP
     """
 
-    #: How many steps after it was computed a change is used.
+    #: How many steps after it was computed an error is used.
     delay = 2
 
     def __init__(
-        self, tolerance: float = 0.1, branches: Sequence[int] = (0,), *, longest: int = 10
+        self,
+        tolerance: float = 0.03,
+        branches: Sequence[int] = (OUTPUT,),
+        *,
+        interval: float = 1.5,
+        longest: int = 10,
     ) -> None:
         self.tolerance = number_between("tolerance", tolerance, 0, 1)
         self.branches = tuple(sorted(whole_number("a branch", each, OUTPUT) for each in branches))
+        self.interval = number_between("interval", interval, 1, 1000)
         self.longest = whole_number("longest", longest, 1)
         if not self.branches or len(set(self.branches)) < len(self.branches):
             raise InvalidSettingError(f"branches must be different integers, not {branches!r}")
@@ -49,59 +95,157 @@ class Adaptive:
         return AdaptiveGuide(self, context, replay)
 
     def __repr__(self) -> str:
-        return f"Adaptive({self.tolerance}, {self.branches}, longest={self.longest})"
+        return (
+            f"Adaptive({self.tolerance:g}, {self.branches}, interval={self.interval:g}, "
+            f"longest={self.longest})"
+        )
+
+
+@dataclass
+class _Course:
+    """What has run so far, or would have.
+
+    Attributes:
+        full: How many full steps.
+        spent: The error since the last of them.
+        since: By branch, the step that recorded it last; the deepest by full steps alone.
+        last_full: The last full step.
+    """
+
+    full: int = 0
+    spent: float = 0.0
+    since: dict[int, int] = field(default_factory=dict)
+    last_full: int = 0
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """The relative error that a branch would have had at a step, as far as it shows in x0."""
+
+    step: int
+    branch: int
+    gap: float  # in ln(sigma), from the step that recorded it before
+    error: HostCopy
 
 
 class AdaptiveGuide(ReplayGuide):
-    """Goes by the drift that it estimates."""
+    """Goes by what it measures."""
 
     def __init__(self, schedule: Adaptive, context: Context, replay: Replay) -> None:
-        super().__init__(context, schedule.branches, replay)
-        self._schedule = schedule
-        self._protected = context.protected
-        self._last_full = 0
-        self._newest: dict[int, tuple[int, torch.Tensor]] = {}  # by branch: step and feature
-        self._drifts: dict[int, list[tuple[int, HostCopy]]] = {}  # by branch: since which step
+        forecast, steps = Forecast.of(context), context.num_steps
+        possible = {max(each, OUTPUT if forecast else 0) for each in schedule.branches}
+        super().__init__(context, tuple(sorted(possible)), replay)
+        self._schedule, self._protected = schedule, context.protected
+        levels = np.asarray(context.levels() or usual_levels(steps))
+        sigmas, used = np.exp(levels), how_long_used(levels)
+        if context.is_guess:  # as if the noise stayed as strong as the picture
+            levels, sigmas = -_USUAL_GAP * np.arange(steps), np.ones(steps)
+            used = np.full(steps, _USUAL_GAP)
+        self._level: list[float] = levels.tolist()
+        self._early: list[float] = early_weights(sigmas).tolist()
+        self._weight: list[float] = (used * early_weights(sigmas)).tolist()
+        self._trust = np.minimum(1, ((1 + _TELLING) / (1 + sigmas)) ** 2).tolist()
+        self._reach = sigmas.tolist()
+        if forecast is not None:
+            self._reach = [forecast.reach(step) for step in range(steps)]
+        outside = steps - len(self._protected)
+        budget = len(self._protected) + int(outside / schedule.interval + 1e-9)
+        unbound = context.is_guess or steps <= FEW_STEPS
+        self._budget = steps if unbound else max(budget, len(self._protected | {0}))
+        self._rates = dict.fromkeys(self.branches, _USUAL_RATE)
+        self._course = _Course()
+        self._plan: list[PlanEntry] = []
+        self._recorded = FeatureCache()
+        self._measured: list[_Measured] = []
 
     def entry(self, step: int) -> PlanEntry:
-        """The shallowest branch within the tolerance; full if none is, or the step is protected."""
-        schedule = self._schedule
-        if step not in self._protected and step - self._last_full < schedule.longest:
-            for branch in schedule.branches:
-                drift = self._drift(branch, step)
-                if drift is not None and drift <= schedule.tolerance:
-                    return branch
-        self._last_full = step
-        return FULL
+        """The plan's, which is made anew when something was measured."""
+        if self._learn(step) or not self._plan:
+            self._plan[step:] = self._rest(step)
+            self._plan[:0] = [FULL] * (self.num_steps - len(self._plan))
+        self._run(self._course, step, self._plan[step])
+        return self._plan[step]
 
     def observe(self, call: FinishedCall) -> None:
-        """Begin to measure what the first call of a step recorded."""
-        position = call.position
-        if position.step + 1 == position.num_steps:
-            # Nothing is kept when the generation is over.
-            self._newest.clear()
-            self._drifts.clear()
-        elif position.slot == 0:
-            self._measure(position.step, call.features)
+        """Begin to measure what would have been replayed in the place of what was recorded."""
+        step, slot = call.position.step, call.position.slot
+        if step + 1 == call.position.num_steps:
+            self._recorded.clear()  # nothing is kept when the generation is over
+            self._measured.clear()
+            return
+        key = FeatureKey.of(call.sample)
+        for branch, feature in call.features.items():
+            before = self._recorded.get(slot, branch)
+            gap = abs(self._level[before[0].step] - self._level[step]) if before else 0
+            if gap and before[0].key == key:
+                made = self._made(step, branch, before, call.sample)
+                error = _relative_error(made, feature) * self._reach[step]
+                self._measured.append(_Measured(step, branch, gap, HostCopy(error)))
+            sample = call.sample.clone() if branch == OUTPUT else None
+            recorded = Recorded(step, key, feature, sample)
+            self._recorded.put(slot, branch, recorded, keep=self.keep)
 
-    def _measure(self, step: int, features: Mapping[int, torch.Tensor]) -> None:
-        for branch, feature in features.items():
-            before, older = self._newest.get(branch, (step, feature))
-            self._newest[branch] = (step, feature)
-            if before < step and older.shape == feature.shape:
-                change = _relative_change(older, feature) / (step - before)
-                self._drifts.setdefault(branch, []).append((step, HostCopy(change)))
+    def _made(
+        self, step: int, branch: int, recorded: Sequence[Recorded], sample: torch.Tensor
+    ) -> torch.Tensor:
+        if branch == OUTPUT:
+            return self.output(step, recorded, sample)
+        return self.feature(step, branch, recorded)
 
-    def _drift(self, branch: int, step: int) -> float | None:
-        """How far the branch's feature has probably moved; `None` while nobody knows."""
-        drifts = self._drifts.get(branch, [])
-        ready = [each for since, each in drifts if since + self._schedule.delay <= step]
-        del drifts[: max(0, len(ready) - 1)]
-        return ready[-1].value() * (step - self._newest[branch][0]) if ready else None
+    def _learn(self, step: int) -> bool:
+        """Bring the rates up to date, and say whether there was anything new."""
+        due = [each for each in self._measured if each.step + self._schedule.delay <= step]
+        del self._measured[: len(due)]
+        worst: dict[tuple[int, int], float] = {}  # of all calls of a step
+        for each in due:
+            rate = each.error.value() / (each.gap * self._early[each.step])
+            rate = min(rate, _HIGHEST_RATE)
+            place = each.step, each.branch
+            worst[place] = max(worst.get(place, rate), rate)
+        for (measured, branch), rate in worst.items():
+            known = self._rates[branch]
+            self._rates[branch] = known + self._trust[measured] * (rate - known)
+        return bool(due)
+
+    def _rest(self, step: int) -> list[PlanEntry]:
+        """The plan from a step on, within what the budget leaves.
+
+        With a tolerance that is high enough only the first and the protected steps are full.
+        """
+        left, longest = self._budget - self._course.full, self._schedule.longest
+        tolerance = self._schedule.tolerance
+        while True:
+            course, entries = deepcopy(self._course), []
+            for each in range(step, self.num_steps):
+                entries.append(self._chosen(course, each, tolerance, longest))
+                self._run(course, each, entries[-1])
+            if entries.count(FULL) <= left:
+                return entries
+            tolerance, longest = max(1.25 * tolerance, 1e-3), self.num_steps
+
+    def _chosen(self, course: _Course, step: int, tolerance: float, longest: int) -> PlanEntry:
+        if not course.since or step in self._protected or step - course.last_full >= longest:
+            return FULL
+        for branch in self.branches:
+            if course.spent + self._error(course, step, branch) < tolerance:
+                return branch
+        return FULL
+
+    def _run(self, course: _Course, step: int, entry: PlanEntry) -> None:
+        if entry == FULL:
+            course.full, course.spent, course.last_full = course.full + 1, 0.0, step
+        else:
+            course.spent += self._error(course, step, entry)
+        refreshed = (each for each in self.branches if entry == FULL or each < entry)
+        course.since |= dict.fromkeys(refreshed, step)
+
+    def _error(self, course: _Course, step: int, branch: int) -> float:
+        gap = abs(self._level[step] - self._level[course.since[branch]])
+        return self._rates[branch] * self._weight[step] * gap
 
 
-def _relative_change(older: torch.Tensor, newer: torch.Tensor) -> torch.Tensor:
-    """|newer - older| / |newer|, on the device, in float32."""
-    distance = (newer - older).float().norm()
-    size = newer.float().norm().clamp_min(torch.finfo(torch.float32).tiny)
-    return torch.div(distance, size)
+def _relative_error(made: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
+    """|made - true| / |true| of the picture where that is the most, on the device, in float32."""
+    made, true = made.float().flatten(1), true.float().flatten(1)
+    size = true.norm(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
+    return torch.nan_to_num((made - true).norm(dim=1) / size, nan=torch.inf).amax()

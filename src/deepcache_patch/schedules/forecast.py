@@ -101,6 +101,13 @@ class Forecast:
         rest = output.narrow(place, count, output.shape[place] - count)
         return torch.cat([made, rest], dim=place) if rest.numel() else made
 
+    def reach(self, step: int) -> float:
+        """How far x0 moves where the output of a step moves by 1."""
+        alpha, noise = self._parts(step)
+        if self.prediction == "epsilon":
+            return noise / alpha
+        return noise if self.prediction == "v_prediction" else 1.0
+
     def _made(
         self,
         step: int,

@@ -80,7 +80,7 @@ class NoiseAware:
     def plan(self, num_steps: int) -> Plan:
         """One entry for each of `num_steps >= 1` steps whose noise levels are not known."""
         count = whole_number("num_steps", num_steps, 1)
-        return self._plan(_usual(count), frozenset(), self.branch)
+        return self._plan(usual_levels(count), frozenset(), self.branch)
 
     def plan_for(self, context: Context) -> Plan:
         """The plan of a generation, by its noise levels."""
@@ -90,7 +90,7 @@ class NoiseAware:
             places = range(context.num_steps)
             full = {int(place * self.interval) for place in places}
             return Plan(FULL if step in full else branch for step in places)
-        levels = context.levels() or _usual(context.num_steps)
+        levels = context.levels() or usual_levels(context.num_steps)
         plan = self._plan(levels, context.protected, branch)
         left_out = context.num_steps > max(1, len(context.protected))
         if self.interval > 1 and left_out and context.num_steps <= FEW_STEPS:
@@ -119,9 +119,19 @@ def remark_on(plan: Plan) -> str | None:
     return f"with {SHORT} steps or fewer pictures move far from the plain ones: lower the interval"
 
 
-def _usual(steps: int) -> tuple[float, ...]:
+def usual_levels(steps: int) -> tuple[float, ...]:
     """ln(sigma) of each step of a usual generation."""
     return tuple(np.linspace(*_USUAL, steps).tolist())
+
+
+def how_long_used(levels: Any) -> Any:
+    """How far the output of each step is used, in ln(sigma)."""
+    return np.append(np.abs(np.diff(levels)), _LAST)
+
+
+def early_weights(sigmas: Any) -> Any:
+    """How much more an error costs under so much noise."""
+    return (1 + np.asarray(sigmas)) ** _EARLY
 
 
 def cheapest(
@@ -144,8 +154,7 @@ def cheapest(
     protected = protected | {0}
     count = min(max(full_steps, len(protected)), steps)
     level = np.asarray(levels)
-    used = np.append(np.abs(np.diff(level)), _LAST)
-    weight = used * (1 + np.exp(level)) ** _EARLY
+    weight = how_long_used(level) * early_weights(np.exp(level))
     weight[sorted(protected)] = _FORBIDDEN
     # between[b, d]: all that lies between the full steps b - 1 - d and b; b may be the end.
     widest = min(steps, max(_WIDEST, 8 * steps // count))

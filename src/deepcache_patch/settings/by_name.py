@@ -22,7 +22,7 @@ PARAMETERS: Final = {
     "uniform": ("interval", "branch"),
     "centred": ("interval", "branch", "center", "power"),
     "auto": ("interval", "branch"),
-    "adaptive": ("tolerance", "branch"),
+    "adaptive": ("tolerance", "branch", "interval"),
 }
 
 #: Those whose plan is known before a generation.
@@ -61,7 +61,9 @@ def named_schedule(name: str, **given: Any) -> Any:
         return Auto(**given)
     if name == "noise-aware":
         return NoiseAware(**given)
-    return Adaptive(given.get("tolerance", 0.1), (given.get("branch", 0),))
+    if "branch" in given:
+        given["branches"] = (given.pop("branch"),)
+    return Adaptive(**given)
 
 
 def no_such_schedule(name: str, known: Iterable[str]) -> str:
