@@ -140,13 +140,9 @@ def require_within_reach(
 ) -> None:
     """Refuses the goal of a calibration that no schedule can have, as far as it is known."""
     from ..helper import DeepCacheHelper
-    from ..inspection.branches import Branches
+    from ..inspection.branches import Branches, share_of
     from ..settings.preview import num_steps
 
-    if branch < 0:
-        raise BadInputError(
-            f"--branch {branch} is above the output, where nothing is learned: 0 is the least"
-        )
     steps = num_steps(pipe, call.get("num_inference_steps"))
     if steps is None:
         return
@@ -154,7 +150,7 @@ def require_within_reach(
         raise BadInputError(f"--full-steps {full_steps} is more than the generation has: {steps}")
     if speedup is not None:
         branches = DeepCacheHelper(pipe).branches
-        share = branches[branch].share if isinstance(branches, Branches) else None
+        share = share_of(branches, branch) if isinstance(branches, Branches) else None
         most = steps / (1 + (steps - 1) * (share or 0))
         if speedup > (most if share is None else min(steps, _MARGIN * most)):
             raise BadInputError(

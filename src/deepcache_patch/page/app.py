@@ -26,7 +26,9 @@ from .trial import StoppedError, Trials
 _FILE: Final = "calibrated"
 
 #: Where the fields begin that mean something else to each schedule: value and step.
-_STARTS: Final = {"noise-aware": {"interval": (2.2, 0.1), "branch": (OUTPUT, 1)}}
+_STARTS: Final = {
+    name: {"interval": (2.2, 0.1), "branch": (OUTPUT, 1)} for name in ("noise-aware", "auto")
+}
 _USUAL_STARTS: Final = {"interval": (3, 1), "branch": (0, 1)}
 
 #: Up to where the page counts, unless the pipeline makes more by itself.

@@ -79,7 +79,7 @@ class NoiseAware:
     def plan(self, num_steps: int) -> Plan:
         """One entry for each of `num_steps >= 1` steps whose noise levels are not known."""
         count = whole_number("num_steps", num_steps, 1)
-        return self._plan(_usual(count), frozenset(), self.branch)
+        return self._plan(usual_levels(count), frozenset(), self.branch)
 
     def plan_for(self, context: Context) -> Plan:
         """The plan of a generation, by its noise levels."""
@@ -89,7 +89,7 @@ class NoiseAware:
             places = range(context.num_steps)
             full = {int(place * self.interval) for place in places}
             return Plan(FULL if step in full else branch for step in places)
-        levels = context.levels() or _usual(context.num_steps)
+        levels = context.levels() or usual_levels(context.num_steps)
         plan = self._plan(levels, context.protected, branch)
         left_out = context.num_steps > max(1, len(context.protected))
         if self.interval > 1 and left_out and context.num_steps <= FEW_STEPS:
@@ -112,7 +112,7 @@ class NoiseAware:
         return Plan(FULL if step in full else branch for step in range(steps))
 
 
-def _usual(steps: int) -> tuple[float, ...]:
+def usual_levels(steps: int) -> tuple[float, ...]:
     """ln(sigma) of each step of a usual generation."""
     return tuple(np.linspace(*_USUAL, steps).tolist())
 
