@@ -21,7 +21,7 @@ from .reached import Reached
 from .schedule_file import checked
 
 #: Digits of the weights in a file.
-_DIGITS: Final = 6
+_DIGITS: Final = 5
 
 
 @dataclass(frozen=True)
