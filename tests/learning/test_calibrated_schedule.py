@@ -136,7 +136,11 @@ DAMAGES = {
     "schedules of another kind": lambda file: file.write_text('{"version": 2, "schedules": [3]}'),
     "no weights": lambda file: edited(file, lambda data: data.pop("weights")),
     "weights of a full step": lambda file: edited(
-        file, lambda data: data["weights"][0].update(steps=[2, 1, 0], weights=[0.5])
+        file,
+        lambda data: data["weights"][0].update(
+            steps=[step for step, entry in enumerate(data["plan"]) if entry == FULL][2::-1],
+            weights=[0.5],
+        ),
     ),
     "no steps": lambda file: edited(file, lambda data: data["weights"][0].pop("steps")),
     "a weight of words": lambda file: edited(
@@ -264,8 +268,8 @@ def test_a_bare_unet_is_refused(learned):
         ({"steps": 7}, "the generation has 7 steps, not 10"),
         ({"steps": 16}, "the generation has 16 steps, not 10"),
         (
-            {"steps": None, "timesteps": [876, 800, 700, 600, 500, 400, 200, 1]},
-            "step 1 has timestep 800, not 751",
+            {"steps": None, "timesteps": [901, 850, *range(701, 0, -100)]},
+            "step 1 has timestep 850, not 801",
         ),
     ],
     ids=["fewer", "more", "others"],

@@ -81,7 +81,7 @@ def test_auto_learns_once_from_another_picture(labels: list[str]) -> None:
         schedule = trials.schedule("auto", interval=3, branch=1)
         found = trials.run(CALL, seed=0, schedule=schedule)
         assert found.shallow_calls == 4
-        assert found.plan == schedule.learned[-1].solution.plan
+        assert found.plan == schedule.learned[-1].entries
     assert labels == ["warm-up", "plain", "calibration", "cached", "cached"]
 
 
