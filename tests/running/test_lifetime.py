@@ -233,13 +233,13 @@ def test_a_loop_that_leaves_timesteps_out_ends_when_the_next_begins(recorded):
 
 def test_auto_lets_go_of_an_unfinished_study_when_the_next_generation_begins():
     pipe = SD.load()
-    SD.run(pipe, steps=8)
-    plain = bytes_left(SD.run, pipe, steps=8)
+    SD.run(pipe, steps=10)
+    plain = bytes_left(SD.run, pipe, steps=10)
     with DeepCacheHelper(pipe, schedule="auto") as helper:
-        stop_by_interrupt(SD, pipe, after=3)  # too short to teach anything
+        stop_by_interrupt(SD, pipe, after=3, steps=10)  # too short to teach anything
         gc.collect()
-        assert live_tensors().nbytes > plain + 3 * FEATURE
-        assert bytes_left(SD.run, pipe, steps=8) == plain
+        assert live_tensors().nbytes > plain
+        assert bytes_left(SD.run, pipe, steps=10) == plain
         assert len(helper.schedule.learned) == 1
 
 
