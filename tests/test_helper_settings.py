@@ -90,7 +90,7 @@ NO_REPLAY = (
         ),
         ({"schedule": Uniform(branch=9)}, NO_BRANCH_9),
         ({"schedule": "auto", "branch": 9}, NO_BRANCH_9),
-        ({"schedule": "auto", "interval": 0}, NO_INTEGER + "0"),
+        ({"schedule": "auto", "interval": 0}, "interval must be a number from 1 to 1000, not 0"),
         ({"schedule": Adaptive(branches=(0, 9))}, NO_BRANCH_9),
         (
             {"schedule": "auto", "replay": "reuse"},
@@ -307,7 +307,7 @@ def test_calibrate_hands_over_what_it_is_given(monkeypatch):
         return "a schedule"
 
     monkeypatch.setattr("deepcache_patch.helper.calibrate", calibrate)
-    nothing = {"speedup": None, "full_steps": None, "psnr": None, "branch": 0}
+    nothing = {"speedup": None, "full_steps": None, "psnr": None, "branch": -1}
     for options in ({"speedup": 2.0}, {"full_steps": 5, "branch": 1}, {"psnr": 30.0}, {}):
         assert helper.calibrate(loop, **options) == "a schedule"
         assert handed.pop() == ((helper, loop), nothing | options)

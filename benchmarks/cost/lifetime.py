@@ -38,7 +38,7 @@ from deepcache_patch.schedules.guide import AnySchedule
 
 #: Steps, pictures and size of the latents, one after the other. Readings are taken where the same
 #: generation was the last, for the scheduler keeps its list of timesteps.
-GENERATIONS: Final = ((6, 1, 8), (4, 2, 8), (6, 1, 16), (5, 1, 8), (8, 2, 8))
+GENERATIONS: Final = ((10, 1, 8), (9, 2, 8), (10, 1, 16), (9, 1, 8), (12, 2, 8))
 #: By how much resident memory may be more than after the tenth, in MiB: the allocator's own coming
 #: and going. A feature of each of 190 generations would be 0.75 to 3, those of 990 cycles 4.
 RESIDENT_BOUND: Final = 0.5

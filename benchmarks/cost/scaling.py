@@ -8,8 +8,8 @@
 - `cache`: bytes of the cache of SD 1.5 in half precision by resolution, batch and slots; counted on
   the device "meta", at the true size.
 - `plans`: what making a plan takes.
-- `learning`: what `Auto` does at the end of the generation from which it learns, with features of
-  SD 1.5's shape: time and memory of the record and of the search.
+- `learning`: what `Auto` does in the generation from which it learns, with samples of SD 1.5's
+  shape: time and memory of the record and of the fit.
 
 Run from the project's root: ``python -m benchmarks.cost.scaling``.
 """
@@ -30,18 +30,15 @@ from benchmarks.networks.loop_pipeline import LoopPipeline
 from benchmarks.networks.toys import tiny
 from benchmarks.provenance import options, prepare, write
 from benchmarks.timing import seconds
-from deepcache_patch import Auto, Centred, DeepCacheHelper, Schedule, Uniform
+from deepcache_patch import OUTPUT, Auto, Centred, DeepCacheHelper, NoiseAware, Schedule, Uniform
 from deepcache_patch.learning.study import Study
-from deepcache_patch.schedules.guide import Context
-from deepcache_patch.schedules.noise import error_weights
+from deepcache_patch.schedules.guide import Context, planned
 
 INTERVAL = 3
 STEPS = (10, 50, 100, 1000)
 SLOTS = (1, 2, 4, 16, 64)
 LATENTS = (32, 64, 128)
 PICTURES = (1, 2, 4)
-#: Of SD 1.5's deep feature at branch 0.
-CHANNELS = 320
 
 
 def main() -> None:
@@ -189,40 +186,34 @@ def plan_times(steps: int, repeats: int) -> dict[str, float]:
 
 
 def learning(steps: int, size: int, device: torch.device) -> dict[str, float]:
-    """What `Auto` costs in the generation from which it learns: the record, and the search."""
+    """What `Auto` costs in the generation from which it learns: the record, and the fit."""
     scheduler = DDIMScheduler()
     scheduler.set_timesteps(steps)
     timesteps = tuple(map(float, scheduler.timesteps.tolist()))
     context = Context(steps, timesteps, scheduler, torch.nn.Identity())
-    study = Study(context, 0)
+    study = Study(context, OUTPUT)
     generator = torch.Generator().manual_seed(0)
-    shapes = [(2, CHANNELS, size, size)] * 2 + [(2, 4, size, size)] * 2
-    first, last, sample, output = (
-        torch.randn(shape, generator=generator).to(device) for shape in shapes
+    first, last, output = (
+        torch.randn((2, 4, size, size), generator=generator).to(device) for _ in range(3)
     )
     taken = []
     for step in range(steps):
-        feature = torch.lerp(first, last, step / steps)
-        record = partial(study.recording.add, step, sample, output, {0: feature})
-        taken.append(seconds(record, device))
-    slopes, levels = study.recording.slopes(), context.levels()
-    weighing = _least(partial(error_weights, scheduler, timesteps, slopes, levels), 1)
-    solving = _least(partial(study.solve, interval=INTERVAL), 1)
+        sample = torch.lerp(first, last, step / steps)
+        taken.append(seconds(partial(study.add, step, sample, output), device))
+    plan = planned(NoiseAware(INTERVAL), context)
+    fitting = _least(partial(study.learn, plan), 1)
     # Once more, for this makes it slow: tensors are seen by the one, arrays by the other.
     tracemalloc.start()
     with LiveBytes(torch.device("cpu")) as tensors:
-        learned = study.solve(interval=INTERVAL)
+        study.learn(plan)
     arrays = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    blends = learned.solution.blends.values() if learned is not None else ()
     return {
         "steps": steps,
         "record_us": 1e6 * statistics.median(taken),
-        "record_nbytes": storage_bytes(vars(study.recording)),
-        "weights_ms": 1e3 * weighing,
-        "solve_ms": 1e3 * solving,
-        "solve_nbytes": tensors.peak + arrays,
-        "kept_nbytes": sum(part.nbytes for blend in blends for part in blend[2:]),
+        "record_nbytes": storage_bytes(vars(study)),
+        "fit_ms": 1e3 * fitting,
+        "fit_nbytes": tensors.peak + arrays,
     }
 
 

@@ -165,13 +165,13 @@ def _default(pipe: Any, sampler: Sampler) -> Iterator[Contestant]:
 
 
 def _auto(pipe: Any, sampler: Sampler) -> Iterator[Contestant]:
-    for speed, full_steps, _ in _budgets(pipe, sampler, work.counted_shares("sd15")[0]):
+    for speed, full_steps, _ in _budgets(pipe, sampler, 0):
         around = _helper(pipe)
 
         def fit(run: Run, around: Any = around, full_steps: int = full_steps) -> None:
             around().calibrate(run, full_steps=full_steps)
 
-        settings = {"speed": speed, "full_steps": full_steps, "branch": 0}
+        settings = {"speed": speed, "full_steps": full_steps, "branch": OUTPUT}
         name = f"auto, {full_steps} full steps"
         yield Contestant(name, "auto", sampler.steps, settings, around, fit)
 
@@ -272,7 +272,7 @@ def _spanning_auto(pipe: Any, sampler: Sampler) -> Iterator[Contestant]:
             with around():
                 run()
 
-        settings = {"interval": interval, "branch": 0}
+        settings = {"interval": interval, "branch": OUTPUT}
         yield Contestant(f"auto, interval {interval}", "auto", sampler.steps, settings, around, fit)
 
 

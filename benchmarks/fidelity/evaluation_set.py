@@ -32,7 +32,7 @@ from accelerate.utils import broadcast_object_list, parse_flag_from_env, tqdm
 from PIL import Image
 from torch import nn
 
-from deepcache_patch import Auto, DeepCacheHelper
+from deepcache_patch import OUTPUT, Auto, DeepCacheHelper
 from deepcache_patch.cli.loading import choose_device, choose_dtype, load_pipeline, use_scheduler
 from deepcache_patch.measuring.environment import device_name, versions
 from deepcache_patch.measuring.generation import (
@@ -92,6 +92,8 @@ class PictureSet:
 def main(argv: Sequence[str] | None = None) -> int:
     """Make the pictures of this process; 2 if something that was asked for cannot be done."""
     arguments = _parser().parse_args(argv)
+    if arguments.branch is None:
+        arguments.branch = OUTPUT if arguments.auto else 0
     # What accelerate does not look at by itself, and then takes each process for the only one.
     cpu = arguments.cpu or parse_flag_from_env("ACCELERATE_USE_CPU")
     state = PartialState(cpu=cpu or choose_device().type == "cpu", timeout=_PATIENCE)
@@ -141,7 +143,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--guidance-scale", type=float, metavar="X", help="default: the pipeline's own")
     add("--scheduler", metavar="NAME", help="default: the pipeline's own")
     add("--interval", type=int, default=3, metavar="N", help="default: 3")
-    add("--branch", type=int, default=0, metavar="K", help="default: 0")
+    add("--branch", type=int, metavar="K", help="default: 0; with --auto -1, where alone it learns")
     schedule = parser.add_mutually_exclusive_group()
     schedule.add_argument(
         "--auto",
@@ -300,11 +302,11 @@ def _learn(
         ValueError: If nothing could be learned.
     """
     auto = Auto(arguments.interval, arguments.branch, file=file)
-    known, batch = auto.learned, pictures.batches()[0]
+    batch = pictures.batches()[0]
     beyond = pictures.seed + pictures.count
-    with DeepCacheHelper(pipe, schedule=auto) as helper:
+    with DeepCacheHelper(pipe, schedule=auto):
         make(batch, range(beyond, beyond + len(batch)))
-    if auto.learned == known and not helper.stats.shallow_calls:
+    if not auto.learned:
         raise ValueError(f"--auto: a generation of {type(pipe).__name__} teaches nothing")
 
 

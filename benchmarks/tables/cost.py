@@ -144,21 +144,20 @@ def _scaling(report: Any) -> str:
         (f"`{name.title()}`, µs", *_figures(report["plans"], f"{name}_us", ".0f"))
         for name in ("uniform", "centred")
     ]
-    learned = [
-        ("`Auto`: ms of the search", *_figures(report["learning"], "solve_ms", ".0f")),
-        ("of these, ms for the steps' weights", *_figures(report["learning"], "weights_ms", ".0f")),
-        ("µs to record a step", *_figures(report["learning"], "record_us", ".0f")),
-        *(
-            (f"MiB {said}", *(_mib(row[f"{name}_nbytes"]) for row in report["learning"]))
-            for name, said in (
-                ("record", "of the record"),
-                ("solve", "during the search"),
-                ("kept", "of what was learned"),
-            )
-        ),
-    ]
-    of_plans = table(("by steps", *map(str, steps)), [*plans, *learned])
+    of_plans = table(("by steps", *map(str, steps)), [*plans, *_learning(report["learning"])])
     return "\n\n".join([by_steps, by_slots, by_size, _cache(report["cache"]), of_plans])
+
+
+def _learning(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """Nothing of results that are of another way to learn."""
+    if "fit_ms" not in rows[0]:
+        return []
+    return [
+        ("`Auto`: ms of the fit", *_figures(rows, "fit_ms", ".0f")),
+        ("µs to record a step", *_figures(rows, "record_us", ".0f")),
+        ("MiB of the record", *(_mib(row["record_nbytes"]) for row in rows)),
+        ("MiB during the fit", *(_mib(row["fit_nbytes"]) for row in rows)),
+    ]
 
 
 def _cache(cache: Mapping[str, Sequence[Mapping[str, int]]]) -> str:

@@ -18,7 +18,7 @@ from .running.pause import Pause
 from .running.stats import LOGGER, LastGeneration, Stats
 from .schedules.guide import AnySchedule, guides_of
 from .schedules.noise_aware import NoiseAware
-from .schedules.plans import Plan
+from .schedules.plans import OUTPUT, Plan
 from .schedules.replay import Replay
 from .schedules.window import Window
 from .settings.by_name import replay_of, schedule_of, uniform_of
@@ -284,7 +284,7 @@ class DeepCacheHelper:
         speedup: float | None = None,
         full_steps: int | None = None,
         psnr: float | None = None,
-        branch: int = 0,
+        branch: int = OUTPUT,
     ) -> Calibrated:
         """Learn the best schedule for what `run` does, go by it, and return it, to be saved.
 
@@ -307,7 +307,8 @@ class DeepCacheHelper:
             speedup: How many times as fast the denoising loop shall be; 1 or more.
             full_steps: How many steps shall run in full, at least 1.
             psnr: How close the pictures shall be to the plain ones, in dB on average.
-            branch: Of the shallow steps, at least 0.
+            branch: Of the shallow steps: -1, above the output, or at least 0, where only the
+                number of full steps is found.
 
         Raises:
             InvalidSettingError: If the goal or `run` is not what it has to be, or out of reach.

@@ -11,14 +11,11 @@ SCHEDULE = {
     # What DPM-Solver++ has: JSON knows no infinity, Python's does.
     "scheduler": {"class": "DPMSolverMultistepScheduler", "lambda_min_clipped": -float("inf")},
     "timesteps": [801.0, 601.0, 401.0, 201.0, 1.0],
-    "interval": 3,
-    "seen": 4,
-    "plan": [FULL, 0, FULL, 0, FULL],
-    "error": 0.125,
-    "blends": {
-        "1": {"a": 0, "b": 0, "gain": [0.5, -1], "trend": [0, 0.0], "offset": [1.0, 2]},
-        "3": {"a": 2, "b": 0, "gain": [0.25, 1e-6], "trend": [1, 0.5], "offset": [-3.5, 0]},
-    },
+    "plan": [FULL, FULL, -1, FULL, -1],
+    "weights": [
+        {"steps": [2, 1, 0], "weights": [0.25]},
+        {"steps": [4, 3, 1, 0], "weights": [0.5, -1e-06]},
+    ],
 }
 
 #: Not in every schedule.
@@ -31,6 +28,6 @@ REACHED = {
     "worst_psnr": 33.1,
 }
 
-WHOLE = {"version": 1, "schedules": [SCHEDULE]}
+WHOLE = {"version": 2, "schedules": [SCHEDULE]}
 
 VALID = json.dumps(WHOLE).encode()

@@ -56,7 +56,7 @@ def test_it_prints_plan_count_and_what_was_reached(
         f"written to {output}\n"
     )
     assert err == ""
-    assert found["goals"] == [{"speedup": 2.0, "full_steps": None, "psnr": None, "branch": 0}]
+    assert found["goals"] == [{"speedup": 2.0, "full_steps": None, "psnr": None, "branch": -1}]
     assert Calibrated.load(output).to_dict() == found["schedule"]
 
 

@@ -11,7 +11,6 @@ from builders.learning import LDM, counted, loaded
 
 from deepcache_patch import (
     Auto,
-    Calibrated,
     DeepCacheHelper,
     DeepCacheWarning,
     InvalidSettingError,
@@ -25,52 +24,43 @@ def test_a_file_lets_another_process_start_calibrated(tmp_path):
     pipe = LDM.load()
     with DeepCacheHelper(pipe, schedule=Auto(file=file)) as helper:
         assert not file.exists()
-        LDM.run(pipe, steps=8)
+        LDM.run(pipe, steps=10)
         written = file.read_bytes()  # already, and not only when the second generation begins
-        LDM.run(pipe, steps=8)
+        LDM.run(pipe, steps=10)
     assert file.read_bytes() == written
     assert [path.name for path in tmp_path.iterdir()] == ["learned.json"]
     (learned,) = helper.schedule.learned
 
     pipe = LDM.load()
     with DeepCacheHelper(pipe, schedule=Auto(file=str(file))) as helper:
-        assert counted(helper, partial(LDM.run, pipe, steps=8)) == (3, 5)
+        assert counted(helper, partial(LDM.run, pipe, steps=10)) == (4, 6)
         (loaded,) = helper.schedule.learned
         assert loaded.to_dict() == learned.to_dict()
         assert file.read_bytes() == written
-        LDM.run(pipe, steps=6)
-    assert [len(each.setting.timesteps) for each in load_all(file)] == [8, 6]
+        LDM.run(pipe, steps=9)
+    assert [len(each.setting.timesteps) for each in load_all(file)] == [10, 9]
 
 
-def test_each_budget_and_branch_in_one_file_is_its_own(tmp_path):
+def test_each_budget_in_one_file_is_its_own(tmp_path):
     file = tmp_path / "learned.json"
     pipe = loaded("ldm")
     runs = []
-    for options in ({}, {"interval": 4}, {"branch": 2}, {"interval": 1}) * 2:
+    for options in ({}, {"interval": 4}) * 2:
         with DeepCacheHelper(pipe, schedule=Auto(**options, file=file)) as helper:
-            runs.append(counted(helper, partial(LDM.run, pipe, steps=8)))
-    assert runs == [(8, 0)] * 4 + [(3, 5), (2, 6), (3, 5), (8, 0)]
-    assert len(json.loads(file.read_text())["schedules"]) == 4
-
-
-def test_what_another_wrote_since_for_another_branch_is_kept(tmp_path):
-    file = tmp_path / "learned.json"
-    pipe = loaded("ldm")
-    for schedule in [Auto(branch=branch, file=file) for branch in (0, 2)]:
-        with DeepCacheHelper(pipe, schedule=schedule):
-            LDM.run(pipe, steps=8)
-    assert [each.branches for each in load_all(file)] == [(0,), (2,)]
+            runs.append(counted(helper, partial(LDM.run, pipe, steps=10)))
+    assert runs == [(10, 0), (10, 0), (4, 6), (2, 8)]
+    assert len(json.loads(file.read_text())["schedules"]) == 2
 
 
 def test_what_another_wrote_since_is_kept(tmp_path):
     file = tmp_path / "learned.json"
     pipe = loaded("ldm")
     schedules = [Auto(file=file), Auto(interval=4, file=file), Auto(file=file)]
-    for schedule, steps in zip(schedules, (8, 8, 6), strict=True):
+    for schedule, steps in zip(schedules, (10, 10, 9), strict=True):
         with DeepCacheHelper(pipe, schedule=schedule):
             LDM.run(pipe, steps=steps)
-    found = [(each.interval, len(each.setting.timesteps)) for each in load_all(file)]
-    assert found == [(3, 8), (4, 8), (3, 6)]
+    found = [(len(each.entries.full_steps), len(each.entries)) for each in load_all(file)]
+    assert found == [(4, 10), (2, 10), (4, 9)]
 
 
 @pytest.mark.parametrize(
@@ -81,25 +71,26 @@ def test_what_another_wrote_since_is_kept(tmp_path):
 def test_a_copy_knows_what_was_learned(duplicate):
     pipe = loaded("ldm")
     with DeepCacheHelper(pipe, schedule="auto") as helper:
-        LDM.run(pipe, steps=6)
+        LDM.run(pipe, steps=9)
     with DeepCacheHelper(pipe, schedule=duplicate(helper.schedule)) as other:
-        assert counted(other, partial(LDM.run, pipe, steps=6)) == (2, 4)
+        assert counted(other, partial(LDM.run, pipe, steps=9)) == (4, 5)
 
 
-def test_what_was_asked_for_otherwise_is_not_for_auto(tmp_path):
+def test_another_plan_that_was_asked_for_is_not_for_auto_and_the_same_is(tmp_path):
     file = tmp_path / "learned.json"
     pipe = loaded("ldm")
-    helper = DeepCacheHelper(pipe, schedule=Uniform())
-    helper.calibrate(partial(LDM.run, pipe, steps=8), full_steps=3).save(file)
-    assert Calibrated.load(file).interval is None
-    with DeepCacheHelper(pipe, schedule=Auto(file=file)) as helper:
-        assert counted(helper, partial(LDM.run, pipe, steps=8)) == (8, 0)
-    assert [each.interval for each in load_all(file)] == [None, 3]
+    runs = []
+    for full_steps in (3, 4):
+        helper = DeepCacheHelper(pipe, schedule=Uniform())
+        helper.calibrate(partial(LDM.run, pipe, steps=10), full_steps=full_steps).save(file)
+        with DeepCacheHelper(pipe, schedule=Auto(file=file)) as helper:
+            runs.append(counted(helper, partial(LDM.run, pipe, steps=10)))
+    assert runs == [(10, 0), (4, 6)]
 
 
 def test_a_file_that_cannot_be_written_does_not_cost_the_picture(tmp_path):
     pipe = loaded("ldm")
-    plain = LDM.run(pipe, steps=8)
+    plain = LDM.run(pipe, steps=10)
     folder = tmp_path / "folder"
     folder.mkdir()
     auto = Auto(file=folder / "learned.json")
@@ -108,7 +99,7 @@ def test_a_file_that_cannot_be_written_does_not_cost_the_picture(tmp_path):
         DeepCacheHelper(pipe, schedule=auto),
         pytest.warns(DeepCacheWarning, match="could not learn from this generation, or not keep"),
     ):
-        assert torch.equal(LDM.run(pipe, steps=8), plain)
+        assert torch.equal(LDM.run(pipe, steps=10), plain)
 
 
 def test_a_file_without_a_folder_is_refused(tmp_path):

@@ -16,10 +16,12 @@ from deepcache_patch import (
     DeepCacheHelper,
     DeepCacheWarning,
     InvalidSettingError,
+    NoiseAware,
     Uniform,
 )
 from deepcache_patch.learning.reached import Reached
 from deepcache_patch.measuring.similarity import psnr
+from deepcache_patch.schedules.guide import Context
 
 LDM = CASES["ldm"]
 
@@ -99,10 +101,9 @@ def counts(helper, run):
 def test_as_many_full_steps_as_were_asked_for(wanted, full, pipe):
     run = partial(LDM.run, pipe, steps=8)
     helper = DeepCacheHelper(pipe, schedule=Uniform()).enable()
-    found = helper.calibrate(run, full_steps=wanted)
+    found = helper.calibrate(run, branch=0, full_steps=wanted)
     assert isinstance(found, Calibrated)
     assert len(found.plan(8).full_steps) == full
-    assert found.interval is None
     assert helper.schedule is found
     assert counts(helper, run) == (full, 8 - full)
     helper.disable()
@@ -116,28 +117,28 @@ def test_the_branch_is_the_one_that_was_asked_for(pipe):
 def test_several_generations_in_one_run_are_one_calibration(pipe):
     def run():
         for seed in range(3):
-            LDM.run(pipe, steps=6, seed=seed)
+            LDM.run(pipe, steps=9, seed=seed)
 
     calls = []
     handle = pipe.unet.register_forward_hook(lambda *_: calls.append(1))
-    found = DeepCacheHelper(pipe).calibrate(run, full_steps=2)
+    found = DeepCacheHelper(pipe).calibrate(run, full_steps=4)
     handle.remove()
-    assert len(calls) == 3 * 6  # one run, in full
-    assert len(found.plan(6).full_steps) == 2
-    single = DeepCacheHelper(pipe).calibrate(partial(LDM.run, pipe, steps=6), full_steps=2)
-    one, other = (next(iter(each.solution.blends.values())) for each in (found, single))
-    assert not np.array_equal(one.gain, other.gain)  # three pictures, not the last or the first
+    assert len(calls) == 3 * 9  # one run, in full
+    assert len(found.plan(9).full_steps) == 4
+    single = DeepCacheHelper(pipe).calibrate(partial(LDM.run, pipe, steps=9), full_steps=4)
+    assert found.weights.keys() == single.weights.keys()
+    assert found.weights != single.weights  # three pictures, not the last or the first
 
 
 def test_the_same_run_gives_the_same_schedule(pipe):
     run = partial(LDM.run, pipe, steps=8)
-    first, second = (DeepCacheHelper(pipe).calibrate(run, full_steps=3) for _ in range(2))
+    first, second = (DeepCacheHelper(pipe).calibrate(run, branch=0, full_steps=3) for _ in range(2))
     assert first.to_dict() == second.to_dict()
 
 
 def test_it_goes_by_the_schedule_in_another_helper(pipe, tmp_path):
     run = partial(LDM.run, pipe, steps=8)
-    DeepCacheHelper(pipe).calibrate(run, full_steps=3).save(tmp_path / "schedule.json")
+    DeepCacheHelper(pipe).calibrate(run, branch=0, full_steps=3).save(tmp_path / "schedule.json")
     schedule = Calibrated.load(tmp_path / "schedule.json")
     with DeepCacheHelper(pipe, schedule=schedule) as helper:
         assert counts(helper, run) == (3, 5)
@@ -157,7 +158,7 @@ def test_the_fewest_full_steps_that_come_so_close_are_taken(pipe):
     reached = {}
     for count in range(1, 7):
         helper = DeepCacheHelper(pipe, schedule=Uniform())
-        helper.calibrate(run, full_steps=count)
+        helper.calibrate(run, branch=0, full_steps=count)
         with helper:
             (picture,) = run().numpy()
         # Beyond, it is float32's rounding, which a CPU does not repeat: as good as identical.
@@ -169,7 +170,7 @@ def test_the_fewest_full_steps_that_come_so_close_are_taken(pipe):
     for below, above in pairwise([*finite, 110]):
         for target in {finite[-1], (below + above) / 2}:
             helper = DeepCacheHelper(pipe, schedule=Uniform())
-            found = helper.calibrate(run, psnr=target)
+            found = helper.calibrate(run, branch=0, psnr=target)
             assert len(found.plan(6).full_steps) == min(
                 count for count, each in reached.items() if each >= target
             )
@@ -186,7 +187,7 @@ def test_run_may_return_what_the_pipeline_did(kind, pipe):
             return pipe.numpy_to_pil(output.images)
         return [output, shown(pipe)] if kind == "list of outputs" else output
 
-    found = DeepCacheHelper(pipe).calibrate(run, psnr=0)
+    found = DeepCacheHelper(pipe).calibrate(run, branch=0, psnr=0)
     assert len(found.plan(6).full_steps) == 1
 
 
@@ -198,8 +199,8 @@ def test_the_mean_of_several_pictures_counts(pipe, monkeypatch):
     def run():
         return [shown(pipe), shown(pipe)]
 
-    assert len(DeepCacheHelper(pipe).calibrate(run, psnr=30).plan(6).full_steps) == 1
-    assert len(DeepCacheHelper(pipe).calibrate(run, psnr=30.1).plan(6).full_steps) == 6
+    assert len(DeepCacheHelper(pipe).calibrate(run, branch=0, psnr=30).plan(6).full_steps) == 1
+    assert len(DeepCacheHelper(pipe).calibrate(run, branch=0, psnr=30.1).plan(6).full_steps) == 6
 
 
 # --- so many times as fast ----------------------------------------------------------------------
@@ -235,7 +236,7 @@ def test_the_most_full_steps_that_are_so_fast_by_work_are_taken(branch, speedup,
 @pytest.mark.parametrize("shallow", [0.0, 0.1])
 def test_a_shallow_call_that_takes_less_than_its_work_adds_no_full_steps(shallow, clock, pipe):
     clock.shallow = shallow
-    found = DeepCacheHelper(pipe).calibrate(partial(LDM.run, pipe, steps=12), speedup=2)
+    found = DeepCacheHelper(pipe).calibrate(partial(LDM.run, pipe, steps=12), branch=0, speedup=2)
     assert len(found.plan(12).full_steps) == 5  # (12/2 - 12·0.138) / (1 - 0.138)
 
 
@@ -247,7 +248,7 @@ def test_timings_that_agree_and_are_fast_enough_are_taken_three_times(clock, pip
         runs.append(LDM.run(pipe, steps=12))
         return runs[-1]
 
-    found = DeepCacheHelper(pipe).calibrate(run, speedup=2)
+    found = DeepCacheHelper(pipe).calibrate(run, branch=0, speedup=2)
     assert clock.runs == 3 * 2
     assert len(runs) == 3 + clock.runs  # and to learn, and to warm up both
     reached = found.reached
@@ -265,7 +266,7 @@ def test_timings_that_agree_and_are_fast_enough_are_taken_three_times(clock, pip
 def test_a_shallow_call_that_takes_longer_than_its_work_costs_full_steps(clock, pipe, share):
     clock.shallow = 0.25
     assert share < 0.25 < 2 * share
-    found = DeepCacheHelper(pipe).calibrate(partial(LDM.run, pipe, steps=12), speedup=2)
+    found = DeepCacheHelper(pipe).calibrate(partial(LDM.run, pipe, steps=12), branch=0, speedup=2)
     assert len(found.plan(12).full_steps) == 4  # (12/2 - 12/4) / (1 - 1/4)
     assert (found.reached.speed, found.reached.timings) == (2, 3)
     assert clock.runs == 2 * (9 + 3)  # with 5 full steps, which is too slow, and with 4
@@ -276,7 +277,7 @@ def test_no_more_full_steps_are_taken_away_than_twice_the_work_explains(clock, p
     clock.shallow = 0.9
     helper = DeepCacheHelper(pipe, schedule=Uniform())
     with pytest.warns(DeepCacheWarning) as caught:
-        found = helper.calibrate(partial(LDM.run, pipe, steps=12), speedup=2)
+        found = helper.calibrate(partial(LDM.run, pipe, steps=12), branch=0, speedup=2)
     assert [str(each.message) for each in caught] == [
         "speedup=2 is not reached: 1.08× measured (1.08–1.08, 9 timings), 2.83× by work, with 3 of "
         "12 steps in full; a shallow call takes longer here than its work says, so ask for more, "
@@ -301,7 +302,7 @@ def test_no_more_than_half_of_the_full_steps_are_taken_away(clock, pipe):
 def test_a_speed_that_is_out_of_reach_by_work_is_refused(speedup, clock, pipe, share):
     helper = DeepCacheHelper(pipe, schedule=Uniform(4))
     with pytest.raises(InvalidSettingError) as caught:
-        helper.calibrate(partial(LDM.run, pipe, steps=12), speedup=speedup)
+        helper.calibrate(partial(LDM.run, pipe, steps=12), branch=0, speedup=speedup)
     assert str(caught.value) == (
         f"speedup={speedup} is out of reach: at branch 0 at most {by_work(1, 12, share):.2f}×, "
         "with 1 of 12 steps in full, as a shallow call is 13.8% of a full one's work; ask for less"
@@ -316,7 +317,7 @@ def test_full_steps_that_cost_more_than_plain_ones_still_give_the_speed(speedup,
     # Recording takes time: then a plan of full steps alone is slower than the plain pipeline.
     clock.full, clock.shallow = full, 0.14
     clock.helper = helper = DeepCacheHelper(pipe, schedule=Uniform())
-    found = helper.calibrate(partial(LDM.run, pipe, steps=12), speedup=speedup)
+    found = helper.calibrate(partial(LDM.run, pipe, steps=12), branch=0, speedup=speedup)
     count = len(found.plan(12).full_steps)
     assert 12 / (count * full + (12 - count) * 0.14) >= speedup
 
@@ -325,12 +326,12 @@ def test_work_that_cannot_be_counted_is_refused(clock, pipe, monkeypatch):
     monkeypatch.setattr("deepcache_patch.learning.calibrate._share", lambda *_: None)
     helper = DeepCacheHelper(pipe, schedule=Uniform())
     with pytest.raises(InvalidSettingError) as caught:
-        helper.calibrate(partial(LDM.run, pipe, steps=4), speedup=2)
+        helper.calibrate(partial(LDM.run, pipe, steps=4), branch=0, speedup=2)
     assert str(caught.value) == (
         "speedup cannot be a goal here, because the work of this U-Net's shallow calls cannot be "
         "counted: give full_steps or psnr"
     )
-    found = helper.calibrate(partial(LDM.run, pipe, steps=4), full_steps=2)
+    found = helper.calibrate(partial(LDM.run, pipe, steps=4), branch=0, full_steps=2)
     assert found.reached == Reached()
 
 
@@ -375,7 +376,9 @@ def test_a_busy_moment_does_not_change_the_plan(pipe, share, monkeypatch):
         runs = iter([partial(LDM.run, pipe, steps=6)])  # only the first, which teaches
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", DeepCacheWarning)
-            found = helper.calibrate(lambda runs=runs: next(runs, lambda: None)(), speedup=2)
+            found = helper.calibrate(
+                lambda runs=runs: next(runs, lambda: None)(), branch=0, speedup=2
+            )
         counted.append(len(found.plan(6).full_steps))
         said.append(len(caught))
     assert counted == [2] * 20
@@ -406,7 +409,9 @@ def test_timings_that_vary_too_much_are_not_gone_by(clock, pipe, share):
     timed = itertools.cycle([lambda: 1.0, lambda: next(factors)])
     clock.noise = staticmethod(lambda: next(timed)())
     with pytest.warns(DeepCacheWarning) as caught:
-        found = DeepCacheHelper(pipe).calibrate(partial(LDM.run, pipe, steps=6), speedup=2)
+        found = DeepCacheHelper(pipe).calibrate(
+            partial(LDM.run, pipe, steps=6), branch=0, speedup=2
+        )
     exact = by_work(2, 6, share)
     assert [str(each.message) for each in caught] == [
         f"timings vary too much to see whether speedup=2 is reached: {exact / 2.5:.2f}× measured "
@@ -421,7 +426,7 @@ def test_timings_that_vary_too_much_are_not_gone_by(clock, pipe, share):
 
 
 def test_a_number_of_full_steps_is_told_with_its_work(pipe, share):
-    found = DeepCacheHelper(pipe).calibrate(partial(LDM.run, pipe, steps=8), full_steps=3)
+    found = DeepCacheHelper(pipe).calibrate(partial(LDM.run, pipe, steps=8), branch=0, full_steps=3)
     assert found.reached == Reached(work=by_work(3, 8, share))
     assert repr(found).endswith(f": {by_work(3, 8, share):.2f}× by work)")
 
@@ -429,7 +434,7 @@ def test_a_number_of_full_steps_is_told_with_its_work(pipe, share):
 def test_a_psnr_is_told_with_the_worst_picture(pipe, share, monkeypatch):
     decibels = iter([20.0, 40.0] * 9)
     monkeypatch.setattr("deepcache_patch.learning.calibrate.decibels", lambda *_: next(decibels))
-    found = DeepCacheHelper(pipe).calibrate(lambda: [shown(pipe), shown(pipe)], psnr=30)
+    found = DeepCacheHelper(pipe).calibrate(lambda: [shown(pipe), shown(pipe)], branch=0, psnr=30)
     assert found.reached == Reached(work=by_work(1, 6, share), psnr=30.0, worst_psnr=20.0)
     assert str(found.reached) == f"{by_work(1, 6, share):.2f}× by work, 30.0 dB (worst 20.0)"
 
@@ -446,13 +451,13 @@ def test_without_the_same_pictures_each_time_there_is_no_psnr(kind, clock, pipe,
     draws = Draws(pipe)
     if kind == "without scikit-image":
         monkeypatch.setattr("deepcache_patch.learning.calibrate.decibels", lacks)
-    found = DeepCacheHelper(pipe).calibrate(run, speedup=1.5)
+    found = DeepCacheHelper(pipe).calibrate(run, branch=0, speedup=1.5)
     assert (found.reached.psnr, found.reached.worst_psnr) == (None, None)
     assert found.reached.speed >= 1.5
 
 
 def test_what_was_reached_is_kept_in_the_file(clock, pipe, tmp_path):
-    found = DeepCacheHelper(pipe).calibrate(partial(LDM.run, pipe, steps=6), speedup=1.5)
+    found = DeepCacheHelper(pipe).calibrate(partial(LDM.run, pipe, steps=6), branch=0, speedup=1.5)
     found.save(tmp_path / "schedule.json")
     loaded = Calibrated.load(tmp_path / "schedule.json")
     assert loaded.to_dict() == found.to_dict()
@@ -465,7 +470,7 @@ def test_what_was_reached_is_kept_in_the_file(clock, pipe, tmp_path):
 def test_time_is_measured_with_a_clock_that_runs(pipe):
     # Not how fast, only that it is asked for and found.
     helper = DeepCacheHelper(pipe, schedule=Uniform())
-    found = helper.calibrate(partial(LDM.run, pipe, steps=4), speedup=1)
+    found = helper.calibrate(partial(LDM.run, pipe, steps=4), branch=0, speedup=1)
     assert len(found.plan(4).full_steps) == 4
     assert 3 <= found.reached.timings <= 9
     assert 0 < found.reached.quartiles[0] <= found.reached.speed <= found.reached.quartiles[1]
@@ -486,7 +491,7 @@ def test_a_helper_stays_enabled_or_disabled(enabled, asked, clock, pipe, untouch
     helper = DeepCacheHelper(pipe, schedule=Uniform())
     if enabled:
         helper.enable()
-    found = helper.calibrate(run, **asked)
+    found = helper.calibrate(run, branch=0, **asked)
     assert helper.enabled is enabled
     assert helper.schedule is found
     if not enabled:
@@ -509,7 +514,7 @@ def test_the_pipelines_progress_bar_says_which_run_it_is(clock, pipe):
         LDM.run(pipe, steps=4)
 
     before = vars(pipe).get("_progress_bar_config")
-    DeepCacheHelper(pipe).calibrate(run, speedup=1)
+    DeepCacheHelper(pipe).calibrate(run, branch=0, speedup=1)
     assert said == [f"calibration, run {number}" for number in range(1, len(said) + 1)]
     assert len(said) == 3 + 6
     assert vars(pipe).get("_progress_bar_config") == before
@@ -585,9 +590,9 @@ FAILURES = {
     ),
     "negative branch": (
         lambda pipe: partial(LDM.run, pipe, steps=4),
-        {"full_steps": 2, "branch": -1},
+        {"full_steps": 2, "branch": -2},
         InvalidSettingError,
-        "branch must be an integer of at least 0, not -1",
+        "branch must be an integer of at least -1, not -2",
     ),
     "branch too high": (
         lambda pipe: partial(LDM.run, pipe, steps=4),
@@ -649,7 +654,7 @@ def test_a_failure_leaves_everything_as_it_was(name, enabled, pipe, untouched):
     if enabled:
         helper.enable()
     with pytest.raises(error, match=message):
-        helper.calibrate(make(pipe), **asked)
+        helper.calibrate(make(pipe), **{"branch": 0, **asked})
     assert helper.schedule is schedule
     assert helper.enabled is enabled
     if not enabled:
@@ -671,7 +676,7 @@ def test_a_failure_on_the_way_leaves_everything_as_it_was(clock, pipe, untouched
 
     helper = DeepCacheHelper(pipe, schedule=Uniform(2))
     with pytest.raises(KeyboardInterrupt):
-        helper.calibrate(run, speedup=1.5)
+        helper.calibrate(run, branch=0, speedup=1.5)
     assert helper.schedule == Uniform(2)
     assert not helper.enabled
     assert trace(pipe.unet) == untouched
@@ -679,23 +684,51 @@ def test_a_failure_on_the_way_leaves_everything_as_it_was(clock, pipe, untouched
         assert counts(helper, partial(LDM.run, pipe, steps=4)) == (2, 2)
 
 
-def test_features_that_are_not_finite_teach_nothing(pipe):
-    handle = pipe.unet.mid_block.register_forward_hook(lambda _m, _a, output: output / 0)
-    helper = DeepCacheHelper(pipe, schedule=Uniform())
-    with pytest.raises(InvalidSettingError, match="features are not finite"):
-        helper.calibrate(partial(LDM.run, pipe, steps=4), full_steps=2)
+def test_outputs_that_are_not_finite_teach_nothing(pipe):
+    handle = pipe.unet.conv_out.register_forward_hook(lambda _m, _a, output: output / 0)
+    found = DeepCacheHelper(pipe).calibrate(partial(LDM.run, pipe, steps=9), full_steps=4)
     handle.remove()
-    assert helper.schedule == Uniform()
+    assert len(found.entries.full_steps) == 4
+    assert found.weights == {}
+
+
+def test_nothing_runs_in_steps_above_the_output_and_each_has_weights(pipe):
+    run = partial(LDM.run, pipe, steps=12)
+    helper = DeepCacheHelper(pipe).enable()
+    found = helper.calibrate(run, full_steps=5)
+    assert found.entries == NoiseAware(12 / 5).plan_for(context_of(pipe, 12))
+    assert found.branches == (-1,)
+    assert found.reached == Reached(work=12 / 5)
+    full = found.entries.full_steps
+    shallow = [step for step in range(full[1], 11) if step not in full]
+    assert list(found.weights) == [
+        (step, *[each for each in reversed(full) if each < step][:3]) for step in shallow
+    ]
+    assert counts(helper, run) == (5, 7)
+    helper.disable()
+
+
+def test_a_speed_is_that_of_the_full_steps_alone(clock, pipe):
+    clock.shallow = 0.0
+    found = DeepCacheHelper(pipe).calibrate(partial(LDM.run, pipe, steps=12), speedup=2.2)
+    assert len(found.entries.full_steps) == 5
+    assert found.reached.work == 12 / 5
+
+
+def context_of(pipe, steps):
+    pipe.scheduler.set_timesteps(steps)
+    timesteps = tuple(map(float, pipe.scheduler.timesteps.tolist()))
+    return Context(steps, timesteps, pipe.scheduler, pipe.unet)
 
 
 def test_a_bare_unet_has_nothing_to_calibrate(pipe, untouched):
     helper = DeepCacheHelper(pipe.unet, schedule=Uniform())
     with pytest.raises(InvalidSettingError, match="needs a pipeline that runs the timesteps"):
-        helper.calibrate(partial(LDM.run, pipe, steps=4), full_steps=2)
+        helper.calibrate(partial(LDM.run, pipe, steps=4), branch=0, full_steps=2)
     assert trace(pipe.unet) == untouched
 
 
 def test_a_pipeline_of_another_helper_is_not_calibrated(pipe):
     other = LDM.load()
     with pytest.raises(InvalidSettingError, match="started no generation of this pipeline"):
-        DeepCacheHelper(pipe).calibrate(partial(LDM.run, other, steps=4), full_steps=2)
+        DeepCacheHelper(pipe).calibrate(partial(LDM.run, other, steps=4), branch=0, full_steps=2)

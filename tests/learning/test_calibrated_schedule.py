@@ -1,12 +1,10 @@
 """A learned schedule in a file and back, and what it refuses to be used for."""
 
-import copy
 import json
 from dataclasses import replace
 from functools import cache
 
 import diffusers
-import numpy as np
 import pytest
 import torch
 from builders.cases import CASES
@@ -19,13 +17,15 @@ from deepcache_patch import (
     Auto,
     Calibrated,
     DeepCacheHelper,
+    Extrapolate,
     InvalidSettingError,
+    NoiseAware,
     Plan,
     Uniform,
 )
 from deepcache_patch.cutting.features import FeatureKey, Recorded
-from deepcache_patch.learning.calibrated_schedule import Setting, SolutionGuide, load_all, save_all
-from deepcache_patch.learning.solver import Blend, Solution
+from deepcache_patch.learning.calibrated_schedule import Setting, load_all, save_all
+from deepcache_patch.schedules.guide import Context
 
 SD, LDM = CASES["sd"], CASES["ldm"]
 
@@ -36,7 +36,7 @@ def loaded(name):
     return CASES[name].load()
 
 
-def learn(pipe, steps=8, *, case=SD):
+def learn(pipe, steps=10, *, case=SD):
     """What `Auto` learns from one generation."""
     auto = Auto()
     with DeepCacheHelper(pipe, schedule=auto):
@@ -66,18 +66,12 @@ def rounded(values):
 def test_what_is_loaded_is_what_was_saved(learned, file):
     loaded = Calibrated.load(file)
     assert loaded.setting == learned.setting
-    assert loaded.solution.plan == learned.solution.plan
-    assert isinstance(loaded.solution.plan, Plan)
-    assert loaded.interval == learned.interval == 3
-    assert loaded.solution.seen == learned.solution.seen == 8
-    assert loaded.solution.error == float(f"{learned.solution.error:.5g}")
-    assert loaded.solution.blends.keys() == learned.solution.blends.keys()
-    assert len(loaded.solution.blends) == 5
-    for step, blend in learned.solution.blends.items():
-        other = loaded.solution.blends[step]
-        assert (other.a, other.b) == (blend.a, blend.b)
-        for name in ("gain", "trend", "offset"):
-            assert getattr(other, name).tolist() == rounded(getattr(blend, name))
+    assert loaded.entries == learned.entries
+    assert isinstance(loaded.entries, Plan)
+    assert loaded.weights.keys() == learned.weights.keys()
+    assert len(loaded.weights) == 5  # of 6 shallow steps; the last one goes by the trend
+    for steps, weights in learned.weights.items():
+        assert list(loaded.weights[steps]) == rounded(weights)
 
 
 @pytest.mark.parametrize("kind", [str, lambda path: path], ids=["str", "Path"])
@@ -98,9 +92,9 @@ def test_nothing_but_the_file_remains(learned, tmp_path):
 def test_what_is_written_over_is_replaced_in_one_go(learned, file):
     # Whoever has the old one open reads it to its end.
     with file.open() as old:
-        replace(learned, interval=7).save(file)
-        assert json.load(old)["schedules"][0]["interval"] == 3
-    assert Calibrated.load(file).interval == 7
+        replace(learned, weights={}).save(file)
+        assert len(json.load(old)["schedules"][0]["weights"]) == 5
+    assert Calibrated.load(file).weights == {}
 
 
 def test_the_file_may_be_read_by_whoever_may_read_other_files(file, tmp_path):
@@ -116,18 +110,12 @@ def test_a_failed_save_leaves_nothing_behind(learned, tmp_path):
 
 
 def test_several_schedules_are_for_auto(learned, file):
-    second = replace(learned, interval=5)
-    save_all(file, [learned, second])
-    assert [each.interval for each in load_all(file)] == [3, 5]
+    save_all(file, [learned, replace(learned, weights={})])
+    assert [len(each.weights) for each in load_all(file)] == [5, 0]
     with pytest.raises(
         InvalidSettingError, match=rf"{file} holds 2 .* give it to Auto\(file=...\)"
     ):
         Calibrated.load(file)
-
-
-def test_a_schedule_without_a_budget_stays_without(learned, file):
-    replace(learned, interval=None).save(file)
-    assert Calibrated.load(file).interval is None
 
 
 def edited(file, edit):
@@ -144,25 +132,26 @@ DAMAGES = {
     "other JSON": lambda file: file.write_text("[1, 2]"),
     "null": lambda file: file.write_text("null"),
     "no version": lambda file: file.write_text("{}"),
-    "no schedules": lambda file: file.write_text('{"version": 1}'),
-    "schedules of another kind": lambda file: file.write_text('{"version": 1, "schedules": [3]}'),
-    "no blends": lambda file: edited(file, lambda data: data.pop("blends")),
-    "a blend too few": lambda file: edited(file, lambda data: data["blends"].popitem()),
-    "a blend for a full step": lambda file: edited(
-        file, lambda data: data["blends"].update({"0": next(iter(data["blends"].values()))})
+    "no schedules": lambda file: file.write_text('{"version": 2}'),
+    "schedules of another kind": lambda file: file.write_text('{"version": 2, "schedules": [3]}'),
+    "no weights": lambda file: edited(file, lambda data: data.pop("weights")),
+    "weights of a full step": lambda file: edited(
+        file,
+        lambda data: data["weights"][0].update(
+            steps=[step for step, entry in enumerate(data["plan"]) if entry == FULL][2::-1],
+            weights=[0.5],
+        ),
     ),
-    "a blend without trend": lambda file: edited(
-        file, lambda data: next(iter(data["blends"].values())).pop("trend")
-    ),
-    "a gain of words": lambda file: edited(
-        file, lambda data: next(iter(data["blends"].values())).update(gain=["much"])
+    "no steps": lambda file: edited(file, lambda data: data["weights"][0].pop("steps")),
+    "a weight of words": lambda file: edited(
+        file, lambda data: data["weights"][0].update(weights=["much"])
     ),
     "a plan too short": lambda file: edited(file, lambda data: data["plan"].pop()),
     # What is wrong with a plan was once passed on as it was, without the name of the file.
-    "a plan of words": lambda file: edited(file, lambda data: data.update(plan=["maybe"] * 8)),
+    "a plan of words": lambda file: edited(file, lambda data: data.update(plan=["maybe"] * 10)),
     "an empty plan": lambda file: edited(file, lambda data: data.update(plan=[])),
     "timesteps of words": lambda file: edited(
-        file, lambda data: data.update(timesteps=["soon"] * 8)
+        file, lambda data: data.update(timesteps=["soon"] * 10)
     ),
 }
 
@@ -180,9 +169,9 @@ def test_a_damaged_file_is_refused_by_name(damage, read, file):
 
 
 def test_a_file_of_another_version_is_refused_by_both_versions(file):
-    file.write_text(file.read_text().replace('"version": 1', '"version": 2'))
+    file.write_text(file.read_text().replace('"version": 2', '"version": 1'))
     with pytest.raises(
-        InvalidSettingError, match=f"{file} has version 2 of the format, this package reads 1"
+        InvalidSettingError, match=f"{file} has version 1 of the format, this package reads 2"
     ):
         Calibrated.load(file)
 
@@ -199,17 +188,17 @@ def test_a_loaded_schedule_runs_as_planned(learned, file):
     pipe = loaded("sd")
     before = trace(pipe.unet)
     with DeepCacheHelper(pipe, schedule=Calibrated.load(file)) as helper:
-        first = SD.run(pipe, steps=8)
-        assert (helper.stats.full_calls, helper.stats.shallow_calls) == (3, 5)
-        assert torch.equal(SD.run(pipe, steps=8), first)
+        first = SD.run(pipe, steps=10)
+        assert (helper.stats.full_calls, helper.stats.shallow_calls) == (4, 6)
+        assert torch.equal(SD.run(pipe, steps=10), first)
     assert trace(pipe.unet) == before
 
 
 def test_it_fits_pictures_of_another_size_and_number(learned):
     pipe = loaded("sd")
     with DeepCacheHelper(pipe, schedule=learned) as helper:
-        SD.run(pipe, steps=8, height=24, width=32, num_images_per_prompt=2)
-    assert (helper.stats.full_calls, helper.stats.shallow_calls) == (3, 5)
+        SD.run(pipe, steps=10, height=24, width=32, num_images_per_prompt=2)
+    assert (helper.stats.full_calls, helper.stats.shallow_calls) == (4, 6)
 
 
 def smaller_unet(pipe):
@@ -276,11 +265,11 @@ def test_a_bare_unet_is_refused(learned):
 @pytest.mark.parametrize(
     ("arguments", "difference"),
     [
-        ({"steps": 7}, "the generation has 7 steps, not 8"),
-        ({"steps": 16}, "the generation has 16 steps, not 8"),
+        ({"steps": 7}, "the generation has 7 steps, not 10"),
+        ({"steps": 16}, "the generation has 16 steps, not 10"),
         (
-            {"steps": None, "timesteps": [876, 800, 700, 600, 500, 400, 200, 1]},
-            "step 1 has timestep 800, not 751",
+            {"steps": None, "timesteps": [901, 850, *range(701, 0, -100)]},
+            "step 1 has timestep 850, not 801",
         ),
     ],
     ids=["fewer", "more", "others"],
@@ -295,20 +284,20 @@ def test_another_list_of_timesteps_is_refused_when_the_generation_starts(argumen
         for _ in range(2):  # it is asked at each start
             with pytest.raises(InvalidSettingError, match=f"does not fit: {difference}; calibr"):
                 SD.run(pipe, **arguments)
-        SD.run(pipe, steps=8)
-        assert (helper.stats.full_calls, helper.stats.shallow_calls) == (3, 5)
+        SD.run(pipe, steps=10)
+        assert (helper.stats.full_calls, helper.stats.shallow_calls) == (4, 6)
 
 
 def test_another_strength_has_other_timesteps():
     case = CASES["sd-img2img"]
     pipe, auto = case.load(), Auto()
     with DeepCacheHelper(pipe, schedule=auto):
-        case.run(pipe, steps=10, strength=0.8)
+        case.run(pipe, steps=12, strength=0.8)
     with (
         DeepCacheHelper(pipe, schedule=auto.learned[0]),
-        pytest.raises(InvalidSettingError, match="the generation has 5 steps, not 8"),
+        pytest.raises(InvalidSettingError, match="the generation has 6 steps, not 9"),
     ):
-        case.run(pipe, steps=10, strength=0.5)
+        case.run(pipe, steps=12, strength=0.5)
 
 
 def test_a_scheduler_replaced_while_enabled_is_refused_when_the_generation_starts(learned):
@@ -316,7 +305,7 @@ def test_a_scheduler_replaced_while_enabled_is_refused_when_the_generation_start
     with DeepCacheHelper(pipe, schedule=learned):
         with_scheduler(pipe, "euler")
         with pytest.raises(InvalidSettingError, match="scheduler is a EulerDiscreteScheduler"):
-            SD.run(pipe, steps=8)
+            SD.run(pipe, steps=10)
 
 
 def test_a_schedule_that_does_not_fit_leaves_the_one_before(learned):
@@ -325,13 +314,13 @@ def test_a_schedule_that_does_not_fit_leaves_the_one_before(learned):
         with pytest.raises(InvalidSettingError, match="does not fit"):
             helper.follow(learned)
         assert helper.schedule == Uniform(2)
-        SD.run(pipe, steps=8)
-        assert (helper.stats.full_calls, helper.stats.shallow_calls) == (4, 4)
+        SD.run(pipe, steps=10)
+        assert (helper.stats.full_calls, helper.stats.shallow_calls) == (5, 5)
 
 
 def test_the_plan_of_another_number_of_steps_is_refused(learned):
-    assert learned.plan(8) == learned.solution.plan
-    with pytest.raises(InvalidSettingError, match="calibrated for 8 steps, the generation has 9"):
+    assert learned.plan(10) == learned.entries
+    with pytest.raises(InvalidSettingError, match="calibrated for 10 steps, the generation has 9"):
         learned.plan(9)
 
 
@@ -346,10 +335,10 @@ def test_a_schedule_fits_an_equal_pipeline(name, tmp_path, monkeypatch):
     pipe = loaded("ldm")
     config = pipe.scheduler.config
     monkeypatch.setattr(pipe, "scheduler", SCHEDULERS[name](config))
-    learn(pipe, steps=5, case=LDM).save(tmp_path / "schedule.json")
+    learn(pipe, steps=11, case=LDM).save(tmp_path / "schedule.json")
     pipe.scheduler = SCHEDULERS[name](config)
     with DeepCacheHelper(pipe, schedule=Calibrated.load(tmp_path / "schedule.json")) as helper:
-        LDM.run(pipe, steps=5)
+        LDM.run(pipe, steps=11)
     assert helper.stats.shallow_calls > 0
 
 
@@ -360,11 +349,11 @@ def test_a_schedule_fits_a_scheduler_that_changes_itself(tmp_path):
         pipe.scheduler = diffusers.DPMSolverSinglestepScheduler.from_config(pipe.scheduler.config)
         return pipe
 
-    learn(fresh(), steps=5).save(tmp_path / "schedule.json")
+    learn(fresh(), steps=11).save(tmp_path / "schedule.json")
     pipe = fresh()
     with DeepCacheHelper(pipe, schedule=Calibrated.load(tmp_path / "schedule.json")) as helper:
-        SD.run(pipe, steps=5)
-    assert (helper.stats.full_calls, helper.stats.shallow_calls) == (2, 3)
+        SD.run(pipe, steps=11)
+    assert (helper.stats.full_calls, helper.stats.shallow_calls) == (5, 6)
 
 
 def test_what_diffusers_notes_for_itself_does_not_count(learned):
@@ -375,81 +364,72 @@ def test_what_diffusers_notes_for_itself_does_not_count(learned):
     assert not any(name.startswith("_") for name in (*here.unet, *here.scheduler))
 
 
-# --- what it replays ----------------------------------------------------------------------------
-
-CHANNELS = 3
+# --- how it goes on -----------------------------------------------------------------------------
 
 
-def guide(dtype=np.float64):
-    """Steps F·F·: gains, trends and offsets that are exact in float16."""
-    blends = {
-        1: Blend(0, 0, *(np.array(each, dtype) for each in ([0.5, -1, 0], [0, 0, 0], [1, 2, 3]))),
-        3: Blend(2, 0, *(np.array(each, dtype) for each in ([0, 0.5, 1], [1, 0.5, -1], [0, 0, 4]))),
-    }
-    return SolutionGuide(Solution(4, Plan([FULL, 0, FULL, 0]), blends, 0.0))
+def x0(step, value):
+    sample = torch.full((2, 3, 2, 2), value)
+    return Recorded(step, FeatureKey.of(sample), sample, 1 - sample)  # of a U-Net that tells x0
 
 
-def recorded(step, value, *, dtype=torch.float32, channels=CHANNELS):
-    feature = torch.full((2, channels, 2, 2), value, dtype=dtype)
-    return Recorded(step, FeatureKey.of(feature), feature)
+def guide(weights):
+    context = Context(5, (800.0, 600.0, 400.0, 200.0, 0.0), SCHEDULER, torch.nn.Identity())
+    plan = Plan([FULL, FULL, FULL, -1, -1])
+    setting = Setting.of(context)
+    return Calibrated(setting, plan, weights).begin(context, Extrapolate())
 
 
-def by_channel(*values, dtype=torch.float32):
-    return torch.tensor(values, dtype=dtype).reshape(1, -1, 1, 1).expand(2, -1, 2, 2)
+SCHEDULER = diffusers.DDIMScheduler(prediction_type="sample")
+SCHEDULER.set_timesteps(5)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_each_step_has_its_own_blend(dtype):
-    first, second = recorded(0, 2.0, dtype=dtype), recorded(2, 4.0, dtype=dtype)
-    leading = guide()
-    assert [leading.entry(step) for step in range(4)] == [FULL, 0, FULL, 0]
-    # 2 + gain · 2 + offset
-    one = leading.feature(1, 0, [first])
-    assert torch.equal(one, by_channel(4, 2, 5, dtype=dtype))
-    # 4 + gain · 4 + trend · (4 - 2) + offset
-    three = leading.feature(3, 0, [second, first])
-    assert torch.equal(three, by_channel(6, 7, 10, dtype=dtype))
-    assert one.dtype == three.dtype == dtype
+def test_a_step_goes_on_with_its_weights():
+    found = guide({(3, 2, 1, 0): (0.5, -2.0), (4, 2, 1): (3.0,)})
+    assert [found.entry(step) for step in range(5)] == [FULL, FULL, FULL, -1, -1]
+    assert found.keep == 3
+    full = [x0(2, 8.0), x0(1, 4.0), x0(0, 2.0)]
+    # 8 + 0.5 · (8 - 4) - 2 · (4 - 2)
+    assert torch.equal(found.output(3, full, torch.ones(2, 3, 2, 2)), full[0].feature - 2)
+    # 8 + 3 · (8 - 4)
+    assert torch.equal(found.output(4, full[:2], torch.ones(2, 3, 2, 2)), full[0].feature + 12)
 
 
-def test_what_was_recorded_is_not_written_to():
-    first, second = recorded(0, 2.0), recorded(2, 4.0)
-    guide().feature(3, 0, [second, first])
-    assert torch.equal(first.feature, torch.full((2, CHANNELS, 2, 2), 2.0))
-    assert torch.equal(second.feature, torch.full((2, CHANNELS, 2, 2), 4.0))
+@pytest.mark.parametrize("missing", [0, 1])
+def test_where_other_steps_were_recorded_it_goes_on_by_the_trend(missing):
+    full = [x0(2, 8.0), x0(1, 4.0), x0(0, 2.0)]
+    del full[missing]
+    sample = torch.ones(2, 3, 2, 2)
+    found = guide({(3, 2, 1, 0): (0.5, -2.0)}).output(3, full, sample)
+    assert torch.equal(found, guide({}).output(3, full, sample))
 
 
-@pytest.mark.parametrize(
-    ("step", "found"),
-    [
-        (1, [recorded(1, 2.0)]),
-        (1, [recorded(1, 2.0), recorded(0, 4.0)]),
-        (3, [recorded(2, 2.0)]),
-        (3, [recorded(2, 2.0), recorded(1, 4.0)]),
-        (3, [recorded(1, 2.0), recorded(0, 4.0)]),
-        (3, [recorded(2, 2.0, channels=4), recorded(0, 4.0, channels=4)]),
-    ],
-    ids=["later", "one-more", "one-less", "other-older", "other-newest", "other-channels"],
-)
-def test_where_other_steps_were_recorded_the_newest_is_replayed(step, found):
-    assert guide().feature(step, 0, found) is found[0].feature
-
-
-def test_what_is_loaded_replays_what_was_saved(learned, file):
-    # But for the digits: both pictures come from the same plan, and are equal where they are, too.
-    exact = copy.deepcopy(learned)
-    for blend in exact.solution.blends.values():
-        for values in (blend.gain, blend.trend, blend.offset):
-            values[:] = rounded(values)
+def test_what_is_loaded_goes_on_as_what_was_saved(learned, file):
+    # But for the digits.
+    exact = replace(learned, weights={at: tuple(rounded(w)) for at, w in learned.weights.items()})
     pipe = loaded("sd")
     with DeepCacheHelper(pipe, schedule=exact):
-        expected = SD.run(pipe, steps=8)
+        expected = SD.run(pipe, steps=10)
     with DeepCacheHelper(pipe, schedule=Calibrated.load(file)):
-        assert torch.equal(SD.run(pipe, steps=8), expected)
+        assert torch.equal(SD.run(pipe, steps=10), expected)
+
+
+def test_weights_change_the_picture(learned):
+    pipe, pictures = loaded("sd"), []
+    for schedule in (learned, replace(learned, weights={})):
+        with DeepCacheHelper(pipe, schedule=schedule):
+            pictures.append(SD.run(pipe, steps=10))
+    assert not torch.equal(*pictures)
+
+
+def test_without_weights_it_is_the_default(learned):
+    pipe, pictures = loaded("sd"), []
+    for schedule in (replace(learned, weights={}), NoiseAware()):
+        with DeepCacheHelper(pipe, schedule=schedule):
+            pictures.append(SD.run(pipe, steps=10))
+    assert torch.equal(*pictures)
 
 
 def test_guidance_dropped_midway_runs_in_full_once_and_goes_on(learned):
-    # A call that is full out of turn: the next shallow steps cannot blend as planned.
     pipe = loaded("sd")
 
     def cut_off(pipe, step, _timestep, kwargs):
@@ -458,18 +438,15 @@ def test_guidance_dropped_midway_runs_in_full_once_and_goes_on(learned):
             pipe._guidance_scale = 0.0
         return kwargs
 
-    plan = Plan([FULL, 0, FULL, 0, 0, 0, FULL, 0])
-    steady = Blend(0, 0, *np.zeros((3, 8)))
-    blends = {step: steady for step, entry in enumerate(plan) if entry != FULL}
-    schedule = replace(learned, solution=Solution(len(plan), plan, blends, 0.0))
-    with DeepCacheHelper(pipe, schedule=schedule) as helper:
+    plan = Plan([FULL, -1, FULL, -1, -1, -1, FULL, -1, -1, -1])
+    with DeepCacheHelper(pipe, schedule=replace(learned, entries=plan)) as helper:
         SD.run(
             pipe,
-            steps=8,
+            steps=10,
             callback_on_step_end=cut_off,
             callback_on_step_end_tensor_inputs=["prompt_embeds"],
         )
-    assert (helper.stats.full_calls, helper.stats.shallow_calls) == (4, 4)
+    assert (helper.stats.full_calls, helper.stats.shallow_calls) == (4, 6)
 
 
 # --- as an object -------------------------------------------------------------------------------
@@ -493,6 +470,6 @@ def test_no_step_of_a_plain_loop_looks_like_one(learned):
     with (
         DeepCacheHelper(pipe, schedule=learned),
         torch.no_grad(),
-        pytest.raises(InvalidSettingError, match="the generation has 0 steps, not 8"),
+        pytest.raises(InvalidSettingError, match="the generation has 0 steps, not 10"),
     ):
         pipe.unet(**(inputs2d_condition() | {"timestep": 3.5}))

@@ -52,7 +52,7 @@ def test_a_file_keeps_it_but_for_digits(reached, tmp_path):
 
 def test_a_file_from_before_it_was_kept_loads(tmp_path):
     file = tmp_path / "schedule.json"
-    file.write_text(json.dumps({"version": 1, "schedules": [SCHEDULE]}))
+    file.write_text(json.dumps({"version": 2, "schedules": [SCHEDULE]}))
     loaded = Calibrated.load(file)
     assert loaded.reached is None
     assert repr(loaded) == f"Calibrated({loaded.plan(5)})"

@@ -195,7 +195,7 @@ def test_a_calibrated_schedule_can_be_chosen() -> None:
     with_file = ui.Page(pipe, calibrated=auto.learned[0])
     assert with_file.settings["schedule"].choices[-1] == ("calibrated", "calibrated")
     given = values(with_file, schedule="calibrated")
-    assert f'aria-label="plan: {auto.learned[0].solution.plan}"' in with_file.preview(*given)
+    assert f'aria-label="plan: {auto.learned[0].entries}"' in with_file.preview(*given)
     assert "shallow calls" in with_file.generate(*given)[1]
     wrong = with_file.preview(*values(with_file, schedule="calibrated", num_inference_steps=7))
     assert "was calibrated for 6 steps, the generation has 7" in wrong

@@ -78,10 +78,10 @@ def test_the_plain_picture_is_kept_while_only_the_helper_changes(labels: list[st
 def test_auto_learns_once_from_another_picture(labels: list[str]) -> None:
     trials = Trials(CASES["sd"].load())
     for _ in range(2):
-        schedule = trials.schedule("auto", interval=3, branch=1)
-        found = trials.run(CALL, seed=0, schedule=schedule)
-        assert found.shallow_calls == 4
-        assert found.plan == schedule.learned[-1].solution.plan
+        schedule = trials.schedule("auto", interval=3)
+        found = trials.run({**CALL, "num_inference_steps": 12}, seed=0, schedule=schedule)
+        assert found.shallow_calls == 8
+        assert found.plan == schedule.learned[-1].entries
     assert labels == ["warm-up", "plain", "calibration", "cached", "cached"]
 
 
@@ -157,7 +157,7 @@ def test_every_name_is_a_schedule() -> None:
     assert named_schedule("centred", power=2.0, branch=1) == Centred(power=2.0, branch=1)
     auto, adaptive = named_schedule("auto", interval=4), named_schedule("adaptive", branch=3)
     assert isinstance(auto, Auto)
-    assert (auto.interval, auto.branch) == (4, 0)
+    assert (auto.interval, auto.branch) == (4, -1)
     assert isinstance(adaptive, Adaptive)
     assert (adaptive.tolerance, adaptive.branches) == (0.03, (3,))
     assert named_schedule("noise-aware", interval=2.5) == NoiseAware(2.5, -1)

@@ -127,21 +127,16 @@ def test_no_schedule_holds_anything_after_the_last_step(options):
 
 def test_the_study_of_auto_is_over_with_its_generation():
     pipe = toys.smallest("cpu", torch.float32)
-    pipe(8)
-    plain = bytes_left(pipe, 8)
+    pipe(10)
+    plain = bytes_left(pipe, 10)
     with DeepCacheHelper(pipe, schedule="auto") as helper:
-        assert bytes_left(pipe, 8) == plain  # what it learned is in numpy
+        assert bytes_left(pipe, 10) == plain  # what it learned is numbers
         assert len(helper.schedule.learned) == 1
-        learned = bytes_left(pipe, 8)
-        assert helper.stats.shallow_calls == 5
-        coefficients = 3 * 5 * 8 * 4  # of 5 shallow steps and 8 channels, in float32
-        assert learned == plain + coefficients
-        helper.reset()
-        gc.collect()
-        assert live_tensors().nbytes == plain
+        assert bytes_left(pipe, 10) == plain
+        assert helper.stats.shallow_calls == 6
     with DeepCacheHelper(pipe, schedule=helper.schedule.learned[0]) as helper:
         assert isinstance(helper.schedule, Calibrated)
-        assert bytes_left(pipe, 8) == plain + coefficients
+        assert bytes_left(pipe, 10) == plain
 
 
 @pytest.mark.parametrize("full", [True, False], ids=["full", "shallow"])
@@ -238,13 +233,13 @@ def test_a_loop_that_leaves_timesteps_out_ends_when_the_next_begins(recorded):
 
 def test_auto_lets_go_of_an_unfinished_study_when_the_next_generation_begins():
     pipe = SD.load()
-    SD.run(pipe, steps=8)
-    plain = bytes_left(SD.run, pipe, steps=8)
+    SD.run(pipe, steps=10)
+    plain = bytes_left(SD.run, pipe, steps=10)
     with DeepCacheHelper(pipe, schedule="auto") as helper:
-        stop_by_interrupt(SD, pipe, after=3)  # too short to teach anything
+        stop_by_interrupt(SD, pipe, after=3, steps=10)  # too short to teach anything
         gc.collect()
-        assert live_tensors().nbytes > plain + 3 * FEATURE
-        assert bytes_left(SD.run, pipe, steps=8) == plain
+        assert live_tensors().nbytes > plain
+        assert bytes_left(SD.run, pipe, steps=10) == plain
         assert len(helper.schedule.learned) == 1
 
 

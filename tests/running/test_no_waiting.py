@@ -48,14 +48,14 @@ def test_only_the_first_call_of_a_generation_reads(name, schedule, reads):
     pipe = case.load()
     at_call = []
     with DeepCacheHelper(pipe, schedule=schedule) as helper:
-        case.run(pipe)  # `Auto` learns from the first generation
+        case.run(pipe, steps=12)  # `Auto` learns from the first generation
         reads.clear()
         handle = pipe.unet.register_forward_pre_hook(lambda *_: at_call.append(list(reads)))
-        case.run(pipe)
+        case.run(pipe, steps=12)
         handle.remove()
     # The scheduler's timesteps and noise, once, while nothing of this generation is under way.
     assert ("tolist", "remaining") in at_call[0]
-    assert len(at_call) > 4
+    assert len(at_call) >= 4
     assert all(found == at_call[0] for found in at_call)
     assert reads == at_call[0]
     assert helper.stats.shallow_calls > 0

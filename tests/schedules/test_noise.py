@@ -1,6 +1,5 @@
-"""How much noise each step has, and how far an error travels: against formulas and brute force."""
+"""How much noise each step has: against formulas."""
 
-import copy
 from types import SimpleNamespace
 
 import diffusers
@@ -10,7 +9,7 @@ import torch
 from builders.cases import CASES
 from builders.schedulers import SCHEDULERS
 
-from deepcache_patch.schedules.noise import error_weights, noise_levels
+from deepcache_patch.schedules.noise import noise_levels
 
 SD = CASES["sd"]
 
@@ -142,145 +141,6 @@ def test_another_schedulers_timesteps_have_its_levels(name, tolerance, config):
     mine, _ = prepared("dpm-multistep", config)
     expected = noise_levels(other, timesteps)
     assert noise_levels(mine, timesteps) == pytest.approx(expected, abs=tolerance)
-
-
-# --- weights ------------------------------------------------------------------------------------
-
-
-def final(scheduler, slopes, nudged, *, steps):
-    """The sample after the last step; the U-Net is linear, but that `nudged` has 1 added.
-
-    Without a nudge it stays 0, so this is how much the nudge moves it.
-    """
-    own, sample = copy.deepcopy(scheduler), torch.zeros(1, 1, 1, 1)
-    for step, timestep in enumerate(own.timesteps[-steps:]):
-        output = slopes[step] * own.scale_model_input(sample, timestep)
-        output = output + (step == nudged)
-        sample = own.step(output, timestep, sample).prev_sample
-    return sample.item()
-
-
-@pytest.mark.parametrize("steps", [9, 5], ids=["all", "late"])
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [("ddim", {}), ("dpm-multistep", {"algorithm_type": "dpmsolver++"}), ("euler", {})],
-    ids=["ddim", "dpmsolver++", "euler"],
-)
-def test_weights_are_those_of_one_nudged_run_for_each_step(name, options, steps, config):
-    scheduler, timesteps = prepared(name, config, steps=9, **options)
-    if hasattr(scheduler, "set_begin_index"):
-        scheduler.set_begin_index(9 - steps)
-    slopes = np.linspace(0.9, 0.4, steps)
-    expected = np.array(
-        [
-            sum(abs(final(scheduler, each, step, steps=steps)) for each in (slopes, 1 / slopes))
-            for step in range(steps)
-        ]
-    )
-    weights = error_weights(scheduler, timesteps[-steps:], slopes, None)
-    assert weights.shape == (steps,)
-    assert weights.max() == 1.0
-    # The schedulers work in float32, and a nudge of another size rounds otherwise.
-    np.testing.assert_allclose(weights, expected / expected.max(), rtol=1e-4)
-
-
-def test_an_error_under_strong_noise_counts_by_the_root_of_one_plus_sigma(config):
-    ddim, timesteps = prepared("ddim", config)
-    slopes = [0.5] * 8
-    sigmas = np.array([8.0, 7, 6, 5, 4, 3, 2, 1])
-    raw = error_weights(ddim, timesteps, slopes, None)
-    scaled = raw * np.sqrt(1 + sigmas)
-    # exp(log(sigma)) is sigma but for the last place.
-    np.testing.assert_allclose(
-        error_weights(ddim, timesteps, slopes, np.log(sigmas)), scaled / scaled.max(), rtol=1e-12
-    )
-
-
-def test_a_unet_that_answers_with_nothing_is_followed_by_its_slope_alone(config):
-    # A slope near 0 has no inverse: 1 stands for it.
-    ddim, timesteps = prepared("ddim", config)
-    weights = error_weights(ddim, timesteps, [0.0] * 8, None)
-    expected = np.array(
-        [sum(abs(final(ddim, [s] * 8, step, steps=8)) for s in (0.0, 1.0)) for step in range(8)]
-    )
-    # The schedulers work in float32, and a nudge of another size rounds otherwise.
-    np.testing.assert_allclose(weights, expected / expected.max(), rtol=1e-4)
-
-
-@pytest.mark.parametrize("late", [0, 4], ids=["all", "late"])
-@pytest.mark.parametrize("name", SCHEDULERS)
-def test_every_scheduler_is_followed_and_left_as_it_was(name, late, config):
-    scheduler, timesteps = prepared(name, config)
-    if late and hasattr(scheduler, "set_begin_index"):
-        scheduler.set_begin_index(late)
-    before = state(scheduler)
-    levels = noise_levels(scheduler, timesteps)
-    weights = error_weights(
-        scheduler, timesteps[late:], [0.5] * len(timesteps[late:]), levels and levels[late:]
-    )
-    assert state(scheduler) == before
-    assert weights.shape == (len(timesteps) - late,)
-    assert np.isfinite(weights).all()
-    assert weights.max() == 1.0
-    assert weights.min() >= 0
-    # All ones is what a scheduler gets that could not be followed.
-    assert len(set(weights.tolist())) > 1
-
-
-@pytest.mark.parametrize("name", SCHEDULERS)
-def test_equal_schedulers_have_equal_weights(name, config):
-    # Also those that draw noise in each step: their generator is seeded, and torch's left alone.
-    before = torch.random.get_rng_state()
-    first, timesteps = prepared(name, config)
-    second, _ = prepared(name, config)
-    slopes = [0.5] * len(timesteps)
-    assert np.array_equal(
-        error_weights(first, timesteps, slopes, None),
-        error_weights(second, timesteps, slopes, None),
-    )
-    assert torch.equal(torch.random.get_rng_state(), before)
-
-
-class Refusing(diffusers.DDIMScheduler):
-    def step(self, *_args, **_kwargs):
-        raise RuntimeError("only pictures")
-
-
-class Overflowing(diffusers.DDIMScheduler):
-    def step(self, *args, **kwargs):
-        return (super().step(*args, **kwargs)[0] * float("inf"),)
-
-
-class Deaf(diffusers.DDIMScheduler):
-    def step(self, _output, _timestep, sample, **_kwargs):
-        return (sample,)
-
-
-@pytest.mark.parametrize("kind", [Refusing, Overflowing, Deaf])
-def test_a_scheduler_that_cannot_be_followed_has_equal_weights(kind, config):
-    scheduler = kind.from_config(config)
-    scheduler.set_timesteps(6)
-    before = state(scheduler)
-    weights = error_weights(scheduler, scheduler.timesteps.tolist(), [0.5] * 6, None)
-    assert np.array_equal(weights, np.ones(6))
-    assert state(scheduler) == before
-
-
-def test_without_a_scheduler_all_steps_weigh_the_same():
-    assert np.array_equal(error_weights(None, [3.0, 2.0, 1.0], [0.5] * 3, None), np.ones(3))
-
-
-def test_a_loop_over_other_timesteps_has_equal_weights(config):
-    ddim, timesteps = prepared("ddim", config)
-    other = [timestep + 1 for timestep in timesteps]
-    assert np.array_equal(error_weights(ddim, other, [0.5] * 8, None), np.ones(8))
-    assert not np.array_equal(error_weights(ddim, timesteps, [0.5] * 8, None), np.ones(8))
-
-
-def test_slopes_that_are_no_numbers_give_equal_weights(config):
-    ddim, timesteps = prepared("ddim", config)
-    slopes = [0.5] * 7 + [float("nan")]
-    assert np.array_equal(error_weights(ddim, timesteps, slopes, None), np.ones(8))
 
 
 def test_sigmas_of_whole_steps_alone_do_not_say_those_of_the_midpoints():

@@ -302,21 +302,20 @@ def test_a_controlnet_foresees_what_is_protected():
 # --- what is learned ------------------------------------------------------------------------------
 
 
-def test_auto_learns_with_the_window_and_keeps_the_budget_of_uniform():
+def test_auto_learns_with_the_window():
     pipe = loaded("ldm")
-    budget = planned(Uniform(4), context(12, Window(3, 2)))
-    assert budget.full_steps == (0, 1, 2, 4, 8, 10, 11)
     with DeepCacheHelper(pipe, schedule="auto", interval=4, first=3, last=2) as helper:
         assert counted(helper, partial(LDM.run, pipe, steps=12)) == (12, 0)
-        assert counted(helper, partial(LDM.run, pipe, steps=12)) == (7, 5)
+        assert counted(helper, partial(LDM.run, pipe, steps=12)) == (6, 6)
         (learned,) = helper.schedule.learned
         strip = ran(helper)
-    assert str(learned.solution.plan) == strip
+    assert str(learned.entries) == strip
     assert (strip[:3], strip[-2:]) == ("FFF", "FF")
-    # Each blend is of the full steps that run before it: what is protected is known to it.
-    full = learned.solution.plan.full_steps
-    for step, blend in learned.solution.blends.items():
-        assert (blend.b, blend.a) == tuple([each for each in full if each < step][-2:])
+    # They are of the full steps that run before: what is protected is known to them.
+    full = learned.entries.full_steps
+    assert len(learned.weights) == 6
+    for step, *before in learned.weights:
+        assert before == [each for each in reversed(full) if each < step][:3]
 
 
 def test_auto_learns_anew_for_another_window_and_remembers_both():
@@ -327,7 +326,7 @@ def test_auto_learns_anew_for_another_window_and_remembers_both():
     for window in [*windows, *windows]:
         with DeepCacheHelper(pipe, schedule=auto, **window) as helper:
             kinds.append(counted(helper, partial(LDM.run, pipe, steps=12)))
-    assert kinds == [(12, 0)] * 3 + [(3, 9), (7, 5), (4, 8)]
+    assert kinds == [(12, 0)] * 3 + [(3, 9), (6, 6), (3, 9)]
     assert len(auto.learned) == 3
 
 
@@ -339,7 +338,7 @@ def test_a_calibrated_schedule_runs_what_is_protected_in_full_on_top(tmp_path):
     (learned,) = auto.learned
     learned.save(tmp_path / "schedule.json")
     calibrated = type(learned).load(tmp_path / "schedule.json")
-    expected = set(learned.solution.plan.full_steps) | {0, 1, 2, 9}
+    expected = set(learned.entries.full_steps) | {0, 1, 2, 9}
     with DeepCacheHelper(pipe, schedule=calibrated, first=3, last=1) as helper:
         assert "F" * 3 in str(helper)
         SD.run(pipe, steps=10)
@@ -352,10 +351,10 @@ def test_what_is_calibrated_on_request_has_the_protected_steps_in_its_plan():
     pipe = loaded("ldm")
     run = partial(LDM.run, pipe, steps=10)
     helper = DeepCacheHelper(pipe, schedule=Uniform(), first=2, last=2)
-    plan = helper.calibrate(run, full_steps=6).solution.plan
+    plan = helper.calibrate(run, full_steps=6).entries
     assert len(plan.full_steps) == 6
     assert {0, 1, 8, 9} <= set(plan.full_steps)
-    assert helper.calibrate(run, full_steps=1).solution.plan.full_steps == (0, 1, 8, 9)
+    assert helper.calibrate(run, full_steps=1).entries.full_steps == (0, 1, 8, 9)
 
 
 # --- what is shown --------------------------------------------------------------------------------

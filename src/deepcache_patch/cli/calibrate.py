@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from ..errors import InvalidSettingError
+from ..schedules.plans import OUTPUT
 from . import options
 from .files import require_writable
 from .mistakes import BadInputError, bad_input, failure, reason_of
@@ -63,7 +64,7 @@ def calibrate(
         require_metrics()
     require_writable(output.parent, output)
     _require_replaceable(output)
-    asked, branch = GenerationRequest(**generation), branch or 0
+    asked, branch = GenerationRequest(**generation), OUTPUT if branch is None else branch
     prompts = asked.prompts_given()
     with bad_input():
         pipe = asked.load()
@@ -82,7 +83,7 @@ def calibrate(
         )
     output.parent.mkdir(parents=True, exist_ok=True)
     schedule.save(output)
-    plan = schedule.solution.plan
+    plan = schedule.entries
     reached = f"{schedule.reached or ''}"
     counted = f"{len(plan.full_steps)} of {len(plan)} steps in full{reached and ': '}{reached}"
     say(f"{plan}\n{counted}\nwritten to {output}")

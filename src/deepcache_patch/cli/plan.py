@@ -183,7 +183,7 @@ def _plans_in(file: str, steps: int | None, given: dict[str, Any]) -> list[Plan]
     from ..learning.calibrated_schedule import load_all  # which needs torch
 
     try:
-        plans = [each.solution.plan for each in load_all(file)]
+        plans = [each.entries for each in load_all(file)]
     except OSError as error:
         known = ", ".join(PLANNED)
         reason = reason_of(error)

@@ -140,13 +140,9 @@ def require_within_reach(
 ) -> None:
     """Refuses the goal of a calibration that no schedule can have, as far as it is known."""
     from ..helper import DeepCacheHelper
-    from ..inspection.branches import Branches
+    from ..inspection.branches import Branches, share_of
     from ..settings.preview import num_steps
 
-    if branch < 0:
-        raise BadInputError(
-            f"--branch {branch} is above the output, where nothing is learned: 0 is the least"
-        )
     steps = num_steps(pipe, call.get("num_inference_steps"))
     if steps is None:
         return
@@ -156,7 +152,7 @@ def require_within_reach(
         branches, share = DeepCacheHelper(pipe).branches, None
         # It is known for the U-Net's own size: smaller pictures have a smaller one.
         if isinstance(branches, Branches) and call.get("height") is None:
-            share = branches[branch].share
+            share = share_of(branches, branch)
         share = share or 0
         most = steps / (1 + (steps - 1) * share)
         if speedup > min(steps, _MARGIN * most):

@@ -2,18 +2,20 @@
 
 import threading
 import weakref
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from torch import nn
 
 from ..errors import InvalidSettingError, warn
-from ..schedules.guide import Context, Guide
+from ..schedules.forecast import Forecast
+from ..schedules.guide import Context, Guide, PlannedGuide, planned
 from ..schedules.noise import ends_with
-from ..schedules.plans import whole_number
-from .calibrated_schedule import Calibrated, Setting, SolutionGuide, load_all, save_all
-from .study import Study, StudyGuide, budget
+from ..schedules.noise_aware import FEW_STEPS, NoiseAware
+from ..schedules.plans import OUTPUT, Plan
+from ..schedules.replay import Replay
+from .calibrated_schedule import Calibrated, CalibratedGuide, Setting, load_all, save_all
+from .study import Study, StudyGuide
 
 #: How many settings are remembered; the one that was learned first is forgotten first.
 _REMEMBERED: Final = 64
@@ -23,21 +25,23 @@ _LEARNING: Final = threading.RLock()
 
 
 class Auto:
-    """Learns when to compute in full, and how to replay, from the first generation.
+    """`NoiseAware`, that learns from the first generation how to go on from full steps.
 
     The first generation of each setting (U-Net, scheduler with its config, timesteps) runs in full;
-    its pictures are the plain pipeline's. From the second on the plan that was learned runs; see
-    `learned`. A generation that stops early teaches as far as it went, if that was half the way;
-    one that goes further then makes the next learn anew. Where the timesteps are not those of the
-    pipeline's scheduler (a bare U-Net has none), everything runs in full.
+    its pictures are the plain pipeline's. From the second on its plan runs, and shallow steps go on
+    from full ones with the weights that were learned; see `learned`. A generation that stops early
+    teaches as far as it went, if that was half the way. Where nothing can be learned this is
+    `NoiseAware` from the first generation on: at branches from 0, where no forecast is possible,
+    where the timesteps are not those of the pipeline's scheduler (a bare U-Net has none), and in
+    generations that are so short that all steps are full.
 
-    The plan is learned with the steps that the helper's `first` and `last` protect, and anew if
-    these change. The picture's size, guidance and adapters (LoRA) are not part of the setting:
-    after a change of them that matters, take a new `Auto`.
+    It is learned anew for other steps that the helper's `first` and `last` protect. The picture's
+    size, guidance and adapters (LoRA) are not part of the setting: after a change of them that
+    matters, take a new `Auto`.
 
     Args:
-        interval: The budget: as many full steps as `Uniform` has with this interval, at least 1.
-        branch: The branch of the shallow steps, at least 0.
+        interval: As of `NoiseAware`: one full step in so many, from 1, a whole number or not.
+        branch: As of `NoiseAware`: -1, above the output, or at least 0.
         file: A JSON file in which to keep what was learned, so that the next process begins with
             it. It is read now if it exists, and written after each calibration. What it says is
             taken for every U-Net of equal class and config, whatever its weights.
@@ -56,12 +60,11 @@ class Auto:
     own_replay = True
 
     def __init__(
-        self, interval: int = 3, branch: int = 0, *, file: str | Path | None = None
+        self, interval: float = 2.2, branch: int = OUTPUT, *, file: str | Path | None = None
     ) -> None:
-        self.interval = whole_number("interval", interval, 1)
-        self.branch = whole_number("branch", branch, 0)
+        self._planned = NoiseAware(interval, branch)
+        self.interval, self.branch = self._planned.interval, self._planned.branch
         self.file = None if file is None else Path(file)
-        self._warned = False
         # Of which U-Net each was learned; that of a file is for any.
         self._learned: list[tuple[weakref.ref[nn.Module] | None, Calibrated]] = []
         if self.file is not None:
@@ -80,73 +83,49 @@ class Auto:
         """What was learned so far or read from the file, the newest last."""
         return tuple(calibrated for _, calibrated in self._learned)
 
-    def begin(self, context: Context, replay: Any) -> Guide:
-        """Lead through a generation: to learn, or by what was learned."""
-        if context.timesteps is None or not ends_with(context.scheduler, context.timesteps):
-            if not self._warned:
-                self._warned = True
-                warn(
-                    "the U-Net runs in full: schedule='auto' needs a pipeline that runs the "
-                    "timesteps of its scheduler; give interval= or another schedule"
-                )
-            return Guide(context.num_steps, ())
+    def begin(self, context: Context, replay: Replay) -> Guide:
+        """Lead through a generation: to learn, by what was learned, or as `NoiseAware` does."""
+        if not self._can_learn(context):
+            return PlannedGuide(self._planned, replay, context)
         setting, unet = Setting.of(context), weakref.ref(context.unet)
+        plan = planned(self._planned, context)
         for of, known in self._learned:
-            if of in (None, unet) and self._answers(known, setting, context.protected):
-                return SolutionGuide(known.solution, partial(self._forget, known))
-        return StudyGuide(Study(context, self.branch), lambda study: self._learn(study, unet))
+            if of in (None, unet) and (known.setting, known.entries) == (setting, plan):
+                return CalibratedGuide(known, context, replay)
+        return StudyGuide(Study(context, self.branch), lambda study: self._learn(study, plan, unet))
 
-    def _learn(self, study: Study, unet: "weakref.ref[nn.Module]") -> None:
+    def _can_learn(self, context: Context) -> bool:
+        """Whether there is anything to learn in such a generation, and it is seen."""
+        return (
+            self.branch == OUTPUT
+            and self.interval > 1
+            and context.timesteps is not None
+            and len(context.timesteps) > FEW_STEPS
+            and ends_with(context.scheduler, context.timesteps)
+            and Forecast.of(context) is not None
+        )
+
+    def _learn(self, study: Study, plan: Plan, unet: "weakref.ref[nn.Module]") -> None:
         """Learn what can be learned; the generation goes on whatever happens here."""
         try:
-            found = study.solve(interval=self.interval)
-            if found is None or 2 * found.solution.seen < study.recording.num_steps:
+            if 2 * study.seen < len(plan):
                 return
+            found = study.learn(plan)
             with _LEARNING:
-                self._learned = [
-                    (of, known)
-                    for of, known in self._learned
-                    if of not in (None, unet)
-                    or not self._answers(known, study.setting, study.protected)
-                ]
                 self._learned = [*self._learned, (unet, found)][-_REMEMBERED:]
                 self._write()
         except Exception as error:
             warn(f"schedule='auto' could not learn from this generation, or not keep it: {error}")
-
-    def _forget(self, known: Calibrated) -> None:
-        """A generation went further than the one that taught this: the next shall teach more."""
-        with _LEARNING:
-            self._learned = [each for each in self._learned if each[1] is not known]
 
     def _write(self) -> None:
         """Keep what is known in the file, beside what others wrote meanwhile."""
         if self.file is None:
             return
         mine = self.learned
+        known = [(each.setting, each.entries) for each in mine]
         others = load_all(self.file) if self.file.exists() else []
-        kept = [
-            each
-            for each in others
-            if not any(
-                each.setting == my.setting
-                and (each.interval, each.branches) == (my.interval, my.branches)
-                for my in mine
-            )
-        ]
+        kept = [each for each in others if (each.setting, each.entries) not in known]
         save_all(self.file, [*kept, *mine])
-
-    def _answers(self, known: Calibrated, setting: Setting, protected: frozenset[int]) -> bool:
-        """Whether it was learned for the setting, the budget and the steps that are protected."""
-        if known.setting != setting or known.interval != self.interval:
-            return False
-        seen = known.solution.seen
-        full = {step for step in known.solution.plan.full_steps if step < seen}
-        return (
-            {self.branch, *known.branches} == {self.branch}
-            and full.issuperset(protected.intersection(range(seen)))
-            and len(full) == budget(seen, self.interval, protected)
-        )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_learned": [(None, each) for each in self.learned]}

@@ -25,7 +25,8 @@ from ..measuring.speed import Speed, measured_speed
 from ..patching.wrappers import unwrapped
 from ..running.components import unets_of
 from ..running.face import Helper
-from ..schedules.plans import number_between, whole_number
+from ..schedules.noise_aware import cheapest, usual_levels
+from ..schedules.plans import FULL, OUTPUT, Plan, number_between, whole_number
 from .calibrated_schedule import Calibrated, described
 from .reached import Reached
 from .study import Study, Studying
@@ -60,7 +61,7 @@ def calibrate(
     if not callable(run):
         raise InvalidSettingError(f"run must be a function that calls the pipeline, not {run!r}")
 
-    studying = Studying(whole_number("branch", branch, 0))
+    studying = Studying(whole_number("branch", branch, OUTPUT))
     run = _labelled(helper.pipe, run)
     schedule, enabled = helper.schedule, helper.enabled
     with ExitStack() as undo:
@@ -72,10 +73,10 @@ def calibrate(
         first = run()
         study = studying.study
         name, unet = _unet_of(helper, study)
-        share = _share(helper, name, study.branch)
+        share = _share(helper, name, study)
         if full_steps is not None:
             found = _solved(study, full_steps)
-            found = replace(found, reached=Reached.of(_work(found, share)))
+            found = replace(found, reached=Reached.of(_work(study, found, share)))
         elif speedup is not None:
             found = _fast_enough(helper, run, study, speedup, first, unet, share)
         else:
@@ -101,12 +102,16 @@ def _labelled(pipe: Any, run: Callable[[], Any]) -> Callable[[], Any]:
 
 
 def _solved(study: Study, full_steps: int) -> Calibrated:
-    found = study.solve(full_steps=full_steps)
-    if found is None:
-        raise InvalidSettingError(
-            "nothing was recorded, or the U-Net's features are not finite: nothing can be learned"
-        )
-    return found
+    """The schedule with so many full steps; steps that `run` did not come to are full, too."""
+    seen = study.seen
+    if not seen:
+        raise InvalidSettingError("nothing was recorded: nothing can be learned")
+    levels = (study.levels or usual_levels(study.num_steps))[:seen]
+    protected = study.protected.intersection(range(seen))
+    full = {*cheapest(levels, full_steps, protected), *range(seen, study.num_steps)}
+    return study.learn(
+        Plan(FULL if step in full else study.branch for step in range(study.num_steps))
+    )
 
 
 def _unet_of(helper: Helper, study: Study) -> tuple[str, nn.Module]:
@@ -116,20 +121,22 @@ def _unet_of(helper: Helper, study: Study) -> tuple[str, nn.Module]:
     return next(each for each in unets if described(unwrapped(each[1])) == kind)
 
 
-def _share(helper: Helper, name: str, branch: int) -> float | None:
+def _share(helper: Helper, name: str, study: Study) -> float | None:
     """The work of a shallow call, as a part of a full one's; `None` if it cannot be counted."""
+    if study.branch == OUTPUT:
+        return 0.0
     branches = helper.branches
     of_unet = branches[name] if isinstance(branches, dict) else branches
-    share: float | None = of_unet[branch].share
+    share: float | None = of_unet[study.branch].share
     return share
 
 
-def _work(found: Calibrated, share: float | None) -> float | None:
+def _work(study: Study, found: Calibrated, share: float | None) -> float | None:
     """How many times less work the plan is, in the steps that a generation runs."""
     if share is None:
         return None
-    steps = found.solution.seen
-    full = sum(step < steps for step in found.solution.plan.full_steps)
+    steps = study.seen
+    full = sum(step < steps for step in found.entries.full_steps)
     return steps / (full + (steps - full) * share)
 
 
@@ -162,7 +169,7 @@ def _fast_enough(
         unet: Whose loop is timed.
         share: The work of a shallow call, as a part of a full one's.
     """
-    steps = _solved(study, study.recording.num_steps).solution.seen
+    steps = study.seen
     if share is None:
         raise InvalidSettingError(
             "speedup cannot be a goal here, because the work of this U-Net's shallow calls cannot "
@@ -200,7 +207,7 @@ def _fast_enough(
         cost = (steps / speed.median - count) / (steps - count)
         fewer = _most_full_steps(speedup, steps, min(cost, dearest))
         count = max(min(fewer, count - 1), least)
-    reached = Reached.of(_work(found, share), speed, _closeness(first, again, fast))
+    reached = Reached.of(_work(study, found, share), speed, _closeness(first, again, fast))
     _warn_of_time(speedup, speed, too_slow, f"{count} of {steps} steps in full", reached)
     return replace(found, reached=reached)
 
@@ -247,10 +254,10 @@ def _good_enough(
         found = _solved(study, count)
         helper.follow(found)
         close = [decibels(*pair) for pair in zip(plain, _pictures(run()), strict=True)]
-        reached = Reached.of(_work(found, share), decibels=close)
+        reached = Reached.of(_work(study, found, share), decibels=close)
         return float(np.mean(close)), replace(found, reached=reached)
 
-    low, high = 1, study.recording.num_steps
+    low, high = 1, study.seen
     best = None
     while low < high:
         count = (low + high) // 2

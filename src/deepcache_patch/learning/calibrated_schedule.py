@@ -1,28 +1,26 @@
-"""`Calibrated`, a plan and a replay learned for one U-Net, one scheduler and one list of timesteps.
-The file that it is kept in is described in `schedule_file`.
+"""`Calibrated`, a plan and how to go by it, learned for one U-Net, one scheduler and one list of
+timesteps. The file that it is kept in is described in `schedule_file`.
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
-import numpy as np
-import torch
 from torch import nn
 
-from ..cutting.features import Recorded
 from ..errors import InvalidSettingError
-from ..schedules.guide import Context, Guide
+from ..schedules.fit import KEEP
+from ..schedules.forecast import Forecast, Weights
+from ..schedules.guide import Context, ReplayGuide
 from ..schedules.plans import Explicit, Plan, PlanEntry
-from ..schedules.transfer import sent
+from ..schedules.replay import Replay
 from . import schedule_file
 from .reached import Reached
 from .schedule_file import checked
-from .solver import Blend, Solution
 
-#: Digits of the coefficients in a file: more than a feature in half precision has.
+#: Digits of the weights in a file.
 _DIGITS: Final = 5
 
 
@@ -94,10 +92,10 @@ class Calibrated:
 
     Attributes:
         setting: What it is valid for. A generation in another setting is refused.
-        solution: What was learned.
-        interval: The budget that `Auto` had; `None` if the calibration was asked for otherwise.
-        reached: Speed, work and PSNR that `calibrate` found; `None` from `Auto`, and from files
-            that were written before there was such a thing.
+        entries: The plan.
+        weights: How its steps above the output go on from full ones; where there are none, they do
+            as by default.
+        reached: Speed, work and PSNR that `calibrate` found; `None` from `Auto`.
 
     Example:
         >>> schedule = helper.calibrate(run, speedup=2.5)  # doctest: +SKIP
@@ -109,14 +107,14 @@ class Calibrated:
     own_replay: ClassVar = True
 
     setting: Setting
-    solution: Solution
-    interval: int | None = None
+    entries: Plan
+    weights: Weights = field(default_factory=dict)
     reached: Reached | None = None
 
     @property
     def branches(self) -> tuple[int, ...]:
         """The branches that the plan names."""
-        return self.solution.plan.branches
+        return self.entries.branches
 
     def plan(self, num_steps: int) -> Plan:
         """The learned plan.
@@ -124,12 +122,12 @@ class Calibrated:
         Raises:
             InvalidSettingError: If it was learned for another number of steps.
         """
-        if num_steps != len(self.solution.plan):
+        if num_steps != len(self.entries):
             raise InvalidSettingError(
-                f"this schedule was calibrated for {len(self.solution.plan)} steps, the generation "
+                f"this schedule was calibrated for {len(self.entries)} steps, the generation "
                 f"has {num_steps}: calibrate it with {num_steps}"
             )
-        return self.solution.plan
+        return self.entries
 
     def check(self, unet: nn.Module, scheduler: Any) -> None:
         """Check, before anything is patched, what can be known then.
@@ -140,14 +138,14 @@ class Calibrated:
         here = Setting(described(unet), described(scheduler), self.setting.timesteps)
         self._refuse(here)
 
-    def begin(self, context: Context, replay: Any) -> "SolutionGuide":
+    def begin(self, context: Context, replay: Replay) -> "CalibratedGuide":
         """Lead through a generation.
 
         Raises:
             InvalidSettingError: If its setting is another than in the calibration.
         """
         self._refuse(Setting.of(context))
-        return SolutionGuide(self.solution)
+        return CalibratedGuide(self, context, replay)
 
     def save(self, path: str | Path) -> None:
         """Write a JSON file, in one go: whoever reads it meanwhile sees the old one or the new.
@@ -176,27 +174,20 @@ class Calibrated:
 
     def to_dict(self) -> dict[str, Any]:
         """Of JSON's types."""
-        solution = self.solution
+        reached = {} if self.reached is None else {"reached": self.reached.to_dict(_DIGITS)}
         return {
             "unet": dict(self.setting.unet),
             "scheduler": dict(self.setting.scheduler),
             "timesteps": list(self.setting.timesteps),
-            "interval": self.interval,
-            "seen": solution.seen,
-            "plan": list(solution.plan),
-            "error": float(f"{solution.error:.{_DIGITS}g}"),
-            "blends": {
-                str(step): {
-                    "a": blend.a,
-                    "b": blend.b,
-                    **{
-                        name: [float(f"{value:.{_DIGITS}g}") for value in getattr(blend, name)]
-                        for name in ("gain", "trend", "offset")
-                    },
+            "plan": list(self.entries),
+            "weights": [
+                {
+                    "steps": list(steps),
+                    "weights": [float(f"{weight:.{_DIGITS}g}") for weight in weights],
                 }
-                for step, blend in solution.blends.items()
-            },
-            **({} if self.reached is None else {"reached": self.reached.to_dict(_DIGITS)}),
+                for steps, weights in self.weights.items()
+            ],
+            **reached,
         }
 
     @classmethod
@@ -210,7 +201,7 @@ class Calibrated:
 
     def __repr__(self) -> str:
         reached = "" if self.reached is None else self.reached.short
-        return f"Calibrated({self.solution.plan}{reached and ': '}{reached})"
+        return f"Calibrated({self.entries}{reached and ': '}{reached})"
 
     def _refuse(self, here: Setting) -> None:
         difference = self.setting.difference(here)
@@ -220,53 +211,19 @@ class Calibrated:
             )
 
 
-class SolutionGuide(Guide):
-    """Goes by a solution.
+class CalibratedGuide(ReplayGuide):
+    """Goes by a calibrated schedule."""
 
-    Args:
-        solution: What was learned.
-        beyond: Called when the generation goes further than the solution was learned from.
-    """
-
-    def __init__(self, solution: Solution, beyond: Callable[[], None] | None = None) -> None:
-        super().__init__(len(solution.plan), solution.plan.branches, keep=2)
-        self._solution = solution
-        self._beyond = beyond
-        self._coefficients: dict[tuple[torch.device, torch.dtype], torch.Tensor] = {}
-        self._rows = {step: row for row, step in enumerate(solution.blends)}
+    def __init__(self, schedule: Calibrated, context: Context, replay: Replay) -> None:
+        super().__init__(context, schedule.branches, replay)
+        self._plan = schedule.entries
+        if schedule.weights:
+            self.keep = KEEP
+            self._forecast = Forecast.of(context, weights=schedule.weights)
 
     def entry(self, step: int) -> PlanEntry:
         """The plan's."""
-        if step == self._solution.seen and self._beyond is not None:
-            self._beyond()
-        return self._solution.plan[step]
-
-    def feature(self, step: int, branch: int, recorded: Sequence[Recorded]) -> torch.Tensor:
-        """The step's blend; the newest feature if other steps were recorded than it was made for.
-
-        That happens where a call ran in full out of turn.
-        """
-        blend, newest = self._solution.blends[step], recorded[0]
-        steps = tuple(each.step for each in recorded)
-        expected = (blend.a, blend.b) if blend.b < blend.a else (blend.a,)
-        if steps != expected or newest.feature.shape[1] != len(blend.gain):
-            return newest.feature
-        gain, trend, offset = self._on(newest.feature)[self._rows[step]].unbind(0)
-        feature = torch.addcmul(newest.feature + offset, newest.feature, gain)
-        if len(recorded) > 1:
-            feature = torch.addcmul(feature, newest.feature - recorded[1].feature, trend)
-        return feature
-
-    def _on(self, feature: torch.Tensor) -> torch.Tensor:
-        """All coefficients, sent to the feature's device once: `(steps, 3, 1, channels, 1, …)`."""
-        place = (feature.device, feature.dtype)
-        if place not in self._coefficients:
-            blends = self._solution.blends.values()
-            stacked = np.stack([[each.gain, each.trend, each.offset] for each in blends])
-            shape = (*stacked.shape[:2], 1, -1, *(1,) * (feature.ndim - 2))
-            coefficients = torch.from_numpy(stacked).reshape(shape).to(feature.dtype)
-            self._coefficients[place] = sent(coefficients, feature.device)
-        return self._coefficients[place]
+        return self._plan[step]
 
 
 def load_all(path: str | Path) -> list[Calibrated]:
@@ -291,15 +248,7 @@ def _from_checked(data: Mapping[str, Any]) -> Calibrated:
     setting = Setting(
         dict(data["unet"]), dict(data["scheduler"]), tuple(map(float, data["timesteps"]))
     )
-    blends = {
-        int(step): Blend(
-            blend["a"],
-            blend["b"],
-            *(np.asarray(blend[name], dtype=float) for name in ("gain", "trend", "offset")),
-        )
-        for step, blend in data["blends"].items()
-    }
     plan = Explicit(data["plan"]).entries
-    solution = Solution(data["seen"], plan, blends, float(data["error"]))
+    weights = {tuple(each["steps"]): tuple(map(float, each["weights"])) for each in data["weights"]}
     reached = Reached.from_dict(data["reached"]) if "reached" in data else None
-    return Calibrated(setting, solution, data["interval"], reached)
+    return Calibrated(setting, plan, weights, reached)

@@ -1,11 +1,12 @@
 """The file of calibrated schedules: its format, and everything that can be wrong with one. What the
 entries mean is no business of this file; see `calibrated_schedule`.
 
-    {"version": 1, "schedules": [{"unet": …, "plan": …, "blends": {"1": …}, …}, …]}
+    {"version": 2, "schedules": [{"unet": …, "plan": …, "weights": [{"steps": …, …}, …], …}, …]}
 
-`reached`, which is for people, may be lacking in a schedule: it did not exist from the beginning.
+`reached`, which is for people, may be lacking in a schedule. Version 1 was of deep features.
 """
 
+import itertools
 import json
 import sys
 from collections.abc import Mapping, Sequence, Set
@@ -14,11 +15,11 @@ from typing import Any, Final
 
 from ..errors import InvalidSettingError
 from ..measuring.writing import write_whole
-from ..schedules.plans import FULL, OUTPUT, Explicit, Plan, number_between, whole_number
-from .solver import LARGEST
+from ..schedules.fit import LARGEST
+from ..schedules.plans import FULL, Explicit, Plan, number_between, whole_number
 
 #: Of the format.
-VERSION: Final = 1
+VERSION: Final = 2
 
 #: Bytes that a file may have: some hundred schedules of large U-Nets.
 LARGEST_FILE: Final = 64 * 2**20
@@ -26,12 +27,10 @@ LARGEST_FILE: Final = 64 * 2**20
 #: Lists and objects within each other in a config; those of diffusers have four.
 _DEEPEST: Final = 16
 
-_SCHEDULE: Final = {
-    "unet", "scheduler", "timesteps", "interval", "seen", "plan", "error", "blends",
-}  # fmt: skip
+_SCHEDULE: Final = {"unet", "scheduler", "timesteps", "plan", "weights"}
 #: Not in every schedule.
 _OPTIONAL: Final = {"reached"}
-_BLEND: Final = {"a", "b", "gain", "trend", "offset"}
+_WEIGHTS: Final = {"steps", "weights"}
 _REACHED: Final = {"work", "speed", "quartiles", "timings", "psnr", "worst_psnr"}
 
 #: Of each number in `reached`: they are told to a person.
@@ -99,16 +98,10 @@ def checked(data: Any) -> dict[str, Any]:
     if not isinstance(schedule["plan"], list):
         raise InvalidSettingError("plan is no list")
     plan = Explicit(schedule["plan"]).entries
-    if OUTPUT in plan:
-        raise InvalidSettingError("nothing is learned above the output, at branch -1")
+    if plan[0] != FULL:
+        raise InvalidSettingError("the first step must be full")
     _check_numbers("timesteps", schedule["timesteps"], sys.float_info.max, count=len(plan))
-    if schedule["interval"] is not None:
-        whole_number("interval", schedule["interval"], 1)
-    number_between("error", schedule["error"], 0, sys.float_info.max)
-    seen = whole_number("seen", schedule["seen"], 1)
-    if seen > len(plan) or plan[0] != FULL or any(entry != FULL for entry in plan[seen:]):
-        raise InvalidSettingError(f"the first step, and those after seen={seen}, must be full")
-    _check_blends(plan, _fields("blends", schedule["blends"]))
+    _check_weights(plan, schedule["weights"])
     if "reached" in schedule:
         _check_reached(_fields("reached", schedule["reached"], _REACHED))
     return schedule
@@ -133,25 +126,22 @@ def _schedules(data: Any) -> list[dict[str, Any]]:
     return [checked(each) for each in schedules]
 
 
-def _check_blends(plan: Plan, blends: dict[str, Any]) -> None:
-    """There is one for each shallow step, made from the two full steps before."""
-    if blends.keys() != {str(step) for step, entry in enumerate(plan) if entry != FULL}:
-        raise InvalidSettingError("plan and blends do not belong together")
-    channels = None
-    full: list[int] = []
-    for step, entry in enumerate(plan):
-        if entry == FULL:
-            full.append(step)
-            continue
-        name = f"blend {step}"
-        blend = _fields(name, blends[str(step)], _BLEND)
-        # As integers: JSON's true and 1.0 are equal to 1.
-        before = [whole_number(f"{key} of {name}", blend[key], 0) for key in ("a", "b")]
-        if before != [full[-1], full[-2:][0]]:
-            raise InvalidSettingError(f"{name} is not made from the two full steps before")
-        for key in ("gain", "trend", "offset"):
-            _check_numbers(f"{key} of {name}", blend[key], LARGEST, count=channels)
-            channels = len(blend[key])
+def _check_weights(plan: Plan, weights: Any) -> None:
+    """They are of shallow steps that go on from two full ones or more."""
+    if not isinstance(weights, list):
+        raise InvalidSettingError("weights is no list")
+    known = set()
+    for place, each in enumerate(weights):
+        name = f"entry {place} of weights"
+        entry = _fields(name, each, _WEIGHTS)
+        _check_numbers(f"steps of {name}", entry["steps"], len(plan) - 1, count=None)
+        # As integers: JSON's 1.0 is equal to 1.
+        step, *full = (whole_number(f"a step of {name}", at, 0) for at in entry["steps"])
+        falls = all(later > earlier for later, earlier in itertools.pairwise([step, *full]))
+        if not falls or len(full) < 2 or plan[step] == FULL or step in known:
+            raise InvalidSettingError(f"{name} is of no shallow step that goes on from full ones")
+        known.add(step)
+        _check_numbers(f"weights of {name}", entry["weights"], LARGEST, count=len(full) - 1)
 
 
 def _check_reached(reached: dict[str, Any]) -> None:

@@ -1,79 +1,100 @@
-"""Full generations that are looked at, and what follows from them: between `solver`, which is
-arithmetic, and the schedules that use it.
-"""
+"""Full generations that are looked at, and what is learned from them."""
 
 import copy
-import math
+import itertools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
-import numpy as np
+import torch
 
 from ..errors import InvalidSettingError
+from ..schedules.fit import fitted
+from ..schedules.forecast import Forecast, Weights, channels
 from ..schedules.guide import Context, FinishedCall, Guide
-from ..schedules.noise import ends_with, error_weights
+from ..schedules.noise import ends_with
+from ..schedules.plans import OUTPUT, Plan
+from ..schedules.transfer import sent
 from .calibrated_schedule import Calibrated, Setting
-from .solver import Recording, solve
 
-
-def budget(num_steps: int, interval: int, protected: frozenset[int]) -> int:
-    """How many of the steps are full for `Uniform` with this interval and these protected steps."""
-    return len(protected.intersection(range(num_steps)).union(range(0, num_steps, interval)))
+#: How many numbers of x0 are looked at in each step: memory is bounded.
+SAMPLED: Final = 1 << 15
 
 
 class Study:
     """Full generations in one setting.
 
+    Of each step x0 is kept, as its U-Net's first call has it, at some places.
+
     Args:
         context: Of the first of them, before its first step.
-        branch: What is recorded.
+        branch: Of the shallow steps to come; x0 is looked at for those above the output.
     """
 
     def __init__(self, context: Context, branch: int) -> None:
         self.setting = Setting.of(context)
-        self.branch = branch
-        self.recording = Recording(context.num_steps)
+        self.levels = context.levels()
         self.protected = context.protected
+        self.num_steps = context.num_steps
+        self.forecast = Forecast.of(context) if branch == OUTPUT else None
+        #: Of the shallow steps; where no forecast is possible, 0 instead of -1.
+        self.branch = branch if branch != OUTPUT or self.forecast else 0
         # As it is before its first step. Nothing of the U-Net is kept, or it would stay alive.
         self._scheduler = copy.deepcopy(context.scheduler)
-        self._levels = context.levels()
+        self._shapes: list[torch.Size] = []  # of the samples, of each generation
+        self._denoised: list[list[torch.Tensor]] = [[] for _ in range(context.num_steps)]
 
-    def solve(
-        self, *, full_steps: int | None = None, interval: int | None = None
-    ) -> Calibrated | None:
-        """The best schedule with so many full steps, or as many as `interval` leaves.
+    @property
+    def seen(self) -> int:
+        """How many steps ran, in each of the generations."""
+        counts = [len(parts) for parts in self._denoised]
+        fewer = (step for step, count in enumerate(counts) if count < max(counts[0], 1))
+        return next(fewer, len(counts))
 
-        The protected steps are among them.
+    def add(self, step: int, sample: torch.Tensor, output: torch.Tensor | None) -> None:
+        """Take one full call of the U-Net.
 
-        Returns:
-            The schedule; `None` if nothing was recorded, or what was recorded is not finite.
+        Args:
+            step: Of the generation.
+            sample: The U-Net's input.
+            output: The U-Net's, if it is one tensor, and wanted.
         """
-        features = self.recording.features(self.branch)
-        steps = len(features)
-        if not steps:
+        generation, known = len(self._denoised[step]), None
+        if step == 0:
+            self._shapes.append(sample.shape)
+        if output is not None and self._shapes[generation : generation + 1] == [sample.shape]:
+            known = self._x0(step, sample, output)
+        self._denoised[step].append(torch.zeros(0) if known is None else known)
+
+    def learn(self, plan: Plan) -> Calibrated:
+        """How to go by a plan; without weights where nothing is known that any could follow from.
+
+        Args:
+            plan: With an entry for each step of the generation.
+        """
+        weights: Weights = {}
+        steps = [torch.cat(parts) for parts in self._denoised[: self.seen]]
+        alike = itertools.takewhile(lambda each: len(each) == len(steps[0]) > 0, steps)
+        denoised = [each.cpu() for each in alike]
+        if self.forecast is not None and denoised:
+            weights = fitted(torch.stack(denoised), self._scheduler, self.forecast, plan)
+        return Calibrated(self.setting, plan, weights)
+
+    def _x0(self, step: int, sample: torch.Tensor, output: torch.Tensor) -> torch.Tensor | None:
+        """Some of x0; `None` where a condition stands beside the sample."""
+        place = channels(sample, output)
+        if self.forecast is None or place is None or sample.shape[place] > output.shape[place]:
             return None
-        if full_steps is None:
-            full_steps = budget(steps, interval or 1, self.protected)
-        timesteps = self.setting.timesteps
-        weights = error_weights(self._scheduler, timesteps, self.recording.slopes(), self._levels)
-        solution = solve(
-            features,
-            weights,
-            self._levels,
-            full_steps=full_steps,
-            branch=self.branch,
-            num_steps=self.recording.num_steps,
-            protected=self.protected,
-        )
-        # The search looks at some of the channels; a blend has all of them.
-        finite = (np.isfinite(blend[2:]).all() for blend in solution.blends.values())
-        if not math.isfinite(solution.error) or not all(finite):
-            return None
-        return Calibrated(self.setting, solution, interval)
+        output = output.narrow(place, 0, sample.shape[place])  # without a learned variance
+        x, made = sample.detach().flatten(), output.detach().flatten()
+        if len(x) > SAMPLED:
+            chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+            places = sent(chosen[:SAMPLED], x.device)
+            x, made = x[places], made[places]
+        return self.forecast.denoised(step, x.float(), made.float())
 
 
 class StudyGuide(Guide):
-    """Runs everything in full and records it.
+    """Runs everything in full and has it studied.
 
     Args:
         study: Where to.
@@ -81,7 +102,7 @@ class StudyGuide(Guide):
     """
 
     def __init__(self, study: Study, done: Callable[[Study], None] | None = None) -> None:
-        super().__init__(study.recording.num_steps, (study.branch,))
+        super().__init__(study.num_steps, () if study.forecast is None else (OUTPUT,))
         self.learns = study.setting.short
         self._study: Study | None = study
         self._done = done
@@ -91,7 +112,7 @@ class StudyGuide(Guide):
         step = call.position.step
         if self._study is None or call.position.slot:
             return
-        self._study.recording.add(step, call.sample, call.output[0], call.features)
+        self._study.add(step, call.sample, call.features.get(OUTPUT))
         if step + 1 == self.num_steps:
             self.finish()
 
@@ -106,7 +127,7 @@ class Studying:
     """A schedule that runs everything in full, for `DeepCacheHelper.calibrate`.
 
     Args:
-        branch: What is recorded.
+        branch: Of the shallow steps to come.
     """
 
     own_replay = True

@@ -28,6 +28,7 @@ _FILE: Final = "calibrated"
 #: Where the fields begin that mean something else to each schedule: value and step.
 _STARTS: Final = {
     "noise-aware": {"interval": (2.2, 0.1), "branch": (OUTPUT, 1)},
+    "auto": {"interval": (2.2, 0.1), "branch": (OUTPUT, 1)},
     "adaptive": {"interval": (1.5, 0.1), "branch": (OUTPUT, 1)},
 }
 _USUAL_STARTS: Final = {"interval": (3, 1), "branch": (0, 1)}

@@ -109,7 +109,7 @@ class Trials:
         self._pipe = pipe
         self._unet = next(iter(unets_of(pipe).values()))
         self._plain: tuple[Any, Generation] | None = None
-        self._autos: dict[tuple[int, int], Auto] = {}
+        self._autos: dict[tuple[float, int], Auto] = {}
         self._taught: set[tuple[Auto, Any]] = set()
         self._warm: set[tuple[Any, Any]] = set()
         self._stopping = threading.Event()

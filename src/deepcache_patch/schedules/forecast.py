@@ -6,8 +6,8 @@ Only arithmetic on samples and outputs; the scheduler is looked at once, and nev
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol, TypeAlias
 
 import torch
 
@@ -15,6 +15,10 @@ from ..cutting.features import Recorded
 
 #: ln(sigma) beyond which noise says nothing any more of what is under it.
 _HIGHEST: Final = 5.0
+
+#: By a shallow step and the full steps that it goes on from, the newest first: how much of each
+#: change from one of these to the next newer is added to the newest.
+Weights: TypeAlias = Mapping[tuple[int, ...], tuple[float, ...]]
 
 
 class Generation(Protocol):
@@ -34,20 +38,24 @@ class Forecast:
     it is for all schedulers but those that `of` refuses. From a full step's input and output
     follows x0. That of a shallow step goes on from the last two, as a trend that dies out
     (exponential in ln(sigma), by `_rate`), since x0 settles while the noise falls. From it and the
-    shallow step's own input follows the output.
+    shallow step's own input follows the output. Where weights are given, these say how to go on.
 
     Attributes:
         levels: ln(sigma) of each step.
         prediction: What the output means: "epsilon", "v_prediction" or "sample".
         strength: Share of the trend that is followed, from 0 (x0 is kept) to 1.
+        weights: In the place of the trend, for the steps that are in it.
     """
 
     levels: tuple[float, ...]
     prediction: str
     strength: float = 1.0
+    weights: Weights = field(default_factory=dict)
 
     @classmethod
-    def of(cls, generation: Generation, *, strength: float = 1.0) -> "Forecast | None":
+    def of(
+        cls, generation: Generation, *, strength: float = 1.0, weights: Weights | None = None
+    ) -> "Forecast | None":
         """For a generation; `None` where it is not sure what its samples and outputs mean.
 
         That is so without `alphas_cumprod` or a known `prediction_type`, with the noise levels of
@@ -68,14 +76,14 @@ class Forecast:
             return None
         if any(after > before for before, after in itertools.pairwise(levels)):
             return None
-        return cls(levels, prediction, strength)
+        return cls(levels, prediction, strength, weights or {})
 
     def output(self, step: int, recorded: Sequence[Recorded], sample: torch.Tensor) -> torch.Tensor:
         """The output of a step.
 
         Args:
             step: Which.
-            recorded: Full outputs with their samples, the newest first; one or two.
+            recorded: Full outputs with their samples, the newest first; one or more.
             sample: The step's input. Where it has more channels than the output, the others are a
                 condition: it stands last, or first where the first channel does not change from
                 step to step. For channels that do not change, and for what the output has beyond
@@ -83,7 +91,7 @@ class Forecast:
         """
         newest = recorded[0]
         output, before = newest.feature, newest.sample
-        place = _channels(sample, output)
+        place = channels(sample, output)
         if before is None or place is None:
             return output
         count = min(sample.shape[place], output.shape[place])
@@ -118,29 +126,47 @@ class Forecast:
         count: int,
     ) -> torch.Tensor:
         """The output, if these channels of the sample are what is denoised."""
-        denoised = [self._denoised(each, place, start, count) for each in recorded]
-        forecast = denoised[0]
-        if len(denoised) > 1:
-            weight = self._slope(step, recorded[0].step, recorded[1].step)
-            forecast = torch.lerp(denoised[1], denoised[0], 1 + weight)
-        alpha, noise = self._parts(step)
+        denoised = []
+        for each in recorded:
+            assert each.sample is not None
+            x = each.sample.narrow(place, start, count).float()
+            output = each.feature.narrow(place, 0, count).float()
+            denoised.append(self.denoised(each.step, x, output))
+        forecast = self.ahead(step, [each.step for each in recorded], denoised)
         x = sample.narrow(place, start, count).float()
-        made = forecast
-        if self.prediction == "epsilon":
-            made = (x - alpha * forecast) / noise
-        elif self.prediction == "v_prediction":
-            made = (alpha * x - forecast) / noise
-        return made.to(recorded[0].feature.dtype)
+        return self.answer(step, x, forecast).to(recorded[0].feature.dtype)
 
-    def _denoised(self, recorded: Recorded, place: int, start: int, count: int) -> torch.Tensor:
-        """x0 of a full step, in float32."""
-        assert recorded.sample is not None
-        alpha, noise = self._parts(recorded.step)
-        x = recorded.sample.narrow(place, start, count).float()
-        output = recorded.feature.narrow(place, 0, count).float()
+    def ahead(
+        self, step: int, steps: Sequence[int], denoised: Sequence[torch.Tensor]
+    ) -> torch.Tensor:
+        """x0 of a step, forecast from that of full steps, the newest first."""
+        newest = denoised[0]
+        if len(denoised) == 1:
+            return newest
+        weights = self.weights_of(step, steps)
+        forecast = torch.lerp(denoised[1], newest, 1 + weights[0])
+        for place, weight in enumerate(weights[1:], 1):
+            forecast = forecast + weight * (denoised[place] - denoised[place + 1])
+        return forecast
+
+    def weights_of(self, step: int, steps: Sequence[int]) -> tuple[float, ...]:
+        """Those that are given, or else that of the trend; for two full steps at least."""
+        given = self.weights.get((step, *steps))
+        return (self._slope(step, steps[0], steps[1]),) if given is None else given
+
+    def denoised(self, step: int, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        """x0 of a step, by its input and output."""
+        alpha, noise = self._parts(step)
         if self.prediction == "epsilon":
             return (x - noise * output) / alpha
         return alpha * x - noise * output if self.prediction == "v_prediction" else output
+
+    def answer(self, step: int, x: torch.Tensor, denoised: torch.Tensor) -> torch.Tensor:
+        """The output of a step, by its input and x0."""
+        alpha, noise = self._parts(step)
+        if self.prediction == "epsilon":
+            return (x - alpha * denoised) / noise
+        return (alpha * x - denoised) / noise if self.prediction == "v_prediction" else denoised
 
     def _parts(self, step: int) -> tuple[float, float]:
         """How much of the data and of the noise is in the input of a step."""
@@ -166,7 +192,7 @@ def _rate(sigma: float) -> float:
     return 1 + 3 * sigma / (1 + sigma)
 
 
-def _channels(sample: torch.Tensor, output: torch.Tensor) -> int | None:
+def channels(sample: torch.Tensor, output: torch.Tensor) -> int | None:
     """Which dimension has the channels; `None` if the two have not enough in common."""
     if sample.ndim != output.ndim:
         return None
