@@ -21,7 +21,7 @@ from .plans import FULL, OUTPUT, PlanEntry, number_between, whole_number
 from .replay import Replay
 from .transfer import HostCopy
 
-#: The rate of change before anything is measured. Most pictures have less, 0.03 to 0.08, but what
+#: The rate of change before anything is measured. Most pictures have less, but what
 #: early steps get is worth more to a picture than what it can still be given when this is known.
 _USUAL_RATE: Final = 0.085
 
