@@ -39,7 +39,7 @@ FILE = RESULTS / "adaptive.json"
 
 def results() -> dict[str, Any]:
     """What was measured, by sampler."""
-    return dict(json.loads(FILE.read_text(encoding="utf-8")))
+    return dict(json.loads(FILE.read_text(encoding="utf-8"))["samplers"])
 
 
 def main() -> None:
@@ -66,10 +66,13 @@ def main() -> None:
             "rows": rows,
         }
         file = options.output
-        reports = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        whole = {"command": command(name), "samplers": {}}
+        if file.is_file():
+            whole = json.loads(file.read_text(encoding="utf-8"))
         several = options.branches != [OUTPUT]
-        reports[f"{sampler}, branches {options.branches}" if several else sampler] = report
-        file.write_text(json.dumps(reports, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        row = f"{sampler}, branches {options.branches}" if several else sampler
+        whole["samplers"][row] = report
+        file.write_text(json.dumps(whole, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         print(SAMPLERS[sampler].title, *map(told, rows), sep="\n", flush=True)
 
 

@@ -295,10 +295,10 @@ def test_the_plan_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     file.write_bytes(VALID)
     for more in ([], ["--steps", "5"]):
         assert run("--schedule", str(file), *more) == 0
-        shown = "F·F·F\n3 of 5 steps in full, the others at branch 0\n"
+        shown = "FF·F·\n3 of 5 steps in full, the others above the output\n"
         assert capsys.readouterr() == (shown, "")
-    assert run("--schedule", str(file), "--first", "2") == 0
-    assert capsys.readouterr().out.startswith("FFF·F\n4 of 5 steps in full")
+    assert run("--schedule", str(file), "--last", "1") == 0
+    assert capsys.readouterr().out.startswith("FF·FF\n4 of 5 steps in full")
     for more, message in {
         ("--steps", "9"): f"{file} was calibrated for 5 steps, not 9: leave --steps out",
         ("--interval", "3"): "--interval does not go with the file of --schedule, which has its "

@@ -100,14 +100,16 @@ def test_above_the_output_the_share_of_the_work_is_known():
 def test_a_calibration_is_called_one_and_says_what_for():
     pipe = with_scheduler(CASES["sd"].load(), "ddim")
     with DeepCacheHelper(pipe, schedule="auto", first=1) as helper:
-        CASES["sd"].run(pipe, steps=5)
-        assert helper.last_generations["unet"].calibration == "5 steps with DDIMScheduler"
+        CASES["sd"].run(pipe, steps=9)
+        assert helper.last_generations["unet"].calibration == "9 steps with DDIMScheduler"
         assert str(helper).endswith(
-            "\n            5 of 5 calls in full: the calibration for 5 steps with DDIMScheduler"
+            "\n            9 of 9 calls in full: the calibration for 9 steps with DDIMScheduler"
         )
-        CASES["sd"].run(pipe, steps=5)
+        CASES["sd"].run(pipe, steps=9)
         assert helper.last_generations["unet"].calibration is None
-        assert str(helper).endswith("\n            2 of 5 calls in full")
+        assert str(helper).endswith(
+            "\n            4 of 9 calls in full: 44% of the U-Net's work, at most 2.25×"
+        )
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ from typing import Any
 import click
 
 from ..errors import InvalidSettingError
-from ..schedules.plans import OUTPUT
 from . import options
 from .files import require_writable
 from .mistakes import BadInputError, bad_input, failure, reason_of
@@ -59,6 +58,7 @@ def calibrate(
     from ..helper import DeepCacheHelper
     from ..measuring.generation import batched_call, seeded_call
     from ..measuring.similarity import require_metrics
+    from ..schedules.plans import OUTPUT
 
     if psnr is not None:
         require_metrics()

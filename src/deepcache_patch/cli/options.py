@@ -255,8 +255,8 @@ interval: Decorator = click.option(
     "--interval",
     type=at_least_one,
     metavar="X",
-    help="one full step in X, which noise-aware and auto take with a fraction, too (default: 2.2; "
-    "of uniform 3)",
+    help="one full step in X, which uniform and centred take whole (default: 2.2; of "
+    "adaptive 1.5, of those 3)",
 )
 
 speedup: Decorator = click.option(

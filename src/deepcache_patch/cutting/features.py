@@ -172,7 +172,7 @@ class Recorded(NamedTuple):
 
 
 class FeatureCache:
-    """The newest deep features of each (slot, branch), one or two of them."""
+    """The newest deep features of each (slot, branch), as many as it is told to keep."""
 
     def __init__(self) -> None:
         self._recorded: dict[tuple[int, int], tuple[Recorded, ...]] = {}

@@ -1,6 +1,5 @@
 """Full generations that are looked at, and what is learned from them."""
 
-import copy
 import itertools
 from collections.abc import Callable
 from typing import Any, Final
@@ -8,7 +7,7 @@ from typing import Any, Final
 import torch
 
 from ..errors import InvalidSettingError
-from ..schedules.fit import fitted
+from ..schedules.fit import copied, fitted
 from ..schedules.forecast import Forecast, Weights, channels
 from ..schedules.guide import Context, FinishedCall, Guide
 from ..schedules.noise import ends_with
@@ -39,7 +38,7 @@ class Study:
         #: Of the shallow steps; where no forecast is possible, 0 instead of -1.
         self.branch = branch if branch != OUTPUT or self.forecast else 0
         # As it is before its first step. Nothing of the U-Net is kept, or it would stay alive.
-        self._scheduler = copy.deepcopy(context.scheduler)
+        self._scheduler = copied(context.scheduler)
         self._shapes: list[torch.Size] = []  # of the samples, of each generation
         self._denoised: list[list[torch.Tensor]] = [[] for _ in range(context.num_steps)]
 
@@ -63,7 +62,9 @@ class Study:
             self._shapes.append(sample.shape)
         if output is not None and self._shapes[generation : generation + 1] == [sample.shape]:
             known = self._x0(step, sample, output)
-        self._denoised[step].append(torch.zeros(0) if known is None else known)
+        self._denoised[step].append(
+            torch.zeros(0, device=sample.device) if known is None else known
+        )
 
     def learn(self, plan: Plan) -> Calibrated:
         """How to go by a plan; without weights where nothing is known that any could follow from.
@@ -75,7 +76,7 @@ class Study:
         steps = [torch.cat(parts) for parts in self._denoised[: self.seen]]
         alike = itertools.takewhile(lambda each: len(each) == len(steps[0]) > 0, steps)
         denoised = [each.cpu() for each in alike]
-        if self.forecast is not None and denoised:
+        if self.forecast is not None and self._scheduler is not None and denoised:
             weights = fitted(torch.stack(denoised), self._scheduler, self.forecast, plan)
         return Calibrated(self.setting, plan, weights)
 
@@ -87,7 +88,9 @@ class Study:
         output = output.narrow(place, 0, sample.shape[place])  # without a learned variance
         x, made = sample.detach().flatten(), output.detach().flatten()
         if len(x) > SAMPLED:
-            chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+            chosen = torch.randperm(
+                len(x), generator=torch.Generator().manual_seed(0), device="cpu"
+            )
             places = sent(chosen[:SAMPLED], x.device)
             x, made = x[places], made[places]
         return self.forecast.denoised(step, x.float(), made.float())

@@ -12,6 +12,7 @@ _ADDING: Final = {"append", "extend", "setdefault"}
 _CHANGING: Final = _ADDING | {
     *("add", "appendleft", "clear", "discard", "extendleft", "insert", "pop", "popitem", "popleft"),
     *("put", "put_nowait", "remove", "update", "__setattr__", "__setitem__"),
+    *("__iadd__", "__isub__", "__imul__", "__itruediv__", "__ior__", "__iand__"),
 }
 _IN_PLACE: Final = re.compile(r"[a-z]\w*[a-z0-9]_")
 #: Instructions that do nothing.
@@ -43,6 +44,8 @@ class _Code:
         inner = (each for each in code.co_consts if isinstance(each, CodeType))
         if any(map(self.stores, inner)) or {"setattr", "delattr"} & set(code.co_names):
             return True
+        if any(isinstance(each, tuple) and "out" in each for each in code.co_consts):
+            return True  # `out=` of a call
         done = [each for each in get_instructions(code) if each.opname not in _NOTHING]
         made, aliases = _origins(done)
         named = code.co_argcount + code.co_kwonlyargcount
@@ -54,6 +57,8 @@ class _Code:
             if each.opname in ("STORE_ATTR", "DELETE_ATTR", "STORE_GLOBAL", "DELETE_GLOBAL"):
                 return True
             if each.opname in ("STORE_DEREF", "DELETE_DEREF") and name in self._outside:
+                return True
+            if _is_in_place(each) and _loads(done[:place], aliases):
                 return True
             if each.opname in ("STORE_SUBSCR", "DELETE_SUBSCR", "STORE_SLICE"):
                 written = _container(done, place)
@@ -105,15 +110,46 @@ def _origins(done: list[Instruction]) -> tuple[set[str], set[str]]:
     made: set[str] = set()
     other: set[str] = set()
     aliases: set[str] = set()
+    is_alias = is_unpacked = False
     for before, each in pairwise(done):
         if not each.opname.startswith("STORE_FAST"):
             continue
-        name = each.argval[0] if isinstance(each.argval, tuple) else each.argval
+        names = set(each.argval) if isinstance(each.argval, tuple) else {each.argval}
         is_new = before.opname.startswith((*_MAKING, "LIST_EXTEND", "DICT_UPDATE"))
-        (made if is_new else other).add(name)
-        if before.opname in ("LOAD_ATTR", "LOAD_GLOBAL", "LOAD_DEREF"):
-            aliases.add(name)
+        (made if is_new else other).update(names)
+        if not before.opname.startswith("STORE_FAST"):
+            is_unpacked = before.opname.startswith("UNPACK")
+            is_alias = each.is_jump_target or _is_other(before)
+        elif not is_unpacked:  # the others of `a, b = one, another`
+            is_alias = True
+        if is_alias:
+            aliases |= names
     return made - other, aliases
+
+
+def _is_other(before: Instruction) -> bool:
+    """Whether a value may be something that outlives the call: loaded, and not computed."""
+    return before.opname in (
+        *("LOAD_ATTR", "LOAD_GLOBAL", "LOAD_DEREF"),
+        *("SWAP", "ROT_TWO", "COPY", "DUP_TOP", "FOR_ITER", "JUMP_FORWARD"),
+    )
+
+
+def _is_in_place(each: Instruction) -> bool:
+    """Whether it is `variable += value`, or another of its kind."""
+    return each.opname.startswith("INPLACE_") or (
+        each.opname == "BINARY_OP" and each.argrepr.endswith("=")
+    )
+
+
+def _loads(done: list[Instruction], names: set[str]) -> bool:
+    """Whether the object of an operator on two was loaded by one of these names."""
+    left = 2
+    for each in reversed(done):
+        left -= stack_effect(each.opcode, each.arg, jump=False)
+        if left <= 0:
+            return each.opname.startswith("LOAD_FAST") and bool(_name_of(each) & names)
+    return False
 
 
 def _container(done: list[Instruction], place: int) -> int:

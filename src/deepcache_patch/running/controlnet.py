@@ -70,14 +70,12 @@ class AttachedCompanion:
         # Cut at each branch, and whole.
         with self._patch.turn(lambda: unet.num_skips + 1) as mine:
             # While this call was waiting, layers may have been replaced.
-            if mine and (branch is None or not anatomy.is_current):
+            is_whole = branch is None or not anatomy.is_current
+            if mine and is_whole:
                 with watching_hooks(self._controlnet, self._source) as compare:
                     output = original(*args, **kwargs)
                 compare(output)
-                if is_known(output):
-                    unet.remember(Given(self._source, output))
-                return output
-            if mine and branch is not None:
+            elif mine and branch is not None:
                 bring_whole(self._controlnet)
                 if branch not in self._cuts:
                     self._cuts[branch] = anatomy.cut(branch)
@@ -85,6 +83,11 @@ class AttachedCompanion:
                     output = original(*args, **kwargs)
         if not mine:
             return self._patch.module(*args, **kwargs)
+        # Not under this lock: the U-Net's may be held by a call that waits for this one.
+        if is_whole:
+            if is_known(output):
+                unet.remember(Given(self._source, output))
+            return output
 
         def again() -> Any:
             with self._lock:

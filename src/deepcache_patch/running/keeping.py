@@ -8,7 +8,7 @@ compute is not looked into. What is in doubt is said to keep something.
 import re
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dis import get_instructions
 from enum import Enum
 from functools import partial
@@ -52,7 +52,7 @@ def can_keep(called: Any, *, for_one_call: bool = False) -> bool:
         for_one_call: Whether the lists that it is called with are made anew for each call, as those
             of skips are that a U-Net's blocks hand on.
     """
-    return _Search(for_one_call).callable(called)
+    return _or_in_doubt(_Search(for_one_call).callable, called)
 
 
 def module_can_keep(module: nn.Module, *, for_one_call: bool = False) -> bool:
@@ -62,7 +62,14 @@ def module_can_keep(module: nn.Module, *, for_one_call: bool = False) -> bool:
         module: Its children are not looked at.
         for_one_call: As of `can_keep`.
     """
-    return _Search(for_one_call).module(module)
+    return _or_in_doubt(_Search(for_one_call).module, module)
+
+
+def _or_in_doubt(search: Callable[[Any], bool], thing: Any) -> bool:
+    try:
+        return search(thing)
+    except Exception:  # whatever an object raises that is looked at, such as a dead proxy
+        return True
 
 
 def is_known_class(kind: type) -> bool:

@@ -40,6 +40,7 @@ class Session:
         self.course = Course("")
         # A reset may come between the companion's call and the U-Net's.
         self.residuals = Residuals()
+        self._entered = -1
         self.reset()
 
     def reset(self) -> None:
@@ -50,18 +51,21 @@ class Session:
         self.scheduler: Any = None
         self.forget()
 
-    def forget(self) -> None:
-        """Let go of what was recorded."""
+    def forget(self, *, midway: bool = False) -> None:
+        """Let go of what was recorded; `midway` in a step, which is full from there on."""
         self.cache.clear()
         self.residuals.forget()
         self.slots = Slots()
         # Of the last call, by its slot.
         self._conditionings: dict[int, torch.Tensor | None] = {}
         self.entry: PlanEntry = FULL
+        self.watched: dict[tuple[int, int], str | None] = {}
+        if midway:
+            self.last_full = self._entered
+            return
+        self.last_full = 0
         self._entered = -1  # the step that the entry is of
         self._calls = self._calls_before = 0  # of this step and of the one before
-        self.last_full = 0
-        self.watched: dict[tuple[int, int], str | None] = {}
 
     def locate(
         self,

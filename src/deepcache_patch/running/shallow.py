@@ -174,6 +174,8 @@ class UNetCuts:
         try:
             with unnoticed(self._unet):
                 self._proofs |= self._tried(patch, original, given, output, unproved)
+        except torch.cuda.OutOfMemoryError:
+            pass  # which says nothing of the U-Net: it is tried again after the next full call
         except Exception:  # whatever the U-Net raises where it is cut
             self._proofs |= dict.fromkeys(unproved, False)
 

@@ -23,7 +23,7 @@ def is_written_down(sample: Any) -> bool:
     return (
         torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         or _is_exporting()
-        or (isinstance(sample, torch.Tensor) and (sample.is_meta or isinstance(sample, FakeTensor)))
+        or isinstance(sample, FakeTensor)
         or _is_in_a_mode()
         or _is_transformed()
         or _is_captured()

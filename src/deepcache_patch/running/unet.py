@@ -206,7 +206,7 @@ class AttachedUNet:
             if position.step == position.slot == 0:
                 self.example = example_of(arguments)
             if self._cuts.look_again():
-                session.forget()
+                session.forget(midway=True)
             anatomy = self._anatomy
             slot = session.slot_of(position, anatomy.sample(arguments), anatomy.given(arguments))
             branch, feature = self._decision.branch(session, guide, position, slot, arguments)

@@ -53,6 +53,20 @@ def fitted(
     return found if usable else {}
 
 
+def copied(scheduler: Any) -> Any:
+    """A copy of a scheduler, to be followed; `None` for one that cannot be copied.
+
+    Nor is one copied that has a function in the place of a method: it may drive the original.
+    """
+    own = vars(scheduler).items()
+    if any(callable(each) and hasattr(type(scheduler), name) for name, each in own):
+        return None
+    try:
+        return copy.deepcopy(scheduler)
+    except Exception:  # such as one that holds a lock
+        return None
+
+
 def _followed(
     denoised: torch.Tensor, scheduler: Any, forecast: Forecast, plan: Sequence[PlanEntry]
 ) -> dict[tuple[int, ...], tuple[float, ...]]:
@@ -67,7 +81,7 @@ def _followed(
     full: list[tuple[int, torch.Tensor]] = []
     is_same_until = next((step for step, entry in enumerate(plan) if entry != FULL), len(plan))
     # Three generations: as it was, by the plan, and by the plan with one output nudged.
-    samples = torch.zeros(3, 1, denoised.shape[1], 1)
+    samples = torch.zeros(3, 1, denoised.shape[1], 1, device="cpu", dtype=torch.float32)
     for step, timestep in enumerate(own.timesteps[len(own.timesteps) - len(plan) :]):
         if step == len(denoised):
             break

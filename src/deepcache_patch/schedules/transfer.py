@@ -14,7 +14,7 @@ class HostCopy:
         self._arrived: torch.cuda.Event | None = None
         self._number = number
         if number.is_cuda:  # pragma: no cover (needs CUDA)
-            self._number = torch.empty((), dtype=number.dtype, pin_memory=True)
+            self._number = torch.empty((), dtype=number.dtype, device="cpu", pin_memory=True)
             self._number.copy_(number, non_blocking=True)
             self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._arrived.record(torch.cuda.current_stream(number.device))

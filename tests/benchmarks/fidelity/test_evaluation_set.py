@@ -16,7 +16,7 @@ from benchmarks.fidelity.evaluation_set import PictureSet
 from deepcache_patch import DeepCacheHelper, Uniform
 
 PROMPTS = [f"{number} red circles" for number in range(5)]
-OPTIONS = ["--batch", "2", "--steps", "6"]
+OPTIONS = ["--batch", "2", "--steps", "9"]
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_a_picture_is_what_the_pipeline_makes_of_its_line_and_its_seed(interval,
     if interval is not None:
         DeepCacheHelper(pipe, schedule=Uniform(interval)).enable()
     seeds = [torch.Generator().manual_seed(7 + index) for index in (2, 3)]
-    expected = pipe(PROMPTS[2:4], num_inference_steps=6, guidance_scale=4.0, generator=seeds).images
+    expected = pipe(PROMPTS[2:4], num_inference_steps=9, guidance_scale=4.0, generator=seeds).images
     assert len(pictures) == 5
     for index, picture in zip((2, 3), expected, strict=True):
         made = Image.open(pictures[f"00000{index}.png"])

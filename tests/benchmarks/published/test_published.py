@@ -77,7 +77,7 @@ def generations(monkeypatch):
 def published(model, prompts, tmp_path, generations):
     def published(*options, of=None, field=FIELD):
         chosen = [f"--model={of or model}", f"--prompts={prompts}", f"--output={tmp_path / 'out'}"]
-        fixed = ["--sampler=ddim", "--steps=6", "--batch-size=2", "--seed=5", "--device=cpu"]
+        fixed = ["--sampler=ddim", "--steps=9", "--batch-size=2", "--seed=5", "--device=cpu"]
         return run.main([*chosen, *fixed, *field, *options])
 
     return published
@@ -89,13 +89,13 @@ def report(tmp_path):
 
 def test_everyone_draws_every_batch_and_each_is_begun_by_another(published, generations, tmp_path):
     assert published() == 0
-    warm_up, learning = (2, [5, 6]), (6, [8, 9])  # seeds 5 to 7 are those of the set
+    warm_up, learning = (2, [5, 6]), (9, [8, 9])  # seeds 5 to 7 are those of the set
     first, second = [5, 6], [7]
     assert generations == [
         warm_up,
         learning,
-        *[(6, first), (3, first), (6, first), (6, first), (6, first)],
-        *[(3, second), (6, second), (6, second), (6, second), (6, second)],
+        *[(9, first), (3, first), (9, first), (9, first), (9, first)],
+        *[(3, second), (9, second), (9, second), (9, second), (9, second)],
     ]
     out = tmp_path / "out"
     files = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
@@ -112,15 +112,15 @@ def test_speed_is_the_median_over_the_batches_and_work_is_counted(published, tmp
     assert [row["name"] for row in found["rows"]] == NAMES
     plain, fewer, theirs, ours, auto = found["rows"]
     assert (plain["speed"], plain["speed_by_work"], "psnr" in plain) == (1, 1, False)
-    assert (fewer["speed"], fewer["speed_by_work"], fewer["full_calls"]) == (2, 2, 3)
-    for row in (theirs, ours):  # steps 0 and 3 run in full
-        assert (row["full_calls"], row["shallow_calls"]) == (2, 4)
-        assert row["speeds"] == [6 / 2.4, 6 / 2.4]
+    assert (fewer["speed"], fewer["speed_by_work"], fewer["full_calls"]) == (3, 3, 3)
+    for row in (theirs, ours):  # steps 0, 3 and 6 run in full
+        assert (row["full_calls"], row["shallow_calls"]) == (3, 6)
+        assert row["speeds"] == [9 / 3.6, 9 / 3.6]
         assert (row["speed"], row["speed_quartiles"]) == (2.5, [2.5, 2.5])
-        share = (6 / row["speed_by_work"] - 2) / 4
+        share = (9 / row["speed_by_work"] - 3) / 6
         assert 0 < share < 0.5
     assert theirs["speed_by_work"] == pytest.approx(ours["speed_by_work"])
-    assert (auto["full_calls"], auto["shallow_calls"]) == (3, 3)
+    assert (auto["full_calls"], auto["shallow_calls"]) == (4, 5)
     assert found["failed"] == []
     table = (tmp_path / "out" / "table.md").read_text()
     assert "| ours, schedule=uniform,interval=3 | 2.50× (2.50 to 2.50) |" in table
@@ -157,7 +157,7 @@ def test_a_batch_that_was_broken_off_is_drawn_again_and_the_others_are_kept(
     assert published() == 0
     # The plan is in its file: nothing is learned again.
     second = [7]
-    assert generations == [(2, second), (3, second), *[(6, second)] * 4]
+    assert generations == [(2, second), (3, second), *[(9, second)] * 4]
     for path, (content, time) in before.items():
         assert path.read_bytes() == content
         assert (path.stat().st_mtime_ns == time) == (path.stem != "000002")
@@ -183,18 +183,18 @@ def test_a_contestant_that_fails_is_named_and_left_out(
 
 
 def test_pictures_that_are_the_same_have_no_decibels(published, tmp_path):
-    published(field=["--fewer-steps=6", "--deepcache=1", "--ours=interval=1"])
+    published(field=["--fewer-steps=9", "--deepcache=1", "--ours=interval=1"])
     for row in report(tmp_path)["rows"][1:]:
         assert (row["psnr"], row["psnr_worst_tenth"], row["identical"]) == (None, None, 3)
         assert row["speed"] == row["speed_by_work"] == 1
     table = (tmp_path / "out" / "table.md").read_text()
-    assert "| 6 steps | 1.00× (1.00 to 1.00) | 1.00× | ∞ | ∞ |" in table
+    assert "| 9 steps | 1.00× (1.00 to 1.00) | 1.00× | ∞ | ∞ |" in table
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (["--steps=7"], "--steps was 6, is 7"),
+        (["--steps=7"], "--steps was 9, is 7"),
         (["--karras", "--sampler=euler"], "--sampler was 'ddim', is 'euler'; --karras was False"),
         (
             ["--ours=interval=5"],
@@ -279,7 +279,7 @@ def test_a_picture_is_what_the_pipeline_makes_of_its_line_and_its_seed(published
         helper = DeepCacheHelper(pipe, schedule=Uniform(interval or 1))
         with helper if interval else nullcontext():
             seeds = [torch.Generator().manual_seed(seed) for seed in (5, 6)]
-            expected = pipe(PROMPTS[:2], num_inference_steps=6, generator=seeds).images
+            expected = pipe(PROMPTS[:2], num_inference_steps=9, generator=seeds).images
         for index, picture in enumerate(expected):
             made = Image.open(tmp_path / "out" / "pictures" / folder / f"00000{index}.png")
             assert np.array_equal(np.asarray(made), np.asarray(picture))

@@ -157,7 +157,7 @@ def _put_tensors(found: dict[str, torch.Tensor], name: str, value: Any) -> None:
     if any(part in name for part in _MOVING_PARTS):
         return
     if isinstance(value, torch.Tensor):
-        if value.layout == torch.strided:
+        if value.layout == torch.strided and not value.is_nested:
             found[name] = value
     elif isinstance(value, Mapping):
         for key, each in value.items():
