@@ -1,6 +1,8 @@
 """The first generation is plain and teaches; from the second on what was learned runs."""
 
+import copy
 import gc
+import threading
 import weakref
 from functools import partial
 
@@ -375,3 +377,20 @@ def test_its_name_says_its_settings(tmp_path):
     assert repr(Auto()) == "Auto(interval=2.2, branch=-1)"
     file = tmp_path / "a.json"
     assert repr(Auto(5, 1, file=file)) == f"Auto(interval=5.0, branch=1, file={str(file)!r})"
+
+
+@pytest.mark.parametrize("kind", ["a function in the place of a method", "a lock"])
+def test_a_scheduler_that_cannot_be_followed_is_left_alone_and_teaches_nothing(kind):
+    pipe = loaded("sd")
+    pipe.scheduler = copy.deepcopy(pipe.scheduler)
+    if kind == "a lock":
+        pipe.scheduler.lock = threading.Lock()
+    else:
+        step, taken = pipe.scheduler.step, []
+        pipe.scheduler.step = lambda *args, **kwargs: taken.append(1) or step(*args, **kwargs)
+    with DeepCacheHelper(pipe, schedule="auto") as helper:
+        SD.run(pipe, steps=10)
+        (learned,) = helper.schedule.learned
+    assert learned.weights == {}
+    if kind != "a lock":
+        assert len(taken) == 10

@@ -131,14 +131,14 @@ class StepTracker:
             return self._pipelines
         return self._is_loop and not self._pipelines and self._strides.fits(way)
 
-    def _begin(self, place: Place, by_pipeline: bool, *, is_loop: bool = False) -> Position:
-        """A generation begins with this call."""
+    def _begin(self, place: Place, by_pipeline: bool, *, is_loop: bool | None = None) -> Position:
+        """A generation begins with this call; one at the head of its list is a loop's."""
         timeline = None if place.entry is None else place.timeline
         if not same_timeline(timeline, self._timeline):
             self._timeline, self._values = timeline, []
         self._generation += 1
         self._pipelines = by_pipeline
-        self._is_loop = is_loop or place.is_head
+        self._is_loop = place.is_head if is_loop is None else is_loop
         self._astray = False
         self._first, self._length = place.entry or 0, place.length
         self._step = self._slot = self._calls_before = 0
@@ -159,6 +159,8 @@ class StepTracker:
         """A call after those that were astray: as they are, or the first of a loop."""
         if by_pipeline():
             return self._begin(place, True)
+        if place.entry == 0:  # or a loss that was drawn there: only the next entry goes on
+            return self._begin(place, False, is_loop=False)
         if way is None:
             self._go_astray(place)
             return None

@@ -1,0 +1,69 @@
+"""Whether code can keep something, told from the code."""
+
+import weakref
+
+import pytest
+import torch
+from torch import nn
+
+from deepcache_patch.running.keeping import can_keep, module_can_keep
+
+KEEP = [
+    "c, _ = self.counts, 0; c[0] += 1",
+    "c = self.counts if x is not None else None; c[0] += 1",
+    "(c := self.counts); c[0] = c[0] + 1",
+    "n = self.maps; n += 1",
+    "torch.add(self.maps, 1, out=self.maps)",
+    "self.maps.__iadd__(1)",
+    "self.maps.add_(1)",
+]
+COMPUTE = [
+    "y = self.layer(x); y += x",
+    "y = x * self.scale; y = y + 1",
+    "a, b = x.chunk(2); a = a * 2",
+    "n = 0; n += 1",
+    "h, w = x.shape[0], x.shape[1]; x = x.reshape(h, w)",
+    "y = self.layer(x); y = y.view(1, -1); y.mul_(2)",
+    "made = []; made.append(x)",
+]
+
+
+def layer(body):
+    """A layer of somebody's own, whose `forward` has this body."""
+    known = {"torch": torch, "__name__": "somebodys"}
+    exec(f"def forward(self, x):\n    {body}\n    return x", known)
+
+    class Layer(nn.Module):
+        forward = known["forward"]
+
+        def __init__(self):
+            super().__init__()
+            self.counts, self.maps, self.scale = [0], torch.zeros(1), 2.0
+            self.layer = nn.Linear(2, 2)
+
+    return Layer()
+
+
+@pytest.mark.parametrize("body", KEEP)
+def test_what_writes_to_something_of_its_layer_keeps_something(body):
+    assert module_can_keep(layer(body))
+
+
+@pytest.mark.parametrize("body", COMPUTE)
+def test_what_writes_to_its_own_variables_alone_only_computes(body):
+    assert not module_can_keep(layer(body))
+
+
+class Lazy:
+    def __getattr__(self, name):
+        raise RuntimeError("not loaded")
+
+
+def test_what_cannot_be_looked_at_is_said_to_keep_something():
+    gone = weakref.proxy(layer("pass"))
+    lazy = Lazy()
+    chain = None
+    for _ in range(2000):
+        chain = lambda x, inner=chain: inner  # noqa: E731
+    for thing in (lambda x: gone, lambda x: lazy, chain):
+        assert can_keep(thing)
