@@ -10,6 +10,7 @@ import pytest
 import torch
 from builders.cases import CASES
 from builders.learning import LDM, SD, counted, equal, loaded, stop_after
+from builders.patched import slowly
 from builders.schedulers import SCHEDULERS
 from builders.unets import inputs2d_condition
 from conftest import trace
@@ -21,6 +22,9 @@ from deepcache_patch import (
     InvalidSettingError,
     Stats,
 )
+
+#: Text and none, latents and pixels.
+QUICK = ("sd", "ldm", "ddpm")
 
 # --- two generations ----------------------------------------------------------------------------
 
@@ -38,7 +42,7 @@ def test_the_first_is_plain_and_the_second_fast_with_every_scheduler(scheduler, 
         assert counted(helper, partial(SD.run, pipe, steps=10, seed=1)) == expected
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", slowly(CASES, QUICK))
 def test_every_pipeline_learns_and_leaves_no_trace(name):
     case = CASES[name]
     pipe = case.load()

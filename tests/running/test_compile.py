@@ -130,6 +130,7 @@ def test_compiled_in_place_after_enable(graphs, pictures):
     assert helper.stats == Stats(2, 4, 8, 2 * FEATURE)
 
 
+@pytest.mark.slow
 def test_a_pipelines_unet_wrapped_after_enable(graphs):
     case = CASES["sd"]
     pipe = case.load()
@@ -150,6 +151,7 @@ def test_a_pipelines_unet_wrapped_after_enable(graphs):
     assert graphs.frame_count == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["unet", "controlnet"])
 def test_wrapped_after_enable_for_one_graph_it_says_how_to_go_on(name, graphs):
     case = CASES["sd-controlnet"]
@@ -166,6 +168,7 @@ def test_wrapped_after_enable_for_one_graph_it_says_how_to_go_on(name, graphs):
     assert graphs.frame_count == 2
 
 
+@pytest.mark.slow
 def test_a_helper_on_the_wrapper_and_one_on_the_unet_inside_are_told_apart(graphs):
     case = CASES["sd"]
     pipe = case.load()
@@ -201,6 +204,7 @@ def test_called_from_compiled_code_of_somebody_it_runs_uncompiled_with_a_warning
     assert helper.stats == Stats(1, 2, 4, 2 * FEATURE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_switching_on_and_off_compiles_nothing_again(form, graphs, pictures):
     compiled = FORMS[form](small_unet(), backend=graphs, fullgraph=True)
@@ -238,6 +242,7 @@ def test_more_graphs_than_dynamo_allows_one_module(graphs):
     assert graphs.frame_count == 4
 
 
+@pytest.mark.slow
 def test_another_batch_compiles_each_kind_once_more_for_all_batches(graphs):
     unet = small_unet()
     unet.compile(backend=graphs, fullgraph=True)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from builders.held import SD, loop
 from builders.kinds_of_calls import kinds_of_calls
+from builders.patched import slowly
 from builders.unets import inputs2d_condition
 
 from deepcache_patch import DeepCacheHelper, Uniform
@@ -44,7 +45,7 @@ FORMS = ["numbers", "tensors", "batches", "of the list", "copies of the list's"]
 
 
 @EITHER
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", slowly(FORMS, FORMS[:2]))
 def test_evaluations_at_random_timesteps_are_plain(form, options):
     # Score distillation, a classifier by denoising, the loss of a validation: half of them replayed
     # what another sample had recorded.

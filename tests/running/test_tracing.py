@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from builders.patched import slowly
 from builders.unets import inputs2d_condition, unet2d_condition
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -51,7 +52,7 @@ def amid_a_loop(unet):
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
-@pytest.mark.parametrize("branch", [0, -1])
+@pytest.mark.parametrize("branch", slowly([0, -1], [0]))
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
 @torch.no_grad()
 def test_what_is_written_down_is_the_whole_unet(way, branch):
