@@ -3,7 +3,6 @@
 import re
 from dis import Instruction, get_instructions, stack_effect
 from inspect import CO_VARARGS, CO_VARKEYWORDS
-from itertools import pairwise
 from types import CodeType, FunctionType, ModuleType
 from typing import Any, Final
 
@@ -110,29 +109,44 @@ def _origins(done: list[Instruction]) -> tuple[set[str], set[str]]:
     made: set[str] = set()
     other: set[str] = set()
     aliases: set[str] = set()
-    is_alias = is_unpacked = False
-    for before, each in pairwise(done):
+    is_alias = False
+    for place, each in enumerate(done):
         if not each.opname.startswith("STORE_FAST"):
             continue
+        before = done[place - 1]
         names = set(each.argval) if isinstance(each.argval, tuple) else {each.argval}
         is_new = before.opname.startswith((*_MAKING, "LIST_EXTEND", "DICT_UPDATE"))
         (made if is_new else other).update(names)
-        if not before.opname.startswith("STORE_FAST"):
-            is_unpacked = before.opname.startswith("UNPACK")
-            is_alias = each.is_jump_target or _is_other(before)
-        elif not is_unpacked:  # the others of `a, b = one, another`
-            is_alias = True
+        if not before.opname.startswith("STORE_FAST"):  # of `a, b = one, another` the first says it
+            # What one of two branches gives is not known.
+            is_alias = each.is_jump_target or any(map(_outlives, _values(done, place)))
         if is_alias:
             aliases |= names
     return made - other, aliases
 
 
-def _is_other(before: Instruction) -> bool:
+def _outlives(given: Instruction) -> bool:
     """Whether a value may be something that outlives the call: loaded, and not computed."""
-    return before.opname in (
-        *("LOAD_ATTR", "LOAD_GLOBAL", "LOAD_DEREF"),
-        *("SWAP", "ROT_TWO", "COPY", "DUP_TOP", "FOR_ITER", "JUMP_FORWARD"),
-    )
+    return given.opname in ("LOAD_ATTR", "LOAD_GLOBAL", "LOAD_DEREF", "FOR_ITER")
+
+
+def _values(done: list[Instruction], place: int) -> list[Instruction]:
+    """What has made the values that are stored from a place on, by one instruction or several."""
+    stored, found = place, []
+    while stored < len(done) and done[stored].opname.startswith("STORE_FAST"):
+        stored += 1
+    start = place - 1
+    while start >= 0 and done[start].opname in ("SWAP", "ROT_TWO", "ROT_THREE", "COPY", "DUP_TOP"):
+        start -= 1
+    for _ in range(stored - place):
+        if start < 0 or done[start].opname.startswith("UNPACK"):
+            break
+        found.append(done[start])
+        missing = 1
+        while start >= 0 and missing > 0:
+            missing -= stack_effect(done[start].opcode, done[start].arg, jump=False)
+            start -= 1
+    return found
 
 
 def _is_in_place(each: Instruction) -> bool:
