@@ -51,13 +51,6 @@ def test_the_first_arguments_are_handed_over_by_position():
     assert handed(arguments, 0) == ((), arguments)
 
 
-def test_the_conditioning_is_a_tensor_or_none():
-    anatomy, prompt = Minimal(Net()), torch.ones(1)
-    assert anatomy.conditioning({"encoder_hidden_states": prompt}) is prompt
-    for other in ({}, {"encoder_hidden_states": None}, {"encoder_hidden_states": [prompt]}):
-        assert anatomy.conditioning(other) is None
-
-
 def test_what_a_call_is_given_are_the_tensors_that_do_not_move_with_the_steps():
     prompt, pooled, picture, label = (torch.full((2,), each) for each in (1.0, 2.0, 3.0, 4.0))
     found = Minimal(Net()).given(

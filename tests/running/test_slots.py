@@ -3,6 +3,8 @@
 Each began with a use in public in which a call replayed another call's feature, without a word.
 """
 
+import weakref
+
 import pytest
 import torch
 from builders.kinds_of_calls import counted
@@ -183,11 +185,14 @@ def test_conditioning_let_go_of_late_costs_two_full_steps():
 def test_conditioning_is_not_kept_alive_by_what_is_remembered_of_it():
     unet, (a,) = unet2d_condition(), prompts(1)
     with DeepCacheHelper(unet, schedule=Uniform(9)) as helper:
-        loop = Loop(unet)
+        loop, given = Loop(unet), []
         for timestep in timesteps_of(6)[:5]:
-            loop.step(timestep, said(a.clone()))
-        [session] = helper._attachment.unets[0]._sessions
-        assert len(session._conditionings) == 1
+            prompt = a.clone()
+            given.append(weakref.ref(prompt))
+            loop.step(timestep, said(prompt))
+            del prompt
+        assert helper.stats.full_calls == 1
+        assert [each() for each in given] == [None] * 5
 
 
 # --- calls that begin, end or change places midway ----------------------------------------------

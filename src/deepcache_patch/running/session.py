@@ -56,8 +56,6 @@ class Session:
         self.cache.clear()
         self.residuals.forget()
         self.slots = Slots()
-        # Of the last call, by its slot.
-        self._conditionings: dict[int, torch.Tensor | None] = {}
         self.entry: PlanEntry = FULL
         self.watched: dict[tuple[int, int], str | None] = {}
         if midway:
@@ -95,13 +93,8 @@ class Session:
         self, position: Position, sample: torch.Tensor, conditioning: dict[str, torch.Tensor]
     ) -> Slot:
         """The slot of a call, by what it is given; see `slots`."""
-        self._conditionings.clear()  # who else keeps them alive is asked
         is_short = position.num_steps == 2
         return self.slots.of(position.slot, marks(sample, conditioning), is_short=is_short)
-
-    def recorded_by(self, slot: int, conditioning: torch.Tensor | None) -> None:
-        """Remember whose conditioning the slot has, until the next call."""
-        self._conditionings = {slot: conditioning}
 
     def called(self, slot: Slot, *, last_step: bool) -> None:
         """A call is over; in the last step, let go of what only it and those before it needed."""

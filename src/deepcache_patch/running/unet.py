@@ -351,6 +351,5 @@ class AttachedUNet:
             if place == OUTPUT:
                 recorded = recorded._replace(sample=sample.clone(), answer=answer)
             session.cache.put(slot.number, place, recorded, keep=keep)
-        session.recorded_by(slot.number, self._anatomy.conditioning(arguments))
         held = sum(each.cache.nbytes for each in self._sessions)
         self._peak_nbytes = max(self._peak_nbytes, held)

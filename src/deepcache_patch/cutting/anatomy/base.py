@@ -177,7 +177,6 @@ class Anatomy(Dissected, ABC):
     Attributes:
         sample_name: The argument of the U-Net's `forward` that is denoised.
         timestep_name: The argument that says how far the denoising is.
-        conditioning_name: The argument that two calls of one step differ in, such as the prompt.
         num_skips: How many skip connections there are.
         branches: The branches of this U-Net, `range(0, …)`.
         is_known: Whether it and its blocks run what diffusers' classes define. What others do
@@ -186,7 +185,6 @@ class Anatomy(Dissected, ABC):
 
     sample_name: ClassVar[str] = "sample"
     timestep_name: ClassVar[str] = "timestep"
-    conditioning_name: ClassVar[str] = "encoder_hidden_states"
 
     num_skips: int
     branches: range
@@ -262,11 +260,6 @@ class Anatomy(Dissected, ABC):
         names = self._parameters[:count]
         named = {name: value for name, value in arguments.items() if name not in names}
         return tuple(arguments[name] for name in names), named
-
-    def conditioning(self, arguments: Mapping[str, Any]) -> torch.Tensor | None:
-        """The conditioning of a call, if it is a tensor."""
-        found = arguments.get(self.conditioning_name)
-        return found if isinstance(found, torch.Tensor) else None
 
     def given(self, arguments: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         """All tensors that say what a call is about: its prompt, labels, pictures, positions.

@@ -45,7 +45,6 @@ class CascadeAnatomy(_ScaledAnatomy):
     """The skips of a `StableCascadeUNet`, and how to cut it."""
 
     timestep_name = "timestep_ratio"
-    conditioning_name = "clip_text_pooled"
 
     def __init__(self, unet: nn.Module) -> None:
         super().__init__(unet)
@@ -89,7 +88,6 @@ class WuerstchenAnatomy(_ScaledAnatomy):
 
     sample_name = "x"
     timestep_name = "r"
-    conditioning_name = "clip"
 
     def __init__(self, unet: nn.Module) -> None:
         super().__init__(unet)

@@ -164,7 +164,6 @@ class UniDiffuserAnatomy(UViTAnatomy):
 
     sample_name = "latent_image_embeds"
     timestep_name = "timestep_img"
-    conditioning_name = "prompt_embeds"
 
     @classmethod
     def fits(cls, model: Any) -> bool:

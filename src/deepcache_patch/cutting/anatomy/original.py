@@ -31,7 +31,6 @@ class OriginalAnatomy(Anatomy):
 
     sample_name = "x"
     timestep_name = "timesteps"
-    conditioning_name = "context"
 
     def __init__(self, unet: nn.Module) -> None:
         super().__init__(unet)
