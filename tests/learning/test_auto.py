@@ -384,9 +384,9 @@ def test_its_name_says_its_settings(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["a function in the place of a method", "a lock"])
-def test_a_scheduler_that_cannot_be_followed_is_left_alone_and_teaches_nothing(kind):
+def test_a_scheduler_that_cannot_be_followed_is_left_alone_and_teaches_nothing(kind, monkeypatch):
     pipe = loaded("sd")
-    pipe.scheduler = copy.deepcopy(pipe.scheduler)
+    monkeypatch.setattr(pipe, "scheduler", copy.deepcopy(pipe.scheduler))
     if kind == "a lock":
         pipe.scheduler.lock = threading.Lock()
     else:
