@@ -1,11 +1,13 @@
 """A U-Net inside something else is refused by an error that names it; and named, it is helped."""
 
+import importlib
 from types import SimpleNamespace
 
 import pytest
 import torch
 from builders.cases import CASES
 from builders.unets import inputs2d_condition, unet2d_condition
+from builders.versions_needed import require
 from torch import nn
 
 from deepcache_patch import DeepCacheHelper, Uniform
@@ -126,9 +128,8 @@ def test_where_there_is_none_the_error_names_none():
 
 
 def test_a_modular_pipeline_is_helped_by_its_unet():
-    modular = pytest.importorskip("diffusers.modular_pipelines")
-    if not hasattr(modular, "StableDiffusionXLAutoBlocks"):
-        pytest.skip("this diffusers has none for SDXL")
+    require("diffusers", "0.42", "a modular pipeline of parts that are there")
+    modular = importlib.import_module("diffusers.modular_pipelines")
     parts = CASES["sdxl"].load().components
     pipe = modular.StableDiffusionXLModularPipeline(modular.StableDiffusionXLAutoBlocks())
     known = {name for name, part in parts.items() if part is not None}
