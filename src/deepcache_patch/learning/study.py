@@ -41,6 +41,7 @@ class Study:
         self._scheduler = copied(context.scheduler)
         self._shapes: list[torch.Size] = []  # of the samples, of each generation
         self._denoised: list[list[torch.Tensor]] = [[] for _ in range(context.num_steps)]
+        self._chosen: dict[tuple[int, torch.device], torch.Tensor] = {}
 
     @property
     def seen(self) -> int:
@@ -88,12 +89,17 @@ class Study:
         output = output.narrow(place, 0, sample.shape[place])  # without a learned variance
         x, made = sample.detach().flatten(), output.detach().flatten()
         if len(x) > SAMPLED:
-            chosen = torch.randperm(
-                len(x), generator=torch.Generator().manual_seed(0), device="cpu"
-            )
-            places = sent(chosen[:SAMPLED], x.device)
+            places = self._places(len(x), x.device)
             x, made = x[places], made[places]
         return self.forecast.denoised(step, x.float(), made.float())
+
+    def _places(self, count: int, device: torch.device) -> torch.Tensor:
+        """Which of so many numbers are looked at: drawn once, for all steps."""
+        if (count, device) not in self._chosen:
+            drawn = torch.Generator().manual_seed(0)
+            chosen = torch.randperm(count, generator=drawn, device="cpu")[:SAMPLED]
+            self._chosen[count, device] = sent(chosen, device)
+        return self._chosen[count, device]
 
 
 class StudyGuide(Guide):

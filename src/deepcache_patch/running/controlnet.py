@@ -15,11 +15,12 @@ from torch import nn
 
 from ..cutting.anatomy import Companion, dissect_controlnet
 from ..cutting.cut import Cut
+from ..cutting.origin import put_around
 from ..errors import UnsupportedModelError
 from ..patching.call import CallPatch, whole
 from ..patching.wrappers import unwrapped
 from .offloading import bring_whole
-from .residuals import Given, Source, is_known, runs_its_own, watching_hooks
+from .residuals import Given, Source, is_known, watching_hooks
 from .unet import AttachedUNet
 
 
@@ -123,5 +124,5 @@ class AttachedCompanion:
         """Where to cut this call; `None` for a call in full."""
         # Not under this lock: the U-Net's may be held by a call that waits for this one.
         sample = arguments[anatomy.sample_name]
-        self._source.is_own = all(map(runs_its_own, anatomy.networks))
+        self._source.is_own = not any(map(put_around, anatomy.networks))
         return unet.foresee(arguments["timestep"], sample, self._source)

@@ -10,14 +10,10 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
-from types import MethodType
 from typing import Any, Final
 
 import torch
 from torch import nn
-
-from ..cutting.origin import home_of, is_library
 
 #: How many calls of ControlNets are remembered: several may come before the U-Net's first.
 _MOST_CALLS: Final = 16
@@ -110,19 +106,6 @@ def watching_hooks(controlnet: nn.Module, source: Source) -> Iterator[Callable[[
         yield compare
     finally:
         handle.remove()
-
-
-def runs_its_own(controlnet: nn.Module) -> bool:
-    """Whether the `forward` of a ControlNet is one of the libraries' that are known."""
-    own = vars(controlnet)
-    forwards = [type(controlnet).forward, own.get("forward"), own.get("_old_forward")]
-    return all(_is_of_libraries(each) for each in forwards if each is not None)
-
-
-def _is_of_libraries(function: Any) -> bool:
-    while isinstance(function, partial | MethodType):
-        function = function.func if isinstance(function, partial) else function.__func__
-    return is_library(home_of(function))
 
 
 def is_known(output: Any) -> bool:

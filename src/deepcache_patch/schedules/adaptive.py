@@ -16,7 +16,7 @@ from ..cutting.features import FeatureCache, FeatureKey, Recorded
 from ..errors import InvalidSettingError
 from .forecast import Forecast
 from .guide import Context, FinishedCall, ReplayGuide
-from .noise_aware import FEW_STEPS, early_weights, how_long_used, usual_levels
+from .noise_aware import FEW_STEPS, early_weights, how_long_used, usual_levels, within
 from .plans import FULL, OUTPUT, PlanEntry, number_between, whole_number
 from .replay import Replay
 from .transfer import HostCopy
@@ -148,8 +148,7 @@ class AdaptiveGuide(ReplayGuide):
         self._reach = sigmas.tolist()
         if forecast is not None:
             self._reach = [forecast.reach(step) for step in range(steps)]
-        outside = steps - len(self._protected)
-        budget = len(self._protected) + int(outside / schedule.interval + 1e-9)
+        budget = within(schedule.interval, steps, self._protected)
         unbound = context.is_guess or steps <= FEW_STEPS
         self._budget = steps if unbound else max(budget, len(self._protected | {0}))
         self._rates = dict.fromkeys(self.branches, _USUAL_RATE)

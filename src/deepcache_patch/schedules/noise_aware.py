@@ -103,8 +103,7 @@ class NoiseAware:
 
     def _plan(self, levels: tuple[float, ...], protected: frozenset[int], branch: int) -> Plan:
         steps = len(levels)
-        # What is protected comes on top, or nothing would be left for the steps between.
-        count = len(protected) + int((steps - len(protected)) / self.interval + 1e-9)
+        count = within(self.interval, steps, protected)
         if steps <= FEW_STEPS:
             count = steps
         full = frozenset(cheapest(levels, max(1, count), protected))
@@ -117,6 +116,14 @@ def remark_on(plan: Plan) -> str | None:
     if not few or 3 * len(plan.full_steps) >= 2 * len(plan):
         return None
     return f"with {SHORT} steps or fewer pictures move far from the plain ones: lower the interval"
+
+
+def within(interval: float, steps: int, protected: frozenset[int]) -> int:
+    """How many of the steps an interval leaves in full.
+
+    What is protected comes on top, or nothing would be left for the steps between.
+    """
+    return len(protected) + int((steps - len(protected)) / interval + 1e-9)
 
 
 def usual_levels(steps: int) -> tuple[float, ...]:
