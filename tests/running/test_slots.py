@@ -346,12 +346,26 @@ def test_strided_windows_are_others_than_those_in_a_row():
         assert Loop(unet).run([[rows], [rows], [strided], [strided]]) == "F s F s"
 
 
-def test_entries_of_a_tensor_of_all_steps_are_one_picture():
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_entries_of_a_tensor_of_all_steps_are_one_picture(count):
     # LEDITS++ and other inversions keep the sample of each step in one tensor.
-    unet = unet2d_condition()
+    unet, texts = unet2d_condition(), prompts(count)
     trajectory = torch.stack([inputs2d_condition()["sample"]] * 6)
+    steps = [[{"sample": each} | said(text) for text in texts] for each in trajectory]
     with DeepCacheHelper(unet, schedule=Uniform(3)):
-        assert Loop(unet).run([[{"sample": each}] for each in trajectory]) == "F s s F s s"
+        kinds = Loop(unet).run(steps)
+    assert kinds == " ".join([count * "F", count * "s", count * "s"] * 2)
+
+
+def test_entries_of_several_pictures_in_a_step_are_not_those_of_one():
+    unet = unet2d_condition()
+    trajectory = torch.stack([inputs2d_condition()["sample"]] * 8)
+    steps = [[{"sample": trajectory[2 * step + part]} for part in (0, 1)] for step in range(4)]
+    with (
+        DeepCacheHelper(unet, schedule=Uniform(9)),
+        pytest.warns(DeepCacheWarning, match="the place of its sample"),
+    ):
+        assert Loop(unet).run(steps) == "FF FF FF FF"
 
 
 # --- calls that no other step follows -----------------------------------------------------------

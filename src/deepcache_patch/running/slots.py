@@ -133,26 +133,31 @@ class Slot:
             mark.is_of(given[name]) for name, mark in self._given.items()
         )
 
-    def differs(self, given: Mapping[str, _Mark], *, is_alone: bool) -> tuple[str, ...]:
+    @property
+    def place(self) -> _Mark:
+        """Where its sample was."""
+        return self._given[_PLACE]
+
+    def differs(self, given: Mapping[str, _Mark], *, is_one_sample: bool) -> tuple[str, ...]:
         """The names of what is another than what the slot was given, and not just made anew.
 
         Args:
             given: To a call with the order of this slot.
-            is_alone: Whether there is one call in each step.
+            is_one_sample: Whether all calls of a step have their sample at one place.
         """
         names = self._given.keys() | given.keys()
-        return tuple(sorted(each for each in names if self._differs(each, given, is_alone)))
+        return tuple(sorted(each for each in names if self._differs(each, given, is_one_sample)))
 
-    def _differs(self, name: str, given: Mapping[str, _Mark], is_alone: bool) -> bool:
+    def _differs(self, name: str, given: Mapping[str, _Mark], is_one_sample: bool) -> bool:
         old, new = self._given.get(name), given.get(name)
         if old is None or new is None:
             return True
         if old.is_of(new):
             return False
         if name == _PLACE:
-            # Inversion keeps the samples of all steps in one tensor: for one call in each step,
-            # its next entry is the same picture.
-            return not is_alone or old.outlives(new)
+            # Inversion keeps the samples of all steps in one tensor: if a step has one sample, the
+            # next entry is the same picture.
+            return not is_one_sample or old.outlives(new)
         if name in self._steady:
             return True
         # Somebody keeps the old one, so there are two: unless all before it are gone, made for one
@@ -231,7 +236,12 @@ class Slots:
         differing: tuple[str, ...] = ()
         if found is None and at_order is not None and not at_order.is_called:
             is_alone = len(self._slots) == 1
-            differing = at_order.differs(given, is_alone=is_alone)
+            # Calls before this one have gone on to the place that it should have then, too.
+            is_one_sample = all(
+                each.place.is_of(given[_PLACE] if each.is_called else at_order.place)
+                for each in self._slots
+            )
+            differing = at_order.differs(given, is_one_sample=is_one_sample)
             # Two steps are too few to tell what is another from what is made anew.
             as_planned = is_short and is_alone and _PLACE not in differing
             found = at_order if as_planned or not differing else None
