@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENVS := .venv
 
-.PHONY: help demo ui test test-all test-ui test-matrix test-oldest coverage mutation lint types check \
+.PHONY: help demo ui test test-all test-ui test-ray test-matrix test-oldest coverage mutation lint types check \
 	tables bench-quick docs dist clean
 
 # The main job on a trained pipeline: pictures without and with the helper, side by side.
@@ -36,6 +36,10 @@ test-all: $(VENVS)/test/ready
 # Those in a browser need chromium and chromedriver.
 test-ui: $(VENVS)/ui/ready
 	$(VENVS)/ui/bin/python -m pytest -q -m "slow or not slow" tests/page
+
+# The tests of the scripts that need Ray, which `make test` leaves out: Ray is large, and slow to start.
+test-ray: $(VENVS)/ray/ready
+	$(VENVS)/ray/bin/python -m pytest -q -m "slow or not slow" tests/examples/test_ray.py
 
 # The core tests under the oldest and the newest versions that are supported.
 # With every Python of theirs that is at hand; a table at the end.
@@ -71,6 +75,7 @@ check: lint types test
 $(VENVS)/demo/ready: EXTRAS = compare
 $(VENVS)/test/ready: EXTRAS = test,check,benchmarks
 $(VENVS)/ui/ready: EXTRAS = test,ui
+$(VENVS)/ray/ready: EXTRAS = test,ray
 $(VENVS)/mutation/ready: EXTRAS = test,mutation
 $(VENVS)/docs/ready: EXTRAS = docs
 $(VENVS)/%/ready: setup.cfg pyproject.toml constraints.txt

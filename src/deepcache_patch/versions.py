@@ -11,7 +11,7 @@ from packaging.version import InvalidVersion, Version
 
 from .errors import warn
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 #: Package -> the oldest and the newest minor version that the core tests were run with.
 TESTED: Final = {

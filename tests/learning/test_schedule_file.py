@@ -121,6 +121,12 @@ DAMAGED = {
     "three-quartiles": (reached(quartiles=[1, 2, 3]), "quartiles of reached has 3 entries, not 2"),
     "true-for-a-timing": (reached(timings=True), "timings of reached must be an integer"),
     "huge-timings": (reached(timings=HUGE), "timings of reached must be a number from 0 to"),
+    "fingerprint-as-a-list": (changed("fingerprint", [0.5]), "fingerprint is no object"),
+    "no-fingerprint": (changed("fingerprint", None), "fingerprint is no object"),
+    "number-for-numbers": (changed("fingerprint", {"a": 1}), "entry 0 of fingerprint is no list"),
+    "no-numbers": (changed("fingerprint", {"a": []}), "entry 0 of fingerprint has 0 entries, not"),
+    "endless-numbers": (changed("fingerprint", {"a": [float("inf")]}), "fingerprint has numbers"),
+    "line-break-in-a-name": (changed("fingerprint", {"\n": [1]}), "fingerprint has names that can"),
     "unknown-key": (changed("colour", 1), "a schedule has unknown keys: colour"),
     "unknown-key-of-weights": (changed("weights", 0, "c", 1), "of weights has unknown keys: c"),
     "unknown-key-above": ('{"version": 2, "schedules": [], "x": 0}', "has unknown keys: x"),
@@ -257,7 +263,9 @@ def places(data, inside=()):
             yield from places(data[key], (*inside, key))
 
 
-NEWEST = {"version": 2, "schedules": [{**SCHEDULE, "reached": REACHED}]}
+OPTIONAL = {"reached": REACHED, "fingerprint": {"conv_in.weight": [0.25, -3e-05]}}
+
+NEWEST = {"version": 2, "schedules": [{**SCHEDULE, **OPTIONAL}]}
 
 PLACES = list(places(NEWEST))[1:]
 

@@ -44,7 +44,8 @@ class Auto:
         branch: As of `NoiseAware`: -1, above the output, or at least 0.
         file: A JSON file in which to keep what was learned, so that the next process begins with
             it. It is read now if it exists, and written after each calibration. What it says is
-            taken for every U-Net of equal class and config, whatever its weights.
+            taken for every U-Net of equal class and config; if the weights are others, with one
+            warning. So give each model a file of its own.
 
     Raises:
         InvalidSettingError: If an argument is out of range, or the file is damaged or its folder
@@ -91,8 +92,19 @@ class Auto:
         plan = planned(self._planned, context)
         for of, known in self._learned:
             if of in (None, unet) and (known.setting, known.entries) == (setting, plan):
+                if of is None:
+                    self._compare_weights(known, context.unet)
                 return CalibratedGuide(known, context, replay)
         return StudyGuide(Study(context, self.branch), lambda study: self._learn(study, plan, unet))
+
+    def _compare_weights(self, known: Calibrated, unet: nn.Module) -> None:
+        """Warn if what another process learned was learned with other weights."""
+        if self.file is None:
+            name, cure = "what schedule='auto' goes by", "take a new Auto() to learn anew"
+        else:
+            name = f"what schedule='auto' goes by, in {self.file},"
+            cure = "give each model a file of its own, or remove this one to learn anew"
+        known.compare_weights(unet, name, cure)
 
     def _can_learn(self, context: Context) -> bool:
         """Whether there is anything to learn in such a generation, and it is seen."""

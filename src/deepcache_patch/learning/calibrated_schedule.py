@@ -3,6 +3,7 @@ timesteps. The file that it is kept in is described in `schedule_file`.
 """
 
 import json
+import weakref
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,13 +11,14 @@ from typing import Any, ClassVar, Final
 
 from torch import nn
 
-from ..errors import InvalidSettingError
+from ..errors import InvalidSettingError, warn
 from ..schedules.fit import KEEP
 from ..schedules.forecast import Forecast, Weights
 from ..schedules.guide import Context, ReplayGuide
 from ..schedules.plans import Explicit, Plan, PlanEntry
 from ..schedules.replay import Replay
 from . import schedule_file
+from .fingerprint import Fingerprint
 from .reached import Reached
 from .schedule_file import checked
 
@@ -29,7 +31,7 @@ class Setting:
     """What a calibration is valid for.
 
     Attributes:
-        unet: Class name and config of the U-Net; its weights do not count.
+        unet: Class name and config of the U-Net; its weights are no part of it.
         scheduler: Class name and config of the scheduler.
         timesteps: Of the steps that a generation runs.
     """
@@ -96,6 +98,8 @@ class Calibrated:
         weights: How its steps above the output go on from full ones; where there are none, they do
             as by default.
         reached: Speed, work and PSNR that `calibrate` found; `None` from `Auto`.
+        fingerprint: A few weights of the U-Net that it was learned with. For others it is used all
+            the same, with one warning. `None` where they were not known, as in older files.
 
     Example:
         >>> schedule = helper.calibrate(run, speedup=2.5)  # doctest: +SKIP
@@ -110,6 +114,11 @@ class Calibrated:
     entries: Plan
     weights: Weights = field(default_factory=dict)
     reached: Reached | None = None
+    fingerprint: Fingerprint | None = None
+    #: Whose weights were compared.
+    _compared: "weakref.WeakSet[nn.Module]" = field(
+        default_factory=weakref.WeakSet, init=False, repr=False
+    )
 
     @property
     def branches(self) -> tuple[int, ...]:
@@ -139,13 +148,32 @@ class Calibrated:
         self._refuse(here)
 
     def begin(self, context: Context, replay: Replay) -> "CalibratedGuide":
-        """Lead through a generation.
+        """Lead through a generation; warns if its U-Net has other weights.
 
         Raises:
             InvalidSettingError: If its setting is another than in the calibration.
         """
         self._refuse(Setting.of(context))
+        self.compare_weights(context.unet, "this calibrated schedule", "calibrate it anew")
         return CalibratedGuide(self, context, replay)
+
+    def compare_weights(self, unet: nn.Module, name: str, cure: str) -> None:
+        """Warn if a U-Net has other weights than the calibration was of; looked at once for each.
+
+        Args:
+            unet: Of the right class and config; some of its weights are read from the device.
+            name: How to call this schedule.
+            cure: What to do for one that is of these weights.
+        """
+        if self.fingerprint is None or unet in self._compared:
+            return
+        self._compared.add(unet)
+        difference = self.fingerprint.difference(unet)
+        if difference:
+            warn(
+                f"{name} was learned with other weights of {type(unet).__name__}: {difference}; it "
+                f"is used all the same, and may lose more than one of these weights: {cure}"
+            )
 
     def save(self, path: str | Path) -> None:
         """Write a JSON file, in one go: whoever reads it meanwhile sees the old one or the new.
@@ -174,7 +202,11 @@ class Calibrated:
 
     def to_dict(self) -> dict[str, Any]:
         """Of JSON's types."""
-        reached = {} if self.reached is None else {"reached": self.reached.to_dict(_DIGITS)}
+        more: dict[str, Any] = {}
+        if self.reached is not None:
+            more["reached"] = self.reached.to_dict(_DIGITS)
+        if self.fingerprint is not None:
+            more["fingerprint"] = self.fingerprint.to_dict()
         return {
             "unet": dict(self.setting.unet),
             "scheduler": dict(self.setting.scheduler),
@@ -187,7 +219,7 @@ class Calibrated:
                 }
                 for steps, weights in self.weights.items()
             ],
-            **reached,
+            **more,
         }
 
     @classmethod
@@ -198,6 +230,13 @@ class Calibrated:
             InvalidSettingError: If it is anything else.
         """
         return _from_checked(checked(data))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the U-Nets that were looked at, or a copy would copy them."""
+        return {name: value for name, value in vars(self).items() if name != "_compared"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _compared=weakref.WeakSet())
 
     def __repr__(self) -> str:
         reached = "" if self.reached is None else self.reached.short
@@ -251,4 +290,5 @@ def _from_checked(data: Mapping[str, Any]) -> Calibrated:
     plan = Explicit(data["plan"]).entries
     weights = {tuple(each["steps"]): tuple(map(float, each["weights"])) for each in data["weights"]}
     reached = Reached.from_dict(data["reached"]) if "reached" in data else None
-    return Calibrated(setting, plan, weights, reached)
+    fingerprint = Fingerprint.from_dict(data["fingerprint"]) if "fingerprint" in data else None
+    return Calibrated(setting, plan, weights, reached, fingerprint)

@@ -3,13 +3,14 @@ entries mean is no business of this file; see `calibrated_schedule`.
 
     {"version": 2, "schedules": [{"unet": …, "plan": …, "weights": [{"steps": …, …}, …], …}, …]}
 
-`reached`, which is for people, may be lacking in a schedule. Version 1 was of deep features.
+`reached`, which is for people, and `fingerprint`, a few of the U-Net's weights by their names, may
+be lacking in a schedule. Version 1 was of deep features.
 """
 
 import itertools
 import json
 import sys
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,7 +30,7 @@ _DEEPEST: Final = 16
 
 _SCHEDULE: Final = {"unet", "scheduler", "timesteps", "plan", "weights"}
 #: Not in every schedule.
-_OPTIONAL: Final = {"reached"}
+_OPTIONAL: Final = {"reached", "fingerprint"}
 _WEIGHTS: Final = {"steps", "weights"}
 _REACHED: Final = {"work", "speed", "quartiles", "timings", "psnr", "worst_psnr"}
 
@@ -104,6 +105,8 @@ def checked(data: Any) -> dict[str, Any]:
     _check_weights(plan, schedule["weights"])
     if "reached" in schedule:
         _check_reached(_fields("reached", schedule["reached"], _REACHED))
+    if "fingerprint" in schedule:
+        _check_fingerprint(_fields("fingerprint", schedule["fingerprint"]))
     return schedule
 
 
@@ -159,19 +162,31 @@ def _check_reached(reached: dict[str, Any]) -> None:
         raise InvalidSettingError("reached has a part of what belongs together")
 
 
+def _check_fingerprint(fingerprint: dict[str, Any]) -> None:
+    """Names that may be told to a person, with numbers to each."""
+    _check_names("fingerprint", fingerprint)
+    for place, numbers in enumerate(fingerprint.values()):
+        name = f"entry {place} of fingerprint"
+        _check_numbers(name, numbers, sys.float_info.max, count=None)
+
+
 def _check_description(part: str, described: Any) -> None:
     """A class name and a config; both may be told to a person."""
     names = _fields(part, described)
     if not isinstance(names.get("class"), str):
         raise InvalidSettingError(f"{part} has no class")
-    if not all(len(name) <= 200 and name.isprintable() for name in (names["class"], *names)):
-        raise InvalidSettingError(f"{part} has names that cannot be printed")
+    _check_names(part, (names["class"], *names))
     level: list[Any] = [names]
     for _ in range(_DEEPEST):
         inner = (each.values() if isinstance(each, dict) else each for each in level)
         level = [each for values in inner for each in values if isinstance(each, dict | list)]
     if level:
         raise InvalidSettingError(f"{part} is nested more than {_DEEPEST} levels deep")
+
+
+def _check_names(part: str, names: Iterable[str]) -> None:
+    if not all(len(name) <= 200 and name.isprintable() for name in names):
+        raise InvalidSettingError(f"{part} has names that cannot be printed")
 
 
 def _check_numbers(name: str, values: Any, largest: float, *, count: int | None) -> None:

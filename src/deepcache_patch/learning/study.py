@@ -14,6 +14,7 @@ from ..schedules.noise import ends_with
 from ..schedules.plans import OUTPUT, Plan
 from ..schedules.transfer import sent
 from .calibrated_schedule import Calibrated, Setting
+from .fingerprint import Fingerprint
 
 #: How many numbers of x0 are looked at in each step: memory is bounded.
 SAMPLED: Final = 1 << 15
@@ -31,6 +32,7 @@ class Study:
 
     def __init__(self, context: Context, branch: int) -> None:
         self.setting = Setting.of(context)
+        self.fingerprint = Fingerprint.of(context.unet)  # read now, while nothing is under way
         self.levels = context.levels()
         self.protected = context.protected
         self.num_steps = context.num_steps
@@ -79,7 +81,7 @@ class Study:
         denoised = [each.cpu() for each in alike]
         if self.forecast is not None and self._scheduler is not None and denoised:
             weights = fitted(torch.stack(denoised), self._scheduler, self.forecast, plan)
-        return Calibrated(self.setting, plan, weights)
+        return Calibrated(self.setting, plan, weights, fingerprint=self.fingerprint)
 
     def _x0(self, step: int, sample: torch.Tensor, output: torch.Tensor) -> torch.Tensor | None:
         """Some of x0; `None` where a condition stands beside the sample."""
