@@ -32,7 +32,7 @@ from benchmarks.provenance import options, prepare, write
 from benchmarks.timing import seconds
 from deepcache_patch import OUTPUT, Auto, Centred, DeepCacheHelper, NoiseAware, Schedule, Uniform
 from deepcache_patch.learning.study import Study
-from deepcache_patch.schedules.guide import Context, planned
+from deepcache_patch.schedules.guide import Context, FinishedCall, Position, planned
 
 INTERVAL = 3
 STEPS = (10, 50, 100, 1000)
@@ -196,10 +196,11 @@ def learning(steps: int, size: int, device: torch.device) -> dict[str, float]:
     first, last, output = (
         torch.randn((2, 4, size, size), generator=generator).to(device) for _ in range(3)
     )
-    taken = []
+    generation, taken = study.begin(), []
     for step in range(steps):
         sample = torch.lerp(first, last, step / steps)
-        taken.append(seconds(partial(study.add, step, sample, output), device))
+        call = FinishedCall(Position(0, step, 0, steps), sample, output, {OUTPUT: output})
+        taken.append(seconds(partial(study.add, generation, call), device))
     plan = planned(NoiseAware(INTERVAL), context)
     fitting = _least(partial(study.learn, plan), 1)
     # Once more, for this makes it slow: tensors are seen by the one, arrays by the other.
@@ -211,7 +212,7 @@ def learning(steps: int, size: int, device: torch.device) -> dict[str, float]:
     return {
         "steps": steps,
         "record_us": 1e6 * statistics.median(taken),
-        "record_nbytes": storage_bytes(vars(study)),
+        "record_nbytes": storage_bytes(generation.denoised),
         "fit_ms": 1e3 * fitting,
         "fit_nbytes": tensors.peak + arrays,
     }

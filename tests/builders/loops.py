@@ -44,3 +44,31 @@ def kinds_of_steps(unet, steps=7, timesteps=None):
 def held_bytes(helper):
     """The bytes that a helper of one U-Net holds now."""
     return sum(session.cache.nbytes for session in helper._attachment.unets[0]._sessions)
+
+
+def timesteps_of(steps):
+    """A list of so many timesteps, in memory of its own."""
+    return torch.arange(steps, 0, -1) * 100
+
+
+class Loop:
+    """Calls of a U-Net step by step: which ran in full, and what each gave."""
+
+    def __init__(self, unet, inputs=None):
+        self.unet, self.kinds, self.outputs = unet, [], []
+        self.inputs = inputs or inputs2d_condition()
+
+    def step(self, timestep, *calls):
+        with torch.no_grad():
+            for number, given in enumerate(calls):
+                with counted_calls(self.unet) as ran:
+                    arguments = self.inputs | given | {"timestep": timestep}
+                    self.outputs.append(self.unet(**arguments).sample)
+                self.kinds += [" "] if number == 0 and self.kinds else []
+                self.kinds.append("F" if ran["mid_block"] else "s")
+
+    def run(self, steps):
+        """A list of calls for each step; all at once, so that what they are given stays."""
+        for timestep, calls in zip(timesteps_of(len(steps)), steps, strict=True):
+            self.step(timestep, *calls)
+        return "".join(self.kinds)

@@ -122,7 +122,7 @@ def test_a_cast_timestep_is_located_in_the_schedulers_list(dtype, batch):
     cast = [timestep.expand(batch).to(dtype, copy=True) for timestep in timesteps]
     positions = [tracker.locate(each.clone(), timesteps) for each in cast]
     assert [position.step for position in positions] == list(range(50))
-    assert {(p.generation, p.slot, p.num_steps) for p in positions} == {(0, 0, 50)}
+    assert {(p.generation, p.order, p.num_steps) for p in positions} == {(0, 0, 50)}
 
 
 def test_timesteps_that_are_the_same_once_cast_are_not_located():

@@ -1,11 +1,16 @@
 """Whether code can keep something, told from the code."""
 
 import weakref
+from dis import get_instructions
 
 import pytest
 import torch
+from builders.loops import kinds_of_steps
+from builders.unets import unet2d_condition
 from torch import nn
 
+from deepcache_patch import DeepCacheHelper, DeepCacheWarning, Uniform
+from deepcache_patch.running import bytecode
 from deepcache_patch.running.keeping import can_keep, module_can_keep
 
 KEEP = [
@@ -68,3 +73,28 @@ def test_what_cannot_be_looked_at_is_said_to_keep_something():
         chain = lambda x, inner=chain: inner  # noqa: E731
     for thing in (lambda x: gone, lambda x: lazy, chain):
         assert can_keep(thing)
+
+
+def test_each_code_is_looked_at_once(monkeypatch):
+    # What its names stand for may be another by then, and is asked anew.
+    looked = []
+
+    def noted(code, **options):
+        looked.append(code.co_name)
+        return get_instructions(code, **options)
+
+    monkeypatch.setattr(bytecode, "get_instructions", noted)
+    known = {"__name__": "somebodys", "kept": None}
+    exec("def only_here(attn, x, **_):\n    kept\n    return x * 1.25", known)
+    unet = unet2d_condition()
+    unet.mid_block.attentions[0].transformer_blocks[0].attn1.processor = known["only_here"]
+    with DeepCacheHelper(unet, schedule=Uniform(3)) as helper:
+        assert kinds_of_steps(unet) == "FssFssF"
+        assert looked.count("only_here") == 2  # for what it writes to, and for what it reads
+        helper.reset()
+        assert kinds_of_steps(unet) == "FssFssF"
+        known["kept"] = []
+        helper.reset()
+        with pytest.warns(DeepCacheWarning, match="the attention processor only_here of mid_block"):
+            assert kinds_of_steps(unet) == "FFFFFFF"
+    assert looked.count("only_here") == 2

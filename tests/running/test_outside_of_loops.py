@@ -212,7 +212,7 @@ def test_of_two_equal_entries_the_expected_one_is_meant():
     assert steps_of(calls, timesteps) == [(0, step) for step in range(6)]
     tracker = StepTracker()
     twice = [tracker.locate(call, timesteps) for call in calls for _ in range(2)]
-    assert [(each.step, each.slot) for each in twice] == [
+    assert [(each.step, each.order) for each in twice] == [
         (step, slot) for step in range(6) for slot in range(2)
     ]
     tracker.reset()

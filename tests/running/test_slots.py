@@ -8,7 +8,7 @@ import weakref
 import pytest
 import torch
 from builders.kinds_of_calls import counted
-from builders.loops import held_bytes
+from builders.loops import Loop, held_bytes, timesteps_of
 from builders.unets import (
     TEXT_WIDTH,
     UNETS,
@@ -17,7 +17,6 @@ from builders.unets import (
     unet2d,
     unet2d_condition,
 )
-from conftest import counted_calls
 from diffusers import DDIMScheduler, DiffusionPipeline
 from zoo import CASES
 
@@ -26,36 +25,8 @@ from deepcache_patch import OUTPUT, DeepCacheHelper, DeepCacheWarning, Explicit,
 BRANCHES = pytest.mark.parametrize("branch", [OUTPUT, 0], ids=["output", "branch 0"])
 
 
-def timesteps_of(steps):
-    """A list of so many timesteps, in memory of its own."""
-    return torch.arange(steps, 0, -1) * 100
-
-
 def prompts(count):
     return [inputs2d_condition(seed=seed)["encoder_hidden_states"] for seed in range(count)]
-
-
-class Loop:
-    """Calls of a U-Net step by step: which ran in full, and what each gave."""
-
-    def __init__(self, unet, inputs=None):
-        self.unet, self.kinds, self.outputs = unet, [], []
-        self.inputs = inputs or inputs2d_condition()
-
-    def step(self, timestep, *calls):
-        with torch.no_grad():
-            for number, given in enumerate(calls):
-                with counted_calls(self.unet) as ran:
-                    arguments = self.inputs | given | {"timestep": timestep}
-                    self.outputs.append(self.unet(**arguments).sample)
-                self.kinds += [" "] if number == 0 and self.kinds else []
-                self.kinds.append("F" if ran["mid_block"] else "s")
-
-    def run(self, steps):
-        """A list of calls for each step; all at once, so that what they are given stays."""
-        for timestep, calls in zip(timesteps_of(len(steps)), steps, strict=True):
-            self.step(timestep, *calls)
-        return "".join(self.kinds)
 
 
 def plain(unet, steps, inputs=None):

@@ -11,7 +11,7 @@ TIMESTEPS = torch.tensor([900, 700, 500, 300, 100])
 
 
 def where(position):
-    return None if position is None else (position.generation, position.step, position.slot)
+    return None if position is None else (position.generation, position.step, position.order)
 
 
 def walk(tracker, calls, timesteps=TIMESTEPS):

@@ -6,15 +6,24 @@ from functools import partial
 import pytest
 import torch
 from builders.cases import CASES
+from builders.finished_calls import Told
+from builders.loops import Loop
+from builders.unets import inputs2d_condition, unet2d_condition
 from conftest import trace
 
-from deepcache_patch import FULL, Adaptive, DeepCacheHelper, InvalidSettingError, Plan, Reuse
+from deepcache_patch import (
+    FULL,
+    Adaptive,
+    DeepCacheHelper,
+    DeepCacheWarning,
+    InvalidSettingError,
+    Plan,
+    Reuse,
+)
 from deepcache_patch.schedules.adaptive import AdaptiveGuide
 from deepcache_patch.schedules.guide import (
     Context,
-    FinishedCall,
     GuidingSchedule,
-    Position,
 )
 from deepcache_patch.schedules.noise_aware import (
     cheapest,
@@ -40,7 +49,7 @@ def plan_of(schedule, values, steps, *, is_guess=True, **given):
     """The entries of a generation in which branch b's feature at step s is `values[b](s)`."""
     guide = schedule.begin(context(steps, is_guess=is_guess, **given), Reuse())
     assert guide.num_steps == steps
-    entries = []
+    entries, told = [], Told(guide)
     for step in range(steps):
         entry = guide.entry(step)
         entries.append(entry)
@@ -49,8 +58,8 @@ def plan_of(schedule, values, steps, *, is_guess=True, **given):
             for branch, value in values.items()
             if entry == FULL or branch < entry
         }
-        position = Position(0, step, 0, None if is_guess else steps)
-        guide.observe(FinishedCall(position, torch.zeros(1, 1), None, recorded))
+        num_steps = None if is_guess else steps
+        told.call(step, recorded, torch.zeros(1, 1), num_steps=num_steps)
     return Plan(entries)
 
 
@@ -128,12 +137,12 @@ def test_the_picture_that_changes_most_counts():
 def test_every_call_of_a_step_counts():
     restless, entries = growing(0.6), []
     guide = Adaptive(0.03).begin(context(15, is_guess=True), Reuse())
+    told = Told(guide)
     for step in range(15):
         entries.append(guide.entry(step))
         values = (1.0, restless(step), 1.0) if entries[-1] == FULL else ()
         for slot, value in enumerate(values):
-            position, feature = Position(0, step, slot, None), {0: torch.full((1, 1), value)}
-            guide.observe(FinishedCall(position, torch.zeros(1, 1), None, feature))
+            told.call(step, {0: torch.full((1, 1), value)}, torch.zeros(1, 1), slot=slot)
     assert str(Plan(entries)) == "F····F·F·F·F·F·"
 
 
@@ -152,13 +161,12 @@ def test_where_no_forecast_is_possible_the_first_branch_stands_for_the_output():
 
 def test_a_feature_of_another_shape_is_not_compared():
     guide = Adaptive(0.03).begin(context(8, is_guess=True), Reuse())
-    entries = []
+    entries, told = [], Told(guide)
     for step in range(8):
         entries.append(guide.entry(step))
         pictures = 2 if step < 5 else 1
         feature = {0: torch.full((pictures, 1), 1.0 + 9 * step)} if entries[-1] == FULL else {}
-        sample = torch.zeros(pictures, 1)
-        guide.observe(FinishedCall(Position(0, step, 0, None), sample, None, feature))
+        told.call(step, feature, torch.zeros(pictures, 1))
     assert str(Plan(entries)) == "F····F··"
 
 
@@ -168,11 +176,11 @@ def test_features_of_zero_do_not_divide_by_zero():
 
 def test_large_features_in_half_precision_do_not_overflow():
     guide = Adaptive(0.02).begin(context(9, is_guess=True), Reuse())
+    told = Told(guide)
     for step in range(8):
         if guide.entry(step) == FULL:
             feature = {0: torch.full((4, 4), 30000.0 + 32 * step, dtype=torch.float16)}
-            position = Position(0, step, 0, None)
-            guide.observe(FinishedCall(position, torch.zeros(4, 1), None, feature))
+            told.call(step, feature, torch.zeros(4, 1))
     assert guide.entry(8) == 0
     assert guide._rates[0] < 0.03
 
@@ -374,6 +382,49 @@ def test_a_loop_whose_length_nobody_knows_runs_on():
             unet(sample, float(100 - step))
             full += [step] * (helper.stats.full_calls - before)
     assert full == [*range(0, 64, 5), *range(64, 100, 5)]
+
+
+def still():
+    """A U-Net that gives the same at each timestep, but not for each prompt."""
+    unet = unet2d_condition()
+    for each in unet.time_embedding.parameters():
+        torch.nn.init.zeros_(each)
+    return unet
+
+
+def prompt(seed):
+    return {"encoder_hidden_states": inputs2d_condition(seed=seed)["encoder_hidden_states"]}
+
+
+@pytest.mark.parametrize(
+    ("steps", "kinds"),
+    [
+        (["c"] * 9 + ["uc"] * 11, "F F F F F F s F s Fs ss FF ss ss ss ss ss ss ss ss"),
+        (["uc"] * 9 + ["c"] * 11, "FF FF FF FF FF FF ss FF ss F s s s s s s s s s s"),
+        (["c"] * 9 + ["uc"] * 5 + ["c"] * 6, "F F F F F F s F s Fs ss FF ss ss F s s s s s"),
+        (["cu"] * 9 + ["c"] * 11, "FF FF FF FF FF FF ss FF ss s s F s s s s s s s s"),
+    ],
+    ids=["begins", "ends", "begins and ends", "ends, second call"],
+)
+def test_each_call_is_measured_by_what_was_recorded_of_its_own(steps, kinds):
+    # Where guidance began or ended, the unconditional call was compared with the conditional one,
+    # and steps ran in full for a change that no call had seen. In truth nothing changes.
+    unet = still()
+    made = {each: prompt(ord(each)) for each in "uc"}
+    schedule = Adaptive(0.03, (0,), interval=1, longest=20)
+    with DeepCacheHelper(unet, schedule=schedule):
+        loop = Loop(unet)
+        assert loop.run([[made[each] for each in calls] for calls in steps]) == kinds
+
+
+def test_what_is_given_something_else_at_each_step_is_not_measured():
+    unet, pair = still(), [prompt(seed) for seed in range(2)]
+    with DeepCacheHelper(unet, schedule=Adaptive(0.03, (0,))) as helper:
+        loop = Loop(unet)
+        with pytest.warns(DeepCacheWarning, match="encoder_hidden_states is another at each step"):
+            loop.run([[pair[step % 2]] for step in range(20)])
+        assert helper._attachment.unets[0]._session().guide._rates == {0: 0.085}
+    assert "".join(loop.kinds) == " ".join("F" * 20)
 
 
 @pytest.mark.parametrize("replay", ["reuse", "extrapolate"])

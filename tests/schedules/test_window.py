@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from builders.cases import CASES
+from builders.finished_calls import Told
 from builders.learning import LDM, SD, counted, loaded
 from builders.loops import kinds_of_steps
 from builders.unets import unet2d_condition
@@ -29,9 +30,7 @@ from deepcache_patch import (
 )
 from deepcache_patch.schedules.guide import (
     Context,
-    FinishedCall,
     Guide,
-    Position,
     guides_of,
     planned,
 )
@@ -218,10 +217,11 @@ def test_adaptive_counts_from_the_last_protected_step():
     # Nothing changes: but for the window, every fourth step is full.
     guides = guides_of(Adaptive(1, longest=4), Reuse(), Window(first=5, last=2))
     guide, entries = guides(context(13, Window())), []
+    told = Told(guide)
     for step in range(13):
         entries.append(guide.entry(step))
         features = {0: torch.ones(1, 1)} if entries[-1] == FULL else {}
-        guide.observe(FinishedCall(Position(0, step, 0, 13), torch.zeros(1, 1), None, features))
+        told.call(step, features, torch.zeros(1, 1), num_steps=13)
     assert str(Plan(entries)) == "FFFFF···F··FF"
 
 

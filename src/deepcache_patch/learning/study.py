@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
@@ -19,11 +20,61 @@ from .fingerprint import Fingerprint
 #: How many numbers of x0 are looked at in each step: memory is bounded.
 SAMPLED: Final = 1 << 15
 
+#: How many calls of a step are looked at; guidance makes two or three.
+_FOLLOWED: Final = 4
+
+
+@dataclass
+class _Line:
+    """x0 of one call of each step, from the first step on.
+
+    Attributes:
+        shape: Of the first sample.
+        denoised: Some numbers of x0 for each step; none where it is not known.
+    """
+
+    shape: torch.Size
+    denoised: list[torch.Tensor]
+
+
+class Watched:
+    """One full generation: x0 of its slots.
+
+    Attributes:
+        steps: How many have run.
+    """
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self._lines: dict[int | None, _Line] = {}
+
+    def line(self, call: FinishedCall) -> _Line | None:
+        """What the call goes on with; `None` if it is not that of each step before."""
+        step, lines = call.position.step, self._lines
+        self.steps = step + 1
+        going_on = sum(len(each.denoised) >= step for each in lines.values())
+        if call.slot not in lines and going_on < _FOLLOWED:
+            before = lines.get(call.instead_of, _Line(call.sample.shape, []))
+            lines[call.slot] = _Line(before.shape, before.denoised[:step])
+        line = lines.get(call.slot)
+        return line if line is not None and len(line.denoised) == step else None
+
+    @property
+    def front(self) -> int | None:
+        """The slot that was called in the most steps; of several, the first."""
+        return max(self._lines, key=lambda slot: len(self._lines[slot].denoised), default=None)
+
+    @property
+    def denoised(self) -> list[torch.Tensor]:
+        """Of that slot, some numbers of x0 for each step."""
+        return self._lines[self.front].denoised
+
 
 class Study:
     """Full generations in one setting.
 
-    Of each step x0 is kept, as its U-Net's first call has it, at some places.
+    Of each step x0 is kept at some places, as one slot of the U-Net's has it: what several of them
+    gave in turn is no course that any of them takes.
 
     Args:
         context: Of the first of them, before its first step.
@@ -41,33 +92,28 @@ class Study:
         self.branch = branch if branch != OUTPUT or self.forecast else 0
         # As it is before its first step. Nothing of the U-Net is kept, or it would stay alive.
         self._scheduler = copied(context.scheduler)
-        self._shapes: list[torch.Size] = []  # of the samples, of each generation
-        self._denoised: list[list[torch.Tensor]] = [[] for _ in range(context.num_steps)]
+        self._generations: list[Watched] = []
         self._chosen: dict[tuple[int, torch.device], torch.Tensor] = {}
 
     @property
     def seen(self) -> int:
         """How many steps ran, in each of the generations."""
-        counts = [len(parts) for parts in self._denoised]
-        fewer = (step for step, count in enumerate(counts) if count < max(counts[0], 1))
-        return next(fewer, len(counts))
+        return min((each.steps for each in self._begun()), default=0)
 
-    def add(self, step: int, sample: torch.Tensor, output: torch.Tensor | None) -> None:
-        """Take one full call of the U-Net.
+    def begin(self) -> Watched:
+        """Another generation begins."""
+        self._generations.append(Watched())
+        return self._generations[-1]
 
-        Args:
-            step: Of the generation.
-            sample: The U-Net's input.
-            output: The U-Net's, if it is one tensor, and wanted.
-        """
-        generation, known = len(self._denoised[step]), None
-        if step == 0:
-            self._shapes.append(sample.shape)
-        if output is not None and self._shapes[generation : generation + 1] == [sample.shape]:
-            known = self._x0(step, sample, output)
-        self._denoised[step].append(
-            torch.zeros(0, device=sample.device) if known is None else known
-        )
+    def add(self, generation: Watched, call: FinishedCall) -> None:
+        """Take one full call of the U-Net."""
+        line, sample = generation.line(call), call.sample
+        if line is None:
+            return
+        known, output = None, call.features.get(OUTPUT)  # if it is one tensor, and wanted
+        if output is not None and line.shape == sample.shape:
+            known = self._x0(call.position.step, sample, output)
+        line.denoised.append(torch.zeros(0, device=sample.device) if known is None else known)
 
     def learn(self, plan: Plan) -> Calibrated:
         """How to go by a plan; without weights where nothing is known that any could follow from.
@@ -76,12 +122,16 @@ class Study:
             plan: With an entry for each step of the generation.
         """
         weights: Weights = {}
-        steps = [torch.cat(parts) for parts in self._denoised[: self.seen]]
+        generations = (each.denoised for each in self._begun())
+        steps = [torch.cat(parts) for parts in zip(*generations, strict=False)]
         alike = itertools.takewhile(lambda each: len(each) == len(steps[0]) > 0, steps)
         denoised = [each.cpu() for each in alike]
         if self.forecast is not None and self._scheduler is not None and denoised:
             weights = fitted(torch.stack(denoised), self._scheduler, self.forecast, plan)
         return Calibrated(self.setting, plan, weights, fingerprint=self.fingerprint)
+
+    def _begun(self) -> list[Watched]:
+        return [each for each in self._generations if each.steps]
 
     def _x0(self, step: int, sample: torch.Tensor, output: torch.Tensor) -> torch.Tensor | None:
         """Some of x0; `None` where a condition stands beside the sample."""
@@ -116,15 +166,17 @@ class StudyGuide(Guide):
         super().__init__(study.num_steps, () if study.forecast is None else (OUTPUT,))
         self.learns = study.setting.short
         self._study: Study | None = study
+        self._generation = study.begin()
         self._done = done
 
     def observe(self, call: FinishedCall) -> None:
-        """Record the first call of each step; the others are much the same."""
-        step = call.position.step
-        if self._study is None or call.position.slot:
+        """Have the call studied."""
+        if self._study is None:
             return
-        self._study.add(step, call.sample, call.features.get(OUTPUT))
-        if step + 1 == self.num_steps:
+        # The last step is over when this one was called; others may come, or not.
+        is_last = call.position.step + 1 == self.num_steps and call.slot == self._generation.front
+        self._study.add(self._generation, call)
+        if is_last:
             self.finish()
 
     def finish(self) -> None:

@@ -1,10 +1,15 @@
-"""What a function writes to, by its bytecode: its own variables, or what outlives the call."""
+"""What a function reads and writes, by its bytecode: its own variables, or what outlives the call.
+
+Each code is looked at once, and what it does is remembered. What its names stand for is asked anew.
+"""
 
 import re
 from dis import Instruction, get_instructions, stack_effect
+from functools import lru_cache
 from inspect import CO_VARARGS, CO_VARKEYWORDS
+from itertools import chain
 from types import CodeType, FunctionType, ModuleType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 _MAKING: Final = ("BUILD_LIST", "BUILD_MAP", "BUILD_SET")
 _ADDING: Final = {"append", "extend", "setdefault"}
@@ -18,6 +23,22 @@ _IN_PLACE: Final = re.compile(r"[a-z]\w*[a-z0-9]_")
 _NOTHING: Final = {"CACHE", "NOP", "EXTENDED_ARG", "RESUME", "NOT_TAKEN"}
 
 
+#: How many codes are remembered. What a code does never changes.
+_REMEMBERED: Final = 1 << 12
+
+
+class _Write(NamedTuple):
+    """One place where a code writes to something, and what would make it harmless.
+
+    Attributes:
+        of_global: It writes to this global, which may be a module of Python's.
+        of_owner: It writes to this attribute of its first argument, which may have none.
+    """
+
+    of_global: str | None = None
+    of_owner: str | None = None
+
+
 def writes(function: FunctionType, owner: Any, *, for_one_call: bool) -> bool:
     """Whether a function, or one within it, writes to anything but its own variables.
 
@@ -26,77 +47,76 @@ def writes(function: FunctionType, owner: Any, *, for_one_call: bool) -> bool:
         owner: What its first argument is, if that is known.
         for_one_call: Whether the lists that it is called with are made anew for each call.
     """
-    return _Code(function, owner, for_one_call).stores(function.__code__)
+    code, known = function.__code__, function.__globals__
+    return not all(
+        isinstance(known.get(each.of_global or ""), ModuleType)
+        or (each.of_owner is not None and owner is not None and not hasattr(owner, each.of_owner))
+        for each in _writes_of(code, code.co_freevars, for_one_call)
+    )
 
 
-class _Code:
-    """A function's bytecode, and that of the functions within it."""
+@lru_cache(_REMEMBERED)
+def _writes_of(code: CodeType, outside: tuple[str, ...], for_one_call: bool) -> frozenset[_Write]:
+    """Where a code, or one within it, writes to anything but its own variables.
 
-    def __init__(self, function: FunctionType, owner: Any, for_one_call: bool) -> None:
-        self._outside = set(function.__code__.co_freevars)
-        self._globals = function.__globals__
-        self._owner = owner
-        self._for_one_call = for_one_call
+    Args:
+        code: Of a function.
+        outside: The variables of those round the outermost one.
+        for_one_call: As of `writes`.
+    """
+    found: set[_Write] = set()
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            found |= _writes_of(constant, outside, for_one_call)
+        elif isinstance(constant, tuple) and "out" in constant:  # `out=` of a call
+            found.add(_Write())
+    if {"setattr", "delattr"} & set(code.co_names):
+        found.add(_Write())
+    done = [each for each in get_instructions(code) if each.opname not in _NOTHING]
+    made, aliases = _origins(done)
+    named = code.co_argcount + code.co_kwonlyargcount
+    gathered = bool(code.co_flags & CO_VARARGS) + bool(code.co_flags & CO_VARKEYWORDS)
+    made |= set(code.co_varnames[named : named + gathered])
+    for place, each in enumerate(done):
+        name = each.argval if isinstance(each.argval, str) else ""
+        if (
+            each.opname in ("STORE_ATTR", "DELETE_ATTR", "STORE_GLOBAL", "DELETE_GLOBAL")
+            or (each.opname in ("STORE_DEREF", "DELETE_DEREF") and name in outside)
+            or (_is_in_place(each) and _loads(done[:place], aliases))
+        ):
+            found.add(_Write())
+        elif each.opname in ("STORE_SUBSCR", "DELETE_SUBSCR", "STORE_SLICE"):
+            found |= _written(code, done, _container(done, place), outside, aliases)
+        elif each.opname in ("LOAD_ATTR", "LOAD_METHOD") and place:
+            if name not in _CHANGING and not _IN_PLACE.fullmatch(name):
+                continue
+            its = _written(code, done, place - 1, outside, aliases)
+            if not any(write.of_owner for write in its):
+                kept = name in _ADDING and not for_one_call
+                if kept and not _name_of(done[place - 1]) & made:
+                    its = {_Write()}
+            found |= its
+    return frozenset(found)
 
-    def stores(self, code: CodeType) -> bool:
-        """Whether it writes to anything but its own variables."""
-        inner = (each for each in code.co_consts if isinstance(each, CodeType))
-        if any(map(self.stores, inner)) or {"setattr", "delattr"} & set(code.co_names):
-            return True
-        if any(isinstance(each, tuple) and "out" in each for each in code.co_consts):
-            return True  # `out=` of a call
-        done = [each for each in get_instructions(code) if each.opname not in _NOTHING]
-        made, aliases = _origins(done)
-        named = code.co_argcount + code.co_kwonlyargcount
-        gathered = bool(code.co_flags & CO_VARARGS) + bool(code.co_flags & CO_VARKEYWORDS)
-        made |= set(code.co_varnames[named : named + gathered])
-        first = code.co_varnames[:1]
-        for place, each in enumerate(done):
-            name = each.argval if isinstance(each.argval, str) else ""
-            if each.opname in ("STORE_ATTR", "DELETE_ATTR", "STORE_GLOBAL", "DELETE_GLOBAL"):
-                return True
-            if each.opname in ("STORE_DEREF", "DELETE_DEREF") and name in self._outside:
-                return True
-            if _is_in_place(each) and _loads(done[:place], aliases):
-                return True
-            if each.opname in ("STORE_SUBSCR", "DELETE_SUBSCR", "STORE_SLICE"):
-                written = _container(done, place)
-                if not self._is_own(done, written, aliases) and not self._lacks(
-                    done, written, first
-                ):
-                    return True
-            elif each.opname in ("LOAD_ATTR", "LOAD_METHOD") and place:
-                if name not in _CHANGING and not _IN_PLACE.fullmatch(name):
-                    continue
-                receiver = done[place - 1]
-                if self._lacks(done, place - 1, first):
-                    continue
-                if not self._is_own(done, place - 1, aliases):
-                    return True
-                if name in _ADDING and not self._for_one_call and not _name_of(receiver) & made:
-                    return True
-        return False
 
-    def _is_own(self, done: list[Instruction], place: int, aliases: set[str]) -> bool:
-        """Whether it is a variable of the function, or its argument; or what a library has."""
-        if place < 0:
-            return False
-        loaded = done[place]
-        if loaded.opname.startswith("LOAD_FAST"):
-            return not _name_of(loaded) & aliases
-        if loaded.opname in ("LOAD_DEREF", "LOAD_CLASSDEREF"):
-            return loaded.argval not in self._outside
-        if loaded.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
-            return isinstance(self._globals.get(loaded.argval), ModuleType)
-        return loaded.opname in ("STORE_FAST_LOAD_FAST", *_MAKING)
-
-    def _lacks(self, done: list[Instruction], place: int, first: tuple[str, ...]) -> bool:
-        """Whether it is an attribute that the function's object does not have."""
-        if place < 1 or self._owner is None or done[place].opname != "LOAD_ATTR" or not first:
-            return False
+def _written(
+    code: CodeType, done: list[Instruction], place: int, outside: tuple[str, ...], aliases: set[str]
+) -> set[_Write]:
+    """The write to what was loaded at a place; none if it is a variable of the function."""
+    if place < 0:
+        return {_Write()}
+    loaded = done[place]
+    if loaded.opname.startswith("LOAD_FAST"):
+        return {_Write()} if _name_of(loaded) & aliases else set()
+    if loaded.opname in ("LOAD_DEREF", "LOAD_CLASSDEREF"):
+        return {_Write()} if loaded.argval in outside else set()
+    if loaded.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+        return {_Write(of_global=loaded.argval)}
+    if loaded.opname == "LOAD_ATTR" and place:
         before = done[place - 1]
-        is_owner = before.opname.startswith("LOAD_FAST") and _name_of(before) == set(first)
-        return is_owner and not hasattr(self._owner, done[place].argval)
+        if before.opname.startswith("LOAD_FAST") and _name_of(before) == set(code.co_varnames[:1]):
+            return {_Write(of_owner=loaded.argval)}
+    return set() if loaded.opname in ("STORE_FAST_LOAD_FAST", *_MAKING) else {_Write()}
 
 
 def _name_of(loaded: Instruction) -> set[str]:
@@ -181,3 +201,11 @@ def _container(done: list[Instruction], place: int) -> int:
         if left <= 0:
             break
     return -1
+
+
+@lru_cache(_REMEMBERED)
+def loaded_globals(code: CodeType) -> tuple[str, ...]:
+    """The global names that a code reads, and those within it, in order."""
+    inner = (loaded_globals(each) for each in code.co_consts if isinstance(each, CodeType))
+    own = (each for each in get_instructions(code) if each.opname in ("LOAD_GLOBAL", "LOAD_NAME"))
+    return (*(each.argval for each in own), *chain.from_iterable(inner))

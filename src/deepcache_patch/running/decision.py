@@ -71,7 +71,7 @@ class FullOrShallow:
                 "timesteps, the same for the whole batch"
             )
             return None
-        if position.slot >= MAX_SLOTS:
+        if position.order >= MAX_SLOTS:
             if position.num_steps == 1:
                 return None  # no step comes in which it could be shallow
             self.warn(
@@ -133,10 +133,10 @@ class FullOrShallow:
         position = session.locate(timestep, timesteps, by_pipeline, ahead=True)
         if position is None or position.generation != session.generation:
             return None
-        if position.step >= guide.num_steps or position.slot >= MAX_SLOTS:
+        if position.step >= guide.num_steps or position.order >= MAX_SLOTS:
             return None
         session.enter(guide, position.step)
-        slot = session.slots.at(position.slot)
+        slot = session.slots.at(position.order)
         recorded = self.to_replay(session, slot) if slot is not None else ()
         likely = recorded and recorded[0].key.is_like(sample)
         return session.entry if likely and session.entry != FULL else None

@@ -9,14 +9,12 @@ import re
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
-from dis import get_instructions
 from enum import Enum
 from functools import partial
 from logging import Logger, LoggerAdapter
 from pathlib import PurePath
 from types import (
     BuiltinFunctionType,
-    CodeType,
     FunctionType,
     MethodDescriptorType,
     MethodType,
@@ -29,7 +27,7 @@ import torch
 from torch import nn
 
 from ..cutting.origin import LIBRARIES, cells_of, home_of, is_library, named_in
-from .bytecode import writes
+from .bytecode import loaded_globals, writes
 
 _PLAIN: Final = (bool, int, float, complex, str, bytes, type(None), range, slice, Enum)
 _HARMLESS: Final = (
@@ -250,22 +248,13 @@ def _state_of(module: nn.Module, names: set[str]) -> list[Any]:
 def _globals_of(function: Any) -> list[Any]:
     """What a function finds by global names; of modules of somebody's own, what it names there."""
     names, found = named_in(function.__code__), []
-    for name in _loaded_globals(function.__code__):
+    for name in loaded_globals(function.__code__):
         value = function.__globals__.get(name)
         if isinstance(value, ModuleType) and not is_library(value.__name__):
             found += [vars(value)[each] for each in names & vars(value).keys()]
         else:
             found.append(value)
     return found
-
-
-def _loaded_globals(code: CodeType) -> Iterator[str]:
-    for each in get_instructions(code):
-        if each.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
-            yield each.argval
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _loaded_globals(constant)
 
 
 def _is_known(home: str) -> bool:

@@ -1,6 +1,7 @@
 """What one thread has of the generation that it runs through one U-Net."""
 
 import copy
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -40,6 +41,7 @@ class Session:
         self.course = Course("")
         # A reset may come between the companion's call and the U-Net's.
         self.residuals = Residuals()
+        self._numbers = itertools.count()  # of slots, which are never those of others
         self._entered = -1
         self.reset()
 
@@ -55,7 +57,7 @@ class Session:
         """Let go of what was recorded; `midway` in a step, which is full from there on."""
         self.cache.clear()
         self.residuals.forget()
-        self.slots = Slots()
+        self.slots = Slots(self._numbers)
         self.entry: PlanEntry = FULL
         self.watched: dict[tuple[int, int], str | None] = {}
         if midway:
@@ -94,7 +96,7 @@ class Session:
     ) -> Slot:
         """The slot of a call, by what it is given; see `slots`."""
         is_short = position.num_steps == 2
-        return self.slots.of(position.slot, marks(sample, conditioning), is_short=is_short)
+        return self.slots.of(position.order, marks(sample, conditioning), is_short=is_short)
 
     def called(self, slot: Slot, *, last_step: bool) -> None:
         """A call is over; in the last step, let go of what only it and those before it needed."""

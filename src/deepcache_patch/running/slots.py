@@ -7,7 +7,7 @@ their conditioning anew for each step. No memory comes twice there, so the order
 Nothing here keeps a conditioning alive: who else does is a part of the answer.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final, Protocol
 
 import torch
@@ -108,7 +108,8 @@ class Slot:
     """One of the calls of a step.
 
     Attributes:
-        number: By which the cache knows it, at least 0.
+        number: By which the cache and the guide know it, at least 0.
+        instead_of: The number of the slot whose place it took when it was new, or `None`.
         order: Of its last call in the step, from 0.
         is_called: Whether the current step has called it.
         is_earlier: Whether it was called earlier in this step than before: calls are left out.
@@ -117,6 +118,7 @@ class Slot:
 
     def __init__(self, number: int, order: int, given: Mapping[str, _Mark]) -> None:
         self.number = number
+        self.instead_of: int | None = None
         self.order = order
         self.is_called = True
         self.is_earlier = False
@@ -186,7 +188,7 @@ class Slot:
 
     def replace(self, other: "Slot", differing: tuple[str, ...]) -> None:
         """It comes in the place of another, which goes unless this step calls it later."""
-        self.others = differing
+        self.others, self.instead_of = differing, other.number
         self._late = all(other._is_late(name) for name in differing)
         self._before = other._given
         other._is_replaced = True
@@ -200,11 +202,15 @@ class Slot:
 class Slots:
     """The slots of one generation.
 
+    Args:
+        numbers: For them.
+
     Attributes:
         changes: In how many steps in a row before this one something else was given than before.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, numbers: Iterator[int]) -> None:
+        self._numbers = numbers
         self._slots: list[Slot] = []
         self._by_order: dict[int, Slot] = {}
         self.changes = 0
@@ -248,9 +254,7 @@ class Slots:
         if found is not None:
             found.call(order, given)
         else:
-            taken = {each.number for each in self._slots}
-            free = (number for number in (order, *range(len(taken) + 1)) if number not in taken)
-            found = Slot(next(free), order, given)
+            found = Slot(next(self._numbers), order, given)
             if differing and at_order is not None:
                 found.replace(at_order, differing)
             self._slots.append(found)

@@ -1,4 +1,4 @@
-"""Which generation, step and slot is this U-Net call? Observes, patches nothing.
+"""Which generation and step is this U-Net call of? Observes, patches nothing.
 
 A generation goes by a list of timesteps, entry after entry, and `timelines` says which entry a call
 is at. What else calls may be depends on who makes them. A pipeline's are of a denoising loop: all

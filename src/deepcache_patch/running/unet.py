@@ -203,7 +203,7 @@ class AttachedUNet:
             return output
         try:
             guide = self._lead(session, position)
-            if position.step == position.slot == 0:
+            if position.step == position.order == 0:
                 self.example = example_of(arguments)
             if self._cuts.look_again():
                 session.forget(midway=True)
@@ -213,7 +213,7 @@ class AttachedUNet:
             changed = self._completed(session, branch, arguments)
             if branch == OUTPUT:
                 self._shallow_calls += 1
-                session.course.called(position.step, position.slot, branch)
+                session.course.called(position.step, position.order, branch)
                 self._keep_recorded(session, guide, position, slot, arguments, feature, branch)
                 return feature
             if branch is None:
@@ -228,7 +228,7 @@ class AttachedUNet:
             given = self._cuts.to_prove(args, kwargs, tapped) if branch is None else None
             with self._cuts.applied(branch, tapped, feature):
                 output = original(*args, **kwargs)
-            session.course.called(position.step, position.slot, branch)
+            session.course.called(position.step, position.order, branch)
             if branch is None:
                 self._cuts.prove(self._patch, original, given, output, tapped)
             self._keep_recorded(session, guide, position, slot, arguments, output, branch)
@@ -340,7 +340,9 @@ class AttachedUNet:
             else:
                 answer, made = found
                 features[OUTPUT] = made.clone()
-        guide.observe(FinishedCall(position, sample, output, features))
+        replaced = {place: session.cache.get(slot.number, place) for place in features}
+        seen = (replaced, slot.number, slot.instead_of)
+        guide.observe(FinishedCall(position, sample, output, features, *seen))
         last_step = position.step + 1 == position.num_steps
         session.called(slot, last_step=last_step)
         if last_step:

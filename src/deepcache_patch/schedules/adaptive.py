@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 import torch
 
-from ..cutting.features import FeatureCache, FeatureKey, Recorded
+from ..cutting.features import FeatureKey, Recorded
 from ..errors import InvalidSettingError
 from .forecast import Forecast
 from .guide import Context, FinishedCall, ReplayGuide
@@ -154,7 +154,6 @@ class AdaptiveGuide(ReplayGuide):
         self._rates = dict.fromkeys(self.branches, _USUAL_RATE)
         self._course = _Course()
         self._plan: list[PlanEntry] = []
-        self._recorded = FeatureCache()
         self._measured: list[_Measured] = []
 
     def entry(self, step: int) -> PlanEntry:
@@ -167,22 +166,16 @@ class AdaptiveGuide(ReplayGuide):
 
     def observe(self, call: FinishedCall) -> None:
         """Begin to measure what would have been replayed in the place of what was recorded."""
-        step, slot = call.position.step, call.position.slot
+        step = call.position.step
         if step + 1 == call.position.num_steps:
-            self._recorded.clear()  # nothing is kept when the generation is over
-            self._measured.clear()
+            self._measured.clear()  # nothing is kept when the generation is over
             return
-        key = FeatureKey.of(call.sample)
-        for branch, feature in call.features.items():
-            before = self._recorded.get(slot, branch)
+        for branch, before in call.replaced.items():
             gap = abs(self._level[before[0].step] - self._level[step]) if before else 0
-            if gap and before[0].key == key:
+            if gap and before[0].key == FeatureKey.of(call.sample):
                 made = self._made(step, branch, before, call.sample)
-                error = _relative_error(made, feature) * self._reach[step]
+                error = _relative_error(made, call.features[branch]) * self._reach[step]
                 self._measured.append(_Measured(step, branch, gap, HostCopy(error)))
-            sample = call.sample.clone() if branch == OUTPUT else None
-            recorded = Recorded(step, key, feature, sample)
-            self._recorded.put(slot, branch, recorded, keep=self.keep)
 
     def _made(
         self, step: int, branch: int, recorded: Sequence[Recorded], sample: torch.Tensor

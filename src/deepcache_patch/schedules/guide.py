@@ -70,14 +70,14 @@ class Position:
     Attributes:
         generation: Counts denoising loops, from 0.
         step: Counts the steps that this generation has run, from 0.
-        slot: Which U-Net call of the step this is, from 0.
+        order: Which U-Net call of the step this is, from 0.
         num_steps: How many steps this generation has if it runs every one to the end of its
             timesteps, more than `step`; `None` when there is no list of timesteps.
     """
 
     generation: int
     step: int
-    slot: int
+    order: int
     num_steps: int | None
 
 
@@ -90,12 +90,20 @@ class FinishedCall:
         sample: The U-Net's input, shape `(batch, channels, …)`.
         output: What the U-Net returned.
         features: What the call recorded, by branch, each of shape `(batch, channels, …)`.
+        replaced: What a shallow call in its place would have been made of: of each branch that it
+            recorded, what was recorded before for calls that are given the same, the newest first.
+        slot: A number that all calls of the generation have that are given the same.
+        instead_of: The slot that the step before had in the place of this one, which is new;
+            `None` for one that is not, or had no place.
     """
 
     position: Position
     sample: torch.Tensor
     output: Any
     features: Mapping[int, torch.Tensor]
+    replaced: Mapping[int, Sequence[Recorded]] = field(default_factory=dict)
+    slot: int = 0
+    instead_of: int | None = None
 
 
 class Guide:
