@@ -11,7 +11,7 @@ from torch import nn
 from .inspection.description import as_html, as_text
 from .learning.calibrate import calibrate
 from .learning.calibrated_schedule import Calibrated
-from .running.attachment import SWITCHING, Attachment
+from .running.attachment import SWITCHING, Attachment, let_go
 from .running.compiling import compile_in_place
 from .running.pause import Pause
 from .running.stats import LOGGER, LastGeneration, Stats
@@ -170,6 +170,7 @@ class DeepCacheHelper(Adjustable):
     def disable(self) -> None:
         """Remove every trace from the U-Net and release the cache. Harmless when not enabled."""
         with SWITCHING:
+            let_go(self._pipe)
             if self._attachment.detach():
                 LOGGER.info("%s, %s: disabled", type(self._pipe).__name__, self.schedule)
 
