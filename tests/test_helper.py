@@ -33,6 +33,7 @@ def test_the_public_names():
         "DeepCacheError", "DeepCacheHelper", "DeepCacheWarning", "Explicit", "Extrapolate", "FULL",
         "InvalidSettingError", "LastGeneration", "NoiseAware", "OUTPUT", "Plan",
         "Replay", "Reuse", "Schedule", "Stats", "Uniform", "UnsupportedModelError", "__version__",
+        "disable", "enable",
     ]  # fmt: skip
 
 
@@ -64,7 +65,7 @@ def test_a_second_helper_on_the_same_unet_is_refused_and_harms_nothing():
         second.enable()
     assert str(caught.value) == (
         "another DeepCacheHelper is enabled on this UNet2DConditionModel: call its disable() "
-        "first, or change it with its set_params()"
+        "first, or change it with its set()"
     )
     assert not second.enabled
     assert kinds_of_steps(unet, steps=3) == "FsF"

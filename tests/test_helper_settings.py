@@ -97,7 +97,7 @@ NO_REPLAY = (
             "Auto brings its own replay: leave replay='reuse' out",
         ),
         ({"replay": "repeat"}, NO_REPLAY + "'repeat'"),
-        ({"replay": Reuse}, NO_REPLAY + repr(Reuse)),
+        ({"replay": Reuse}, NO_REPLAY + "the class Reuse: did you mean Reuse()?"),
         ({"replay": 2}, NO_REPLAY + "2"),
     ],
 )

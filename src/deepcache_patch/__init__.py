@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .schedules.noise_aware import NoiseAware
     from .schedules.plans import FULL, OUTPUT, Centred, Explicit, Plan, Schedule, Uniform
     from .schedules.replay import Extrapolate, Replay, Reuse
+    from .switches import disable, enable
 
 __all__ = [
     "FULL",
@@ -48,6 +49,8 @@ __all__ = [
     "Uniform",
     "UnsupportedModelError",
     "__version__",
+    "disable",
+    "enable",
 ]
 
 #: Where the public names stand; those that need no torch first.
@@ -62,6 +65,7 @@ _MODULES = (
     "learning.calibrated_schedule",
     "learning.auto",
     "helper",
+    "switches",
 )
 
 if not TYPE_CHECKING:  # for mypy, any name would be one of this package

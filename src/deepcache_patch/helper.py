@@ -3,25 +3,23 @@
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from .inspection.branches import Branches, BranchesOfEach, branches_of_pipeline, share_of
 from .inspection.description import as_html, as_text
 from .learning.calibrate import calibrate
 from .learning.calibrated_schedule import Calibrated
-from .running.attachment import SWITCHING, Attachment
+from .running.attachment import SWITCHING, Attachment, let_go
 from .running.compiling import compile_in_place
 from .running.pause import Pause
 from .running.stats import LOGGER, LastGeneration, Stats
-from .schedules.guide import AnySchedule, guides_of
-from .schedules.noise_aware import NoiseAware
+from .schedules.guide import AnySchedule
 from .schedules.plans import OUTPUT, Plan
 from .schedules.replay import Replay
-from .schedules.window import Window
-from .settings.by_name import replay_of, schedule_of, uniform_of
+from .settings.adjustable import Adjustable
+from .settings.by_name import ReplayName, ScheduleName
 from .settings.fitting import anatomies_for
 from .settings.preview import plan_of
 from .versions import warn_of_untested
@@ -29,11 +27,8 @@ from .versions import warn_of_untested
 if TYPE_CHECKING:
     from .compare.outcome import Comparison
 
-#: What `schedule=` knows by name; `settings.by_name` makes them.
-ScheduleName: TypeAlias = Literal["noise-aware", "uniform", "centred", "adaptive", "auto"]
 
-
-class DeepCacheHelper:
+class DeepCacheHelper(Adjustable):
     """Makes the U-Net of an existing pipeline skip its deep layers on most denoising steps.
 
     Full steps and the disabled helper are bit-exact; shallow steps are approximate, which is where
@@ -74,17 +69,7 @@ class DeepCacheHelper:
         >>> helper.disable()  # doctest: +SKIP
     """
 
-    # So that a misspelt setting (`helper.interval = 5`) is an error and not a silence.
-    __slots__ = (
-        "__weakref__",
-        "_attachment",
-        "_found",
-        "_pause",
-        "_pipe",
-        "_replay",
-        "_schedule",
-        "_window",
-    )
+    __slots__ = ("_found", "_pause")
 
     def __init__(
         self,
@@ -96,44 +81,27 @@ class DeepCacheHelper:
         schedule: AnySchedule | ScheduleName | None = None,
         first: float = 0,
         last: float = 0,
-        replay: Replay | Literal["extrapolate", "reuse"] | None = None,
+        replay: Replay | ReplayName | None = None,
     ) -> None:
         warn_of_untested()
-        self._pipe = pipe
         self._found: list[bool] = []  # by each `with` block that is open: enabled or not
         self._pause = Pause()
-        self._attachment = Attachment(pipe, self._pause.is_on, weakref.ref(self))
-        self._schedule: AnySchedule = schedule_of(
-            schedule, interval, branch, speedup, self._share_of
-        )
-        self._window = Window(first, last)
-        anatomies_for(pipe, self._schedule)
-        self._replay = replay_of(replay, self._schedule)
+        attachment = Attachment(pipe, self._pause.is_on, weakref.ref(self))
+        given = {
+            "interval": interval,
+            "branch": branch,
+            "speedup": speedup,
+            "schedule": schedule,
+            "first": first,
+            "last": last,
+            "replay": replay,
+        }
+        super().__init__(pipe, attachment, given)
 
     @property
     def pipe(self) -> DiffusionPipeline | nn.Module:
         """The pipeline, or the bare U-Net."""
         return self._pipe
-
-    @property
-    def schedule(self) -> AnySchedule:
-        """What decides which steps run in full, and at which branch the others run."""
-        return self._schedule
-
-    @property
-    def first(self) -> float:
-        """How many steps at the start always run in full: an `int`, or a share as a `float`."""
-        return self._window.first
-
-    @property
-    def last(self) -> float:
-        """How many steps at the end always run in full: an `int`, or a share as a `float`."""
-        return self._window.last
-
-    @property
-    def replay(self) -> Replay:
-        """What a shallow step gets for the deep feature; a schedule with its own does without."""
-        return self._replay
 
     @property
     def enabled(self) -> bool:
@@ -158,18 +126,6 @@ class DeepCacheHelper:
         """The classes of the U-Nets and ControlNets that are patched, by component's name."""
         return self._attachment.names if self.enabled else {}
 
-    @property
-    def branches(self) -> Branches | BranchesOfEach:
-        """What each branch leaves out, what it costs and what it holds; printed, a table.
-
-        A sequence of `Branch`; of several U-Nets, one for each component's name. Costs and sizes
-        are of a call of the last generation, or else of one for one picture of the U-Net's size.
-
-        Raises:
-            UnsupportedModelError: If the pipeline's U-Net was replaced by one that cannot be cut.
-        """
-        return branches_of_pipeline(self._pipe, self._attachment.examples)
-
     def plan(
         self, num_inference_steps: int | None = None, *, strength: float = 1, **timesteps: Any
     ) -> Plan:
@@ -189,8 +145,8 @@ class DeepCacheHelper:
             InvalidSettingError: If the schedule decides while the generation runs (`Auto`,
                 `Adaptive`), has no plan for so many steps, or the scheduler refuses the arguments.
         """
-        settings: Any = {"window": self._window, "strength": strength, **timesteps}
-        return plan_of(self._pipe, self._schedule, num_inference_steps, **settings)
+        settings: Any = {"window": self._settings.window, "strength": strength, **timesteps}
+        return plan_of(self._pipe, self.schedule, num_inference_steps, **settings)
 
     def enable(self) -> "DeepCacheHelper":
         """Patch the U-Net and return the helper. Harmless when already enabled.
@@ -206,17 +162,17 @@ class DeepCacheHelper:
         with SWITCHING:
             attachment = self._attachment
             if not (attachment.holds and attachment.stands_outside):
-                anatomies = anatomies_for(self._pipe, self._schedule)
-                begin = guides_of(self._schedule, self._replay, self._window)
-                attachment.attach(anatomies, begin)
-                LOGGER.info("%s, %s: enabled", type(self._pipe).__name__, self._schedule)
+                anatomies = anatomies_for(self._pipe, self.schedule)
+                attachment.attach(anatomies, self._settings.guides())
+                LOGGER.info("%s, %s: enabled", type(self._pipe).__name__, self.schedule)
             return self
 
     def disable(self) -> None:
         """Remove every trace from the U-Net and release the cache. Harmless when not enabled."""
         with SWITCHING:
+            let_go(self._pipe)
             if self._attachment.detach():
-                LOGGER.info("%s, %s: disabled", type(self._pipe).__name__, self._schedule)
+                LOGGER.info("%s, %s: disabled", type(self._pipe).__name__, self.schedule)
 
     def __enter__(self) -> "DeepCacheHelper":
         with SWITCHING:
@@ -243,39 +199,6 @@ class DeepCacheHelper:
         """
         with self._pause.block():
             yield
-
-    def set_params(
-        self,
-        cache_interval: int | None = None,
-        cache_branch_id: int | None = None,
-        skip_mode: Literal["uniform"] = "uniform",
-    ) -> None:
-        """Change to the uniform schedule as `follow` does; the call of `DeepCacheSDHelper`.
-
-        `cache_interval` is N of the paper's 1:N, at least 1; `cache_branch_id` the branch. `None`
-        leaves a value as it is; where the default schedule was in force, the branch becomes 0.
-        `skip_mode` is "uniform".
-
-        Raises:
-            InvalidSettingError: If a value is out of range, or `None` without a uniform one.
-        """
-        self.follow(uniform_of(self._schedule, cache_interval, cache_branch_id, skip_mode))
-
-    def follow(self, schedule: AnySchedule | ScheduleName) -> None:
-        """Go by another schedule, or one of that name, before or while enabled.
-
-        `first` and `last` stay.
-
-        A generation that is under way goes on as if it were a new one, with a full step.
-
-        Raises:
-            InvalidSettingError: If it names a branch that a U-Net does not have, or does not fit.
-        """
-        found: Any = schedule_of(schedule) if isinstance(schedule, str) else schedule
-        with SWITCHING:
-            anatomies_for(self._pipe, found)  # or it is refused
-            self._schedule = found
-            self._attachment.follow(guides_of(found, self._replay, self._window))
 
     def calibrate(
         self,
@@ -370,17 +293,10 @@ class DeepCacheHelper:
         """Forget the current generation: the next U-Net call runs in full as a first step."""
         self._attachment.reset()
 
-    def _share_of(self, schedule: NoiseAware) -> float | None:
-        """What a shallow call costs, as a part of a full one; of the U-Net where it is most."""
-        anatomies_for(self._pipe, schedule)
-        # Without a scheduler no output can be forecast: there branch 0 stands in.
-        bare = isinstance(self._pipe, nn.Module)
-        return share_of(self.branches, max(schedule.branch, 0) if bare else schedule.branch)
-
     def __repr__(self) -> str:
         state = "enabled" if self.enabled else "disabled"
-        window = f", {self._window}" if self._window else ""
-        return f"DeepCacheHelper({type(self._pipe).__name__}, {self._schedule}{window}, {state})"
+        window = f", {self._settings.window}" if self._settings.window else ""
+        return f"DeepCacheHelper({type(self._pipe).__name__}, {self.schedule}{window}, {state})"
 
     def __str__(self) -> str:
         return as_text(self)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from deepcache_patch.cli.main import COMMANDS, main
-from deepcache_patch.cli.names import DTYPES, SCHEDULERS
+from deepcache_patch.cli.names import DTYPES, SCHEDULERS, SCHEDULES
 from deepcache_patch.settings.by_name import PLANNED
 
 PROTOCOL = """
@@ -60,7 +60,7 @@ def plain(*names: str) -> list[str]:
         ("compare --output ", ["dir,"]),
         ("calibrate --output s", ["file,s"]),
         ("compare --prompts ", ["file,"]),
-        ("compare m --schedule ", ["file,", *plain("noise-aware", "uniform", "auto")]),
+        ("compare m --schedule ", ["file,", *plain(*SCHEDULES)]),
         ("plan --schedule ", ["file,", *plain(*PLANNED)]),
         ("ui m --schedule u", ["file,u"]),
         ("compare m --scheduler ", plain(*SCHEDULERS)),

@@ -177,8 +177,8 @@ def test_a_speedup_at_a_branch_goes_by_its_share(sd: Path, asked: dict[str, Any]
         ),
         (
             "--schedule ./missing",
-            "--schedule is noise-aware, uniform, auto or a file; cannot read ./missing: No such "
-            "file or directory",
+            "--schedule is noise-aware, uniform, centred, auto, adaptive or a file; cannot read "
+            "./missing: No such file or directory",
         ),
     ],
 )

@@ -13,7 +13,7 @@ COMPLETION_VARIABLE: Final = "_DEEPCACHE_PATCH_COMPLETE"
 DTYPES: Final = ("float32", "float16", "bfloat16")
 
 #: Schedules of commands that load a pipeline, the default first.
-SCHEDULES: Final = ("noise-aware", "uniform", "auto")
+SCHEDULES: Final = ("noise-aware", "uniform", "centred", "auto", "adaptive")
 
 #: Friendly names; every scheduler class of diffusers is also known by its own name.
 SCHEDULERS: Final = {

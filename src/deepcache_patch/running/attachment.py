@@ -6,7 +6,7 @@ Here patches are put on and taken off, all of them or none. What a patched call 
 
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from typing import Any, Final
 
@@ -22,6 +22,9 @@ from .components import controlnets_of, modules_later, modules_of, schedulers_of
 from .controlnet import AttachedCompanion
 from .stats import LastGeneration, Stats
 from .unet import AttachedUNet
+
+#: Where a pipeline keeps the helper that nobody else needs to keep.
+_KEPT: Final = "_deepcache_patch_helper"
 
 #: Held by whoever installs or removes patches: two threads must not find the same U-Net free, and
 #: before it is patched it has no lock of its own.
@@ -143,7 +146,7 @@ class Attachment:
             unet.detach()
         self._stats = sum((each.stats for each in unets), self._stats)
         self._last |= _last_of(unets)
-        _release_left_behind(self._pipe)
+        release_left_behind(self._pipe)
         return bool(unets)
 
     def follow(self, begin: Callable[[Context], Guide]) -> None:
@@ -175,7 +178,7 @@ class Attachment:
             if patch is not None and patch.tag() not in (None, self._tag()):
                 raise AlreadyEnabledError(
                     f"another DeepCacheHelper is enabled on this {type(unwrapped(unet)).__name__}: "
-                    "call its disable() first, or change it with its set_params()"
+                    "call its disable() first, or change it with its set()"
                 )
 
     def _keep_examples(self, unets: tuple[AttachedUNet, ...]) -> None:
@@ -187,18 +190,56 @@ class Attachment:
         return {each.unet for each in self.unets} | {each.controlnet for each in self.companions}
 
 
+class _Kept:
+    """Keeps a helper alive in the dictionary of its pipeline; copies and pickles keep none."""
+
+    def __init__(self, helper: Any = None) -> None:
+        self.helper = helper
+
+    def __reduce__(self) -> Any:
+        return _Kept, ()
+
+
+def keep(pipe: Any, helper: Any) -> None:
+    """Let the pipeline hold its helper, which lives as long as the pipeline then, not its U-Net."""
+    vars(pipe)[_KEPT] = _Kept(helper)
+
+
+def let_go(pipe: Any) -> None:
+    """Undo `keep`. Harmless where nothing is kept."""
+    vars(pipe).pop(_KEPT, None)
+
+
+def helpers_of(pipe: Any) -> list[Any]:
+    """The helper that the pipeline keeps, and those that are enabled on its U-Nets.
+
+    They may be another pipeline's that has the same U-Nets.
+    """
+    kept = vars(pipe).get(_KEPT)
+    found = [] if kept is None else [kept.helper]
+    found.extend(patch.tag() for patch in _patches_of(pipe))
+    return list(dict.fromkeys(helper for helper in found if helper is not None))
+
+
 def _last_of(unets: tuple[AttachedUNet, ...]) -> dict[str, LastGeneration]:
     found = {each.name: each.last_generation for each in unets}
     return {name: last for name, last in found.items() if last is not None}
 
 
-def _release_left_behind(pipe: Any) -> None:
+def release_left_behind(pipe: Any) -> None:
     """Remove the patches of helpers that were deleted while they were enabled."""
+    for patch in list(_patches_of(pipe)):
+        if patch.tag() is None:
+            patch.remove()
+
+
+def _patches_of(pipe: Any) -> Iterator[CallPatch]:
+    """Those of a pipeline's U-Nets and ControlNets."""
     unets: list[nn.Module] = []
     with suppress(UnsupportedModelError):  # it got something else in the place of its U-Net
         unets.extend(unets_of(pipe).values())
     for module in dict.fromkeys([*unets, *controlnets_of(pipe)]):
         for patched in layers_of(module):
             patch = call_patch_of(patched)
-            if patch is not None and patch.tag() is None:
-                patch.remove()
+            if patch is not None:
+                yield patch

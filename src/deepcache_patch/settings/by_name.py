@@ -5,9 +5,10 @@ mean. Whether a schedule fits a pipeline is seen in `fitting`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields, is_dataclass, replace
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from ..errors import InvalidSettingError
 from ..schedules.plans import OUTPUT, Centred, Uniform, number_between
@@ -15,6 +16,12 @@ from ..schedules.plans import OUTPUT, Centred, Uniform, number_between
 if TYPE_CHECKING:
     from ..schedules.guide import AnySchedule
     from ..schedules.replay import Replay
+
+#: What `schedule=` knows by name.
+ScheduleName: TypeAlias = Literal["noise-aware", "uniform", "centred", "adaptive", "auto"]
+
+#: What `replay=` knows by name.
+ReplayName: TypeAlias = Literal["extrapolate", "reuse"]
 
 #: Which parameters each one has, by name; those that plan ahead first.
 PARAMETERS: Final = {
@@ -87,7 +94,7 @@ def schedule_of(
         schedule: An object, a name, or `None` for the default.
         interval: Of the default or the named schedule; `None` stands for its own default.
         branch: Likewise.
-        speedup: In the place of `interval`, for the default.
+        speedup: In the place of `interval`, for "noise-aware", which is the default.
         share_of: The work of a schedule's shallow calls, as a part of that of a full one, 0 to 1;
             `None` where that is not known. Asked only if a speedup is given.
 
@@ -97,7 +104,8 @@ def schedule_of(
     given = {"interval": interval, "branch": branch}
     given = {name: value for name, value in given.items() if value is not None}
     if speedup is not None:
-        if schedule is not None or interval is not None:
+        is_default = schedule is None or (isinstance(schedule, str) and schedule == "noise-aware")
+        if not is_default or interval is not None:
             raise InvalidSettingError("give either speedup or interval and schedule, not both")
         schedule = named_schedule("noise-aware", **given)
         share = share_of(schedule)
@@ -110,6 +118,54 @@ def schedule_of(
     if given:
         raise InvalidSettingError("give either schedule or interval and branch, not both")
     return schedule
+
+
+def with_parameters(schedule: Any, given: Mapping[str, Any]) -> Any:
+    """A schedule of the same kind with other parameters; those that are not given stay.
+
+    Args:
+        schedule: Of any kind.
+        given: `interval`, `branch` or both.
+
+    Raises:
+        InvalidSettingError: If the schedule has no such parameter, or it is out of range.
+    """
+    from ..learning.auto import Auto
+    from ..schedules.adaptive import Adaptive  # which need torch
+
+    if type(schedule) is Auto:
+        now = {"interval": schedule.interval, "branch": schedule.branch, "file": schedule.file}
+        return Auto(**now | dict(given))
+    if type(schedule) is Adaptive:
+        branches = (given["branch"],) if "branch" in given else schedule.branches
+        interval = given.get("interval", schedule.interval)
+        return Adaptive(schedule.tolerance, branches, interval=interval, longest=schedule.longest)
+    has = {each.name for each in fields(schedule) if each.init} if is_dataclass(schedule) else set()
+    for name in given:
+        if name not in has:
+            raise InvalidSettingError(
+                f"the schedule is {schedule!r}, which has no {name} that can be changed: give "
+                "schedule='noise-aware', or another, with it"
+            )
+    return replace(schedule, **given)
+
+
+def branch_of(schedule: Any) -> int | None:
+    """The branch of all shallow steps; `None` where there are several, or it is not known."""
+    branches: tuple[int, ...] = tuple(getattr(schedule, "branches", ()))
+    return branches[0] if len(branches) == 1 else None
+
+
+def told(value: Any, *methods: str) -> str:
+    """What somebody has given in the place of an object; of a class, what may be meant.
+
+    Args:
+        value: What was given.
+        methods: A class that has one of these is one of such objects.
+    """
+    if isinstance(value, type) and any(hasattr(value, each) for each in methods):
+        return f"the class {value.__name__}: did you mean {value.__name__}()?"
+    return repr(value)
 
 
 def place_of(branch: int) -> str:
@@ -155,7 +211,7 @@ def replay_of(replay: Any, schedule: Any) -> Replay:
     if isinstance(replay, type) or not isinstance(replay, Replay):
         raise InvalidSettingError(
             f"replay must be {' or '.join(map(repr, REPLAYS))} or an object with a method "
-            f"feature(step, recorded, levels), not {replay!r}"
+            f"feature(step, recorded, levels), not {told(replay, 'feature')}"
         )
     return replay
 

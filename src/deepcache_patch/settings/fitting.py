@@ -12,6 +12,7 @@ from ..patching.wrappers import unwrapped
 from ..running.components import is_sharded, schedulers_of, unets_of
 from ..schedules.guide import AnySchedule, GuidingSchedule
 from ..schedules.plans import OUTPUT, Schedule
+from .by_name import told
 
 
 def anatomies_for(pipe: Any, schedule: AnySchedule) -> dict[nn.Module, Anatomy]:
@@ -33,7 +34,7 @@ def anatomies_for(pipe: Any, schedule: AnySchedule) -> dict[nn.Module, Anatomy]:
     if isinstance(schedule, type) or not isinstance(schedule, Schedule | GuidingSchedule):
         raise InvalidSettingError(
             "schedule must be a name such as 'auto', what Calibrated.load(file) gives, or an "
-            f"object with a method plan(num_steps), not {_told(schedule)}"
+            f"object with a method plan(num_steps), not {told(schedule, 'plan', 'begin')}"
         )
     if not isinstance(schedule, Schedule) and any(map(is_sharded, unets.values())):
         raise InvalidSettingError(
@@ -49,10 +50,3 @@ def anatomies_for(pipe: Any, schedule: AnySchedule) -> dict[nn.Module, Anatomy]:
             schedulers = schedulers_of(pipe, name)()
             schedule.check(unwrapped(unet), schedulers[0] if schedulers else None)
     return anatomies
-
-
-def _told(schedule: Any) -> str:
-    """What somebody has taken for a schedule; of a class, what may be meant."""
-    if isinstance(schedule, type) and (hasattr(schedule, "plan") or hasattr(schedule, "begin")):
-        return f"the class {schedule.__name__}: did you mean {schedule.__name__}()?"
-    return repr(schedule)

@@ -1,0 +1,116 @@
+"""`Settings`: what a helper goes by, and what becomes of it when some of it is given anew. Who may
+change it, and when that is in force, stands in `adjustable`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from ..errors import InvalidSettingError
+from ..schedules.guide import AnySchedule, Context, Guide, guides_of
+from ..schedules.noise_aware import NoiseAware
+from ..schedules.replay import Replay
+from ..schedules.window import NO_WINDOW, Window
+from .by_name import branch_of, named_schedule, replay_of, schedule_of, with_parameters
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a helper goes by.
+
+    Attributes:
+        schedule: What is in force.
+        replay: What a shallow step gets, unless the schedule has a replay of its own.
+        window: What runs in full whatever the schedule says.
+        made: The last schedule that was made of words, whether or not it is still in force.
+        words: The `interval` and the `branch` among these words.
+    """
+
+    schedule: AnySchedule
+    replay: Replay
+    window: Window
+    made: AnySchedule
+    words: Mapping[str, Any] = field(default_factory=dict)
+
+    def changed(
+        self, given: Mapping[str, Any], share_of: Callable[[Any], float | None]
+    ) -> Settings:
+        """These settings with others in the place of some; as `DeepCacheHelper.set` says.
+
+        Args:
+            given: By the names of the arguments of `DeepCacheHelper`.
+            share_of: As of `schedule_of`.
+
+        Raises:
+            InvalidSettingError: If they are too many, out of range or not of this schedule.
+        """
+        ends = {name: given[name] for name in ("first", "last") if name in given}
+        found = self._other_schedule(given, share_of)
+        if "replay" in given:
+            found = replace(found, replay=replay_of(given["replay"], found.schedule))
+        return replace(found, window=replace(self.window, **ends))
+
+    def follows(self, schedule: Any) -> Settings:
+        """These settings with another schedule; one by its name has its own parameters."""
+        if not isinstance(schedule, str):
+            return replace(self, schedule=schedule)
+        return self._made_of({}, named_schedule(schedule))
+
+    def guides(self) -> Callable[[Context], Guide]:
+        """What gives each generation its guide."""
+        return guides_of(self.schedule, self.replay, self.window)
+
+    def _other_schedule(
+        self, given: Mapping[str, Any], share_of: Callable[[Any], float | None]
+    ) -> Settings:
+        """With another schedule, if `given` asks for one."""
+        words = {name: given[name] for name in ("interval", "branch") if name in given}
+        schedule, speedup = given.get("schedule"), given.get("speedup")
+        if schedule is None and speedup is None:
+            if not words:
+                return self
+            return self._made_of(self._words | words, with_parameters(self.schedule, words))
+        if schedule is None and not isinstance(self.schedule, NoiseAware):
+            raise InvalidSettingError(
+                f"the schedule is {self.schedule!r}, which has no speedup: give "
+                "schedule='noise-aware' with it"
+            )
+        if schedule is not None and not isinstance(schedule, str):
+            return replace(self, schedule=schedule_of(schedule, **words, speedup=speedup))
+        before = {
+            name: value
+            for name, value in self._words.items()
+            if name not in words and (name != "interval" or speedup is None)
+        }
+        try:
+            found = schedule_of(schedule, **before | words, speedup=speedup, share_of=share_of)
+        except InvalidSettingError as error:
+            if "interval" not in before:  # a branch that was given before is one of any schedule
+                raise
+            raise InvalidSettingError(
+                f"{error}; interval={before['interval']} was given before, and stays unless "
+                "another one is given"
+            ) from error
+        return self._made_of(before | words, found)
+
+    def _made_of(self, words: Mapping[str, Any], schedule: AnySchedule) -> Settings:
+        return replace(self, schedule=schedule, made=schedule, words=words)
+
+    @property
+    def _words(self) -> dict[str, Any]:
+        """The interval and the branch in force, as far as somebody has chosen them."""
+        if self.schedule is self.made:
+            return dict(self.words)
+        of_object = {
+            "interval": getattr(self.schedule, "interval", None),
+            "branch": branch_of(self.schedule),
+        }
+        return {name: value for name, value in of_object.items() if value is not None}
+
+
+_SCHEDULE: Final = NoiseAware()
+
+#: Of a helper to which nothing is given.
+DEFAULT: Final = Settings(_SCHEDULE, replay_of(None, _SCHEDULE), NO_WINDOW, made=_SCHEDULE)

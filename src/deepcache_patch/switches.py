@@ -1,0 +1,78 @@
+"""`enable` and `disable`: a pipeline is accelerated by one call, and plain again by another, and
+nobody has to keep a helper. What keeps it meanwhile stands in `running/attachment.py`.
+"""
+
+from typing import TYPE_CHECKING, TypedDict
+
+from diffusers import DiffusionPipeline
+from torch import nn
+
+from .helper import DeepCacheHelper
+from .running.attachment import SWITCHING, helpers_of, keep, let_go, release_left_behind
+from .running.components import modules_of
+from .schedules.guide import AnySchedule
+from .schedules.replay import Replay
+from .settings.by_name import ReplayName, ScheduleName
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class Settings(TypedDict, total=False):
+    """The arguments of `DeepCacheHelper`; `None` is one that is not given."""
+
+    interval: float | None
+    branch: int | None
+    speedup: float | None
+    schedule: AnySchedule | ScheduleName | None
+    first: float
+    last: float
+    replay: Replay | ReplayName | None
+
+
+def enable(pipe: DiffusionPipeline | nn.Module, **settings: "Unpack[Settings]") -> DeepCacheHelper:
+    """Accelerate a pipeline, until `disable(pipe)`, and return its helper, which may be dropped.
+
+    Where a helper is enabled on the pipeline already, it stays: its settings are changed as
+    `DeepCacheHelper.set` does, so what is not given stays as it is. Meanwhile the pipeline, or the
+    bare U-Net, has one attribute more, by which it keeps the helper alive.
+
+    Args:
+        pipe: A diffusers pipeline with a U-Net, or a bare U-Net for a hand-written loop.
+        settings: Those of `DeepCacheHelper`, such as `interval=3`.
+
+    Raises:
+        UnsupportedModelError: If there is no U-Net here that can be cut.
+        InvalidSettingError: If a setting is out of range. Nothing is enabled or changed then.
+        AlreadyEnabledError: If another pipeline's helper is enabled on the same U-Net.
+
+    Example:
+        >>> deepcache_patch.enable(pipe, interval=3)  # doctest: +SKIP
+        >>> images = pipe("a red circle").images  # doctest: +SKIP
+        >>> deepcache_patch.disable(pipe)  # doctest: +SKIP
+    """
+    modules_of(pipe)  # what is no pipeline has none
+    with SWITCHING:
+        mine = [helper for helper in helpers_of(pipe) if helper.pipe is pipe]
+        helper: DeepCacheHelper
+        helper = mine[0].set(**settings) if mine else DeepCacheHelper(pipe, **settings)
+        helper.enable()
+        keep(pipe, helper)
+        return helper
+
+
+def disable(pipe: DiffusionPipeline | nn.Module) -> None:
+    """Make a pipeline plain again, bit by bit. Harmless where nothing is enabled.
+
+    However it was enabled: by `enable`, or by a helper, which is disabled then; through this
+    pipeline, or through another one that has the same U-Net.
+
+    Raises:
+        UnsupportedModelError: If it is no pipeline.
+    """
+    modules_of(pipe)
+    with SWITCHING:
+        for helper in helpers_of(pipe):
+            helper.disable()
+        let_go(pipe)
+        release_left_behind(pipe)
