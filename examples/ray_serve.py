@@ -39,6 +39,12 @@ class Order(BaseModel):
         return self.fast, self.steps
 
 
+def as_png(picture: Any) -> bytes:
+    """The bytes of a file."""
+    picture.save(file := io.BytesIO(), "png")
+    return file.getvalue()
+
+
 @serve.deployment(ray_actor_options={"num_gpus": GPUS})
 @serve.ingress(app)
 class Painter:
@@ -83,12 +89,6 @@ class Painter:
         shallow = self.helper.stats.shallow_calls - before.shallow_calls
         headers = {"x-drawn-together": str(len(orders)), "x-shallow-calls": str(shallow)}
         return [(as_png(picture), headers) for picture in pictures]
-
-
-def as_png(picture: Any) -> bytes:
-    """The bytes of a file."""
-    picture.save(file := io.BytesIO(), "png")
-    return file.getvalue()
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ Slow, and left out where there is no Ray: `make test-ray` has it.
 import asyncio
 import io
 import runpy
+import socket
 import sys
 import threading
 import time
@@ -35,7 +36,6 @@ with warnings.catch_warnings():
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # what Ray itself does
 
 MODEL = "stable-diffusion-v1-5/stable-diffusion-v1-5"
-PORT = 8137
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -167,17 +167,25 @@ def serve(monkeypatch, run):
 
     start = serve.run
     monkeypatch.setattr(serve, "run", lambda app, blocking: start(app))
-    yield lambda *options: run("ray_serve", f"--port={PORT}", *options)
+    yield lambda port, *options: run("ray_serve", f"--port={port}", *options)
     serve.shutdown()
+
+
+@pytest.fixture
+def port():
+    """One that is free."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
 
 
 def order(fast=True, seed=0, steps=12):
     return {"prompt": f"{seed} red circles", "fast": fast, "seed": seed, "steps": steps}
 
 
-def test_ray_serve(serve, pipe):
-    assert serve("--replicas=2")[-1] == f"POST http://127.0.0.1:{PORT}/generate"
-    with httpx2.Client(base_url=f"http://127.0.0.1:{PORT}", timeout=120) as client:
+def test_ray_serve(serve, port, pipe):
+    assert serve(port, "--replicas=2")[-1] == f"POST http://127.0.0.1:{port}/generate"
+    with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as client:
 
         def ask(wanted):
             answer = client.post("/generate", json=wanted)
@@ -202,13 +210,11 @@ def test_ray_serve(serve, pipe):
 def test_requests_of_unlike_settings_are_not_drawn_together(monkeypatch, pipe):
     monkeypatch.setattr(sys, "argv", [str(SCRIPTS["ray_serve"])])
     script = SimpleNamespace(**runpy.run_path(str(SCRIPTS["ray_serve"]), run_name="ray_serve"))
-    painter = script.Painter.func_or_class.__mro__[1](MODEL)  # without what answers to HTTP
+    # The class itself, without what answers to HTTP, and what it does with a batch.
+    kind = script.Painter.func_or_class.__mro__[1]
     orders = [order(), order(fast=False), order(seed=1), order(steps=16)]
-
-    async def ask():
-        return await asyncio.gather(*(painter.draw(script.Order(**each)) for each in orders))
-
-    answers = asyncio.run(ask())
+    batch = [script.Order(**each) for each in orders]
+    answers = asyncio.run(kind.draw.__wrapped__(kind(MODEL), batch))
     headers = [(each["x-drawn-together"], each["x-shallow-calls"]) for _, each in answers]
     assert headers == [("2", "7"), ("1", "0"), ("2", "7"), ("1", "9")]
     with DeepCacheHelper(pipe):
