@@ -318,7 +318,13 @@ class Lifecycle(Uses):
 
     @rule(kind=st.sampled_from(WRAPS))
     def wrap_or_unwrap(self, kind):
-        self.happens("unwrap" if kind in self.site.undo else "wrap", kind)
+        put = list(self.site.undo)
+        if kind not in put:
+            self.happens("wrap", kind)
+        elif kind != "accelerate" or {"forward", "wrapt"}.isdisjoint(put[put.index(kind) :]):
+            self.happens("unwrap", kind)
+        # Whoever has found accelerate's forward will put it back, and without its hook it cannot
+        # run, with a helper or without one.
 
     # Copies, which are plain.
 

@@ -11,6 +11,7 @@ from conftest import trace
 
 from deepcache_patch import (
     DeepCacheHelper,
+    DeepCacheWarning,
     Uniform,
 )
 
@@ -37,6 +38,53 @@ def test_after_a_failed_step_the_unet_is_whole_and_the_next_generation_right(ste
         handle.remove()
         assert trace(unet) == before
         assert torch.equal(loop(unet), fresh)
+
+
+def with_gradients(unet, timestep, **given):
+    with torch.enable_grad():
+        unet(**inputs2d_condition() | {"timestep": timestep} | given)
+
+
+def of_another_text_width(unet, timestep):
+    with_gradients(unet, timestep, encoder_hidden_states=torch.zeros(2, 7, 3))
+
+
+def at_two_timesteps(unet, timestep):
+    unet(**inputs2d_condition() | {"timestep": torch.stack([timestep, timestep - 1])})
+
+
+def with_an_argument_too_many(unet, timestep):
+    unet(**inputs2d_condition() | {"timestep": timestep}, no_such=1)
+
+
+@pytest.mark.parametrize(
+    ("failing", "error"),
+    [
+        (with_gradients, DeepCacheWarning),
+        (at_two_timesteps, DeepCacheWarning),
+        (with_an_argument_too_many, TypeError),
+        (of_another_text_width, RuntimeError),
+    ],
+)
+def test_whatever_a_call_fails_of_ends_its_generation(failing, error):
+    # Where warnings are errors, that of a call which has to run in full left the generation as it
+    # was, and the next step replayed a feature across the one that was lost. So did any error of a
+    # call that was full for such a reason.
+    unet = unet2d_condition()
+    timesteps, full = torch.arange(6, 0, -1) * 100, []
+    with DeepCacheHelper(unet, schedule=Uniform(9)) as helper, torch.no_grad():
+        if error is RuntimeError:
+            with pytest.warns(DeepCacheWarning, match="gradients are enabled"):
+                with_gradients(unet, timesteps[0])
+        for step, timestep in enumerate(timesteps):
+            before = helper.stats.full_calls
+            if step == 2:
+                with pytest.raises(error):
+                    failing(unet, timestep)
+            else:
+                unet(**inputs2d_condition() | {"timestep": timestep})
+            full.append(helper.stats.full_calls - before)
+    assert (*full[:2], *full[3:]) == (1, 0, 1, 0, 0)
 
 
 def test_a_failed_full_step_leaves_nothing_to_replay():

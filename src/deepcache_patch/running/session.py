@@ -41,7 +41,7 @@ class Session:
         self.course = Course("")
         # A reset may come between the companion's call and the U-Net's.
         self.residuals = Residuals()
-        self._numbers = itertools.count()  # of slots, which are never those of others
+        self._numbers = itertools.count()  # for slots: none comes twice in this session
         self._entered = -1
         self.reset()
 

@@ -56,7 +56,7 @@ class _Memory:
 
     @property
     def is_gone(self) -> bool:
-        """Whether nobody has this memory any more."""
+        """Whether the memory is freed, as nobody has it."""
         return bool(self._storage.expired())
 
     def _is_where(self, given: _Mark) -> bool:
@@ -203,7 +203,7 @@ class Slots:
     """The slots of one generation.
 
     Args:
-        numbers: For them.
+        numbers: To take theirs from, none of which comes twice.
 
     Attributes:
         changes: In how many steps in a row before this one something else was given than before.

@@ -21,7 +21,8 @@ class Stats:
     Attributes:
         generations: Denoising loops that were started.
         full_calls: U-Net calls that ran everything.
-        shallow_calls: U-Net calls that ran only what lies above the branch.
+        shallow_calls: U-Net calls that ran only what lies above the branch. At branch -1, above the
+            output, that is nothing: the U-Net was called, and what it returns was forecast.
         cache_nbytes: The most bytes of deep features that a U-Net's cache held at once; added up
             over the U-Nets of the pipeline.
     """
@@ -47,7 +48,8 @@ class LastGeneration:
     Attributes:
         plan: For each step `FULL` if one of its calls ran in full, else the branch.
         full_calls: U-Net calls that ran everything.
-        shallow_calls: U-Net calls that ran only what lies above the branch.
+        shallow_calls: U-Net calls that ran only what lies above the branch. At branch -1, above the
+            output, that is nothing: the U-Net was called, and what it returns was forecast.
         seconds: From the start of the first call to the return of the last, by the wall clock. On
             an accelerator calls return before their work is done, by what fits into its queue:
             less than a step of a large U-Net.

@@ -180,7 +180,14 @@ class AttachedUNet:
     ) -> Any:
         with self._patch.turn(self._kinds_of_calls) as mine:
             if mine:
-                return self._run(original, args, kwargs)
+                try:
+                    return self._run(original, args, kwargs)
+                except BaseException:
+                    # Whether the caller tries this step again, or what, cannot be known.
+                    session = self._session()
+                    session.reset()
+                    session.residuals.clear()
+                    raise
         return self._patch.module(*args, **kwargs)
 
     def _run(
@@ -232,11 +239,6 @@ class AttachedUNet:
             if branch is None:
                 self._cuts.prove(self._patch, original, given, output, tapped)
             self._keep_recorded(session, guide, position, slot, arguments, output, branch)
-        except BaseException:
-            # Whether the caller tries this step again, or what, cannot be known.
-            session.reset()
-            session.residuals.clear()
-            raise
         finally:
             self._cuts.taken()
         return output
