@@ -11,7 +11,7 @@ from diffusers import DiffusionPipeline
 from diffusers.utils import make_image_grid, pt_to_pil
 
 # before: from DeepCache import DeepCacheSDHelper
-from deepcache_patch import DeepCacheHelper
+from deepcache_patch import DeepCacheSDHelper
 
 SHAPES = Path(__file__).resolve().parents[1] / "benchmarks" / "models" / "shapes"
 
@@ -27,17 +27,16 @@ pipe = DiffusionPipeline.from_pretrained(options.model, dtype=dtype).to(device)
 prompts = ["a small red circle above a large blue square"] * 2
 call = {"num_inference_steps": options.steps, "guidance_scale": 4, "output_type": "pt"}
 
-# before: helper = DeepCacheSDHelper(pipe=pipe)
-helper = DeepCacheHelper(pipe=pipe, replay="reuse")  # without `replay` it extrapolates: try both
+helper = DeepCacheSDHelper(pipe=pipe)
 helper.set_params(cache_interval=3, cache_branch_id=0)
 helper.enable()
 ours = pipe(prompts, generator=torch.manual_seed(0), **call).images
 helper.disable()
 
 if options.check:
-    from DeepCache import DeepCacheSDHelper
+    import DeepCache
 
-    helper_before = DeepCacheSDHelper(pipe=pipe)
+    helper_before = DeepCache.DeepCacheSDHelper(pipe=pipe)
     helper_before.set_params(cache_interval=3, cache_branch_id=0)
     helper_before.enable()
     theirs = pipe(prompts, generator=torch.manual_seed(0), **call).images
@@ -47,5 +46,4 @@ if options.check:
 options.output.mkdir(parents=True, exist_ok=True)
 file = options.output / "migrate_from_deepcache.png"
 make_image_grid(pt_to_pil(ours * 2 - 1), rows=1, cols=2).save(file)
-full, shallow = helper.stats.full_calls, helper.stats.shallow_calls
-print(f"{len(ours)} pictures, {full} full and {shallow} shallow calls: {file}")
+print(f"{len(ours)} pictures: {file}")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from .versions import __version__
 
 if TYPE_CHECKING:
+    from .dropin import DeepCacheSDHelper
     from .errors import (
         AlreadyEnabledError,
         DeepCacheError,
@@ -35,6 +36,7 @@ __all__ = [
     "Centred",
     "DeepCacheError",
     "DeepCacheHelper",
+    "DeepCacheSDHelper",
     "DeepCacheWarning",
     "Explicit",
     "Extrapolate",
@@ -66,6 +68,7 @@ _MODULES = (
     "learning.auto",
     "helper",
     "switches",
+    "dropin",
 )
 
 if not TYPE_CHECKING:  # for mypy, any name would be one of this package
