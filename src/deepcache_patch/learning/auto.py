@@ -86,6 +86,7 @@ class Auto:
     def begin(self, context: Context, replay: Replay) -> Guide:
         """Lead through a generation: to learn, by what was learned, or as `NoiseAware` does."""
         if not self._can_learn(context):
+            self._tell(context)
             return PlannedGuide(self._planned, replay, context)
         setting, unet = Setting.of(context), weakref.ref(context.unet)
         plan = planned(self._planned, context)
@@ -104,6 +105,15 @@ class Auto:
             and ends_with(context.scheduler, context.timesteps)
             and Forecast.of(context) is not None
         )
+
+    def _tell(self, context: Context) -> None:
+        """Says that nothing is learned, to somebody who has told of the generation."""
+        could = self.branch == OUTPUT and self.interval > 1 and context.num_steps > FEW_STEPS
+        if context.is_told and could:
+            context.warn_once(
+                "schedule='auto' learns nothing from such a generation, and goes by the default "
+                "plan: generation() has to be told scheduler=, or sigmas= and prediction_type="
+            )
 
     def _learn(self, study: Study, plan: Plan, unet: "weakref.ref[nn.Module]") -> None:
         """Learn what can be learned; the generation goes on whatever happens here."""
