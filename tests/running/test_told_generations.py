@@ -62,10 +62,10 @@ def drawn(unet, scheduler, passed=lambda timestep: timestep):
     return sample
 
 
-def called(helper, unet, timesteps, **told):
+def called(helper, unet, calls, **told):
     """A generation of single calls."""
     with helper.generation(**told):
-        for timestep in timesteps:
+        for timestep in calls:
             unet(noise(), timestep)
 
 
@@ -211,9 +211,9 @@ def test_noise_levels_of_all_calls_may_be_told_and_equal_ones_are_one_step():
 
 def test_more_steps_than_were_told_run_in_full_with_one_warning():
     unet = unet2d()
-    with DeepCacheHelper(unet, schedule=Uniform(2)) as helper:
-        with pytest.warns(DeepCacheWarning) as said:
-            called(helper, unet, (900, 800, 700, 600, 500, 400), **SIGMAS)
+    helper = DeepCacheHelper(unet, schedule=Uniform(2))
+    with helper, pytest.warns(DeepCacheWarning) as said:
+        called(helper, unet, (900, 800, 700, 600, 500, 400), **SIGMAS)
     assert [str(each.message) for each in said] == [
         "a U-Net call runs in full: it is the call of step 5, and generation() was told 4: tell "
         "the noise level of each call of the U-Net, also of those between two steps of the sampler"
@@ -543,20 +543,6 @@ def test_a_block_that_is_left_in_another_thread_is_an_error():
 # What is learned.
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
-def test_auto_learns_from_noise_levels_and_what_the_output_means(prediction):
-    unet, auto = unet2d(), Auto(2)
-    with DeepCacheHelper(unet, schedule=auto) as helper:
-        for _ in range(2):
-            scheduler = euler(prediction_type=prediction)
-            with helper.generation(sigmas=scheduler.sigmas, prediction_type=prediction):
-                drawn(unet, scheduler)
-        assert (helper.stats.full_calls, helper.stats.shallow_calls) == (STEPS + 6, 6)
-    (learned,) = auto.learned
-    assert learned.weights
-    assert learned.setting.scheduler["prediction_type"] == prediction
-
-
 def test_auto_learns_from_a_block_that_is_left_early():
     unet, auto, scheduler = unet2d(), Auto(2), ddim()
     with DeepCacheHelper(unet, schedule=auto) as helper:
@@ -567,19 +553,28 @@ def test_auto_learns_from_a_block_that_is_left_early():
 
 
 @pytest.mark.parametrize(
-    "told", [{"sigmas": np.linspace(8, 1, STEPS)}, {"timesteps": ddim().timesteps}], ids=[*"st"]
+    ("told", "branch"),
+    [
+        # Learned by Euler's steps, DPM++ 2M was 10 dB worse than with the default.
+        ({"sigmas": np.linspace(8, 1, STEPS), "prediction_type": "epsilon"}, OUTPUT),
+        ({"sigmas": np.linspace(8, 1, STEPS)}, 0),
+        ({"timesteps": ddim().timesteps}, 0),
+    ],
+    ids=["sigmas and prediction", "sigmas", "timesteps"],
 )
-def test_auto_says_where_it_has_nothing_to_learn_from(told):
-    unet, auto = unet2d(), Auto(2)
+def test_auto_says_where_it_has_nothing_to_learn_from(told, branch):
+    unet, auto, calls = unet2d(), Auto(2), [*ddim().timesteps]
     with DeepCacheHelper(unet, schedule=auto) as helper:
         with pytest.warns(DeepCacheWarning) as said:
-            called(helper, unet, [*ddim().timesteps], **told)
-        called(helper, unet, [*ddim().timesteps], **told)
+            called(helper, unet, calls, **told)
+        called(helper, unet, calls, **told)
         assert [str(each.message) for each in said] == [
-            "schedule='auto' learns nothing from such a generation, and goes by the default plan: "
-            "generation() has to be told scheduler=, or sigmas= and prediction_type="
+            "schedule='auto' learns nothing from what generation() was told, and goes by the "
+            "default plan: only a scheduler=, whose output is noise, velocity or sample, says what "
+            "becomes of an output"
         ]
-        assert helper.last_generations["unet"].plan.branches == (0,)
+        assert helper.last_generations["unet"].plan.branches == (branch,)
+        assert helper.stats.full_calls == 2 * STEPS // 2
     assert not auto.learned
 
 

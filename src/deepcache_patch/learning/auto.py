@@ -103,6 +103,7 @@ class Auto:
             and context.timesteps is not None
             and len(context.timesteps) > FEW_STEPS
             and ends_with(context.scheduler, context.timesteps)
+            and hasattr(context.scheduler, "step")
             and Forecast.of(context) is not None
         )
 
@@ -111,8 +112,9 @@ class Auto:
         could = self.branch == OUTPUT and self.interval > 1 and context.num_steps > FEW_STEPS
         if context.is_told and could:
             context.warn_once(
-                "schedule='auto' learns nothing from such a generation, and goes by the default "
-                "plan: generation() has to be told scheduler=, or sigmas= and prediction_type="
+                "schedule='auto' learns nothing from what generation() was told, and goes by the "
+                "default plan: only a scheduler=, whose output is noise, velocity or sample, says "
+                "what becomes of an output"
             )
 
     def _learn(self, study: Study, plan: Plan, unet: "weakref.ref[nn.Module]") -> None:
