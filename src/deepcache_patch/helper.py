@@ -43,8 +43,9 @@ class DeepCacheHelper:
     in force until another one of the same U-Net is enabled or disabled. After the U-Net was
     replaced, call `enable` again; after a ControlNet was, `disable` and `enable`.
 
-    In a hand-written loop, call `reset` before each picture, unless `set_timesteps` makes new
-    timesteps for it: else a loop that was broken off cannot be told from the start of the next.
+    In a hand-written loop, tell of each picture by `generation`; or call `reset` before it, unless
+    `set_timesteps` makes new timesteps for it: else a loop that was broken off cannot be told from
+    the start of the next.
 
     Args:
         pipe: A diffusers pipeline with a U-Net, or a bare U-Net for a hand-written loop.

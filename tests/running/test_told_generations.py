@@ -555,7 +555,7 @@ def test_auto_learns_from_a_block_that_is_left_early():
 @pytest.mark.parametrize(
     ("told", "branch"),
     [
-        # Learned by Euler's steps, DPM++ 2M was 10 dB worse than with the default.
+        # By Euler's steps it would learn for another sampler, perhaps, than the one that runs.
         ({"sigmas": np.linspace(8, 1, STEPS), "prediction_type": "epsilon"}, OUTPUT),
         ({"sigmas": np.linspace(8, 1, STEPS)}, 0),
         ({"timesteps": ddim().timesteps}, 0),

@@ -32,8 +32,8 @@ class Auto:
     from full ones with the weights that were learned; see `learned`. A generation that stops early
     teaches as far as it went, if that was half the way. Where nothing can be learned this is
     `NoiseAware` from the first generation on: at branches from 0, where no forecast is possible,
-    where the timesteps are not those of the pipeline's scheduler (a bare U-Net has none), and in
-    generations that are so short that all steps are full.
+    where the timesteps are not those of the pipeline's scheduler, or of one that a loop of your own
+    has told, and in generations that are so short that all steps are full.
 
     It is learned anew for other steps that the helper's `first` and `last` protect. The picture's
     size, guidance and adapters (LoRA) are not part of the setting: after a change of them that
