@@ -2,8 +2,8 @@
 PYTHON ?= python3
 VENVS := .venv
 
-.PHONY: help demo ui test test-all test-ui test-ray test-matrix test-oldest coverage mutation lint types check \
-	tables bench-quick docs dist clean
+.PHONY: help demo ui test test-all test-ui test-ray test-k-diffusion test-matrix test-oldest coverage \
+	mutation lint types check tables bench-quick docs dist clean
 
 # The main job on a trained pipeline: pictures without and with the helper, side by side.
 demo: $(VENVS)/demo/ready
@@ -40,6 +40,14 @@ test-ui: $(VENVS)/ui/ready
 # The tests of the scripts that need Ray, which `make test` leaves out: Ray is large, and slow to start.
 test-ray: $(VENVS)/ray/ready
 	$(VENVS)/ray/bin/python -m pytest -q -m "slow or not slow" tests/examples/test_ray.py
+
+# The tests with k-diffusion's samplers, which `make test` leaves out.
+# Without what k-diffusion needs for training: that goes neither with numpy 2 nor with torch of today.
+test-k-diffusion: $(VENVS)/test/ready
+	$(VENVS)/test/bin/python -m pip install --quiet --no-deps --constraint constraints.txt \
+		--upgrade --target $(VENVS)/k-diffusion k-diffusion torchdiffeq torchsde trampoline
+	PYTHONPATH=$(VENVS)/k-diffusion $(VENVS)/test/bin/python -m pytest -q \
+		tests/running/test_kdiffusion.py tests/examples/test_examples.py -k k_diffusion
 
 # The core tests under the oldest and the newest versions that are supported.
 # With every Python of theirs that is at hand; a table at the end.

@@ -26,7 +26,6 @@ device = "cuda" if torch.cuda.is_available() else "cpu"
 parts = DDPMPipeline.from_pretrained(options.model)
 unet = parts.unet.to(device)
 scheduler = DDIMScheduler.from_config(parts.scheduler.config)
-scheduler.set_timesteps(options.steps)
 
 helper = DeepCacheHelper(unet).enable()
 
@@ -34,13 +33,14 @@ helper = DeepCacheHelper(unet).enable()
 @torch.no_grad()  # else every call runs in full, with a warning
 def draw(seed: int) -> torch.Tensor:
     """One picture of (1, 3, side, side), from -1 to 1."""
-    helper.reset()  # the timesteps of the last picture begin again
     side = unet.config.sample_size
     noise = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(seed))
     sample = noise.to(device)
-    for timestep in scheduler.timesteps:
-        predicted = unet(sample, timestep).sample
-        sample = scheduler.step(predicted, timestep, sample).prev_sample
+    scheduler.set_timesteps(options.steps)
+    with helper.generation(scheduler=scheduler):  # what a pipeline would tell the helper
+        for timestep in scheduler.timesteps:
+            predicted = unet(sample, timestep).sample
+            sample = scheduler.step(predicted, timestep, sample).prev_sample
     return sample
 
 

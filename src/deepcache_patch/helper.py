@@ -2,7 +2,7 @@
 
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from diffusers import DiffusionPipeline
@@ -15,6 +15,7 @@ from .running.attachment import SWITCHING, Attachment, let_go
 from .running.compiling import compile_in_place
 from .running.pause import Pause
 from .running.stats import LOGGER, LastGeneration, Stats
+from .running.told import told_by
 from .schedules.guide import AnySchedule
 from .schedules.plans import OUTPUT, Plan
 from .schedules.replay import Replay
@@ -37,8 +38,9 @@ class DeepCacheHelper(Adjustable):
     in force until another one of the same U-Net is enabled or disabled. After the U-Net was
     replaced, call `enable` again; after a ControlNet was, `disable` and `enable`.
 
-    In a hand-written loop, call `reset` before each picture, unless `set_timesteps` makes new
-    timesteps for it: else a loop that was broken off cannot be told from the start of the next.
+    In a hand-written loop, tell of each picture by `generation`; or call `reset` before it, unless
+    `set_timesteps` makes new timesteps for it: else a loop that was broken off cannot be told from
+    the start of the next.
 
     Args:
         pipe: A diffusers pipeline with a U-Net, or a bare U-Net for a hand-written loop.
@@ -199,6 +201,40 @@ class DeepCacheHelper(Adjustable):
         """
         with self._pause.block():
             yield
+
+    def generation(
+        self,
+        *,
+        sigmas: Any = None,
+        timesteps: Any = None,
+        scheduler: Any = None,
+        prediction_type: str | None = None,
+    ) -> AbstractContextManager[None]:
+        """Tell of the one generation that a `with` block is: a loop of your own has no pipeline.
+
+        For what this thread or asyncio task calls in it, as `paused`. Tell one of the three; what
+        is recorded is released when the block is left.
+
+        Args:
+            sigmas: The noise level of each call of the U-Net, falling, where the data's is 1; those
+                that are equal are one step. A closing zero is left out. Steps are told apart by the
+                order in which other timesteps come.
+            timesteps: One for each step. The loop may begin midway, and leave some out.
+            scheduler: One of diffusers, after its `set_timesteps`.
+            prediction_type: Beside `sigmas`, if the U-Net gets x / sqrt(1 + sigma²): what its
+                output means, "epsilon", "v_prediction" or "sample". Without, branch -1 stands for
+                0.
+
+        Raises:
+            InvalidSettingError: If what is told is not that.
+            RuntimeError: If the helper is not enabled, or the block is left in another thread or
+                task than it was entered in.
+        """
+        told: Any = {"sigmas": sigmas, "timesteps": timesteps, "scheduler": scheduler}
+        found = told_by(**told, prediction_type=prediction_type)
+        if not self.enabled:
+            raise RuntimeError("generation() is of a helper that is enabled: call enable() before")
+        return self._attachment.generation(found)
 
     def calibrate(
         self,

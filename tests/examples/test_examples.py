@@ -14,6 +14,7 @@ import pytest
 import torch
 from builders import hub
 from builders.cases import picture
+from builders.k_diffusion_samplers import k_diffusion
 from builders.models import MODELS
 from fastapi.testclient import TestClient
 from PIL import Image, ImageChops
@@ -126,6 +127,28 @@ def test_own_loop(run):
     assert opened("out/own_loop.png").size == (4 * 32, 32)
 
 
+def test_host(run):
+    assert run("host", STEPS, "--check")[-2:] == [
+        "the pictures are equal",
+        "1 picture, 5 full and 7 shallow calls: out/host.png",
+    ]
+    assert opened("out/host.png").size == (32, 32)
+
+
+def test_compvis_loop(run):
+    assert run("compvis_loop", STEPS)[-1] == "2 pictures, 5 full and 7 shallow calls: out"
+    assert opened("out/compvis_loop-1.png").size == (32, 32)
+
+
+def test_k_diffusion_loop(run):
+    k_diffusion()
+    assert run("k_diffusion_loop", STEPS)[-2:] == [
+        "FF·F··F··F··",
+        "1 picture, 5 full and 7 shallow calls: out/k_diffusion_loop.png",
+    ]
+    assert opened("out/k_diffusion_loop.png").size == (64, 64)
+
+
 # Traced for true, which takes long, in the slow one only.
 @pytest.mark.usefixtures("_finished")
 @pytest.mark.parametrize("stance", ["force_eager", pytest.param("default", marks=pytest.mark.slow)])
@@ -234,6 +257,8 @@ def cache(tmp_path_factory):
 @pytest.mark.filterwarnings("ignore:The `local_dir_use_symlinks` argument is deprecated")
 @pytest.mark.parametrize("name", [name for name in SCRIPTS if name not in WITH_RAY])
 def test_what_a_script_says_of_real_models_is_so(name, run, cache, monkeypatch, tmp_path):
+    if name == "k_diffusion_loop":
+        k_diffusion()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
     monkeypatch.setattr("uvicorn.run", lambda app, port: app)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from builders.unets import inputs2d_condition, unet2d_condition
+from diffusers import DDIMScheduler
 from zoo import CASES
 
 import deepcache_patch
@@ -56,6 +57,20 @@ def test_only_the_first_call_of_a_generation_reads(name, schedule, reads):
     # The scheduler's timesteps and noise, once, while nothing of this generation is under way.
     assert ("tolist", "remaining") in at_call[0]
     assert len(at_call) >= 4
+    assert all(found == at_call[0] for found in at_call)
+    assert reads == at_call[0]
+    assert helper.stats.shallow_calls > 0
+
+
+@pytest.mark.usefixtures("no_grad")
+def test_only_the_first_call_of_a_generation_that_was_told_reads(reads):
+    unet, scheduler, at_call = unet2d_condition(), DDIMScheduler(), []
+    scheduler.set_timesteps(12)
+    with DeepCacheHelper(unet) as helper, helper.generation(scheduler=scheduler):
+        for timestep in scheduler.timesteps:
+            unet(**(inputs2d_condition() | {"timestep": timestep}))
+            at_call.append(list(reads))
+    assert ("tolist", "locate") in at_call[0]
     assert all(found == at_call[0] for found in at_call)
     assert reads == at_call[0]
     assert helper.stats.shallow_calls > 0

@@ -32,8 +32,8 @@ class Auto:
     from full ones with the weights that were learned; see `learned`. A generation that stops early
     teaches as far as it went, if that was half the way. Where nothing can be learned this is
     `NoiseAware` from the first generation on: at branches from 0, where no forecast is possible,
-    where the timesteps are not those of the pipeline's scheduler (a bare U-Net has none), and in
-    generations that are so short that all steps are full.
+    where the timesteps are not those of the pipeline's scheduler, or of one that a loop of your own
+    has told, and in generations that are so short that all steps are full.
 
     It is learned anew for other steps that the helper's `first` and `last` protect. The picture's
     size, guidance and adapters (LoRA) are not part of the setting: after a change of them that
@@ -87,6 +87,7 @@ class Auto:
     def begin(self, context: Context, replay: Replay) -> Guide:
         """Lead through a generation: to learn, by what was learned, or as `NoiseAware` does."""
         if not self._can_learn(context):
+            self._tell(context)
             return PlannedGuide(self._planned, replay, context)
         setting, unet = Setting.of(context), weakref.ref(context.unet)
         plan = planned(self._planned, context)
@@ -114,8 +115,19 @@ class Auto:
             and context.timesteps is not None
             and len(context.timesteps) > FEW_STEPS
             and ends_with(context.scheduler, context.timesteps)
+            and hasattr(context.scheduler, "step")
             and Forecast.of(context) is not None
         )
+
+    def _tell(self, context: Context) -> None:
+        """Says that nothing is learned, to somebody who has told of the generation."""
+        could = self.branch == OUTPUT and self.interval > 1 and context.num_steps > FEW_STEPS
+        if context.is_told and could:
+            context.warn_once(
+                "schedule='auto' learns nothing from what generation() was told, and goes by the "
+                "default plan: only a scheduler=, whose output is noise, velocity or sample, says "
+                "what becomes of an output"
+            )
 
     def _learn(self, study: Study, plan: Plan, unet: "weakref.ref[nn.Module]") -> None:
         """Learn what can be learned; the generation goes on whatever happens here."""

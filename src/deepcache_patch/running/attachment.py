@@ -7,7 +7,7 @@ Here patches are put on and taken off, all of them or none. What a patched call 
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from typing import Any, Final
 
 from torch import nn
@@ -21,6 +21,7 @@ from .callers import Callers
 from .components import controlnets_of, modules_later, modules_of, schedulers_of, unets_of
 from .controlnet import AttachedCompanion
 from .stats import LastGeneration, Stats
+from .told import Telling, Told
 from .unet import AttachedUNet
 
 #: Where a pipeline keeps the helper that nobody else needs to keep.
@@ -50,6 +51,7 @@ class Attachment:
         self._pipe = pipe
         self._paused = paused
         self._tag = tag
+        self._telling = Telling()
         self.unets: tuple[AttachedUNet, ...] = ()
         self.companions: tuple[AttachedCompanion, ...] = ()
         # Of what was detached.
@@ -122,6 +124,7 @@ class Attachment:
                 schedulers_of(self._pipe, names[unet]),
                 self._paused,
                 callers,
+                self._telling.current,
             )
             for unet, anatomy in anatomies.items()
         )
@@ -153,6 +156,10 @@ class Attachment:
         """Be led by another from the next call on, which is a first step."""
         for each in self.unets:
             each.follow(begin)
+
+    def generation(self, told: Told) -> AbstractContextManager[None]:
+        """One generation of this thread or asyncio task, for the length of a `with` block."""
+        return self._telling.block(told)
 
     def reset(self) -> None:
         """Forget the current generation of every thread."""

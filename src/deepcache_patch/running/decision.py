@@ -52,24 +52,22 @@ class FullOrShallow:
         timestep, sample = anatomy.timestep(arguments), anatomy.sample(arguments)
         if timestep is None or not isinstance(sample, torch.Tensor):
             return None
-        if torch.is_grad_enabled():
-            self.warn("gradients are enabled: wrap the denoising loop in torch.no_grad()")
-            return None
         refusal = anatomy.refusal(arguments)
+        if torch.is_grad_enabled():
+            refusal = "gradients are enabled: wrap the denoising loop in torch.no_grad()"
         if refusal is not None:
             self.warn(refusal)
+            session.passed(timestep)
             return None
-        session.scheduler = driving_scheduler(self._schedulers_of(), timestep)
+        told = session.told and session.told.scheduler
+        session.scheduler = told or driving_scheduler(self._schedulers_of(), timestep)
         timesteps = timesteps_of(session.scheduler)
         position = session.locate(timestep, timesteps, self._callers.are_pipelines)
-        if position is None and not session.tracker.unclear:
+        if position is None and session.tracker.unclear is None:
             session.forget()
             return None
         if position is None:
-            self.warn(
-                "its step cannot be told from its timestep: pass an element of the scheduler's "
-                "timesteps, the same for the whole batch"
-            )
+            self.warn(str(session.tracker.unclear))
             return None
         if position.order >= MAX_SLOTS:
             if position.num_steps == 1:

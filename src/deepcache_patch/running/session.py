@@ -14,12 +14,18 @@ from .residuals import Residuals
 from .slots import Slot, Slots, marks
 from .stats import Course
 from .steps import StepTracker
+from .told import Told
+from .told_steps import ToldSteps
 
 
 class Session:
     """Where the generation stands, what leads it, and what was recorded in it.
 
+    Args:
+        told: The one generation that it is for, if somebody has told of it.
+
     Attributes:
+        told: Likewise.
         tracker: Locates the U-Net's calls.
         cache: The deep features.
         generation: The number of the one that is under way.
@@ -34,8 +40,9 @@ class Session:
             they are.
     """
 
-    def __init__(self) -> None:
-        self.tracker = StepTracker()
+    def __init__(self, told: Told | None = None) -> None:
+        self.told = told
+        self.tracker = StepTracker() if told is None else ToldSteps(told)
         self.cache = FeatureCache()
         self.generation = -1
         self.course = Course("")
@@ -78,6 +85,11 @@ class Session:
         """Where a U-Net call with this timestep stands; `ahead` of the call, remember nothing."""
         tracker = copy.copy(self.tracker) if ahead else self.tracker
         return tracker.locate(timestep, timesteps, by_pipeline)
+
+    def passed(self, timestep: Any) -> None:
+        """A call ran plainly. It is counted where the steps are told, and known by their order."""
+        if self.told is not None and timestep is not None:
+            self.tracker.locate(timestep)
 
     def enter(self, guide: Guide, step: int) -> None:
         """Ask the guide what the step is, once for each step."""

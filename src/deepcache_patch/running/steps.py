@@ -25,13 +25,18 @@ _NOISE_LEVEL: Final = 200
 #: Values that differ by no more, as a share of themselves, are the same.
 _SAME: Final = 1e-5
 
+_UNCLEAR: Final = (
+    "its step cannot be told from its timestep: pass an element of the scheduler's timesteps, the "
+    "same for the whole batch"
+)
+
 
 class StepTracker:
     """Locates the U-Net calls of one thread from the timesteps that they get.
 
     Attributes:
-        unclear: Whether the last call has no position because its step could not be told, and not
-            because it is of no generation.
+        unclear: Why the last call has no position, if its step could not be told; `None` if it has
+            one, or is of no generation.
     """
 
     def __init__(self) -> None:
@@ -41,7 +46,7 @@ class StepTracker:
 
     def reset(self) -> None:
         """Forget the current generation: the next call starts a new one."""
-        self.unclear = False
+        self.unclear: str | None = None
         # What the current generation's indices count in; `None` for values of no known list. A
         # tensor is kept, not its address, so that the memory cannot go to another list.
         self._timeline: torch.Tensor | None = None
@@ -96,7 +101,7 @@ class StepTracker:
             them is expected (then it is `unclear`), or the call is of no loop.
         """
         place = self._timelines.place(timestep, timesteps, self._expected())
-        self.unclear = place is None
+        self.unclear = _UNCLEAR if place is None else None
         if place is None:
             return None
         last = self._place

@@ -96,7 +96,7 @@ class Timelines:
             if length:
                 index = int(timestep.storage_offset())
                 return Place(timestep, index, length, None, index == 0)
-        value = _one_value(timestep)
+        value = one_value(timestep)
         if value is None:
             return None
         if timesteps is None:
@@ -231,7 +231,7 @@ def _falls(values: list[float]) -> bool:
     return bound > 0 and all(after <= before + bound for before, after in pairwise(values))
 
 
-def _one_value(timestep: torch.Tensor | float) -> float | None:
+def one_value(timestep: torch.Tensor | float) -> float | None:
     """The value that all entries share, or `None`."""
     if not isinstance(timestep, torch.Tensor):
         return float(timestep)

@@ -7,7 +7,8 @@ generation are led through: the guide is asked, features are recorded and replay
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -29,6 +30,7 @@ from .session import Session
 from .shallow import UNetCuts
 from .slots import Slot
 from .stats import Course, LastGeneration, Stats
+from .told import Told
 from .tracing import is_written_down
 
 
@@ -45,6 +47,7 @@ class AttachedUNet:
         schedulers_of: Gives the pipeline's schedulers, the likeliest for this U-Net first.
         paused: Whether calls run plainly; asked for each of them.
         callers: Who may call the U-Net.
+        told: Gives the generation that the caller has told of, if it is in one.
 
     Attributes:
         example: What the last generation called it with, without values; or `None`.
@@ -59,6 +62,7 @@ class AttachedUNet:
         schedulers_of: Callable[[], Sequence[Any]],
         paused: Callable[[], bool],
         callers: Callers,
+        told: Callable[[], Told | None],
     ) -> None:
         self.name = name
         self._unet = unwrapped(patch.module)
@@ -67,6 +71,7 @@ class AttachedUNet:
         self._decision = FullOrShallow(self._cuts, schedulers_of, callers)
         self._paused = paused
         self._callers = callers
+        self._told = told
         self._local = threading.local()
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         self.example: dict[str, Any] | None = None
@@ -117,6 +122,8 @@ class AttachedUNet:
             self.reset()
             for session in list(self._sessions):
                 session.residuals.clear()
+                if session.told is not None:
+                    session.told.is_missed = True
 
     def follow(self, begin: Callable[[Context], Guide]) -> None:
         """Be led by another from the next call on, which is a first step."""
@@ -129,6 +136,16 @@ class AttachedUNet:
         with self._lock:
             for session in list(self._sessions):
                 session.reset()
+
+    def end(self, session: Session) -> None:
+        """A generation is over of which somebody has told."""
+        with self._lock:
+            guide = session.guide
+            session.reset()
+            session.residuals.clear()
+            self._sessions.discard(session)
+            if guide is not None:
+                guide.finish()
 
     def foresee(self, timestep: Any, sample: torch.Tensor, source: Source) -> int | None:
         """The branch of the coming call, for a companion that is called before it.
@@ -197,6 +214,8 @@ class AttachedUNet:
         session = self._session()
         paused = self._runs_plainly(self._anatomy.sample(arguments))
         if paused:
+            if self._paused():
+                session.passed(self._anatomy.timestep(arguments))
             session.reset()  # what was recorded before this call is too old after it
         position = None if paused else self._decision.position(session, arguments)
         if position is None:
@@ -258,6 +277,12 @@ class AttachedUNet:
         return 2 * len(self._anatomy.branches) + 1
 
     def _session(self) -> Session:
+        told = self._told()
+        if told is not None:
+            if self not in told.sessions:
+                told.sessions[self] = Session(told)
+                self._sessions.add(told.sessions[self])
+            return cast(Session, told.sessions[self])
         try:
             session: Session = self._local.session
         except AttributeError:
@@ -287,6 +312,7 @@ class AttachedUNet:
             is_own = session.tracker.runs_on(timesteps_of(scheduler))
             is_guess = position.num_steps is None
             context = Context(num_steps, timesteps, scheduler, self._unet, is_own, is_guess)
+            context = replace(context, is_told=session.told is not None)
             guide = self._begin(context)
             self._cuts.record(guide.branches)
             session.guide, session.course.calibration = guide, guide.learns

@@ -1,0 +1,166 @@
+"""Which step is this U-Net call of, in a generation of which somebody has told?
+
+The list of its steps is known. A timestep that is an entry of it says which step, by memory or by
+value. Where the list has only noise levels, or the loop passes something else, the order says it:
+another value than that of the last call is the next step.
+"""
+
+from collections.abc import Callable
+
+import torch
+
+from ..schedules.guide import Position
+from .timelines import Expected, Timelines, one_value, same_timeline, turns_back
+from .told import SAME, Told
+
+
+class ToldSteps:
+    """Locates the U-Net calls of one told generation, in the place of a `StepTracker`.
+
+    Args:
+        told: The generation.
+
+    Attributes:
+        unclear: Why the last call has no position; `None` if it has one.
+    """
+
+    def __init__(self, told: Told) -> None:
+        self._told = told
+        self._timelines = Timelines()
+        self._generation = -1
+        self._timeline: torch.Tensor | None = None  # of the steps; known from the first call on
+        self._values: list[float] = []
+        self._is_listed: bool | None = None  # whether what is passed are entries of the list
+        self._at = -1  # the entry of the last call
+        self._passed: float | None = None  # its value, where the order counts
+        self._rises: bool | None = None  # whether such values rise, from step to step
+        self._ended: str | None = None  # why no later call has a position
+        self._stray: str | None = None
+        self.unclear: str | None = None
+        self.reset()
+
+    def reset(self) -> None:
+        """Nothing recorded is of use: the next call begins anew, from where the loop stands."""
+        self.unclear = None
+        self._first: int | None = None
+        self._slot = self._calls_before = 0
+
+    def runs_on(self, timesteps: torch.Tensor | None) -> bool:
+        """Whether the generation goes by this very list."""
+        return same_timeline(self._timeline, timesteps)
+
+    def remaining(self) -> tuple[float, ...]:
+        """The list, from the step on with which the generation has begun."""
+        return tuple(self._values[self._first or 0 :])
+
+    def locate(
+        self,
+        timestep: torch.Tensor | float,
+        timesteps: torch.Tensor | None = None,
+        by_pipeline: Callable[[], bool] = lambda: True,
+    ) -> Position | None:
+        """Return where this call stands, and remember it.
+
+        Args:
+            timestep: What the U-Net got: a number, or a tensor of shape `()`, `(1,)` or `(batch,)`.
+            timesteps: Is not looked at: what was told counts.
+            by_pipeline: Likewise.
+
+        Returns:
+            The position; `None` if there is none, and `unclear` says why.
+        """
+        if self._timeline is None:
+            self._timeline = self._told.timesteps
+            self._values = [float(value) for value in self._timeline.tolist()]
+        entry = self._entry(timestep)
+        if entry is None:
+            return None
+        self.unclear = None
+        goes_on = entry >= self._at and not self._turns_back(entry)
+        if self._first is None or not goes_on:
+            self._generation += 1
+            self._first, self._slot, self._calls_before = entry, 0, 0
+        elif entry == self._at:
+            self._slot += 1
+        else:
+            self._slot, self._calls_before = 0, self._slot + 1
+        self._at = entry
+        step, steps = entry - self._first, len(self._values) - self._first
+        return Position(self._generation, step, self._slot, steps)
+
+    def _entry(self, timestep: torch.Tensor | float) -> int | None:
+        """Which entry of the list the call is at."""
+        if self._is_listed is None and not self._told.by_order:
+            found = self._listed(timestep)
+            if found is not None:
+                self._is_listed = True
+                return found
+        if self._is_listed:
+            found = self._listed(timestep)
+            if found is None:
+                value = one_value(timestep)
+                self._stray = self._stray or (
+                    f"its timestep {value:g} is none of those that generation() was told: tell "
+                    "those of all calls"
+                    if value is not None
+                    else _SEVERAL
+                )
+                self.unclear = self._stray
+            return found
+        return self._by_order(timestep)
+
+    def _listed(self, timestep: torch.Tensor | float) -> int | None:
+        """The entry that the timestep is, by its memory or its value."""
+        place = self._timelines.place(timestep, self._timeline, None)
+        is_own = place is None or same_timeline(place.timeline, self._timeline)
+        if place is not None and (is_own or place.length == len(self._values)):
+            return place.entry  # of the list, or of a copy of it, such as one on the device
+        if not is_own and isinstance(timestep, torch.Tensor):
+            timestep = timestep.clone()  # it counts by its value
+        more = self._slot + 1 < self._calls_before
+        expected = Expected(self._timeline, self._at, more)  # one of several equal entries
+        place = self._timelines.place(timestep, self._timeline, expected if is_own else None)
+        return None if place is None else place.entry
+
+    def _by_order(self, timestep: torch.Tensor | float) -> int | None:
+        """The entry by how often the value has changed."""
+        if self._ended is not None:
+            self.unclear = self._ended
+            return None
+        value = one_value(timestep)
+        if value is None:
+            self.unclear = _SEVERAL
+            return None
+        if self._told.is_missed and self._passed is None:
+            self.unclear = self._ended = (
+                "the helper was disabled within the block of generation(), and calls were missed"
+            )
+            return None
+        self._is_listed = False
+        before, self._passed = self._passed, value
+        if before is not None and abs(value - before) <= SAME * max(abs(value), abs(before)):
+            return self._at
+        steps = len(self._values)
+        if before is not None:
+            rises = value > before
+            if self._rises not in (None, rises):
+                self._ended = (
+                    "its loop went back, and of one that generation() was told by noise levels "
+                    "each block is one loop: enter a block for each picture"
+                )
+            self._rises = rises
+        if self._at + 1 == steps and self._ended is None:
+            self._ended = (
+                f"it is the call of step {steps + 1}, and generation() was told {steps}: tell the "
+                "noise level of each call of the U-Net, also of those between two steps of the "
+                "sampler"
+            )
+        self.unclear = self._ended
+        return self._at + 1 if self._ended is None else None
+
+    def _turns_back(self, entry: int) -> bool:
+        """Whether the list itself has gone back since the last call, as RePaint's does."""
+        return self._at >= 0 and turns_back(self._values, self._at, entry)
+
+
+_SEVERAL = "the samples of its batch are at different timesteps"

@@ -1,0 +1,625 @@
+"""`helper.generation(...)` tells of a loop of one's own what a scheduler tells of a pipeline's."""
+
+import asyncio
+import gc
+import itertools
+import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from builders.loops import held_bytes
+from builders.unets import unet2d
+from diffusers import DDIMPipeline, DDIMScheduler, EulerDiscreteScheduler, PNDMScheduler
+
+from deepcache_patch import (
+    FULL,
+    OUTPUT,
+    Auto,
+    DeepCacheHelper,
+    DeepCacheWarning,
+    Explicit,
+    InvalidSettingError,
+    NoiseAware,
+    Uniform,
+)
+from deepcache_patch.running.told import told_by
+from deepcache_patch.running.told_steps import ToldSteps
+from deepcache_patch.schedules.guide import PlannedGuide
+
+pytestmark = pytest.mark.usefixtures("no_grad")
+
+STEPS = 12
+
+
+def ddim(steps=STEPS, **options):
+    scheduler = DDIMScheduler(**options)
+    scheduler.set_timesteps(steps)
+    return scheduler
+
+
+def euler(steps=STEPS, **options):
+    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    scheduler = EulerDiscreteScheduler(use_karras_sigmas=True, **betas, **options)
+    scheduler.set_timesteps(steps)
+    return scheduler
+
+
+def noise(scheduler=None):
+    sample = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    return sample * getattr(scheduler, "init_noise_sigma", 1)
+
+
+def drawn(unet, scheduler, passed=lambda timestep: timestep):
+    """A loop of one's own; `passed` makes what the U-Net gets."""
+    sample = noise(scheduler)
+    for timestep in scheduler.timesteps:
+        given = scheduler.scale_model_input(sample, timestep)
+        output = unet(given, passed(timestep)).sample
+        sample = scheduler.step(output, timestep, sample).prev_sample
+    return sample
+
+
+def called(helper, unet, calls, **told):
+    """A generation of single calls."""
+    with helper.generation(**told):
+        for timestep in calls:
+            unet(noise(), timestep)
+
+
+def walk(calls, **told):
+    """Generation, step and order of each call, or why it has no position."""
+    steps = ToldSteps(told_by(**told))
+    found = []
+    for call in calls:
+        at = steps.locate(call)
+        found.append(steps.unclear if at is None else (at.generation, at.step, steps._slot))
+    return found
+
+
+# What it is for.
+
+
+@pytest.mark.parametrize("schedule", ["noise-aware", "auto", Uniform(3, 1)], ids=str)
+def test_with_the_scheduler_told_a_loop_draws_what_the_pipeline_draws(schedule):
+    pipe = DDIMPipeline(unet2d(), ddim())
+    pipe.set_progress_bar_config(disable=True)
+    with DeepCacheHelper(pipe, schedule=schedule) as helper:
+        for _ in range(2):  # "auto" learns from the first
+            generator = torch.Generator().manual_seed(0)
+            by_pipeline = pipe(
+                num_inference_steps=STEPS, generator=generator, output_type="np"
+            ).images
+        plan, stats = helper.last_generations["unet"].plan, helper.stats
+    with DeepCacheHelper(pipe.unet, schedule=schedule) as helper:
+        for _ in range(2):
+            scheduler = ddim()
+            with helper.generation(scheduler=scheduler):
+                sample = drawn(pipe.unet, scheduler)
+        assert helper.last_generations["unet"].plan == plan
+        assert helper.stats == stats
+    own = (sample / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+    assert np.array_equal(own, by_pipeline)
+    assert stats.shallow_calls > 0
+
+
+@pytest.mark.parametrize("scheduler", [ddim(), euler()], ids=["ddim", "karras"])
+@pytest.mark.parametrize(
+    "passed",
+    [
+        lambda timestep: timestep,
+        float,
+        lambda timestep: torch.full((1,), float(timestep)),
+        lambda timestep: timestep.clone(),
+    ],
+    ids=["entries", "numbers", "batches", "copies"],
+)
+def test_noise_levels_say_all_that_a_scheduler_says(scheduler, passed):
+    unet, timesteps = unet2d(), scheduler.timesteps
+    if isinstance(scheduler, DDIMScheduler):
+        alphas = scheduler.alphas_cumprod[timesteps]
+        sigmas = (((1 - alphas) / alphas) ** 0.5).tolist()
+    else:
+        sigmas = scheduler.sigmas
+    pictures = []
+    for told in ({"scheduler": scheduler}, {"sigmas": sigmas, "prediction_type": "epsilon"}):
+        scheduler.set_timesteps(STEPS)
+        with DeepCacheHelper(unet) as helper, helper.generation(**told):
+            pictures.append(drawn(unet, scheduler, passed))
+        assert helper.stats.generations == 1
+        assert (helper.stats.full_calls, helper.stats.shallow_calls) == (5, 7)
+        assert helper.last_generations["unet"].plan.branches == (OUTPUT,)
+    # ln(sigma) of DDIM's is computed in float32 once, and in float64 once.
+    assert torch.allclose(*pictures, rtol=1e-3, atol=1e-4)
+
+
+def test_the_plan_is_that_of_the_noise_levels():
+    unet = unet2d()
+    plans = {}
+    for prediction in ("epsilon", None):
+        with (
+            DeepCacheHelper(unet) as helper,
+            helper.generation(sigmas=np.linspace(20, 0.1, STEPS), prediction_type=prediction),
+        ):
+            drawn(unet, ddim())
+        plans[prediction] = list(helper.last_generations["unet"].plan)
+    known = [math.log(sigma) for sigma in np.linspace(20, 0.1, STEPS)]
+    expected = [
+        FULL if step in NoiseAware()._plan(tuple(known), frozenset(), 0).full_steps else OUTPUT
+        for step in range(STEPS)
+    ]
+    assert plans["epsilon"] == expected
+    # What the output means is not known: branch 0 stands for -1.
+    assert plans[None] == [FULL if entry == FULL else 0 for entry in expected]
+
+
+def test_extrapolation_is_told_the_noise_levels():
+    class Listening:
+        keep = 2
+        heard = None
+
+        def feature(self, step, recorded, levels):
+            self.heard = levels
+            return recorded[0].feature
+
+    unet, replay, sigmas = unet2d(), Listening(), [8.0, 4.0, 2.0, 1.0]
+    with (
+        DeepCacheHelper(unet, schedule=Uniform(2), replay=replay) as helper,
+        helper.generation(sigmas=sigmas),
+    ):
+        for timestep in (900, 600, 300, 100):
+            unet(noise(), timestep)
+    assert replay.heard == pytest.approx([math.log(each) for each in sigmas])
+
+
+def test_at_interval_1_nothing_changes():
+    unet, plain = unet2d(), drawn(unet2d(), euler())
+    with DeepCacheHelper(unet, interval=1) as helper:
+        scheduler = euler()
+        with helper.generation(sigmas=scheduler.sigmas, prediction_type="epsilon"):
+            assert torch.equal(drawn(unet, scheduler), plain)
+    assert helper.stats.shallow_calls == 0
+    assert torch.equal(drawn(unet, euler()), plain)
+
+
+# Which step a call is of.
+
+SIGMAS = {"sigmas": [8.0, 4.0, 2.0, 1.0, 0]}
+
+
+def test_by_noise_levels_another_value_is_the_next_step():
+    for calls in ([900, 700, 400, 100], [0.9, 0.5, -0.1, -0.4], [1, 2, 3, 4]):
+        assert walk(calls, **SIGMAS) == [(0, step, 0) for step in range(4)]
+
+
+def test_by_noise_levels_an_equal_value_is_another_call_of_the_step():
+    heun = [900.0, 700.0, 700.0 + 1e-4, 400.0, 400.0, 100.0, 100.0]
+    assert walk(heun, **SIGMAS) == [
+        (0, 0, 0),
+        *((0, step, order) for step in (1, 2, 3) for order in (0, 1)),
+    ]
+
+
+def test_noise_levels_of_all_calls_may_be_told_and_equal_ones_are_one_step():
+    heun = [8.0, 4.0, 4.0 * (1 + 1e-7), 2.0, 2.0, 0.0]
+    assert told_by(sigmas=heun).timesteps.tolist() == [8, 4, 2]
+    assert told_by(sigmas=torch.tensor([8.0, 4, 0])).timesteps.tolist() == [8, 4]
+    assert told_by(sigmas=np.array([8.0, 4.0])).timesteps.tolist() == [8, 4]
+
+
+def test_more_steps_than_were_told_run_in_full_with_one_warning():
+    unet = unet2d()
+    helper = DeepCacheHelper(unet, schedule=Uniform(2))
+    with helper, pytest.warns(DeepCacheWarning) as said:
+        called(helper, unet, (900, 800, 700, 600, 500, 400), **SIGMAS)
+    assert [str(each.message) for each in said] == [
+        "a U-Net call runs in full: it is the call of step 5, and generation() was told 4: tell "
+        "the noise level of each call of the U-Net, also of those between two steps of the sampler"
+    ]
+    assert (helper.stats.full_calls, helper.stats.shallow_calls) == (4, 2)
+
+
+def test_fewer_steps_than_were_told_are_no_matter():
+    unet = unet2d()
+    with DeepCacheHelper(unet, schedule=Uniform(2)) as helper:
+        with helper.generation(**SIGMAS):
+            for timestep in (900, 800):
+                unet(noise(), timestep)
+            assert held_bytes(helper) > 0
+        assert held_bytes(helper) == 0
+    assert list(helper.last_generations["unet"].plan) == [FULL, 0]
+
+
+def test_a_loop_that_goes_back_is_over_where_only_the_order_counts():
+    found = walk([900, 700, 900, 700], **SIGMAS)
+    assert found[:2] == [(0, 0, 0), (0, 1, 0)]
+    assert found[2] == found[3]
+    assert "enter a block for each picture" in found[2]
+
+
+def test_samples_at_different_timesteps_have_no_step():
+    for told in (SIGMAS, {"timesteps": [900, 500, 100]}):
+        found = walk([900, torch.tensor([900, 500]), 500], **told)
+        assert found == [
+            (0, 0, 0),
+            "the samples of its batch are at different timesteps",
+            (0, 1, 0),
+        ]
+
+
+LISTED = [980, 940, 500, 460, 20]
+
+
+@pytest.mark.parametrize(
+    "told",
+    [LISTED, np.flip(np.array(sorted(LISTED))), torch.tensor(LISTED), tuple(LISTED)],
+    ids=["list", "array", "tensor", "tuple"],
+)
+def test_timesteps_are_known_by_value_in_any_form(told):
+    expected = [(0, step, 0) for step in range(5)]
+    assert walk(LISTED, timesteps=told) == expected
+    assert walk([torch.full((2,), each) for each in LISTED], timesteps=told) == expected
+    rounded = [torch.tensor(float(each), dtype=torch.bfloat16) for each in LISTED]
+    assert walk(rounded, timesteps=told) == expected
+    assert walk(list(torch.tensor(LISTED)), timesteps=told) == expected  # entries of a copy
+
+
+def test_a_loop_may_begin_midway_and_leave_timesteps_out():
+    timesteps = torch.tensor([900, 800, 700, 600, 500, 400])
+    for calls in (timesteps[1::2], timesteps[1::2].tolist()):
+        # Not the second of its steps is the list's, but the third: so noise levels stay right.
+        assert walk(calls, timesteps=timesteps) == [(0, 0, 0), (0, 2, 0), (0, 4, 0)]
+
+
+def test_a_list_is_begun_again_where_the_loop_goes_back():
+    assert walk([900, 500, 900, 500], timesteps=[900, 500, 100]) == [
+        (0, 0, 0),
+        (0, 1, 0),
+        (1, 0, 0),
+        (1, 1, 0),
+    ]
+
+
+def test_of_equal_timesteps_each_is_a_step():
+    scheduler = PNDMScheduler(skip_prk_steps=True)
+    scheduler.set_timesteps(5)
+    timesteps = scheduler.timesteps
+    assert len(timesteps) - len(set(timesteps.tolist())) == 1
+    expected = [(0, step, 0) for step in range(len(timesteps))]
+    assert walk(timesteps, scheduler=scheduler) == expected
+    assert walk(timesteps.tolist(), scheduler=scheduler) == expected
+    twice = [each for each in timesteps.tolist() for _ in range(2)]
+    assert walk(twice, scheduler=scheduler) == [
+        (0, step, order) for step in range(len(timesteps)) for order in range(2)
+    ]
+
+
+def test_what_is_none_of_the_timesteps_runs_in_full():
+    found = walk([900, 700, 650, 500], timesteps=[900, 500, 100])
+    stray = "its timestep 700 is none of those that generation() was told: tell those of all calls"
+    assert found == [(0, 0, 0), stray, stray, (0, 1, 0)]
+
+
+def test_a_list_of_which_nothing_is_passed_counts_the_steps():
+    # Such as a model that gets shares of the way, or noise levels.
+    assert walk([0.98, 0.94, 0.94, 0.5], timesteps=LISTED) == [
+        (0, 0, 0),
+        (0, 1, 0),
+        (0, 1, 1),
+        (0, 2, 0),
+    ]
+
+
+def test_timesteps_that_a_scheduler_gets_within_the_block_count():
+    scheduler = ddim(5)
+    steps = ToldSteps(told_by(scheduler=scheduler))
+    scheduler.set_timesteps(7)
+    found = [steps.locate(timestep) for timestep in scheduler.timesteps]
+    assert [(at.step, at.num_steps) for at in found] == [(step, 7) for step in range(7)]
+
+
+# Where a generation ends.
+
+
+def test_leaving_the_block_ends_the_generation():
+    finished = []
+
+    class Watching:
+        own_replay = True
+
+        def begin(self, context, replay):
+            found = PlannedGuide(Explicit([FULL, 0] * 2), replay, context)
+            found.finish = lambda: finished.append(context.num_steps)
+            return found
+
+    unet = unet2d()
+    with DeepCacheHelper(unet, schedule=Watching()) as helper:
+        with helper.generation(**SIGMAS):
+            unet(noise(), 900)
+            assert not finished
+        assert finished == [4]
+        assert held_bytes(helper) == 0
+
+        def interrupted():
+            yield 900
+            assert held_bytes(helper) > 0
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            called(helper, unet, interrupted(), **SIGMAS)
+        assert finished == [4, 4]
+        assert held_bytes(helper) == 0
+        gc.collect()
+        assert not list(helper._attachment.unets[0]._sessions)
+        assert helper.stats.generations == 2
+
+
+def test_each_block_is_a_generation_of_the_same_timesteps():
+    unet = unet2d()
+    with DeepCacheHelper(unet, schedule=Uniform(3)) as helper:
+        for _ in range(3):  # of which the second is broken off
+            with helper.generation(**SIGMAS):
+                for timestep in (900, 700):
+                    unet(noise(), timestep)
+        assert helper.stats.generations == 3
+        assert (helper.stats.full_calls, helper.stats.shallow_calls) == (3, 3)
+
+
+def test_after_an_error_in_a_call_the_loop_goes_on_from_its_step():
+    unet = unet2d()
+    levels = []
+
+    class Listening(NoiseAware):
+        def plan_for(self, context):
+            levels.append(context.levels())
+            return [FULL] + [0] * (context.num_steps - 1)
+
+    with DeepCacheHelper(unet, schedule=Listening()) as helper, helper.generation(**SIGMAS):
+        unet(noise(), 900)
+        with pytest.raises(RuntimeError):
+            unet(torch.zeros(1, 7, 8, 8), 700)
+        for timestep in (700, 400):
+            unet(noise(), timestep)
+    logs = pytest.approx([math.log(each) for each in (8, 4, 2, 1)])
+    assert levels[0] == logs
+    assert levels[1] == pytest.approx([math.log(each) for each in (4, 2, 1)])
+    assert (helper.stats.full_calls, helper.stats.shallow_calls) == (3, 1)
+
+
+@pytest.mark.parametrize("amid", ["paused", "follow", "gradients"])
+def test_steps_that_run_plainly_are_counted(amid):
+    unet = unet2d()
+    heard = []
+
+    class Listening(NoiseAware):
+        def plan_for(self, context):
+            heard.append(context.levels())
+            return [FULL] * context.num_steps
+
+    with DeepCacheHelper(unet, schedule=Listening()) as helper, helper.generation(**SIGMAS):
+        unet(noise(), 900)
+        if amid == "paused":
+            with helper.paused():
+                unet(noise(), 700)
+        elif amid == "follow":
+            unet(noise(), 700)
+            helper.follow(Listening())
+        else:
+            with torch.enable_grad(), pytest.warns(DeepCacheWarning, match="gradients"):
+                unet(noise(), 700)
+            helper.reset()
+        unet(noise(), 400)
+    assert heard[-1] == pytest.approx([math.log(2), 0])
+
+
+def test_calls_that_were_missed_end_a_generation_by_order():
+    unet = unet2d()
+    helper = DeepCacheHelper(unet, schedule=Uniform(2)).enable()
+    with helper.generation(**SIGMAS):
+        unet(noise(), 900)
+        helper.disable()
+        unet(noise(), 700)
+        helper.enable()
+        with pytest.warns(DeepCacheWarning, match="disabled within the block"):
+            unet(noise(), 400)
+        unet(noise(), 100)
+        assert (helper.stats.full_calls, helper.stats.shallow_calls) == (2, 0)
+    helper.disable()
+
+
+# For whom it is.
+
+
+def test_each_thread_has_a_generation_of_its_own():
+    unet, alone = unet2d(), []
+    scheduler = euler()
+    with DeepCacheHelper(unet) as helper:
+        with helper.generation(sigmas=scheduler.sigmas, prediction_type="epsilon"):
+            alone.append(drawn(unet, scheduler))
+        turns = threading.Barrier(3)
+
+        def request(_):
+            scheduler = euler()
+            told = {"sigmas": scheduler.sigmas, "prediction_type": "epsilon"}
+            with torch.no_grad(), helper.generation(**told):
+
+                def passed(timestep):
+                    turns.wait(timeout=60)
+                    return timestep
+
+                return drawn(unet, scheduler, passed)
+
+        with ThreadPoolExecutor(3) as pool:
+            together = list(pool.map(request, range(3)))
+        assert helper.stats.generations == 4
+    assert all(torch.equal(each, alone[0]) for each in together)
+
+
+def test_each_task_has_a_generation_of_its_own_even_in_one_thread():
+    unet, scheduler = unet2d(), euler()
+    with DeepCacheHelper(unet) as helper:
+        with helper.generation(sigmas=scheduler.sigmas, prediction_type="epsilon"):
+            alone = drawn(unet, scheduler)
+
+        async def request(in_threads):
+            scheduler = euler()
+            sample = noise(scheduler)
+            with helper.generation(sigmas=scheduler.sigmas, prediction_type="epsilon"):
+                for timestep in scheduler.timesteps:
+                    given = scheduler.scale_model_input(sample, timestep)
+                    await asyncio.sleep(0)
+                    if in_threads:
+                        with torch.no_grad():
+                            output = (await asyncio.to_thread(unquestioned, given, timestep)).sample
+                    else:
+                        output = unet(given, timestep).sample
+                    sample = scheduler.step(output, timestep, sample).prev_sample
+            return sample
+
+        def unquestioned(given, timestep):
+            with torch.no_grad():
+                return unet(given, timestep)
+
+        async def requests():
+            return await asyncio.gather(request(False), request(False), request(True))
+
+        together = asyncio.run(requests())
+        assert helper.stats.generations == 4
+    assert all(torch.equal(each, alone) for each in together)
+
+
+def test_a_generation_within_another_leaves_it_as_it_is():
+    unet, scheduler = unet2d(), euler()
+    told = {"sigmas": scheduler.sigmas, "prediction_type": "epsilon"}
+    with DeepCacheHelper(unet) as helper:
+        with helper.generation(**told):
+            alone = drawn(unet, scheduler)
+        inner = []
+
+        def passed(timestep):
+            if len(inner) < 3:
+                inner.append(None)
+                with helper.generation(scheduler=(within := ddim())):
+                    inner[-1] = drawn(unet, within)
+            return timestep
+
+        with helper.generation(**told):
+            assert torch.equal(drawn(unet, euler(), passed), alone)
+        assert helper.stats.generations == 2 + 3
+    assert all(torch.equal(*pair) for pair in itertools.pairwise(inner))
+
+
+def test_other_threads_are_not_told():
+    unet = unet2d()
+    with DeepCacheHelper(unet, schedule=Uniform(2)) as helper, helper.generation(**SIGMAS):
+        unet(noise(), 900)
+
+        def elsewhere():
+            with torch.no_grad():
+                unet(noise(), 700)
+
+        thread = threading.Thread(target=elsewhere)
+        thread.start()
+        thread.join()
+        assert helper.stats.generations == 2
+        assert helper.stats.shallow_calls == 0
+
+
+def test_a_block_that_is_left_in_another_thread_is_an_error():
+    unet = unet2d()
+    with DeepCacheHelper(unet, schedule=Uniform(2)) as helper:
+        block = helper.generation(**SIGMAS)
+        block.__enter__()
+        unet(noise(), 900)
+        with ThreadPoolExecutor(1) as pool:
+            left = pool.submit(block.__exit__, None, None, None)
+            with pytest.raises(RuntimeError, match="another thread or asyncio task"):
+                left.result()
+        assert held_bytes(helper) == 0  # it is over all the same
+
+
+# What is learned.
+
+
+def test_auto_learns_from_a_block_that_is_left_early():
+    unet, auto, scheduler = unet2d(), Auto(2), ddim()
+    with DeepCacheHelper(unet, schedule=auto) as helper:
+        with helper.generation(scheduler=scheduler):
+            for timestep in scheduler.timesteps[:-2]:
+                unet(noise(), timestep)
+        assert len(auto.learned) == 1
+
+
+@pytest.mark.parametrize(
+    ("told", "branch"),
+    [
+        # By Euler's steps it would learn for another sampler, perhaps, than the one that runs.
+        ({"sigmas": np.linspace(8, 1, STEPS), "prediction_type": "epsilon"}, OUTPUT),
+        ({"sigmas": np.linspace(8, 1, STEPS)}, 0),
+        ({"timesteps": ddim().timesteps}, 0),
+    ],
+    ids=["sigmas and prediction", "sigmas", "timesteps"],
+)
+def test_auto_says_where_it_has_nothing_to_learn_from(told, branch):
+    unet, auto, calls = unet2d(), Auto(2), [*ddim().timesteps]
+    with DeepCacheHelper(unet, schedule=auto) as helper:
+        with pytest.warns(DeepCacheWarning) as said:
+            called(helper, unet, calls, **told)
+        called(helper, unet, calls, **told)
+        assert [str(each.message) for each in said] == [
+            "schedule='auto' learns nothing from what generation() was told, and goes by the "
+            "default plan: only a scheduler=, whose output is noise, velocity or sample, says what "
+            "becomes of an output"
+        ]
+        assert helper.last_generations["unet"].plan.branches == (branch,)
+        assert helper.stats.full_calls == 2 * STEPS // 2
+    assert not auto.learned
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ({}, "one of sigmas=, timesteps= and scheduler=, not none of them"),
+        ({"sigmas": [1], "timesteps": [1]}, "not sigmas= and timesteps="),
+        ({"sigmas": []}, "sigmas is empty: give one number for each step"),
+        ({"sigmas": [0.0]}, r"sigmas\[0\] is 0: give noise levels above 0"),
+        ({"sigmas": [2, 0, 0]}, r"sigmas\[1\] is 0: give noise levels above 0; one closing 0"),
+        ({"sigmas": [2, -1]}, r"sigmas\[1\] is -1: "),
+        ({"sigmas": [2, math.nan, 1]}, r"sigmas\[1\] is nan: give a finite number"),
+        ({"sigmas": [math.inf, 1]}, r"sigmas\[0\] is inf"),
+        ({"sigmas": [1, 2, 3]}, r"sigmas\[1\] is 2, more than 1 before it: .*helper.paused\(\)"),
+        ({"sigmas": "many"}, "sigmas must be a list of numbers, one for each step, not 'many'"),
+        ({"sigmas": 3.0}, "sigmas must be a list of numbers"),
+        ({"sigmas": torch.ones(2, 1)}, "sigmas must be a list of numbers"),
+        ({"timesteps": []}, "timesteps is empty"),
+        ({"timesteps": [1, math.nan]}, r"timesteps\[1\] is nan"),
+        ({"timesteps": [9, 1], "prediction_type": "epsilon"}, "'epsilon' goes with sigmas="),
+        ({"sigmas": [9, 1], "prediction_type": "eps"}, "'v_prediction', 'sample', or None, not"),
+        (
+            {"scheduler": [9, 1]},
+            "takes a scheduler of diffusers, after its set_timesteps, not",
+        ),
+        (
+            {"scheduler": DDIMScheduler()},
+            "DDIMScheduler does not know its steps yet: call its",
+        ),
+        ({"scheduler": EulerDiscreteScheduler()}, "EulerDiscreteScheduler does not know its steps"),
+    ],
+    ids=str,
+)
+def test_what_is_told_wrongly_is_refused(told, message):
+    with (
+        DeepCacheHelper(unet2d()) as helper,
+        pytest.raises(InvalidSettingError, match=message),
+    ):
+        helper.generation(**told)
+
+
+def test_a_helper_that_is_not_enabled_is_told_nothing():
+    with pytest.raises(RuntimeError, match=r"call enable\(\) before"):
+        DeepCacheHelper(unet2d()).generation(**SIGMAS)

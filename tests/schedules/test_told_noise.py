@@ -1,0 +1,28 @@
+"""What stands for a scheduler where only noise levels are told knows what a scheduler knows."""
+
+import math
+
+import pytest
+import torch
+
+from deepcache_patch.schedules.forecast import Forecast
+from deepcache_patch.schedules.guide import Context
+from deepcache_patch.schedules.noise import ends_with, noise_levels
+from deepcache_patch.schedules.told_noise import PREDICTIONS, ToldNoise
+
+SIGMAS = [8.0, 4.0, 1.0, 0.25]
+
+
+def test_it_knows_the_levels_that_it_was_told():
+    told = ToldNoise(SIGMAS)
+    for first in range(4):
+        rest = tuple(SIGMAS[first:])
+        assert ends_with(told, rest)
+        assert noise_levels(told, rest) == tuple(math.log(each) for each in rest)
+
+
+@pytest.mark.parametrize("prediction", [None, *PREDICTIONS])
+def test_an_output_is_forecast_if_its_meaning_was_told(prediction):
+    context = Context(4, tuple(SIGMAS), ToldNoise(SIGMAS, prediction), torch.nn.Identity())
+    forecast = Forecast.of(context)
+    assert (forecast and forecast.prediction) == prediction
