@@ -27,6 +27,8 @@ from .settings.preview import plan_of
 from .versions import warn_of_untested
 
 if TYPE_CHECKING:
+    from diffusers import ModularPipeline
+
     from .compare.outcome import Comparison
 
 #: What `schedule=` knows by name; `settings.by_name` makes them.
@@ -46,7 +48,8 @@ class DeepCacheHelper:
     timesteps for it: else a loop that was broken off cannot be told from the start of the next.
 
     Args:
-        pipe: A diffusers pipeline with a U-Net, or a bare U-Net for a hand-written loop.
+        pipe: A diffusers pipeline with a U-Net, modular ones included, or a bare U-Net for a
+            hand-written loop.
         interval: One full step in so many, at least 1, a whole number or not (default 2.2). Which
             they are, the noise levels say: see `NoiseAware`.
         branch: Where shallow steps are cut: -1 (default), above the output, where nothing of the
@@ -88,7 +91,7 @@ class DeepCacheHelper:
 
     def __init__(
         self,
-        pipe: DiffusionPipeline | nn.Module,
+        pipe: "DiffusionPipeline | ModularPipeline | nn.Module",
         *,
         interval: float | None = None,
         branch: int | None = None,
@@ -111,7 +114,7 @@ class DeepCacheHelper:
         self._replay = replay_of(replay, self._schedule)
 
     @property
-    def pipe(self) -> DiffusionPipeline | nn.Module:
+    def pipe(self) -> "DiffusionPipeline | ModularPipeline | nn.Module":
         """The pipeline, or the bare U-Net."""
         return self._pipe
 
