@@ -130,6 +130,8 @@ GUIDERS: dict[str, Callable[[], Any]] = {
     "pag-midway": lambda: _perturbed(perturbed_guidance_start=0.2, perturbed_guidance_stop=0.7),
     "slg": lambda: _skipping(skip_layer_guidance_start=0.0, skip_layer_guidance_stop=1.0),
     "slg-midway": lambda: _skipping(skip_layer_guidance_start=0.2, skip_layer_guidance_stop=0.7),
+    # It begins before the unconditional call does, which comes between the other two.
+    "slg-first": lambda: _skipping(start=0.5, skip_layer_guidance_stop=1.0),
     # The skipping goes on where the unconditional call has ended.
     "slg-longer": lambda: _skipping(stop=0.5, skip_layer_guidance_stop=1.0),
 }
