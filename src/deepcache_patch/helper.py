@@ -26,6 +26,8 @@ from .settings.preview import plan_of
 from .versions import warn_of_untested
 
 if TYPE_CHECKING:
+    from diffusers import ModularPipeline
+
     from .compare.outcome import Comparison
 
 
@@ -43,7 +45,8 @@ class DeepCacheHelper(Adjustable):
     the start of the next.
 
     Args:
-        pipe: A diffusers pipeline with a U-Net, or a bare U-Net for a hand-written loop.
+        pipe: A diffusers pipeline with a U-Net, modular ones included, or a bare U-Net for a
+            hand-written loop.
         interval: One full step in so many, at least 1, a whole number or not (default 2.2). Which
             they are, the noise levels say: see `NoiseAware`.
         branch: Where shallow steps are cut: -1 (default), above the output, where nothing of the
@@ -75,7 +78,7 @@ class DeepCacheHelper(Adjustable):
 
     def __init__(
         self,
-        pipe: DiffusionPipeline | nn.Module,
+        pipe: "DiffusionPipeline | ModularPipeline | nn.Module",
         *,
         interval: float | None = None,
         branch: int | None = None,
@@ -101,7 +104,7 @@ class DeepCacheHelper(Adjustable):
         super().__init__(pipe, attachment, given)
 
     @property
-    def pipe(self) -> DiffusionPipeline | nn.Module:
+    def pipe(self) -> "DiffusionPipeline | ModularPipeline | nn.Module":
         """The pipeline, or the bare U-Net."""
         return self._pipe
 

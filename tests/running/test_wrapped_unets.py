@@ -108,7 +108,6 @@ def test_of_a_wrapper_by_itself_the_error_names_what_is_in_it():
 
 @pytest.mark.parametrize("wrap", [lambda unet: unet, Wrapper])
 def test_what_is_no_pipeline_but_has_a_unet_is_told_to_give_it(wrap):
-    # As are modular pipelines.
     pipe = SimpleNamespace(scheduler=object(), unet=wrap(unet2d_condition()), cycle=[])
     pipe.cycle.append(pipe)
     inner = "pipe.unet" if wrap is not Wrapper else "pipe.unet.inner"
@@ -127,31 +126,19 @@ def test_where_there_is_none_the_error_names_none():
         assert "DeepCacheHelper(" not in str(refused.value)
 
 
-def test_a_modular_pipeline_is_helped_by_its_unet():
+def test_a_wrapped_unet_of_a_modular_pipeline_is_named_too():
     require("diffusers", "0.42", "a modular pipeline of parts that are there")
-    modular = importlib.import_module("diffusers.modular_pipelines")
-    parts = CASES["sdxl"].load().components
-    pipe = modular.StableDiffusionXLModularPipeline(modular.StableDiffusionXLAutoBlocks())
-    known = {name for name, part in parts.items() if part is not None}
-    pipe.update_components(**{name: parts[name] for name in known & {*pipe._component_specs}})
-    pipe.set_progress_bar_config(disable=True)
-    with pytest.raises(UnsupportedModelError, match=r"DeepCacheHelper\(pipe\.unet\)$"):
+    modular = importlib.import_module("builders.modular")
+    pipe, run = modular.modular_sdxl(), modular.run_modular
+    call = {"defaults": {"prompt": "a small red circle", "height": 16, "width": 16}, "steps": 4}
+    with DeepCacheHelper(pipe, schedule=Uniform(3)) as helper:
+        expected = run(pipe, **call)
+    counted = helper.stats
+    assert (counted.full_calls, counted.shallow_calls) == (4, 4)  # guidance in two calls
+    inner = pipe.unet
+    pipe.update_components(unet=Wrapper(inner))
+    with pytest.raises(UnsupportedModelError, match=r"give DeepCacheHelper\(pipe\.unet\.inner\)"):
         DeepCacheHelper(pipe)
-
-    def run():
-        return pipe(
-            prompt="a small red circle",
-            num_inference_steps=4,
-            height=16,
-            width=16,
-            generator=torch.Generator().manual_seed(0),
-            output_type="pt",
-            output="images",
-        )
-
-    plain = run()
-    with DeepCacheHelper(pipe.unet, schedule=Uniform(1)):
-        assert torch.equal(run(), plain)
-    with DeepCacheHelper(pipe.unet, schedule=Uniform(3)) as helper:
-        assert not torch.equal(run(), plain)
-    assert (helper.stats.full_calls, helper.stats.shallow_calls) == (4, 4)  # guidance in two calls
+    with DeepCacheHelper(pipe.unet.inner, schedule=Uniform(3)) as helper:
+        assert torch.equal(run(pipe, **call), expected)
+    assert helper.stats == counted

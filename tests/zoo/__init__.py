@@ -6,6 +6,7 @@ from types import ModuleType
 import diffusers
 from builders.cases import Case
 from builders.copies import kept
+from builders.versions_needed import has
 
 from . import cascades, control, editing, kandinsky, pixels, stable_diffusion, video_audio
 
@@ -15,6 +16,10 @@ if hasattr(diffusers, "DreamLitePipeline"):
 
     _FILES.append(dreamlite)
 _FILES += [video_audio, editing, pixels]
+if has("diffusers", "0.42"):
+    from . import modular
+
+    _FILES.append(modular)
 
 #: By readable id.
 CASES: dict[str, Case] = {

@@ -80,6 +80,11 @@ def load_pipeline(
     files: dict[str, Any] = {**_safely(), **({} if variant is None else {"variant": variant})}
     if local:
         if not (folder / "model_index.json").is_file():
+            if (folder / "modular_model_index.json").is_file():
+                raise ValueError(
+                    f"{model} is a modular pipeline, which this does not load: load it in Python, "
+                    "and call DeepCacheHelper(pipe).compare(...)"
+                )
             raise ValueError(f"{model} is not a diffusers pipeline: it has no model_index.json")
     elif folder.exists():
         raise ValueError(f"{model} is a file; give the folder of a diffusers pipeline")

@@ -21,6 +21,10 @@ from .measures import Measure, measures_of
 #: With one of these, a generation has the steps that they list, whatever `num_inference_steps` is.
 _LISTS: Final = ("timesteps", "sigmas")
 
+#: What a generation begins with whose first steps `strength` leaves out. Modular pipelines know that
+#: argument where there is nothing to begin with, too.
+_BEGINS: Final = ("image", "video", "image_latents")
+
 
 class LeftOutError(Exception):
     """No number of steps is of equal work; the message says why."""
@@ -122,7 +126,10 @@ def nothing_saved(steps: int) -> LeftOutError:
 def _calls_of(pipe: Any, call: Mapping[str, Any], steps: int, calls: int) -> Callable[[int], float]:
     """How many U-Net calls a number of steps makes, going by those that `steps` made."""
     strength = call.get("strength", _default(pipe, "strength"))
-    if not isinstance(strength, float) or call.get("denoising_start") is not None:
+    begins_later = any(call.get(name) is not None for name in _BEGINS)
+    if call.get("denoising_start") is not None or not begins_later:
+        strength = 1
+    if not isinstance(strength, float):
         strength = 1
 
     def timesteps(number: int) -> int:

@@ -13,7 +13,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
 
 from ..errors import first_line
 from ..inspection.branches import Branches
@@ -22,7 +21,7 @@ from ..measuring.environment import device_name
 from ..measuring.generation import Timing, accepted_arguments, calls_of, timed_call
 from ..measuring.media import Made, made_by
 from ..measuring.similarity import SMALLEST_FOR_LPIPS, lpips, psnr, require_metrics, snr, ssim
-from ..running.components import schedulers_of, unets_of
+from ..running.components import is_pipeline, schedulers_of, unets_of
 from ..running.face import Helper
 from ..running.stats import LastGeneration, Stats
 from ..schedules.plans import Uniform
@@ -90,7 +89,7 @@ def compare(
         raise ValueError("seeds is empty: give one seed for each picture")
     if repeats < 1:
         raise ValueError(f"repeats is {repeats}: at least 1 run of each kind is needed")
-    if not isinstance(pipe, DiffusionPipeline):
+    if not is_pipeline(pipe):
         raise TypeError(f"a comparison calls a pipeline; {type(pipe).__name__} is none")
     calls, unets, perceptual = calls_of(pipe, call, seeds), unets_of(pipe), lpips()
     run = partial(_generate, pipe, unets.values())

@@ -73,8 +73,16 @@ class Generation:
 def accepted_arguments(pipe: Any) -> dict[str, inspect.Parameter]:
     """Returns the parameters that the pipeline's `__call__` names.
 
-    What it would swallow in `**kwargs` does not count: diffusers ignores it there.
+    What it would swallow in `**kwargs` does not count: diffusers ignores it there. The call of a
+    modular pipeline names none of its own: its blocks do, for all that they can be asked for.
     """
+    of_blocks = getattr(pipe, "default_call_parameters", None)
+    if isinstance(of_blocks, Mapping):
+        return {
+            name: inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default)
+            for name, default in of_blocks.items()
+            if name is not None  # a group of them
+        }
     parameters = inspect.signature(pipe.__call__).parameters
     variable = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
     return {name: each for name, each in parameters.items() if each.kind not in variable}

@@ -7,7 +7,7 @@ not known.
 import inspect
 import sys
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import CodeType
 from typing import Any, Final
 
@@ -51,12 +51,23 @@ class Callers:
 
 
 def _code_of_calls(pipe: Any) -> frozenset[CodeType]:
-    """The code by which a pipeline is called, whoever has written its class."""
+    """The code by which a pipeline is called, whoever has written its class or its blocks."""
     if isinstance(pipe, nn.Module):
         return frozenset()
-    calls = (vars(kind).get("__call__") for kind in type(pipe).__mro__)
+    kinds = {kind for each in (pipe, *_blocks_of(pipe)) for kind in type(each).__mro__}
+    calls = (vars(kind).get("__call__") for kind in kinds)
     found = (getattr(inspect.unwrap(call), "__code__", None) for call in calls if callable(call))
     return frozenset(code for each in found if each is not None for code in _with_inner(each))
+
+
+def _blocks_of(pipe: Any) -> list[Any]:
+    """The blocks that a modular pipeline is made of, those inside others among them."""
+    # Its `blocks` would be a copy of them; their code is what is looked at.
+    found = [blocks for blocks in (getattr(pipe, "_blocks", None),) if blocks is not None]
+    for each in found:  # grows
+        inner = getattr(each, "sub_blocks", None)
+        found += inner.values() if isinstance(inner, Mapping) else ()
+    return found
 
 
 def _is_in(module: str, packages: tuple[str, ...]) -> bool:

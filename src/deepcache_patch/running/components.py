@@ -1,7 +1,7 @@
 """What a pipeline is made of: its U-Nets, what goes with them, and its schedulers."""
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import takewhile
 from typing import Any
 
@@ -31,6 +31,9 @@ def unets_of(pipe: Any) -> dict[str, nn.Module]:
     cure = "a U-Net with skip connections is what DeepCache needs"
     wrappers = {"DataParallel", "FullyShardedDataParallel"}
     inside = _unet_inside(pipe)
+    missing = next((name for name, part in _components_of(pipe) if _is_to_come(name, part)), None)
+    if missing is not None:
+        cure = _how_to_give(pipe, missing)
     if any(hasattr(module, "enable_cache") for module in modules.values()):
         cure = "transformers have caches of their own: see pipe.transformer.enable_cache(...)"
     if inside is not None:
@@ -106,14 +109,51 @@ def modules_of(pipe: Any) -> dict[str, nn.Module]:
     """
     if isinstance(pipe, nn.Module):
         return {"unet": pipe}
-    if isinstance(pipe, DiffusionPipeline):
-        parts = pipe.components.items()
-        return {name: part for name, part in parts if isinstance(part, nn.Module)}
-    inside = _unet_inside(pipe)
+    if is_pipeline(pipe):
+        return {name: part for name, part in _components_of(pipe) if isinstance(part, nn.Module)}
+    inside, within = _unet_inside(pipe), _pipeline_inside(pipe)
     cure = "" if inside is None else f": give it the U-Net alone, DeepCacheHelper({inside})"
+    if within is not None:
+        cure = f": give it the pipeline inside, DeepCacheHelper({within})"
     raise UnsupportedModelError(
         f"DeepCacheHelper takes a diffusers pipeline or a U-Net, not {type(pipe).__name__}{cure}"
     )
+
+
+def is_pipeline(pipe: Any) -> bool:
+    """Whether it is a pipeline, of diffusers' classes or a modular one.
+
+    Modular pipelines are known by what they have: `components` by name, each of them an attribute.
+    What keeps a list of another pipeline's parts, and has not these itself, is none.
+    """
+    if isinstance(pipe, DiffusionPipeline):
+        return True
+    parts = None if isinstance(pipe, nn.Module | type) else getattr(pipe, "components", None)
+    return isinstance(parts, Mapping) and bool(parts) and all(hasattr(pipe, each) for each in parts)
+
+
+def _components_of(pipe: Any) -> Iterable[tuple[str, Any]]:
+    """The parts of a pipeline by name; those that are not there yet are `None`."""
+    return () if isinstance(pipe, nn.Module) else pipe.components.items()
+
+
+def _is_to_come(name: str, part: Any) -> bool:
+    return part is None and "unet" in name
+
+
+def _how_to_give(pipe: Any, name: str) -> str:
+    if hasattr(pipe, "update_components"):
+        return (
+            f"its {name} is not there yet: call pipe.load_components({name!r}), or "
+            f"pipe.update_components({name}=...), before DeepCacheHelper(pipe)"
+        )
+    return f"its {name} is None: give it one, pipe.{name} = ..., before DeepCacheHelper(pipe)"
+
+
+def _pipeline_inside(owner: Any) -> str | None:
+    """How to write the pipeline that something stands for, such as a server's for one request."""
+    parts = getattr(owner, "__dict__", {}).items()
+    return next((f"pipe.{name}" for name, part in parts if is_pipeline(part)), None)
 
 
 def _unet_inside(pipe: Any) -> str | None:

@@ -10,6 +10,10 @@ from typing import Any, Final
 import diffusers
 from torch import nn
 
+#: Hooks that move a whole model to the device when it is called: accelerate's, and that of diffusers'
+#: `ComponentsManager`.
+_MOVERS: Final = ("CpuOffload", "CustomOffloadHook")
+
 # From here on, diffusers loads a layer at once that no layer before it has prefetched.
 _LOADS_AFTER_A_GAP: Final = (0, 37)
 
@@ -39,13 +43,13 @@ def offloading_of(unet: nn.Module) -> str | None:
 
 
 def bring_whole(model: nn.Module) -> None:
-    """Have accelerate move an offloaded model to the device before a part of it is left out.
+    """Have an offloaded model moved to the device before a part of it is left out.
 
-    Its hook would move what it finds in the call, and take the first weight for all of them then.
+    The hook would move what it finds in the call, and take the first weight for all of them then.
     """
     hook: Any = vars(model).get("_hf_hook")
     for each in getattr(hook, "hooks", (hook,)):
-        if type(each).__name__ == "CpuOffload":
+        if type(each).__name__ in _MOVERS:
             each.pre_forward(model)
 
 

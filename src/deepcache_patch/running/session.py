@@ -2,7 +2,7 @@
 
 import copy
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -104,11 +104,16 @@ class Session:
             self.cache.drop(number)
 
     def slot_of(
-        self, position: Position, sample: torch.Tensor, conditioning: dict[str, torch.Tensor]
+        self,
+        position: Position,
+        sample: torch.Tensor,
+        conditioning: dict[str, torch.Tensor],
+        hooks: Sequence[Any],
     ) -> Slot:
-        """The slot of a call, by what it is given; see `slots`."""
+        """The slot of a call, by what it is given, and by the hooks that are there; see `slots`."""
         is_short = position.num_steps == 2
-        return self.slots.of(position.order, marks(sample, conditioning), is_short=is_short)
+        given = marks(sample, conditioning, hooks)
+        return self.slots.of(position.order, given, is_short=is_short)
 
     def called(self, slot: Slot, *, last_step: bool) -> None:
         """A call is over; in the last step, let go of what only it and those before it needed."""

@@ -42,6 +42,7 @@ class UNetCuts:
         self._proofs: dict[int, bool] = {}
         self._obstacle: str | None = None  # to a proof in this generation, once it was looked for
         self._looked = False
+        self._attributes: list[dict[str, Any]] = []  # of the modules, as a generation found them
         self.looks = 0
 
     def look_again(self) -> bool:
@@ -74,9 +75,19 @@ class UNetCuts:
             InvalidSettingError: If the U-Net lacks one.
         """
         self._looked = False
+        self._attributes = [vars(each) for each in self._unet.modules()]
         for branch in set(branches) - {OUTPUT}:  # nothing is cut there
             self.anatomy.check_branch(branch)
             self._recorders.setdefault(branch, Recorder())
+
+    def hooks(self) -> tuple[tuple[Any, ...], ...]:
+        """Which of diffusers' hooks are in the U-Net: guiders leave layers out by them."""
+        found = [
+            (place, vars(each["_diffusers_hook"]).get("hooks"))
+            for place, each in enumerate(self._attributes)
+            if "_diffusers_hook" in each
+        ]
+        return tuple((place, *hooks) for place, hooks in found if hooks)
 
     @contextmanager
     def applied(

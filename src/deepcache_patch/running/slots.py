@@ -3,11 +3,13 @@
 That is the conditioning, and where the sample lies in a larger tensor. A slot is known by the
 memory of these, whatever its order in the step: no value is read off a device. Some pipelines make
 their conditioning anew for each step. No memory comes twice there, so the order has to tell.
+Guiders give the same in two calls of a step, and leave layers out of one of them, by hooks; so these
+tell, too.
 
 Nothing here keeps a conditioning alive: who else does is a part of the answer.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 import torch
@@ -17,6 +19,9 @@ _WeakRef: Any = StorageWeakRef  # which has no types
 
 # The name of the sample's place among what a call is given.
 _PLACE: Final = "the place of its sample"
+
+# The name of what is hung round its layers, likewise.
+_HOOKS: Final = "the hooks of its layers"
 
 # Labels on the CPU, which nobody has to wait for, are known by their values up to this number.
 _FEW: Final = 64
@@ -249,7 +254,7 @@ class Slots:
             )
             differing = at_order.differs(given, is_one_sample=is_one_sample)
             # Two steps are too few to tell what is another from what is made anew.
-            as_planned = is_short and is_alone and _PLACE not in differing
+            as_planned = is_short and is_alone and not {_PLACE, _HOOKS} & {*differing}
             found = at_order if as_planned or not differing else None
         if found is not None:
             found.call(order, given)
@@ -262,14 +267,22 @@ class Slots:
         return found
 
 
-def marks(sample: torch.Tensor, conditioning: Mapping[str, torch.Tensor]) -> dict[str, _Mark]:
+def marks(
+    sample: torch.Tensor,
+    conditioning: Mapping[str, torch.Tensor],
+    hooks: Sequence[Any] = (),
+) -> dict[str, _Mark]:
     """What a call is given, as far as a slot is known by it.
 
     Args:
         sample: What is denoised.
         conditioning: By name.
+        hooks: Of diffusers, in the U-Net.
     """
-    return {_PLACE: _Window(sample)} | {name: _mark(each) for name, each in conditioning.items()}
+    found: dict[str, _Mark] = {name: _mark(each) for name, each in conditioning.items()}
+    if hooks:
+        found[_HOOKS] = _Known(hooks)
+    return {_PLACE: _Window(sample), **found}
 
 
 def _mark(tensor: torch.Tensor) -> _Mark:

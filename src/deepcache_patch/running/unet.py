@@ -234,7 +234,8 @@ class AttachedUNet:
             if self._cuts.look_again():
                 session.forget(midway=True)
             anatomy = self._anatomy
-            slot = session.slot_of(position, anatomy.sample(arguments), anatomy.given(arguments))
+            sample, conditioning = anatomy.sample(arguments), anatomy.given(arguments)
+            slot = session.slot_of(position, sample, conditioning, self._cuts.hooks())
             branch, feature = self._decision.branch(session, guide, position, slot, arguments)
             changed = self._completed(session, branch, arguments)
             if branch == OUTPUT:
