@@ -31,9 +31,9 @@ def test_the_public_names():
     assert sorted(deepcache_patch.__all__) == [
         "Adaptive", "AlreadyEnabledError", "Auto", "Branch", "Calibrated", "Centred",
         "DeepCacheError", "DeepCacheHelper", "DeepCacheSDHelper", "DeepCacheWarning", "Explicit",
-        "Extrapolate", "FULL", "InvalidSettingError", "LastGeneration", "NoiseAware", "OUTPUT", "Plan",
-        "Replay", "Reuse", "Schedule", "Stats", "Uniform", "UnsupportedModelError", "__version__",
-        "disable", "enable",
+        "Extrapolate", "FULL", "InvalidSettingError", "LastGeneration", "NoiseAware", "OUTPUT",
+        "Plan", "Replay", "Reuse", "Schedule", "Stats", "Uniform", "UnsupportedModelError",
+        "__version__", "disable", "enable",
     ]  # fmt: skip
 
 

@@ -109,6 +109,18 @@ def test_sdnext_loads_another_model_and_lets_the_first_one_go():
     assert torch.equal(studio.job(), of_deepcache(SD.load(), 2))
 
 
+def test_sdnext_switches_off_what_it_has_unloaded_already():
+    studio = Studio()
+    studio.load(SD.load(), 2)
+    before = trace(studio.pipe.unet)
+    studio.switch(True)
+    unet, studio.pipe.unet = studio.pipe.unet, None
+    studio.switch(False)
+    assert trace(unet) == before
+    studio.load(SD.load(), 2)
+    assert torch.equal(studio.job(), of_deepcache(SD.load(), 2))
+
+
 def test_sdnext_makes_another_pipeline_of_the_models_it_has():
     # The helper stays with the pipeline that was loaded; both have the same U-Net.
     studio, pipe = Studio(), SD.load()

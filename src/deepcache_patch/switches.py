@@ -35,7 +35,8 @@ def enable(pipe: DiffusionPipeline | nn.Module, **settings: "Unpack[Settings]") 
 
     Where a helper is enabled on the pipeline already, it stays: its settings are changed as
     `DeepCacheHelper.set` does, so what is not given stays as it is. Meanwhile the pipeline, or the
-    bare U-Net, has one attribute more, by which it keeps the helper alive.
+    bare U-Net, has one attribute more, by which it keeps the helper alive. A pipeline that is
+    dropped while enabled is freed by Python's next garbage collection, not at once.
 
     Args:
         pipe: A diffusers pipeline with a U-Net, or a bare U-Net for a hand-written loop.

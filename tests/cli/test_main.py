@@ -15,7 +15,7 @@ import torch
 from builders.cases import CASES
 from PIL import Image
 
-from deepcache_patch import DeepCacheHelper, NoiseAware, Uniform
+from deepcache_patch import Centred, DeepCacheHelper, NoiseAware, Uniform
 from deepcache_patch.cli import loading
 from deepcache_patch.cli.main import main
 from deepcache_patch.cli.names import SCHEDULER_OPTIONS
@@ -150,6 +150,7 @@ def test_options_reach_the_comparison(sd: Path, asked: dict[str, Any]) -> None:
         ("--schedule noise-aware --branch 8", NoiseAware(branch=8)),
         ("--schedule uniform", Uniform(3, 0)),
         ("--schedule uniform --interval 2 --branch 1", Uniform(2, 1)),
+        ("--schedule centred --interval 5", Centred(5)),
     ],
 )
 def test_the_options_of_a_schedule_reach_the_helper(
