@@ -25,14 +25,14 @@ PROMPTS = [
     "a large red star above a small blue triangle",
     "a small white square below a large purple star",
 ]
-GPUS = int(torch.cuda.is_available())  # for each worker
 
 
 class Painter:
     """A pipeline whose helper goes by the file; Ray makes one of these in each worker."""
 
     def __init__(self, model: str, steps: int, output: Path) -> None:
-        device, dtype = ("cuda", torch.float16) if GPUS else ("cpu", torch.float32)
+        on_gpu = torch.cuda.is_available()  # Ray hides those that are not this worker's
+        device, dtype = ("cuda", torch.float16) if on_gpu else ("cpu", torch.float32)
         self.pipe = DiffusionPipeline.from_pretrained(model, dtype=dtype).to(device)
         self.pipe.set_progress_bar_config(disable=True)
         # Reads the file. Where there is none, the first generation runs in full, and writes it.
@@ -67,7 +67,7 @@ def file_of(output: Path, number: int) -> Path:
     return output / f"ray_batch-{number}.png"
 
 
-@ray.remote(num_gpus=GPUS)
+@ray.remote
 def learn(prompt: str, *settings: Any) -> str | None:
     """Runs one generation, so that the file is there; says what was learned, if it was not yet."""
     painter = Painter(*settings)
@@ -82,6 +82,8 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--workers", type=int, default=2)
+    here = int(torch.cuda.is_available())
+    parser.add_argument("--gpus", type=float, default=here, help="for each worker")
     parser.add_argument("--output", type=Path, default=Path("out"), help="a folder")
     options = parser.parse_args()
     prompts = options.prompts.read_text().splitlines() if options.prompts else PROMPTS
@@ -99,14 +101,14 @@ if __name__ == "__main__":
     made = []
     if left:
         settings = (options.model, options.steps, output)
-        learned = ray.get(learn.remote(prompts[0], *settings))
+        learned = ray.get(learn.options(num_gpus=options.gpus).remote(prompts[0], *settings))
         print(f"learned: {learned or 'nothing new'}", flush=True)
         made = (
             ray.data.from_items(left, override_num_blocks=len(left))  # each batch is a task
             .map(
                 Painter,
                 fn_constructor_args=settings,
-                num_gpus=GPUS,
+                num_gpus=options.gpus,
                 compute=ray.data.ActorPoolStrategy(size=min(options.workers, len(left))),
             )
             .take_all()

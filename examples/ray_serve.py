@@ -21,7 +21,6 @@ from ray import serve
 from deepcache_patch import DeepCacheHelper
 
 SHAPES = Path(__file__).resolve().parents[1] / "benchmarks" / "models" / "shapes"
-GPUS = int(torch.cuda.is_available())  # for each replica
 app = FastAPI()
 
 
@@ -45,13 +44,14 @@ def as_png(picture: Any) -> bytes:
     return file.getvalue()
 
 
-@serve.deployment(ray_actor_options={"num_gpus": GPUS})
+@serve.deployment
 @serve.ingress(app)
 class Painter:
     """A replica: a pipeline with a helper that is enabled as long as it runs."""
 
     def __init__(self, model: str) -> None:
-        device, dtype = ("cuda", torch.float16) if GPUS else ("cpu", torch.float32)
+        on_gpu = torch.cuda.is_available()  # Ray hides those that are not this replica's
+        device, dtype = ("cuda", torch.float16) if on_gpu else ("cpu", torch.float32)
         self.pipe = DiffusionPipeline.from_pretrained(model, dtype=dtype).to(device)
         self.pipe.set_progress_bar_config(disable=True)
         self.helper = DeepCacheHelper(self.pipe).enable()
@@ -95,9 +95,13 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default=str(SHAPES), help="a folder, or a name on the hub")
     parser.add_argument("--replicas", type=int, default=2)
+    here = int(torch.cuda.is_available())
+    parser.add_argument("--gpus", type=float, default=here, help="for each replica")
     parser.add_argument("--port", type=int, default=8000)
     options = parser.parse_args()
     serve.start(http_options={"port": options.port})
     print(f"POST http://127.0.0.1:{options.port}/generate", flush=True)
-    painter = Painter.options(num_replicas=options.replicas)
+    painter = Painter.options(
+        num_replicas=options.replicas, ray_actor_options={"num_gpus": options.gpus}
+    )
     serve.run(painter.bind(options.model), blocking=True)

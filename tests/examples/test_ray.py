@@ -115,9 +115,9 @@ def kill_a_worker(folder, killed):
     """Kills one that draws, as soon as there is a picture, as a machine does that goes down."""
     while not list(folder.glob("*.png")):
         time.sleep(0.01)
-    for process in psutil.process_iter(["cmdline"]):
+    for process in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
-            if "MapWorker" in " ".join(process.info["cmdline"] or ()):
+            if "MapWorker" in " ".join(process.cmdline()):
                 process.kill()
                 killed.append(len(list(folder.glob("*.png"))))
                 return

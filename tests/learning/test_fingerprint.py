@@ -136,7 +136,14 @@ def packed(unet):
         setattr(owner, name.rpartition(".")[2], Packed(parameter.detach() * 7))
 
 
+def renamed(unet):
+    """As a file of schedules could not have it."""
+    for name in list(unet._modules):
+        unet._modules[name * 200] = unet._modules.pop(name)
+
+
 UNREADABLE = {
+    "long-names": renamed,
     "meta": lambda unet: unet.to("meta"),
     "float8": lambda unet: unet.to(torch.float8_e4m3fn),
     "packed": packed,

@@ -31,6 +31,7 @@ from deepcache_patch import (
     Uniform,
     UnsupportedModelError,
 )
+from deepcache_patch.learning.fingerprint import Fingerprint
 from deepcache_patch.patching.call import CallPatch
 
 STEPS = 7
@@ -199,6 +200,20 @@ def test_a_pipeline_with_a_sharded_unet_is_helped():
         assert torch.equal(case.run(fresh), helped)
     assert (helper.stats.full_calls, helper.stats.shallow_calls) == (2, 3)
     assert torch.equal(case.run(fresh), plain)
+
+
+def test_a_sharded_unet_goes_by_a_calibration_and_its_weights_are_not_gathered_to_compare_them():
+    case = CASES["sd"]
+    pipe = case.load()
+    schedule = DeepCacheHelper(pipe).calibrate(lambda: case.run(pipe, steps=10), full_steps=4)
+    with DeepCacheHelper(pipe, schedule=schedule):
+        helped = case.run(pipe, steps=10)
+    fresh = case.load()
+    sharded(fresh.unet, blocks(fresh.unet))
+    assert Fingerprint.of(fresh.unet) is None
+    with DeepCacheHelper(fresh, schedule=schedule) as helper:
+        assert torch.equal(case.run(fresh, steps=10), helped)
+    assert (helper.stats.full_calls, helper.stats.shallow_calls) == (4, 6)
 
 
 REFUSED = {"DataParallel": nn.DataParallel, "FullyShardedDataParallel": fully_sharded}

@@ -85,7 +85,10 @@ def described(part: Any) -> dict[str, Any]:
         for key, value in sorted(plain.items())
         if not key.startswith("_") and key != ignored
     }
-    return {"class": type(part).__name__, **public}
+    kind = type(part)
+    if any(base.__name__ == "FSDPModule" for base in kind.__bases__):
+        kind = kind.__bases__[-1]  # `fully_shard` has made a class of the part's own
+    return {"class": kind.__name__, **public}
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,6 +12,8 @@ from typing import Any, Final
 import torch
 from torch import nn
 
+from .schedule_file import LONGEST
+
 #: How many parameters are looked at, and how many numbers of each.
 PARAMETERS: Final = 16
 NUMBERS: Final = 4
@@ -87,7 +89,8 @@ def _readable(unet: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
         # Of a shard of a model there is a flat part, and of a quantised layer a class of its own.
         is_plain = type(parameter) in (nn.Parameter, torch.Tensor) and parameter.ndim > 1
         is_there = not parameter.is_meta and parameter.layout is torch.strided and len(parameter)
-        if is_plain and is_there and parameter.dtype in _DTYPES:
+        can_be_told = len(name) <= LONGEST and name.isprintable()
+        if is_plain and is_there and can_be_told and parameter.dtype in _DTYPES:
             yield name, parameter
 
 

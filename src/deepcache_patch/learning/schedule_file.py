@@ -25,6 +25,9 @@ VERSION: Final = 2
 #: Bytes that a file may have: some hundred schedules of large U-Nets.
 LARGEST_FILE: Final = 64 * 2**20
 
+#: Characters of a name.
+LONGEST: Final = 200
+
 #: Lists and objects within each other in a config; those of diffusers have four.
 _DEEPEST: Final = 16
 
@@ -185,7 +188,7 @@ def _check_description(part: str, described: Any) -> None:
 
 
 def _check_names(part: str, names: Iterable[str]) -> None:
-    if not all(len(name) <= 200 and name.isprintable() for name in names):
+    if not all(len(name) <= LONGEST and name.isprintable() for name in names):
         raise InvalidSettingError(f"{part} has names that cannot be printed")
 
 
