@@ -95,7 +95,7 @@ class Session:
         self, position: Position, sample: torch.Tensor, conditioning: dict[str, torch.Tensor]
     ) -> Slot:
         """The slot of a call, by what it is given; see `slots`."""
-        is_short = position.num_steps == 2
+        is_short = self.tracker.length == 2
         return self.slots.of(position.order, marks(sample, conditioning), is_short=is_short)
 
     def called(self, slot: Slot, *, last_step: bool) -> None:
