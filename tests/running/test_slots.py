@@ -105,6 +105,25 @@ def test_one_edit_midway_costs_one_full_step(branch):
 
 
 @BRANCHES
+def test_an_edit_is_seen_in_the_last_two_steps_of_a_loop_that_was_broken_off(branch):
+    # What is left of a longer loop after a reset, a failed call or a traced one was taken for a
+    # generation of two steps, in which a conditioning that is another is not told from one that is
+    # made anew: the second replayed what the first prompt had recorded.
+    a, b = prompts(2)
+    unet, timesteps = unet2d_condition(), timesteps_of(6)
+    expected = plain(unet, [[said(a)]] * 5 + [[said(b)]])
+    with DeepCacheHelper(unet, schedule=Uniform(6, branch)) as helper:
+        loop = Loop(unet)
+        for timestep in timesteps[:4]:
+            loop.step(timestep, said(a))
+        helper.reset()
+        loop.step(timesteps[4], said(a))
+        loop.step(timesteps[5], said(b))
+    assert "".join(loop.kinds) == "F s s s F F"
+    assert torch.equal(loop.outputs[5], expected[5])
+
+
+@BRANCHES
 def test_an_edit_in_place_is_one(branch):
     (a,) = prompts(1)
     unet = unet2d_condition()

@@ -166,12 +166,12 @@ class StudyGuide(Guide):
         super().__init__(study.num_steps, () if study.forecast is None else (OUTPUT,))
         self.learns = study.setting.short
         self._study: Study | None = study
-        self._generation = study.begin()
+        self._generation: Watched | None = study.begin()
         self._done = done
 
     def observe(self, call: FinishedCall) -> None:
         """Have the call studied."""
-        if self._study is None:
+        if self._study is None or self._generation is None:
             return
         # The last step is over when this one was called; others may come, or not.
         is_last = call.position.step + 1 == self.num_steps and call.slot == self._generation.front
@@ -181,7 +181,7 @@ class StudyGuide(Guide):
 
     def finish(self) -> None:
         """Hand the study over."""
-        study, self._study = self._study, None
+        study, self._study, self._generation = self._study, None, None
         if study is not None and self._done is not None:
             self._done(study)
 

@@ -111,9 +111,8 @@ class Session:
         hooks: Sequence[Any],
     ) -> Slot:
         """The slot of a call, by what it is given, and by the hooks that are there; see `slots`."""
-        is_short = position.num_steps == 2
         given = marks(sample, conditioning, hooks)
-        return self.slots.of(position.order, given, is_short=is_short)
+        return self.slots.of(position.order, given, is_short=self.tracker.length == 2)
 
     def called(self, slot: Slot, *, last_step: bool) -> None:
         """A call is over; in the last step, let go of what only it and those before it needed."""

@@ -239,7 +239,7 @@ class Slots:
         Args:
             order: Which call of its step it is, from 0.
             given: By `marks`.
-            is_short: Whether the generation has two steps.
+            is_short: Whether the list that the generation goes by has two steps.
         """
         # Several may be given the same: then those of this step are those of the last, in order.
         found = next((s for s in self._slots if not s.is_called and s.is_given(given)), None)
