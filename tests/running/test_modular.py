@@ -240,7 +240,7 @@ class OwnDenoiser(StableDiffusionXLLoopDenoiser):
 
 def with_own_denoiser():
     """A pipeline with that block, and the block."""
-    blocks, own = StableDiffusionXLAutoBlocks(), OwnDenoiser() = StableDiffusionXLAutoBlocks()
+    blocks, own = StableDiffusionXLAutoBlocks(), OwnDenoiser()
     todo = [blocks]
     for each in todo:  # grows
         inner = getattr(each, "sub_blocks", {})
