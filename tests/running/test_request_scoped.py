@@ -8,7 +8,6 @@ import copy
 import functools
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pytest
@@ -18,7 +17,7 @@ from builders.schedulers import with_scheduler
 from conftest import layout
 from diffusers import StableDiffusionImg2ImgPipeline
 
-from deepcache_patch import DeepCacheHelper, Uniform, UnsupportedModelError
+from deepcache_patch import OUTPUT, DeepCacheHelper, Uniform, UnsupportedModelError
 
 #: A thread that waits longer than this for another waits for ever.
 PATIENCE = 300
@@ -78,7 +77,7 @@ class Request(NamedTuple):
 
 REQUESTS = [
     Request(seed=number % 5, steps=3 + number % 4, prompt=f"a circle of {number % 3}")
-    for number in range(8)
+    for number in range(6)
 ]
 
 
@@ -96,66 +95,79 @@ def at_once(function: Any, requests: list[Any], threads: int = 4) -> list[Any]:
         pool.shutdown(wait=False)
 
 
-def alone(case: Any, requests: list[Request], schedule: Any) -> tuple[list[Any], Any]:
-    """The pictures of a pipeline, and a helper, of their own for each; the counts in all."""
+def alone(load: Any, run: Any, schedule: Any) -> tuple[list[Any], list[int]]:
+    """The pictures of requests that have a pipeline, and a helper, for each; the counts in all.
+
+    Args:
+        load: Gives a fresh pipeline and what gives its shells.
+        run: Serves a request through a shell.
+        schedule: Of the helpers.
+    """
     pictures, counts = [], torch.zeros(3, dtype=torch.int64)
-    for request in requests:
-        pipe = case.load()
+    for request in REQUESTS:
+        pipe, shell = load()
         with DeepCacheHelper(pipe, schedule=schedule) as helper:
-            pictures.append(served(case, pipe, request))
+            pictures.append(run(shell(), request))
         stats = helper.stats
         counts += torch.tensor([stats.generations, stats.full_calls, stats.shallow_calls])
     return pictures, counts.tolist()
 
 
-def assert_served_as_alone(case: Any, pipe: Any, shell: Any, schedule: Any) -> None:
-    """Requests at once, each through a shell of its own, get what each gets alone."""
-    before, plain = layout(pipe.unet), [served(case, case.load(), each) for each in REQUESTS]
-    expected, counts = alone(case, REQUESTS, schedule)
-    helper = DeepCacheHelper(pipe, schedule=schedule).enable()
-    pictures = at_once(lambda request: served(case, shell(), request), REQUESTS)
+def assert_served_as_alone(load: Any, run: Any, schedule: Any) -> None:
+    """Requests at once, each through a shell of its own, get what each gets alone; see `alone`."""
+    plain = [run(load()[1](), request) for request in REQUESTS]
+    expected, counts = alone(load, run, schedule)
+    pipe, shell = load()
+    before, helper = layout(pipe.unet), DeepCacheHelper(pipe, schedule=schedule).enable()
+    pictures = at_once(lambda request: run(shell(), request), REQUESTS)
     stats = helper.stats
     helper.disable()
     assert all(map(torch.equal, pictures, expected))
     assert [stats.generations, stats.full_calls, stats.shallow_calls] == counts
     assert counts[2] > 0
     assert not any(map(torch.equal, expected, plain))
-    pictures = at_once(lambda request: served(case, shell(), request), REQUESTS)
+    pictures = at_once(lambda request: run(shell(), request), REQUESTS)
     assert all(map(torch.equal, pictures, plain))
     assert layout(pipe.unet) == before
 
 
-@pytest.mark.parametrize("schedule", [Uniform(3), Uniform(3, -1)], ids=["cut", "output"])
-@pytest.mark.parametrize("scheduler", ["ddim", "heun"])
-def test_requests_at_once_get_the_pictures_that_each_gets_alone(scheduler, schedule):
-    plain = CASES["sd"]
-    case = replace(plain, load=lambda: with_scheduler(plain.load(), scheduler))
-    pipe = case.load()
-    assert_served_as_alone(case, pipe, RequestScoped(pipe).shell, schedule)
+@pytest.mark.parametrize(
+    ("scheduler", "branch"), [("ddim", 0), ("heun", OUTPUT)], ids=["ddim-cut", "heun-output"]
+)
+def test_requests_at_once_get_the_pictures_that_each_gets_alone(scheduler, branch):
+    case = CASES["sd"]
+
+    def load() -> Any:
+        pipe = with_scheduler(case.load(), scheduler)
+        return pipe, RequestScoped(pipe).shell
+
+    assert_served_as_alone(load, functools.partial(served, case), Uniform(3, branch))
 
 
 def test_requests_through_shells_of_from_pipe_get_the_pictures_that_each_gets_alone():
-    case, lock = CASES["sd-img2img"], threading.Lock()
-    pipe = CASES["sd"].load()
-    words = Locked(pipe.tokenizer, lock)
+    def load() -> Any:
+        pipe = CASES["sd"].load()
+        words = Locked(pipe.tokenizer, threading.Lock())
 
-    def shell() -> Any:
-        scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
-        made = StableDiffusionImg2ImgPipeline.from_pipe(pipe, scheduler=scheduler)
-        made.tokenizer = words
-        made.set_progress_bar_config(disable=True)
-        assert made.unet is pipe.unet
-        return made
+        def shell() -> Any:
+            scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+            made = StableDiffusionImg2ImgPipeline.from_pipe(pipe, scheduler=scheduler)
+            made.tokenizer = words
+            made.set_progress_bar_config(disable=True)
+            assert made.unet is pipe.unet
+            return made
 
-    assert_served_as_alone(case, pipe, shell, Uniform(3))
+        return pipe, shell
+
+    assert_served_as_alone(load, functools.partial(served, CASES["sd-img2img"]), Uniform(3))
 
 
 def test_a_request_that_fails_leaves_the_others_alone():
     case = CASES["sd"]
     pipe = case.load()
     shells = RequestScoped(pipe)
-    requests = REQUESTS[:6]
-    expected, _ = alone(case, requests, Uniform(3))
+    with DeepCacheHelper(pipe, schedule=Uniform(3)):
+        expected = [served(case, shells.shell(), request) for request in REQUESTS]
 
     def stop(_pipe: Any, step: int, _timestep: Any, kwargs: Any) -> Any:
         if step == 1:
@@ -170,7 +182,7 @@ def test_a_request_that_fails_leaves_the_others_alone():
         return None
 
     with DeepCacheHelper(pipe, schedule=Uniform(3)):
-        mixed = at_once(serve, [each for request in requests for each in (None, request)])
+        mixed = at_once(serve, [each for request in REQUESTS for each in (None, request)])
     assert all(map(torch.equal, mixed[1::2], expected))
 
 
@@ -198,7 +210,8 @@ def test_what_has_all_that_a_pipeline_has_is_taken_for_it():
     case = CASES["sd"]
     pipe = case.load()
     shells = Forwarding(pipe)
-    (expected,), _ = alone(case, REQUESTS[:1], Uniform(3))
+    with DeepCacheHelper(pipe, schedule=Uniform(3)):
+        expected = served(case, shells.shell(), REQUESTS[0])
     with DeepCacheHelper(shells, schedule=Uniform(3)) as helper:
         assert torch.equal(served(case, shells.shell(), REQUESTS[0]), expected)
         assert helper.plan(6) == DeepCacheHelper(pipe, schedule=Uniform(3)).plan(6)
