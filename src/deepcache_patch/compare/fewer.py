@@ -21,8 +21,8 @@ from .measures import Measure, measures_of
 #: With one of these, a generation has the steps that they list, whatever `num_inference_steps` is.
 _LISTS: Final = ("timesteps", "sigmas")
 
-#: What a generation begins with whose first steps `strength` leaves out. Modular pipelines know that
-#: argument where there is nothing to begin with, too.
+#: What a generation begins with whose first steps `strength` leaves out. Modular pipelines know
+#: that argument where there is nothing to begin with, too.
 _BEGINS: Final = ("image", "video", "image_latents")
 
 

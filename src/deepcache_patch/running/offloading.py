@@ -10,8 +10,8 @@ from typing import Any, Final
 import diffusers
 from torch import nn
 
-#: Hooks that move a whole model to the device when it is called: accelerate's, and that of diffusers'
-#: `ComponentsManager`.
+#: Hooks that move a whole model to the device when it is called: accelerate's, and that of
+#: diffusers' `ComponentsManager`.
 _MOVERS: Final = ("CpuOffload", "CustomOffloadHook")
 
 # From here on, diffusers loads a layer at once that no layer before it has prefetched.

@@ -3,8 +3,8 @@
 That is the conditioning, and where the sample lies in a larger tensor. A slot is known by the
 memory of these, whatever its order in the step: no value is read off a device. Some pipelines make
 their conditioning anew for each step. No memory comes twice there, so the order has to tell.
-Guiders give the same in two calls of a step, and leave layers out of one of them, by hooks; so these
-tell, too.
+Guiders give the same in two calls of a step, and leave layers out of one of them, by hooks; so
+these tell, too.
 
 Nothing here keeps a conditioning alive: who else does is a part of the answer.
 """
