@@ -90,7 +90,7 @@ class Session:
             self.tracker.locate(timestep)
 
     def enter(self, guide: Guide, step: int) -> None:
-        """Ask the guide what the step is, once for each step; a full one left out is made up for."""
+        """Ask the guide what the step is, once for each; a full one left out is made up for."""
         if step == self._entered:
             return
         first = min(self._entered + 1, step)
