@@ -153,9 +153,10 @@ class ToldSteps:
             self._rises = rises
         if self._at + 1 == steps and self._ended is None:
             self._ended = (
-                f"it is the call of step {steps + 1}, and generation() was told {steps}: tell the "
-                "noise level of each call of the U-Net, also of those between two steps of the "
-                "sampler"
+                f"it is the call of step {steps + 1}, and generation() was told {steps}, so those "
+                "before it may have been taken for other steps than they are, and the picture may "
+                "be wrong: tell the noise level of each call of the U-Net, also of those between "
+                "two steps of the sampler"
             )
         self.unclear = self._ended
         return self._at + 1 if self._ended is None else None
