@@ -217,8 +217,8 @@ def test_more_steps_than_were_told_run_in_full_with_one_warning():
     with helper, pytest.warns(DeepCacheWarning) as said:
         called(helper, unet, (900, 800, 700, 600, 500, 400), **SIGMAS)
     assert [str(each.message) for each in said] == [
-        "a U-Net call runs in full: it is the call of step 5, and generation() was told 4, so those "
-        "before it may have been taken for other steps than they are, and the picture may be "
+        "a U-Net call runs in full: it is the call of step 5, and generation() was told 4, so "
+        "those before it may have been taken for other steps than they are, and the picture may be "
         "wrong: tell the noise level of each call of the U-Net, also of those between two steps of "
         "the sampler"
     ]
