@@ -47,7 +47,7 @@ test-k-diffusion: $(VENVS)/test/ready
 	$(VENVS)/test/bin/python -m pip install --quiet --no-deps --constraint constraints.txt \
 		--upgrade --target $(VENVS)/k-diffusion k-diffusion torchdiffeq torchsde trampoline
 	PYTHONPATH=$(VENVS)/k-diffusion $(VENVS)/test/bin/python -m pytest -q \
-		tests/running/test_kdiffusion.py tests/examples/test_examples.py -k k_diffusion
+		tests/running/test_kdiffusion.py tests/examples/test_examples.py -k "kdiffusion or k_diffusion"
 
 # The core tests under the oldest and the newest versions that are supported.
 # With every Python of theirs that is at hand; a table at the end.

@@ -140,7 +140,7 @@ def test_a_sampler_with_calls_between_the_steps_is_told_of_their_noise_levels():
     # dpm_2 calls the U-Net at each noise level, and half way to the next in ln(sigma).
     host = Host(Original, "sample_dpm_2")
     with DeepCacheHelper(host.unet, schedule=Uniform(2, OUTPUT)) as helper:
-        with pytest.warns(DeepCacheWarning, match=f"was told {STEPS}: tell the noise level of"):
+        with pytest.warns(DeepCacheWarning, match=f"was told {STEPS}, so those before"):
             host.told(helper)
         steps = host.sigmas[:-1]
         between = (steps[:-1] * steps[1:]).sqrt()

@@ -12,7 +12,9 @@ import pytest
 import torch
 from builders.loops import held_bytes
 from builders.unets import unet2d
+from conftest import counted_calls
 from diffusers import DDIMPipeline, DDIMScheduler, EulerDiscreteScheduler, PNDMScheduler
+from zoo import CASES
 
 from deepcache_patch import (
     FULL,
@@ -75,7 +77,7 @@ def walk(calls, **told):
     found = []
     for call in calls:
         at = steps.locate(call)
-        found.append(steps.unclear if at is None else (at.generation, at.step, steps._slot))
+        found.append(steps.unclear if at is None else (at.generation, at.step, steps._order))
     return found
 
 
@@ -215,8 +217,10 @@ def test_more_steps_than_were_told_run_in_full_with_one_warning():
     with helper, pytest.warns(DeepCacheWarning) as said:
         called(helper, unet, (900, 800, 700, 600, 500, 400), **SIGMAS)
     assert [str(each.message) for each in said] == [
-        "a U-Net call runs in full: it is the call of step 5, and generation() was told 4: tell "
-        "the noise level of each call of the U-Net, also of those between two steps of the sampler"
+        "a U-Net call runs in full: it is the call of step 5, and generation() was told 4, so "
+        "those before it may have been taken for other steps than they are, and the picture may be "
+        "wrong: tell the noise level of each call of the U-Net, also of those between two steps of "
+        "the sampler"
     ]
     assert (helper.stats.full_calls, helper.stats.shallow_calls) == (4, 2)
 
@@ -271,6 +275,16 @@ def test_a_loop_may_begin_midway_and_leave_timesteps_out():
     for calls in (timesteps[1::2], timesteps[1::2].tolist()):
         # Not the second of its steps is the list's, but the third: so noise levels stay right.
         assert walk(calls, timesteps=timesteps) == [(0, 0, 0), (0, 2, 0), (0, 4, 0)]
+
+
+def test_a_full_step_that_is_left_out_is_made_up_for():
+    unet, timesteps = unet2d(), torch.arange(9, 0, -1) * 100
+    with DeepCacheHelper(unet, schedule=Uniform(5)) as helper:
+        with helper.generation(timesteps=timesteps):
+            for timestep in timesteps[::2]:
+                unet(noise(), timestep)
+        # Of the list, 0 and 5 are full; 5 is left out, so 6 is.
+        assert list(helper.last_generations["unet"].plan) == [FULL, 0, 0, FULL, 0]
 
 
 def test_a_list_is_begun_again_where_the_loop_goes_back():
@@ -538,6 +552,37 @@ def test_a_block_that_is_left_in_another_thread_is_an_error():
             with pytest.raises(RuntimeError, match="another thread or asyncio task"):
                 left.result()
         assert held_bytes(helper) == 0  # it is over all the same
+
+
+@pytest.mark.parametrize("told", ["scheduler", "sigmas"])
+def test_a_controlnet_is_cut_along(told):
+    pipe, scheduler = CASES["sd-controlnet"].load(), ddim()
+    levels = {"scheduler": scheduler} if told == "scheduler" else {"sigmas": range(STEPS, 0, -1)}
+    random = torch.Generator().manual_seed(0)
+    sample = torch.randn(2, 4, 8, 8, generator=random)
+    words = torch.randn(2, 5, pipe.unet.config.cross_attention_dim, generator=random)
+    side = 8 * 2 ** (len(pipe.controlnet.config.conditioning_embedding_out_channels) - 1)
+    picture = torch.rand(2, 3, side, side, generator=random)
+
+    def call(timestep):
+        given = {"encoder_hidden_states": words, "return_dict": False}
+        down, middle = pipe.controlnet(sample, timestep, controlnet_cond=picture, **given)
+        residuals = {
+            "down_block_additional_residuals": down,
+            "mid_block_additional_residual": middle,
+        }
+        return pipe.unet(sample, timestep, **given, **residuals)[0]
+
+    with (
+        DeepCacheHelper(pipe, schedule=Uniform(3)) as helper,
+        helper.generation(**levels),
+        counted_calls(pipe.controlnet) as calls,
+    ):
+        for timestep in scheduler.timesteps:
+            call(int(timestep))
+    assert (helper.stats.full_calls, helper.stats.shallow_calls) == (4, 8)
+    assert calls["mid_block"] == 4
+    assert calls["conv_in"] == STEPS
 
 
 # What is learned.

@@ -92,12 +92,14 @@ class Session:
             self.tracker.locate(timestep)
 
     def enter(self, guide: Guide, step: int) -> None:
-        """Ask the guide what the step is, once for each step."""
+        """Ask the guide what the step is, once for each; a full one left out is made up for."""
         if step == self._entered:
             return
+        first = min(self._entered + 1, step)
+        entries = [guide.entry(each) for each in range(first, step + 1)]
         self._entered = step
         self._calls, self._calls_before = 0, self._calls
-        self.entry = guide.entry(step)
+        self.entry = FULL if FULL in entries else entries[-1]
         if self.entry == FULL:
             self.last_full = step
         for number in self.slots.next_step():

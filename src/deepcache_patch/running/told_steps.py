@@ -35,7 +35,7 @@ class ToldSteps:
         self._passed: float | None = None  # its value, where the order counts
         self._rises: bool | None = None  # whether such values rise, from step to step
         self._ended: str | None = None  # why no later call has a position
-        self._stray: str | None = None
+        self._astray: str | None = None  # what was said of the first call that is not in the list
         self.unclear: str | None = None
         self.reset()
 
@@ -43,7 +43,7 @@ class ToldSteps:
         """Nothing recorded is of use: the next call begins anew, from where the loop stands."""
         self.unclear = None
         self._first: int | None = None
-        self._slot = self._calls_before = 0
+        self._order = self._calls_before = 0
 
     def runs_on(self, timesteps: torch.Tensor | None) -> bool:
         """Whether the generation goes by this very list."""
@@ -79,35 +79,27 @@ class ToldSteps:
         goes_on = entry >= self._at and not self._turns_back(entry)
         if self._first is None or not goes_on:
             self._generation += 1
-            self._first, self._slot, self._calls_before = entry, 0, 0
+            self._first, self._order, self._calls_before = entry, 0, 0
         elif entry == self._at:
-            self._slot += 1
+            self._order += 1
         else:
-            self._slot, self._calls_before = 0, self._slot + 1
+            self._order, self._calls_before = 0, self._order + 1
         self._at = entry
         step, steps = entry - self._first, len(self._values) - self._first
-        return Position(self._generation, step, self._slot, steps)
+        return Position(self._generation, step, self._order, steps)
 
     def _entry(self, timestep: torch.Tensor | float) -> int | None:
         """Which entry of the list the call is at."""
-        if self._is_listed is None and not self._told.by_order:
-            found = self._listed(timestep)
-            if found is not None:
-                self._is_listed = True
-                return found
-        if self._is_listed:
-            found = self._listed(timestep)
-            if found is None:
-                value = one_value(timestep)
-                self._stray = self._stray or (
-                    f"its timestep {value:g} is none of those that generation() was told: tell "
-                    "those of all calls"
-                    if value is not None
-                    else _SEVERAL
-                )
-                self.unclear = self._stray
-            return found
-        return self._by_order(timestep)
+        if self._told.by_order or self._is_listed is False:
+            return self._by_order(timestep)
+        found = self._listed(timestep)
+        if found is not None:
+            self._is_listed = True
+        elif self._is_listed is None:  # nor will those be that follow
+            return self._by_order(timestep)
+        else:
+            self.unclear = self._stray(one_value(timestep))
+        return found
 
     def _listed(self, timestep: torch.Tensor | float) -> int | None:
         """The entry that the timestep is, by its memory or its value."""
@@ -117,10 +109,20 @@ class ToldSteps:
             return place.entry  # of the list, or of a copy of it, such as one on the device
         if not is_own and isinstance(timestep, torch.Tensor):
             timestep = timestep.clone()  # it counts by its value
-        more = self._slot + 1 < self._calls_before
+        more = self._order + 1 < self._calls_before
         expected = Expected(self._timeline, self._at, more)  # one of several equal entries
         place = self._timelines.place(timestep, self._timeline, expected if is_own else None)
         return None if place is None else place.entry
+
+    def _stray(self, value: float | None) -> str:
+        """Why a call has no place in the list; of all that are none of it, what the first said."""
+        if value is None:
+            return _SEVERAL
+        self._astray = self._astray or (
+            f"its timestep {value:g} is none of those that generation() was told: tell those of "
+            "all calls"
+        )
+        return self._astray
 
     def _by_order(self, timestep: torch.Tensor | float) -> int | None:
         """The entry by how often the value has changed."""
@@ -151,9 +153,10 @@ class ToldSteps:
             self._rises = rises
         if self._at + 1 == steps and self._ended is None:
             self._ended = (
-                f"it is the call of step {steps + 1}, and generation() was told {steps}: tell the "
-                "noise level of each call of the U-Net, also of those between two steps of the "
-                "sampler"
+                f"it is the call of step {steps + 1}, and generation() was told {steps}, so those "
+                "before it may have been taken for other steps than they are, and the picture may "
+                "be wrong: tell the noise level of each call of the U-Net, also of those between "
+                "two steps of the sampler"
             )
         self.unclear = self._ended
         return self._at + 1 if self._ended is None else None
