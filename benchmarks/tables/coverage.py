@@ -44,8 +44,8 @@ def modular() -> str:
     alike = results["exact"] == len(rows)
     said = "all are" if alike else f"{results['exact']} are"
     return (
-        f"Beside these, `{rows[0]['pipeline']}` is run with {len(rows)} combinations of blocks and "
-        f"guiders: {said} faster, each further generation being that of a fresh pipeline."
+        f"Beside these, `{rows[0]['pipeline']}` is run in {len(rows)} of its workflows: {said} "
+        "faster, each further generation being that of a fresh pipeline."
     )
 
 
