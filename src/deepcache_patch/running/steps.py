@@ -51,7 +51,7 @@ class StepTracker:
         # tensor is kept, not its address, so that the memory cannot go to another list.
         self._timeline: torch.Tensor | None = None
         self._values: list[float] = []  # of the timeline, once `remaining` has read them
-        self._first = self._step = self._slot = self._calls_before = 0
+        self._first = self._step = self._order = self._calls_before = 0
         self._length: int | None = None  # of the timeline
         self._pipelines = False  # whether a pipeline has begun it
         self._is_loop = False  # whether it goes on without the next entry of its list, too
@@ -120,11 +120,11 @@ class StepTracker:
         if self._astray:
             return self._find_back(place, way, by_pipeline)
         if way is not None and way.far == 0:
-            self._slot += 1
+            self._order += 1
             return self._position()
         if way is not None and (way.is_next or self._goes_on(way, by_pipeline)):
             self._strides = self._strides.after(way)
-            self._calls_before, self._slot = self._slot + 1, 0
+            self._calls_before, self._order = self._order + 1, 0
             self._step += 1
             self._stand(place)
             return self._position()
@@ -151,7 +151,7 @@ class StepTracker:
         self._is_loop = place.is_head if is_loop is None else is_loop
         self._astray = False
         self._first, self._length = place.entry or 0, place.length
-        self._step = self._slot = self._calls_before = 0
+        self._step = self._order = self._calls_before = 0
         if not is_loop:
             self._strides = Strides()
         self._index = None
@@ -194,12 +194,12 @@ class StepTracker:
             num_steps = None
         if num_steps is None and self._place is not None and self._place.value == 0:
             num_steps = self._step + 1  # below 0 no step can follow
-        return Position(self._generation, self._step, self._slot, num_steps)
+        return Position(self._generation, self._step, self._order, num_steps)
 
     def _expected(self) -> Expected | None:
         if self._place is None or self._index is None:
             return None
-        more = self._slot + 1 < self._calls_before if self._step else None
+        more = self._order + 1 < self._calls_before if self._step else None
         return Expected(self._place.timeline, self._index, more)
 
     def _way(self, place: Place, last: Place) -> Way | None:

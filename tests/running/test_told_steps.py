@@ -1,0 +1,173 @@
+"""Which step a U-Net call is of, in a generation of which `helper.generation(...)` was told."""
+
+import numpy as np
+import pytest
+import torch
+from builders.loops import held_bytes
+from builders.told_loops import SIGMAS, called, ddim, noise
+from builders.unets import unet2d
+from diffusers import PNDMScheduler
+
+from deepcache_patch import (
+    FULL,
+    DeepCacheHelper,
+    DeepCacheWarning,
+    Uniform,
+)
+from deepcache_patch.running.told import told_by
+from deepcache_patch.running.told_steps import ToldSteps
+
+pytestmark = pytest.mark.usefixtures("no_grad")
+
+
+def walk(calls, **told):
+    """Generation, step and order of each call, or why it has no position."""
+    steps = ToldSteps(told_by(**told))
+    found = []
+    for call in calls:
+        at = steps.locate(call)
+        found.append(steps.unclear if at is None else (at.generation, at.step, steps._order))
+    return found
+
+
+def test_by_noise_levels_another_value_is_the_next_step():
+    for calls in ([900, 700, 400, 100], [0.9, 0.5, -0.1, -0.4], [1, 2, 3, 4]):
+        assert walk(calls, **SIGMAS) == [(0, step, 0) for step in range(4)]
+
+
+def test_by_noise_levels_an_equal_value_is_another_call_of_the_step():
+    heun = [900.0, 700.0, 700.0 + 1e-4, 400.0, 400.0, 100.0, 100.0]
+    assert walk(heun, **SIGMAS) == [
+        (0, 0, 0),
+        *((0, step, order) for step in (1, 2, 3) for order in (0, 1)),
+    ]
+
+
+def test_noise_levels_of_all_calls_may_be_told_and_equal_ones_are_one_step():
+    heun = [8.0, 4.0, 4.0 * (1 + 1e-7), 2.0, 2.0, 0.0]
+    assert told_by(sigmas=heun).timesteps.tolist() == [8, 4, 2]
+    assert told_by(sigmas=torch.tensor([8.0, 4, 0])).timesteps.tolist() == [8, 4]
+    assert told_by(sigmas=np.array([8.0, 4.0])).timesteps.tolist() == [8, 4]
+
+
+def test_more_steps_than_were_told_run_in_full_with_one_warning():
+    unet = unet2d()
+    helper = DeepCacheHelper(unet, schedule=Uniform(2))
+    with helper, pytest.warns(DeepCacheWarning) as said:
+        called(helper, unet, (900, 800, 700, 600, 500, 400), **SIGMAS)
+    assert [str(each.message) for each in said] == [
+        "a U-Net call runs in full: it is the call of step 5, and generation() was told 4, so "
+        "those before it may have been taken for other steps than they are, and the picture may be "
+        "wrong: tell the noise level of each call of the U-Net, also of those between two steps of "
+        "the sampler"
+    ]
+    assert (helper.stats.full_calls, helper.stats.shallow_calls) == (4, 2)
+
+
+def test_fewer_steps_than_were_told_are_no_matter():
+    unet = unet2d()
+    with DeepCacheHelper(unet, schedule=Uniform(2)) as helper:
+        with helper.generation(**SIGMAS):
+            for timestep in (900, 800):
+                unet(noise(), timestep)
+            assert held_bytes(helper) > 0
+        assert held_bytes(helper) == 0
+    assert list(helper.last_generations["unet"].plan) == [FULL, 0]
+
+
+def test_a_loop_that_goes_back_is_over_where_only_the_order_counts():
+    found = walk([900, 700, 900, 700], **SIGMAS)
+    assert found[:2] == [(0, 0, 0), (0, 1, 0)]
+    assert found[2] == found[3]
+    assert "enter a block for each picture" in found[2]
+
+
+def test_samples_at_different_timesteps_have_no_step():
+    for told in (SIGMAS, {"timesteps": [900, 500, 100]}):
+        found = walk([900, torch.tensor([900, 500]), 500], **told)
+        assert found == [
+            (0, 0, 0),
+            "the samples of its batch are at different timesteps",
+            (0, 1, 0),
+        ]
+
+
+LISTED = [980, 940, 500, 460, 20]
+
+
+@pytest.mark.parametrize(
+    "told",
+    [LISTED, np.flip(np.array(sorted(LISTED))), torch.tensor(LISTED), tuple(LISTED)],
+    ids=["list", "array", "tensor", "tuple"],
+)
+def test_timesteps_are_known_by_value_in_any_form(told):
+    expected = [(0, step, 0) for step in range(5)]
+    assert walk(LISTED, timesteps=told) == expected
+    assert walk([torch.full((2,), each) for each in LISTED], timesteps=told) == expected
+    rounded = [torch.tensor(float(each), dtype=torch.bfloat16) for each in LISTED]
+    assert walk(rounded, timesteps=told) == expected
+    assert walk(list(torch.tensor(LISTED)), timesteps=told) == expected  # entries of a copy
+
+
+def test_a_loop_may_begin_midway_and_leave_timesteps_out():
+    timesteps = torch.tensor([900, 800, 700, 600, 500, 400])
+    for calls in (timesteps[1::2], timesteps[1::2].tolist()):
+        # Not the second of its steps is the list's, but the third: so noise levels stay right.
+        assert walk(calls, timesteps=timesteps) == [(0, 0, 0), (0, 2, 0), (0, 4, 0)]
+
+
+def test_a_full_step_that_is_left_out_is_made_up_for():
+    unet, timesteps = unet2d(), torch.arange(9, 0, -1) * 100
+    with DeepCacheHelper(unet, schedule=Uniform(5)) as helper:
+        with helper.generation(timesteps=timesteps):
+            for timestep in timesteps[::2]:
+                unet(noise(), timestep)
+        # Of the list, 0 and 5 are full; 5 is left out, so 6 is.
+        assert list(helper.last_generations["unet"].plan) == [FULL, 0, 0, FULL, 0]
+
+
+def test_a_list_is_begun_again_where_the_loop_goes_back():
+    assert walk([900, 500, 900, 500], timesteps=[900, 500, 100]) == [
+        (0, 0, 0),
+        (0, 1, 0),
+        (1, 0, 0),
+        (1, 1, 0),
+    ]
+
+
+def test_of_equal_timesteps_each_is_a_step():
+    scheduler = PNDMScheduler(skip_prk_steps=True)
+    scheduler.set_timesteps(5)
+    timesteps = scheduler.timesteps
+    assert len(timesteps) - len(set(timesteps.tolist())) == 1
+    expected = [(0, step, 0) for step in range(len(timesteps))]
+    assert walk(timesteps, scheduler=scheduler) == expected
+    assert walk(timesteps.tolist(), scheduler=scheduler) == expected
+    twice = [each for each in timesteps.tolist() for _ in range(2)]
+    assert walk(twice, scheduler=scheduler) == [
+        (0, step, order) for step in range(len(timesteps)) for order in range(2)
+    ]
+
+
+def test_what_is_none_of_the_timesteps_runs_in_full():
+    found = walk([900, 700, 650, 500], timesteps=[900, 500, 100])
+    stray = "its timestep 700 is none of those that generation() was told: tell those of all calls"
+    assert found == [(0, 0, 0), stray, stray, (0, 1, 0)]
+
+
+def test_a_list_of_which_nothing_is_passed_counts_the_steps():
+    # Such as a model that gets shares of the way, or noise levels.
+    assert walk([0.98, 0.94, 0.94, 0.5], timesteps=LISTED) == [
+        (0, 0, 0),
+        (0, 1, 0),
+        (0, 1, 1),
+        (0, 2, 0),
+    ]
+
+
+def test_timesteps_that_a_scheduler_gets_within_the_block_count():
+    scheduler = ddim(5)
+    steps = ToldSteps(told_by(scheduler=scheduler))
+    scheduler.set_timesteps(7)
+    found = [steps.locate(timestep) for timestep in scheduler.timesteps]
+    assert [(at.step, at.num_steps) for at in found] == [(step, 7) for step in range(7)]
