@@ -14,6 +14,9 @@ from torch import nn
 #: diffusers' `ComponentsManager`.
 _MOVERS: Final = ("CpuOffload", "CustomOffloadHook")
 
+#: Where the hooks are defined that only move or cast weights. Some go once a call has been seen.
+_STORING: Final = ("diffusers.hooks.group_offloading", "diffusers.hooks.layerwise_casting")
+
 # From here on, diffusers loads a layer at once that no layer before it has prefetched.
 _LOADS_AFTER_A_GAP: Final = (0, 37)
 
@@ -51,6 +54,12 @@ def bring_whole(model: nn.Module) -> None:
     for each in getattr(hook, "hooks", (hook,)):
         if type(each).__name__ in _MOVERS:
             each.pre_forward(model)
+
+
+def computing_hooks(registry: Any) -> list[str]:
+    """The names of diffusers' hooks of a module that do not only move or cast its weights."""
+    hooks = getattr(registry, "hooks", {}).items()
+    return [name for name, hook in hooks if type(hook).__module__ not in _STORING]
 
 
 def _group_of(module: nn.Module) -> Any:

@@ -17,7 +17,7 @@ from ..cutting.features import Recorder, StandIn
 from ..patching.call import CallPatch
 from ..schedules.plans import OUTPUT
 from .observers import keeper_of, observer_of
-from .offloading import bring_whole
+from .offloading import bring_whole, computing_hooks
 from .proof import copied, obstacle_to_a_second_run, put_back, same, tensors_of, unnoticed
 
 
@@ -83,11 +83,11 @@ class UNetCuts:
     def hooks(self) -> tuple[tuple[Any, ...], ...]:
         """Which of diffusers' hooks are in the U-Net: guiders leave layers out by them."""
         found = [
-            (place, vars(each["_diffusers_hook"]).get("hooks"))
+            (place, *computing_hooks(each["_diffusers_hook"]))
             for place, each in enumerate(self._attributes)
             if "_diffusers_hook" in each
         ]
-        return tuple((place, *hooks) for place, hooks in found if hooks)
+        return tuple(each for each in found if len(each) > 1)
 
     @contextmanager
     def applied(
