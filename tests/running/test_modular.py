@@ -1,7 +1,7 @@
 """Modular pipelines of SDXL: found and lost U-Nets, guiders that call the U-Net several times a
 step and leave layers out of some of the calls, blocks of somebody's own, offloading.
 
-The cases are the zoo's: image-to-image, inpainting and ControlNets among them.
+Image-to-image, inpainting and ControlNets are cases of the zoo.
 """
 
 import functools
@@ -25,9 +25,7 @@ from diffusers.hooks import HookRegistry, apply_layer_skip
 from diffusers.modular_pipelines.components_manager import CustomOffloadHook
 from diffusers.modular_pipelines.stable_diffusion_xl.denoise import StableDiffusionXLLoopDenoiser
 from diffusers.utils.torch_utils import TorchDeviceBackend
-from zoo.modular import FURTHER
 
-from benchmarks.coverage.compatibility import ours, outcome
 from deepcache_patch import (
     OUTPUT,
     AlreadyEnabledError,
@@ -91,22 +89,6 @@ def test_with_a_guider_it_is_exact_at_interval_1_repeatable_and_undone(name, bra
     assert (first - plain).abs().mean() < 0.05
     assert torch.equal(its_run(pipe), plain)
     assert layout(pipe.unet) == as_it_was
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "modular-sdxl-controlnet",
-        *(
-            pytest.param(name, marks=pytest.mark.slow)
-            for name in FURTHER
-            if name != "modular-sdxl-controlnet"
-        ),
-    ],
-)
-def test_every_further_generation_is_that_of_a_fresh_pipeline(name):
-    found = outcome(FURTHER[name], ours)
-    assert (found.result, found.why, found.wrong, found.undone) == ("exact", "", (), True)
 
 
 # --- layers that are left out of some calls ---------------------------------------------------

@@ -45,19 +45,11 @@ def _case(
 _SDXL, _CONTROLLED = ORDINARY["sdxl"].load, CONTROL["sdxl-controlnet"].load
 _STRENGTH = {"strength": {"strength": 0.6}}
 
-#: Those that the table of pipelines has a row of.
 CASES: dict[str, Case] = {
     case.name: case
     for case in (
         _case("modular-sdxl", _SDXL, others={"size": _SIZE, "end": {"denoising_end": 0.6}}),
         _case("modular-sdxl-img2img", _SDXL, strength=0.8, others=_STRENGTH, **EDIT),
-    )
-}
-
-#: Others, which `tests/running/test_modular.py` runs.
-FURTHER: dict[str, Case] = {
-    case.name: case
-    for case in (
         _case("modular-sdxl-inpaint", _SDXL, strength=0.9, others=_STRENGTH, **PAINT),
         _case(
             "modular-sdxl-controlnet",
