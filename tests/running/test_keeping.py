@@ -21,6 +21,9 @@ KEEP = [
     "torch.add(self.maps, 1, out=self.maps)",
     "self.maps.__iadd__(1)",
     "self.maps.add_(1)",
+    # The first argument of a function within is not the layer, which has no such attribute.
+    "def put(at, value):\n        at.store.append(value)\n    put(self.layer, x)",
+    "put = lambda at, value: at.store.insert(0, value)\n    put(self.layer, x)",
 ]
 COMPUTE = [
     "y = self.layer(x); y += x",

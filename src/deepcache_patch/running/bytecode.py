@@ -67,7 +67,8 @@ def _writes_of(code: CodeType, outside: tuple[str, ...], for_one_call: bool) -> 
     found: set[_Write] = set()
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            found |= _writes_of(constant, outside, for_one_call)
+            inner = _writes_of(constant, outside, for_one_call)  # its first argument is another
+            found |= {each._replace(of_owner=None) for each in inner}
         elif isinstance(constant, tuple) and "out" in constant:  # `out=` of a call
             found.add(_Write())
     if {"setattr", "delattr"} & set(code.co_names):

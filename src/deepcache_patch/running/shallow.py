@@ -4,6 +4,7 @@ How a call is made shallow is known here, and whether it may be; whether it shal
 `decision`.
 """
 
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
@@ -42,7 +43,7 @@ class UNetCuts:
         self._proofs: dict[int, bool] = {}
         self._obstacle: str | None = None  # to a proof in this generation, once it was looked for
         self._looked = False
-        self._attributes: list[dict[str, Any]] = []  # of the modules, as a generation found them
+        self._hooked: list[weakref.ref[nn.Module]] = []  # what may get a hook, as it was last seen
         self.looks = 0
 
     def look_again(self) -> bool:
@@ -66,6 +67,7 @@ class UNetCuts:
         self.anatomy = dissect(self._unet)
         self._cuts.clear()
         self._proofs.clear()
+        self._look_for_hooks()
         return True
 
     def record(self, branches: Iterable[int]) -> None:
@@ -75,19 +77,24 @@ class UNetCuts:
             InvalidSettingError: If the U-Net lacks one.
         """
         self._looked = False
-        self._attributes = [vars(each) for each in self._unet.modules()]
+        self._look_for_hooks()
         for branch in set(branches) - {OUTPUT}:  # nothing is cut there
             self.anatomy.check_branch(branch)
             self._recorders.setdefault(branch, Recorder())
 
     def hooks(self) -> tuple[tuple[Any, ...], ...]:
         """Which of diffusers' hooks are in the U-Net: guiders leave layers out by them."""
-        found = [
-            (place, *computing_hooks(each["_diffusers_hook"]))
-            for place, each in enumerate(self._attributes)
-            if "_diffusers_hook" in each
-        ]
+        found = []
+        for place, each in enumerate(self._hooked):
+            module = each()
+            if module is not None and "_diffusers_hook" in module.__dict__:
+                found.append((place, *computing_hooks(module._diffusers_hook)))
         return tuple(each for each in found if len(each) > 1)
+
+    def _look_for_hooks(self) -> None:
+        # Guiders leave out attention and blocks, and nothing as small as torch's own layers.
+        modules = (each for each in self._unet.modules() if type(each).__module__[:6] != "torch.")
+        self._hooked = [weakref.ref(each) for each in modules]
 
     @contextmanager
     def applied(
