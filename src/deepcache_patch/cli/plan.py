@@ -203,7 +203,7 @@ def _plans_in(file: str, steps: int | None, given: dict[str, Any]) -> list[Plan]
 
 
 def _counted(plan: Plan) -> str:
-    from ..settings.by_name import place_of
+    from ..schedules.plans import place_of
 
     count, branches = len(plan.full_steps), plan.branches
     text = f"{count} of {len(plan)} steps in full"

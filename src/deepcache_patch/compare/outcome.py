@@ -21,8 +21,7 @@ from ..measuring.environment import versions
 from ..measuring.generation import Timing
 from ..measuring.media import Kind, Result, Sound
 from ..measuring.writing import write_whole
-from ..schedules.plans import Plan
-from ..settings.by_name import place_of
+from ..schedules.plans import Plan, place_of
 from .fewer import FewerSteps
 from .figures import figures_of, rows_of, speedup, verdict
 from .grid import picture_of

@@ -17,8 +17,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from ..measuring.environment import versions
-from ..schedules.plans import Plan
-from ..settings.by_name import place_of
+from ..schedules.plans import Plan, place_of
 from .figures import times_text
 from .grid import SMALLEST_CELL, pixel_factor, waveform_differences
 

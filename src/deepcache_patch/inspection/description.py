@@ -13,8 +13,8 @@ from ..running.face import Helper
 from ..running.stats import LastGeneration
 from ..schedules.guide import Context, planned
 from ..schedules.noise import timesteps_of
-from ..schedules.noise_aware import NoiseAware, remark_on
-from ..schedules.plans import OUTPUT, Plan
+from ..schedules.noise_aware import remark_on
+from ..schedules.plans import OUTPUT, Plan, place_of
 from ..schedules.window import Window
 
 #: What the plan is shown for until a generation tells how many steps there are.
@@ -36,7 +36,7 @@ def rows(helper: Helper) -> list[tuple[str, str]]:
         found.append(("in full", str(window)))
     found.append(("replay", _replay(helper)))
     for name, last in helper.last_generations.items():
-        found += _strip(f"plan of {name}" if several else "plan", last.plan)
+        found += _strip(f"ran in {name}" if several else "ran", last.plan)
     if not helper.last_generations and not stats.full_calls:
         found += _expected(helper, window)
     generations = f"{stats.generations} generation{'s' * (stats.generations != 1)}"
@@ -44,7 +44,7 @@ def rows(helper: Helper) -> list[tuple[str, str]]:
     found += [("calls", calls), ("cache", f"{stats.cache_nbytes / 2**20:.2f} MiB at most")]
     for name, last in helper.last_generations.items():
         found.append((f"last of {name}" if several else "last", _speed(last)))
-        found += [("", text) for text in (_work(last), _remark(helper, last.plan)) if text]
+        found += [("", text) for text in (_work(last), remark_on(last.plan)) if text]
     return found
 
 
@@ -90,7 +90,7 @@ def _expected(helper: Helper, window: Window) -> list[tuple[str, str]]:
         return [("plan", "depends on the generation")]
     found = _strip("plan", plan)
     name, text = found[-1]
-    remark = _remark(helper, plan)
+    remark = remark_on(plan)
     more = [] if remark is None else [("", remark)]
     return [*found[:-1], (name, f"{text} (of {len(plan)} steps)"), *more]
 
@@ -118,8 +118,6 @@ def _work(last: LastGeneration) -> str:
     if last.shallow_calls and last.plan.branches == (OUTPUT,):
         share = last.full_calls / calls
         return f"{text}: {share:.0%} of the U-Net's work, at most {1 / share:.2f}×"
+    if last.shallow_calls:
+        return f"{text}, the others {' and '.join(map(place_of, last.plan.branches))}"
     return text
-
-
-def _remark(helper: Helper, plan: Plan) -> str | None:
-    return remark_on(plan) if isinstance(helper.schedule, NoiseAware) else None

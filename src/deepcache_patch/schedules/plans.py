@@ -80,6 +80,11 @@ def whole_number(name: str, value: Any, minimum: int) -> int:
     return number
 
 
+def place_of(branch: int) -> str:
+    """Where a shallow step is cut, as a sentence says it."""
+    return "above the output" if branch == OUTPUT else f"at branch {branch}"
+
+
 def number_between(name: str, value: Any, low: float, high: float) -> float:
     """Return `value` as a `float` if it is a real number in `[low, high]`.
 

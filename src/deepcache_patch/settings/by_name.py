@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from ..errors import InvalidSettingError
-from ..schedules.plans import OUTPUT, Centred, Uniform, number_between
+from ..schedules.plans import Centred, Uniform, number_between
 
 if TYPE_CHECKING:
     from ..schedules.guide import AnySchedule
@@ -166,11 +166,6 @@ def told(value: Any, *methods: str) -> str:
     if isinstance(value, type) and any(hasattr(value, each) for each in methods):
         return f"the class {value.__name__}: did you mean {value.__name__}()?"
     return repr(value)
-
-
-def place_of(branch: int) -> str:
-    """Where a shallow step is cut, as a sentence says it."""
-    return "above the output" if branch == OUTPUT else f"at branch {branch}"
 
 
 def _interval_for(speedup: Any, branch: int, share: float | None) -> float:
