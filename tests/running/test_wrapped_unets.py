@@ -1,6 +1,7 @@
 """A U-Net inside something else is refused by an error that names it; and named, it is helped."""
 
 import importlib
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from builders.cases import CASES
 from builders.unets import inputs2d_condition, unet2d_condition
 from builders.versions_needed import require
+from diffusers import DDPMPipeline
 from torch import nn
 
 from deepcache_patch import DeepCacheHelper, Uniform
@@ -149,3 +151,9 @@ def test_a_wrapped_unet_of_a_modular_pipeline_is_named_too():
     with DeepCacheHelper(pipe.unet.inner, schedule=Uniform(3)) as helper:
         assert torch.equal(run(pipe, **call), expected)
     assert helper.stats == counted
+
+
+def test_a_class_in_the_place_of_a_pipeline_is_called_one():
+    message = "a U-Net, not the class DDPMPipeline: give DDPMPipeline.from_pretrained(...)"
+    with pytest.raises(UnsupportedModelError, match=re.escape(message)):
+        DeepCacheHelper(DDPMPipeline)

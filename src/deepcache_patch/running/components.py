@@ -115,8 +115,11 @@ def modules_of(pipe: Any) -> dict[str, nn.Module]:
     cure = "" if inside is None else f": give it the U-Net alone, DeepCacheHelper({inside})"
     if within is not None:
         cure = f": give it the pipeline inside, DeepCacheHelper({within})"
+    what = type(pipe).__name__
+    if isinstance(pipe, type):
+        what, cure = f"the class {pipe.__name__}", f": give {pipe.__name__}.from_pretrained(...)"
     raise UnsupportedModelError(
-        f"DeepCacheHelper takes a diffusers pipeline or a U-Net, not {type(pipe).__name__}{cure}"
+        f"DeepCacheHelper takes a diffusers pipeline or a U-Net, not {what}{cure}"
     )
 
 
