@@ -119,8 +119,9 @@ class Settings:
 
     def _check_replay(self, schedule: AnySchedule) -> None:
         """Refuse a schedule that would put out of force the replay that somebody has chosen."""
-        owns = [getattr(each, "own_replay", False) for each in (self.schedule, schedule)]
-        if owns == [False, True] and self.replay != DEFAULT.replay:
+        in_force = not getattr(self.schedule, "own_replay", False)
+        chosen = self.replay != DEFAULT.replay
+        if in_force and chosen and getattr(schedule, "own_replay", False):
             raise InvalidSettingError(
                 f"{type(schedule).__name__} brings its own replay, and replay={self.replay!r} is "
                 "in force: call set(replay='extrapolate') before"
