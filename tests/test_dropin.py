@@ -8,6 +8,7 @@ import DeepCache
 import diffusers
 import pytest
 import torch
+from builders.loops import kinds_of_steps
 from builders.schedulers import SCHEDULERS, with_scheduler
 from builders.unets import unet2d_condition
 from conftest import trace
@@ -222,6 +223,37 @@ def test_the_pipeline_may_come_late_and_change():
     assert trace(other.unet) != before[1]
     helper.disable()
     assert trace(other.unet) == before[1]
+
+
+class Pipe:
+    """Has U-Nets by name, and nothing else."""
+
+    def __init__(self, **unets):
+        self.components = unets
+        vars(self).update(unets)
+
+
+@pytest.mark.parametrize("shares", [False, True])
+def test_a_pipeline_that_is_refused_leaves_the_one_before_enabled(shares):
+    unet, taken = unet2d_condition(), unet2d_condition()
+    other = Pipe(unet=taken, prior=unet) if shares else Pipe(unet=taken)
+    before = trace(unet), trace(taken)
+    others = DeepCacheHelper(taken).enable()
+    helper = enabled(unet, 2)
+    forward = helper.function_dict["unet_forward"]
+    assert kinds_of_steps(unet) == "FsFsFsF"
+    with pytest.raises(AlreadyEnabledError):
+        helper.enable(other)
+    assert helper.pipe is unet
+    assert helper.function_dict == {"unet_forward": forward}
+    assert kinds_of_steps(unet) == "FsFsFsF"
+    others.disable()
+    helper.enable(other)
+    assert helper.pipe is other
+    assert kinds_of_steps(unet) == ("FsFsFsF" if shares else "FFFFFFF")
+    assert kinds_of_steps(taken) == "FsFsFsF"
+    helper.disable()
+    assert (trace(unet), trace(taken)) == before
 
 
 def test_a_mistake_is_one_of_this_package_and_changes_nothing():

@@ -243,3 +243,29 @@ def test_a_change_that_is_refused_changes_nothing(unet, before, changes, message
         assert trace(unet) == found
     finally:
         helper.disable()
+
+
+@pytest.mark.parametrize("schedule", ["auto", Auto()])
+def test_a_schedule_with_a_replay_of_its_own_is_refused_where_another_is_in_force(unet, schedule):
+    # The constructor refuses both together; one after the other they passed, and `helper.replay`
+    # said what was not so.
+    helper = DeepCacheHelper(unet, replay="reuse")
+    with pytest.raises(InvalidSettingError) as caught:
+        helper.set(schedule=schedule)
+    assert str(caught.value) == (
+        "Auto brings its own replay, and replay=Reuse() is in force: call set(replay='extrapolate')"
+        " before"
+    )
+    assert helper.schedule == NoiseAware()
+    helper.set(replay="extrapolate").set(schedule=schedule)
+    assert isinstance(helper.schedule, Auto)
+    helper.set(first=1)
+
+
+def test_a_schedule_with_a_replay_of_its_own_can_be_followed_for_a_while(unet):
+    # As `compare` and `calibrate` do.
+    helper = DeepCacheHelper(unet, schedule="uniform", replay="reuse")
+    helper.follow("auto")
+    assert helper.set(schedule="auto", interval=3).interval == 3
+    helper.follow("uniform")
+    assert helper.replay == Reuse()

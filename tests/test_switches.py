@@ -2,12 +2,14 @@
 
 import copy
 import gc
+import io
 import pickle
 import weakref
 
 import diffusers
 import pytest
 import torch
+from builders.cases import PROMPT
 from builders.loops import kinds_of_steps, loop
 from builders.unets import unet2d_condition
 from conftest import trace
@@ -23,7 +25,7 @@ from deepcache_patch import (
     UnsupportedModelError,
 )
 
-SD = CASES["sd"]
+SD, CONTROLNET = CASES["sd"], CASES["sd-controlnet"]
 
 
 def state(pipe):
@@ -78,6 +80,58 @@ def test_a_helper_that_somebody_has_enabled_is_the_one_that_is_changed_and_disab
     assert trace(unet) == before
 
 
+def test_settings_are_remembered_though_the_helper_was_off_and_on_meanwhile():
+    # The helper let go of its pipeline when it was disabled, and nobody kept it afterwards: so it
+    # was with `compare`, too.
+    unet = unet2d_condition()
+    before = trace(unet)
+    helper = deepcache_patch.enable(unet, schedule="uniform", interval=2, branch=1)
+    helper.disable()
+    helper.disable()
+    assert trace(unet) == before
+    helper.enable()
+    del helper
+    gc.collect()
+    helper = deepcache_patch.enable(unet)
+    assert helper.schedule == Uniform(2, 1)
+    deepcache_patch.disable(unet)
+    assert trace(unet) == before
+    gone = weakref.ref(helper)
+    del helper
+    assert gone() is None
+
+
+def test_settings_are_remembered_though_they_were_compared_meanwhile():
+    pipe = SD.load()
+    before = trace(pipe.unet)
+    helper = deepcache_patch.enable(pipe, schedule="uniform", interval=2)
+    helper.compare(num_inference_steps=3, fewer_steps=False, **PROMPT)
+    del helper
+    gc.collect()
+    helper = deepcache_patch.enable(pipe)
+    assert (helper.schedule, helper.enabled) == (Uniform(2), True)
+    deepcache_patch.disable(pipe)
+    assert trace(pipe.unet) == before
+
+
+def test_a_helper_that_is_not_the_kept_one_leaves_it_alone():
+    unet = unet2d_condition()
+    deepcache_patch.enable(unet, schedule="uniform")
+    DeepCacheHelper(unet).disable()
+    gc.collect()
+    assert kinds_of_steps(unet) == "FssFssF"
+    assert deepcache_patch.enable(unet).schedule == Uniform()
+    deepcache_patch.disable(unet)
+
+
+def test_a_with_block_leaves_an_enabled_pipeline_enabled():
+    unet = unet2d_condition()
+    with deepcache_patch.enable(unet, schedule="uniform") as helper:
+        assert helper.enabled
+    assert helper.enabled
+    deepcache_patch.disable(unet)
+
+
 def test_disabling_what_is_not_enabled_is_harmless():
     pipe = SD.load()
     before = state(pipe)
@@ -125,6 +179,54 @@ def test_pipelines_that_share_a_unet_are_switched_one_at_a_time():
     assert deepcache_patch.enable(other).pipe is other
     deepcache_patch.disable(pipe)
     assert (state(pipe), state(other)) == before
+
+
+def test_pipelines_that_share_a_controlnet_alone_are_switched_each_by_itself():
+    pipe, other = CONTROLNET.load(), CONTROLNET.load()
+    other.controlnet = pipe.controlnet
+    before = trace(other.unet), trace(pipe.controlnet)
+    helper = DeepCacheHelper(pipe).enable()
+    deepcache_patch.enable(other)
+    assert set(helper.attached) == {"unet", "controlnet"}
+    deepcache_patch.disable(other)
+    assert trace(other.unet) == before[0]
+    assert helper.enabled
+    assert set(helper.attached) == {"unet", "controlnet"}
+    pipe.unet = None
+    deepcache_patch.disable(pipe)  # whose helper is found by the ControlNet
+    assert trace(pipe.controlnet) == before[1]
+
+
+class Slotted:
+    """A pipeline that takes no attribute but its own."""
+
+    __slots__ = ("__weakref__", "unet")
+
+    def __init__(self, unet):
+        self.unet = unet
+
+    @property
+    def components(self):
+        return {"unet": self.unet}
+
+
+def test_a_pipeline_that_can_keep_no_helper_is_refused_and_one_of_your_own_works():
+    unet = unet2d_condition()
+    pipe, before = Slotted(unet), trace(unet)
+    with pytest.raises(UnsupportedModelError) as caught:
+        deepcache_patch.enable(pipe)
+    assert str(caught.value) == (
+        "Slotted takes no further attribute, so it cannot keep its helper: keep one yourself, "
+        "helper = DeepCacheHelper(pipe).enable()"
+    )
+    assert trace(unet) == before
+    helper = DeepCacheHelper(pipe).enable()
+    assert helper.enabled
+    helper.disable()
+    assert trace(unet) == before
+    helper.enable()
+    deepcache_patch.disable(pipe)
+    assert trace(unet) == before
 
 
 def test_after_another_unet_was_put_in_enabling_again_goes_on_with_the_settings():
@@ -181,4 +283,28 @@ def test_copies_and_pickles_of_an_enabled_pipeline_are_plain():
     deepcache_patch.enable(pipe)
     twin = copy.deepcopy(pipe)
     assert deepcache_patch.enable(twin).pipe is twin
+    deepcache_patch.disable(unet)
+
+
+def test_a_shallow_copy_is_not_what_its_original_keeps():
+    unet = unet2d_condition()
+    helper = deepcache_patch.enable(unet, schedule="uniform")
+    twin = copy.copy(unet)
+    deepcache_patch.disable(twin)
+    assert helper.enabled
+    assert deepcache_patch.enable(unet) is helper
+    deepcache_patch.disable(unet)
+
+
+def test_a_pickle_of_an_enabled_unet_is_read_without_this_package():
+    class Reader(pickle.Unpickler):
+        def find_class(self, module, name):
+            assert not module.startswith("deepcache_patch"), name
+            return super().find_class(module, name)
+
+    unet = unet2d_condition()
+    plain = loop(unet)
+    deepcache_patch.enable(unet)
+    twin = Reader(io.BytesIO(pickle.dumps(unet))).load()
+    assert torch.equal(loop(twin), plain)
     deepcache_patch.disable(unet)

@@ -35,8 +35,8 @@ class _CountingTimesteps(Uniform):
         plan, timesteps = self.plan(context.num_steps), context.timesteps
         if timesteps is None or len(timesteps) != len(plan):
             return plan
-        first = {value: -step for step, value in reversed(list(enumerate(timesteps)))}
-        places = (-first[value] for value in timesteps)
+        first = {value: step for step, value in reversed(list(enumerate(timesteps)))}
+        places = (first[value] for value in timesteps)
         found = Plan(FULL if place % self.interval == 0 else self.branch for place in places)
         starves = len(found.full_steps) == 1 < len(plan.full_steps)
         return plan if starves else found
@@ -87,7 +87,8 @@ class DeepCacheSDHelper:
         """Patch the pipeline's U-Net; if it is enabled already, begin anew with what is set.
 
         Args:
-            pipe: In the place of the one that it has, which is left as it was.
+            pipe: In the place of the one that it has, which is left as it was before it was
+                enabled; where this one is refused, the one that it has stays enabled.
 
         Raises:
             InvalidSettingError: If there is no pipeline, or its U-Net lacks the branch.
@@ -99,13 +100,13 @@ class DeepCacheSDHelper:
             raise InvalidSettingError(
                 "there is no pipeline to enable: give one, DeepCacheSDHelper(pipe=pipe)"
             )
-        helper = self._helper
+        helper = before = self._helper
         if helper is not None and helper.pipe is pipe:
             helper.follow(self._schedule)
+            helper.enable()
         else:
             helper = DeepCacheHelper(pipe, schedule=self._schedule, replay="reuse")
-            self.disable()  # also where the other pipeline has the same U-Net
-        helper.enable()
+            _enable_instead(helper, before)
         self.pipe, self._helper = pipe, helper
         self.reset_states()
         self.function_dict["unet_forward"] = next(iter(unets_of(pipe).values())).forward
@@ -171,3 +172,16 @@ class DeepCacheSDHelper:
     def __getstate__(self) -> dict[str, Any]:
         # A copied pipeline is a plain one, and so is the helper that was copied along with it.
         return {**vars(self), "_helper": None, "function_dict": {}}
+
+
+def _enable_instead(helper: DeepCacheHelper, before: DeepCacheHelper | None) -> None:
+    """Disable what was enabled before, which comes back if the other is refused."""
+    was_enabled = before is not None and before.enabled
+    if before is not None:
+        before.disable()  # first, since both pipelines may have the same U-Net
+    try:
+        helper.enable()
+    except Exception:
+        if before is not None and was_enabled:
+            before.enable()
+        raise

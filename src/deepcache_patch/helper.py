@@ -11,7 +11,7 @@ from torch import nn
 from .inspection.description import as_html, as_text
 from .learning.calibrate import calibrate
 from .learning.calibrated_schedule import Calibrated
-from .running.attachment import SWITCHING, Attachment, let_go
+from .running.attachment import SWITCHING, Attachment, keep, kept_by, let_go
 from .running.compiling import compile_in_place
 from .running.pause import Pause
 from .running.stats import LOGGER, LastGeneration, Stats
@@ -74,7 +74,7 @@ class DeepCacheHelper(Adjustable):
         >>> helper.disable()  # doctest: +SKIP
     """
 
-    __slots__ = ("_found", "_pause")
+    __slots__ = ("_found", "_pause", "_was_kept")
 
     def __init__(
         self,
@@ -90,6 +90,7 @@ class DeepCacheHelper(Adjustable):
     ) -> None:
         warn_of_untested()
         self._found: list[bool] = []  # by each `with` block that is open: enabled or not
+        self._was_kept = False  # by the pipeline, when it was disabled: see `switches`
         self._pause = Pause()
         attachment = Attachment(pipe, self._pause.is_on, weakref.ref(self))
         given = {
@@ -170,14 +171,18 @@ class DeepCacheHelper(Adjustable):
                 anatomies = anatomies_for(self._pipe, self.schedule)
                 attachment.attach(anatomies, self._settings.guides())
                 LOGGER.info("%s, %s: enabled", type(self._pipe).__name__, self.schedule)
+            if self._was_kept:
+                keep(self._pipe, self)
             return self
 
     def disable(self) -> None:
         """Remove every trace from the U-Net and release the cache. Harmless when not enabled."""
         with SWITCHING:
-            let_go(self._pipe)
             if self._attachment.detach():
                 LOGGER.info("%s, %s: disabled", type(self._pipe).__name__, self.schedule)
+            if kept_by(self._pipe) is self:
+                self._was_kept = True
+                let_go(self._pipe)
 
     def __enter__(self) -> "DeepCacheHelper":
         with SWITCHING:

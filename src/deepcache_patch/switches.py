@@ -2,35 +2,30 @@
 nobody has to keep a helper. What keeps it meanwhile stands in `running/attachment.py`.
 """
 
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING
 
 from diffusers import DiffusionPipeline
 from torch import nn
 
 from .helper import DeepCacheHelper
-from .running.attachment import SWITCHING, helpers_of, keep, let_go, release_left_behind
+from .running.attachment import (
+    SWITCHING,
+    check_can_keep,
+    helpers_of,
+    keep,
+    let_go,
+    release_left_behind,
+)
 from .running.components import modules_of
-from .schedules.guide import AnySchedule
-from .schedules.replay import Replay
-from .settings.by_name import ReplayName, ScheduleName
+from .settings.changed import SettingsGiven
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
-class Settings(TypedDict, total=False):
-    """The arguments of `DeepCacheHelper`; `None` is one that is not given."""
-
-    interval: float | None
-    branch: int | None
-    speedup: float | None
-    schedule: AnySchedule | ScheduleName | None
-    first: float
-    last: float
-    replay: Replay | ReplayName | None
-
-
-def enable(pipe: DiffusionPipeline | nn.Module, **settings: "Unpack[Settings]") -> DeepCacheHelper:
+def enable(
+    pipe: DiffusionPipeline | nn.Module, **settings: "Unpack[SettingsGiven]"
+) -> DeepCacheHelper:
     """Accelerate a pipeline, until `disable(pipe)`, and return its helper, which may be dropped.
 
     Where a helper is enabled on the pipeline already, it stays: its settings are changed as
@@ -38,12 +33,16 @@ def enable(pipe: DiffusionPipeline | nn.Module, **settings: "Unpack[Settings]") 
     bare U-Net, has one attribute more, by which it keeps the helper alive. A pipeline that is
     dropped while enabled is freed by Python's next garbage collection, not at once.
 
+    `with enable(pipe):` leaves the pipeline enabled, as the block found it: to accelerate for the
+    length of a block, write `with DeepCacheHelper(pipe):`.
+
     Args:
         pipe: A diffusers pipeline with a U-Net, or a bare U-Net for a hand-written loop.
         settings: Those of `DeepCacheHelper`, such as `interval=3`.
 
     Raises:
-        UnsupportedModelError: If there is no U-Net here that can be cut.
+        UnsupportedModelError: If there is no U-Net here that can be cut, or the pipeline takes no
+            further attribute.
         InvalidSettingError: If a setting is out of range. Nothing is enabled or changed then.
         AlreadyEnabledError: If another pipeline's helper is enabled on the same U-Net.
 
@@ -53,6 +52,7 @@ def enable(pipe: DiffusionPipeline | nn.Module, **settings: "Unpack[Settings]") 
         >>> deepcache_patch.disable(pipe)  # doctest: +SKIP
     """
     modules_of(pipe)  # what is no pipeline has none
+    check_can_keep(pipe)
     with SWITCHING:
         mine = [helper for helper in helpers_of(pipe) if helper.pipe is pipe]
         helper: DeepCacheHelper

@@ -14,14 +14,14 @@ from ..schedules.guide import AnySchedule
 from ..schedules.noise_aware import NoiseAware
 from ..schedules.replay import Replay
 from .by_name import ReplayName, ScheduleName, branch_of, uniform_of
-from .changed import DEFAULT, Settings
+from .changed import DEFAULT, Settings, SettingsGiven
 from .fitting import anatomies_for
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 #: What `set` takes.
-_SETTINGS: Final = ("interval", "branch", "speedup", "schedule", "replay", "first", "last")
+_SETTINGS: Final = tuple(SettingsGiven.__annotations__)
 
 
 class Adjustable:
@@ -114,7 +114,9 @@ class Adjustable:
 
         Raises:
             InvalidSettingError: If an argument is out of range, is not of this schedule, or does
-                not fit a U-Net.
+                not fit a U-Net; or if the schedule brings a replay of its own (`Auto`) where
+                another than the default is in force.
+            UnsupportedModelError: If the pipeline's U-Net was replaced by one that cannot be cut.
 
         Example:
             >>> helper = DeepCacheHelper(pipe, interval=3).enable()  # doctest: +SKIP
@@ -159,6 +161,7 @@ class Adjustable:
 
         Raises:
             InvalidSettingError: If it names a branch that a U-Net does not have, or does not fit.
+            UnsupportedModelError: If the pipeline's U-Net was replaced by one that cannot be cut.
         """
         with SWITCHING:
             found = self._settings.follows(schedule)

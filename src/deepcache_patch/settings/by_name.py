@@ -156,7 +156,7 @@ def branch_of(schedule: Any) -> int | None:
     return branches[0] if len(branches) == 1 else None
 
 
-def told(value: Any, *methods: str) -> str:
+def as_given(value: Any, *methods: str) -> str:
     """What somebody has given in the place of an object; of a class, what may be meant.
 
     Args:
@@ -206,7 +206,7 @@ def replay_of(replay: Any, schedule: Any) -> Replay:
     if isinstance(replay, type) or not isinstance(replay, Replay):
         raise InvalidSettingError(
             f"replay must be {' or '.join(map(repr, REPLAYS))} or an object with a method "
-            f"feature(step, recorded, levels), not {told(replay, 'feature')}"
+            f"feature(step, recorded, levels), not {as_given(replay, 'feature')}"
         )
     return replay
 

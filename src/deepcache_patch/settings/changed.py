@@ -6,14 +6,34 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, TypedDict
 
 from ..errors import InvalidSettingError
 from ..schedules.guide import AnySchedule, Context, Guide, guides_of
 from ..schedules.noise_aware import NoiseAware
 from ..schedules.replay import Replay
 from ..schedules.window import NO_WINDOW, Window
-from .by_name import branch_of, named_schedule, replay_of, schedule_of, with_parameters
+from .by_name import (
+    ReplayName,
+    ScheduleName,
+    branch_of,
+    named_schedule,
+    replay_of,
+    schedule_of,
+    with_parameters,
+)
+
+
+class SettingsGiven(TypedDict, total=False):
+    """The arguments of `DeepCacheHelper`; `None` is one that is not given."""
+
+    interval: float | None
+    branch: int | None
+    speedup: float | None
+    schedule: AnySchedule | ScheduleName | None
+    first: float
+    last: float
+    replay: Replay | ReplayName | None
 
 
 @dataclass(frozen=True)
@@ -50,6 +70,8 @@ class Settings:
         found = self._other_schedule(given, share_of)
         if "replay" in given:
             found = replace(found, replay=replay_of(given["replay"], found.schedule))
+        else:
+            self._check_replay(found.schedule)
         return replace(found, window=replace(self.window, **ends))
 
     def follows(self, schedule: Any) -> Settings:
@@ -94,6 +116,16 @@ class Settings:
                 "another one is given"
             ) from error
         return self._made_of(before | words, found)
+
+    def _check_replay(self, schedule: AnySchedule) -> None:
+        """Refuse a schedule that would put out of force the replay that somebody has chosen."""
+        in_force = not getattr(self.schedule, "own_replay", False)
+        chosen = self.replay != DEFAULT.replay
+        if in_force and chosen and getattr(schedule, "own_replay", False):
+            raise InvalidSettingError(
+                f"{type(schedule).__name__} brings its own replay, and replay={self.replay!r} is "
+                "in force: call set(replay='extrapolate') before"
+            )
 
     def _made_of(self, words: Mapping[str, Any], schedule: AnySchedule) -> Settings:
         return replace(self, schedule=schedule, made=schedule, words=words)

@@ -12,7 +12,7 @@ from ..patching.wrappers import unwrapped
 from ..running.components import is_sharded, schedulers_of, unets_of
 from ..schedules.guide import AnySchedule, GuidingSchedule
 from ..schedules.plans import OUTPUT, Schedule
-from .by_name import told
+from .by_name import as_given
 
 
 def anatomies_for(pipe: Any, schedule: AnySchedule) -> dict[nn.Module, Anatomy]:
@@ -34,7 +34,7 @@ def anatomies_for(pipe: Any, schedule: AnySchedule) -> dict[nn.Module, Anatomy]:
     if isinstance(schedule, type) or not isinstance(schedule, Schedule | GuidingSchedule):
         raise InvalidSettingError(
             "schedule must be a name such as 'auto', what Calibrated.load(file) gives, or an "
-            f"object with a method plan(num_steps), not {told(schedule, 'plan', 'begin')}"
+            f"object with a method plan(num_steps), not {as_given(schedule, 'plan', 'begin')}"
         )
     if not isinstance(schedule, Schedule) and any(map(is_sharded, unets.values())):
         raise InvalidSettingError(
