@@ -42,7 +42,10 @@ NO_SCHEDULE = (
     "method plan(num_steps), not "
 )
 NO_INTEGER = "interval must be an integer of at least 1, not "
-NOT_BOTH = "give either speedup or interval and schedule, not both"
+NOT_BOTH = (
+    "speedup goes with schedule='noise-aware', the default, and in the place of interval: give "
+    "speedup or interval"
+)
 NO_REPLAY = (
     "replay must be 'reuse' or 'extrapolate' or an object with a method "
     "feature(step, recorded, levels), not "

@@ -156,6 +156,22 @@ def test_a_refusal_enables_nothing():
     assert trace(unet) == before
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("intervall", "did you mean 'interval'? There are"), ("cache_depth", "there are")],
+)
+def test_a_setting_that_there_is_not_is_named(name, meant):
+    pipe = SD.load()
+    for _ in range(2):  # before it is enabled, and after
+        with pytest.raises(InvalidSettingError) as refused:
+            deepcache_patch.enable(pipe, **{name: 3})
+        assert f"there is no setting {name!r}" in str(refused.value)
+        known = "interval, branch, speedup, schedule, first, last, replay"
+        assert f"{meant} {known}" in str(refused.value)
+        deepcache_patch.enable(pipe)
+    deepcache_patch.disable(pipe)
+
+
 def test_a_helper_that_was_dropped_while_enabled_is_removed_too():
     unet = unet2d_condition()
     before, plain = trace(unet), loop(unet)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from diffusers import DiffusionPipeline
 from torch import nn
 
+from .errors import InvalidSettingError
 from .helper import DeepCacheHelper
 from .running.attachment import (
     SWITCHING,
@@ -17,6 +18,7 @@ from .running.attachment import (
     release_left_behind,
 )
 from .running.components import modules_of
+from .settings.by_name import no_such
 from .settings.changed import SettingsGiven
 
 if TYPE_CHECKING:
@@ -43,7 +45,8 @@ def enable(
     Raises:
         UnsupportedModelError: If there is no U-Net here that can be cut, or the pipeline takes no
             further attribute.
-        InvalidSettingError: If a setting is out of range. Nothing is enabled or changed then.
+        InvalidSettingError: If there is no such setting, or one is out of range. Nothing is enabled
+            or changed then.
         AlreadyEnabledError: If another pipeline's helper is enabled on the same U-Net.
 
     Example:
@@ -53,6 +56,9 @@ def enable(
     """
     modules_of(pipe)  # what is no pipeline has none
     check_can_keep(pipe)
+    for name in settings:
+        if name not in SettingsGiven.__annotations__:
+            raise InvalidSettingError(no_such("setting", name, SettingsGiven.__annotations__))
     with SWITCHING:
         mine = [helper for helper in helpers_of(pipe) if helper.pipe is pipe]
         helper: DeepCacheHelper

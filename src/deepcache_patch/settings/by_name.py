@@ -74,11 +74,16 @@ def named_schedule(name: str, **given: Any) -> Any:
 
 
 def no_such_schedule(name: str, known: Iterable[str]) -> str:
-    """What to say of a name that no schedule has: the one that may be meant, and all."""
+    """What to say of a name that no schedule has."""
+    return no_such("schedule", name, known)
+
+
+def no_such(kind: str, name: str, known: Iterable[str]) -> str:
+    """What to say of a name that none of a kind has: the one that may be meant, and all."""
     listed = ", ".join(known)
     for meant in get_close_matches(name, known, n=1):
-        return f"there is no schedule {name!r}: did you mean {meant!r}? There are {listed}"
-    return f"there is no schedule {name!r}; there are {listed}"
+        return f"there is no {kind} {name!r}: did you mean {meant!r}? There are {listed}"
+    return f"there is no {kind} {name!r}; there are {listed}"
 
 
 def schedule_of(
@@ -106,7 +111,10 @@ def schedule_of(
     if speedup is not None:
         is_default = schedule is None or (isinstance(schedule, str) and schedule == "noise-aware")
         if not is_default or interval is not None:
-            raise InvalidSettingError("give either speedup or interval and schedule, not both")
+            raise InvalidSettingError(
+                "speedup goes with schedule='noise-aware', the default, and in the place of "
+                "interval: give speedup or interval"
+            )
         schedule = named_schedule("noise-aware", **given)
         share = share_of(schedule)
         given["interval"] = _interval_for(speedup, schedule.branch, share)
