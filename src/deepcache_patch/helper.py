@@ -220,8 +220,10 @@ class DeepCacheHelper(Adjustable):
     ) -> AbstractContextManager[None]:
         """Tell of the one generation that a `with` block is: a loop of your own has no pipeline.
 
-        For what this thread or asyncio task calls in it, as `paused`. Tell one of the three; what
-        is recorded is released when the block is left.
+        For what this thread or asyncio task calls in it, `asyncio.to_thread` included. Of several
+        tasks made in one block only the first to call is meant: enter a block in each. Entered in a
+        generator, it is for what is called while that runs. Tell one of the three; what is recorded
+        is released when the block is left.
 
         Args:
             sigmas: The noise level of each call of the U-Net, falling, where the data's is 1; those
@@ -235,8 +237,8 @@ class DeepCacheHelper(Adjustable):
 
         Raises:
             InvalidSettingError: If what is told is not that.
-            RuntimeError: If the helper is not enabled, or the block is left in another thread or
-                task than it was entered in.
+            RuntimeError: If the helper is not enabled, the block is entered in an asynchronous
+                generator, or left in another thread or task than it was entered in.
         """
         told: Any = {"sigmas": sigmas, "timesteps": timesteps, "scheduler": scheduler}
         found = told_by(**told, prediction_type=prediction_type)

@@ -12,6 +12,7 @@ from deepcache_patch import (
     FULL,
     DeepCacheHelper,
     DeepCacheWarning,
+    InvalidSettingError,
     Uniform,
 )
 from deepcache_patch.running.told import told_by
@@ -163,6 +164,93 @@ def test_a_list_of_which_nothing_is_passed_counts_the_steps():
         (0, 1, 1),
         (0, 2, 0),
     ]
+
+
+def test_entries_between_those_that_were_told_are_none_of_them():
+    # A list of every second timestep shares its memory with the whole one.
+    whole = torch.tensor([950, 900, 850, 800, 750])
+    for calls in (whole, whole.tolist(), list(whole)):
+        found = walk(calls, timesteps=whole[::2])
+        assert [found[0], found[2], found[4]] == [(0, 0, 0), (0, 1, 0), (0, 2, 0)]
+        assert found[1] == found[3]
+        assert "timestep 900 is none of those" in found[1]
+    found = walk(whole[1:], timesteps=whole[::2])
+    assert "timestep 900 is none of those" in found[0]
+    assert found[1] == (0, 0, 0)
+    found = walk(whole, timesteps=whole[2:])
+    assert "timestep 950 is none of those" in found[0]
+    assert found[2:] == [(0, 0, 0), (0, 1, 0), (0, 2, 0)]
+
+
+def test_another_list_of_as_many_entries_is_known_by_its_values():
+    told = torch.tensor([900, 700, 500, 300, 100])
+    other = torch.tensor([950, 900, 500, 200, 100])
+    found = walk(other[1:], timesteps=told)
+    stray = "its timestep 200 is none of those that generation() was told: tell those of all calls"
+    assert found == [(0, 0, 0), (0, 2, 0), stray, (0, 4, 0)]
+    # A copy in another type is the same list, also where rounding makes two entries alike.
+    near = torch.tensor([900, 899, 500, 300, 100])
+    copied = near.to(torch.bfloat16)
+    assert copied[0] == copied[1]
+    assert walk(copied, timesteps=near) == [(0, step, 0) for step in range(5)]
+
+
+def test_what_is_told_is_read_once(monkeypatch):
+    reads, original = [], torch.Tensor.tolist
+
+    def counted(tensor):
+        reads.append(tuple(tensor.shape))
+        return original(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "tolist", counted)
+    monkeypatch.setattr(torch.Tensor, "__float__", None)
+    timesteps = torch.tensor(LISTED)
+    assert walk(list(timesteps), timesteps=timesteps) == [(0, step, 0) for step in range(5)]
+    assert reads == [(5,)]
+
+
+def test_a_scheduler_that_has_lost_its_timesteps_is_an_error():
+    scheduler = ddim()
+    steps = ToldSteps(told_by(scheduler=scheduler))
+    scheduler.timesteps = None
+    with pytest.raises(InvalidSettingError, match=r"DDIMScheduler .* no timesteps any more"):
+        steps.locate(900)
+
+
+@pytest.mark.parametrize(
+    ("calls", "message"),
+    [
+        ([900, 700, 100, 100], "of the 4 steps .*, 3 came, and one of them had 2 calls"),
+        ([900, 900, 700, 400, 100], "of the 4 steps .*, 4 came, and one of them had 2 calls"),
+    ],
+    ids=["rounded to the same number", "a call to warm up"],
+)
+def test_steps_that_may_have_been_taken_for_one_are_told_of_once(calls, message):
+    unet = unet2d()
+    with DeepCacheHelper(unet, schedule=Uniform(2)) as helper:
+        with pytest.warns(DeepCacheWarning, match=message) as said:
+            called(helper, unet, calls, **SIGMAS)
+        assert len(said) == 1
+        called(helper, unet, calls, **SIGMAS)
+
+
+@pytest.mark.parametrize(
+    "calls",
+    [
+        [900, 700],
+        [900, 700, 700],
+        [900, 700, 700, 400, 400],
+        [900, 700, 700, 400, 400, 100, 100],
+        [900, 900, 700],
+        [900, 900, 700, 700, 400, 400, 100, 100],
+    ],
+    ids=["euler", "heun", "more of heun", "all of heun", "guided", "all of guided"],
+)
+def test_loops_that_are_broken_off_and_steps_of_several_calls_are_no_matter(calls):
+    unet = unet2d()
+    with DeepCacheHelper(unet, schedule=Uniform(2)) as helper:
+        called(helper, unet, calls, **SIGMAS)
+        assert helper.stats.generations == 1
 
 
 def test_timesteps_that_a_scheduler_gets_within_the_block_count():

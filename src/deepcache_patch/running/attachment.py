@@ -17,11 +17,12 @@ from ..errors import AlreadyEnabledError, UnsupportedModelError
 from ..patching.call import CallPatch, call_patch_of
 from ..patching.wrappers import layers_of, unwrapped
 from ..schedules.guide import Context, Guide
+from .blocks import Telling
 from .callers import Callers
 from .components import controlnets_of, modules_later, modules_of, schedulers_of, unets_of
 from .controlnet import AttachedCompanion
 from .stats import LastGeneration, Stats
-from .told import Telling, Told
+from .told import Told
 from .unet import AttachedUNet
 
 #: Where a pipeline keeps the helper that nobody else needs to keep.
@@ -136,6 +137,7 @@ class Attachment:
                 each.attach()
             undo.pop_all()
         self.unets, self.companions = unets, companions
+        self._telling.attached()
         self._stats, self._last = Stats(), {}
 
     def detach(self) -> bool:

@@ -86,10 +86,23 @@ class Session:
         tracker = copy.copy(self.tracker) if ahead else self.tracker
         return tracker.locate(timestep, timesteps, by_pipeline)
 
-    def passed(self, timestep: Any) -> None:
-        """A call ran plainly. It is counted where the steps are told, and known by their order."""
-        if self.told is not None and timestep is not None:
+    def passed(self, timestep: Any, *, is_written_down: bool = False) -> None:
+        """A call ran plainly. It is counted where the steps are told, and known by their order.
+
+        Args:
+            timestep: What the U-Net got.
+            is_written_down: Whether it may have no value, if it is a tensor.
+        """
+        if not isinstance(self.tracker, ToldSteps) or timestep is None:
+            return
+        if is_written_down and isinstance(timestep, torch.Tensor):
+            self.tracker.miss()
+        else:
             self.tracker.locate(timestep)
+
+    def doubt(self) -> str | None:
+        """What to say at the end of a generation that was told, if its steps may be others."""
+        return self.tracker.doubt() if isinstance(self.tracker, ToldSteps) else None
 
     def enter(self, guide: Guide, step: int) -> None:
         """Ask the guide what the step is, once for each; a full one left out is made up for."""

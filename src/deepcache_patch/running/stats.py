@@ -87,7 +87,7 @@ class Course:
         self._start = self._end = time.perf_counter()
         self._over = False
 
-    def called(self, step: int, slot: int, branch: int | None) -> None:
+    def called(self, step: int, order: int, branch: int | None) -> None:
         """A call of a step is over; `branch` is `None` if it ran in full."""
         self._end = time.perf_counter()
         self._full_calls += branch is None
@@ -99,7 +99,7 @@ class Course:
             self._entries[-1] = step, FULL
         if LOGGER.isEnabledFor(logging.DEBUG):
             what = "in full" if branch is None else f"shallow, at branch {branch}"
-            LOGGER.debug("%s: step %d, call %d of it: %s", self._unet, step, slot, what)
+            LOGGER.debug("%s: step %d, call %d of it: %s", self._unet, step, order, what)
 
     def called_anywhere(self) -> None:
         """A call is over that ran in full because its step is not known; it counts as a step."""

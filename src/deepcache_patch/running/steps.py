@@ -13,7 +13,7 @@ import torch
 
 from ..schedules.guide import Position
 from .strides import Strides, Way
-from .timelines import ROUNDING, Expected, Place, Timelines, same_timeline, turns_back
+from .timelines import ROUNDING, SAME, Expected, Place, Timelines, same_timeline, turns_back
 
 #: How many steps in a row have to be alike for calls that were astray to be a loop.
 _PROOF: Final = 4
@@ -21,9 +21,6 @@ _PROOF: Final = 4
 #: A loop over larger values is one over timesteps, down to about 0. Noise levels are smaller, and
 #: may go down by any share in one step.
 _NOISE_LEVEL: Final = 200
-
-#: Values that differ by no more, as a share of themselves, are the same.
-_SAME: Final = 1e-5
 
 _UNCLEAR: Final = (
     "its step cannot be told from its timestep: pass an element of the scheduler's timesteps, the "
@@ -213,7 +210,7 @@ class StepTracker:
         if before is None or now is None:
             return None
         fall = before - now
-        if abs(fall) <= _SAME * abs(before) or 0 > fall >= -2 * ROUNDING * self._start:
+        if abs(fall) <= SAME * abs(before) or 0 > fall >= -2 * ROUNDING * self._start:
             fall = 0.0
         whole = max(self._start, abs(before))
         return (

@@ -14,6 +14,9 @@ import torch
 
 from ..schedules.noise import timesteps_of
 
+#: Values that differ by no more, as a share of themselves, are the same.
+SAME: Final = 1e-5
+
 # A longer storage is no list of timesteps: diffusion models are trained with a thousand or so.
 _LONGEST: Final = 10_000
 
@@ -64,9 +67,9 @@ class Timelines:
     """Finds the places of timesteps, and remembers the lists that it has read."""
 
     def __init__(self) -> None:
-        # The lists that were read last: the scheduler's with its values, another with its length.
+        # The lists that were read last, with their values: the scheduler's, and another.
         self._known: tuple[torch.Tensor, torch.dtype, list[float]] | None = None
-        self._foreign: tuple[torch.Tensor, int] | None = None
+        self._foreign: tuple[torch.Tensor, list[float]] | None = None
 
     def place(
         self,
@@ -88,12 +91,13 @@ class Timelines:
         """
         if isinstance(timestep, torch.Tensor) and _is_one_entry_of_many(timestep):
             if timesteps is not None and same_storage(timestep, timesteps):
-                stride = timesteps.stride()[0] or 1
-                index = int(timestep.storage_offset() - timesteps.storage_offset()) // stride
-                inside = 0 <= index < len(timesteps)
-                return Place(timesteps, index, len(timesteps), None, index == 0) if inside else None
-            length = self._length_behind(timestep)
-            if length:
+                offset = int(timestep.storage_offset() - timesteps.storage_offset())
+                index, beside = divmod(offset, timesteps.stride()[0] or 1)
+                if not 0 <= index < len(timesteps):
+                    return None
+                if not beside:  # else it is between two entries, and counts by its value
+                    return Place(timesteps, index, len(timesteps), None, index == 0)
+            elif length := len(self.values_behind(timestep)):
                 index = int(timestep.storage_offset())
                 return Place(timestep, index, length, None, index == 0)
         value = one_value(timestep)
@@ -131,16 +135,17 @@ class Timelines:
             self._known = (timesteps, dtype, timesteps.flatten().to(dtype).tolist())
         return self._known[2]
 
-    def _length_behind(self, timestep: torch.Tensor) -> int:
-        """How long the list of timesteps is that this is a view into; 0 if it is none.
+    def values_behind(self, timestep: torch.Tensor) -> list[float]:
+        """The list of timesteps that this is a view into; an empty one if it is none.
 
         Such a list is a copy on another device, or the caller's own. What does not fall, such as a
         table of all timesteps or a pair of equal ones, says nothing about the order of the calls.
         """
         if self._foreign is None or not same_storage(timestep, self._foreign[0]):
             length = timestep.untyped_storage().nbytes() // timestep.element_size()
-            whole = timestep.as_strided((min(length, _LONGEST),), (1,), 0)
-            self._foreign = (timestep, length if _falls(whole.tolist()) else 0)
+            whole = timestep.as_strided((length,), (1,), 0)
+            is_list = length <= _LONGEST and _falls(values := whole.tolist())
+            self._foreign = (timestep, values if is_list else [])
         return self._foreign[1]
 
 

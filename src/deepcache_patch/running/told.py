@@ -1,24 +1,23 @@
 """What a person tells of a generation whose loop is their own: `DeepCacheHelper.generation`.
 
-Here what is told is checked and kept, for one thread or asyncio task. Where a call of such a
-generation stands is found in `told_steps`.
+Here what is told is checked and kept. Which calls are within the block is found in `blocks`, and
+where a call of such a generation stands in `told_steps`.
 """
 
+import asyncio
 import itertools
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
-from typing import Any, Final
+from collections.abc import Sequence
+from contextlib import ExitStack
+from types import FrameType
+from typing import Any
 
 import torch
 
 from ..errors import InvalidSettingError
 from ..schedules.noise import timesteps_of
 from ..schedules.told_noise import PREDICTIONS, ToldNoise
-
-#: Values that differ by no more, as a share of themselves, are the same.
-SAME: Final = 1e-5
+from .timelines import SAME
 
 
 class Told:
@@ -26,67 +25,85 @@ class Told:
 
     Attributes:
         scheduler: What knows its noise levels; `None` for that of the pipeline, if there is one.
+        values: Its timesteps, where they were given as a list.
         by_order: Whether its steps are told by their noise levels alone, so that the timesteps
             that the U-Net gets say only whether a call is of the same step as the one before.
         sessions: What it has of each U-Net that was called in it.
         over: Whether its block was left.
         is_missed: Whether calls may have been made that were not seen: the helper was disabled.
+        outer: The one in whose block its own was entered, if there is one.
+        generator: The frame of the generator that its block is entered in, if it is in one.
+        attachments: How often the helper had been enabled when the block was entered.
+        is_passed_by: Whether calls came between two values of that generator.
     """
 
     def __init__(
-        self, timesteps: torch.Tensor | None, scheduler: Any, *, by_order: bool = False
+        self,
+        timesteps: torch.Tensor | None,
+        scheduler: Any,
+        *,
+        values: list[float] | None = None,
+        by_order: bool = False,
     ) -> None:
         self._timesteps = timesteps
+        self.values = values
         self.scheduler = scheduler
         self.by_order = by_order
         self.sessions: dict[Any, Any] = {}
-        self.over = self.is_missed = False
+        self.over = self.is_missed = self.is_passed_by = False
+        self.outer: Told | None = None
+        self.generator: FrameType | None = None
+        self.attachments = 0
+        self._task: asyncio.Task[Any] | None = None
+        self._is_shared = False
 
     @property
     def timesteps(self) -> torch.Tensor:
-        """One for each step, shape `(steps,)`."""
-        found = self._timesteps if self.scheduler is None else timesteps_of(self.scheduler)
-        assert found is not None
-        return found
-
-    def end(self) -> None:
-        """The block is left: let go of what was recorded."""
-        self.over = True
-        for unet, session in self.sessions.items():
-            unet.end(session)
-        self.sessions.clear()
-
-
-class Telling:
-    """Which generation is told at present; another answer in each thread and asyncio task."""
-
-    def __init__(self) -> None:
-        self._told: ContextVar[Told | None] = ContextVar("told", default=None)
-
-    def current(self) -> Told | None:
-        """The generation in whose block the caller is, the innermost; `None` outside of one."""
-        told = self._told.get()
-        return None if told is None or told.over else told
-
-    @contextmanager
-    def block(self, told: Told) -> Iterator[None]:
-        """One generation for the length of a `with` block.
+        """One for each step, shape `(steps,)`.
 
         Raises:
-            RuntimeError: If the block is left in another thread or task than it was entered in.
+            InvalidSettingError: If the scheduler has lost them since.
         """
-        before = self._told.set(told)
-        try:
-            yield
-        finally:
-            told.end()
-            try:
-                self._told.reset(before)
-            except ValueError as error:
-                raise RuntimeError(
-                    "generation() was entered in another thread or asyncio task: leave it there, "
-                    "too"
-                ) from error
+        found = self._timesteps if self.scheduler is None else timesteps_of(self.scheduler)
+        if found is None:
+            raise InvalidSettingError(
+                f"the {type(self.scheduler).__name__} that generation() was told has no timesteps "
+                "any more: call its set_timesteps(...)"
+            )
+        return found
+
+    def is_anothers(self) -> bool:
+        """Whether the call that is made now is of another asyncio task than those before.
+
+        Tasks may follow each other, one for each step. Of those that are under way together, the
+        first that has called is meant. Threads without a task (`asyncio.to_thread`) belong to it.
+        """
+        task = _current_task()
+        if task is None:
+            return False
+        if self._task is None or (self._task.done() and not self._is_shared):
+            self._task = task
+        self._is_shared = self._is_shared or task is not self._task
+        return task is not self._task
+
+    def end(self, *, failed: bool = False) -> None:
+        """The block is left, by an error or not: let go of everything, whatever a guide raises."""
+        self.over = True
+        with ExitStack() as all_of_them:
+            all_of_them.callback(self._let_go)
+            for unet, session in list(self.sessions.items()):
+                all_of_them.callback(unet.end, session, failed=failed)
+
+    def _let_go(self) -> None:
+        self.sessions.clear()
+        self._timesteps = self.values = self.scheduler = self.generator = self._task = None
+
+
+def _current_task() -> "asyncio.Task[Any] | None":
+    try:
+        return asyncio.current_task()
+    except RuntimeError:  # no loop runs in this thread
+        return None
 
 
 def told_by(
@@ -120,7 +137,8 @@ def told_by(
         values = _numbers("timesteps", timesteps)
         # A tensor is kept itself: what the loop takes out of it is known by its memory.
         is_tensor = isinstance(timesteps, torch.Tensor)
-        return Told(timesteps if is_tensor else torch.tensor(values, dtype=torch.float64), None)
+        found = timesteps if is_tensor else torch.tensor(values, dtype=torch.float64)
+        return Told(found, None, values=values)
     return Told(None, _ready(scheduler))
 
 
@@ -128,7 +146,9 @@ def _numbers(name: str, values: Any) -> list[float]:
     try:
         if getattr(values, "ndim", 1) != 1:
             raise TypeError
-        found = [float(each) for each in values]
+        # A tensor is read at once: each read may wait for the device.
+        listed = values.tolist() if isinstance(values, torch.Tensor) else values
+        found = [float(each) for each in listed]
     except (TypeError, ValueError) as error:
         raise InvalidSettingError(
             f"{name} must be a list of numbers, one for each step, not {values!r}"

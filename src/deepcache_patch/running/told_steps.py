@@ -5,13 +5,24 @@ value. Where the list has only noise levels, or the loop passes something else, 
 another value than that of the last call is the next step.
 """
 
+import statistics
 from collections.abc import Callable
 
 import torch
 
 from ..schedules.guide import Position
-from .timelines import Expected, Timelines, one_value, same_timeline, turns_back
-from .told import SAME, Told
+from .timelines import (
+    ROUNDING,
+    SAME,
+    Expected,
+    Place,
+    Timelines,
+    one_value,
+    same_storage,
+    same_timeline,
+    turns_back,
+)
+from .told import Told
 
 
 class ToldSteps:
@@ -34,6 +45,10 @@ class ToldSteps:
         self._at = -1  # the entry of the last call
         self._passed: float | None = None  # its value, where the order counts
         self._rises: bool | None = None  # whether such values rise, from step to step
+        self._counts: tuple[int, ...] = ()  # of the calls of each step; look-aheads share it
+        self._foreign: list[float] | None = None  # another list that entries came of
+        self._is_copy = False  # whether that has the values of the told one
+        self._missed = _DISABLED if told.is_missed else None
         self._ended: str | None = None  # why no later call has a position
         self._astray: str | None = None  # what was said of the first call that is not in the list
         self.unclear: str | None = None
@@ -76,7 +91,8 @@ class ToldSteps:
         """
         if self._timeline is None:
             self._timeline = self._told.timesteps
-            self._values = [float(value) for value in self._timeline.tolist()]
+            given = self._told.values
+            self._values = [float(value) for value in given or self._timeline.tolist()]
         entry = self._entry(timestep)
         if entry is None:
             return None
@@ -93,6 +109,27 @@ class ToldSteps:
         step, steps = entry - self._first, len(self._values) - self._first
         return Position(self._generation, step, self._order, steps)
 
+    def miss(self) -> None:
+        """A call ran plainly whose timestep cannot be read."""
+        self._missed = self._missed or _UNREAD
+
+    def doubt(self) -> str | None:
+        """What to say at the end of a loop if some of its steps seem to have been taken for one."""
+        steps, counts = len(self._values), self._counts
+        if self._ended is not None or self._missed is not None or len(counts) < 3:
+            return None
+        usual, most = statistics.mode(counts), max(counts)
+        # All calls of a whole loop came, but not all steps.
+        is_short = len(counts) < steps <= sum(counts) and most > usual
+        if not is_short and counts[0] <= max(counts[1:]):
+            return None
+        return (
+            f"of the {steps} steps that generation() was told, {len(counts)} came, and one of them "
+            f"had {most} calls of the U-Net, where others had {usual}: it may have been several "
+            "steps, whose timesteps are rounded to the same number, or a call to warm up, and the "
+            "picture may be wrong. Tell timesteps= or scheduler=, and warm up before the block"
+        )
+
     def _entry(self, timestep: torch.Tensor | float) -> int | None:
         """Which entry of the list the call is at."""
         if self._told.by_order or self._is_listed is False:
@@ -100,9 +137,10 @@ class ToldSteps:
         found = self._listed(timestep)
         if found is not None:
             self._is_listed = True
-        elif self._is_listed is None:  # nor will those be that follow
-            return self._by_order(timestep)
+        elif self._is_listed is None and not self._is_of_list(timestep):
+            return self._by_order(timestep)  # nor will those be listed that follow
         else:
+            self._is_listed = True
             self.unclear = self._stray(one_value(timestep))
         return found
 
@@ -110,7 +148,7 @@ class ToldSteps:
         """The entry that the timestep is, by its memory or its value."""
         place = self._timelines.place(timestep, self._timeline, None)
         is_own = place is None or same_timeline(place.timeline, self._timeline)
-        if place is not None and (is_own or place.length == len(self._values)):
+        if place is not None and (is_own or self._is_copy_of_list(place)):
             return place.entry  # of the list, or of a copy of it, such as one on the device
         if not is_own and isinstance(timestep, torch.Tensor):
             timestep = timestep.clone()  # it counts by its value
@@ -118,6 +156,25 @@ class ToldSteps:
         expected = Expected(self._timeline, self._at, more)  # one of several equal entries
         place = self._timelines.place(timestep, self._timeline, expected if is_own else None)
         return None if place is None else place.entry
+
+    def _is_of_list(self, timestep: torch.Tensor | float) -> bool:
+        """Whether it is a view into the list's memory: such as one between two entries."""
+        if self._timeline is None or not isinstance(timestep, torch.Tensor):
+            return False
+        return same_storage(timestep, self._timeline)
+
+    def _is_copy_of_list(self, place: Place) -> bool:
+        """Whether the list that the place is in has the told one's values, but for rounding."""
+        foreign = place.timeline
+        if foreign is None or place.length != len(self._values):
+            return False
+        values = self._timelines.values_behind(foreign)
+        if values is not self._foreign:
+            own = torch.tensor(self._values, dtype=torch.float64).to(foreign.dtype).tolist()
+            bound = ROUNDING / 2 * (max(own) - min(own))
+            near = (abs(one - other) <= bound for one, other in zip(own, values, strict=True))
+            self._foreign, self._is_copy = values, all(near)
+        return self._is_copy
 
     def _stray(self, value: float | None) -> str:
         """Why a call has no place in the list; of all that are none of it, what the first said."""
@@ -138,15 +195,16 @@ class ToldSteps:
         if value is None:
             self.unclear = _SEVERAL
             return None
-        if self._told.is_missed and self._passed is None:
-            self.unclear = self._ended = (
-                "the helper was disabled within the block of generation(), and calls were missed"
-            )
+        if self._missed is not None:
+            self.unclear = self._ended = self._missed
             return None
         self._is_listed = False
         before, self._passed = self._passed, value
         if before is not None and abs(value - before) <= SAME * max(abs(value), abs(before)):
+            if self._first is not None:  # else it may be one that failed, again
+                self._counts = (*self._counts[:-1], self._counts[-1] + 1)
             return self._at
+        self._counts = (*self._counts, 1)
         steps = len(self._values)
         if before is not None:
             rises = value > before
@@ -171,4 +229,9 @@ class ToldSteps:
         return self._at >= 0 and turns_back(self._values, self._at, entry)
 
 
+_DISABLED = "the helper was disabled within the block of generation(), and calls were missed"
+_UNREAD = (
+    "a call within the block of generation() was traced, captured or mapped by torch.func, and its "
+    "timestep cannot be read: give it as a number, or make such calls outside of the block"
+)
 _SEVERAL = "the samples of its batch are at different timesteps"

@@ -8,7 +8,7 @@ import threading
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import torch
 from torch import nn
@@ -32,6 +32,11 @@ from .slots import Slot
 from .stats import Course, LastGeneration, Stats
 from .told import Told
 from .tracing import is_written_down
+
+_ANOTHERS: Final = (
+    "it is of another asyncio task than the loop whose block of generation() it is in: enter a "
+    "block in each task"
+)
 
 
 class AttachedUNet:
@@ -76,7 +81,7 @@ class AttachedUNet:
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         self.example: dict[str, Any] | None = None
         self._course: Course | None = None
-        self._told_of_changes = False
+        self._told_of_changes = self._told_of_doubt = False
         self._generations = self._full_calls = self._shallow_calls = self._peak_nbytes = 0
         # A cut changes the U-Net for everybody, so calls take turns.
         self._lock = patch.lock
@@ -122,8 +127,6 @@ class AttachedUNet:
             self.reset()
             for session in list(self._sessions):
                 session.residuals.clear()
-                if session.told is not None:
-                    session.told.is_missed = True
 
     def follow(self, begin: Callable[[Context], Guide]) -> None:
         """Be led by another from the next call on, which is a first step."""
@@ -137,8 +140,8 @@ class AttachedUNet:
             for session in list(self._sessions):
                 session.reset()
 
-    def end(self, session: Session) -> None:
-        """A generation is over of which somebody has told."""
+    def end(self, session: Session, *, failed: bool) -> None:
+        """A generation is over of which somebody has told; by an error, perhaps."""
         with self._lock:
             guide = session.guide
             session.reset()
@@ -146,6 +149,10 @@ class AttachedUNet:
             self._sessions.discard(session)
             if guide is not None:
                 guide.finish()
+            doubt = session.doubt()
+            if doubt is not None and self.installed and not failed and not self._told_of_doubt:
+                self._told_of_doubt = True
+                warn(doubt)
 
     def foresee(self, timestep: Any, sample: torch.Tensor, source: Source) -> int | None:
         """The branch of the coming call, for a companion that is called before it.
@@ -214,8 +221,8 @@ class AttachedUNet:
         session = self._session()
         paused = self._runs_plainly(self._anatomy.sample(arguments))
         if paused:
-            if self._paused():
-                session.passed(self._anatomy.timestep(arguments))
+            is_unread = is_written_down(self._anatomy.sample(arguments))
+            session.passed(self._anatomy.timestep(arguments), is_written_down=is_unread)
             session.reset()  # what was recorded before this call is too old after it
         position = None if paused else self._decision.position(session, arguments)
         if position is None:
@@ -271,6 +278,10 @@ class AttachedUNet:
         """
         if self._paused() or is_written_down(sample):
             return True
+        told = self._told()
+        if told is not None and told.is_anothers():
+            self._decision.warn(_ANOTHERS)
+            return True
         return self._callers.gone and not self._callers.are_pipelines()
 
     def _kinds_of_calls(self) -> int:
@@ -279,6 +290,8 @@ class AttachedUNet:
 
     def _session(self) -> Session:
         told = self._told()
+        if told is not None and told.is_anothers():
+            return Session()  # of no generation
         if told is not None:
             if self not in told.sessions:
                 told.sessions[self] = Session(told)
