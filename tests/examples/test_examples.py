@@ -267,7 +267,8 @@ def test_what_a_script_says_of_real_models_is_so(name, run, cache, monkeypatch, 
     steps = [] if name == "server" else [STEPS]
     with torch.compiler.set_stance("force_eager"):
         last = run(name, *options_for_a_real_model(name), *steps)[-1]
-    assert "shallow calls" in last or name == "server"
+    # A server says where it listens, and DeepCache's helper counts no calls.
+    assert "shallow calls" in last or name in ("server", "migrate_from_deepcache")
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
