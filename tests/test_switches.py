@@ -149,7 +149,7 @@ def test_a_refusal_enables_nothing():
     before = trace(unet)
     with pytest.raises(InvalidSettingError):
         deepcache_patch.enable(unet, branch=9)
-    with pytest.raises(TypeError, match="intervall"):
+    with pytest.raises(InvalidSettingError, match="intervall"):
         deepcache_patch.enable(unet, intervall=3)
     with pytest.raises(UnsupportedModelError):
         deepcache_patch.enable(torch.nn.Linear(1, 1))
