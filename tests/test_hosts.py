@@ -177,6 +177,7 @@ def test_pruna_compiles_what_the_helper_has_taken_over_of_layers_which_is_nothin
     assert torch.equal(SD.run(pipe, steps=STEPS), expected)
 
 
+@pytest.mark.slow
 def test_pruna_switches_the_helper_off_and_on_after_it_has_compiled_the_model():
     pipe = SD.load()
     plain = SD.run(pipe, steps=STEPS)

@@ -353,6 +353,7 @@ def test_helper_compile_refuses_what_is_compiled_already():
         DeepCacheHelper(pipe, schedule=Uniform()).compile()
 
 
+@pytest.mark.slow
 def test_a_controlnet_that_is_cut_is_compiled_along(graphs):
     case = CASES["sd-controlnet"]
     pipe = case.load()
