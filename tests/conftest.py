@@ -1,6 +1,7 @@
 """What several test files look at: which modules of a U-Net run, and what its modules hold."""
 
 import gc
+import threading
 import weakref
 from collections import Counter
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from tqdm import TMonitor
 
 from deepcache_patch.cutting.anatomy import dissect
 from deepcache_patch.cutting.features import FeatureCache, Recorder, StandIn, first_tensor
@@ -131,6 +133,10 @@ def same_kernels():
 @pytest.fixture(scope="module")
 def quick_collections():
     """What the libraries are made of is not looked at in each collection."""
+    # Bars of other tests leave a thread that wakes every ten seconds, to wait by another lock.
+    for thread in threading.enumerate():
+        if isinstance(thread, TMonitor):
+            thread.exit()
     gc.collect()
     gc.freeze()
     yield
