@@ -240,11 +240,15 @@ class DeepCacheHelper(Adjustable):
             RuntimeError: If the helper is not enabled, the block is entered in an asynchronous
                 generator, or left in another thread or task than it was entered in.
         """
-        told: Any = {"sigmas": sigmas, "timesteps": timesteps, "scheduler": scheduler}
-        found = told_by(**told, prediction_type=prediction_type)
+        told = told_by(
+            sigmas=sigmas,
+            timesteps=timesteps,
+            scheduler=scheduler,
+            prediction_type=prediction_type,
+        )
         if not self.enabled:
             raise RuntimeError("generation() is of a helper that is enabled: call enable() before")
-        return self._attachment.generation(found)
+        return self._attachment.generation(told)
 
     def calibrate(
         self,

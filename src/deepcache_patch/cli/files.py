@@ -47,11 +47,11 @@ def require_file_name(text: str, *names: str) -> None:
         text: The value, which is none of the names.
         names: What may stand there beside a file.
     """
-    from ..settings.by_name import no_such_schedule  # which needs numpy
+    from ..settings.by_name import no_such  # which needs numpy
 
     if text.endswith(".json") or os.path.basename(text) != text or os.path.exists(text):
         return
-    known = no_such_schedule(text, names)
+    known = no_such("schedule", text, names)
     raise BadInputError(f"{known}, or a file that `calibrate` wrote")
 
 

@@ -127,9 +127,8 @@ def _calls_of(pipe: Any, call: Mapping[str, Any], steps: int, calls: int) -> Cal
     """How many U-Net calls a number of steps makes, going by those that `steps` made."""
     strength = call.get("strength", _default(pipe, "strength"))
     begins_later = any(call.get(name) is not None for name in _BEGINS)
-    if call.get("denoising_start") is not None or not begins_later:
-        strength = 1
-    if not isinstance(strength, float):
+    is_whole = call.get("denoising_start") is not None or not begins_later
+    if is_whole or not isinstance(strength, float):
         strength = 1
 
     def timesteps(number: int) -> int:

@@ -7,7 +7,6 @@ generation are led through: the guide is asked, features are recorded and replay
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any, Final, cast
 
 import torch
@@ -325,8 +324,9 @@ class AttachedUNet:
             scheduler = session.scheduler
             is_own = session.tracker.runs_on(timesteps_of(scheduler))
             is_guess = position.num_steps is None
-            context = Context(num_steps, timesteps, scheduler, self._unet, is_own, is_guess)
-            context = replace(context, is_told=session.told is not None)
+            is_told = session.told is not None
+            known = (num_steps, timesteps, scheduler, self._unet, is_own, is_guess)
+            context = Context(*known, is_told=is_told)
             guide = self._begin(context)
             self._cuts.record(guide.branches)
             session.guide, session.course.calibration = guide, guide.learns

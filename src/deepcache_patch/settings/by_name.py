@@ -50,7 +50,7 @@ def named_schedule(name: str, **given: Any) -> Any:
         InvalidSettingError: If the name is unknown, a parameter is another's or out of range.
     """
     if name not in PARAMETERS:
-        raise InvalidSettingError(no_such_schedule(name, PARAMETERS))
+        raise InvalidSettingError(no_such("schedule", name, PARAMETERS))
     given = {key: value for key, value in given.items() if value is not None}
     for key in given:
         if key not in PARAMETERS[name]:
@@ -71,11 +71,6 @@ def named_schedule(name: str, **given: Any) -> Any:
     if "branch" in given:
         given["branches"] = (given.pop("branch"),)
     return Adaptive(**given)
-
-
-def no_such_schedule(name: str, known: Iterable[str]) -> str:
-    """What to say of a name that no schedule has."""
-    return no_such("schedule", name, known)
 
 
 def no_such(kind: str, name: str, known: Iterable[str]) -> str:
