@@ -15,9 +15,18 @@ from tqdm import TMonitor
 
 from deepcache_patch.cutting.anatomy import dissect
 from deepcache_patch.cutting.features import FeatureCache, Recorder, StandIn, first_tensor
+from deepcache_patch.learning import auto
 
 # The suite runs in several processes, so each takes one core.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def learning_from_few_full_steps():
+    """Lets schedule="auto" learn from plans that are too short to be of use, but quick."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(auto, "FEW_FULL_STEPS", 1)
+        yield
 
 
 @contextmanager

@@ -22,6 +22,8 @@ from deepcache_patch import (
     InvalidSettingError,
     Stats,
 )
+from deepcache_patch.learning import auto
+from deepcache_patch.learning.auto import FEW_FULL_STEPS as LEAST  # as it is without conftest
 
 #: Text and none, latents and pixels.
 QUICK = ("sd", "ldm", "ddpm")
@@ -106,6 +108,17 @@ def test_where_there_is_nothing_to_learn_the_first_is_the_defaults(settings, ste
     assert torch.equal(*pictures)
     assert counts[0] == counts[1]
     assert helper.schedule.learned == ()
+
+
+@pytest.mark.parametrize(("interval", "learns"), [(2, True), (2.2, False)])
+def test_it_learns_from_8_full_steps_on(interval, learns, monkeypatch):
+    monkeypatch.setattr(auto, "FEW_FULL_STEPS", LEAST)
+    pipe = loaded("ldm")
+    with DeepCacheHelper(pipe, interval=interval) as helper:
+        assert counted(helper, lambda: LDM.run(pipe, steps=16)) == ((8, 8) if learns else (7, 9))
+    with DeepCacheHelper(pipe, interval=interval, schedule="auto") as helper:
+        LDM.run(pipe, steps=16)
+    assert len(helper.schedule.learned) == learns
 
 
 def test_two_fresh_helpers_learn_and_make_the_same():

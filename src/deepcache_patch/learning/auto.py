@@ -11,11 +11,15 @@ from ..errors import InvalidSettingError, warn
 from ..schedules.forecast import Forecast
 from ..schedules.guide import Context, Guide, PlannedGuide, planned
 from ..schedules.noise import ends_with
-from ..schedules.noise_aware import FEW_STEPS, NoiseAware
+from ..schedules.noise_aware import NoiseAware
 from ..schedules.plans import OUTPUT, Plan
 from ..schedules.replay import Replay
 from .calibrated_schedule import Calibrated, CalibratedGuide, Setting, load_all, save_all
 from .study import Study, StudyGuide
+
+#: With fewer full steps than these nothing is learned: what fits one picture does not carry over to
+#: others there. Measured with 12 to 20 steps (docs/schedules.md).
+FEW_FULL_STEPS: Final = 8
 
 #: How many settings are remembered; the one that was learned first is forgotten first.
 _REMEMBERED: Final = 64
@@ -31,9 +35,9 @@ class Auto:
     its pictures are the plain pipeline's. From the second on its plan runs, and shallow steps go on
     from full ones with the weights that were learned; see `learned`. A generation that stops early
     teaches as far as it went, if that was half the way. Where nothing can be learned this is
-    `NoiseAware` from the first generation on: at branches from 0, where no forecast is possible,
-    where the timesteps are not those of the pipeline's scheduler, or of one that a loop of your own
-    has told, and in generations that are so short that all steps are full.
+    `NoiseAware` from the first generation on: with fewer than 8 full steps, at branches from 0,
+    where no forecast is possible, and where the timesteps are not those of the pipeline's
+    scheduler, or of one that a loop of your own has told.
 
     It is learned anew for other steps that the helper's `first` and `last` protect. The picture's
     size, guidance and adapters (LoRA) are not part of the setting: after a change of them that
@@ -86,11 +90,11 @@ class Auto:
 
     def begin(self, context: Context, replay: Replay) -> Guide:
         """Lead through a generation: to learn, by what was learned, or as `NoiseAware` does."""
-        if not self._can_learn(context):
-            self._tell(context)
+        plan = planned(self._planned, context)
+        if not self._can_learn(context, plan):
+            self._tell(context, plan)
             return PlannedGuide(self._planned, replay, context)
         setting, unet = Setting.of(context), weakref.ref(context.unet)
-        plan = planned(self._planned, context)
         for of, known in self._learned:
             if of in (None, unet) and (known.setting, known.entries) == (setting, plan):
                 if of is None:
@@ -107,22 +111,24 @@ class Auto:
             cure = "give each model a file of its own, or remove this one to learn anew"
         known.compare_weights(unet, name, cure)
 
-    def _can_learn(self, context: Context) -> bool:
+    def _is_worth_it(self, plan: Plan) -> bool:
+        """Whether there is anything to learn for such a plan."""
+        full = len(plan.full_steps)
+        return self.branch == OUTPUT and FEW_FULL_STEPS <= full < len(plan)
+
+    def _can_learn(self, context: Context, plan: Plan) -> bool:
         """Whether there is anything to learn in such a generation, and it is seen."""
         return (
-            self.branch == OUTPUT
-            and self.interval > 1
+            self._is_worth_it(plan)
             and context.timesteps is not None
-            and len(context.timesteps) > FEW_STEPS
             and ends_with(context.scheduler, context.timesteps)
             and hasattr(context.scheduler, "step")
             and Forecast.of(context) is not None
         )
 
-    def _tell(self, context: Context) -> None:
+    def _tell(self, context: Context, plan: Plan) -> None:
         """Says that nothing is learned, to somebody who has told of the generation."""
-        could = self.branch == OUTPUT and self.interval > 1 and context.num_steps > FEW_STEPS
-        if context.is_told and could:
+        if context.is_told and self._is_worth_it(plan):
             context.warn_once(
                 "schedule='auto' learns nothing from what generation() was told, and goes by the "
                 "default plan: only a scheduler=, whose output is noise, velocity or sample, says "
