@@ -221,7 +221,7 @@ NO_BRANCH_9 = "branch 9 is out of range: this UNet2DConditionModel has 9 skip co
             {"schedule": "uniform"},
             {"speedup": 2},
             "the schedule is Uniform(interval=3, branch=0), which has no speedup: give "
-            "schedule='noise-aware' with it",
+            "schedule='noise-aware' or 'auto' with it",
         ),
         (
             {"schedule": Explicit([FULL, 0, 0])},

@@ -43,8 +43,8 @@ NO_SCHEDULE = (
 )
 NO_INTEGER = "interval must be an integer of at least 1, not "
 NOT_BOTH = (
-    "speedup goes with schedule='noise-aware', the default, and in the place of interval: give "
-    "speedup or interval"
+    "speedup goes with schedule='noise-aware', the default, or 'auto', and in the place of "
+    "interval: give speedup or interval"
 )
 NO_REPLAY = (
     "replay must be 'reuse' or 'extrapolate' or an object with a method "
@@ -83,7 +83,7 @@ NO_REPLAY = (
         ({"schedule": "uniform", "branch": 9}, NO_BRANCH_9),
         ({"speedup": 2, "interval": 2}, NOT_BOTH),
         ({"speedup": 2, "schedule": Uniform()}, NOT_BOTH),
-        ({"speedup": 2, "schedule": "auto"}, NOT_BOTH),
+        ({"speedup": 2, "schedule": "uniform"}, NOT_BOTH),
         ({"speedup": 0.5}, "speedup must be a number from 1 to 1000, not 0.5"),
         ({"speedup": True}, "speedup must be a number from 1 to 1000, not True"),
         ({"speedup": 2, "branch": 9}, NO_BRANCH_9),
@@ -191,6 +191,8 @@ def test_a_helper_follows_a_schedule_by_its_name():
 def test_above_the_output_the_interval_is_the_speedup(speedup):
     helper = DeepCacheHelper(ZOO["sd"].load(), speedup=speedup)
     assert helper.schedule == NoiseAware(speedup, -1)
+    helper = DeepCacheHelper(ZOO["sd"].load(), speedup=speedup, schedule="auto")
+    assert (type(helper.schedule), helper.interval, helper.branch) == (Auto, speedup, -1)
 
 
 def test_of_a_bare_unet_a_speedup_counts_what_branch_0_costs_that_stands_in():

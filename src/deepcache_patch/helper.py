@@ -53,7 +53,8 @@ class DeepCacheHelper(Adjustable):
             U-Net runs and its output is forecast, or from 0 up to a limit that depends on the
             U-Net; a higher one is slower, and its shallow steps are closer to full ones.
         speedup: In the place of `interval`: how many times less work the U-Net shall have, at
-            least 1, in multiply-adds. A shallow step costs what `branches` says.
+            least 1, in multiply-adds; for the default and "auto". A shallow step costs what
+            `branches` says.
         schedule: Any `Schedule`, in the place of all these; or the name of one, which takes
             `interval` and `branch`: "noise-aware" (default), "uniform", which is the paper's,
             "centred", "adaptive", or "auto", which learns from the first generation.

@@ -35,6 +35,9 @@ PARAMETERS: Final = {
 #: Those whose plan is known before a generation.
 PLANNED: Final = ("noise-aware", "uniform", "centred")
 
+#: Those that take a speedup in the place of an interval; the first is the default.
+TAKE_SPEEDUP: Final = ("noise-aware", "auto")
+
 #: One full step in so many, at most; see `NoiseAware`.
 _LONGEST: Final = 1000
 
@@ -94,7 +97,7 @@ def schedule_of(
         schedule: An object, a name, or `None` for the default.
         interval: Of the default or the named schedule; `None` stands for its own default.
         branch: Likewise.
-        speedup: In the place of `interval`, for "noise-aware", which is the default.
+        speedup: In the place of `interval`, for "noise-aware", which is the default, and "auto".
         share_of: The work of a schedule's shallow calls, as a part of that of a full one, 0 to 1;
             `None` where that is not known. Asked only if a speedup is given.
 
@@ -104,20 +107,15 @@ def schedule_of(
     given = {"interval": interval, "branch": branch}
     given = {name: value for name, value in given.items() if value is not None}
     if speedup is not None:
-        is_default = schedule is None or (isinstance(schedule, str) and schedule == "noise-aware")
-        if not is_default or interval is not None:
+        if schedule not in (None, *TAKE_SPEEDUP) or interval is not None:
             raise InvalidSettingError(
-                "speedup goes with schedule='noise-aware', the default, and in the place of "
-                "interval: give speedup or interval"
+                "speedup goes with schedule='noise-aware', the default, or 'auto', and in the "
+                "place of interval: give speedup or interval"
             )
-        schedule = named_schedule("noise-aware", **given)
-        share = share_of(schedule)
-        given["interval"] = _interval_for(speedup, schedule.branch, share)
-        return named_schedule("noise-aware", **given)
-    if schedule is None:
-        return named_schedule("noise-aware", **given)
-    if isinstance(schedule, str):
-        return named_schedule(schedule, **given)
+        named = named_schedule(schedule or TAKE_SPEEDUP[0], **given)
+        given["interval"] = _interval_for(speedup, named.branch, share_of(named))
+    if schedule is None or isinstance(schedule, str):
+        return named_schedule(schedule or TAKE_SPEEDUP[0], **given)
     if given:
         raise InvalidSettingError("give either schedule or interval and branch, not both")
     return schedule

@@ -97,7 +97,7 @@ class Settings:
         if schedule is None and not isinstance(self.schedule, NoiseAware):
             raise InvalidSettingError(
                 f"the schedule is {self.schedule!r}, which has no speedup: give "
-                "schedule='noise-aware' with it"
+                "schedule='noise-aware' or 'auto' with it"
             )
         if schedule is not None and not isinstance(schedule, str):
             return replace(self, schedule=schedule_of(schedule, **words, speedup=speedup))
