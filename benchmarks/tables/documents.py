@@ -15,6 +15,7 @@ from benchmarks.tables import cost, coverage, fidelity, speed
 DOCUMENTS = (
     "README.md",
     "docs/compatibility.md",
+    "docs/experiments.md",
     "docs/for-diffusers.md",
     "docs/results.md",
     "docs/schedules.md",

@@ -18,7 +18,7 @@ from .calibrated_schedule import Calibrated, CalibratedGuide, Setting, load_all,
 from .study import Study, StudyGuide
 
 #: With fewer full steps than these nothing is learned: what fits one picture does not carry over to
-#: others there. Measured with 12 to 20 steps (docs/schedules.md).
+#: others there. Measured with 12 to 20 steps (docs/experiments.md).
 FEW_FULL_STEPS: Final = 8
 
 #: How many settings are remembered; the one that was learned first is forgotten first.

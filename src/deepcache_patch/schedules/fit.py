@@ -22,7 +22,7 @@ from .plans import FULL, PlanEntry
 KEEP: Final = 3
 
 #: Share of each square that is added to it before it divides: what is fitted stays near the trend.
-#: It was measured (docs/schedules.md), with one picture to fit on.
+#: It was measured (docs/experiments.md), with one picture to fit on.
 _RIDGE: Final = 1.0
 
 #: No fitted weight is larger.

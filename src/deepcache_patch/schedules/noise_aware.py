@@ -22,7 +22,7 @@ FEW_STEPS: Final = 8
 SHORT: Final = 15
 
 #: How much more an error costs under strong noise, where it changes what is drawn: (1 + sigma)^g.
-#: Chosen on one model and judged on others; docs/schedules.md has what was tried.
+#: Chosen on one model and judged on others; docs/experiments.md has what was tried.
 _EARLY: Final = 1.25
 
 #: How far the last step's output is used, in ln(sigma): what follows it is free of noise.

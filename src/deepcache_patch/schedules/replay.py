@@ -10,7 +10,7 @@ from ..cutting.features import Recorded
 from .plans import number_between
 
 #: How far, in ln(sigma), a straight line may be followed: see `damping`. Theory gives 2; what
-#: multistep solvers bear was measured (docs/schedules.md).
+#: multistep solvers bear was measured (docs/experiments.md).
 REACH: Final = 0.4
 
 
