@@ -246,8 +246,6 @@ class DeepCacheHelper(Adjustable):
             scheduler=scheduler,
             prediction_type=prediction_type,
         )
-        if not self.enabled:
-            raise RuntimeError("generation() is of a helper that is enabled: call enable() before")
         return self._attachment.generation(told)
 
     def calibrate(

@@ -453,6 +453,11 @@ def test_auto_says_where_it_has_nothing_to_learn_from(told, branch):
             "takes a scheduler of diffusers, after its set_timesteps, not",
         ),
         (
+            {"scheduler": DDIMScheduler},
+            "takes an object, not the class DDIMScheduler: give the one that your loop goes by, "
+            "after its set_timesteps",
+        ),
+        (
             {"scheduler": DDIMScheduler()},
             "DDIMScheduler does not know its steps yet: call its",
         ),

@@ -57,6 +57,10 @@ class Told:
         self._task: asyncio.Task[Any] | None = None
         self._is_shared = False
 
+    def again(self) -> "Told":
+        """Another generation of which the same is told."""
+        return Told(self._timesteps, self.scheduler, values=self.values, by_order=self.by_order)
+
     @property
     def timesteps(self) -> torch.Tensor:
         """One for each step, shape `(steps,)`.
@@ -193,6 +197,11 @@ def _ready(scheduler: Any) -> Any:
     Raises:
         InvalidSettingError: If they are not, or it is no scheduler.
     """
+    if isinstance(scheduler, type):
+        raise InvalidSettingError(
+            f"scheduler= takes an object, not the class {scheduler.__name__}: give the one that "
+            "your loop goes by, after its set_timesteps"
+        )
     if not callable(getattr(scheduler, "set_timesteps", None)):
         raise InvalidSettingError(
             "scheduler= takes a scheduler of diffusers, after its set_timesteps, not "
