@@ -154,7 +154,8 @@ def test_leaving_the_block_ends_the_generation():
     unet = unet2d()
     with DeepCacheHelper(unet, schedule=Watching()) as helper:
         with helper.generation(**SIGMAS):
-            unet(noise(), 900)
+            for timestep in (900, 700, 400):
+                unet(noise(), timestep)
             assert not finished
         assert finished == [4]
         assert held_bytes(helper) == 0
@@ -176,12 +177,12 @@ def test_leaving_the_block_ends_the_generation():
 def test_each_block_is_a_generation_of_the_same_timesteps():
     unet = unet2d()
     with DeepCacheHelper(unet, schedule=Uniform(3)) as helper:
-        for _ in range(3):  # of which the second is broken off
+        for _ in range(3):  # and each is broken off
             with helper.generation(**SIGMAS):
-                for timestep in (900, 700):
+                for timestep in (900, 700, 400):
                     unet(noise(), timestep)
         assert helper.stats.generations == 3
-        assert (helper.stats.full_calls, helper.stats.shallow_calls) == (3, 3)
+        assert (helper.stats.full_calls, helper.stats.shallow_calls) == (3, 6)
 
 
 def test_after_an_error_in_a_call_the_loop_goes_on_from_its_step():
@@ -330,7 +331,7 @@ def test_a_generation_within_another_leaves_it_as_it_is():
 
 def test_other_threads_are_not_told():
     unet = unet2d()
-    with DeepCacheHelper(unet, schedule=Uniform(2)) as helper, helper.generation(**SIGMAS):
+    with DeepCacheHelper(unet, schedule=Uniform(4)) as helper, helper.generation(sigmas=[8, 4]):
         unet(noise(), 900)
 
         def elsewhere():
@@ -347,7 +348,7 @@ def test_other_threads_are_not_told():
 def test_a_block_that_is_left_in_another_thread_is_an_error():
     unet = unet2d()
     with DeepCacheHelper(unet, schedule=Uniform(2)) as helper:
-        block = helper.generation(**SIGMAS)
+        block = helper.generation(sigmas=[8, 4])
         block.__enter__()
         unet(noise(), 900)
         with ThreadPoolExecutor(1) as pool:
