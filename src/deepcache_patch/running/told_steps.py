@@ -22,7 +22,7 @@ from .timelines import (
     same_timeline,
     turns_back,
 )
-from .told import Told
+from .told import Told, falls_evenly
 
 
 class ToldSteps:
@@ -205,6 +205,11 @@ class ToldSteps:
         if self._missed is not None:
             self.unclear = self._ended = self._missed
             return None
+        if self._passed is None and self._are_noise_levels(value):
+            self._ended = (
+                f"its timestep {value:g} is above all that generation() was told, which fall from "
+                f"{self._values[0]:g} as noise levels do: give sigmas="
+            )
         self._is_listed = False
         before, self._passed = self._passed, value
         if before is not None and abs(value - before) <= SAME * max(abs(value), abs(before)):
@@ -230,6 +235,12 @@ class ToldSteps:
             )
         self.unclear = self._ended
         return self._at + 1 if self._ended is None else None
+
+    def _are_noise_levels(self, passed: float) -> bool:
+        """Whether noise levels were told as timesteps. Others may be counts, or shares of 1."""
+        values = sorted(set(self._told.values or ()), reverse=True)
+        is_way_down = len(values) > 3 and self._values[0] == values[0]
+        return is_way_down and 1 < values[0] < 0.9 * passed and not falls_evenly(values)
 
     def _turns_back(self, entry: int) -> bool:
         """Whether the list itself has gone back since the last call, as RePaint's does."""
