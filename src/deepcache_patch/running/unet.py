@@ -84,6 +84,7 @@ class AttachedUNet:
         self._told_of_changes = False
         self._doubts: set[str] = set()  # that were told, without their numbers
         self._generations = self._full_calls = self._shallow_calls = self._peak_nbytes = 0
+        self._unplaced_calls = 0
         # A cut changes the U-Net for everybody, so calls take turns.
         self._lock = patch.lock
         self._patch = patch
@@ -91,7 +92,8 @@ class AttachedUNet:
     @property
     def stats(self) -> Stats:
         """Counts since this was made."""
-        return Stats(self._generations, self._full_calls, self._shallow_calls, self._peak_nbytes)
+        calls = self._full_calls, self._shallow_calls
+        return Stats(self._generations, *calls, self._peak_nbytes, self._unplaced_calls)
 
     @property
     def last_generation(self) -> LastGeneration | None:
@@ -230,6 +232,7 @@ class AttachedUNet:
         position = None if paused else self._decision.position(session, arguments)
         if position is None:
             self._full_calls += not paused
+            self._unplaced_calls += not paused
             changed = self._completed(session, None, arguments)
             if changed is not None:
                 args, kwargs = self._anatomy.handed_over(changed, len(args))
