@@ -117,8 +117,10 @@ def test_the_original_forward_is_found_where_it_was():
 
 
 def test_it_says_what_is_set_and_what_ran():
-    assert repr(DeepCacheSDHelper()) == str(DeepCacheSDHelper()) == (
-        "DeepCacheSDHelper(no pipeline, cache_interval=1, cache_branch_id=0, disabled)"
+    assert (
+        repr(DeepCacheSDHelper())
+        == str(DeepCacheSDHelper())
+        == ("DeepCacheSDHelper(no pipeline, cache_interval=1, cache_branch_id=0, disabled)")
     )
     pipe = SD.load()
     helper = enabled(pipe, 3, branch=4)

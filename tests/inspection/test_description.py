@@ -323,8 +323,8 @@ def test_calls_whose_step_is_not_known_are_counted_with_the_cure():
         assert helper.stats.unplaced_calls == 3
         assert (
             "  calls     4 in full, 0 shallow, in 1 generation\n"
-            "            3 of them at no known step: helper.generation(...) tells of a loop of your "
-            "own\n"
+            "            3 of them at no known step: helper.generation(...) tells of a loop of "
+            "your own\n"
         ) in str(helper)
         helper.reset()
         loop(pipe.unet, list(range(951, 0, -100)))  # known as one at its sixth step
