@@ -116,6 +116,47 @@ def test_the_original_forward_is_found_where_it_was():
     assert helper.function_dict == {}
 
 
+def test_it_says_what_is_set_and_what_ran():
+    assert (
+        repr(DeepCacheSDHelper())
+        == str(DeepCacheSDHelper())
+        == ("DeepCacheSDHelper(no pipeline, cache_interval=1, cache_branch_id=0, disabled)")
+    )
+    pipe = SD.load()
+    helper = enabled(pipe, 3, branch=4)
+    SD.run(pipe, steps=9)
+    said = (
+        "DeepCacheSDHelper(StableDiffusionPipeline, cache_interval=3, cache_branch_id=4, enabled)"
+    )
+    assert repr(helper) == said
+    lines = str(helper).split("\n")
+    assert lines[:7] == [
+        said,
+        "  pipeline  StableDiffusionPipeline, enabled",
+        "  unet      UNet2DConditionModel, patched",
+        "  schedule  Uniform(interval=3, branch=4)",
+        "  replay    Reuse()",
+        "  ran       F··F··F··",
+        "  calls     3 in full, 6 shallow, in 1 generation",
+    ]
+    helper.disable()  # as hosts do after each picture
+    assert repr(helper) == said.replace("enabled", "disabled")
+    assert str(helper).split("\n")[4:6] == lines[5:7]
+    helper.enable()
+    assert "0 in full, 0 shallow, in 0 generations" in str(helper)
+    helper.disable()
+
+
+def test_a_pipeline_that_was_replaced_is_not_kept_for_what_it_ran():
+    helper, other = enabled(SD.load(), 2), SD.load()
+    helper.disable()
+    gone = weakref.ref(helper.pipe)
+    helper.enable(other)
+    helper.disable()
+    gc.collect()
+    assert gone() is None
+
+
 # --- the same pictures --------------------------------------------------------------------------
 
 

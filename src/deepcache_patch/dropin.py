@@ -30,6 +30,9 @@ class _CountingTimesteps(Uniform):
     interval), steps are counted all the same.
     """
 
+    def __str__(self) -> str:
+        return f"Uniform(interval={self.interval}, branch={self.branch})"
+
     def plan_for(self, context: Context) -> Plan:
         """The plan of a generation, by its timesteps."""
         plan, timesteps = self.plan(context.num_steps), context.timesteps
@@ -80,6 +83,7 @@ class DeepCacheSDHelper:
         if pipe is not None:
             self.pipe = pipe
         self._helper: DeepCacheHelper | None = None  # while enabled
+        self._last: DeepCacheHelper | None = None  # the one before, for what it has counted
         self.set_params()
         self.reset_states()
 
@@ -107,15 +111,15 @@ class DeepCacheSDHelper:
         else:
             helper = DeepCacheHelper(pipe, schedule=self._schedule, replay="reuse")
             _enable_instead(helper, before)
-        self.pipe, self._helper = pipe, helper
+        self.pipe, self._helper, self._last = pipe, helper, None
         self.reset_states()
         self.function_dict["unet_forward"] = next(iter(unets_of(pipe).values())).forward
 
     def disable(self) -> None:
         """Leave every module as it was. Harmless when not enabled."""
-        helper, self._helper = self._helper, None
-        if helper is not None:
-            helper.disable()
+        if self._helper is not None:
+            self._last, self._helper = self._helper, None
+            self._last.disable()
         self.reset_states()
 
     def set_params(
@@ -161,6 +165,20 @@ class DeepCacheSDHelper:
         branch = 3 * self.params["cache_block_id"] + self.params["cache_layer_id"]
         return _CountingTimesteps(self.params["cache_interval"], branch)
 
+    def __repr__(self) -> str:
+        pipe = type(self.pipe).__name__ if hasattr(self, "pipe") else "no pipeline"
+        interval, branch = self._schedule.interval, self._schedule.branch
+        state = "enabled" if self._helper is not None and self._helper.enabled else "disabled"
+        return (
+            f"DeepCacheSDHelper({pipe}, cache_interval={interval}, cache_branch_id={branch}, "
+            f"{state})"
+        )
+
+    def __str__(self) -> str:
+        """What is set, and what `print` of a `DeepCacheHelper` says, of the last time enabled."""
+        helper = self._helper or self._last
+        return "\n".join([repr(self), *([] if helper is None else str(helper).split("\n")[1:])])
+
     def __getattr__(self, name: str) -> Any:
         if name in _WRAPPING:
             raise AttributeError(
@@ -171,7 +189,7 @@ class DeepCacheSDHelper:
 
     def __getstate__(self) -> dict[str, Any]:
         # A copied pipeline is a plain one, and so is the helper that was copied along with it.
-        return {**vars(self), "_helper": None, "function_dict": {}}
+        return {**vars(self), "_helper": None, "_last": None, "function_dict": {}}
 
 
 def _enable_instead(helper: DeepCacheHelper, before: DeepCacheHelper | None) -> None:

@@ -224,22 +224,26 @@ class DeepCacheHelper(Adjustable):
         For what this thread or asyncio task calls in it, `asyncio.to_thread` included. Of several
         tasks made in one block only the first to call is meant: enter a block in each. Entered in a
         generator, it is for what is called while that runs. Tell one of the three; what is recorded
-        is released when the block is left.
+        is released when the block is left. What is returned may be entered again, for another
+        picture, but not while it is open.
 
         Args:
             sigmas: The noise level of each call of the U-Net, falling, where the data's is 1; those
                 that are equal are one step. A closing zero is left out. Steps are told apart by the
-                order in which other timesteps come.
-            timesteps: One for each step. The loop may begin midway, and leave some out.
-            scheduler: One of diffusers, after its `set_timesteps`.
+                order in which other timesteps come: tell those that run, all of them and no others.
+                That they were too few is seen at the call after the last of them, and that they
+                were too many at the end; that they are timesteps only if they fall evenly.
+            timesteps: One for each step, no noise levels. The loop may begin midway, and leave some
+                out.
+            scheduler: An object of diffusers, after its `set_timesteps`.
             prediction_type: Beside `sigmas`, if the U-Net gets x / sqrt(1 + sigma²): what its
                 output means, "epsilon", "v_prediction" or "sample". Without, branch -1 stands for
                 0.
 
         Raises:
             InvalidSettingError: If what is told is not that.
-            RuntimeError: If the helper is not enabled, the block is entered in an asynchronous
-                generator, or left in another thread or task than it was entered in.
+            RuntimeError: If the helper is not enabled, the block is open already or entered in an
+                asynchronous generator, or left in another thread or task than it was entered in.
         """
         told = told_by(
             sigmas=sigmas,
@@ -247,8 +251,6 @@ class DeepCacheHelper(Adjustable):
             scheduler=scheduler,
             prediction_type=prediction_type,
         )
-        if not self.enabled:
-            raise RuntimeError("generation() is of a helper that is enabled: call enable() before")
         return self._attachment.generation(told)
 
     def calibrate(

@@ -316,6 +316,27 @@ def test_a_call_that_is_refused_amid_a_generation_stands_in_its_plan(caplog):
     assert "unet: a call of a step that is not known: in full" in caplog.messages
 
 
+def test_calls_whose_step_is_not_known_are_counted_with_the_cure():
+    pipe = ZOO["sd"].load()
+    with DeepCacheHelper(pipe, schedule=Uniform(2)) as helper:
+        loop(pipe.unet, [900, 500, 100, 700])  # of no loop
+        assert helper.stats.unplaced_calls == 3
+        assert (
+            "  calls     4 in full, 0 shallow, in 1 generation\n"
+            "            3 of them at no known step: helper.generation(...) tells of a loop of "
+            "your own\n"
+        ) in str(helper)
+        helper.reset()
+        loop(pipe.unet, list(range(951, 0, -100)))  # known as one at its sixth step
+        assert helper.stats.unplaced_calls == 3 + 4
+        with helper.generation(timesteps=range(951, 0, -100)):
+            loop(pipe.unet, list(range(951, 0, -100)))
+        assert helper.stats.unplaced_calls == 3 + 4
+    with DeepCacheHelper(pipe, schedule=Uniform(2)) as helper:
+        ZOO["sd"].run(pipe)
+        assert "at no known step" not in str(helper)
+
+
 def test_where_every_call_is_refused_no_plan_is_made_up():
     unet = unet2d_condition()
     with DeepCacheHelper(unet, schedule=Uniform()) as helper:

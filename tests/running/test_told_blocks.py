@@ -166,6 +166,73 @@ def test_asynchronous_generators_are_refused(helper, unet):
     assert helper._attachment._telling.current() is None
 
 
+# One block, entered several times.
+
+
+def test_what_was_told_once_may_be_drawn_by_again_and_again(helper, unet):
+    block = helper.generation(**SIGMAS)
+    pictures = []
+    for _ in range(3):
+        with block:
+            pictures.append(last(loop(unet)))
+    assert torch.equal(pictures[0], pictures[1])
+    assert torch.equal(pictures[0], pictures[2])
+    assert helper.stats.generations == 3
+    assert (helper.stats.full_calls, helper.stats.shallow_calls) == (6, 6)
+    assert held_bytes(helper) == 0
+
+
+def test_so_it_may_after_an_error(helper, unet):
+    block = helper.generation(**SIGMAS)
+    with pytest.raises(RuntimeError), block:
+        unet(torch.zeros(1, 7, 8, 8), TIMESTEPS[0])
+    with block:
+        last(loop(unet))
+    assert (helper.stats.full_calls, helper.stats.shallow_calls) == (3, 2)
+
+
+def test_a_block_that_is_open_is_not_entered_again(helper, unet):
+    block = helper.generation(**SIGMAS)
+    with block:
+        with pytest.raises(RuntimeError) as caught, block:
+            pass
+        assert str(caught.value) == (
+            "this generation() is entered already, and each block is one loop: call generation() "
+            "once more for a loop within it, or in another thread or task"
+        )
+        last(loop(unet))  # which is led as before
+    assert helper.stats.generations == 1
+    assert helper._attachment._telling.told.get() is None
+
+
+def test_each_call_of_a_decorated_function_is_a_generation(helper, unet):
+    @helper.generation(**SIGMAS)
+    def draw(within=0):
+        samples = loop(unet)
+        next(samples)
+        if within:  # its own goes on afterwards
+            draw(within - 1)
+        return last(samples)
+
+    assert torch.equal(draw(), draw())
+    assert helper.stats.generations == 2
+    alone = last(drawing(helper, unet))
+    assert torch.equal(draw(within=2), alone)
+    assert helper.stats.generations == 2 + 1 + 3
+    assert (helper.stats.full_calls, helper.stats.shallow_calls) == (12, 12)
+
+
+def test_a_block_of_a_helper_that_was_disabled_since_is_not_entered(helper, unet):
+    block = helper.generation(**SIGMAS)
+    helper.disable()
+    with pytest.raises(RuntimeError, match=r"call enable\(\) before"), block:
+        pass
+    helper.enable()
+    with block:
+        last(loop(unet))
+    assert helper.stats.shallow_calls == 2
+
+
 # The order in which blocks are left.
 
 
@@ -179,7 +246,7 @@ def test_blocks_may_be_left_in_any_order(helper, unet):
     first.__exit__(None, None, None)
     assert (outer.over, telling.current()) == (True, inner)
     second.__exit__(None, None, None)
-    assert telling._told.get() is None
+    assert telling.told.get() is None
 
 
 def test_blocks_that_overlap_for_ever_leave_nothing_behind(helper):

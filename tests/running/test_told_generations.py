@@ -154,7 +154,8 @@ def test_leaving_the_block_ends_the_generation():
     unet = unet2d()
     with DeepCacheHelper(unet, schedule=Watching()) as helper:
         with helper.generation(**SIGMAS):
-            unet(noise(), 900)
+            for timestep in (900, 700, 400):
+                unet(noise(), timestep)
             assert not finished
         assert finished == [4]
         assert held_bytes(helper) == 0
@@ -176,12 +177,12 @@ def test_leaving_the_block_ends_the_generation():
 def test_each_block_is_a_generation_of_the_same_timesteps():
     unet = unet2d()
     with DeepCacheHelper(unet, schedule=Uniform(3)) as helper:
-        for _ in range(3):  # of which the second is broken off
+        for _ in range(3):  # and each is broken off
             with helper.generation(**SIGMAS):
-                for timestep in (900, 700):
+                for timestep in (900, 700, 400):
                     unet(noise(), timestep)
         assert helper.stats.generations == 3
-        assert (helper.stats.full_calls, helper.stats.shallow_calls) == (3, 3)
+        assert (helper.stats.full_calls, helper.stats.shallow_calls) == (3, 6)
 
 
 def test_after_an_error_in_a_call_the_loop_goes_on_from_its_step():
@@ -330,7 +331,7 @@ def test_a_generation_within_another_leaves_it_as_it_is():
 
 def test_other_threads_are_not_told():
     unet = unet2d()
-    with DeepCacheHelper(unet, schedule=Uniform(2)) as helper, helper.generation(**SIGMAS):
+    with DeepCacheHelper(unet, schedule=Uniform(4)) as helper, helper.generation(sigmas=[8, 4]):
         unet(noise(), 900)
 
         def elsewhere():
@@ -347,7 +348,7 @@ def test_other_threads_are_not_told():
 def test_a_block_that_is_left_in_another_thread_is_an_error():
     unet = unet2d()
     with DeepCacheHelper(unet, schedule=Uniform(2)) as helper:
-        block = helper.generation(**SIGMAS)
+        block = helper.generation(sigmas=[8, 4])
         block.__enter__()
         unet(noise(), 900)
         with ThreadPoolExecutor(1) as pool:
@@ -453,6 +454,11 @@ def test_auto_says_where_it_has_nothing_to_learn_from(told, branch):
             "takes a scheduler of diffusers, after its set_timesteps, not",
         ),
         (
+            {"scheduler": DDIMScheduler},
+            "takes an object, not the class DDIMScheduler: give the one that your loop goes by, "
+            "after its set_timesteps",
+        ),
+        (
             {"scheduler": DDIMScheduler()},
             "DDIMScheduler does not know its steps yet: call its",
         ),
@@ -466,6 +472,70 @@ def test_what_is_told_wrongly_is_refused(told, message):
         pytest.raises(InvalidSettingError, match=message),
     ):
         helper.generation(**told)
+
+
+EVEN = (
+    "the sigmas that generation() was told fall evenly from {} to {}, as timesteps do: if they are "
+    "timesteps, give timesteps=, or the picture may be wrong"
+)
+
+
+@pytest.mark.parametrize(
+    ("timesteps", "ends"),
+    [
+        (ddim(25).timesteps, (960, 40)),  # and a closing 0
+        (range(999, -1, -1), (999, 1)),
+        ([999, 759, 499, 259], (999, 259)),
+        (np.linspace(999, 0, 20), (999, 52.5789)),
+        (ddim(20, timestep_spacing="trailing").timesteps[8:], (599, 49)),
+    ],
+    ids=["leading", "table", "four", "linspace", "the end of trailing"],
+)
+def test_timesteps_that_are_told_as_noise_levels_are_noticed(timesteps, ends):
+    with DeepCacheHelper(unet2d()) as helper, pytest.warns(DeepCacheWarning) as said:
+        helper.generation(sigmas=timesteps)
+    assert [str(each.message) for each in said] == [EVEN.format(*ends)]
+
+
+def test_noise_levels_of_samplers_are_not_taken_for_timesteps():
+    with DeepCacheHelper(unet2d()) as helper:
+        for most, least, steps in itertools.product((14.6, 80, 700, 4096), (0.002, 0.03), (4, 25)):
+            share = np.linspace(0, 1, steps)
+            for power in (3, 7):
+                ends = most ** (1 / power), least ** (1 / power)
+                helper.generation(sigmas=(ends[0] + share * (ends[1] - ends[0])) ** power)
+            levels = most * (least / most) ** share
+            for first, last in ((0, None), (0, -steps // 2), (steps // 2, None)):
+                helper.generation(sigmas=levels[first:last])
+        for even in (np.linspace(80, 0, 25), [14, 10, 6, 2], range(STEPS, 0, -1)):
+            helper.generation(sigmas=even)
+        for schedule in (euler(25), euler(25, rescale_betas_zero_snr=True)):
+            helper.generation(sigmas=schedule.sigmas)
+
+
+@pytest.mark.parametrize("sigmas", [euler().sigmas, euler().sigmas[:-1].tolist()])
+def test_noise_levels_that_are_told_as_timesteps_run_in_full(sigmas):
+    unet = unet2d()
+    with DeepCacheHelper(unet, schedule=Uniform(2)) as helper:
+        with pytest.warns(DeepCacheWarning) as said:
+            called(helper, unet, ddim().timesteps, timesteps=sigmas)
+        assert [str(each.message) for each in said] == [
+            "a U-Net call runs in full: its timestep 913 is above all that generation() was told, "
+            "which fall from 14.6146 as noise levels do: give sigmas="
+        ]
+    assert (helper.stats.full_calls, helper.stats.shallow_calls) == (STEPS, 0)
+
+
+@pytest.mark.parametrize(
+    "timesteps",
+    [range(4, 0, -1), [4, 4, 3, 3, 2, 2, 1], [3, 2, 1], [1.0, 0.5, 0.2, 0.1], [1, 2, 4, 8]],
+    ids=["counts", "counts of two", "few", "shares", "rising"],
+)
+def test_counts_and_shares_may_stand_for_timesteps(timesteps):
+    unet = unet2d()
+    with DeepCacheHelper(unet, schedule=Uniform(2)) as helper:
+        called(helper, unet, range(990, 0, -90)[: len(timesteps)], timesteps=timesteps)
+    assert helper.stats.shallow_calls >= 1
 
 
 def test_a_helper_that_is_not_enabled_is_told_nothing():

@@ -65,15 +65,58 @@ def test_more_steps_than_were_told_run_in_full_with_one_warning():
     assert (helper.stats.full_calls, helper.stats.shallow_calls) == (4, 2)
 
 
-def test_fewer_steps_than_were_told_are_no_matter():
+FEWER = (
+    "of the 4 steps that generation() was told, 2 came, and were taken for the first: if the loop "
+    "was not broken off, tell those that run, which for image to image are the end of the list"
+)
+
+
+@pytest.mark.parametrize(
+    ("calls", "told"),
+    [
+        ([900, 700], SIGMAS),
+        ([900, 700, 700], SIGMAS),  # by Heun's method
+        ([900, 900, 700], SIGMAS),  # guided in two calls
+        ([0.9, 0.7], {"timesteps": [900, 700, 400, 100]}),
+    ],
+    ids=["sigmas", "heun", "guided", "timesteps of which none is passed"],
+)
+def test_of_fewer_steps_than_were_told_one_warning_says_so(calls, told):
+    # The end of a schedule, whose noise levels were all told, was taken for its beginning.
     unet = unet2d()
     with DeepCacheHelper(unet, schedule=Uniform(2)) as helper:
-        with helper.generation(**SIGMAS):
-            for timestep in (900, 800):
-                unet(noise(), timestep)
-            assert held_bytes(helper) > 0
+        with pytest.warns(DeepCacheWarning) as said:
+            called(helper, unet, calls, **told)
+        assert [str(each.message) for each in said] == [FEWER]
         assert held_bytes(helper) == 0
-    assert list(helper.last_generations["unet"].plan) == [FULL, 0]
+        called(helper, unet, calls[:1], **told)
+        # Another doubt is told of all the same.
+        with pytest.warns(DeepCacheWarning, match="rounded to the same number"):
+            called(helper, unet, [900, 700, 100, 100], **SIGMAS)
+    assert list(helper.last_generations["unet"].plan) == [FULL, 0, FULL]
+
+
+def test_a_loop_that_ends_by_an_error_is_no_doubt():
+    unet = unet2d()
+
+    def interrupted():
+        yield 900
+        raise KeyboardInterrupt
+
+    with DeepCacheHelper(unet, schedule=Uniform(2)) as helper:
+        with pytest.raises(KeyboardInterrupt):
+            called(helper, unet, interrupted(), **SIGMAS)
+        with pytest.warns(DeepCacheWarning, match="of the 4 steps"):  # nor was it told of by that
+            called(helper, unet, [900], **SIGMAS)
+
+
+def test_entries_of_a_list_may_be_its_first_or_its_last():
+    unet, scheduler = unet2d(), ddim()
+    with DeepCacheHelper(unet, schedule=Uniform(2)) as helper:
+        for told in ({"scheduler": scheduler}, {"timesteps": scheduler.timesteps.tolist()}):
+            called(helper, unet, scheduler.timesteps[:3], **told)
+            called(helper, unet, scheduler.timesteps[-3:], **told)
+    assert helper.stats.generations == 4
 
 
 def test_a_loop_that_goes_back_is_over_where_only_the_order_counts():
@@ -237,16 +280,14 @@ def test_steps_that_may_have_been_taken_for_one_are_told_of_once(calls, message)
 @pytest.mark.parametrize(
     "calls",
     [
-        [900, 700],
-        [900, 700, 700],
+        [900, 700, 400],
         [900, 700, 700, 400, 400],
         [900, 700, 700, 400, 400, 100, 100],
-        [900, 900, 700],
         [900, 900, 700, 700, 400, 400, 100, 100],
     ],
-    ids=["euler", "heun", "more of heun", "all of heun", "guided", "all of guided"],
+    ids=["where the last is none", "such of heun", "all of heun", "all of guided"],
 )
-def test_loops_that_are_broken_off_and_steps_of_several_calls_are_no_matter(calls):
+def test_steps_of_several_calls_and_a_last_noise_level_that_is_none_are_no_matter(calls):
     unet = unet2d()
     with DeepCacheHelper(unet, schedule=Uniform(2)) as helper:
         called(helper, unet, calls, **SIGMAS)

@@ -21,6 +21,8 @@ from ..schedules.window import Window
 _STEPS = 50
 #: How many signs of a strip stand in a line, and how many at most.
 _STRIP_WIDTH, _STRIP_LENGTH = 60, 240
+#: For calls that are of no loop, as far as a helper knows.
+_CURE = "helper.generation(...) tells of a loop of your own"
 
 
 def rows(helper: Helper) -> list[tuple[str, str]]:
@@ -41,7 +43,10 @@ def rows(helper: Helper) -> list[tuple[str, str]]:
         found += _expected(helper, window)
     generations = f"{stats.generations} generation{'s' * (stats.generations != 1)}"
     calls = f"{stats.full_calls} in full, {stats.shallow_calls} shallow, in {generations}"
-    found += [("calls", calls), ("cache", f"{stats.cache_nbytes / 2**20:.2f} MiB at most")]
+    found.append(("calls", calls))
+    if stats.unplaced_calls:
+        found.append(("", f"{stats.unplaced_calls} of them at no known step: {_CURE}"))
+    found += [("cache", f"{stats.cache_nbytes / 2**20:.2f} MiB at most")]
     for name, last in helper.last_generations.items():
         found.append((f"last of {name}" if several else "last", _speed(last)))
         found += [("", text) for text in (_work(last), remark_on(last.plan)) if text]

@@ -7,7 +7,7 @@ Here patches are put on and taken off, all of them or none. What a patched call 
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, suppress
+from contextlib import ExitStack, suppress
 from typing import Any, Final
 
 from torch import nn
@@ -17,7 +17,7 @@ from ..errors import AlreadyEnabledError, UnsupportedModelError
 from ..patching.call import CallPatch, call_patch_of
 from ..patching.wrappers import layers_of, unwrapped
 from ..schedules.guide import Context, Guide
-from .blocks import Telling
+from .blocks import Block, Telling
 from .callers import Callers
 from .components import controlnets_of, modules_later, modules_of, schedulers_of, unets_of
 from .controlnet import AttachedCompanion
@@ -159,9 +159,13 @@ class Attachment:
         for each in self.unets:
             each.follow(begin)
 
-    def generation(self, told: Told) -> AbstractContextManager[None]:
-        """One generation of this thread or asyncio task, for the length of a `with` block."""
-        return self._telling.block(told)
+    def generation(self, told: Told) -> Block:
+        """A `with` block that is one generation of this thread or asyncio task.
+
+        Raises:
+            RuntimeError: If this is not attached.
+        """
+        return Block(self._telling, told, lambda: self.holds)
 
     def reset(self) -> None:
         """Forget the current generation of every thread."""

@@ -25,12 +25,15 @@ class Stats:
             output, that is nothing: the U-Net was called, and what it returns was forecast.
         cache_nbytes: The most bytes of deep features that a U-Net's cache held at once; added up
             over the U-Nets of the pipeline.
+        unplaced_calls: Those of `full_calls` whose step is not known: single evaluations, what was
+            refused with a warning, and the calls of a loop until it was known as one.
     """
 
     generations: int = 0
     full_calls: int = 0
     shallow_calls: int = 0
     cache_nbytes: int = 0
+    unplaced_calls: int = 0
 
     def __add__(self, other: "Stats") -> "Stats":
         return Stats(
@@ -38,6 +41,7 @@ class Stats:
             self.full_calls + other.full_calls,
             self.shallow_calls + other.shallow_calls,
             self.cache_nbytes + other.cache_nbytes,
+            self.unplaced_calls + other.unplaced_calls,
         )
 
 

@@ -10,14 +10,17 @@ import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from types import FrameType
-from typing import Any
+from typing import Any, Final
 
 import torch
 
-from ..errors import InvalidSettingError
+from ..errors import InvalidSettingError, warn
 from ..schedules.noise import timesteps_of
 from ..schedules.told_noise import PREDICTIONS, ToldNoise
 from .timelines import SAME
+
+#: No sampler is known whose noise levels fall evenly from above this: EDM's begin at 80.
+_MOST_EVEN: Final = 100
 
 
 class Told:
@@ -56,6 +59,10 @@ class Told:
         self.attachments = 0
         self._task: asyncio.Task[Any] | None = None
         self._is_shared = False
+
+    def again(self) -> "Told":
+        """Another generation of which the same is told."""
+        return Told(self._timesteps, self.scheduler, values=self.values, by_order=self.by_order)
 
     @property
     def timesteps(self) -> torch.Tensor:
@@ -132,6 +139,12 @@ def told_by(
         )
     if sigmas is not None:
         levels = _falling(_numbers("sigmas", sigmas))
+        if levels[0] > _MOST_EVEN and falls_evenly(levels):
+            warn(
+                f"the sigmas that generation() was told fall evenly from {levels[0]:g} to "
+                f"{levels[-1]:g}, as timesteps do: if they are timesteps, give timesteps=, or the "
+                "picture may be wrong"
+            )
         return Told(None, ToldNoise(levels, prediction_type), by_order=True)
     if timesteps is not None:
         values = _numbers("timesteps", timesteps)
@@ -187,12 +200,26 @@ def _falling(sigmas: Sequence[float]) -> list[float]:
     ]
 
 
+def falls_evenly(values: Sequence[float]) -> bool:
+    """Whether these are timesteps by their looks: even steps down to about 0.
+
+    Noise levels fall by ever less. Of three or fewer nobody can say.
+    """
+    falls = [before - after for before, after in itertools.pairwise(values)]
+    return len(falls) > 2 and 0 < max(falls) <= 1.5 * min(falls) and values[-1] <= max(falls)
+
+
 def _ready(scheduler: Any) -> Any:
     """A scheduler, if its steps are set.
 
     Raises:
         InvalidSettingError: If they are not, or it is no scheduler.
     """
+    if isinstance(scheduler, type):
+        raise InvalidSettingError(
+            f"scheduler= takes an object, not the class {scheduler.__name__}: give the one that "
+            "your loop goes by, after its set_timesteps"
+        )
     if not callable(getattr(scheduler, "set_timesteps", None)):
         raise InvalidSettingError(
             "scheduler= takes a scheduler of diffusers, after its set_timesteps, not "

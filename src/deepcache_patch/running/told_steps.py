@@ -22,7 +22,7 @@ from .timelines import (
     same_timeline,
     turns_back,
 )
-from .told import Told
+from .told import Told, falls_evenly
 
 
 class ToldSteps:
@@ -114,21 +114,28 @@ class ToldSteps:
         self._missed = self._missed or _UNREAD
 
     def doubt(self) -> str | None:
-        """What to say at the end of a loop if some of its steps seem to have been taken for one."""
+        """What to say at the end of a loop whose calls may have been taken for other steps."""
         steps, counts = len(self._values), self._counts
-        if self._ended is not None or self._missed is not None or len(counts) < 3:
+        if self._ended is not None or self._missed is not None or not counts:
             return None
+        came = f"of the {steps} steps that generation() was told, {len(counts)} came"
         usual, most = statistics.mode(counts), max(counts)
         # All calls of a whole loop came, but not all steps.
         is_short = len(counts) < steps <= sum(counts) and most > usual
-        if not is_short and counts[0] <= max(counts[1:]):
-            return None
-        return (
-            f"of the {steps} steps that generation() was told, {len(counts)} came, and one of them "
-            f"had {most} calls of the U-Net, where others had {usual}: it may have been several "
-            "steps, whose timesteps are rounded to the same number, or a call to warm up, and the "
-            "picture may be wrong. Tell timesteps= or scheduler=, and warm up before the block"
-        )
+        if len(counts) > 2 and (is_short or counts[0] > max(counts[1:])):
+            return (
+                f"{came}, and one of them had {most} calls of the U-Net, where others had {usual}: "
+                "it may have been several steps, whose timesteps are rounded to the same number, "
+                "or a call to warm up, and the picture may be wrong. Tell timesteps= or "
+                "scheduler=, and warm up before the block"
+            )
+        # The last of a list may be where a loop ends, and not a step.
+        if len(counts) < steps - 1:
+            return (
+                f"{came}, and were taken for the first: if the loop was not broken off, tell those "
+                "that run, which for image to image are the end of the list"
+            )
+        return None
 
     def _entry(self, timestep: torch.Tensor | float) -> int | None:
         """Which entry of the list the call is at."""
@@ -198,6 +205,11 @@ class ToldSteps:
         if self._missed is not None:
             self.unclear = self._ended = self._missed
             return None
+        if self._passed is None and self._are_noise_levels(value):
+            self._ended = (
+                f"its timestep {value:g} is above all that generation() was told, which fall from "
+                f"{self._values[0]:g} as noise levels do: give sigmas="
+            )
         self._is_listed = False
         before, self._passed = self._passed, value
         if before is not None and abs(value - before) <= SAME * max(abs(value), abs(before)):
@@ -223,6 +235,12 @@ class ToldSteps:
             )
         self.unclear = self._ended
         return self._at + 1 if self._ended is None else None
+
+    def _are_noise_levels(self, passed: float) -> bool:
+        """Whether noise levels were told as timesteps. Others may be counts, or shares of 1."""
+        values = sorted(set(self._told.values or ()), reverse=True)
+        is_way_down = len(values) > 3 and self._values[0] == values[0]
+        return is_way_down and 1 < values[0] < 0.9 * passed and not falls_evenly(values)
 
     def _turns_back(self, entry: int) -> bool:
         """Whether the list itself has gone back since the last call, as RePaint's does."""

@@ -4,6 +4,7 @@ Which of the two is decided in `decision`; how it is cut is known in `shallow`. 
 generation are led through: the guide is asked, features are recorded and replayed, all is counted.
 """
 
+import re
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -80,8 +81,10 @@ class AttachedUNet:
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         self.example: dict[str, Any] | None = None
         self._course: Course | None = None
-        self._told_of_changes = self._told_of_doubt = False
+        self._told_of_changes = False
+        self._doubts: set[str] = set()  # that were told, without their numbers
         self._generations = self._full_calls = self._shallow_calls = self._peak_nbytes = 0
+        self._unplaced_calls = 0
         # A cut changes the U-Net for everybody, so calls take turns.
         self._lock = patch.lock
         self._patch = patch
@@ -89,7 +92,8 @@ class AttachedUNet:
     @property
     def stats(self) -> Stats:
         """Counts since this was made."""
-        return Stats(self._generations, self._full_calls, self._shallow_calls, self._peak_nbytes)
+        calls = self._full_calls, self._shallow_calls
+        return Stats(self._generations, *calls, self._peak_nbytes, self._unplaced_calls)
 
     @property
     def last_generation(self) -> LastGeneration | None:
@@ -149,9 +153,11 @@ class AttachedUNet:
             if guide is not None:
                 guide.finish()
             doubt = session.doubt()
-            if doubt is not None and self.installed and not failed and not self._told_of_doubt:
-                self._told_of_doubt = True
-                warn(doubt)
+            if doubt is not None and self.installed and not failed:
+                kind = re.sub(r"\d+", "", doubt)
+                if kind not in self._doubts:
+                    self._doubts.add(kind)
+                    warn(doubt)
 
     def foresee(self, timestep: Any, sample: torch.Tensor, source: Source) -> int | None:
         """The branch of the coming call, for a companion that is called before it.
@@ -226,6 +232,7 @@ class AttachedUNet:
         position = None if paused else self._decision.position(session, arguments)
         if position is None:
             self._full_calls += not paused
+            self._unplaced_calls += not paused
             changed = self._completed(session, None, arguments)
             if changed is not None:
                 args, kwargs = self._anatomy.handed_over(changed, len(args))
