@@ -183,10 +183,18 @@ class Comparison:
             return shared
         return [f"{prompt}, seed {seed}" for prompt, seed in zip(shared, seeds, strict=True)]
 
+    @property
+    def numbered(self) -> list[str]:
+        """`headings` with the numbers by which the worst is named, "#4 seed 3"; of one, without."""
+        if len(self.headings) == 1:
+            return self.headings
+        return [f"#{number} {heading}" for number, heading in enumerate(self.headings, 1)]
+
     def grid(self) -> Image.Image:
         """Draws a row for each contestant, and after each the amplified difference to plain.
 
-        Of a video three frames, of a sound the waveform.
+        Differences of pixels are amplified 8 times in every comparison, those of sounds as far as
+        they fit. Of a video three frames, of a sound the waveform.
         """
         return picture_of(self)
 
