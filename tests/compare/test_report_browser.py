@@ -15,6 +15,7 @@ from builders.outcomes import ABOUT, HOSTILE, fewer, flat, outcome, pictures, so
 from PIL import Image
 
 from deepcache_patch import Plan
+from deepcache_patch.compare.paste import python_of
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
 DRIVER = shutil.which("chromedriver")
@@ -115,11 +116,11 @@ def test_the_divider_follows_the_keys(show: Any) -> None:
     from selenium.webdriver import Keys
 
     browser = show(pictures())
-    # By the tabulator alone: first the box for the difference, then the first divider.
-    mouse(browser).send_keys(Keys.TAB, Keys.TAB).perform()
+    # By the tabulator alone: a link, the box for the difference, its factor, the first divider.
+    mouse(browser).send_keys(Keys.TAB * 4).perform()
     focused = browser.switch_to.active_element
     assert focused.get_attribute("class") == "slider"
-    assert focused.accessible_name == "Divider, seed 0: share of the plain result in percent"
+    assert focused.accessible_name == "Divider, #1 seed 0: share of the plain result in percent"
     assert focused.aria_role == "slider"
     outline = "return getComputedStyle(document.querySelector('.stage')).outlineStyle"
     assert browser.execute_script(outline) == "solid"
@@ -153,14 +154,29 @@ def test_the_difference_is_shown_on_request(show: Any) -> None:
     plain, cached = flat((40, 80, 9)), flat((30, 80, 10))
     browser = show(pictures(plain=(plain, plain), cached=(cached, cached)))
     box = find(browser, "#difference")
-    assert box.accessible_name == "Show the difference, ×16"
+    assert box.accessible_name == "Show the difference"
     box.click()
-    with Image.open(BytesIO(find(browser, ".stage").screenshot_as_png)) as seen:
-        assert seen.convert("RGB").getpixel((30, 30)) == (160, 0, 16)
+    assert sides(browser) == ((80, 0, 8), (80, 0, 8))
     box.click()
-    with Image.open(BytesIO(find(browser, ".stage").screenshot_as_png)) as seen:
-        assert seen.convert("RGB").getpixel((30, 30)) == (40, 80, 9)
-        assert seen.convert("RGB").getpixel((seen.width - 30, 30)) == (30, 80, 10)
+    assert sides(browser) == ((40, 80, 9), (30, 80, 10))
+
+
+def test_a_slider_says_how_many_times_the_difference_is_amplified(show: Any) -> None:
+    from selenium.webdriver import Keys
+
+    plain, cached = flat((40, 80, 9)), flat((30, 80, 10))
+    browser = show(pictures(plain=(plain, plain), cached=(cached, cached)))
+    factor = find(browser, "#factor")
+    assert factor.accessible_name == "How many times the difference is amplified"
+    for key, times, colour in (
+        (Keys.ARROW_RIGHT, "×16", (160, 0, 16)),  # which shows the difference, too
+        (Keys.END, "×64", (255, 0, 64)),
+        (Keys.HOME, "×1", (10, 0, 1)),
+    ):
+        factor.send_keys(key)
+        assert find(browser, ".amplified output").text == times
+        assert factor.get_attribute("aria-valuetext") == times
+        assert sides(browser) == (colour, colour)
 
 
 def test_frames_play_pause_and_stand_side_by_side(show: Any) -> None:
@@ -184,7 +200,7 @@ def test_frames_play_pause_and_stand_side_by_side(show: Any) -> None:
         "seed 7, DeepCache, frame 2",
     ]
     assert find(browser, "output").text == "2 / 5"
-    find(browser, "summary").click()
+    find(browser, ".strip summary").click()
     strip = "return [...document.querySelectorAll('.strip div')].map(line => line.children.length)"
     WebDriverWait(browser, 5, 0.05).until(lambda _: browser.execute_script(strip) == [5, 5])
     assert len(browser.execute_script(visible)) == 2
@@ -268,15 +284,15 @@ def test_the_switch_puts_two_of_three_pictures_under_the_divider(show: Any, widt
     browser = show(outcome(fewer=fewer()), width=width)
     plain, cached, third = (102, 51, 0), (100, 50, 0), (98, 49, 0)
     assert sides(browser) == (plain, cached)
-    names = ["seed 0, plain", "seed 0, DeepCache", "plain", "DeepCache"]
+    names = ["#1 seed 0, plain", "#1 seed 0, DeepCache", "plain", "DeepCache"]
     assert browser.execute_script(SEEN) == names
     choose(browser, "fewer")
     assert sides(browser) == (plain, third)
-    names = ["seed 0, plain", "seed 0, 3 steps", "plain", "3 steps"]
+    names = ["#1 seed 0, plain", "#1 seed 0, 3 steps", "plain", "3 steps"]
     assert browser.execute_script(SEEN) == names
     choose(browser, "both")
     assert sides(browser) == (third, cached)
-    names = ["seed 0, DeepCache", "seed 0, 3 steps", "DeepCache", "3 steps"]
+    names = ["#1 seed 0, DeepCache", "#1 seed 0, 3 steps", "DeepCache", "3 steps"]
     assert browser.execute_script(SEEN) == names
     left, right = (
         browser.execute_script(
@@ -291,7 +307,7 @@ def test_the_switch_puts_two_of_three_pictures_under_the_divider(show: Any, widt
 def test_the_difference_is_that_of_the_two_that_are_chosen(show: Any) -> None:
     browser = show(outcome(fewer=fewer()))
     find(browser, "#difference").click()
-    for value, colour in (("cached", (64, 32, 0)), ("fewer", (128, 64, 0)), ("both", (64, 32, 0))):
+    for value, colour in (("cached", (16, 8, 0)), ("fewer", (32, 16, 0)), ("both", (16, 8, 0))):
         choose(browser, value)
         assert sides(browser) == (colour, colour)
 
@@ -301,9 +317,104 @@ def test_frames_of_three_contestants_stand_side_by_side(show: Any) -> None:
     browser = show(videos(fewer=fewer(results=(frames,), psnr=(17.0,), ssim=(0.5,))))
     from selenium.webdriver.support.wait import WebDriverWait
 
-    find(browser, "summary").click()
+    find(browser, ".strip summary").click()
     strip = "return [...document.querySelectorAll('.strip div')].map(line => line.children.length)"
     WebDriverWait(browser, 5, 0.05).until(lambda _: browser.execute_script(strip) == [5, 5, 5])
     unseen = "return [...document.querySelectorAll('.strip img')]"
     unseen += ".filter(img => getComputedStyle(img).visibility !== 'visible').length"
     assert browser.execute_script(unseen) == 0
+
+
+# --- 1:1, sorting, copying ----------------------------------------------------------------------
+
+#: What of the dialog is seen, and how wide it is.
+SHOWN = """
+return [...document.querySelectorAll(".actual img")].map(each => [each.alt, each.offsetWidth,
+    getComputedStyle(each).visibility]).filter(each => each[2] === "visible")"""
+
+
+def pressed(browser: Any) -> list[str]:
+    buttons = browser.find_elements("css selector", "dialog [aria-pressed=true]")
+    return [button.text for button in buttons]
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_click_shows_each_contestant_1_to_1(show: Any, width: int) -> None:
+    from selenium.webdriver import Keys
+
+    browser = show(outcome(fewer=fewer()), width=width)
+    opener = find(browser, "#picture-2 .open")
+    assert opener.accessible_name == "#2 seed 1, 1:1"
+    opener.click()
+    assert find(browser, "dialog").accessible_name == "#2 seed 1"
+    assert (browser.execute_script(SHOWN), pressed(browser)) == (
+        [["#2 seed 1, plain", 64, "visible"]],
+        ["plain"],
+    )
+    mouse(browser).send_keys("3").perform()
+    assert browser.execute_script(SHOWN) == [["#2 seed 1, 3 steps", 64, "visible"]]
+    browser.find_elements("css selector", ".choice")[1].click()
+    mouse(browser).send_keys("zz").perform()
+    assert browser.execute_script(SHOWN) == [["#2 seed 1, DeepCache", 256, "visible"]]
+    assert find(browser, ".zoom").text == "4:1"
+    assert find(browser, "dialog").rect["width"] <= width
+    mouse(browser).send_keys(Keys.ESCAPE).perform()
+    assert not find(browser, "dialog").is_displayed()
+    assert browser.switch_to.active_element == opener
+
+
+@pytest.mark.parametrize("by", ["key", "button"])
+def test_all_contestants_blink_until_they_are_told_to_stop(show: Any, by: str) -> None:
+    from selenium.webdriver.support.wait import WebDriverWait
+
+    def toggle() -> None:
+        mouse(browser).send_keys("b").perform() if by == "key" else find(browser, ".blink").click()
+
+    browser = show(outcome(fewer=fewer()))
+    mouse(browser).double_click(find(browser, ".stage")).perform()
+    toggle()
+    assert "Blink" in pressed(browser)
+    for name in ("DeepCache", "3 steps", "plain", "DeepCache"):
+        WebDriverWait(browser, 5, 0.02).until(lambda _, name=name: name in pressed(browser))
+    toggle()
+    (stopped,) = pressed(browser)
+    browser.execute_async_script("setTimeout(arguments[0], 700)")
+    assert pressed(browser) == [stopped]
+
+
+def test_a_heading_sorts_the_table_of_all_results(show: Any) -> None:
+    psnr, ssim = (30.0, float("inf"), 9.5, 20.0), (0.5, 1.0, 0.25, 0.75)
+    four = {"plain": (flat((9, 9, 9)),) * 4, "cached": (flat((8, 9, 9)),) * 4}
+    about = {**ABOUT, "seeds": [0, 1, 2, 3]}
+    browser = show(outcome(**four, psnr=psnr, ssim=ssim, about=about))
+    numbers = "return [...document.querySelectorAll('.sortable tbody a')].map(each => each.text)"
+    assert browser.execute_script(numbers) == ["#1", "#2", "#3", "#4"]
+    head = browser.find_elements("css selector", ".sortable thead th")[1]
+    for order, expected in (
+        ("ascending", ["#3", "#4", "#1", "#2"]),
+        ("descending", ["#2", "#1", "#4", "#3"]),
+    ):
+        head.find_element("css selector", "button").click()
+        assert browser.execute_script(numbers) == expected
+        assert head.get_attribute("aria-sort") == order
+    assert len(browser.find_elements("css selector", "[aria-sort]")) == 1
+
+
+def test_python_is_copied_by_a_button(show: Any) -> None:
+    browser = show(pictures())
+    browser.execute_script(
+        "addEventListener('copy', () => { window.copied = getSelection().toString() })"
+    )
+    find(browser, ".copy").click()
+    assert browser.execute_script("return window.copied") == python_of(ABOUT)
+    assert find(browser, ".bar output:not([for])").text == "Copied"
+
+
+def test_the_file_of_all_side_by_side_plays(show: Any) -> None:
+    from selenium.webdriver.support.wait import WebDriverWait
+
+    browser = show(videos())
+    find(browser, ".film summary").click()
+    width = "return document.querySelector('.film img').naturalWidth"
+    WebDriverWait(browser, 5, 0.05).until(lambda _: browser.execute_script(width) == 128)
+    assert find(browser, ".film a").text == "Save it (animated WebP)"

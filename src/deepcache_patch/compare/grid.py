@@ -117,7 +117,7 @@ def draw_grid(
     Args:
         rows: Labels and pictures, RGB; as many in each row, all of one size.
         title: First line.
-        subtitle: Further lines, fainter.
+        subtitle: Further lines, fainter; broken where they are wider than title and pictures.
         columns: A heading for each picture.
     """
     labels = [_drawable(label) for label, _ in rows]
@@ -127,7 +127,9 @@ def draw_grid(
         [_drawable(heading) for heading in columns],
     )
     first = rows[0][1]
-    place, font, large = _layout(first[0].size, len(first), labels, title, subtitle, columns)
+    place, subtitle, font, large = _layout(
+        first[0].size, len(first), labels, title, subtitle, columns
+    )
 
     canvas = Image.new("RGB", (place.width, place.height), "white")
     draw = ImageDraw.Draw(canvas)
@@ -169,26 +171,26 @@ def _layout(
     title: str,
     subtitle: Sequence[str],
     columns: Sequence[str],
-) -> tuple[Layout, ImageFont.FreeTypeFont, ImageFont.FreeTypeFont]:
-    """Places `count` pictures of `size`, and chooses fonts that suit them."""
+) -> tuple[Layout, list[str], ImageFont.FreeTypeFont, ImageFont.FreeTypeFont]:
+    """Places `count` pictures of `size`, breaks the subtitle, and chooses fonts that suit them."""
     scale = max(1, ceil(SMALLEST_CELL / min(size)))
     cell_width, cell_height = size[0] * scale, size[1] * scale
     font, large = _font(max(14, cell_height // 26)), _font(max(18, cell_height // 20))
     left = round(MARGIN * 1.6 + max(font.getlength(label) for label in labels))
-    lines = max((len(_wrapped(each, font, cell_width)) for each in columns), default=0)
-    lines += max(0, len(subtitle) - 1)
-    top = round(MARGIN + large.size * 1.5 + font.size * (2.4 + LINE * lines))
-    # A single small picture is narrower than its title.
     content = left + count * cell_width + (count - 1) * GAP
-    widest = max(large.getlength(title), *(font.getlength(line) for line in subtitle), 0)
-    width = max(content, MARGIN + widest)
+    # A single small picture is narrower than its title.
+    width = ceil(max(content, MARGIN + large.getlength(title)))
+    broken = [part for line in subtitle for part in _wrapped(line, font, width - MARGIN)]
+    lines = max((len(_wrapped(each, font, cell_width)) for each in columns), default=0)
+    lines += max(0, len(broken) - 1)
+    top = round(MARGIN + large.size * 1.5 + font.size * (2.4 + LINE * lines))
     height = top + len(labels) * (cell_height + GAP) - GAP
-    place = Layout(scale, cell_width, cell_height, left, top, ceil(width) + MARGIN, height + MARGIN)
-    return place, font, large
+    place = Layout(scale, cell_width, cell_height, left, top, width + MARGIN, height + MARGIN)
+    return place, broken, font, large
 
 
 def _wrapped(heading: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
-    """The lines of a heading that is no wider than its picture, as far as its words allow."""
+    """The lines of a text that is no wider than `width`, as far as its words allow."""
     lines: list[str] = []
     for word in heading.split():
         if lines and font.getlength(f"{lines[-1]} {word}") <= width:

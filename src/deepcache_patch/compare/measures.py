@@ -17,7 +17,7 @@ _APART: Final = (25.0, 0.90)
 
 #: The rule of `looks_of`, in words.
 RULE: Final = (
-    f"“{SAME}”: every picture has at least {_ALIKE[0]:g} dB and SSIM {_ALIKE[1]:.2f}; "
+    f"“{SAME}”: every result has at least {_ALIKE[0]:g} dB and SSIM {_ALIKE[1]:.2f}; "
     f"“{SHAPES}”: one has less than {_APART[0]:g} dB or SSIM {_APART[1]:.2f}; "
     f"“{DETAILS}”: all else. The limits are this package’s own convention: look at the pictures."
 )
@@ -42,7 +42,7 @@ class Measure(NamedTuple):
 
     @property
     def worst(self) -> int:
-        """The place, from 0, of the result that is farthest from the plain one; the first of equals."""
+        """The place, from 0, of the result that is farthest from the plain one."""
         sign = -1 if self.name == "LPIPS" else 1  # the only distance among them
         order = [-math.inf if math.isnan(value) else sign * value for value in self.values]
         return order.index(min(order))
@@ -76,11 +76,11 @@ def looks_of(measures: Sequence[Measure]) -> str | None:
     """Returns the verdict on all results in words: `SAME`, `DETAILS` or `SHAPES`.
 
     `RULE` states the rule: the least PSNR and the least SSIM decide. The limits are a convention of
-    this package. Studies of compressed photographs are the nearest to it that is published: half
-    of the viewers told pictures from their JPEGs below an SSIM of 0.92 to 0.96 (Flynn et al., "Image
+    this package. The nearest that is published are studies of compressed photographs: half of the
+    viewers told pictures from their JPEGs below an SSIM of 0.92 to 0.96 (Flynn et al., "Image
     quality assessment using the SSIM and the just noticeable difference paradigm", 2013). No study
-    backs them for pictures of a diffusion model, where things move; so the limits are stricter, and
-    were chosen by looking at pictures of this project's small models.
+    backs limits for pictures of a diffusion model, where things move. These are stricter, and were
+    chosen by looking at pictures of this project's small models.
 
     Returns:
         `None` where there is no PSNR or no SSIM, as for sounds.

@@ -1,5 +1,5 @@
-"""What was compared, as Python to paste into a program of one's own: the helper with its settings, and
-the call. The pipeline itself is named in a comment, since how it was loaded is not known here.
+"""What was compared, as Python to paste into a program of one's own: the helper with its settings,
+and the call. The pipeline is named in a comment, since how it was loaded is not known here.
 """
 
 from __future__ import annotations
