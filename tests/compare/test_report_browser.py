@@ -199,7 +199,7 @@ def test_frames_play_pause_and_stand_side_by_side(show: Any) -> None:
         "seed 7, plain, frame 2",
         "seed 7, DeepCache, frame 2",
     ]
-    assert find(browser, "output").text == "2 / 5"
+    assert find(browser, ".player output").text == "2 / 5"
     find(browser, ".strip summary").click()
     strip = "return [...document.querySelectorAll('.strip div')].map(line => line.children.length)"
     WebDriverWait(browser, 5, 0.05).until(lambda _: browser.execute_script(strip) == [5, 5])
