@@ -24,7 +24,7 @@ def timed(*pairs: tuple[float, float], **changes: Any) -> Any:
 def test_one_run_has_no_range_but_a_word_of_caution() -> None:
     once = timed((4.0, 2.0))
     assert "range" not in once.table()
-    note = "each ran once: one timing proves little; repeats=5 shows how far speeds vary"
+    note = "each ran once: one timing proves little; repeats=5 (--repeats 5) tells how speeds vary"
     assert once.notes == (note,)
     assert once.table().splitlines()[-1] == note
     assert once.grid().height > timed((4.0, 2.0), (4.0, 2.0)).grid().height

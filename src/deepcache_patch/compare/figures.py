@@ -85,7 +85,7 @@ def notes(comparison: Comparison) -> tuple[str, ...]:
             beyond.append(f"{name} {times_text(reached)} of at most {times_text(1 / work)}")
     found = []
     if len(plain) == 1:
-        found.append("each ran once: one timing proves little; repeats=5 shows how far speeds vary")
+        found.append("each ran once: one timing proves little; repeats=5 (--repeats 5) tells how speeds vary")
     if differ:
         found.append(
             "runs of one kind differ by more than 20%, slowest over fastest: "
