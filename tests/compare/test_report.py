@@ -278,7 +278,14 @@ def test_all_results_stand_in_a_table_that_can_be_sorted() -> None:
     page = outcome(psnr=(math.nan, math.inf), fewer=fewer()).to_html()
     table = re.search('class="sortable">(.*?)</table>', page, re.DOTALL)[1]
     assert re.findall('<button type="button">(.*?)</button>', table) == [
-        *("#", "DeepCache PSNR", "DeepCache SSIM", "3 steps PSNR", "3 steps SSIM", "verdict"),
+        *(
+            "#",
+            "DeepCache PSNR",
+            "DeepCache SSIM",
+            "3 steps PSNR",
+            "3 steps SSIM",
+            "DeepCache verdict",
+        ),
     ]
     cells = [re.findall('data-value="(.*?)">(.*?)</t[dh]>', row) for row in table.split("<tr>")[2:]]
     assert cells[0][1:] == [

@@ -85,7 +85,8 @@ def notes(comparison: Comparison) -> tuple[str, ...]:
             beyond.append(f"{name} {times_text(reached)} of at most {times_text(1 / work)}")
     found = []
     if len(plain) == 1:
-        found.append("each ran once: one timing proves little; repeats=5 (--repeats 5) tells how speeds vary")
+        more = "repeats=5 (--repeats 5) tells how speeds vary"
+        found.append(f"each ran once: one timing proves little; {more}")
     if differ:
         found.append(
             "runs of one kind differ by more than 20%, slowest over fastest: "
