@@ -1,4 +1,4 @@
-"""The page of a comparison in a real browser: 1:1 and blinking, sorting, copying, the file of a video."""
+"""The page of a comparison in a real browser: 1:1, blinking, sorting, copying, a video's file."""
 
 from __future__ import annotations
 

@@ -116,9 +116,11 @@ class Comparison:
 
     @property
     def looks(self) -> str | None:
-        """The verdict on the helper's results in words, by `measures.RULE`; `None` for sounds.
+        """The verdict on the helper's results in words; `None` for sounds.
 
-        "no visible difference", "details move" or "shapes differ".
+        "no visible difference": all have at least 40 dB and SSIM 0.98. "shapes differ": one has
+        less than 25 dB or SSIM 0.90. "details move": all else. A video counts by the means over its
+        frames. The limits are a convention of this package; see `measures.looks_of`.
         """
         return looks_of(self.measures)
 
