@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 import pytest
-from builders.browser import find, mouse, sides
+from builders.browser import a_browser, a_show, find, mouse, sides  # noqa: F401 (fixtures)
 from builders.outcomes import ABOUT, HOSTILE, fewer, flat, outcome, pictures, sounds, videos
 
 from deepcache_patch import Plan

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from builders.browser import find, mouse
+from builders.browser import a_browser, a_show, find, mouse  # noqa: F401 (fixtures)
 from builders.outcomes import ABOUT, fewer, flat, outcome, pictures, videos
 
 from deepcache_patch.compare.paste import python_of
