@@ -278,20 +278,27 @@ def test_they_are_not_made_where_nobody_wants_them() -> None:
 def test_the_table_has_a_third_column_and_a_verdict() -> None:
     made = outcome(fewer=fewer(), work=0.4, plans={"unet": Plan(["full", 0, 0] * 2)})
     assert made.table().splitlines() == [
-        "                     plain    DeepCache      3 steps",
-        "denoising loop     5.000 s      2.000 s      2.500 s",
-        "loop speedup                      2.50×        2.00×",
-        "whole call         6.000 s      4.000 s      3.000 s",
-        "call speedup                      1.50×        2.00×",
-        "U-Net work          100.0%        40.0%        50.0%",
-        "by work at most                   2.50×        2.00×",
-        "full calls               6            2            3",
-        "shallow calls            0            4            0",
-        "PSNR                           20.00 dB     18.00 dB",
-        "SSIM                             0.7500       0.5000",
-        "feature cache                  3.00 MiB",
+        "                     plain     DeepCache       3 steps",
+        "denoising loop     5.000 s       2.000 s       2.500 s",
+        "loop speedup                       2.50×         2.00×",
+        "loop range                    0.67–2.50×    1.50–5.00×",
+        "by work at most                    2.50×         2.00×",
+        "whole call         6.000 s       4.000 s       3.000 s",
+        "call speedup                       1.50×         2.00×",
+        "call range                    1.00–2.00×    1.67–3.00×",
+        "U-Net work          100.0%         40.0%         50.0%",
+        "full calls               6             2             3",
+        "shallow calls            0             4             0",
+        "PSNR                            20.00 dB      18.00 dB",
+        "worst PSNR                  20.00 dB, #1  17.00 dB, #1",
+        "SSIM                              0.7500        0.5000",
+        "feature cache                   3.00 MiB",
         "",
+        "DeepCache: shapes differ (worst PSNR 20.00 dB, #1; SSIM 0.5000, #1)",
+        "3 steps: shapes differ (worst PSNR 17.00 dB, #1; SSIM 0.2500, #1)",
         "fewer steps at equal work (3 of 6): 18.00 dB, helper: 20.00 dB",
+        "runs of one kind differ by more than 20%, slowest over fastest: "
+        "plain 1.50×, DeepCache 4.50×, 3 steps 4.00×; the speeds are rough",
         "",
         "plan            F··F··",
     ]
@@ -307,6 +314,8 @@ def test_json_holds_the_third_contestant() -> None:
         "steps": 3,
         "loop_speedup": 2.0,
         "call_speedup": 2.0,
+        "loop_speedup_each": [1.6, 1.5, 5.0],
+        "call_speedup_each": [5 / 3, 1.8, 3.0],
         "work": 0.5,
         "work_speedup": 2.0,
         "loop_seconds": 2.5,
@@ -320,6 +329,8 @@ def test_json_holds_the_third_contestant() -> None:
         "snr": None,
         "psnr_each": [17.0, 19.0],
         "ssim_each": [0.25, 0.75],
+        "worst": 1,
+        "looks": "shapes differ",
     }
 
 
@@ -328,13 +339,13 @@ def test_the_grid_has_five_rows_and_one_factor() -> None:
     height, width, _ = pixels.shape
     cell = 3 * 64
     left, top = width - MARGIN - 2 * cell - GAP, height - MARGIN - 5 * cell - 4 * GAP
-    # The largest difference is 4, so both rows of differences are amplified 32 times.
+    # Both rows of differences are amplified 8 times.
     rows = [
         [(102, 51, 0), (9, 9, 9)],
         [(100, 50, 0), (9, 9, 9)],
-        [(64, 32, 0), (0, 0, 0)],
+        [(16, 8, 0), (0, 0, 0)],
         [(98, 49, 0), (5, 7, 9)],
-        [(128, 64, 0), (128, 64, 0)],
+        [(32, 16, 0), (32, 16, 0)],
     ]
     for row, colours in enumerate(rows):
         for column, colour in enumerate(colours):
@@ -352,4 +363,7 @@ def test_a_single_picture_with_a_long_verdict_is_not_cut_off() -> None:
     small = {"plain": (flat((1, 2, 3)),), "cached": (flat((1, 2, 3)),), **one}
     without = outcome(**small).grid()
     reason = "a reason that is much longer than the title and than all other lines of the picture"
-    assert outcome(**small, fewer_left_out=reason).grid().width > without.width + 100
+    grid = outcome(**small, fewer_left_out=reason).grid()
+    assert (grid.width, grid.height > without.height + 2 * 14) == (without.width, True)
+    # The white margin is free of letters.
+    assert (np.asarray(grid)[:, -MARGIN:] == 255).all()

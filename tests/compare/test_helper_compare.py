@@ -314,7 +314,7 @@ def test_a_comparison_has_lpips_where_the_package_is_there(stub: SimpleNamespace
     assert outcome.lpips[0] == pytest.approx(2 * np.abs(plain - cached).mean(), abs=2 / 255)
     assert outcome.to_dict()["figures"]["lpips_each"] == list(outcome.lpips)
     mean = f"{np.mean(outcome.lpips):.4f}"
-    assert f"{'LPIPS':<15}{mean:>24}" in outcome.table()
+    assert {row[0]: row[2] for row in outcome.rows()}["LPIPS"] == mean
     small = helper.compare(num_inference_steps=2, height=16, width=40, **PROMPT)
     assert (small.lpips, len(stub.shapes)) == (None, 4)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import re
 import wave
 from html.parser import HTMLParser
@@ -15,7 +16,9 @@ import torch
 from builders.outcomes import ABOUT, HOSTILE, PLAN, fewer, flat, outcome, pictures, sounds, videos
 from PIL import Image
 
-from deepcache_patch import Plan
+from deepcache_patch import Adaptive, Auto, Centred, Explicit, NoiseAware, Plan, Uniform
+from deepcache_patch.compare.measures import RULE
+from deepcache_patch.compare.paste import python_of
 from deepcache_patch.measuring.media import Sound
 
 
@@ -112,7 +115,9 @@ def test_no_text_becomes_markup() -> None:
     assert len(page.all("img")) == len(plain.all("img"))
     assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
     assert page.texts.count(HOSTILE) >= 5
-    assert all(f"{HOSTILE}, plain" == img["alt"] for img in page.all("img", "plain"))
+    assert [img["alt"] for img in page.all("img", "plain")] == [
+        f"#{number} {HOSTILE}, plain" for number in (1, 2)
+    ]
 
 
 def test_the_page_refers_to_nothing_outside() -> None:
@@ -126,7 +131,7 @@ def test_the_page_refers_to_nothing_outside() -> None:
             if name in ("src", "href", "srcset", "action", "data", "poster")
         ]
         assert links
-        assert all(value is not None and value.startswith("data:") for value in links)
+        assert all(value is not None and value.startswith(("data:", "#")) for value in links)
         assert re.findall(r"url\(|@import|https?:|//[a-z]", re.sub('base64,[^"]*', "", text)) == []
         policy = page.all("meta")[1]["content"]
         assert policy is not None
@@ -162,6 +167,77 @@ def test_both_files_of_each_sound_and_what_they_differ_by() -> None:
     assert "SNR identical" in page.texts
 
 
+# --- to be copied -------------------------------------------------------------------------------
+
+ABOVE = {"schedule": "NoiseAware(interval=2.2, branch=-1)", "scheduler": ""}
+
+
+@pytest.mark.parametrize(
+    ("about", "lines"),
+    [
+        (
+            {"replay": "Reuse()", "first": 1, "last": 0},
+            [
+                "from deepcache_patch import DeepCacheHelper, Uniform",
+                "",
+                "# pipe: the StableDiffusionPipeline of a/model, sampled by DDIM",
+                "helper = DeepCacheHelper(pipe, schedule=Uniform(interval=3, branch=0), first=1, "
+                'replay="reuse")',
+                "helper.enable()",
+                "output = pipe(prompt='a fox')",
+            ],
+        ),
+        (
+            {**ABOVE, "call": {"prompt": ["a", "it's"], "sigmas": (math.inf, 1.0), "scale": None}},
+            [
+                "from deepcache_patch import DeepCacheHelper, NoiseAware",
+                "",
+                "# pipe: the StableDiffusionPipeline of a/model",
+                "helper = DeepCacheHelper(pipe, schedule=NoiseAware(interval=2.2, branch=-1))",
+                "helper.enable()",
+                """output = pipe(prompt=['a', "it's"], sigmas=[float('inf'), 1.0], scale=None)""",
+            ],
+        ),
+        (
+            {"schedule": "Calibrated(5:\n2.1×)", "call": {"image": flat((1, 2, 3)), "a b": 1}},
+            [
+                "from deepcache_patch import DeepCacheHelper",
+                "",
+                "# pipe: the StableDiffusionPipeline of a/model, sampled by DDIM",
+                "# schedule: Calibrated(5: 2.1×)",
+                "helper = DeepCacheHelper(pipe, schedule=...)",
+                "helper.enable()",
+                "# ...: what is no text or number is left out here",
+                "output = pipe(image=..., **{'a b': 1})",
+            ],
+        ),
+    ],
+    ids=["uniform", "noise-aware", "calibrated"],
+)
+def test_python_makes_the_same_call_again(about: Any, lines: list[str]) -> None:
+    text = python_of({**ABOUT, **about})
+    assert text.splitlines() == lines
+    compile(text, "pasted", "exec")
+    page = Page(pictures(about={**ABOUT, **about}).to_html(command="deepcache-patch compare m"))
+    assert {text, "deepcache-patch compare m"} <= set(page.texts)
+    copies = [button["aria-label"] for button in page.all("button", "copy")]
+    assert copies == ["Copy: Python", "Copy: Command"]
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [NoiseAware(2.5), Uniform(4, 1), Centred(3), Adaptive(0.1, (0, 1)), Auto(), Explicit(PLAN)],
+    ids=lambda schedule: type(schedule).__name__,
+)
+def test_python_has_the_schedule_as_it_was(schedule: Any) -> None:
+    pasted = []
+    text = python_of({**ABOUT, "schedule": repr(schedule)})
+    names = {type(schedule).__name__: type(schedule)}
+    names["DeepCacheHelper"] = lambda pipe, schedule: pasted.append(schedule)
+    exec(text.splitlines()[3], {"pipe": None, **names})
+    assert repr(pasted) == repr([schedule])
+
+
 @pytest.mark.parametrize(
     ("value", "said"),
     [
@@ -183,6 +259,65 @@ def test_arguments_are_said_in_a_few_words(value: Any, said: str) -> None:
     assert texts[texts.index("argument") + 1] == said
 
 
+def test_verdict_rule_worst_and_notes_are_in_the_page() -> None:
+    comparison = outcome(work=0.8, psnr=(math.inf, 30.6))
+    page = Page(comparison.to_html())
+    said = [text.strip() for text in page.texts if text.strip()]
+    assert "DeepCache: shapes differ (worst PSNR 30.60 dB, #2; SSIM 0.5000, #1)" in said
+    assert RULE in said
+    assert "To the worst of DeepCache, #2" in said
+    assert "#picture-2" in [link["href"] for link in page.all("a")]
+    assert [figure["id"] for figure in page.all("figure")] == ["picture-1", "picture-2"]
+    assert "mean of 2; worst 30.60 dB, #2; 1 of 2 identical" in said
+    notes = [f"{note[0].upper()}{note[1:]}." for note in comparison.notes]
+    assert len(notes) == 2
+    assert [text for text in said if text in notes] == notes
+
+
+def test_all_results_stand_in_a_table_that_can_be_sorted() -> None:
+    page = outcome(psnr=(math.nan, math.inf), fewer=fewer()).to_html()
+    table = re.search('class="sortable">(.*?)</table>', page, re.DOTALL)[1]
+    assert re.findall('<button type="button">(.*?)</button>', table) == [
+        *(
+            "#",
+            "DeepCache PSNR",
+            "DeepCache SSIM",
+            "3 steps PSNR",
+            "3 steps SSIM",
+            "DeepCache verdict",
+        ),
+    ]
+    cells = [re.findall('data-value="(.*?)">(.*?)</t[dh]>', row) for row in table.split("<tr>")[2:]]
+    assert cells[0][1:] == [
+        *(("-1000000000.0", "nan dB"), ("0.5", "0.5000"), ("17.0", "17.00 dB"), ("0.25", "0.2500")),
+        ("0", "shapes differ"),
+    ]
+    assert cells[1] == [
+        ("2", '<a href="#picture-2">#2</a> seed 1'),
+        *(("100000000.0", "identical"), ("1.0", "1.0000")),
+        *(("19.0", "19.00 dB"), ("0.75", "0.7500"), ("2", "no visible difference")),
+    ]
+    assert '<table class="sortable">' not in videos().to_html()
+
+
+def test_each_video_has_one_file_with_all_contestants_side_by_side() -> None:
+    plain, cached, third = (
+        tuple(flat((50 * number, base, 0)) for number in range(5)) for base in (9, 99, 199)
+    )
+    slower = fewer(results=(third,), psnr=(17.0,), ssim=(0.5,))
+    page = Page(videos(plain=(plain,), cached=(cached,), fewer=slower).to_html())
+    (link,) = [link for link in page.all("a") if "download" in link]
+    assert link["download"] == "comparison-1.webp"
+    assert link["href"] in [img["src"] for img in page.all("img")]
+    with Image.open(BytesIO(content(link["href"]))) as film:
+        assert (film.size, film.n_frames, film.info["loop"]) == ((3 * 64, 64), 5, 0)
+        film.seek(3)
+        seen = np.asarray(film.convert("RGB")).astype(int)
+        assert film.info["duration"] == 125
+    for place, base in enumerate([9, 99, 199]):
+        assert np.abs(seen[32, 64 * place + 32] - (150, base, 0)).max() <= 8
+
+
 # --- with fewer steps ---------------------------------------------------------------------------
 
 
@@ -190,7 +325,7 @@ def test_a_third_picture_lies_there_and_a_switch_chooses_two_of_three() -> None:
     comparison = outcome(fewer=fewer(), work=0.4)
     page = Page(comparison.to_html())
     shown = page.all("img", "fewer")
-    assert [img["alt"] for img in shown] == ["seed 0, 3 steps", "seed 1, 3 steps"]
+    assert [img["alt"] for img in shown] == ["#1 seed 0, 3 steps", "#2 seed 1, 3 steps"]
     for attributes, picture in zip(shown, comparison.fewer.results, strict=True):
         with Image.open(BytesIO(content(attributes["src"]))) as read:
             assert np.array_equal(np.asarray(read.convert("RGB")), np.asarray(picture))
@@ -210,14 +345,15 @@ def test_a_third_picture_lies_there_and_a_switch_chooses_two_of_three() -> None:
     assert comparison.verdict in said
     assert "DeepCache: PSNR 20.00 dB · SSIM 0.5000" in said
     assert "3 steps: PSNR 17.00 dB · SSIM 0.2500" in said
-    assert "5.000 s → 2.000 s; by work at most 2.50×" in said
-    # Both differences fit with one factor: the larger one is 4.
-    assert [box["data-factor"] for box in page.all("input") if box.get("id")] == ["32"]
+    assert "0.67–2.50×; by work at most 2.50×; 5.000 s → 2.000 s" in said
+    assert "1.00–2.00×; by work at most 2.50×; 6.000 s → 4.000 s" in said
+    factor = next(box for box in page.all("input") if box.get("id") == "factor")
+    assert (factor["value"], factor["aria-valuetext"]) == ("3", "×8")
 
 
 def test_every_figure_of_the_third_contestant_is_in_the_table_of_the_page() -> None:
     comparison = outcome(fewer=fewer(), work=0.4)
-    text = comparison.to_html()
+    text = re.search('aria-labelledby="figures">.*?</table>', comparison.to_html(), re.DOTALL)[0]
     heads = re.findall(r'<th scope="col">(.*?)</th>', text)
     rows = [
         tuple(re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row))

@@ -2,82 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import re
-import shutil
-from collections.abc import Iterator
-from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import pytest
+from builders.browser import a_browser, a_show, find, mouse, sides  # noqa: F401 (fixtures)
 from builders.outcomes import ABOUT, HOSTILE, fewer, flat, outcome, pictures, sounds, videos
-from PIL import Image
 
 from deepcache_patch import Plan
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
-DRIVER = shutil.which("chromedriver")
-FLAGS = (
-    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run "
-    "--disable-background-networking --disable-component-update --disable-sync"
-)
 CLIPS = """
 return ["plain", "cached"].map(
     kind => getComputedStyle(document.querySelector("img." + kind)).clipPath
 )"""
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    if CHROMIUM is None or DRIVER is None:
-        pytest.skip("there is no Chromium with its chromedriver here")
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in (*FLAGS.split(), f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
-    yield driver
-    driver.quit()
-
-
-@pytest.fixture
-def show(browser: Any, tmp_path: Path) -> Iterator[Any]:
-    """Opens a comparison at a width; afterwards nothing was complained of, and nothing fetched."""
-
-    def open_page(comparison: Any, width: int = 1280) -> Any:
-        page = comparison.save(tmp_path / "page.html")
-        metrics = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
-        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-        browser.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": width < 500})
-        browser.get(page.as_uri())
-        return browser
-
-    browser.get("about:blank")  # Chromium's own first page asks for much
-    browser.get_log("performance")
-    yield open_page
-    assert browser.get_log("browser") == []
-    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    asked = [
-        event["params"]["request"]["url"]
-        for event in events
-        if event["method"] == "Network.requestWillBeSent"
-    ]
-    assert (tmp_path / "page.html").as_uri() in asked
-    assert [url for url in asked if not url.startswith(("data:", tmp_path.as_uri()))] == []
-    assert browser.execute_script("return window.hit") is None
-
-
-def find(browser: Any, selector: str) -> Any:
-    return browser.find_element("css selector", selector)
-
-
-def mouse(browser: Any) -> Any:
-    from selenium.webdriver import ActionChains
-
-    return ActionChains(browser, duration=20)
 
 
 def test_the_divider_follows_the_mouse(show: Any) -> None:
@@ -115,11 +52,11 @@ def test_the_divider_follows_the_keys(show: Any) -> None:
     from selenium.webdriver import Keys
 
     browser = show(pictures())
-    # By the tabulator alone: first the box for the difference, then the first divider.
-    mouse(browser).send_keys(Keys.TAB, Keys.TAB).perform()
+    # By the tabulator alone: a link, the box for the difference, its factor, the first divider.
+    mouse(browser).send_keys(Keys.TAB * 4).perform()
     focused = browser.switch_to.active_element
     assert focused.get_attribute("class") == "slider"
-    assert focused.accessible_name == "Divider, seed 0: share of the plain result in percent"
+    assert focused.accessible_name == "Divider, #1 seed 0: share of the plain result in percent"
     assert focused.aria_role == "slider"
     outline = "return getComputedStyle(document.querySelector('.stage')).outlineStyle"
     assert browser.execute_script(outline) == "solid"
@@ -153,14 +90,29 @@ def test_the_difference_is_shown_on_request(show: Any) -> None:
     plain, cached = flat((40, 80, 9)), flat((30, 80, 10))
     browser = show(pictures(plain=(plain, plain), cached=(cached, cached)))
     box = find(browser, "#difference")
-    assert box.accessible_name == "Show the difference, ×16"
+    assert box.accessible_name == "Show the difference"
     box.click()
-    with Image.open(BytesIO(find(browser, ".stage").screenshot_as_png)) as seen:
-        assert seen.convert("RGB").getpixel((30, 30)) == (160, 0, 16)
+    assert sides(browser) == ((80, 0, 8), (80, 0, 8))
     box.click()
-    with Image.open(BytesIO(find(browser, ".stage").screenshot_as_png)) as seen:
-        assert seen.convert("RGB").getpixel((30, 30)) == (40, 80, 9)
-        assert seen.convert("RGB").getpixel((seen.width - 30, 30)) == (30, 80, 10)
+    assert sides(browser) == ((40, 80, 9), (30, 80, 10))
+
+
+def test_a_slider_says_how_many_times_the_difference_is_amplified(show: Any) -> None:
+    from selenium.webdriver import Keys
+
+    plain, cached = flat((40, 80, 9)), flat((30, 80, 10))
+    browser = show(pictures(plain=(plain, plain), cached=(cached, cached)))
+    factor = find(browser, "#factor")
+    assert factor.accessible_name == "How many times the difference is amplified"
+    for key, times, colour in (
+        (Keys.ARROW_RIGHT, "×16", (160, 0, 16)),  # which shows the difference, too
+        (Keys.END, "×64", (255, 0, 64)),
+        (Keys.HOME, "×1", (10, 0, 1)),
+    ):
+        factor.send_keys(key)
+        assert find(browser, ".amplified output").text == times
+        assert factor.get_attribute("aria-valuetext") == times
+        assert sides(browser) == (colour, colour)
 
 
 def test_frames_play_pause_and_stand_side_by_side(show: Any) -> None:
@@ -183,8 +135,8 @@ def test_frames_play_pause_and_stand_side_by_side(show: Any) -> None:
         "seed 7, plain, frame 2",
         "seed 7, DeepCache, frame 2",
     ]
-    assert find(browser, "output").text == "2 / 5"
-    find(browser, "summary").click()
+    assert find(browser, ".player output").text == "2 / 5"
+    find(browser, ".strip summary").click()
     strip = "return [...document.querySelectorAll('.strip div')].map(line => line.children.length)"
     WebDriverWait(browser, 5, 0.05).until(lambda _: browser.execute_script(strip) == [5, 5])
     assert len(browser.execute_script(visible)) == 2
@@ -256,27 +208,20 @@ def choose(browser: Any, value: str) -> None:
     find(browser, f".over [value={value}]").click()
 
 
-def sides(browser: Any) -> tuple[Any, Any]:
-    """The colours left and right of the divider."""
-    with Image.open(BytesIO(find(browser, ".stage").screenshot_as_png)) as seen:
-        picture = seen.convert("RGB")
-        return picture.getpixel((30, 30)), picture.getpixel((picture.width - 30, 30))
-
-
 @pytest.mark.parametrize("width", [1280, 390])
 def test_the_switch_puts_two_of_three_pictures_under_the_divider(show: Any, width: int) -> None:
     browser = show(outcome(fewer=fewer()), width=width)
     plain, cached, third = (102, 51, 0), (100, 50, 0), (98, 49, 0)
     assert sides(browser) == (plain, cached)
-    names = ["seed 0, plain", "seed 0, DeepCache", "plain", "DeepCache"]
+    names = ["#1 seed 0, plain", "#1 seed 0, DeepCache", "plain", "DeepCache"]
     assert browser.execute_script(SEEN) == names
     choose(browser, "fewer")
     assert sides(browser) == (plain, third)
-    names = ["seed 0, plain", "seed 0, 3 steps", "plain", "3 steps"]
+    names = ["#1 seed 0, plain", "#1 seed 0, 3 steps", "plain", "3 steps"]
     assert browser.execute_script(SEEN) == names
     choose(browser, "both")
     assert sides(browser) == (third, cached)
-    names = ["seed 0, DeepCache", "seed 0, 3 steps", "DeepCache", "3 steps"]
+    names = ["#1 seed 0, DeepCache", "#1 seed 0, 3 steps", "DeepCache", "3 steps"]
     assert browser.execute_script(SEEN) == names
     left, right = (
         browser.execute_script(
@@ -291,7 +236,7 @@ def test_the_switch_puts_two_of_three_pictures_under_the_divider(show: Any, widt
 def test_the_difference_is_that_of_the_two_that_are_chosen(show: Any) -> None:
     browser = show(outcome(fewer=fewer()))
     find(browser, "#difference").click()
-    for value, colour in (("cached", (64, 32, 0)), ("fewer", (128, 64, 0)), ("both", (64, 32, 0))):
+    for value, colour in (("cached", (16, 8, 0)), ("fewer", (32, 16, 0)), ("both", (16, 8, 0))):
         choose(browser, value)
         assert sides(browser) == (colour, colour)
 
@@ -301,7 +246,7 @@ def test_frames_of_three_contestants_stand_side_by_side(show: Any) -> None:
     browser = show(videos(fewer=fewer(results=(frames,), psnr=(17.0,), ssim=(0.5,))))
     from selenium.webdriver.support.wait import WebDriverWait
 
-    find(browser, "summary").click()
+    find(browser, ".strip summary").click()
     strip = "return [...document.querySelectorAll('.strip div')].map(line => line.children.length)"
     WebDriverWait(browser, 5, 0.05).until(lambda _: browser.execute_script(strip) == [5, 5, 5])
     unseen = "return [...document.querySelectorAll('.strip img')]"

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ..measuring.media import Sound, some_frames
-from .figures import times_text
+from .figures import likeness_text, looks_lines, speed_text
 
 if TYPE_CHECKING:
     from .outcome import Comparison
@@ -23,6 +23,9 @@ MARGIN = 20
 GAP = 4
 #: Smaller pictures are enlarged by a whole factor, so that each pixel stays a sharp square.
 SMALLEST_CELL = 160
+#: By which differences of pixels are amplified: the same everywhere, so that pictures of different
+#: comparisons can be held against each other. At 30 dB a typical difference becomes 8 · 8 of 255.
+DIFFERENCE_FACTOR = 8
 #: From one line of text to the next, in sizes of its font.
 LINE = 1.3
 INK = (28, 32, 38)
@@ -72,19 +75,12 @@ def waveform_differences(
     return factor, [[each.waveform(factor=factor) for each in row] for row in differences]
 
 
-def pixel_factor(plain: Sequence[Image.Image], *others: Sequence[Image.Image]) -> int:
-    """The `difference_factor` of pictures."""
-    return difference_factor(
-        [each for other in others for each in _pixel_differences(plain, other)]
-    )
-
-
 def picture_of(comparison: Comparison) -> Image.Image:
     """See `Comparison.grid`."""
     rows: list[Sequence[Any]] = [comparison.plain, comparison.cached]
     if comparison.fewer:
         rows.append(comparison.fewer.results)
-    headings = comparison.headings
+    headings = comparison.numbered
     if comparison.kind == "videos":
         headings = [
             f"{heading}, frame {place + 1}"
@@ -96,16 +92,16 @@ def picture_of(comparison: Comparison) -> Image.Image:
         factor, differences = waveform_differences(*rows)
         rows = [[sound.waveform() for sound in row] for row in rows]
     else:
-        factor = pixel_factor(*rows)
+        factor = DIFFERENCE_FACTOR
         differences = [_amplified(rows[0], row, factor) for row in rows[1:]]
     labelled = [("plain", rows[0])]
     for name, row, difference in zip(comparison.columns[1:], rows[1:], differences, strict=True):
         labelled += [(name, row), (f"difference ×{factor}", difference)]
-    measures = (f"{each.name} {each.text()}" for each in comparison.measures)
-    fast = f"denoising loop {times_text(comparison.speedup)} as fast"
-    lines = [" · ".join((fast, *measures))]
-    if comparison.verdict:
-        lines.append(comparison.verdict)
+    measures = (f"{each.name} {likeness_text(each)}" for each in comparison.measures)
+    times = comparison.plain_times, comparison.cached_times
+    fast = f"denoising loop {speed_text(*times, 'loop_seconds', comparison.work)} as fast"
+    lines = [" · ".join((fast, *measures)), *looks_lines(comparison)]
+    lines += [*([comparison.verdict] if comparison.verdict else []), *comparison.notes]
     return draw_grid(labelled, title=comparison.title, subtitle=lines, columns=headings)
 
 
@@ -121,7 +117,7 @@ def draw_grid(
     Args:
         rows: Labels and pictures, RGB; as many in each row, all of one size.
         title: First line.
-        subtitle: Further lines, fainter.
+        subtitle: Further lines, fainter; broken where they are wider than title and pictures.
         columns: A heading for each picture.
     """
     labels = [_drawable(label) for label, _ in rows]
@@ -131,7 +127,9 @@ def draw_grid(
         [_drawable(heading) for heading in columns],
     )
     first = rows[0][1]
-    place, font, large = _layout(first[0].size, len(first), labels, title, subtitle, columns)
+    place, subtitle, font, large = _layout(
+        first[0].size, len(first), labels, title, subtitle, columns
+    )
 
     canvas = Image.new("RGB", (place.width, place.height), "white")
     draw = ImageDraw.Draw(canvas)
@@ -154,24 +152,16 @@ def draw_grid(
 
 
 def _drawable(text: str) -> str:
-    # Pillow's own font has no multiplication sign.
-    return text.replace("×", "x")
-
-
-def _pixel_differences(
-    plain: Sequence[Image.Image], other: Sequence[Image.Image]
-) -> list[np.ndarray]:
-    return [
-        np.abs(np.asarray(a, np.int16) - np.asarray(b, np.int16))
-        for a, b in zip(plain, other, strict=True)
-    ]
+    # Pillow's own font has neither a multiplication sign nor a dash.
+    return text.replace("×", "x").replace("–", "-")
 
 
 def _amplified(
     plain: Sequence[Image.Image], other: Sequence[Image.Image], factor: int
 ) -> list[Image.Image]:
-    differences = _pixel_differences(plain, other)
-    return [Image.fromarray((d * factor).clip(0, 255).astype(np.uint8)) for d in differences]
+    pairs = [np.asarray([a, b], np.int16) for a, b in zip(plain, other, strict=True)]
+    differences = [np.abs(a - b) * factor for a, b in pairs]
+    return [Image.fromarray(each.clip(0, 255).astype(np.uint8)) for each in differences]
 
 
 def _layout(
@@ -181,26 +171,26 @@ def _layout(
     title: str,
     subtitle: Sequence[str],
     columns: Sequence[str],
-) -> tuple[Layout, ImageFont.FreeTypeFont, ImageFont.FreeTypeFont]:
-    """Places `count` pictures of `size`, and chooses fonts that suit them."""
+) -> tuple[Layout, list[str], ImageFont.FreeTypeFont, ImageFont.FreeTypeFont]:
+    """Places `count` pictures of `size`, breaks the subtitle, and chooses fonts that suit them."""
     scale = max(1, ceil(SMALLEST_CELL / min(size)))
     cell_width, cell_height = size[0] * scale, size[1] * scale
     font, large = _font(max(14, cell_height // 26)), _font(max(18, cell_height // 20))
     left = round(MARGIN * 1.6 + max(font.getlength(label) for label in labels))
-    lines = max((len(_wrapped(each, font, cell_width)) for each in columns), default=0)
-    lines += max(0, len(subtitle) - 1)
-    top = round(MARGIN + large.size * 1.5 + font.size * (2.4 + LINE * lines))
-    # A single small picture is narrower than its title.
     content = left + count * cell_width + (count - 1) * GAP
-    widest = max(large.getlength(title), *(font.getlength(line) for line in subtitle), 0)
-    width = max(content, MARGIN + widest)
+    # A single small picture is narrower than its title.
+    width = ceil(max(content, MARGIN + large.getlength(title)))
+    broken = [part for line in subtitle for part in _wrapped(line, font, width - MARGIN)]
+    lines = max((len(_wrapped(each, font, cell_width)) for each in columns), default=0)
+    lines += max(0, len(broken) - 1)
+    top = round(MARGIN + large.size * 1.5 + font.size * (2.4 + LINE * lines))
     height = top + len(labels) * (cell_height + GAP) - GAP
-    place = Layout(scale, cell_width, cell_height, left, top, ceil(width) + MARGIN, height + MARGIN)
-    return place, font, large
+    place = Layout(scale, cell_width, cell_height, left, top, width + MARGIN, height + MARGIN)
+    return place, broken, font, large
 
 
 def _wrapped(heading: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
-    """The lines of a heading that is no wider than its picture, as far as its words allow."""
+    """The lines of a text that is no wider than `width`, as far as its words allow."""
     lines: list[str] = []
     for word in heading.split():
         if lines and font.getlength(f"{lines[-1]} {word}") <= width:

@@ -23,9 +23,9 @@ from ..measuring.media import Kind, Result, Sound
 from ..measuring.writing import write_whole
 from ..schedules.plans import Plan, place_of
 from .fewer import FewerSteps
-from .figures import figures_of, rows_of, speedup, verdict
+from .figures import figures_of, looks_lines, notes, rows_of, speedup, summary, verdict
 from .grid import picture_of
-from .measures import Measure, measures_of
+from .measures import Measure, looks_of, measures_of
 
 #: What `Comparison.save_all` writes.
 FILES = ("comparison.png", "comparison.json", "comparison.html")
@@ -115,6 +115,25 @@ class Comparison:
         return verdict(self)
 
     @property
+    def looks(self) -> str | None:
+        """The verdict on the helper's results in words; `None` for sounds.
+
+        "no visible difference": all have at least 40 dB and SSIM 0.98. "shapes differ": one has
+        less than 25 dB or SSIM 0.90. "details move": all else. A video counts by the means over its
+        frames. The limits are a convention of this package; see `measures.looks_of`.
+        """
+        return looks_of(self.measures)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences on how far the speeds are to be trusted; none where nothing speaks against it.
+
+        Of one repeat: that it proves little. Of several: that the denoising loops of one contestant
+        differ by more than 20 %, and that a speed is more than 20 % above what the work allows.
+        """
+        return notes(self)
+
+    @property
     def identical(self) -> int:
         """The number of results that the helper did not change."""
         return sum(value == float("inf") for value in self.measures[0].values)
@@ -166,26 +185,38 @@ class Comparison:
             return shared
         return [f"{prompt}, seed {seed}" for prompt, seed in zip(shared, seeds, strict=True)]
 
+    @property
+    def numbered(self) -> list[str]:
+        """`headings` with the numbers by which the worst is named, "#4 seed 3"; of one, without."""
+        if len(self.headings) == 1:
+            return self.headings
+        return [f"#{number} {heading}" for number, heading in enumerate(self.headings, 1)]
+
     def grid(self) -> Image.Image:
         """Draws a row for each contestant, and after each the amplified difference to plain.
 
-        Of a video three frames, of a sound the waveform.
+        Differences of pixels are amplified 8 times in every comparison, those of sounds as far as
+        they fit. Of a video three frames, of a sound the waveform.
         """
         return picture_of(self)
 
     def table(self) -> str:
         """Returns the figures as aligned text, without a newline at the end."""
         rows = (("", *self.columns), *self.rows())
+        wide = max(13, *(2 + len(each) for _, _, *others in rows for each in others))
         lines = [
-            f"{name:<15}{plain:>11}" + "".join(f"{each:>13}" for each in others)
+            f"{name:<15}{plain:>11}" + "".join(f"{each:>{wide}}" for each in others)
             for name, plain, *others in rows
         ]
-        if self.verdict:
-            lines += ["", self.verdict, *([""] if self.plans else [])]
+        said = [*looks_lines(self), *([self.verdict] if self.verdict else []), *self.notes]
+        lines += ["", *said, *([""] if self.plans else [])] if said else []
         for name, plan in self.plans.items():
             label = "plan" if len(self.plans) == 1 else f"plan of {name}"
             lines.append(f"{label:<15} {plan}")
         return "\n".join(line.rstrip() for line in lines)
+
+    def __repr__(self) -> str:
+        return summary(self)
 
     def __str__(self) -> str:
         return self.table()

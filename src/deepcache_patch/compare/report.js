@@ -24,14 +24,104 @@ for (const stage of document.querySelectorAll(".stage")) {
 
 const difference = document.getElementById("difference");
 if (difference) {
-  const show = () => document.body.classList.toggle("differing", difference.checked);
-  document.body.style.setProperty("--factor", difference.dataset.factor);
+  const factor = document.getElementById("factor");
+  const show = () => {
+    const times = `×${2 ** factor.value}`;
+    document.body.classList.toggle("differing", difference.checked);
+    document.body.style.setProperty("--factor", 2 ** factor.value);
+    factor.setAttribute("aria-valuetext", times);
+    factor.nextElementSibling.value = times;
+  };
   difference.addEventListener("change", show);
+  factor.addEventListener("input", () => {
+    difference.checked = true;
+    show();
+  });
   show();
 }
 
+// 1:1: one pixel of the picture is one of the screen; all contestants lie in one place and take turns.
+const MILLISECONDS_OF_A_BLINK = 500;
+const dialog = document.querySelector("dialog");
+if (dialog) {
+  const [box, blink, zoom] = [".actual", ".blink", ".zoom"].map((name) => dialog.querySelector(name));
+  const choices = [...dialog.querySelectorAll(".choice")];
+  let [at, size, timer] = [0, 1, null];
+  const show = (chosen) => {
+    at = chosen;
+    choices.forEach((choice, number) => choice.setAttribute("aria-pressed", number === at));
+    [...box.children].forEach((picture, number) => {
+      picture.style.visibility = number === at ? "visible" : "hidden";
+      picture.style.width = `${(size * picture.getAttribute("width")) / devicePixelRatio}px`;
+    });
+    zoom.textContent = `${size}:1`;
+  };
+  const stop = () => {
+    clearInterval(timer);
+    timer = null;
+    blink.setAttribute("aria-pressed", false);
+  };
+  const start = () => {
+    timer = setInterval(() => show((at + 1) % choices.length), MILLISECONDS_OF_A_BLINK);
+    blink.setAttribute("aria-pressed", true);
+  };
+  const choose = (number) => {
+    stop();
+    show(number);
+  };
+  choices.forEach((choice, number) => choice.addEventListener("click", () => choose(number)));
+  blink.addEventListener("click", () => (timer === null ? start() : stop()));
+  zoom.addEventListener("click", () => {
+    size = size === 8 ? 1 : 2 * size;
+    show(at);
+  });
+  dialog.querySelector(".close").addEventListener("click", () => dialog.close());
+  dialog.addEventListener("close", stop);
+  dialog.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.altKey || event.metaKey) return;
+    const key = event.key.toLowerCase();
+    if (key === "b") blink.click();
+    if (key === "z") zoom.click();
+    if (choices[key - 1]) choose(key - 1);
+  });
+  for (const pair of document.querySelectorAll(".pair")) {
+    const open = () => {
+      document.getElementById("shown").textContent = pair.querySelector(".heading").textContent;
+      const pictures = pair.querySelectorAll(".stage img:not([hidden])");
+      box.replaceChildren(...[...pictures].map((picture) => picture.cloneNode()));
+      size = 1;
+      show(0);
+      dialog.showModal();
+    };
+    pair.querySelector(".open").addEventListener("click", open);
+    pair.querySelector(".stage").addEventListener("dblclick", open);
+  }
+}
+
+for (const table of document.querySelectorAll(".sortable")) {
+  const heads = [...table.querySelectorAll("thead th")];
+  heads.forEach((head, column) => {
+    head.querySelector("button").addEventListener("click", () => {
+      const order = head.getAttribute("aria-sort") === "ascending" ? -1 : 1;
+      heads.forEach((each) => each.removeAttribute("aria-sort"));
+      head.setAttribute("aria-sort", order === 1 ? "ascending" : "descending");
+      const value = (row) => Number(row.cells[column].dataset.value);
+      table.tBodies[0].append(...[...table.tBodies[0].rows].sort((a, b) => order * (value(a) - value(b))));
+    });
+  });
+}
+
+// A file that was opened from a disk may have no clipboard of its own: what is selected can be copied.
+for (const button of document.querySelectorAll(".copy")) {
+  button.addEventListener("click", () => {
+    getSelection().selectAllChildren(button.closest("section").querySelector("code"));
+    const copied = document.execCommand("copy");
+    button.previousElementSibling.value = copied ? "Copied" : "Selected: press Ctrl+C";
+  });
+}
+
 // A video: one frame of each is shown at a time, so that they stay in step.
-const FRAMES_PER_SECOND = 8;
+const FRAMES_PER_SECOND = 8; // as in the file of all side by side
 for (const player of document.querySelectorAll(".player")) {
   const pair = player.closest(".pair");
   const kinds = ["plain", "cached", "fewer"].map((kind) => [...pair.querySelectorAll(`.stage .${kind}`)]);

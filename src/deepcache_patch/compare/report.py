@@ -4,6 +4,7 @@ script stand beside this file; here is what goes into them.
 
 from __future__ import annotations
 
+import math
 from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
@@ -18,8 +19,10 @@ from PIL import Image
 
 from ..measuring.environment import versions
 from ..schedules.plans import Plan, place_of
-from .figures import times_text
-from .grid import SMALLEST_CELL, pixel_factor, waveform_differences
+from .figures import looks_lines, range_text, speedups, times_text
+from .grid import DIFFERENCE_FACTOR, SMALLEST_CELL, waveform_differences
+from .measures import DETAILS, RULE, SAME, SHAPES, looks_of
+from .paste import python_of
 
 if TYPE_CHECKING:
     from .outcome import Comparison
@@ -29,6 +32,9 @@ _LARGE = 320
 
 #: How style and script know the contestants, in the order of `Comparison.columns`.
 _KINDS = ("plain", "cached", "fewer")
+
+#: As the script has it.
+_FRAMES_PER_SECOND = 8
 
 _UNITS = {
     "PSNR": "PSNR (dB, higher is closer) and SSIM (1 is identical) are against the plain results.",
@@ -47,6 +53,7 @@ def page(comparison: Comparison, *, command: str | None = None) -> str:
     about = comparison.about
     prompt = about["call"].get("prompt")
     width, height = _size(comparison)
+    sounds = comparison.kind == "sounds"
     return environment.from_string(template).render(
         comparison=comparison,
         style=Markup(style),
@@ -63,7 +70,13 @@ def page(comparison: Comparison, *, command: str | None = None) -> str:
         height=height,
         size="large" if width >= _LARGE else "small",
         sharp=min(width, height) < SMALLEST_CELL,
-        factor=_factor(comparison),
+        factor=None if sounds else DIFFERENCE_FACTOR,  # those of sounds have their own
+        looks=looks_lines(comparison),
+        rule=RULE,
+        worst=comparison.measures[0].worst + 1,
+        notes=comparison.notes,
+        each=_each(comparison),
+        python=python_of(about),
         plans=[_plan(name, plan) for name, plan in comparison.plans.items()],
         reading=" ".join(_UNITS[each.name] for each in comparison.measures if each.name in _UNITS),
         settings=list(_settings(about)),
@@ -88,18 +101,20 @@ def _tiles(comparison: Comparison) -> Iterator[tuple[str, str, str]]:
         ("whole call", comparison.call_speedup),
     ):
         _, plain, cached, *_ = rows[name]
-        note = f"{plain} → {cached}"
-        if name == "denoising loop" and comparison.work_speedup is not None:
-            note += f"; by work at most {times_text(comparison.work_speedup)}"
-        yield name.capitalize(), times_text(speedup), note
+        field = "loop_seconds" if name == "denoising loop" else "call_seconds"
+        notes = [range_text(speedups(comparison.plain_times, comparison.cached_times, field))]
+        if comparison.work_speedup is not None:
+            notes.append(f"by work at most {times_text(comparison.work_speedup)}")
+        notes.append(f"{plain} → {cached}")
+        yield name.capitalize(), times_text(speedup), "; ".join(part for part in notes if part)
     total = comparison.full_calls + comparison.shallow_calls
     note = f"of {total} ran in full"
     yield "U-Net calls", f"{comparison.full_calls}", note
     count = len(comparison.plain)
     for measure in comparison.measures:
-        note = f"mean of {count}" if count > 1 else ""
+        note = f"mean of {count}; worst {measure.worst_text()}" if count > 1 else ""
         if measure.name in ("PSNR", "SNR") and comparison.identical:
-            note = f"{comparison.identical} of {count} identical"
+            note += ("; " if note else "") + f"{comparison.identical} of {count} identical"
         yield measure.name, measure.text(), note
 
 
@@ -114,7 +129,7 @@ def _pairs(comparison: Comparison) -> Iterator[dict[str, Any]]:
     factor, residues = 0, list[list[Image.Image]]()
     if comparison.kind == "sounds":
         factor, residues = waveform_differences(*rows)
-    for number, heading in enumerate(comparison.headings):
+    for number, heading in enumerate(comparison.numbered):
         results: list[Any] = [row[number] for row in rows]
         pair: dict[str, Any] = {"heading": heading, "sounds": [], "residues": [], "factor": factor}
         pair["measures"] = [
@@ -136,7 +151,47 @@ def _pairs(comparison: Comparison) -> Iterator[dict[str, Any]]:
             tuple(_picture(frame, lossless=len(results[0]) == 1) for frame in frames)
             for frames in zip(*results, strict=True)
         ]
+        pair["film"] = _film(results) if comparison.kind == "videos" else None
         yield pair
+
+
+def _each(comparison: Comparison) -> dict[str, Any] | None:
+    """The table of all results, to be sorted: headings, and for each its cells; `None` for one."""
+    count, fewer = len(comparison.plain), comparison.fewer
+    if count == 1:
+        return None
+    others = [comparison.measures, *([fewer.measures] if fewer else [])]
+    names = comparison.columns[1:] if fewer else ("",)
+    heads = [
+        f"{name} {each.name}".strip() for name, of in zip(names, others, strict=True) for each in of
+    ]
+    rows = []
+    for number, heading in enumerate(comparison.headings):
+        values = [(each, each.values[number]) for of in others for each in of]
+        own = [each._replace(values=(each.values[number],)) for each in comparison.measures]
+        cells = [(each.text(value), _sortable(value)) for each, value in values]
+        rows.append((heading, cells, looks_of(own)))
+    return {"heads": heads, "rows": rows, "order": (SHAPES, DETAILS, SAME)}
+
+
+def _sortable(value: float) -> float:
+    """The value as the script can sort by it: what is no number first, identical ones last."""
+    return -1e9 if math.isnan(value) else min(max(value, -1e8), 1e8)
+
+
+def _film(results: Sequence[Sequence[Image.Image]]) -> str:
+    """All contestants side by side in one file that plays, an animated WebP."""
+    width, height = results[0][0].size
+    films = []
+    for frames in zip(*results, strict=True):
+        film = Image.new("RGB", (width * len(frames), height))
+        for place, frame in enumerate(frames):
+            film.paste(frame, (place * width, 0))
+        films.append(film)
+    file, each = BytesIO(), 1000 // _FRAMES_PER_SECOND
+    more: dict[str, Any] = {"append_images": films[1:], "duration": each, "loop": 0}
+    films[0].save(file, format="WEBP", save_all=True, quality=92, **more)
+    return _uri("image/webp", file.getvalue())
 
 
 def _size(comparison: Comparison) -> tuple[int, int]:
@@ -145,17 +200,6 @@ def _size(comparison: Comparison) -> tuple[int, int]:
         first = first.waveform()
     size: tuple[int, int] = (first[0] if comparison.kind == "videos" else first).size
     return size
-
-
-def _factor(comparison: Comparison) -> int | None:
-    """By how much differences of pixels are amplified; `None` for sounds, which have their own."""
-    if comparison.kind == "sounds":
-        return None
-    fewer = comparison.fewer
-    rows: Any = [comparison.plain, comparison.cached, *([fewer.results] if fewer else [])]
-    if comparison.kind == "videos":
-        rows = [[frame for video in row for frame in video] for row in rows]
-    return pixel_factor(*rows)
 
 
 def _plan(name: str, plan: Plan) -> dict[str, Any]:

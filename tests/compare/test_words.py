@@ -1,0 +1,107 @@
+"""What a comparison says in words: how far the speeds are to be trusted, which result is the worst,
+how far pictures are apart, and all of it in one line.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from builders.outcomes import ABOUT, fewer, outcome, sounds, videos
+
+from deepcache_patch.compare.measures import RULE, Measure
+from deepcache_patch.measuring.generation import Timing
+
+
+def timed(*pairs: tuple[float, float], **changes: Any) -> Any:
+    """Plain and cached seconds of each repeat, of the loop and of the whole call."""
+    plain, cached = zip(*pairs, strict=True)
+    rows = [tuple(Timing(each, each, 6) for each in row) for row in (plain, cached)]
+    return outcome(plain_times=rows[0], cached_times=rows[1], **changes)
+
+
+def test_one_run_has_no_range_but_a_word_of_caution() -> None:
+    once = timed((4.0, 2.0))
+    assert "range" not in once.table()
+    note = "each ran once: one timing proves little; repeats=5 (--repeats 5) tells how speeds vary"
+    assert once.notes == (note,)
+    assert once.table().splitlines()[-1] == note
+    assert once.grid().height > timed((4.0, 2.0), (4.0, 2.0)).grid().height
+
+
+@pytest.mark.parametrize(
+    ("seconds", "work", "notes"),
+    [
+        ([(4.0, 2.0), (4.0, 2.0)], 0.5, []),
+        ([(4.0, 2.0), (4.8, 2.4)], 0.5, []),  # by 20 %, not by more
+        ([(4.0, 2.0), (4.9, 2.0)], 0.5, ["slowest over fastest: plain 1.23×;"]),
+        ([(4.0, 2.0), (4.0, 2.5)], 0.5, ["slowest over fastest: DeepCache 1.25×;"]),
+        ([(4.8, 2.0), (4.8, 2.0)], 0.5, []),
+        ([(5.0, 2.0), (5.0, 2.0)], 0.5, ["DeepCache 2.50× of at most 2.00×;"]),
+        ([(5.0, 2.0), (5.0, 2.0)], None, []),
+    ],
+)
+def test_times_that_cannot_be_trusted_are_told(
+    seconds: list[tuple[float, float]], work: float | None, notes: list[str]
+) -> None:
+    made = timed(*seconds, work=work)
+    assert len(made.notes) == len(notes)
+    assert all(said in note for said, note in zip(notes, made.notes, strict=True))
+
+
+def test_the_range_is_that_of_runs_that_followed_each_other() -> None:
+    made = timed((4.0, 2.0), (6.0, 2.0), (9.0, 6.0))
+    assert made.speedup == 3.0
+    figures = made.to_dict()["figures"]
+    assert figures["loop_speedup_each"] == figures["call_speedup_each"] == [2.0, 3.0, 1.5]
+    assert "loop range                    1.50–3.00×" in made.table().splitlines()
+
+
+def test_the_worst_is_named_by_its_number() -> None:
+    assert Measure("PSNR", (33.0, 30.6, math.inf, 30.6), "dB", 2).worst_text() == "30.60 dB, #2"
+    assert Measure("LPIPS", (0.1, 0.3, 0.2)).worst_text() == "0.3000, #2"  # a distance
+    assert Measure("SSIM", (0.1, math.nan)).worst == 1
+    figures = outcome(psnr=(30.0, 20.0)).to_dict()["figures"]
+    assert figures["worst"] == 2
+    assert outcome(psnr=(30.0, 20.0)).numbered == ["#1 seed 0", "#2 seed 1"]
+    assert videos().numbered == ["seed 7"]
+
+
+@pytest.mark.parametrize(
+    ("psnr", "ssim", "looks"),
+    [
+        ((math.inf, math.inf), (1.0, 1.0), "no visible difference"),
+        ((40.0, 50.0), (0.98, 1.0), "no visible difference"),
+        ((40.0, 39.9), (1.0, 1.0), "details move"),
+        ((50.0, 50.0), (1.0, 0.97), "details move"),
+        ((25.0, 50.0), (1.0, 0.90), "details move"),
+        ((50.0, 24.9), (1.0, 1.0), "shapes differ"),
+        ((50.0, 50.0), (0.89, 1.0), "shapes differ"),
+        ((50.0, math.nan), (1.0, 1.0), "shapes differ"),
+    ],
+)
+def test_the_worst_picture_decides_the_verdict_in_words(psnr: Any, ssim: Any, looks: str) -> None:
+    made = outcome(psnr=psnr, ssim=ssim)
+    assert (made.looks, made.to_dict()["figures"]["looks"]) == (looks, looks)
+    assert f"DeepCache: {looks} (worst PSNR " in made.table()
+
+
+def test_the_rule_names_the_limits_and_whose_they_are() -> None:
+    assert "at least 40 dB and SSIM 0.98" in RULE
+    assert "less than 25 dB or SSIM 0.90" in RULE
+    assert "this package’s own convention" in RULE
+
+
+def test_there_is_no_verdict_on_sounds() -> None:
+    assert sounds().looks is None
+    assert "differ (worst" not in sounds().table()
+
+
+def test_repr_is_one_line_with_the_figures_of_the_table() -> None:
+    assert repr(outcome(fewer=fewer(), work=0.4)) == (
+        "<Comparison of a/model: 6 steps, 2.50× (0.67–2.50×; by work at most 2.50×), "
+        "PSNR 20.00 dB (worst 20.00 dB, #1); 3 steps: 18.00 dB>"
+    )
+    one = timed((4.0, 2.0), psnr=(20.0,), ssim=(0.5,), about={**ABOUT, "steps": None})
+    assert repr(one) == "<Comparison of a/model: 2.00×, PSNR 20.00 dB>"
