@@ -62,7 +62,9 @@ def _no_number(text: str) -> NoReturn:
     raise ValueError(f"{text} is no number of JSON")
 
 
-def as_call(given: Iterable[Argument], accepted: Mapping[str, Any], pipeline: str) -> dict[str, Any]:
+def as_call(
+    given: Iterable[Argument], accepted: Mapping[str, Any], pipeline: str
+) -> dict[str, Any]:
     """The arguments by name, as the pipeline takes them.
 
     Args:

@@ -131,7 +131,8 @@ def _refuse_code(folder: Path) -> None:
     found = getattr(diffusers, name, None) if isinstance(name, str) else None
     # Where a package lacks, diffusers has something else under the name of a class that needs it.
     needed = [*getattr(found, "_backends", [])]
-    if any(part[:1] == ["transformers"] for part in index.values() if isinstance(part, list)):
+    parts = index.values() if isinstance(index, dict) else []
+    if any(part[:1] == ["transformers"] for part in parts if isinstance(part, list)):
         needed.append("transformers")
     for package in needed:
         require_package(package, "it")

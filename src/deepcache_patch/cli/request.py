@@ -112,10 +112,15 @@ class GenerationRequest(PipelineRequest):
         """Returns seeds and arguments for this pipeline, and refuses what it does not know."""
         from ..measuring.generation import accepted_arguments, batched_call
 
-        name, accepted, prompts = type(pipe).__name__, accepted_arguments(pipe), self.prompts_given()
+        name, accepted, prompts = (
+            type(pipe).__name__,
+            accepted_arguments(pipe),
+            self.prompts_given(),
+        )
         given = {**vars(self), "prompt": prompts or None, "num_inference_steps": self.steps}
         call = {key: given[key] for key in CALL_OPTIONS if given[key] is not None}
-        if ("height" in call) != ("width" in call):
+        sized = "height" in accepted or self.image is not None
+        if sized and ("height" in call) != ("width" in call):
             raise BadInputError("give --height and --width together: diffusers ignores one alone")
         if self.image is not None:
             call["image"] = self._picture(call, accepted)
