@@ -102,7 +102,7 @@ def load_pipeline(
     except Exception as error:  # whatever a damaged folder can raise
         reason = first_line(error)
         if variant is not None and f"variant={variant}" in reason:
-            reason = f"it has no weights of --variant {variant}, leave that out"
+            reason = f"it has no weights of --variant {variant}: leave the option out"
         raise ValueError(f"{model} cannot be loaded: {reason}") from error
     pipe.register_to_config(_name_or_path=str(folder) if local else model)
     if pipe.dtype != dtype:  # older versions of diffusers do not know the argument by this name
@@ -228,7 +228,7 @@ def image_to_image(pipe: Any) -> Any:
     except Exception as error:  # whatever parts that do not fit can raise
         raise ValueError(
             f"{type(pipe).__name__} takes no picture, and diffusers has no pipeline with the same "
-            "parts that does"
+            "parts that does: leave --image out"
         ) from error
     found.register_to_config(_name_or_path=pipe.name_or_path)
     return found

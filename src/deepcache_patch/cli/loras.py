@@ -83,7 +83,8 @@ def add_loras(pipe: Any, loras: Sequence[Lora], **safely: Any) -> None:
         return
     if not hasattr(pipe, "load_lora_weights"):
         raise ValueError(f"{type(pipe).__name__} takes no LoRA: leave --lora out")
-    names = [f"lora_{number}" for number in range(len(loras))]
+    # peft has names of its own that begin with "lora_", and confuses an adapter's with them.
+    names = [f"given_{number}" for number in range(len(loras))]
     for name, lora in zip(names, loras, strict=True):
         lora.add_to(pipe, name, **safely)
     pipe.set_adapters(names, [lora.scale for lora in loras])

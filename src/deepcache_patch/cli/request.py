@@ -177,10 +177,12 @@ def require_branch(pipe: Any, branch: int | None, *, model: str) -> None:
 def require_same_steps(pipe: Any, call: dict[str, Any], file: str, calibrated: Any) -> None:
     """Refuses a calibrated schedule that was made for another number of steps."""
     from ..learning.calibrated_schedule import Calibrated
+    from ..measuring.generation import accepted_arguments
     from ..settings.preview import num_steps
 
     steps = num_steps(pipe, call.get("num_inference_steps"))
-    if not isinstance(calibrated, Calibrated) or steps is None:
+    all_run = "strength" not in accepted_arguments(pipe)
+    if not isinstance(calibrated, Calibrated) or steps is None or not all_run:
         return
     made = len(calibrated.setting.timesteps)
     if steps != made:
