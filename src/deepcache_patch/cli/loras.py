@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,8 +84,10 @@ def add_loras(pipe: Any, loras: Sequence[Lora], **safely: Any) -> None:
         return
     if not hasattr(pipe, "load_lora_weights"):
         raise ValueError(f"{type(pipe).__name__} takes no LoRA: leave --lora out")
-    # peft has names of its own that begin with "lora_", and confuses an adapter's with them.
-    names = [f"given_{number}" for number in range(len(loras))]
-    for name, lora in zip(names, loras, strict=True):
-        lora.add_to(pipe, name, **safely)
-    pipe.set_adapters(names, [lora.scale for lora in loras])
+    names = [f"lora_{number}" for number in range(len(loras))]
+    with warnings.catch_warnings():
+        # peft asks whether several are meant.
+        warnings.filterwarnings("ignore", "Already found a `peft_config`", UserWarning)
+        for name, each in zip(names, loras, strict=True):
+            each.add_to(pipe, name, **safely)
+    pipe.set_adapters(names, [each.scale for each in loras])

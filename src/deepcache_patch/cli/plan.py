@@ -121,7 +121,7 @@ def plan(
         say(json_of(shown[0] if len(shown) == 1 else shown))
         return
     for each in plans:
-        say(f"{each}\n{_counted(each)}")
+        say(f"{each}\n{each.counted}")
     if schedule == "noise-aware":
         from ..schedules.noise_aware import remark_on
 
@@ -206,15 +206,3 @@ def _plans_in(file: str, steps: int | None, given: dict[str, Any]) -> list[Plan]
             f"{file} was calibrated for {lengths or 'no'} steps, not {steps}: leave --steps out"
         )
     return fitting
-
-
-def _counted(plan: Plan) -> str:
-    from ..schedules.plans import place_of
-
-    count, branches = len(plan.full_steps), plan.branches
-    text = f"{count} of {len(plan)} steps in full"
-    if not branches:
-        return text
-    if len(branches) == 1:
-        return f"{text}, the others {place_of(branches[0])}"
-    return f"{text}, the others at branches {', '.join(map(str, branches))}"
