@@ -58,7 +58,9 @@ def calibrate(
     if sum(goal is not None for goal in (speedup, full_steps, psnr)) != 1:
         raise click.UsageError("Give one of --speedup, --full-steps and --psnr, and only one")
 
-    asked, branch = GenerationRequest(**generation), -1 if branch is None else branch
+    from ..schedules.plans import OUTPUT
+
+    asked, branch = GenerationRequest(**generation), OUTPUT if branch is None else branch
     asked.check()
     import_word()
     from ..helper import DeepCacheHelper
@@ -71,7 +73,7 @@ def calibrate(
     _require_replaceable(output)
     with bad_input():
         pipe = asked.load()
-        seeds, call = asked.call_of(pipe)
+        seeds, call = asked.call_of(pipe, asked.prompts_given())
         require_branch(pipe, branch, model=asked.model)
         helper = DeepCacheHelper(pipe, first=first, last=last)
         arguments = batched_call(pipe, call, len(seeds))

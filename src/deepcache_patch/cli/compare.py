@@ -97,7 +97,7 @@ def compare(
     with bad_input():
         settings = helper_arguments(schedule, interval=interval, speedup=speedup, branch=branch)
         pipe = asked.load()
-        seeds, call = asked.call_of(pipe)
+        seeds, call = asked.call_of(pipe, asked.prompts_given())
         require_branch(pipe, branch, model=asked.model)
         require_same_steps(pipe, call, schedule, settings.get("schedule"))
         helper = DeepCacheHelper(pipe, **settings, first=first, last=last, replay=replay)

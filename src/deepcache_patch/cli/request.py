@@ -108,15 +108,11 @@ class GenerationRequest(PipelineRequest):
         """Those of `--prompt`, then those in the file of `--prompts`."""
         return [*self.prompt, *([] if self.prompts is None else prompts_in(self.prompts))]
 
-    def call_of(self, pipe: Any) -> tuple[range, dict[str, Any]]:
+    def call_of(self, pipe: Any, prompts: list[str]) -> tuple[range, dict[str, Any]]:
         """Returns seeds and arguments for this pipeline, and refuses what it does not know."""
         from ..measuring.generation import accepted_arguments, batched_call
 
-        name, accepted, prompts = (
-            type(pipe).__name__,
-            accepted_arguments(pipe),
-            self.prompts_given(),
-        )
+        name, accepted = type(pipe).__name__, accepted_arguments(pipe)
         given = {**vars(self), "prompt": prompts or None, "num_inference_steps": self.steps}
         call = {key: given[key] for key in CALL_OPTIONS if given[key] is not None}
         sized = "height" in accepted or self.image is not None
@@ -126,9 +122,7 @@ class GenerationRequest(PipelineRequest):
             call["image"] = self._picture(call, accepted)
         for argument in call:
             if argument not in accepted:
-                cure = "leave it out"
-                if argument == "strength":
-                    cure = "it is for --image"
+                cure = "it is for --image" if argument == "strength" else "leave it out"
                 raise BadInputError(f"{name} does not know {CALL_OPTIONS[argument]}: {cure}")
         if "prompt" in accepted and not prompts:
             raise BadInputError(f"{name} draws what a text says: give it with --prompt")

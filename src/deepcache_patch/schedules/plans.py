@@ -148,7 +148,7 @@ class Uniform(_OneBranch):
 
     Example:
         >>> Uniform(interval=3).plan(7)
-        ('full', 0, 0, 'full', 0, 0, 'full')
+        Plan(F··F··F, branch 0)
         >>> print(Uniform(interval=3).plan(7))
         F··F··F
     """
