@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 
 from deepcache_patch.cli import loading
 from deepcache_patch.cli.main import main
+from deepcache_patch.cli.request import PipelineRequest
 from deepcache_patch.compare import run as comparison
 
 pytestmark = pytest.mark.usefixtures("phases")
@@ -164,6 +165,7 @@ def test_what_an_option_needs_is_named_before_a_model_is_loaded(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    model_folder(MODELS[SDXL])
     monkeypatch.setitem(sys.modules, package, None)
     assert refused(capsys, SDXL, *options) == (
         f"{what} needs {package}, which is not installed: pip install {package}"
@@ -180,6 +182,25 @@ def test_a_missing_transformers_is_named(
     assert refused(capsys, SD).endswith(
         "cannot be loaded: it needs transformers, which is not installed: pip install transformers"
     )
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_a_package_that_an_import_lacks_is_named(
+    wrapped: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # diffusers cannot be imported with peft and without transformers, and names its own modules.
+    def fail(_asked: Any) -> None:
+        try:
+            raise ModuleNotFoundError("No module named 'transformers'", name="transformers.models")
+        except ModuleNotFoundError as error:
+            if not wrapped:
+                raise
+            raise RuntimeError("Failed to import diffusers.pipelines\nand so on") from error
+
+    monkeypatch.setattr(PipelineRequest, "load", fail)
+    assert compare(SD) == 1
+    message = "transformers is needed and not installed: pip install transformers"
+    assert capsys.readouterr() == ("", f"deepcache-patch compare: error: {message}\n")
 
 
 def test_pixel_pipelines_need_no_transformers(

@@ -15,7 +15,7 @@ from typing import Final
 import click
 
 from ..errors import first_line
-from .mistakes import BadInputError, FailedError
+from .mistakes import BadInputError, FailedError, missing_package
 from .names import COMPLETION_VARIABLE, PROGRAM
 from .options import help_option
 from .terminal import complain, phases_as_lines, say
@@ -121,6 +121,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         message, code = str(error), EXIT_BAD_INPUT
     except FailedError as error:
         message, code = str(error), EXIT_FAILED
+    except ModuleNotFoundError as error:
+        message, code = missing_package(error) or first_line(error), EXIT_FAILED
     except (ImportError, OSError) as error:
         message, code = first_line(error), EXIT_FAILED
     except KeyboardInterrupt:
@@ -128,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if sys.flags.dev_mode:
             raise
-        what = f"unexpected {type(error).__name__}: {first_line(error)}"
-        message, code = f"{what} (python -X dev shows where)", EXIT_FAILED
+        what = f"unexpected {type(error).__name__}: {first_line(error)} (python -X dev shows where)"
+        message, code = missing_package(error) or what, EXIT_FAILED
     complain(f"{where}: error: {message}")
     return code

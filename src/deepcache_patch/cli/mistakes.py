@@ -35,6 +35,20 @@ def require_package(name: str, what: str) -> None:
         raise ValueError(f"{what} needs {name}, which is not installed: pip install {name}")
 
 
+def missing_package(error: BaseException) -> str | None:
+    """What to say if the error comes from a package that is not installed; else `None`.
+
+    diffusers wraps such an error in others, whose first lines name its own modules.
+    """
+    at: BaseException | None = error
+    while at is not None:
+        if isinstance(at, ModuleNotFoundError) and at.name is not None:
+            name = at.name.partition(".")[0]
+            return f"{name} is needed and not installed: pip install {name}"
+        at = at.__cause__
+    return None
+
+
 @contextmanager
 def bad_input(where: str = "") -> Iterator[None]:
     """What the library refuses is the person's mistake: said in one line."""
