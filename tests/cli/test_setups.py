@@ -20,6 +20,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from deepcache_patch.cli import loading
+from deepcache_patch.cli.arguments import argument
+from deepcache_patch.cli.loras import lora as typed_lora
 from deepcache_patch.cli.main import main
 from deepcache_patch.cli.request import PipelineRequest
 from deepcache_patch.compare import run as comparison
@@ -466,3 +468,13 @@ def test_a_calibration_of_pictures_from_a_picture(
     assert set(found["reached"]) >= {"work", "speed", "psnr"}
     options = ["--schedule", file, "--output", tmp_path / "out"]
     assert main(["compare", *map(str, [model, *words, *options])]) == 0
+
+
+@pytest.mark.parametrize("text", ["a=1", "a=b c", "a=[1, null]", 'a={"b": 0.5}', "a=NaN"])
+def test_an_argument_is_told_as_it_may_be_typed_again(text: str) -> None:
+    assert str(argument(text)) == text
+
+
+def test_a_lora_is_told_as_it_may_be_typed_again() -> None:
+    for text in ("a:0.5", "a", "a:b", "a:b:2"):
+        assert typed_lora(str(typed_lora(text))) == typed_lora(text)

@@ -42,6 +42,10 @@ class Argument(NamedTuple):
     name: str
     value: Any
 
+    def __str__(self) -> str:
+        value = self.value if isinstance(self.value, str) else json.dumps(self.value)
+        return f"{self.name}={value}"  # as it may be typed again
+
 
 def argument(text: str) -> Argument:
     """An argument and its value, which is JSON, or else a text."""

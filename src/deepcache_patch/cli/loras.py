@@ -21,6 +21,9 @@ class Lora:
     path: str
     scale: float = 1.0
 
+    def __str__(self) -> str:
+        return f"{self.path}:{self.scale:g}"  # as it may be typed again
+
     def check(self) -> None:
         """Checks, before a model is loaded, that the place can be one.
 
