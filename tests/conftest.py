@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from tqdm import TMonitor
 
+from deepcache_patch.cli import terminal
 from deepcache_patch.cutting.anatomy import dissect
 from deepcache_patch.cutting.features import FeatureCache, Recorder, StandIn, first_tensor
 from deepcache_patch.learning import auto
@@ -163,6 +164,15 @@ def recorded(monkeypatch):
 
     monkeypatch.setattr(FeatureCache, "put", noted)
     return seen
+
+
+@pytest.fixture
+def phases(monkeypatch):
+    """What the command line says that it does, without the time of day: here, and not on stderr."""
+    said = []
+    # Of what is said on stderr, only the phases are said from there.
+    monkeypatch.setattr(terminal, "complain", lambda text: said.append(text.partition(" ")[2]))
+    return said
 
 
 @pytest.fixture

@@ -1,4 +1,15 @@
-"""DeepCache for any existing diffusers U-Net pipeline, as a patch that leaves no trace."""
+"""DeepCache for any existing diffusers U-Net pipeline, as a patch that leaves no trace.
+
+Example:
+    >>> import diffusers, deepcache_patch
+    >>> pipe = diffusers.DiffusionPipeline.from_pretrained("…")  # doctest: +SKIP
+    >>> deepcache_patch.enable(pipe, interval=3)  # doctest: +SKIP
+    >>> image = pipe("a lighthouse in a storm").images[0]  # doctest: +SKIP
+    >>> deepcache_patch.disable(pipe)  # doctest: +SKIP
+
+What it costs and what it gains with your model: `DeepCacheHelper(pipe).compare(prompt="…")`, or
+`deepcache-patch compare MODEL --prompt "…"` in a shell. `help(DeepCacheHelper)` has all settings.
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

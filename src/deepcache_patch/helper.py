@@ -34,6 +34,12 @@ if TYPE_CHECKING:
 class DeepCacheHelper(Adjustable):
     """Makes the U-Net of an existing pipeline skip its deep layers on most denoising steps.
 
+    Example:
+        >>> helper = DeepCacheHelper(pipe, interval=3).enable()  # doctest: +SKIP
+        >>> images = pipe("a red circle").images  # doctest: +SKIP
+        >>> print(helper)  # doctest: +SKIP
+        >>> helper.disable()  # doctest: +SKIP
+
     Full steps and the disabled helper are bit-exact; shallow steps are approximate, which is where
     the speed comes from. The pipeline itself is not changed, its U-Net only for the length of a
     call, and `disable` leaves every module as it was. A helper that is deleted while enabled stays
@@ -68,11 +74,6 @@ class DeepCacheHelper(Adjustable):
     Raises:
         UnsupportedModelError: If there is no U-Net here that can be cut.
         InvalidSettingError: If an argument is out of range; the message names the range.
-
-    Example:
-        >>> helper = DeepCacheHelper(pipe, interval=3).enable()  # doctest: +SKIP
-        >>> images = pipe("a red circle").images  # doctest: +SKIP
-        >>> helper.disable()  # doctest: +SKIP
     """
 
     __slots__ = ("_found", "_pause", "_was_kept")

@@ -24,6 +24,8 @@ from deepcache_patch.cli.request import PipelineRequest
 from deepcache_patch.compare import run as comparison
 from deepcache_patch.compare.outcome import FILES
 
+pytestmark = pytest.mark.usefixtures("phases")
+
 PLAN = ("--full-steps", "2", "--steps", "4", "--device", "cpu")
 
 
@@ -41,6 +43,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         asked.update(options)
         raise RuntimeError("as far as this")
 
+    monkeypatch.setattr("deepcache_patch.cli.request.model_folder", lambda *_: None)
     monkeypatch.setattr(PipelineRequest, "load", lambda _asked: pipeline())
     monkeypatch.setattr(comparison, "compare", stop)
     monkeypatch.setattr(

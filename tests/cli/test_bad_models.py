@@ -20,6 +20,8 @@ from diffusers import DiffusionPipeline
 from deepcache_patch.cli import loading
 from deepcache_patch.cli.main import main
 
+pytestmark = pytest.mark.usefixtures("phases")
+
 
 @pytest.fixture(autouse=True)
 def _far_from_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,7 +269,7 @@ def test_a_torch_that_can_be_tricked_reads_no_pickles(
     removed("unet/*.safetensors")(folder)
     state = CASES["sd"].load().unet.state_dict()
     torch.save(state, folder / "unet" / "diffusion_pytorch_model.bin")
-    monkeypatch.setattr("deepcache_patch.cli.loading._safely", lambda: {"use_safetensors": True})
+    monkeypatch.setattr("deepcache_patch.cli.loading.safely", lambda: {"use_safetensors": True})
     assert "safetensors" in refusal(folder, capfd)
 
 

@@ -15,6 +15,8 @@ from deepcache_patch import Calibrated, DeepCacheHelper
 from deepcache_patch.cli.main import main
 from deepcache_patch.cli.request import PipelineRequest
 
+pytestmark = pytest.mark.usefixtures("phases")
+
 
 @cache
 def pipeline() -> Any:
@@ -30,6 +32,7 @@ def found(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         given["goals"].append(goals)
         return Calibrated.from_dict(given["schedule"])
 
+    monkeypatch.setattr("deepcache_patch.cli.request.model_folder", lambda *_: None)
     monkeypatch.setattr(PipelineRequest, "load", lambda _asked: pipeline())
     monkeypatch.setattr(DeepCacheHelper, "calibrate", calibrate)
     return given

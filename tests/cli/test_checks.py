@@ -16,6 +16,8 @@ from deepcache_patch.cli.main import COMMANDS, main
 from deepcache_patch.cli.request import PipelineRequest
 from deepcache_patch.compare import run as comparison
 
+pytestmark = pytest.mark.usefixtures("phases")
+
 
 @cache
 def pipeline() -> Any:
@@ -27,6 +29,7 @@ def _nothing_is_generated(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("a picture was made")
 
+    monkeypatch.setattr("deepcache_patch.cli.request.model_folder", lambda *_: None)
     monkeypatch.setattr(PipelineRequest, "load", lambda _asked: pipeline())
     monkeypatch.setattr(comparison, "compare", refuse)
     monkeypatch.setattr(DeepCacheHelper, "calibrate", refuse)

@@ -52,7 +52,10 @@ def plain(*names: str) -> list[str]:
         ("", plain(*COMMANDS)),
         ("p", plain("plan")),
         ("--v", plain("--version")),
-        ("compare --s", plain("--steps", "--seed", "--speedup", "--schedule", "--scheduler")),
+        (
+            "compare --s",
+            plain("--strength", "--steps", "--seed", "--speedup", "--schedule", "--scheduler"),
+        ),
         ("calibrate m --pro", plain("--prompt", "--prompts")),
         # The name that it had is still taken, but not offered.
         ("calibrate --out", plain("--output")),
@@ -67,6 +70,10 @@ def plain(*names: str) -> list[str]:
         ("calibrate m --scheduler=euler", plain("euler", "euler-ancestral")),
         ("ui m --device c", plain("cpu", "cuda")),
         ("branches m --dtype ", plain(*DTYPES)),
+        ("compare m --offload s", plain("sequential")),
+        ("branches m --re", plain("--revision")),
+        ("compare m --image p", ["file,p"]),
+        ("ui m --lora s", ["file,s"]),
         ("compare m --replay r", plain("reuse")),
         ("completion ", plain("bash", "zsh", "fish")),
         ("no-such-command ", plain(*COMMANDS)),
@@ -108,7 +115,7 @@ def test_bash_completes_with_the_script(tmp_path: Path, capsys: pytest.CaptureFi
     """
     command = ["bash", "--norc", "-c", asked, "bash", tmp_path / "script", program]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert (done.stdout, done.stderr) == ("--replay --repeats\n", "")
+    assert (done.stdout, done.stderr) == ("--replay --revision --repeats\n", "")
 
 
 def test_the_help_says_where_the_script_goes(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,8 @@ import pytest
 
 from deepcache_patch.cli.main import COMMANDS, commands, main
 
+pytestmark = pytest.mark.usefixtures("phases")
+
 
 def options_of(name: str) -> dict[str, click.Option]:
     command = commands.get_command(click.Context(commands), name)
@@ -36,7 +38,8 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 SHARED = {
     *("--prompt", "--prompts", "--negative-prompt", "--guidance-scale", "--height", "--width"),
     *("--steps", "--seed", "--images", "--branch", "--scheduler", "--device", "--dtype"),
-    *("--speedup", "--first", "--last", "--output", "-h"),
+    *("--speedup", "--first", "--last", "--output", "--json", "-h"),
+    *("--variant", "--revision", "--lora", "--offload", "--image", "--strength", "--call"),
 }
 
 
@@ -70,7 +73,7 @@ def test_the_file_of_a_calibration_may_be_named_by_its_former_option(
     spelling: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for words in ([spelling, "/dev/null/x"], [f"{spelling}=/dev/null/x"]):
-        assert main(["calibrate", "m", "--speedup", "2", *words]) == 2
+        assert main(["calibrate", "a/m", "--speedup", "2", *words]) == 2
         assert capsys.readouterr().err == (
             "deepcache-patch calibrate: error: cannot write into --output /dev/null: Not a "
             "directory\n"
@@ -98,7 +101,8 @@ def test_no_option_can_be_abbreviated(command: str, capsys: pytest.CaptureFixtur
 
 def test_a_command_cannot_be_abbreviated(capsys: pytest.CaptureFixture[str]) -> None:
     assert refused(capsys, "comp") == (
-        f"deepcache-patch: error: No such command 'comp'; there are {', '.join(COMMANDS)}"
+        "deepcache-patch: error: No such command 'comp': did you mean 'compare'? There are "
+        f"{', '.join(COMMANDS)}"
     )
 
 

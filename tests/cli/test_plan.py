@@ -17,6 +17,8 @@ from deepcache_patch.cli.main import main
 from deepcache_patch.cli.names import SCHEDULERS
 from deepcache_patch.settings.preview import plan_by
 
+pytestmark = pytest.mark.usefixtures("phases")
+
 
 def run(*arguments: str) -> int:
     return main(["plan", *arguments])
@@ -218,12 +220,17 @@ def test_few_steps_run_in_full_and_the_plan_says_so(capsys: pytest.CaptureFixtur
         ("--schedule uniform --spacing leading", "--spacing goes with --scheduler"),
         (
             "--scheduler ddim --strength 2",
-            "strength must be a number from 0 to 1, not 2.0",
+            "Invalid value for '--strength': 2 is no share: 0 to 1 are",
         ),
         (
             "--scheduler of-this-name",
-            f"unknown scheduler 'of-this-name'; known are {', '.join(SCHEDULERS)}, and the classes "
-            "of diffusers",
+            "Invalid value for '--scheduler': there is no scheduler 'of-this-name'; there are "
+            f"{', '.join(SCHEDULERS)}, and the classes of diffusers",
+        ),
+        (
+            "--scheduler EulerDiscretScheduler",
+            "there is no scheduler 'EulerDiscretScheduler': did you mean 'EulerDiscreteScheduler'? "
+            f"There are {', '.join(SCHEDULERS)}, and the classes of diffusers",
         ),
         (
             "--schedule centred --power 0.5",

@@ -495,3 +495,27 @@ def test_the_error_for_a_branch_that_is_not_there_says_where_they_stand():
         r"branches 0 to 8; print\(DeepCacheHelper\(pipe\).branches\) shows them$",
     ):
         DeepCacheHelper(unet2d_condition(), schedule=Uniform(branch=9))
+
+
+def test_a_notebook_gets_the_same_table() -> None:
+    known = DeepCacheHelper(CASES["sd"].load()).branches
+    html = known._repr_html_()
+    title, header, *rows = str(known).splitlines()
+    assert html.startswith(f"<table><caption>{title}</caption>")
+    assert html.count("<tr>") == 1 + len(rows)
+    assert html.count("<th ") == len(header.split("  ")) - header.split("  ").count("")
+    for row in rows:
+        number, share, *_ = row.split()
+        assert f">{number}</td>" in html
+        assert f">{share}</td>" in html
+
+
+def test_a_notebook_gets_what_is_not_known_and_no_markup() -> None:
+    row = Branch(0, "leaves out <b>", None, None, None)
+    html = Branches("<i>", [row])._repr_html_()
+    assert "<b>" not in html
+    assert "<i>" not in html
+    assert html.endswith("<p>share, feature and size are known after the first generation</p>")
+    both = BranchesOfEach({"<u>": Branches("a", [row]), "unet": Branches("b", [row])})
+    assert both._repr_html_().count("<table>") == 2
+    assert "<p>&lt;u&gt;</p>" in both._repr_html_()

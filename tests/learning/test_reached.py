@@ -65,3 +65,21 @@ def test_it_is_made_of_timings_and_pictures():
         2.5, 3.0, (2.0, 4.0), 5, 25.0, 20.0
     )
     assert Reached.of(None) == Reached()
+
+
+def test_a_notebook_gets_what_was_reached_and_how_it_was_measured():
+    schedule = Calibrated.from_dict({**SCHEDULE, "reached": ALL.to_dict(5)})
+    html = schedule._repr_html_()
+    assert html.startswith("<table><caption>Calibrated</caption>")
+    for text in (str(schedule.entries), *(text for _, text in ALL.rows)):
+        assert f">{text}</td>" in html
+    assert [name for name, _ in ALL.rows] == ["speed", "", "PSNR"]
+    assert f">{schedule.setting.unet['class']}</td>" in html
+    assert f">{schedule.setting.scheduler['class']}</td>" in html
+
+
+def test_a_notebook_gets_no_markup_from_a_file():
+    nasty = {**SCHEDULE, "unet": {"class": "<script>"}}
+    html = Calibrated.from_dict(nasty)._repr_html_()
+    assert "<script>" not in html
+    assert "&lt;script&gt;" in html

@@ -198,3 +198,26 @@ def test_a_bool_is_no_number_whatever_it_may_stand_for(value, monkeypatch):
     with pytest.raises(InvalidSettingError) as caught:
         number_between("power", value, 0, 1)
     assert str(caught.value) == f"power must be a number from 0 to 1, not {value!r}"
+
+
+@pytest.mark.parametrize(
+    ("plan", "shown"),
+    [
+        (Plan(["full", 0, 0, "full"]), "Plan(F··F, branch 0)"),
+        (Plan(["full", -1]), "Plan(F·, branch -1)"),
+        (Plan(["full", 0, 3, 11]), "Plan(F03[11])"),
+        (Plan(["full"] * 3), "Plan(FFF)"),
+        (Plan(), "Plan()"),
+        (Plan(["full", *[0] * 999]), f"Plan(F{'·' * 239}…, branch 0)"),
+    ],
+)
+def test_a_plan_is_shown_by_its_strip(plan: Plan, shown: str) -> None:
+    assert repr(plan) == shown
+
+
+def test_a_notebook_gets_the_strip_and_what_is_counted_in_it() -> None:
+    html = Plan(["full", -1, -1, "full"])._repr_html_()
+    assert html.startswith("<table><caption>Plan</caption>")
+    assert ">F··F</td>" in html
+    assert ">2 of 4 steps in full, the others above the output</td>" in html
+    assert html.count("<tr>") == 2

@@ -12,7 +12,8 @@ from . import options
 from .files import require_writable
 from .mistakes import BadInputError, bad_input, failure, reason_of
 from .request import GenerationRequest, require_branch, require_within_reach
-from .terminal import say
+from .shown import json_of, plan_as_dict
+from .terminal import import_word, say
 
 _EXAMPLES = """\
 example:
@@ -37,6 +38,7 @@ In Python: DeepCacheHelper(pipe, schedule=Calibrated.load("schedule.json")).
 @options.window
 @options.loading
 @options.output("FILE", required=True, help="JSON file to write")
+@options.as_json("what was reached")
 def calibrate(
     *,
     speedup: float | None,
@@ -46,6 +48,7 @@ def calibrate(
     first: float,
     last: float,
     output: Path,
+    as_json: bool,
     **generation: Any,
 ) -> None:
     """Generates pictures to learn which steps to compute in full, and how to make the others.
@@ -55,20 +58,22 @@ def calibrate(
     if sum(goal is not None for goal in (speedup, full_steps, psnr)) != 1:
         raise click.UsageError("Give one of --speedup, --full-steps and --psnr, and only one")
 
+    from ..schedules.plans import OUTPUT
+
+    asked, branch = GenerationRequest(**generation), OUTPUT if branch is None else branch
+    asked.check()
+    import_word()
     from ..helper import DeepCacheHelper
     from ..measuring.generation import batched_call, seeded_call
     from ..measuring.similarity import require_metrics
-    from ..schedules.plans import OUTPUT
 
     if psnr is not None:
         require_metrics()
     require_writable(output.parent, output)
     _require_replaceable(output)
-    asked, branch = GenerationRequest(**generation), OUTPUT if branch is None else branch
-    prompts = asked.prompts_given()
     with bad_input():
         pipe = asked.load()
-        seeds, call = asked.call_of(pipe, prompts)
+        seeds, call = asked.call_of(pipe, asked.prompts_given())
         require_branch(pipe, branch, model=asked.model)
         helper = DeepCacheHelper(pipe, first=first, last=last)
         arguments = batched_call(pipe, call, len(seeds))
@@ -84,6 +89,10 @@ def calibrate(
     output.parent.mkdir(parents=True, exist_ok=True)
     schedule.save(output)
     plan = schedule.entries
+    if as_json:
+        reached = schedule.to_dict().get("reached")
+        say(json_of({**plan_as_dict(plan), "reached": reached, "output": str(output)}))
+        return
     reached = f"{schedule.reached or ''}"
     counted = f"{len(plan.full_steps)} of {len(plan)} steps in full{reached and ': '}{reached}"
     say(f"{plan}\n{counted}\nwritten to {output}")

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import click
 
 from . import options
-from .files import require_writable
+from .files import require_file_name, require_writable
 from .mistakes import bad_input, failure
 from .names import SCHEDULES
 from .request import GenerationRequest, helper_arguments, require_branch, require_same_steps
-from .terminal import say
+from .terminal import import_word, phase, say
 
 _EXAMPLES = """\
-example:
+examples:
   deepcache-patch compare stable-diffusion-v1-5/stable-diffusion-v1-5 \\
       --prompt "a lighthouse in a storm" --steps 30 --speedup 2
+
+  deepcache-patch compare stabilityai/stable-diffusion-xl-base-1.0 --variant fp16 \\
+      --lora style.safetensors:0.8 --offload model --scheduler euler \\
+      --prompt "a fox" --call prompt_2="oil on canvas" --call guidance_rescale=0.7
+
+  deepcache-patch compare stable-diffusion-v1-5/stable-diffusion-v1-5 \\
+      --image sketch.png --strength 0.6 --prompt "a castle"
 
 Writes comparison.html, comparison.png and comparison.json into the output folder.
 """
@@ -51,7 +59,7 @@ _OUTPUT: Final = Path("deepcache-comparison")
     help="leave out the plain pipeline with fewer steps at equal work",
 )
 @options.output("DIR", default=_OUTPUT, help=f"default: {_OUTPUT}")
-@click.option("--json", "as_json", is_flag=True, help="print the figures as JSON, not as a table")
+@options.as_json("the figures")
 @click.pass_obj
 def compare(
     line: str,
@@ -74,6 +82,11 @@ def compare(
 
     And once more without it, with fewer steps at equal work.
     """
+    asked = GenerationRequest(**generation)
+    asked.check()
+    if schedule not in SCHEDULES:
+        require_file_name(schedule, *SCHEDULES)
+    import_word()
     # Here, so that --help and a mistyped option need not wait for torch.
     from ..compare.outcome import FILES
     from ..helper import DeepCacheHelper
@@ -81,18 +94,20 @@ def compare(
 
     require_metrics()
     require_writable(output, *(output / name for name in FILES))
-    asked = GenerationRequest(**generation)
-    prompts = asked.prompts_given()
     with bad_input():
         settings = helper_arguments(schedule, interval=interval, speedup=speedup, branch=branch)
         pipe = asked.load()
-        seeds, call = asked.call_of(pipe, prompts)
+        seeds, call = asked.call_of(pipe, asked.prompts_given())
         require_branch(pipe, branch, model=asked.model)
         require_same_steps(pipe, call, schedule, settings.get("schedule"))
         helper = DeepCacheHelper(pipe, **settings, first=first, last=last, replay=replay)
     with bad_input(f"{type(pipe).__name__}: "), failure(pipe):
         outcome = helper.compare(seeds=seeds, repeats=repeats, fewer_steps=fewer_steps, **call)
 
+    if asked.image is not None:  # a name says more than a picture does
+        named = {**outcome.about["call"], "image": str(asked.image)}
+        outcome = replace(outcome, about={**outcome.about, "call": named})
+    phase("writing the report")
     output.mkdir(parents=True, exist_ok=True)
     picture, _, report = outcome.save_all(output, command=line)
     if as_json:

@@ -1,5 +1,5 @@
-"""Files that a person names: a file of prompts to read, places to write to. All that can be wrong
-with them is found here, before a model is loaded.
+"""Files that a person names: a folder of a model, a file of prompts or a picture to read, places to
+write to. All that can be wrong with them is found here, before a model is loaded.
 """
 
 from __future__ import annotations
@@ -8,13 +8,54 @@ import os
 import re
 import tempfile
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from ..measuring.writing import require_replaceable
 from .mistakes import BadInputError, reason_of
 
 #: Bytes of a file of prompts, all of which make one batch.
 _LARGEST_PROMPTS: Final = 2**20
+
+
+def model_folder(model: str, revision: str | None = None) -> Path | None:
+    """Returns the folder of a pipeline; `None` for a hub id.
+
+    Raises:
+        ValueError: It is neither, or the folder is none of a pipeline, or has no revisions.
+    """
+    try:
+        folder = Path(model).expanduser()
+    except RuntimeError as error:  # ~somebody who has no home
+        raise ValueError(f"there is no folder {model}") from error
+    if folder.is_dir():
+        if (folder / "model_index.json").is_file():
+            if revision is None:
+                return folder
+            raise ValueError(f"--revision {revision} is for the hub, {model} is here: leave it out")
+        if (folder / "modular_model_index.json").is_file():
+            raise ValueError(
+                f"{model} is a modular pipeline, which this does not load: load it in Python, "
+                "and call DeepCacheHelper(pipe).compare(...)"
+            )
+        raise ValueError(f"{model} is not a diffusers pipeline: it has no model_index.json")
+    if folder.exists():
+        raise ValueError(f"{model} is a file; give the folder of a diffusers pipeline")
+    if model.startswith((".", "/", "~")) or model.count("/") != 1:
+        raise ValueError(f"there is no folder {model}")
+    return None
+
+
+def picture_in(path: Path) -> Any:
+    """The picture of `--image`, upright, in RGB."""
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as picture:
+            return ImageOps.exif_transpose(picture).convert("RGB")
+    except Exception as error:  # whatever a damaged file can raise
+        told = isinstance(error, OSError) and not isinstance(error, Image.UnidentifiedImageError)
+        reason = reason_of(error) if told else "it is no picture that Pillow knows"
+        raise BadInputError(f"cannot read --image {path}: {reason}") from error
 
 
 def prompts_in(path: Path) -> list[str]:

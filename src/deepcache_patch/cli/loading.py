@@ -1,12 +1,11 @@
-"""From words to a pipeline that is ready to run: model folder or hub id, device, dtype, scheduler.
-For the command line and other places where a person types them. Everything that can be wrong is a
-`ValueError` of one line.
+"""From words to a pipeline that is ready to run: model folder or hub id, device, dtype, scheduler,
+offloading. For the command line and other places where a person types them. Everything that can be
+wrong is a `ValueError` of one line.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +15,11 @@ import diffusers
 import torch
 
 from ..errors import first_line
-from .names import DTYPES, SCHEDULER_OPTIONS, SCHEDULERS
+from ..measuring.generation import accepted_arguments, with_inner
+from .files import model_folder
+from .mistakes import require_package
+from .names import DTYPES, SCHEDULER_OPTIONS, SCHEDULERS, no_such_scheduler
+from .terminal import shows_bars
 
 
 def choose_device(name: str | None = None) -> torch.device:
@@ -59,7 +62,12 @@ def choose_dtype(name: str | None, device: torch.device) -> torch.dtype:
 
 
 def load_pipeline(
-    model: str, device: torch.device, dtype: torch.dtype, *, variant: str | None = None
+    model: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    variant: str | None = None,
+    revision: str | None = None,
 ) -> Any:
     """Loads a pipeline from a local folder or from the hub. Code of its own is never run.
 
@@ -68,31 +76,18 @@ def load_pipeline(
         device: Where it is to run.
         dtype: Of its weights.
         variant: Of the weights' files, such as "fp16"; those without a variant where `None`.
+        revision: Branch, tag or commit on the hub; `None` for the newest.
 
     Raises:
         ValueError: There is no such folder or hub id, or it holds no pipeline, or one with code.
     """
-    try:
-        folder = Path(model).expanduser()
-    except RuntimeError as error:  # ~somebody who has no home
-        raise ValueError(f"there is no folder {model}") from error
-    local = folder.is_dir()
-    files: dict[str, Any] = {**_safely(), **({} if variant is None else {"variant": variant})}
-    if local:
-        if not (folder / "model_index.json").is_file():
-            if (folder / "modular_model_index.json").is_file():
-                raise ValueError(
-                    f"{model} is a modular pipeline, which this does not load: load it in Python, "
-                    "and call DeepCacheHelper(pipe).compare(...)"
-                )
-            raise ValueError(f"{model} is not a diffusers pipeline: it has no model_index.json")
-    elif folder.exists():
-        raise ValueError(f"{model} is a file; give the folder of a diffusers pipeline")
-    elif model.startswith((".", "/", "~")) or model.count("/") != 1:
-        raise ValueError(f"there is no folder {model}")
+    found = model_folder(model, revision)
+    folder, local = found or Path(), found is not None
+    files: dict[str, Any] = {**safely(), **({} if variant is None else {"variant": variant})}
     if not local:
+        wanted = {} if revision is None else {"revision": revision}
         try:
-            folder = Path(diffusers.DiffusionPipeline.download(model, **files))
+            folder = Path(diffusers.DiffusionPipeline.download(model, **files, **wanted))
         except Exception as error:  # whatever a far server can raise
             # diffusers says at length that there is nothing in its cache; why it looked there, the
             # cause says: no network, no such model.
@@ -105,14 +100,17 @@ def load_pipeline(
         _refuse_code(folder)
         pipe = diffusers.DiffusionPipeline.from_pretrained(folder, dtype=dtype, **files)
     except Exception as error:  # whatever a damaged folder can raise
-        raise ValueError(f"{model} cannot be loaded: {first_line(error)}") from error
+        reason = first_line(error)
+        if variant is not None and f"variant={variant}" in reason:
+            reason = f"it has no weights of --variant {variant}: leave the option out"
+        raise ValueError(f"{model} cannot be loaded: {reason}") from error
     pipe.register_to_config(_name_or_path=str(folder) if local else model)
     if pipe.dtype != dtype:  # older versions of diffusers do not know the argument by this name
         pipe.to(dtype=dtype)
     return pipe.to(device)
 
 
-def _safely() -> dict[str, bool]:
+def safely() -> dict[str, bool]:
     """What keeps pickled weights from running code: `weights_only`, but torch 2.5 can be tricked.
 
     See CVE-2025-32434.
@@ -131,6 +129,13 @@ def _refuse_code(folder: Path) -> None:
     index = json.loads((folder / "model_index.json").read_bytes())
     name = index.get("_class_name") if isinstance(index, dict) else None
     found = getattr(diffusers, name, None) if isinstance(name, str) else None
+    # Where a package lacks, diffusers has something else under the name of a class that needs it.
+    needed = [*getattr(found, "_backends", [])]
+    parts = index.values() if isinstance(index, dict) else []
+    if any(part[:1] == ["transformers"] for part in parts if isinstance(part, list)):
+        needed.append("transformers")
+    for package in needed:
+        require_package(package, "it")
     if not isinstance(found, type) or not issubclass(found, diffusers.DiffusionPipeline):
         raise ValueError(f"its model_index.json names {name!r}, which is no pipeline of diffusers")
     if (folder / "None.py").exists():  # where diffusers looks if no code is asked for
@@ -181,25 +186,97 @@ def scheduler_of(name: str, config: Mapping[str, Any]) -> Any:
     Raises:
         ValueError: The name is unknown, or the scheduler lacks a package.
     """
-    try:
-        found: Any = getattr(diffusers, SCHEDULERS.get(name.lower(), name), None)
-    except (ImportError, RuntimeError):  # a module of diffusers that lacks a package
-        found = None
-    if not name or not hasattr(found, "from_config") or not found.__name__.endswith("Scheduler"):
-        known = ", ".join(SCHEDULERS)
-        raise ValueError(
-            f"unknown scheduler {name!r}; known are {known}, and the classes of diffusers"
-        )
+    found = scheduler_class(name)
     try:
         return found.from_config(config, **SCHEDULER_OPTIONS.get(name.lower(), {}))
     except (ImportError, TypeError, ValueError, NotImplementedError) as error:
         raise ValueError(f"{found.__name__} cannot be built here: {first_line(error)}") from error
 
 
+def scheduler_class(name: str) -> Any:
+    """Returns the class of a scheduler of diffusers.
+
+    Args:
+        name: As for `scheduler_of`.
+
+    Raises:
+        ValueError: The name is unknown.
+    """
+    try:
+        found: Any = getattr(diffusers, SCHEDULERS.get(name.lower(), name), None)
+    except (ImportError, RuntimeError):  # a module of diffusers that lacks a package
+        found = None
+    if not name or not hasattr(found, "from_config") or not found.__name__.endswith("Scheduler"):
+        theirs = [each for each in dir(diffusers) if each.endswith("Scheduler")]
+        raise ValueError(no_such_scheduler(name, theirs))
+    return found
+
+
+def image_to_image(pipe: Any) -> Any:
+    """Returns the pipeline that makes pictures of a picture with the same parts.
+
+    Args:
+        pipe: A pipeline; one that takes a picture already is returned as it is.
+
+    Raises:
+        ValueError: diffusers has none for these parts.
+    """
+    if "image" in accepted_arguments(pipe):
+        return pipe
+    try:
+        found = diffusers.AutoPipelineForImage2Image.from_pipe(pipe)
+    except Exception as error:  # whatever parts that do not fit can raise
+        raise ValueError(
+            f"{type(pipe).__name__} takes no picture, and diffusers has no pipeline with the same "
+            "parts that does: leave --image out"
+        ) from error
+    found.register_to_config(_name_or_path=pipe.name_or_path)
+    return found
+
+
+def cpu_before(device: torch.device) -> torch.device:
+    """Where models wait that are to be offloaded: the CPU.
+
+    Raises:
+        ValueError: They would run there, too.
+    """
+    if device.type == "cpu":
+        raise ValueError(
+            "--offload keeps models on the CPU until they run on another device, and this is "
+            "the CPU: leave it out"
+        )
+    return torch.device("cpu")
+
+
+def offload_models(pipe: Any, device: torch.device, kind: str) -> None:
+    """Lets the models of a pipeline take turns on a device.
+
+    Args:
+        pipe: The pipeline, on the CPU.
+        device: Where it is to run.
+        kind: "model" for whole models, "sequential" for each layer.
+
+    Raises:
+        ValueError: This pipeline cannot be offloaded so.
+    """
+    try:
+        getattr(pipe, f"enable_{kind}_cpu_offload")(device=device)
+    except Exception as error:  # whatever diffusers and accelerate raise together
+        reason = first_line(error)
+        name = type(pipe).__name__
+        raise ValueError(f"{name} cannot be offloaded by --offload {kind}: {reason}") from error
+
+
 def _present() -> list[str]:
     # Not `torch.mps`, which cannot tell before torch 2.5.
     kinds = {"cuda": torch.cuda, "xpu": torch.xpu, "mps": torch.backends.mps}
     return [*(kind for kind, runtime in kinds.items() if runtime.is_available()), "cpu"]
+
+
+def without_bars(pipe: Any) -> None:
+    """Switches off the progress bars of a pipeline's loops."""
+    for each in with_inner(pipe):
+        diffusers.DiffusionPipeline.set_progress_bar_config(each, disable=True)
 
 
 def quiet_loading() -> None:
@@ -213,5 +290,5 @@ def quiet_loading() -> None:
         pass
     for library in libraries:
         library.set_verbosity_error()
-        if not sys.stderr.isatty():
+        if not shows_bars():
             library.disable_progress_bar()

@@ -8,16 +8,17 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 from importlib import import_module
 from typing import Final
 
 import click
 
 from ..errors import first_line
-from .mistakes import BadInputError, FailedError
+from .mistakes import BadInputError, FailedError, missing_package
 from .names import COMPLETION_VARIABLE, PROGRAM
 from .options import help_option
-from .terminal import complain, say
+from .terminal import complain, phases_as_lines, say
 
 EXIT_FAILED: Final = 1
 EXIT_BAD_INPUT: Final = 2
@@ -51,7 +52,9 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             if not ctx.resilient_parsing:  # where a shell asks, nothing is wrong yet
-                ctx.fail(f"No such command {cmd_name!r}; there are {', '.join(COMMANDS)}")
+                near = get_close_matches(cmd_name, COMMANDS, n=1)
+                meant = f": did you mean {near[0]!r}? There" if near else "; there"
+                ctx.fail(f"No such command {cmd_name!r}{meant} are {', '.join(COMMANDS)}")
             return None
         found: click.Command = getattr(import_module(f".{cmd_name}", __package__), cmd_name)
         return found
@@ -105,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     line = shlex.join([PROGRAM, *argv])
     where = " ".join([PROGRAM, *(name for name in argv[:1] if name in COMMANDS)])
     try:
-        with commands.make_context(PROGRAM, [*argv], obj=line) as context:
+        with commands.make_context(PROGRAM, [*argv], obj=line) as context, phases_as_lines():
             commands.invoke(context)
         return 0
     except click.exceptions.Exit as stop:  # after --help and --version
@@ -118,6 +121,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         message, code = str(error), EXIT_BAD_INPUT
     except FailedError as error:
         message, code = str(error), EXIT_FAILED
+    except ModuleNotFoundError as error:
+        message, code = missing_package(error) or first_line(error), EXIT_FAILED
     except (ImportError, OSError) as error:
         message, code = first_line(error), EXIT_FAILED
     except KeyboardInterrupt:
@@ -125,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if sys.flags.dev_mode:
             raise
-        what = f"unexpected {type(error).__name__}: {first_line(error)}"
-        message, code = f"{what} (python -X dev shows where)", EXIT_FAILED
+        what = f"unexpected {type(error).__name__}: {first_line(error)} (python -X dev shows where)"
+        message, code = missing_package(error) or what, EXIT_FAILED
     complain(f"{where}: error: {message}")
     return code

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 from ..errors import DeepCacheError, first_line
@@ -22,6 +23,30 @@ class FailedError(Exception):
 def reason_of(error: BaseException) -> str:
     """What the system says of a file or an address, without its name; else the error's text."""
     return getattr(error, "strerror", None) or str(error)
+
+
+def require_package(name: str, what: str) -> None:
+    """Checks that a package is installed, without importing it.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if find_spec(name) is None:
+        raise ValueError(f"{what} needs {name}, which is not installed: pip install {name}")
+
+
+def missing_package(error: BaseException) -> str | None:
+    """What to say if the error comes from a package that is not installed; else `None`.
+
+    diffusers wraps such an error in others, whose first lines name its own modules.
+    """
+    at: BaseException | None = error
+    while at is not None:
+        if isinstance(at, ModuleNotFoundError) and at.name is not None:
+            name = at.name.partition(".")[0]
+            return f"{name} is needed and not installed: pip install {name}"
+        at = at.__cause__
+    return None
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import Final
 
 PROGRAM: Final = "deepcache-patch"
@@ -46,3 +48,22 @@ SCHEDULER_OPTIONS: Final[dict[str, dict[str, object]]] = {
     "dpm-solver++-sde": {**_SDE},
     "dpm-solver++-sde-karras": {**_KARRAS, **_SDE},
 }
+
+
+def no_such_scheduler(name: str, theirs: Iterable[str] = ()) -> str:
+    """What to say of a scheduler that there is not.
+
+    Args:
+        name: What was typed.
+        theirs: Classes of diffusers that may be meant, too.
+    """
+    by_lower = {each.lower(): each for each in (*SCHEDULERS, *theirs)}
+    near = get_close_matches(name.lower(), by_lower, n=1)
+    meant = f": did you mean {by_lower[near[0]]!r}?" if near else ";"
+    known = f"{', '.join(SCHEDULERS)}, and the classes of diffusers"
+    return f"there is no scheduler {name!r}{meant} There are {known}".replace("; There", "; there")
+
+
+def may_be_scheduler(name: str) -> bool:
+    """Whether it is a friendly name, or looks like a class of diffusers."""
+    return name.lower() in SCHEDULERS or name.endswith("Scheduler")

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import click
 
-from .names import DTYPES, SCHEDULERS
+from .arguments import argument
+from .loras import lora
+from .names import DTYPES, SCHEDULERS, may_be_scheduler, no_such_scheduler
 from .terminal import say
 
 if TYPE_CHECKING:
@@ -127,6 +129,14 @@ def finite(text: str) -> float:
     return number
 
 
+def share(text: str) -> float:
+    """A number from 0 to 1."""
+    number = finite(text)
+    if not 0 <= number <= 1:
+        raise click.BadParameter(f"{text} is no share: 0 to 1 are")
+    return number
+
+
 def steps_or_share(text: str) -> float:
     """A whole number of steps, or a share of them such as 0.2."""
     try:
@@ -141,6 +151,13 @@ def steps_or_share(text: str) -> float:
             f"{text} is neither a whole number of steps nor a share of them, 0.0 to below 1"
         )
     return amount
+
+
+def scheduler_name(text: str) -> str:
+    """A name of a scheduler, as far as it can be told without diffusers."""
+    if not may_be_scheduler(text):
+        raise click.BadParameter(no_such_scheduler(text))
+    return text
 
 
 def completing(*names: str, places: str | None = None) -> Completer:
@@ -181,28 +198,54 @@ def model(function: Callable[..., Any]) -> Callable[..., Any]:
     )
 
 
-dtype: Decorator = click.option(
-    "--dtype",
-    metavar="NAME",
-    shell_complete=completing(*DTYPES),
-    help=f"{', '.join(DTYPES)} (default: float16 on a GPU, else float32)",
-)
-
-#: What `request.PipelineRequest` holds, but for the model.
-loading: Decorator = _together(
-    click.option(
+def scheduler(about: str) -> Decorator:
+    """The name of a scheduler, and what it is for."""
+    return click.option(
         "--scheduler",
+        type=scheduler_name,
         metavar="NAME",
         shell_complete=completing(*SCHEDULERS),
-        help="ddim, dpm-solver++, euler, … or a class of diffusers",
+        help=about,
+    )
+
+
+#: Which files a model is loaded from, and as what.
+weights: Decorator = _together(
+    click.option(
+        "--variant", metavar="NAME", help="of the weights' files, such as fp16 (default: none)"
     ),
+    click.option("--revision", metavar="NAME", help="on the hub: a branch, a tag or a commit"),
     click.option(
         "--device",
         metavar="NAME",
         shell_complete=completing("cpu", "cuda", "mps", "xpu"),
         help="default: the best that there is",
     ),
-    dtype,
+    click.option(
+        "--dtype",
+        metavar="NAME",
+        shell_complete=completing(*DTYPES),
+        help=f"{', '.join(DTYPES)} (default: float16 on a GPU, else float32)",
+    ),
+)
+
+#: What `request.PipelineRequest` holds, but for the model.
+loading: Decorator = _together(
+    scheduler("ddim, dpm-solver++, euler, … or a class of diffusers (default: the pipeline's own)"),
+    weights,
+    click.option(
+        "--lora",
+        type=lora,
+        multiple=True,
+        metavar="PATH[:SCALE]",
+        shell_complete=completing(places="file"),
+        help="file, folder or hub id of a LoRA; may be given several times (default scale: 1)",
+    ),
+    click.option(
+        "--offload",
+        type=click.Choice(["model", "sequential"]),
+        help="keep models, or all layers, on the CPU until they run; sequential is slow",
+    ),
 )
 
 
@@ -211,6 +254,11 @@ def steps(*, default: str) -> Decorator:
     names = ("--steps", "--num-inference-steps")
     about = f"denoising steps (default: {default})"
     return click.option(*names, "steps", type=positive, metavar="N", help=about)
+
+
+def strength(about: str) -> Decorator:
+    """How much of a picture may change, and what it is for."""
+    return click.option("--strength", type=share, metavar="X", help=about)
 
 
 #: What `request.GenerationRequest` holds, but for model and `loading`.
@@ -225,6 +273,14 @@ generation: Decorator = _together(
     ),
     click.option("--negative-prompt", metavar="TEXT"),
     click.option("--guidance-scale", type=finite, metavar="X", help="default: the pipeline's own"),
+    click.option(
+        "--image",
+        type=Path,
+        metavar="FILE",
+        shell_complete=completing(places="file"),
+        help="picture to begin with: image-to-image, or what the pipeline takes",
+    ),
+    strength("with --image: how much may change, 0 to 1"),
     click.option("--height", type=positive, metavar="PIXELS"),
     click.option("--width", type=positive, metavar="PIXELS"),
     steps(default="50"),
@@ -236,6 +292,15 @@ generation: Decorator = _together(
         help="of the first picture (default: 0)",
     ),
     click.option("--images", type=positive, metavar="N", help="default: 4, or one for each prompt"),
+    click.option(
+        "--call",
+        "arguments",
+        type=argument,
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="any other argument of the pipeline's call, as JSON or text: clip_skip=2; may be "
+        "given several times",
+    ),
 )
 
 
@@ -299,3 +364,8 @@ def output(kind: str, **settings: Any) -> Decorator:
     """Where results go, "FILE" or "DIR"."""
     completer = completing(places=kind.lower())
     return click.option("--output", type=Path, metavar=kind, shell_complete=completer, **settings)
+
+
+def as_json(about: str) -> Decorator:
+    """Whether to print JSON, and of what."""
+    return click.option("--json", "as_json", is_flag=True, help=f"print {about} as JSON")

@@ -9,9 +9,10 @@ import click
 from . import options
 from .files import require_file_name
 from .mistakes import BadInputError, bad_input, reason_of
-from .names import PROGRAM, SCHEDULERS
+from .names import PROGRAM
 from .request import require_speedup_alone
-from .terminal import say
+from .shown import json_of, plan_as_dict
+from .terminal import import_word, say
 
 if TYPE_CHECKING:
     from ..schedules.plans import Plan
@@ -63,21 +64,17 @@ _USUAL: Final = {
     help="of centred: how uneven, 1 to 10",
 )
 @options.window
-@click.option(
-    "--scheduler",
-    metavar="NAME",
-    shell_complete=options.completing(*SCHEDULERS),
-    help="whose noise levels count, with the settings of Stable Diffusion: ddim, dpm-solver++, "
-    "euler, … or a class of diffusers (default: levels as of most of them)",
+@options.scheduler(
+    "whose noise levels count, with the settings of Stable Diffusion: ddim, dpm-solver++, "
+    "euler, … or a class of diffusers (default: levels as of most of them)"
 )
 @click.option(
     "--spacing",
     type=click.Choice(["leading", "linspace", "trailing"]),
     help="of the scheduler's timesteps (default: leading)",
 )
-@click.option(
-    "--strength", type=options.finite, metavar="X", help="of a generation from a picture, 0 to 1"
-)
+@options.strength("of a generation from a picture, 0 to 1")
+@options.as_json("the plan")
 def plan(
     *,
     schedule: str,
@@ -88,11 +85,17 @@ def plan(
     spacing: str | None,
     strength: float | None,
     speedup: float | None,
+    as_json: bool,
     **parameters: Any,
 ) -> None:
     """Prints which steps of a generation run in full. Loads no model."""
+    from ..settings.by_name import PARAMETERS, PLANNED, named_schedule
+
+    if schedule not in PARAMETERS:
+        require_file_name(schedule, *PLANNED)
+    if scheduler is not None or schedule not in ("uniform", "centred"):
+        import_word()  # the others are arithmetic alone
     from ..schedules.window import Window
-    from ..settings.by_name import PLANNED, named_schedule
 
     require_speedup_alone(schedule, interval=parameters["interval"], speedup=speedup)
     given = {name: value for name, value in parameters.items() if value is not None}
@@ -113,8 +116,12 @@ def plan(
             found = named_schedule(schedule, **given)
             built = _scheduler(scheduler, spacing)
             plans = [_planned(found, built, steps or _STEPS, window, strength)]
+    if as_json:
+        shown = [plan_as_dict(each) for each in plans]
+        say(json_of(shown[0] if len(shown) == 1 else shown))
+        return
     for each in plans:
-        say(f"{each}\n{_counted(each)}")
+        say(f"{each}\n{each.counted}")
     if schedule == "noise-aware":
         from ..schedules.noise_aware import remark_on
 
@@ -177,14 +184,13 @@ def _plans_in(file: str, steps: int | None, given: dict[str, Any]) -> list[Plan]
         raise BadInputError(
             f"{file} has no plan before a generation runs: `compare` shows what it does"
         )
-    from ..settings.by_name import PLANNED
-
-    require_file_name(file, *PLANNED)
     from ..learning.calibrated_schedule import load_all  # which needs torch
 
     try:
         plans = [each.entries for each in load_all(file)]
     except OSError as error:
+        from ..settings.by_name import PLANNED
+
         known = ", ".join(PLANNED)
         reason = reason_of(error)
         raise BadInputError(
@@ -200,15 +206,3 @@ def _plans_in(file: str, steps: int | None, given: dict[str, Any]) -> list[Plan]
             f"{file} was calibrated for {lengths or 'no'} steps, not {steps}: leave --steps out"
         )
     return fitting
-
-
-def _counted(plan: Plan) -> str:
-    from ..schedules.plans import place_of
-
-    count, branches = len(plan.full_steps), plan.branches
-    text = f"{count} of {len(plan)} steps in full"
-    if not branches:
-        return text
-    if len(branches) == 1:
-        return f"{text}, the others {place_of(branches[0])}"
-    return f"{text}, the others at branches {', '.join(map(str, branches))}"

@@ -5,24 +5,18 @@ are in `options`; fields here have their names.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from ..errors import InvalidSettingError, first_line
-from .files import prompts_in, require_file_name
-from .mistakes import BadInputError, reason_of
+from .arguments import CALL_OPTIONS, Argument, as_call
+from .files import model_folder, picture_in, prompts_in, require_file_name
+from .loras import Lora, add_loras
+from .mistakes import BadInputError, bad_input, reason_of, require_package
 from .names import SCHEDULES
-
-#: Options that only some pipelines know, by the name of the argument that each one sets.
-_CALL_OPTIONS: Final = {
-    "prompt": "--prompt",
-    "negative_prompt": "--negative-prompt",
-    "guidance_scale": "--guidance-scale",
-    "num_inference_steps": "--steps",
-    "height": "--height",
-    "width": "--width",
-}
+from .terminal import phase, shows_bars
 
 #: The share of a branch is known before a generation but for the text's length, which matters less.
 _MARGIN: Final = 1.01
@@ -33,25 +27,51 @@ class PipelineRequest:
     """A pipeline, as the options `model` and `loading` ask for it."""
 
     model: str
+    variant: str | None
+    revision: str | None
+    lora: tuple[Lora, ...]
     scheduler: str | None
     device: str | None
     dtype: str | None
+    offload: str | None
+
+    def check(self) -> None:
+        """Refuses what can be seen to be wrong before torch is imported."""
+        with bad_input():
+            model_folder(self.model, self.revision)
+            for lora in self.lora:
+                lora.check()
+            if self.lora:
+                require_package("peft", "--lora")
+            if self.offload is not None:
+                require_package("accelerate", "--offload")
 
     def load(self) -> Any:
         """Loads it."""
-        from .loading import (
-            choose_device,
-            choose_dtype,
-            load_pipeline,
-            quiet_loading,
-            use_scheduler,
-        )
+        from . import loading
 
-        quiet_loading()
-        device = choose_device(self.device)
-        pipe = load_pipeline(self.model, device, choose_dtype(self.dtype, device))
+        loading.quiet_loading()
         if self.scheduler is not None:
-            use_scheduler(pipe, self.scheduler)
+            loading.scheduler_class(self.scheduler)
+        device = loading.choose_device(self.device)
+        dtype = loading.choose_dtype(self.dtype, device)
+        place = device if self.offload is None else loading.cpu_before(device)
+        phase(f"loading {self.model}")
+        pipe = loading.load_pipeline(
+            self.model, place, dtype, variant=self.variant, revision=self.revision
+        )
+        add_loras(pipe, self.lora, **loading.safely())
+        pipe = self._fitted(pipe)
+        if self.scheduler is not None:
+            loading.use_scheduler(pipe, self.scheduler)
+        if self.offload is not None:
+            loading.offload_models(pipe, device, self.offload)
+        if not shows_bars():
+            loading.without_bars(pipe)
+        return pipe
+
+    def _fitted(self, pipe: Any) -> Any:
+        """The pipeline that is meant, made of the parts of the one that was loaded."""
         return pipe
 
 
@@ -63,11 +83,26 @@ class GenerationRequest(PipelineRequest):
     prompts: Path | None
     negative_prompt: str | None
     guidance_scale: float | None
+    image: Path | None
+    strength: float | None
     height: int | None
     width: int | None
     steps: int | None
     seed: int
     images: int | None
+    arguments: tuple[Argument, ...]
+
+    def check(self) -> None:
+        """Refuses what can be seen to be wrong before torch is imported."""
+        super().check()
+        self.prompts_given()
+        if self.image is not None:
+            picture_in(self.image)
+
+    def _fitted(self, pipe: Any) -> Any:
+        from .loading import image_to_image
+
+        return pipe if self.image is None else image_to_image(pipe)
 
     def prompts_given(self) -> list[str]:
         """Those of `--prompt`, then those in the file of `--prompts`."""
@@ -79,16 +114,23 @@ class GenerationRequest(PipelineRequest):
 
         name, accepted = type(pipe).__name__, accepted_arguments(pipe)
         given = {**vars(self), "prompt": prompts or None, "num_inference_steps": self.steps}
-        call = {key: given[key] for key in _CALL_OPTIONS if given[key] is not None}
+        call = {key: given[key] for key in CALL_OPTIONS if given[key] is not None}
+        sized = "height" in accepted or self.image is not None
+        if sized and ("height" in call) != ("width" in call):
+            raise BadInputError("give --height and --width together: diffusers ignores one alone")
+        if self.image is not None:
+            call["image"] = self._picture(call, accepted)
         for argument in call:
             if argument not in accepted:
-                raise BadInputError(f"{name} does not know {_CALL_OPTIONS[argument]}: leave it out")
-        if ("height" in call) != ("width" in call):
-            raise BadInputError("give --height and --width together: diffusers ignores one alone")
+                cure = "it is for --image" if argument == "strength" else "leave it out"
+                raise BadInputError(f"{name} does not know {CALL_OPTIONS[argument]}: {cure}")
         if "prompt" in accepted and not prompts:
             raise BadInputError(f"{name} draws what a text says: give it with --prompt")
+        if {"image", "strength"} <= accepted.keys() and self.image is None:
+            raise BadInputError(f"{name} begins with a picture: give it with --image")
         if "num_inference_steps" in accepted:
             call.setdefault("num_inference_steps", 50)
+        call |= as_call(self.arguments, accepted, name)
 
         if len(prompts) == 1:
             call["prompt"] = prompts[0]
@@ -98,6 +140,18 @@ class GenerationRequest(PipelineRequest):
         except (TypeError, ValueError) as error:
             raise BadInputError(str(error)) from error
         return range(self.seed, self.seed + images), call
+
+    def _picture(self, call: dict[str, Any], accepted: Mapping[str, Any]) -> Any:
+        """The picture of `--image`: one for each prompt, where they make one batch.
+
+        A pipeline that has no size of its own makes pictures of the size of this one, so `height`
+        and `width` are taken out of the call, and become the picture's.
+        """
+        picture = picture_in(self.image or Path())
+        if "height" in call and "height" not in accepted:
+            picture = picture.resize((call.pop("width"), call.pop("height")))
+        batch = "num_images_per_prompt" in accepted and len(call.get("prompt", ())) > 1
+        return [picture] * len(call["prompt"]) if batch else picture
 
 
 def require_branch(pipe: Any, branch: int | None, *, model: str) -> None:
@@ -117,10 +171,12 @@ def require_branch(pipe: Any, branch: int | None, *, model: str) -> None:
 def require_same_steps(pipe: Any, call: dict[str, Any], file: str, calibrated: Any) -> None:
     """Refuses a calibrated schedule that was made for another number of steps."""
     from ..learning.calibrated_schedule import Calibrated
+    from ..measuring.generation import accepted_arguments
     from ..settings.preview import num_steps
 
     steps = num_steps(pipe, call.get("num_inference_steps"))
-    if not isinstance(calibrated, Calibrated) or steps is None:
+    all_run = "strength" not in accepted_arguments(pipe)
+    if not isinstance(calibrated, Calibrated) or steps is None or not all_run:
         return
     made = len(calibrated.setting.timesteps)
     if steps != made:

@@ -1,10 +1,24 @@
-"""How something is said to a person at a terminal: in one line, or in signs that it knows."""
+"""How something is said to a person at a terminal: in one line, or in signs that it knows. In a log
+file, where nobody sees a bar move, each phase is a line with its time of day.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
-from contextlib import suppress
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Final, TextIO
+
+import click
+
+#: As a shell counts a process that ended because its reader had gone: 128 + SIGPIPE.
+EXIT_NO_READER: Final = 141
+
+#: Where `measuring.generation` says what begins; by name, because that module imports torch.
+_PHASES: Final = "deepcache_patch.measuring.generation"
 
 
 def one_line(text: str) -> str:
@@ -14,18 +28,72 @@ def one_line(text: str) -> str:
 
 
 def say(text: str) -> None:
-    """Prints also what the terminal's encoding does not know, or is no text: names of files."""
+    """Prints also what the terminal's encoding does not know, or is no text: names of files.
+
+    Raises:
+        click.exceptions.Exit: Nobody reads any more, as after `| head`.
+        OSError: It cannot be written, as to a full disk.
+    """
     encoding = sys.stdout.encoding or "utf-8"
-    print(text.encode(encoding, "backslashreplace").decode(encoding))
     try:
+        print(text.encode(encoding, "backslashreplace").decode(encoding))
         sys.stdout.flush()
-    except OSError:
-        # Else Python would try again at its exit, and complain in its own words.
-        with suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        _let_go(sys.stdout)
+        if isinstance(error, BrokenPipeError):
+            raise click.exceptions.Exit(EXIT_NO_READER) from error
         raise
 
 
 def complain(text: str) -> None:
-    """Prints one line to stderr."""
-    print(one_line(text), file=sys.stderr)
+    """Prints one line to stderr; without a word if nobody reads it."""
+    try:
+        print(one_line(text), file=sys.stderr, flush=True)
+    except BrokenPipeError:
+        _let_go(sys.stderr)
+
+
+def phase(what: str) -> None:
+    """Says on stderr what begins, and at what time of day."""
+    complain(f"{time.strftime('%H:%M:%S')} {what}")
+
+
+def import_word() -> None:
+    """Says that torch is imported, which takes seconds, unless it is there already."""
+    if not {"torch", "diffusers"} <= sys.modules.keys():
+        phase("importing torch and diffusers")
+
+
+def shows_bars() -> bool:
+    """Whether progress bars move on stderr: it is a terminal."""
+    return sys.stderr.isatty()
+
+
+@contextmanager
+def phases_as_lines() -> Iterator[None]:
+    """For its length, each generation that begins is a line on stderr, where no bar shows it."""
+    if shows_bars():
+        yield
+        return
+    logger, handler = logging.getLogger(_PHASES), _Phases()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+class _Phases(logging.Handler):
+    """Says each record as a phase."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        phase(record.getMessage())
+
+
+def _let_go(stream: TextIO) -> None:
+    """Else Python would try to write again at its exit, and complain in its own words."""
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -12,7 +12,7 @@ from . import options
 from .mistakes import BadInputError, bad_input, reason_of
 from .names import PROGRAM
 from .request import PipelineRequest, calibrated_in
-from .terminal import complain, say
+from .terminal import complain, import_word, say
 
 _EXAMPLES = """\
 example:
@@ -41,6 +41,9 @@ def ui(*, schedule: str | None, host: str, port: int, **loading: Any) -> None:
 
     With --schedule, that schedule can be chosen on the page.
     """
+    asked = PipelineRequest(**loading)
+    asked.check()
+    import_word()
     from ..page.app import is_loopback, launch, require_gradio
     from ..settings.by_name import PARAMETERS
 
@@ -50,7 +53,7 @@ def ui(*, schedule: str | None, host: str, port: int, **loading: Any) -> None:
     free = _free_port(host, port)
     with bad_input():
         calibrated = calibrated_in(schedule)
-        pipe = PipelineRequest(**loading).load()
+        pipe = asked.load()
     with bad_input():
         page = launch(pipe, host=host, port=free, calibrated=calibrated)
     if not is_loopback(host):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Any, Final
 
 import torch
@@ -16,10 +17,12 @@ from ..patching.wrappers import unwrapped
 from ..running.components import unets_of
 from ..running.example import example_from_config
 from ..running.observers import observer_of
+from ..schedules.html import html_table
 from ..schedules.plans import OUTPUT
 from .outline import Outline
 
 _EVERYTHING: Final = "leaves out everything"
+_HEADER: Final = ("branch", "share", "feature", "size", "leaves out")
 _UNKNOWN: Final = "share, feature and size are known after the first generation"
 
 
@@ -78,8 +81,9 @@ class Branches(Sequence[Branch]):
 
     __hash__ = None  # type: ignore[assignment]
 
-    def __str__(self) -> str:
-        rows = [("branch", "share", "feature", "size", "leaves out")]
+    def _rows(self) -> list[tuple[str, ...]]:
+        """The cells of the table, the header first."""
+        rows: list[tuple[str, ...]] = [_HEADER]
         rows += [
             (
                 str(each.number),
@@ -90,13 +94,25 @@ class Branches(Sequence[Branch]):
             )
             for each in (*([] if self.output is None else [self.output]), *self)
         ]
+        return rows
+
+    @property
+    def _remarks(self) -> list[str]:
+        return [] if all(each.share is not None for each in self) else [_UNKNOWN]
+
+    def _repr_html_(self) -> str:
+        header, *rows = self._rows()
+        remarks = "".join(f"<p>{escape(each)}</p>" for each in self._remarks)
+        return f"{html_table(self.title, rows, header=header)}{remarks}"
+
+    def __str__(self) -> str:
+        rows = self._rows()
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1]
         lines = [
             "  ".join([*(cell.rjust(width) for cell, width in zip(row, widths, strict=True)), last])
             for *row, last in rows
         ]
-        known = all(each.share is not None for each in self)
-        return "\n".join([self.title, *lines, *([] if known else [_UNKNOWN])])
+        return "\n".join([self.title, *lines, *self._remarks])
 
     __repr__ = __str__
 
@@ -106,6 +122,10 @@ class BranchesOfEach(dict[str, Branches]):
 
     def __str__(self) -> str:
         return "\n\n".join(f"{name}: {branches}" for name, branches in self.items())
+
+    def _repr_html_(self) -> str:
+        tables = (f"<p>{escape(name)}</p>{each._repr_html_()}" for name, each in self.items())
+        return "".join(tables)
 
     __repr__ = __str__
 

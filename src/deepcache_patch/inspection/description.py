@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from html import escape
 
 from torch import nn
 
@@ -12,6 +11,7 @@ from ..running.components import schedulers_of
 from ..running.face import Helper
 from ..running.stats import LastGeneration
 from ..schedules.guide import Context, planned
+from ..schedules.html import html_table
 from ..schedules.noise import timesteps_of
 from ..schedules.noise_aware import remark_on
 from ..schedules.plans import OUTPUT, Plan, place_of
@@ -62,12 +62,7 @@ def as_text(helper: Helper) -> str:
 
 def as_html(helper: Helper) -> str:
     """The rows as a table, for a notebook."""
-    cell = '<td style="text-align:left;font-family:monospace;white-space:pre">{}</td>'
-    lines = [
-        f'<tr><th style="text-align:left">{escape(name)}</th>{cell.format(escape(text))}</tr>'
-        for name, text in rows(helper)
-    ]
-    return f"<table><caption>{type(helper).__name__}</caption>{''.join(lines)}</table>"
+    return html_table(type(helper).__name__, rows(helper))
 
 
 def _replay(helper: Helper) -> str:

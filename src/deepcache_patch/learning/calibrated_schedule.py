@@ -15,6 +15,7 @@ from ..errors import InvalidSettingError, warn
 from ..schedules.fit import KEEP
 from ..schedules.forecast import Forecast, Weights
 from ..schedules.guide import Context, ReplayGuide
+from ..schedules.html import html_table
 from ..schedules.plans import Explicit, Plan, PlanEntry
 from ..schedules.replay import Replay
 from . import schedule_file
@@ -244,6 +245,14 @@ class Calibrated:
     def __repr__(self) -> str:
         reached = "" if self.reached is None else self.reached.short
         return f"Calibrated({self.entries}{reached and ': '}{reached})"
+
+    def _repr_html_(self) -> str:
+        rows = [("steps", str(self.entries)), ("", self.entries.counted)]
+        if self.reached is not None:
+            rows += self.reached.rows
+        for name, part in (("U-Net", self.setting.unet), ("scheduler", self.setting.scheduler)):
+            rows.append((name, str(part.get("class", ""))))
+        return html_table("Calibrated", rows)
 
     def _refuse(self, here: Setting) -> None:
         difference = self.setting.difference(here)

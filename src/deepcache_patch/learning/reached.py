@@ -68,14 +68,21 @@ class Reached:
             parts = [f"{self.work:.2f}× by work"]
         return ", ".join([*parts, *self._closeness(worst=False)])
 
-    def __str__(self) -> str:
-        parts = []
+    @property
+    def rows(self) -> list[tuple[str, str]]:
+        """What was reached, and how it was measured: a name and a text for each."""
+        found = []
         if self.speed is not None and self.quartiles is not None:
             low, high = self.quartiles
-            parts += [f"{self.speed:.2f}× measured ({low:.2f}–{high:.2f}, {self.timings} timings)"]
+            timed = f"{low:.2f}–{high:.2f}, {self.timings} timings"
+            found.append(("speed", f"{self.speed:.2f}× measured ({timed})"))
         if self.work is not None:
-            parts += [f"{self.work:.2f}× by work"]
-        return ", ".join([*parts, *self._closeness(worst=True)])
+            found.append(("" if found else "speed", f"{self.work:.2f}× by work"))
+        found += [("PSNR", text) for text in self._closeness(worst=True)]
+        return found
+
+    def __str__(self) -> str:
+        return ", ".join(text for _, text in self.rows)
 
     def _closeness(self, *, worst: bool) -> list[str]:
         if self.psnr is None or self.worst_psnr is None:

@@ -5,6 +5,7 @@ it makes one result for each seed, what its progress bar says. Knows no helper.
 from __future__ import annotations
 
 import inspect
+import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -16,6 +17,9 @@ import torch
 from diffusers import DiffusionPipeline
 
 from .loop_clock import LoopClock
+
+#: One line at INFO when a generation begins: what stands before its progress bar.
+_LOGGER = logging.getLogger(__name__)
 
 #: What follows from the seeds is set here.
 _OWN_ARGUMENTS = (
@@ -252,12 +256,12 @@ def seeded_call(pipe: Any, call: Mapping[str, Any], seeds: Sequence[int]) -> Any
 
 @contextmanager
 def labelled_progress(pipe: Any, label: str) -> Iterator[None]:
-    """Puts `label` before the pipeline's own progress bar; its other settings stay.
+    """Puts `label` before the pipeline's own progress bar, and logs it; its other settings stay.
 
     Pipelines that are made of others have none: those that they are made of have one each.
     """
-    inner = (each for each in vars(pipe).values() if isinstance(each, DiffusionPipeline))
-    before = {each: vars(each).get("_progress_bar_config") for each in (pipe, *inner)}
+    _LOGGER.info("%s", label)
+    before = {each: vars(each).get("_progress_bar_config") for each in with_inner(pipe)}
     for each, config in before.items():
         DiffusionPipeline.set_progress_bar_config(each, **{**(config or {}), "desc": label})
     try:
@@ -268,6 +272,11 @@ def labelled_progress(pipe: Any, label: str) -> Iterator[None]:
                 del each._progress_bar_config
             else:
                 DiffusionPipeline.set_progress_bar_config(each, **config)
+
+
+def with_inner(pipe: Any) -> list[Any]:
+    """The pipeline, and those that it is made of: each has a progress bar of its own."""
+    return [pipe, *(each for each in vars(pipe).values() if isinstance(each, DiffusionPipeline))]
 
 
 def as_floats(images: Any) -> np.ndarray:

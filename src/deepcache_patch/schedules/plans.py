@@ -12,12 +12,16 @@ from typing import Any, Final, Literal, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 
 from ..errors import InvalidSettingError
+from .html import html_table
 
 #: The entry of a plan that makes a step run in full.
 FULL: Final = "full"
 
 #: The branch above the output: nothing of the U-Net runs there, and its output is forecast.
 OUTPUT: Final = -1
+
+#: Signs of a strip, in a `repr`.
+_LONGEST_STRIP: Final = 240
 
 #: One entry of a plan: `FULL`, or the branch (0, 1, … or `OUTPUT`) of a shallow step.
 PlanEntry: TypeAlias = int | Literal["full"]
@@ -32,6 +36,8 @@ class Plan(tuple[PlanEntry, ...]):
     Example:
         >>> print(Plan(["full", 0, 0, "full", 0]), Plan(["full", 0, 3, 11]))
         F··F· F03[11]
+        >>> Plan(["full", 0, 0, "full", 0])
+        Plan(F··F·, branch 0)
     """
 
     __slots__ = ()
@@ -45,6 +51,26 @@ class Plan(tuple[PlanEntry, ...]):
     def branches(self) -> tuple[int, ...]:
         """The branches of the shallow steps, each once, rising."""
         return tuple(sorted({entry for entry in self if entry != FULL}))
+
+    @property
+    def counted(self) -> str:
+        """In words: "5 of 12 steps in full, the others above the output"."""
+        text = f"{len(self.full_steps)} of {len(self)} steps in full"
+        if not self.branches:
+            return text
+        if len(self.branches) == 1:
+            return f"{text}, the others {place_of(self.branches[0])}"
+        return f"{text}, the others at branches {', '.join(map(str, self.branches))}"
+
+    def __repr__(self) -> str:
+        strip = str(self)
+        if len(strip) > _LONGEST_STRIP:
+            strip = f"{strip[:_LONGEST_STRIP]}…"
+        branch = f", branch {self.branches[0]}" if len(self.branches) == 1 else ""
+        return f"Plan({strip}{branch})"
+
+    def _repr_html_(self) -> str:
+        return html_table("Plan", [("steps", str(self)), ("", self.counted)])
 
     def __str__(self) -> str:
         if len(self.branches) <= 1:
@@ -122,7 +148,7 @@ class Uniform(_OneBranch):
 
     Example:
         >>> Uniform(interval=3).plan(7)
-        ('full', 0, 0, 'full', 0, 0, 'full')
+        Plan(F··F··F, branch 0)
         >>> print(Uniform(interval=3).plan(7))
         F··F··F
     """

@@ -177,7 +177,7 @@ def test_other_prompts_and_other_weights_are_refused(make, prompts, models, caps
         ([], "no-such-file.txt", "No such file or directory: 'no-such-file.txt'"),
         (["--branch=20"], None, "so branches 0 to 8"),
         (["--interval=0", "--auto"], None, "interval must be a number from 1 to 1000, not 0"),
-        (["--scheduler=nice"], None, "unknown scheduler 'nice'"),
+        (["--scheduler=nice"], None, "there is no scheduler 'nice'"),
     ],
     ids=["no-prompts", "nothing", "no-file", "branch", "interval", "scheduler"],
 )

@@ -224,7 +224,7 @@ def test_another_command_for_the_same_folder_is_refused_by_the_option(
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (["--sampler=nice"], "unknown scheduler 'nice'"),
+        (["--sampler=nice"], "there is no scheduler 'nice'"),
         (["--karras"], "--karras: DDIMScheduler does not go by Karras' noise levels"),
         (["--prompts=nowhere.txt"], "No such file or directory: 'nowhere.txt'"),
         (["--count=4"], "prompts.txt has 3 prompts, not 4"),
