@@ -1,5 +1,6 @@
-"""The page of `deepcache-patch ui`: what stands where, and what its events do. Made of gradio, which
-is an extra. The settings are in `fields`, what came of them in `result`, what was tried in `gallery`.
+"""The page of `deepcache-patch ui`: what stands where, and what its events do. Made of gradio,
+which is an extra. The settings are in `fields`, what came of them in `result`, what was tried in
+`gallery`.
 """
 
 from __future__ import annotations
@@ -222,13 +223,13 @@ class Page:
         def generate(bar: Any = progress, *values: Any) -> list[Any]:
             return self.generate(_told_on(bar), *values)
 
-        def selected(event: gr.SelectData) -> list[Any]:
+        def selected(event: Any) -> list[Any]:
             return self.bring_back(self.memory.find(int(event.row_value[0])))
 
-        def brushed(event: gr.SelectData) -> list[Any]:
+        def brushed(event: Any) -> list[Any]:
             return self.bring_back(self.memory.within(*event.index))
 
-        # Names in annotations are looked up where gradio cannot: it is imported in a function.
+        # That is how gradio knows what to give; it is not there when the annotations are written.
         for function in (selected, brushed):
             function.__annotations__["event"] = gr.SelectData
 
@@ -255,9 +256,7 @@ class Page:
         factor.input(self.amplified, [shown, factor], residue, **aside)
         # Of a person only: a try that is brought back has values of its own.
         parameters = [fields[name] for name in self.fields.parameters]
-        fields["schedule"].input(
-            self.fields.of_schedule, fields["schedule"], parameters, **aside
-        )
+        fields["schedule"].input(self.fields.of_schedule, fields["schedule"], parameters, **aside)
         changes = [blocks.load, *(each.change for each in inputs)]
         always: dict[str, Any] = {"trigger_mode": "always_last", **aside}
         gr.on(changes, self.strip, [shown, *inputs], strip, **always)
@@ -268,7 +267,8 @@ def _told_on(bar: Callable[..., Any]) -> Told:
     """Steps as gradio's progress: "plain 23/50"."""
 
     def told(label: str, step: int, steps: int | None) -> None:
-        bar((step, steps), desc="DeepCache" if label == "cached" else label)
+        name = "DeepCache" if label == "cached" else label
+        bar(step / steps if steps else 0, desc=f"{name} {step}/{steps or '?'}")
 
     return told
 

@@ -28,7 +28,9 @@ def as_python(
     """
     name, scheduler = type(pipe).__name__, type(pipe.scheduler).__name__
     model = str(getattr(pipe, "name_or_path", None) or "folder/of/the/pipeline")
-    made = 'Calibrated.load("schedule.json")' if isinstance(schedule, Calibrated) else repr(schedule)
+    made = (
+        'Calibrated.load("schedule.json")' if isinstance(schedule, Calibrated) else repr(schedule)
+    )
     ours = ", ".join(sorted(("DeepCacheHelper", type(schedule).__name__)))
     settings = f"schedule={made}" + (f", replay={replay!r}" if replay else "")
     config = ", ".join(["pipe.scheduler.config", *_set(pipe.scheduler)])

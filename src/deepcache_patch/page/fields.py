@@ -1,5 +1,5 @@
-"""The settings on the page: a field for each argument of the call and for each setting of the helper,
-and what their values mean. Made of gradio.
+"""The settings on the page: a field for each argument of the call and for each setting of the
+helper, and what their values mean. Made of gradio.
 """
 
 from __future__ import annotations
@@ -166,11 +166,11 @@ class Fields:
                 )
             if "negative_prompt" in accepted:
                 add["negative_prompt"] = gr.Textbox(label="Negative prompt")
-        with gr.Row(equal_height=True):
+        with gr.Row():
             add["seed"] = gr.Number(
                 value=0, precision=0, minimum=DRAWN, label="Seed (-1: any)", min_width=90
             )
-            die = gr.Button("🎲 Draw", min_width=90, elem_id="die")
+            die = gr.Button("⚄ Draw a seed", min_width=90, elem_id="die")
             die.click(draw, None, add["seed"], queue=False, api_visibility="private")
         if {"height", "width"} <= accepted.keys():
             with gr.Row():

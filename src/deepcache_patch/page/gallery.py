@@ -1,5 +1,5 @@
-"""The memory on the page: a table with a row for each try, and a plot of speed against likeness. Made
-of gradio.
+"""The memory on the page: a table with a row for each try, and a plot of speed against likeness.
+Made of gradio.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from PIL import Image
 
 from .memory import Memory, Try
 
-_HEADERS: Final = ["try", "picture", "settings", "speed ×", "PSNR dB"]
+_HEADERS: Final = ["try", "picture", "speed ×", "PSNR dB", "settings"]
 _THUMBNAIL: Final = 56
 
 
@@ -37,8 +37,8 @@ class Gallery:
                 self.table = gr.Dataframe(
                     rows(memory),
                     headers=_HEADERS,
-                    datatype=["number", "html", "str", "number", "number"],
-                    column_widths=["44px", "76px", "auto", "78px", "84px"],
+                    datatype=["number", "html", "number", "number", "str"],
+                    column_widths=["8%", "16%", "15%", "16%", "45%"],
                     label="What has been tried: select a row to bring it back",
                     interactive=False,
                     wrap=True,
@@ -54,7 +54,7 @@ class Gallery:
                     x_title="speed of the denoising loop (×)",
                     y_title="PSNR (dB)",
                     tooltip="all",
-                    height=260,
+                    height=320,
                     label="Speed against likeness: drag over a point to bring it back",
                     elem_id="plot",
                 )
@@ -66,14 +66,14 @@ class Gallery:
 
 
 def rows(memory: Memory) -> list[list[Any]]:
-    """The table: number, thumbnail, settings, speedup, and PSNR in dB; the last try first."""
+    """The table: number, thumbnail, speedup, PSNR in dB, and settings; the last try first."""
     return [
         [
             made.number,
             _thumbnail(made),
-            made.text,
             made.speedup,
             "identical" if made.psnr is None else made.psnr,
+            made.text,
         ]
         for made in reversed(list(memory))
     ]
@@ -88,7 +88,9 @@ def frame(memory: Memory) -> Any:
         for made in memory
         if made.psnr is not None
     ]
-    return pd.DataFrame(points, columns=["speed", "PSNR", "schedule", "try"])
+    columns = {"speed": float, "PSNR": float, "schedule": str, "try": int}
+    # With types, for a plot that begins without a point: its axes would be lists of words.
+    return pd.DataFrame(points, columns=list(columns)).astype(columns)
 
 
 def _thumbnail(made: Try) -> str:

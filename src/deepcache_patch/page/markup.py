@@ -29,6 +29,8 @@ CSS: Final = """
 .figures table tr + tr { border-top: 1px solid var(--border-color-primary) !important; }
 .figures table th:first-child { text-align: left !important; font-weight: normal;
   padding-left: 0 !important; }
+#die { align-self: center; }
+#tries td { vertical-align: top; }
 .wrong { color: var(--error-text-color); }
 .faint, .figures caption { color: var(--body-text-color-subdued); font-size: var(--text-sm); }
 .figures caption { text-align: left; padding: 0; }

@@ -1,5 +1,5 @@
-"""What has been tried on the page, in order: settings, and what came of them. Pure Python; how it is
-shown is decided in `gallery`.
+"""What has been tried on the page, in order: settings, and what came of them. Pure Python; how it
+is shown is decided in `gallery`.
 """
 
 from __future__ import annotations

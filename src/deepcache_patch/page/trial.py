@@ -39,7 +39,7 @@ _NO_PICTURES: Final = {
 }
 
 
-#: Called with what is being made, the step that is done, and how many there are, where that is known.
+#: Called with what is being made, the step that is done, and how many there are, if that is known.
 Told: TypeAlias = Callable[[str, int, int | None], None]
 
 

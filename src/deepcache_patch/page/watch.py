@@ -1,5 +1,5 @@
-"""Watches the calls of one U-Net: counts them while a generation runs, and ends it when that is asked
-for from another thread. What is generated is the business of `trial`.
+"""Watches the calls of one U-Net: counts them while a generation runs, and ends it when that is
+asked for from another thread. What is generated is the business of `trial`.
 """
 
 from __future__ import annotations
