@@ -11,9 +11,10 @@ from typing import Any, Final
 
 from PIL import Image
 
+from ..compare.figures import times_text
 from .memory import Memory, Try
 
-_HEADERS: Final = ["try", "picture", "speed ×", "PSNR dB", "settings"]
+_HEADERS: Final = ["try", "picture", "speed", "PSNR", "settings"]
 _THUMBNAIL: Final = 56
 
 
@@ -31,17 +32,18 @@ class Gallery:
     """
 
     def __init__(self, gr: Any, memory: Memory) -> None:
-        self._memory = memory
+        self._gr, self._memory = gr, memory
         with gr.Row():
             with gr.Column(scale=6, min_width=280):
                 self.table = gr.Dataframe(
                     rows(memory),
                     headers=_HEADERS,
-                    datatype=["number", "html", "number", "number", "str"],
+                    datatype=["number", "html", "str", "str", "str"],
                     column_widths=["8%", "16%", "15%", "16%", "45%"],
                     label="What has been tried: select a row to bring it back",
                     interactive=False,
                     wrap=True,
+                    visible=len(memory) > 0,
                     max_height=420,
                     elem_id="tries",
                 )
@@ -50,11 +52,11 @@ class Gallery:
                     frame(memory),
                     x="speed",
                     y="PSNR",
-                    color="schedule",
                     x_title="speed of the denoising loop (×)",
                     y_title="PSNR (dB)",
                     tooltip="all",
                     height=320,
+                    visible=len(memory) > 0,
                     label="Speed against likeness: drag over a point to bring it back",
                     elem_id="plot",
                 )
@@ -62,17 +64,21 @@ class Gallery:
 
     def of(self) -> list[Any]:
         """The updates of `all` for what the memory holds now."""
-        return [rows(self._memory), frame(self._memory)]
+        there_is = len(self._memory) > 0
+        return [
+            self._gr.update(value=value, visible=there_is)
+            for value in (rows(self._memory), frame(self._memory))
+        ]
 
 
 def rows(memory: Memory) -> list[list[Any]]:
-    """The table: number, thumbnail, speedup, PSNR in dB, and settings; the last try first."""
+    """The table: number, thumbnail, speedup, PSNR, and settings; the last try first."""
     return [
         [
             made.number,
             _thumbnail(made),
-            made.speedup,
-            "identical" if made.psnr is None else made.psnr,
+            times_text(made.speedup),
+            made.trial.comparison.measures[0].text(),
             made.text,
         ]
         for made in reversed(list(memory))

@@ -30,13 +30,15 @@ CSS: Final = """
 .figures table th:first-child { text-align: left !important; font-weight: normal;
   padding-left: 0 !important; }
 #die { align-self: center; }
-#tries td { vertical-align: top; }
+#tries [role=grid] { min-width: 480px; }
+#plot .plot_marks path { fill: var(--primary-600); }
 .wrong { color: var(--error-text-color); }
 .faint, .figures caption { color: var(--body-text-color-subdued); font-size: var(--text-sm); }
-.figures caption { text-align: left; padding: 0; }
+.figures caption { text-align: left; padding: 0; white-space: normal; }
 """
 
-#: gradio's handle between two pictures knows the mouse only: the arrow keys become moves of it.
+#: gradio's handle between two pictures knows the mouse only: the arrow keys become moves of it. Its
+#: pictures have no words for those who do not see them.
 KEYS: Final = """
 new MutationObserver(() => {
   for (const handle of document.querySelectorAll("[data-testid=slider]:not([tabindex])")) {
@@ -44,6 +46,10 @@ new MutationObserver(() => {
     handle.role = "slider";
     handle.ariaLabel = "where the plain picture ends";
   }
+  document.querySelectorAll("#pictures img").forEach((picture, second) => {
+    const name = second ? "picture with DeepCache" : "plain picture";
+    if (picture.alt !== name) picture.alt = name;
+  });
 }).observe(document.documentElement, {childList: true, subtree: true});
 document.addEventListener("keydown", event => {
   const handle = event.target.closest("[data-testid=slider]");
