@@ -9,6 +9,7 @@ import socket
 import urllib.request
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,13 @@ from PIL import Image
 
 from deepcache_patch import Auto, DeepCacheHelper, Plan, Uniform, UnsupportedModelError
 from deepcache_patch.cli.main import main
+from deepcache_patch.measuring.generation import Timing
 from deepcache_patch.settings.by_name import PARAMETERS
 
 gradio = pytest.importorskip("gradio", reason="gradio is not installed: make test-ui")
 from deepcache_patch.page import app as ui  # noqa: E402
 from deepcache_patch.page import serving  # noqa: E402
-from deepcache_patch.page.markup import strip  # noqa: E402
+from deepcache_patch.page.markup import figures, strip  # noqa: E402
 from deepcache_patch.page.result import difference  # noqa: E402
 from deepcache_patch.page.watch import StoppedError  # noqa: E402
 
@@ -157,14 +159,28 @@ def test_generate_gives_both_pictures_and_the_figures() -> None:
     told = shown["figures"]
     assert '<tr><th scope="row">full calls</th><td>6</td><td>2</td></tr>' in told
     assert '<tr><th scope="row">shallow calls</th><td>0</td><td>4</td></tr>' in told
-    assert "<caption>Try 1, timed once.</caption>" in told
+    assert "<caption>Try 1, timed once" in told
     assert 'aria-label="what ran: F··F··"' in shown["strip"]
     assert "Ran: 2 of 6 steps in full; " in shown["strip"]
     again = generated(page(), seed=5, interval=1)
     assert again["pictures"][0].tobytes() == plain.tobytes()
-    before = "Try 2, timed once; the plain picture and its times are those of before."
-    assert f"<caption>{before}</caption>" in again["figures"]
+    before = "<caption>Try 2, timed once; the plain picture and its times are those of before"
+    assert before in again["figures"]
     assert "<td>identical</td>" in again["figures"]
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(4.3, False), (4.1, True)])
+def test_a_speed_that_the_work_does_not_allow_is_named(seconds: float, said: bool) -> None:
+    generated(page(), seed=5)
+    trial = page().memory.find(1).trial
+    changed = replace(
+        trial.comparison,
+        plain_times=(Timing(10.0, 11.0, 6),),
+        cached_times=(Timing(seconds, 5.0, 6),),
+        work=0.5,  # at most 2×, and 2.4× is too much
+    )
+    told = figures(replace(trial, comparison=changed), number=1)
+    assert ("; faster than the work allows, so the machine was busy" in told) == said
 
 
 def test_the_difference_is_amplified_and_cut_off() -> None:
@@ -184,7 +200,8 @@ def test_pictures_and_report_can_be_downloaded() -> None:
     assert all(file["interactive"] for file in files)
     paths = [Path(file["value"]) for file in files]
     assert [path.name for path in paths] == ["plain.png", "deepcache.png", "comparison.html"]
-    assert [Image.open(path) for path in paths[:2]] == list(shown["pictures"])
+    saved = [Image.open(path).tobytes() for path in paths[:2]]
+    assert saved == [picture.tobytes() for picture in shown["pictures"]]
     assert paths[2].read_text(encoding="utf-8").lower().startswith("<!doctype html>")
 
 

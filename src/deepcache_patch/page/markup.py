@@ -17,6 +17,9 @@ CSS: Final = """
 @media (max-width: 640px) {
   .gradio-container .main.app { padding: 8px !important; }
   .figures table { font-size: var(--text-sm); }
+  #tries * { font-size: 11px; word-break: normal; }
+  #tries :is(th, .body-cell, .cell-wrap) { padding: 2px !important; }
+  #tries .cell-menu-button { display: none; }
 }
 .strip { display: flex; flex-wrap: wrap; gap: 2px; margin: 0 0 4px; }
 .strip i { flex: 0 0 auto; min-width: 9px; height: 18px; border-radius: 2px; padding: 0 1px;
@@ -30,7 +33,6 @@ CSS: Final = """
 .figures table th:first-child { text-align: left !important; font-weight: normal;
   padding-left: 0 !important; }
 #die { align-self: center; }
-#tries [role=grid] { min-width: 480px; }
 #plot .plot_marks path { fill: var(--primary-600); }
 .wrong { color: var(--error-text-color); }
 .faint, .figures caption { color: var(--body-text-color-subdued); font-size: var(--text-sm); }
@@ -66,6 +68,10 @@ document.addEventListener("keydown", event => {
   mouse("mouseup", window);
 });
 """
+
+
+#: A timing is worth nothing that says more than this times what the saved work allows.
+_TOO_FAST: Final = 1.2
 
 
 def strip(plan: Plan, name: str) -> str:
@@ -118,6 +124,9 @@ def figures(trial: Trial, *, number: int) -> str:
     caption = f"Try {number}, timed once"
     if trial.kept:
         caption += "; the plain picture and its times are those of before"
+    most = comparison.work_speedup
+    if most is not None and comparison.speedup > _TOO_FAST * most:
+        caption += "; faster than the work allows, so the machine was busy with something else"
     return (
         f'<div class="figures"><table><caption>{caption}.</caption>'
         f"<tr>{head}</tr>{body}</table></div>"
