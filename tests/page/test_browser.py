@@ -312,7 +312,7 @@ return [...document.querySelectorAll(kinds)].filter(each => each.checkVisibility
 
 
 def test_every_control_has_a_name_for_screen_readers(browser: Browser) -> None:
-    browser.type_into("number input for Steps", "2")
+    browser.type_into("number input for Steps", "10")
     browser.one("#prompt textarea").send_keys(PROMPTS[1], Keys.ENTER)
     browser.wait(lambda: browser.shows_try(1))
     assert browser.driver.execute_script(NAMELESS) == []
