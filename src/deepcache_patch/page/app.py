@@ -189,7 +189,7 @@ class Page:
             self.fields.add_prompt()
             with gr.Row():
                 self._button = gr.Button("Generate both pictures", variant="primary", scale=4)
-                self._stop = gr.Button("Stop", variant="stop", interactive=False, min_width=90)
+                self._stop = gr.Button("Stop", variant="stop", interactive=False, min_width=120)
             # In the order of a narrow page: what comes of the settings stands before them.
             with gr.Row():
                 with gr.Column(scale=6, min_width=280):
