@@ -9,20 +9,27 @@ import socket
 import urllib.request
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 from builders.cases import CASES
+from diffusers import StableDiffusionPipeline
+from PIL import Image
 
-from deepcache_patch import Auto, DeepCacheHelper, Plan, UnsupportedModelError
+from deepcache_patch import Auto, DeepCacheHelper, Plan, Uniform, UnsupportedModelError
 from deepcache_patch.cli.main import main
+from deepcache_patch.measuring.generation import Timing
 from deepcache_patch.settings.by_name import PARAMETERS
 
 gradio = pytest.importorskip("gradio", reason="gradio is not installed: make test-ui")
 from deepcache_patch.page import app as ui  # noqa: E402
-from deepcache_patch.page.markup import strip  # noqa: E402
+from deepcache_patch.page import serving  # noqa: E402
+from deepcache_patch.page.markup import figures, strip  # noqa: E402
+from deepcache_patch.page.result import difference  # noqa: E402
+from deepcache_patch.page.watch import StoppedError  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
 
@@ -40,9 +47,14 @@ def page() -> ui.Page:
     return ui.Page(CASES["sd"].load())
 
 
+@pytest.fixture(autouse=True)
+def _forget() -> None:
+    page().memory.__init__()  # type: ignore[misc]
+
+
 def values(of: ui.Page, **changed: Any) -> list[Any]:
     """Those that the fields have at first, but for some."""
-    given = {name: field.value for name, field in of.settings.items()}
+    given = {name: field.value for name, field in of.fields.all.items()}
     small = {
         "schedule": "uniform",
         "interval": 3,
@@ -57,25 +69,37 @@ def values(of: ui.Page, **changed: Any) -> list[Any]:
     return [*(given | changed).values()]
 
 
+def preview(of: ui.Page, **changed: Any) -> str:
+    return of.strip(None, *values(of, **changed))
+
+
+def generated(of: ui.Page, **changed: Any) -> dict[str, Any]:
+    """What the page shows after a run, by name."""
+    names = ["number", "strip", "pictures", "difference", "factor", "figures", "python"]
+    names += ["plain", "cached", "report", "table", "plot"]
+    shown = of.generate(lambda *_: None, *values(of, **changed))
+    return dict(zip(names, shown, strict=True))
+
+
 def test_the_page_has_a_field_for_each_argument_that_the_pipeline_takes() -> None:
-    call = ["prompt", "negative_prompt", "num_inference_steps", "guidance_scale", "seed"]
-    helper = ["schedule", "interval", "branch", "center", "power", "tolerance"]
-    expected = [*call, "width", "height", *helper, "replay"]
-    assert list(page().settings) == expected
-    assert page().settings["schedule"].value == "noise-aware"
-    fields = {name: page().settings[name] for name in ("interval", "branch")}
+    call = ["num_inference_steps", "guidance_scale", "negative_prompt", "seed", "width", "height"]
+    helper = ["schedule", "interval", "branch", "center", "power", "tolerance", "replay"]
+    expected = ["prompt", *helper, *call]
+    assert list(page().fields.all) == expected
+    assert page().fields.all["schedule"].value == "noise-aware"
+    fields = {name: page().fields.all[name] for name in ("interval", "branch")}
     assert {name: (field.value, field.step) for name, field in fields.items()} == {
         "interval": (2.2, 0.1),
         "branch": (-1, 1),
     }
     assert (fields["branch"].minimum, fields["branch"].maximum) == (-1, 8)
-    assert page().settings["num_inference_steps"].value == 50
-    assert (page().settings["width"].value, page().settings["height"].value) == (16, 16)
-    assert page().settings["schedule"].choices == [(name, name) for name in PARAMETERS]
+    assert page().fields.all["num_inference_steps"].value == 50
+    assert (page().fields.all["width"].value, page().fields.all["height"].value) == (16, 16)
+    assert page().fields.all["schedule"].choices == [(name, name) for name in PARAMETERS]
     assert isinstance(ui.build_ui(CASES["ddpm"].load()), gradio.Blocks)
     ddpm = ui.Page(CASES["ddpm"].load())
-    assert list(ddpm.settings) == ["num_inference_steps", "seed", *helper, "replay"]
-    assert ddpm.settings["num_inference_steps"].value == 1000
+    assert list(ddpm.fields.all) == [*helper, "num_inference_steps", "seed"]
+    assert ddpm.fields.all["num_inference_steps"].value == 1000
 
 
 def test_a_preview_is_the_plan_and_its_share_of_the_work() -> None:
@@ -83,71 +107,213 @@ def test_a_preview_is_the_plan_and_its_share_of_the_work() -> None:
     assert share is not None
     marks = '<i class="full"></i><i></i><i></i>' * 2
     work = f"{(2 + 4 * share) / 6:.0%} of the U-Net&#x27;s work"
-    assert page().preview(*values(page())) == (
+    assert preview(page()) == (
         f'<div class="strip" role="img" aria-label="plan: F··F··">{marks}</div>'
-        f'<p class="faint">2 of 6 steps in full; {work}</p>'
+        f'<p class="faint">Planned: 2 of 6 steps in full; {work}</p>'
     )
 
 
 def test_a_preview_goes_by_the_pipelines_noise_levels_and_forecasts_cost_nothing() -> None:
     default = {"schedule": "noise-aware", "interval": 2.5, "branch": -1}
-    shown = page().preview(*values(page(), **default, num_inference_steps=20))
+    shown = preview(page(), **default, num_inference_steps=20)
     plan = DeepCacheHelper(CASES["sd"].load(), interval=2.5).plan(20)
     assert f'aria-label="plan: {plan}"' in shown
     assert shown.endswith("8 of 20 steps in full; 40% of the U-Net&#x27;s work</p>")
-    shown = page().preview(*values(page(), **default, num_inference_steps=6))
-    assert shown.endswith('<p class="faint">6 of 6 steps in full</p>')
+    shown = preview(page(), **default, num_inference_steps=6)
+    assert shown.endswith('<p class="faint">Planned: 6 of 6 steps in full</p>')
 
 
 def test_the_fields_begin_anew_where_they_mean_something_else() -> None:
     def starts(schedule: str) -> list[Any]:
-        interval, branch, *others = page().fields(schedule)
+        interval, branch, *others = page().fields.of_schedule(schedule)
         assert all("value" not in each for each in others)
         return [(each["value"], each["step"]) for each in (interval, branch)]
 
     assert starts("noise-aware") == [(2.2, 0.1), (-1, 1)]
     assert starts("adaptive") == [(1.5, 0.1), (-1, 1)]
-    for schedule in ("uniform", "centred", "auto"):
+    assert starts("auto") == [(2.2, 0.1), (-1, 1)]
+    for schedule in ("uniform", "centred"):
         assert starts(schedule) == [(3, 1), (0, 1)]
 
 
 def test_a_preview_says_what_is_wrong() -> None:
-    wrong = page().preview(*values(page(), schedule="centred", center=0, interval=1))
-    assert wrong.startswith('<p class="wrong">there is no list of 6 full steps in 6 round step 0')
-    wrong = page().preview(*values(page(), num_inference_steps=None, width=None))
-    assert wrong == '<p class="wrong">give height and width together, or leave both empty</p>'
+    wrong = preview(page(), schedule="centred", center=0, interval=1)
+    assert wrong.startswith(
+        '<p class="wrong" role="alert">there is no list of 6 full steps in 6 round step 0'
+    )
+    wrong = preview(page(), num_inference_steps=None, width=None)
+    assert (
+        wrong
+        == '<p class="wrong" role="alert">give height and width together, or leave both empty</p>'
+    )
     made_later = '<p class="faint">The plan is made while the picture is.</p>'
     for schedule in ("auto", "adaptive"):
-        assert page().preview(*values(page(), schedule=schedule)) == made_later
+        assert preview(page(), schedule=schedule) == made_later
 
 
 def test_generate_gives_both_pictures_and_the_figures() -> None:
-    (plain, cached), told = page().generate(*values(page(), seed=5.0))  # as a browser has it
+    shown = generated(page(), seed=5.0)  # as a browser has it
+    plain, cached = shown["pictures"]
     assert plain.size == cached.size == (16, 16)
     assert plain.tobytes() != cached.tobytes()
-    assert "<tr><th>full calls</th><td>6</td><td>2</td><td></td></tr>" in told
-    assert "<tr><th>shallow calls</th><td>0</td><td>4</td><td></td></tr>" in told
-    assert 'aria-label="plan: F··F··"' in told
-    assert "<caption>" not in told
-    (again, _), told = page().generate(*values(page(), seed=5, interval=1))
-    assert again is not plain
-    assert again.tobytes() == plain.tobytes()
-    assert "<caption>The plain picture is the one from before.</caption>" in told
-    assert "<td>identical</td>" in told
+    told = shown["figures"]
+    assert '<tr><th scope="row">full calls</th><td>6</td><td>2</td></tr>' in told
+    assert '<tr><th scope="row">shallow calls</th><td>0</td><td>4</td></tr>' in told
+    assert "<caption>Try 1, timed once" in told
+    assert 'aria-label="what ran: F··F··"' in shown["strip"]
+    assert "Ran: 2 of 6 steps in full; " in shown["strip"]
+    again = generated(page(), seed=5, interval=1)
+    assert again["pictures"][0].tobytes() == plain.tobytes()
+    before = "<caption>Try 2, timed once; the plain picture and its times are those of before"
+    assert before in again["figures"]
+    assert "<td>identical</td>" in again["figures"]
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(4.3, False), (4.1, True)])
+def test_a_speed_that_the_work_does_not_allow_is_named(seconds: float, said: bool) -> None:
+    generated(page(), seed=5)
+    trial = page().memory.find(1).trial
+    changed = replace(
+        trial.comparison,
+        plain_times=(Timing(10.0, 11.0, 6),),
+        cached_times=(Timing(seconds, 5.0, 6),),
+        work=0.5,  # at most 2×, and 2.4× is too much
+    )
+    told = figures(replace(trial, comparison=changed), number=1)
+    assert ("; faster than the work allows, so the machine was busy" in told) == said
+
+
+def test_the_difference_is_amplified_and_cut_off() -> None:
+    shown = generated(page(), seed=5)
+    plain, cached = shown["pictures"]
+    assert shown["difference"] == difference(plain, cached, shown["factor"])
+    black, grey = (Image.new("RGB", (1, 1), (level,) * 3) for level in (0, 40))
+    assert difference(black, grey, 4).getpixel((0, 0)) == (160, 160, 160)
+    assert difference(grey, black, 8).getpixel((0, 0)) == (255, 255, 255)
+    assert page().amplified(1, 2) == difference(plain, cached, 2)
+    assert page().amplified(None, 2) == gradio.skip()
+
+
+def test_pictures_and_report_can_be_downloaded() -> None:
+    shown = generated(page(), seed=5)
+    files = [shown[name] for name in ("plain", "cached", "report")]
+    assert all(file["interactive"] for file in files)
+    paths = [Path(file["value"]) for file in files]
+    assert [path.name for path in paths] == ["plain.png", "deepcache.png", "comparison.html"]
+    saved = [Image.open(path).tobytes() for path in paths[:2]]
+    assert saved == [picture.tobytes() for picture in shown["pictures"]]
+    assert paths[2].read_text(encoding="utf-8").lower().startswith("<!doctype html>")
+
+
+def test_settings_are_shown_as_python() -> None:
+    script = generated(page(), seed=5, replay="reuse")["python"]
+    assert "DeepCacheHelper(pipe, schedule=Uniform(interval=3, branch=0), replay='reuse')" in script
+    assert 'torch.Generator("cpu").manual_seed(5)' in script
+    assert "        prompt='a fox'," in script
+
+
+def test_each_try_is_a_row_and_a_point() -> None:
+    assert not page().gallery.table.visible
+    assert not page().gallery.plot.visible
+    for interval in (3, 2, 1):
+        shown = generated(page(), seed=5, interval=interval)
+    assert shown["table"]["visible"]
+    assert shown["plot"]["visible"]
+    rows = shown["table"]["value"]
+    assert [row[0] for row in rows] == [3, 2, 1]  # the last one first
+    assert all('alt="picture of try' in row[1] for row in rows)
+    assert all(row[2].endswith("×") for row in rows)
+    assert rows[0][3] == "identical"
+    assert [row[3].endswith(" dB") for row in rows[1:]] == [True, True]
+    assert rows[1][4].endswith("interval 2, branch 0 · seed 5 · a fox")
+    points = shown["plot"]["value"]
+    assert list(points["try"]) == [1, 2]  # identical pictures have no place on the axis
+    assert [each.psnr for each in page().memory][:2] == list(points["PSNR"])
+
+
+def test_a_try_that_is_brought_back_is_shown_as_it_was() -> None:
+    first = generated(page(), seed=5, schedule="centred", center=2)
+    generated(page(), seed=6, interval=2)
+    names = list(page().fields.all)
+    back = page().bring_back(page().memory.find(1))
+    fields, result = dict(zip(names, back, strict=False)), back[len(names) :]
+    given = values(page(), seed=5, schedule="centred", center=2)
+    assert [fields[name]["value"] for name in names] == given
+    assert fields["center"]["visible"]
+    assert not fields["tolerance"]["visible"]
+    assert result == [*first.values()][:-2]
+    assert page().strip(1, *given) == first["strip"]
+    assert "Planned" in page().strip(2, *given)
+    assert page().bring_back(None) == [gradio.skip()] * len(back)
+
+
+def test_a_seed_of_minus_one_is_drawn_and_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deepcache_patch.page.fields.random.randint", lambda low, high: 77)
+    shown = generated(page(), seed=-1)
+    assert page().memory.find(1).settings["seed"] == 77
+    assert " · seed 77 · " in shown["table"]["value"][0][4]
+    assert "manual_seed(77)" in shown["python"]
+    assert "Ran" in page().strip(1, *values(page(), seed=-1))
+
+
+def test_an_empty_prompt_is_asked_about_and_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(gradio, "Warning", said.append)
+    monkeypatch.setattr(page().trials, "run", lambda *_, **__: pytest.fail("was run"))
+    for prompt in ("", "  \n"):
+        assert set(map(str, generated(page(), prompt=prompt).values())) == {str(gradio.skip())}
+    question = "What is the picture to show? Write a prompt, or take an example."
+    assert said == [question] * 2
+
+
+def test_stop_leaves_the_page_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(gradio, "Info", said.append)
+    assert page().busy() == [gradio.update(interactive=False), gradio.update(interactive=True)]
+    assert page().stop() == gradio.update(value="Stopping …", interactive=False)
+    assert set(map(str, generated(page()).values())) == {str(gradio.skip())}
+    assert said == ["Stopped. The pictures are those of before."]
+    assert len(page().memory) == 0
+    with pytest.raises(StoppedError):
+        page().trials.run({"prompt": "a fox"}, seed=0, schedule=Uniform(3))
+    assert page().idle() == [
+        gradio.update(interactive=True),
+        gradio.update(value="Stop", interactive=False),
+    ]
+    assert generated(page())["number"] == 1
+
+
+def test_steps_are_told_by_half_and_number() -> None:
+    bar: list[tuple[float, str]] = []
+    told = ui._told_on(lambda share, desc: bar.append((share, desc)))
+    told("plain", 23, 50)
+    told("cached", 12, 50)
+    told("warm-up", 3, None)
+    assert bar == [(0.46, "plain 23/50"), (0.24, "DeepCache 12/50"), (0, "warm-up 3/?")]
+
+
+def test_defaults_and_prompts_are_those_of_the_models_card(tmp_path: Path) -> None:
+    CASES["sd"].load().save_pretrained(tmp_path)
+    card = "---\ninference:\n  parameters:\n    guidance_scale: 25\n    num_inference_steps: 9\n"
+    (tmp_path / "README.md").write_text(f"{card}widget:\n  - text: a fox\n---\n")
+    pipe = StableDiffusionPipeline.from_pretrained(tmp_path)
+    fields = ui.Page(pipe).fields.all
+    scale, steps = fields["guidance_scale"], fields["num_inference_steps"]
+    assert (scale.value, scale.maximum, steps.value) == (25, 25, 9)
 
 
 @pytest.mark.parametrize("schedule", PARAMETERS)
 @pytest.mark.parametrize("replay", ["extrapolate", "reuse"])
 def test_every_schedule_and_replay_generates(schedule: str, replay: str) -> None:
-    given = values(page(), schedule=schedule, replay=replay, center=3, num_inference_steps=9)
-    assert "shallow calls" in page().generate(*given)[1]
+    given = {"schedule": schedule, "replay": replay, "center": 3, "num_inference_steps": 9}
+    assert "shallow calls" in generated(page(), **given)["figures"]
 
 
 def test_only_the_fields_of_the_schedule_are_shown() -> None:
     names = ["interval", "branch", "center", "power", "tolerance", "replay"]
 
     def shown(schedule: str) -> list[str]:
-        fields = page().fields(schedule)
+        fields = page().fields.of_schedule(schedule)
         return [name for name, field in zip(names, fields, strict=True) if field["visible"]]
 
     assert shown("noise-aware") == shown("uniform") == ["interval", "branch", "replay"]
@@ -161,7 +327,8 @@ def test_only_the_fields_of_the_schedule_are_shown() -> None:
     ("changed", "message"),
     [
         ({"branch": 99}, "branch 99 is out of range: "),
-        ({"seed": None}, "seed must be a whole number, not None"),
+        ({"seed": None}, "seed must be a whole number of at least -1, not None"),
+        ({"seed": -2}, "seed must be a whole number of at least -1, not -2"),
         (
             {"num_inference_steps": 2.5},
             "num_inference_steps must be a whole number of at least 1, ",
@@ -172,7 +339,7 @@ def test_only_the_fields_of_the_schedule_are_shown() -> None:
 )
 def test_an_error_is_a_line_on_the_page(changed: dict[str, Any], message: str) -> None:
     with pytest.raises(gradio.Error) as error:
-        page().generate(*values(page(), **changed))
+        generated(page(), **changed)
     assert error.value.message.startswith(message)
     assert not error.value.print_exception
 
@@ -183,7 +350,7 @@ def test_a_pipeline_that_fails_is_a_line_on_the_page(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(page().trials, "run", fail)
     with pytest.raises(gradio.Error) as error:
-        page().generate(*values(page()))
+        generated(page())
     message = "StableDiffusionPipeline failed: out of memory &lt;here&gt;"
     assert error.value.message == message
 
@@ -191,18 +358,21 @@ def test_a_pipeline_that_fails_is_a_line_on_the_page(monkeypatch: pytest.MonkeyP
 def test_a_calibrated_schedule_can_be_chosen() -> None:
     pipe, auto = CASES["sd"].load(), Auto()
     with DeepCacheHelper(pipe, schedule=auto):
-        CASES["sd"].run(pipe, steps=6)
+        CASES["sd"].run(pipe, steps=12)
     with_file = ui.Page(pipe, calibrated=auto.learned[0])
-    assert with_file.settings["schedule"].choices[-1] == ("calibrated", "calibrated")
-    given = values(with_file, schedule="calibrated")
-    assert f'aria-label="plan: {auto.learned[0].entries}"' in with_file.preview(*given)
-    assert "shallow calls" in with_file.generate(*given)[1]
-    wrong = with_file.preview(*values(with_file, schedule="calibrated", num_inference_steps=7))
-    assert "was calibrated for 6 steps, the generation has 7" in wrong
+    assert with_file.fields.all["schedule"].choices[-1] == ("calibrated", "calibrated")
+    given = values(with_file, schedule="calibrated", num_inference_steps=12)
+    assert f'aria-label="plan: {auto.learned[0].entries}"' in with_file.strip(None, *given)
+    assert (
+        "shallow calls"
+        in generated(with_file, schedule="calibrated", num_inference_steps=12)["figures"]
+    )
+    wrong = preview(with_file, schedule="calibrated", num_inference_steps=7)
+    assert "was calibrated for 12 steps, the generation has 7" in wrong
 
 
 def test_branches_are_told_apart_in_a_strip() -> None:
-    assert strip(Plan(["full", 0, 11])) == (
+    assert strip(Plan(["full", 0, 11]), "plan") == (
         '<div class="strip" role="img" aria-label="plan: F0[11]">'
         '<i class="full"></i><i>0</i><i>11</i></div>'
     )
@@ -212,7 +382,7 @@ def test_the_page_is_served_to_this_machine_until_it_is_closed() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    with ui.launch(CASES["ddpm"].load(), port=port) as server:
+    with serving.launch(CASES["ddpm"].load(), port=port) as server:
         assert server.address == f"http://127.0.0.1:{port}/"
         with urllib.request.urlopen(server.address) as answer:
             assert "<style>" in answer.read().decode()
@@ -244,7 +414,7 @@ def test_ctrl_c_ends_the_command(
     def interrupt(_server: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(ui.Server, "wait", interrupt)
+    monkeypatch.setattr(serving.Server, "wait", interrupt)
     assert main(["ui", str(ddpm), "--device", "cpu", "--port", "0", "--host", host]) == 0
     out, err = capsys.readouterr()
     assert out.startswith("http://")
@@ -260,7 +430,7 @@ def test_the_page_is_served_under_this_machines_own_names_only(host: str, code: 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         free = probe.getsockname()[1]
-    with ui.launch(CASES["ddpm"].load(), port=free) as served:
+    with serving.launch(CASES["ddpm"].load(), port=free) as served:
         port = int(served.address.rstrip("/").rpartition(":")[2])
         connection = http.client.HTTPConnection("127.0.0.1", port)
         connection.request("GET", "/config", headers={"Host": f"{host}:{port}"})
@@ -306,7 +476,7 @@ def test_a_pipeline_that_the_page_cannot_drive_is_one_line(tmp_path: Path, capsy
 def test_a_schedule_of_another_unet_is_refused() -> None:
     pipe, auto = CASES["ddpm"].load(), Auto()
     with DeepCacheHelper(pipe, schedule=auto):
-        CASES["ddpm"].run(pipe, steps=6)
+        CASES["ddpm"].run(pipe, steps=12)
     with pytest.raises(ValueError, match="this calibrated schedule does not fit: unet is a UNet2D"):
         ui.Page(CASES["sd"].load(), calibrated=auto.learned[0])
     with pytest.raises(UnsupportedModelError):

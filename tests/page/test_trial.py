@@ -22,7 +22,8 @@ from deepcache_patch import (
     UnsupportedModelError,
 )
 from deepcache_patch.page import trial
-from deepcache_patch.page.trial import StoppedError, Trials
+from deepcache_patch.page.trial import Trials
+from deepcache_patch.page.watch import StoppedError
 from deepcache_patch.settings.by_name import PARAMETERS, named_schedule
 from deepcache_patch.settings.preview import num_steps
 
@@ -56,10 +57,23 @@ def test_both_pictures_are_the_pipelines_own_and_nothing_is_left() -> None:
     with DeepCacheHelper(pipe, schedule=Uniform()):
         assert np.array_equal(found.cached, picture())
     assert not np.array_equal(found.plain, found.cached)
-    assert (found.full_calls, found.shallow_calls, found.kept) == (2, 4, False)
-    assert str(found.plan) == "F··F··"
-    assert found.plain_time.calls == found.cached_time.calls == 6
-    assert found.speedup == found.plain_time.loop_seconds / found.cached_time.loop_seconds
+    outcome = found.comparison
+    assert (outcome.full_calls, outcome.shallow_calls, found.kept) == (2, 4, False)
+    assert str(outcome.plan) == "F··F··"
+    assert outcome.plain_times[0].calls == outcome.cached_times[0].calls == 6
+
+
+def test_the_comparison_of_a_trial_is_that_of_the_helper() -> None:
+    pipe = CASES["sd"].load()
+    ours = Trials(pipe).run(CALL, seed=3, schedule=Uniform(3)).comparison
+    theirs = DeepCacheHelper(pipe, schedule=Uniform(3)).compare(
+        seeds=[3], fewer_steps=False, **CALL
+    )
+    assert ours.about == theirs.about
+    assert (ours.setting, ours.headings) == (theirs.setting, theirs.headings)
+    assert (ours.psnr, ours.ssim, ours.work) == (theirs.psnr, theirs.ssim, theirs.work)
+    assert ours.plans == theirs.plans
+    assert ours.cache_nbytes == theirs.cache_nbytes
 
 
 def test_the_plain_picture_is_kept_while_only_the_helper_changes(labels: list[str]) -> None:
@@ -69,10 +83,20 @@ def test_the_plain_picture_is_kept_while_only_the_helper_changes(labels: list[st
     again = trials.run(CALL, seed=0, schedule=Uniform(2), replay="reuse")
     assert labels[3:] == ["cached"]
     assert again.kept
-    assert again.plain_time is first.plain_time
+    assert again.comparison.plain_times == first.comparison.plain_times
     for call, seed in ((CALL, 1), ({**CALL, "prompt": "a hen"}, 1)):
         assert not trials.run(call, seed=seed, schedule=Uniform(3)).kept
     assert labels[4:] == ["plain", "cached"] * 2
+    assert trials.run(CALL, seed=0, schedule=Uniform(3)).kept  # one of before, brought back
+
+
+def test_only_the_last_plain_pictures_are_kept(labels: list[str]) -> None:
+    trials = Trials(CASES["sd"].load())
+    call = {**CALL, "num_inference_steps": 1}
+    for seed in range(9):
+        trials.run(call, seed=seed, schedule=Uniform(3))
+    assert trials.run(call, seed=1, schedule=Uniform(3)).kept
+    assert not trials.run(call, seed=0, schedule=Uniform(3)).kept
 
 
 def test_auto_learns_once_from_another_picture(labels: list[str]) -> None:
@@ -80,13 +104,14 @@ def test_auto_learns_once_from_another_picture(labels: list[str]) -> None:
     for _ in range(2):
         schedule = trials.schedule("auto", interval=3)
         found = trials.run({**CALL, "num_inference_steps": 12}, seed=0, schedule=schedule)
-        assert found.shallow_calls == 8
-        assert found.plan == schedule.learned[-1].entries
+        assert found.comparison.shallow_calls == 8
+        assert found.comparison.plan == schedule.learned[-1].entries
     assert labels == ["warm-up", "plain", "calibration", "cached", "cached"]
 
 
 def test_the_plan_of_an_adaptive_schedule_is_the_one_that_ran() -> None:
-    found = Trials(CASES["sd"].load()).run(CALL, seed=0, schedule=Adaptive(1.0, (2,)))
+    trials = Trials(CASES["sd"].load())
+    found = trials.run(CALL, seed=0, schedule=Adaptive(1.0, (2,))).comparison
     assert len(found.plan) == 6
     assert found.plan.branches == (2,)
     assert len(found.plan.full_steps) == found.full_calls < 6
@@ -96,7 +121,7 @@ def test_a_pipeline_of_nothing_but_numbers() -> None:
     trials = Trials(CASES["ddpm"].load())
     assert "prompt" not in trials.accepted
     found = trials.run({"num_inference_steps": 5}, seed=0, schedule=Uniform(5))
-    assert str(found.plan) == "F····"
+    assert str(found.comparison.plan) == "F····"
     assert found.plain.mode == "RGB"
 
 
@@ -138,14 +163,92 @@ def test_a_pipeline_that_makes_no_pictures_is_refused() -> None:
         Trials(VideoPipeline())
 
 
-def test_stop_ends_a_generation_and_leaves_nothing() -> None:
+@pytest.mark.parametrize(
+    ("case", "steps", "heard"), [("sd", 3, [1, 2, 3]), ("ddpm", 4, [1, 2, 3, 4])]
+)
+def test_each_step_of_each_half_is_told(case: str, steps: int, heard: list[int]) -> None:
+    told: list[tuple[str, int, int | None]] = []
+    call = {**CALL, "num_inference_steps": steps}
+    call = call if case == "sd" else {"num_inference_steps": steps}
+    trials = Trials(CASES[case].load())
+    # Forecasts call nothing of the U-Net, and are steps all the same.
+    trials.run(call, seed=0, schedule=Uniform(3, -1), told=lambda *step: told.append(step))
+    assert told == [
+        (label, step, steps) for label in ("warm-up", "plain", "cached") for step in heard
+    ]
+
+
+def test_a_step_of_two_calls_is_one_step() -> None:
+    told: list[tuple[str, int, int | None]] = []
+    pipe = with_scheduler(CASES["sd"].load(), "heun")
+    call = {**CALL, "num_inference_steps": 5}
+    Trials(pipe).run(call, seed=0, schedule=Uniform(3), told=lambda *step: told.append(step))
+    assert [step for step in told if step[0] == "plain"] == [
+        ("plain", step, 9) for step in range(1, 10)
+    ]
+
+
+@pytest.mark.parametrize("half", ["warm-up", "plain", "cached"])
+def test_stop_ends_a_trial_at_the_next_block_and_the_next_one_runs(half: str) -> None:
     pipe = CASES["sd"].load()
     before = trace(pipe.unet)
-    trials = Trials(pipe)
-    trials.stop()
+    hooks = [len(module._forward_pre_hooks) for module in pipe.unet.modules()]
+    untouched = Trials(CASES["sd"].load()).run(CALL, seed=0, schedule=Uniform(3))
+    trials, told, entered = Trials(pipe), [], []
+
+    def stop_after_two(label: str, step: int, steps: int | None) -> None:
+        told.append((label, step))
+        if (label, step) == (half, 2):
+            trials.watch.stop()
+
+    with (
+        pipe.unet.conv_in.register_forward_pre_hook(lambda *_: entered.append(len(told))),
+        pytest.raises(StoppedError),
+    ):
+        trials.run(CALL, seed=0, schedule=Uniform(3), told=stop_after_two)
+    assert told[-1] == (half, 2)
+    assert len(told) not in entered  # no call was begun after it
+    assert trace(pipe.unet) == before
+    assert [len(module._forward_pre_hooks) for module in pipe.unet.modules()] == hooks
     with pytest.raises(StoppedError):
         trials.run(CALL, seed=0, schedule=Uniform(3))
+    trials.watch.resume()
+    again = trials.run(CALL, seed=0, schedule=Uniform(3))
+    assert again.plain == untouched.plain
+    assert again.cached == untouched.cached
+    assert again.kept == (half == "cached")
+
+
+def test_stop_ends_a_trial_within_a_step() -> None:
+    pipe = CASES["sd"].load()
+    before, trials, left = trace(pipe.unet), Trials(pipe), []
+    with (
+        pipe.unet.down_blocks[0].register_forward_hook(lambda *_: trials.watch.stop()),
+        pipe.unet.mid_block.register_forward_hook(lambda *_: left.append(1)),
+        pytest.raises(StoppedError),
+    ):
+        trials.run(CALL, seed=0, schedule=Uniform(3))
+    assert left == []
     assert trace(pipe.unet) == before
+
+
+def test_stop_ends_a_trial_while_the_picture_is_decoded() -> None:
+    pipe = CASES["sd"].load()
+    trials = Trials(pipe)
+    with (
+        pipe.vae.decoder.conv_in.register_forward_hook(lambda *_: trials.watch.stop()),
+        pipe.vae.decoder.conv_out.register_forward_hook(lambda *_: pytest.fail("was decoded")),
+        pytest.raises(StoppedError),
+    ):
+        trials.run(CALL, seed=0, schedule=Uniform(3))
+
+
+def test_after_close_nothing_runs_even_if_it_is_resumed() -> None:
+    trials = Trials(CASES["sd"].load())
+    trials.watch.close()
+    trials.watch.resume()
+    with pytest.raises(StoppedError):
+        trials.run(CALL, seed=0, schedule=Uniform(3))
 
 
 # --- schedules by name ----------------------------------------------------------------------------

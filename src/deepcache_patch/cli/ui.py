@@ -44,7 +44,8 @@ def ui(*, schedule: str | None, host: str, port: int, **loading: Any) -> None:
     asked = PipelineRequest(**loading)
     asked.check()
     import_word()
-    from ..page.app import is_loopback, launch, require_gradio
+    from ..page.app import require_gradio
+    from ..page.serving import is_loopback, launch
     from ..settings.by_name import PARAMETERS
 
     require_gradio()

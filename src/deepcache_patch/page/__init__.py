@@ -1,5 +1,7 @@
 """The page in the browser that tries settings. Needs gradio.
 
-`app` is the page, `markup` its HTML, `trial` what it does when a button is pressed, without gradio.
-The report that a comparison writes is in `compare`.
+`app` is the page: `fields` are its settings, `result` is what came of them, `gallery` what was
+tried; `serving` serves it, `markup` is its HTML. Without gradio: `trial` does what a button is
+pressed for, `watch` counts and stops it, `memory` keeps it, `card` knows the model's own values,
+`as_python` writes the settings down. The report that a comparison writes is in `compare`.
 """

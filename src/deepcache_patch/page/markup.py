@@ -4,11 +4,12 @@ trial, and their style.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
-from math import isinf
-from typing import Final
+from typing import Any, Final
 
-from ..schedules.plans import FULL, Plan
+from ..compare.outcome import Comparison
+from ..schedules.plans import FULL, OUTPUT, Plan
 from .trial import Trial
 
 CSS: Final = """
@@ -16,6 +17,9 @@ CSS: Final = """
 @media (max-width: 640px) {
   .gradio-container .main.app { padding: 8px !important; }
   .figures table { font-size: var(--text-sm); }
+  #tries * { font-size: 11px; word-break: normal; }
+  #tries :is(th, .body-cell, .cell-wrap) { padding: 2px !important; }
+  #tries .cell-menu-button { display: none; }
 }
 .strip { display: flex; flex-wrap: wrap; gap: 2px; margin: 0 0 4px; }
 .strip i { flex: 0 0 auto; min-width: 9px; height: 18px; border-radius: 2px; padding: 0 1px;
@@ -28,12 +32,15 @@ CSS: Final = """
 .figures table tr + tr { border-top: 1px solid var(--border-color-primary) !important; }
 .figures table th:first-child { text-align: left !important; font-weight: normal;
   padding-left: 0 !important; }
+#die { align-self: center; }
+#plot .plot_marks path { fill: var(--primary-600); }
 .wrong { color: var(--error-text-color); }
 .faint, .figures caption { color: var(--body-text-color-subdued); font-size: var(--text-sm); }
-.figures caption { text-align: left; padding: 0; }
+.figures caption { text-align: left; padding: 0; white-space: normal; }
 """
 
-#: gradio's handle between two pictures knows the mouse only: the arrow keys become moves of it.
+#: gradio's handle between two pictures knows the mouse only: the arrow keys become moves of it. Its
+#: pictures have no words for those who do not see them.
 KEYS: Final = """
 new MutationObserver(() => {
   for (const handle of document.querySelectorAll("[data-testid=slider]:not([tabindex])")) {
@@ -41,6 +48,10 @@ new MutationObserver(() => {
     handle.role = "slider";
     handle.ariaLabel = "where the plain picture ends";
   }
+  document.querySelectorAll("#pictures img").forEach((picture, second) => {
+    const name = second ? "picture with DeepCache" : "plain picture";
+    if (picture.alt !== name) picture.alt = name;
+  });
 }).observe(document.documentElement, {childList: true, subtree: true});
 document.addEventListener("keydown", event => {
   const handle = event.target.closest("[data-testid=slider]");
@@ -59,39 +70,73 @@ document.addEventListener("keydown", event => {
 """
 
 
-def strip(plan: Plan) -> str:
+#: A timing is worth nothing that says more than this times what the saved work allows.
+_TOO_FAST: Final = 1.2
+
+
+def strip(plan: Plan, name: str) -> str:
     """The plan as HTML: a mark for each step, dark where it runs in full."""
     several = len(plan.branches) > 1
     signs = (
         '<i class="full"></i>' if entry == FULL else f"<i>{entry if several else ''}</i>"
         for entry in plan
     )
-    label = escape(f"plan: {plan}")
+    label = escape(f"{name}: {plan}")
     return f'<div class="strip" role="img" aria-label="{label}">{"".join(signs)}</div>'
 
 
-def figures(trial: Trial) -> str:
-    """Times, likeness and the plan that ran, as HTML."""
-    plain, cached = trial.plain_time, trial.cached_time
-    call = plain.call_seconds / cached.call_seconds
-    likeness = "identical" if isinf(trial.psnr) else f"{trial.psnr:.2f} dB"
-    rows = [
-        ("denoising loop", _seconds(plain.loop_seconds), _seconds(cached.loop_seconds),
-         f"{trial.speedup:.2f}×"),
-        ("whole call", _seconds(plain.call_seconds), _seconds(cached.call_seconds), f"{call:.2f}×"),
-        ("full calls", str(plain.calls), str(trial.full_calls), ""),
-        ("shallow calls", "0", str(trial.shallow_calls), ""),
-        ("PSNR", "", likeness, ""),
-        ("SSIM", "", f"{trial.ssim:.4f}", ""),
-    ]  # fmt: skip
+def planned(plan: Plan | None, shares: Sequence[float | None]) -> str:
+    """The plan of settings that have not run, and what it costs.
+
+    Args:
+        plan: `None` where it is made while the picture is.
+        shares: For each branch the work of a shallow call, 0 to 1; `None` where it is not known.
+    """
+    if plan is None:
+        return _faint("The plan is made while the picture is.")
+    share_of: dict[Any, float | None] = {FULL: 1.0, OUTPUT: 0.0, **dict(enumerate(shares))}
+    known = [share_of[entry] for entry in plan]
+    whole = len(plan.full_steps) == len(plan)
+    work = None if whole or None in known else sum(filter(None, known)) / len(plan)
+    return strip(plan, "plan") + _faint(f"Planned: {_described(plan, work)}")
+
+
+def ran(comparison: Comparison) -> str:
+    """The plan that ran, and what it cost."""
+    plan = comparison.plan
+    work = None if len(plan.full_steps) == len(plan) else comparison.work
+    return strip(plan, "what ran") + _faint(f"Ran: {_described(plan, work)}")
+
+
+def wrong(message: str) -> str:
+    """What is wrong with the settings."""
+    return f'<p class="wrong" role="alert">{escape(message)}</p>'
+
+
+def figures(trial: Trial, *, number: int) -> str:
+    """Times and likeness, as HTML."""
+    comparison = trial.comparison
     body = "".join(
-        f"<tr><th>{name}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
-        for name, *cells in rows
+        f'<tr><th scope="row">{name}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
+        for name, *cells in comparison.rows()
     )
-    head = "<tr><th></th><th>plain</th><th>DeepCache</th><th>speedup</th></tr>"
-    before = "<caption>The plain picture is the one from before.</caption>" if trial.kept else ""
-    return f'{strip(trial.plan)}<div class="figures"><table>{before}{head}{body}</table></div>'
+    head = "".join(f'<th scope="col">{name}</th>' for name in ("", *comparison.columns))
+    caption = f"Try {number}, timed once"
+    if trial.kept:
+        caption += "; the plain picture and its times are those of before"
+    most = comparison.work_speedup
+    if most is not None and comparison.speedup > _TOO_FAST * most:
+        caption += "; faster than the work allows, so the machine was busy with something else"
+    return (
+        f'<div class="figures"><table><caption>{caption}.</caption>'
+        f"<tr>{head}</tr>{body}</table></div>"
+    )
 
 
-def _seconds(value: float) -> str:
-    return f"{value:.2f} s"
+def _described(plan: Plan, work: float | None) -> str:
+    said = f"{len(plan.full_steps)} of {len(plan)} steps in full"
+    return said if work is None else f"{said}; {work:.0%} of the U-Net's work"
+
+
+def _faint(text: str) -> str:
+    return f'<p class="faint">{escape(text)}</p>'

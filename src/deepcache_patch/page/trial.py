@@ -4,25 +4,29 @@ for it: the plain picture is kept as long as only the helper's settings change. 
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from math import ceil
+from typing import Any, Final, TypeAlias, cast
 
 from PIL import Image
 
+from ..compare.fewer import full_calls_worth
+from ..compare.outcome import Comparison
 from ..compare.run import CALIBRATION_SEEDS, shortened
 from ..errors import UnsupportedModelError
 from ..helper import DeepCacheHelper
 from ..inspection.branches import Branches
 from ..learning.auto import Auto
-from ..measuring.generation import Generation, Timing, accepted_arguments, batched_call, generate
+from ..measuring.environment import device_name
+from ..measuring.generation import Generation, accepted_arguments, batched_call, generate
 from ..measuring.media import picture_of
 from ..measuring.similarity import psnr, ssim
 from ..running.components import unets_of
 from ..schedules.plans import Plan, Schedule, Uniform
 from ..settings.by_name import named_schedule
-from ..settings.preview import plan_of
+from ..settings.preview import num_steps, plan_of
+from .watch import Watch
 
 #: What a pipeline needs, or makes, that is more than a prompt and numbers in, a picture out. Not
 #: all of them are without a default in its signature.
@@ -35,8 +39,8 @@ _NO_PICTURES: Final = {
 }
 
 
-class StoppedError(Exception):
-    """`Trials.stop` was called."""
+#: Called with what is being made, the step that is done, and how many there are, if that is known.
+Told: TypeAlias = Callable[[str, int, int | None], None]
 
 
 @dataclass(frozen=True)
@@ -44,33 +48,27 @@ class Trial:
     """One picture without and with the helper.
 
     Attributes:
-        plain: Of the plain pipeline.
-        cached: Of the same call with the helper.
-        plain_time: When the plain one was made, which may have been in an earlier trial.
-        cached_time: Of this trial.
-        kept: Whether the plain one is of an earlier trial.
-        psnr: In dB; infinite for identical pictures.
-        ssim: At most 1.
-        full_calls: U-Net calls that ran whole.
-        shallow_calls: Those that ran only what lies above the branch.
-        plan: What ran: for each step `FULL`, or the branch.
+        comparison: Of the two: one picture of each.
+        kept: Whether the plain one is of an earlier trial, and so are its times.
     """
 
-    plain: Image.Image
-    cached: Image.Image
-    plain_time: Timing
-    cached_time: Timing
+    comparison: Comparison
     kept: bool
-    psnr: float
-    ssim: float
-    full_calls: int
-    shallow_calls: int
-    plan: Plan
 
     @property
-    def speedup(self) -> float:
-        """Plain over cached seconds of the denoising loop."""
-        return self.plain_time.loop_seconds / self.cached_time.loop_seconds
+    def plain(self) -> Image.Image:
+        """Of the plain pipeline."""
+        return cast(Image.Image, self.comparison.plain[0])
+
+    @property
+    def cached(self) -> Image.Image:
+        """Of the same call with the helper."""
+        return cast(Image.Image, self.comparison.cached[0])
+
+    @property
+    def psnr(self) -> float:
+        """In dB; infinite for identical pictures."""
+        return cast(tuple[float, ...], self.comparison.psnr)[0]
 
 
 class Trials:
@@ -83,6 +81,7 @@ class Trials:
         accepted: The arguments that its call names, with their defaults.
         shares: For each branch the work of a shallow call as a part of a full one's, 0 to 1, or
             `None` where it is not known.
+        watch: Ends a trial that is under way.
 
     Raises:
         UnsupportedModelError: It needs more than that, makes something else, or has no U-Net that
@@ -106,13 +105,15 @@ class Trials:
             raise UnsupportedModelError(f"{name} has several U-Nets: compare it in Python")
         self.accepted = {key: each.default for key, each in accepted.items()}
         self.shares = [each.share for each in branches]
+        self._branches = branches
         self._pipe = pipe
         self._unet = next(iter(unets_of(pipe).values()))
-        self._plain: tuple[Any, Generation] | None = None
+        self.watch = Watch(pipe, self._unet)
+        self._plains: dict[Any, Generation] = {}
         self._autos: dict[tuple[float, int], Auto] = {}
         self._taught: set[tuple[Auto, Any]] = set()
         self._warm: set[tuple[Any, Any]] = set()
-        self._stopping = threading.Event()
+        self._calls_of_a_step = 1.0
 
     def schedule(self, name: str, **given: Any) -> Any:
         """Returns the schedule of that name; the same `Auto` again, which remembers.
@@ -135,7 +136,13 @@ class Trials:
         return plan_of(self._pipe, schedule, num_inference_steps) if known else None
 
     def run(
-        self, call: Mapping[str, Any], *, seed: int, schedule: Any, replay: Any = None
+        self,
+        call: Mapping[str, Any],
+        *,
+        seed: int,
+        schedule: Any,
+        replay: Any = None,
+        told: Told = lambda *_: None,
     ) -> Trial:
         """Generates with the helper, and without it unless that picture is there already.
 
@@ -144,63 +151,102 @@ class Trials:
             seed: Of the picture.
             schedule: See `DeepCacheHelper`.
             replay: Likewise.
+            told: Is called after each step of "warm-up", "plain", "calibration" and "cached".
 
         Raises:
             InvalidSettingError: A setting is out of range, or does not go with another.
             TypeError: The pipeline does not know an argument, or returns no pictures.
-            StoppedError: `stop` was called.
+            StoppedError: `watch.stop` was called. What was made before is kept.
         """
         helper = DeepCacheHelper(self._pipe, schedule=schedule, replay=replay)
         self.plan(schedule, call.get("num_inference_steps"))
         arguments = batched_call(self._pipe, call, 1)
-        self._warm_up(arguments)
-        made_for = (dict(call), seed)
-        kept = self._plain is not None and self._plain[0] == made_for
-        if self._plain is None or not kept:
-            self._plain = (made_for, self._generate(arguments, seed, "plain"))
-        plain = self._plain[1]
+        self._warm_up(arguments, told)
+        made_for = (tuple(call.items()), seed)
+        kept = made_for in self._plains
+        if not kept:
+            self._plains[made_for] = self._generate(arguments, seed, "plain", told)
+            while len(self._plains) > _MOST_PLAINS:
+                del self._plains[next(iter(self._plains))]
+        plain = self._plains[made_for]
         with helper:
             taught = (schedule, call.get("num_inference_steps"))
             if isinstance(schedule, Auto) and taught not in self._taught:
-                self._generate(arguments, seed + CALIBRATION_SEEDS, "calibration")
+                self._generate(arguments, seed + CALIBRATION_SEEDS, "calibration", told)
                 self._taught.add(taught)
         with helper:  # counts from here
-            cached = self._generate(arguments, seed, "cached")
-            stats, ran = helper.stats, [each.plan for each in helper.last_generations.values()]
+            cached = self._generate(arguments, seed, "cached", told)
+            stats = helper.stats
+            ran = {name: each.plan for name, each in helper.last_generations.items()}
+        work = full_calls_worth(stats, next(iter(ran.values())), self._branches) if ran else None
         pair = plain.pictures[0], cached.pictures[0]
-        return Trial(
-            plain=picture_of(plain.pictures[0]),
-            cached=picture_of(cached.pictures[0]),
-            plain_time=plain.timing,
-            cached_time=cached.timing,
-            kept=kept,
-            psnr=psnr(*pair),
-            ssim=ssim(*pair),
+        comparison = Comparison(
+            plain=(picture_of(pair[0]),),
+            cached=(picture_of(pair[1]),),
+            plain_times=(plain.timing,),
+            cached_times=(cached.timing,),
+            psnr=(psnr(*pair),),
+            ssim=(ssim(*pair),),
             full_calls=stats.full_calls,
             shallow_calls=stats.shallow_calls,
-            plan=ran[0] if ran else Plan(),
+            cache_nbytes=stats.cache_nbytes,
+            about=self._about(call, seed, helper, cached),
+            plans=ran,
+            work=None if work is None else work / plain.timing.calls,
         )
+        return Trial(comparison, kept)
 
-    def stop(self) -> None:
-        """Ends a generation that is under way at its next U-Net call; no other can begin."""
-        self._stopping.set()
+    def _about(
+        self, call: Mapping[str, Any], seed: int, helper: DeepCacheHelper, made: Generation
+    ) -> dict[str, Any]:
+        """What `Comparison.about` is to say."""
+        pipe, schedule = self._pipe, helper.schedule
+        return {
+            "model": getattr(pipe, "name_or_path", None) or type(pipe).__name__,
+            "pipeline": type(pipe).__name__,
+            "scheduler": type(pipe.scheduler).__name__.removesuffix("Scheduler"),
+            "device": {"type": str(made.device), "name": device_name(made.device)},
+            "dtype": str(pipe.dtype).removeprefix("torch."),
+            "steps": call.get("num_inference_steps", self.accepted.get("num_inference_steps")),
+            "interval": getattr(schedule, "interval", None),
+            "branch": getattr(schedule, "branch", None),
+            "first": helper.first,
+            "last": helper.last,
+            "schedule": str(schedule),
+            "replay": None if getattr(schedule, "own_replay", False) else str(helper.replay),
+            "seeds": [seed],
+            "repeats": 1,
+            "call": dict(call),
+        }
 
-    def _warm_up(self, arguments: Mapping[str, Any]) -> None:
+    def _warm_up(self, arguments: Mapping[str, Any], told: Told) -> None:
         """The first calls of a process choose kernels and load libraries: no time to compare."""
         size = arguments.get("height"), arguments.get("width")
         if size in self._warm:
             return
+        short = shortened(arguments)
         with DeepCacheHelper(self._pipe, schedule=Uniform(2)):
-            self._generate(shortened(arguments), 0, "warm-up")
+            calls = self._generate(short, 0, "warm-up", told).timing.calls
+        self._calls_of_a_step = calls / (self._steps(short) or calls)
         self._warm.add(size)
 
-    def _generate(self, arguments: Mapping[str, Any], seed: int, label: str) -> Generation:
-        def stop_if_asked(*_: Any) -> None:
-            if self._stopping.is_set():
-                raise StoppedError
+    def _generate(
+        self, arguments: Mapping[str, Any], seed: int, label: str, told: Told
+    ) -> Generation:
+        steps = self._steps(arguments)
 
-        with self._unet.register_forward_pre_hook(stop_if_asked):
+        def seen(calls: int) -> None:
+            done = ceil(calls / self._calls_of_a_step)
+            told(label, done if steps is None else min(done, steps), steps)
+
+        with self.watch.counting(seen):
             return generate(self._pipe, self._unet, arguments, [seed], label=label)
 
+    def _steps(self, arguments: Mapping[str, Any]) -> int | None:
+        given = arguments.get("num_inference_steps", self.accepted.get("num_inference_steps"))
+        return num_steps(self._pipe, given if isinstance(given, int) else None)
 
+
+#: Plain pictures that are kept, so that a try that is brought back is varied without waiting.
+_MOST_PLAINS: Final = 8
 _ONLY: Final = "a prompt and numbers are all that can be given here"

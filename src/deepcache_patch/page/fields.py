@@ -1,0 +1,244 @@
+"""The settings on the page: a field for each argument of the call and for each setting of the
+helper, and what their values mean. Made of gradio.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from typing import Any, Final
+
+from ..errors import InvalidSettingError
+from ..learning.calibrated_schedule import Calibrated
+from ..schedules.plans import OUTPUT
+from ..settings.by_name import PARAMETERS
+from .card import Card
+from .trial import Trials
+
+#: How the choice is called that stands for a file.
+FILE: Final = "calibrated"
+
+#: The seed that stands for one to be drawn.
+DRAWN: Final = -1
+_LARGEST_SEED: Final = 999_999
+
+#: Where the fields begin that mean something else to each schedule: value and step.
+_STARTS: Final = {
+    "noise-aware": {"interval": (2.2, 0.1), "branch": (OUTPUT, 1)},
+    "auto": {"interval": (2.2, 0.1), "branch": (OUTPUT, 1)},
+    "adaptive": {"interval": (1.5, 0.1), "branch": (OUTPUT, 1)},
+}
+_USUAL_STARTS: Final = {"interval": (3, 1), "branch": (0, 1)}
+
+#: Up to where the page counts, unless the model asks for more by itself.
+_MOST_STEPS: Final = 150
+_MOST_GUIDANCE: Final = 20
+
+
+class Fields:
+    """The fields, and what their values mean.
+
+    Args:
+        gr: The module gradio.
+        trials: What makes the pictures.
+        pipe: Their pipeline.
+        card: What the model's card says.
+        calibrated: A schedule that can be chosen beside those that are known by name.
+
+    Attributes:
+        all: The components by name, in the order in which their values are given.
+        parameters: Those of them that some schedules have, and the replay.
+    """
+
+    def __init__(
+        self, gr: Any, trials: Trials, pipe: Any, card: Card, calibrated: Calibrated | None
+    ) -> None:
+        self.all: dict[str, Any] = {}
+        names = list(dict.fromkeys(name for each in PARAMETERS.values() for name in each))
+        self.parameters = [*names, "replay"]
+        self._gr, self._trials, self._pipe = gr, trials, pipe
+        self._card, self._calibrated = card, calibrated
+
+    # --- what the values mean ---------------------------------------------------------------------
+
+    def given(self, values: tuple[Any, ...]) -> dict[str, Any]:
+        """The values by name, whole numbers as such: a browser knows no other kind than floats."""
+        return dict(zip(self.all, map(_number, values), strict=True))
+
+    def schedule(self, given: Mapping[str, Any]) -> Any:
+        """The schedule that is meant.
+
+        Raises:
+            InvalidSettingError: A parameter is out of range.
+        """
+        name = given["schedule"]
+        if name == FILE and self._calibrated is not None:
+            return self._calibrated
+        return self._trials.schedule(name, **{key: given[key] for key in PARAMETERS.get(name, ())})
+
+    def replay(self, given: Mapping[str, Any]) -> str | None:
+        """The replay by its name; `None` where the schedule brings its own."""
+        return given["replay"] if _has_replay(given["schedule"]) else None
+
+    def call(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of the pipeline; an empty field leaves one to it.
+
+        Raises:
+            InvalidSettingError: A number is no whole one, or too small, or one of two is missing.
+        """
+        whole = ("num_inference_steps", "height", "width")
+        names = ("prompt", "negative_prompt", "guidance_scale", *whole)
+        call = {name: given[name] for name in names if given.get(name) not in (None, "")}
+        if "prompt" in given:
+            call["prompt"] = given["prompt"] or ""
+        call |= {name: _whole(name, call[name], least=1) for name in whole if name in call}
+        if ("height" in call) != ("width" in call):
+            raise InvalidSettingError("give height and width together, or leave both empty")
+        return call
+
+    def seed(self, given: Mapping[str, Any]) -> int:
+        """The seed, drawn if it is -1.
+
+        Raises:
+            InvalidSettingError: It is no whole number of at least -1.
+        """
+        seed = _whole("seed", given["seed"], least=DRAWN)
+        return draw() if seed == DRAWN else seed
+
+    # --- what the fields show ---------------------------------------------------------------------
+
+    def of_schedule(self, schedule: str) -> list[Any]:
+        """For each of `parameters`: whether this schedule has it, and where it begins."""
+        updates = self._shown(schedule)
+        for name, (value, step) in _STARTS.get(schedule, _USUAL_STARTS).items():
+            updates[name] |= {"value": value, "step": step}
+        return [self._gr.update(**updates[name]) for name in self.parameters]
+
+    def of_settings(self, settings: Mapping[str, Any]) -> list[Any]:
+        """For each of `all`: the value in the settings."""
+        schedule = settings["schedule"]
+        updates = {name: {"value": settings[name]} for name in self.all}
+        for name, update in self._shown(schedule).items():
+            updates[name] |= update
+        for name, (_, step) in _STARTS.get(schedule, _USUAL_STARTS).items():
+            updates[name]["step"] = step
+        return [self._gr.update(**update) for update in updates.values()]
+
+    def _shown(self, schedule: str) -> dict[str, dict[str, Any]]:
+        names = PARAMETERS.get(schedule, ())
+        shown = {name: {"visible": name in names} for name in self.parameters}
+        shown["replay"]["visible"] = _has_replay(schedule)
+        return shown
+
+    # --- the layout -------------------------------------------------------------------------------
+
+    def add_prompt(self) -> None:
+        """The prompt, if the pipeline takes one, and such as the model knows."""
+        if "prompt" not in self._trials.accepted:
+            return
+        # One line that grows: in a field of several lines, Enter would begin a new one.
+        self.all["prompt"] = self._gr.Textbox(
+            label="Prompt",
+            lines=1,
+            max_lines=4,
+            placeholder="what the picture shows; Enter generates",
+            elem_id="prompt",
+        )
+        if self._card.prompts:
+            prompts = [[prompt] for prompt in self._card.prompts]
+            self._gr.Examples(
+                prompts, self.all["prompt"], label="Prompts to try", api_visibility="private"
+            )
+
+    def add_call(self) -> None:
+        """The other arguments of the call."""
+        gr, accepted, add = self._gr, self._trials.accepted, self.all
+        with gr.Group():
+            if "num_inference_steps" in accepted:
+                steps = self._default("num_inference_steps", 50)
+                most = max(_MOST_STEPS, steps)
+                add["num_inference_steps"] = gr.Slider(1, most, value=steps, step=1, label="Steps")
+            if "guidance_scale" in accepted:
+                scale = self._default("guidance_scale", 7.5)
+                most = max(_MOST_GUIDANCE, scale)
+                add["guidance_scale"] = gr.Slider(
+                    0, most, value=scale, step=0.1, label="Guidance scale"
+                )
+            if "negative_prompt" in accepted:
+                add["negative_prompt"] = gr.Textbox(label="Negative prompt")
+        with gr.Row():
+            add["seed"] = gr.Number(
+                value=0, precision=0, minimum=DRAWN, label="Seed (-1: any)", min_width=90
+            )
+            die = gr.Button("⚄ Draw a seed", min_width=90, elem_id="die")
+            die.click(draw, None, add["seed"], queue=False, api_visibility="private")
+        if {"height", "width"} <= accepted.keys():
+            with gr.Row():
+                for side in ("width", "height"):
+                    value = self._default(side, _own_size(self._pipe))
+                    label = side.capitalize()
+                    add[side] = gr.Number(value=value, precision=0, label=label, min_width=90)
+
+    def add_helper(self) -> None:
+        """The settings of the helper."""
+        gr, add = self._gr, self.all
+        most = max(_MOST_STEPS, self._default("num_inference_steps", 0))
+        choices = [*PARAMETERS, *([FILE] if self._calibrated is not None else [])]
+        shown = PARAMETERS["noise-aware"]
+        (interval, by), (branch, _) = _STARTS["noise-aware"].values()
+        deepest = len(self._trials.shares) - 1
+        ranges: dict[str, tuple[str, float, float, float, float]] = {
+            "interval": ("Interval: one full step in", 1, 20, interval, by),
+            "branch": ("Branch: -1, above the output, is fastest", OUTPUT, deepest, branch, 1),
+            "center": ("Center: where full steps are densest", 0, most, 15, 1),
+            "power": ("Power: how uneven", 1.1, 10, 1.4, 0.1),
+            "tolerance": ("Tolerance: error between full steps", 0, 0.2, 0.03, 0.005),
+        }
+        with gr.Group():
+            add["schedule"] = gr.Dropdown(choices, value="noise-aware", label="Schedule")
+            for name, (label, low, high, value, step) in ranges.items():
+                add[name] = gr.Slider(
+                    low,
+                    high,
+                    value=value,
+                    step=step,
+                    label=label,
+                    visible=name in shown,
+                    interactive=name != "branch" or deepest > 0,
+                )
+            add["replay"] = gr.Radio(
+                ["extrapolate", "reuse"], value="extrapolate", label="Replay between full steps"
+            )
+
+    def _default(self, name: str, otherwise: Any) -> Any:
+        """What the model's card says, or else the pipeline's own, where that is a number."""
+        default = self._card.defaults.get(name, self._trials.accepted.get(name))
+        return default if isinstance(default, int | float) else otherwise
+
+
+def draw() -> int:
+    """A seed by chance."""
+    return random.randint(0, _LARGEST_SEED)
+
+
+def _has_replay(schedule: str) -> bool:
+    return schedule not in ("auto", FILE)
+
+
+def _number(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _whole(name: str, value: Any, *, least: int) -> int:
+    number = _number(value)
+    if not isinstance(number, int) or number < least:
+        what = f"a whole number of at least {least}"
+        raise InvalidSettingError(f"{name} must be {what}, not {value!r}")
+    return number
+
+
+def _own_size(pipe: Any) -> int | None:
+    """The side of the pictures that the pipeline makes by itself, where it can be told."""
+    side = getattr(pipe.unet.config, "sample_size", None)
+    factor = getattr(pipe, "vae_scale_factor", None)
+    return side * factor if isinstance(side, int) and isinstance(factor, int) else None

@@ -1,0 +1,99 @@
+"""What came of a try, on the page: both pictures, their difference, the figures, the settings as
+Python, and files to download. Made of gradio.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from PIL import Image, ImageChops
+
+from ..compare.grid import pixel_factor
+from .markup import figures
+from .memory import Try
+
+
+class Result:
+    """The components that show a try.
+
+    Args:
+        gr: The module gradio.
+        as_python: Of a try, the script that makes its picture again.
+
+    Attributes:
+        pictures: The plain picture and the one with the helper, under a slider.
+        all: The components, in the order of `of`.
+    """
+
+    def __init__(self, gr: Any, as_python: Callable[[Try], str]) -> None:
+        self._gr, self._as_python = gr, as_python
+        self._folder = TemporaryDirectory(prefix="deepcache-patch-")
+        with gr.Tab("Both pictures"):
+            self.pictures = gr.ImageSlider(
+                label="plain (left) and DeepCache (right)",
+                format="png",
+                type="pil",
+                interactive=False,
+                elem_id="pictures",
+            )
+        with gr.Tab("Difference"):
+            self.residue = gr.Image(
+                label="difference, amplified",
+                format="png",
+                interactive=False,
+                buttons=["download", "fullscreen"],
+                elem_id="difference",
+            )
+            self.factor = gr.Slider(1, 64, value=8, step=1, label="Amplified by")
+        self._told = gr.HTML(elem_id="figures")
+        with gr.Row():
+            names = ("Plain picture", "DeepCache picture", "Report")
+            self._files = [
+                gr.DownloadButton(f"⬇ {name}", size="sm", min_width=100, interactive=False)
+                for name in names
+            ]
+        with gr.Accordion("These settings as Python", open=False):
+            self._code = gr.Code(
+                language="python", interactive=False, show_label=False, elem_id="python"
+            )
+        self.all = [
+            *(self.pictures, self.residue, self.factor, self._told, self._code),
+            *self._files,
+        ]
+
+    def of(self, made: Try) -> list[Any]:
+        """The updates of `all` for a try."""
+        trial = made.trial
+        factor = pixel_factor([trial.plain], [trial.cached])
+        files = [self._gr.update(value=str(file), interactive=True) for file in self._saved(made)]
+        return [
+            (trial.plain, trial.cached),
+            difference(trial.plain, trial.cached, factor),
+            factor,
+            figures(trial, number=made.number),
+            self._as_python(made),
+            *files,
+        ]
+
+    def close(self) -> None:
+        """Deletes the files."""
+        self._folder.cleanup()
+
+    def _saved(self, made: Try) -> list[Path]:
+        folder = Path(self._folder.name) / str(made.number)
+        files = [folder / name for name in ("plain.png", "deepcache.png", "comparison.html")]
+        if not folder.is_dir():
+            folder.mkdir()
+            made.trial.plain.save(files[0])
+            made.trial.cached.save(files[1])
+            made.trial.comparison.save(files[2])
+        return files
+
+
+def difference(plain: Image.Image, cached: Image.Image, factor: float) -> Image.Image:
+    """The absolute difference of two pictures, times the factor, cut off at white."""
+    apart = ImageChops.difference(plain.convert("RGB"), cached.convert("RGB"))
+    return apart.point([min(255, round(value * factor)) for value in range(256)] * 3)

@@ -1,0 +1,105 @@
+"""What the page remembers, without a page."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from deepcache_patch import Plan
+from deepcache_patch.compare.outcome import Comparison
+from deepcache_patch.measuring.generation import Timing
+from deepcache_patch.page.memory import Memory
+from deepcache_patch.page.trial import Trial
+
+
+def trial(*, seconds: float = 4.0, psnr: float = 31.0) -> Trial:
+    """One whose plain half took ten seconds."""
+    picture = Image.fromarray(np.zeros((8, 8, 3), np.uint8))
+    about = {
+        "steps": 6,
+        "scheduler": "DDIM",
+        "schedule": "Uniform(interval=3, branch=0)",
+        "interval": 3,
+        "branch": 0,
+        "replay": "Extrapolate()",
+        "model": "a model",
+        "call": {},
+        "seeds": [0],
+    }
+    comparison = Comparison(
+        plain=(picture,),
+        cached=(picture,),
+        plain_times=(Timing(10.0, 11.0, 6),),
+        cached_times=(Timing(seconds, seconds + 1, 6),),
+        psnr=(psnr,),
+        ssim=(1.0,),
+        full_calls=2,
+        shallow_calls=4,
+        cache_nbytes=0,
+        about=about,
+        plans={"unet": Plan(["full", 0, 0] * 2)},
+    )
+    return Trial(comparison, kept=False)
+
+
+def settings(**changed: Any) -> dict[str, Any]:
+    return {"prompt": "a fox", "seed": 7, "interval": 3, **changed}
+
+
+def test_tries_are_counted_from_one_and_found_by_their_number() -> None:
+    memory = Memory()
+    assert (len(memory), list(memory), memory.find(1), memory.find(None)) == (0, [], None, None)
+    first, second = (memory.add(settings(interval=each), trial()) for each in (3, 5))
+    assert [each.number for each in memory] == [1, 2]
+    assert memory.find(1) is first
+    assert memory.find(2) is second
+    assert second.settings == settings(interval=5)
+
+
+def test_a_try_says_its_settings_prompt_seed_speed_and_likeness() -> None:
+    memory = Memory()
+    made = memory.add(settings(), trial(seconds=3.0, psnr=31.2345))
+    assert made.text == "6 steps · DDIM · interval 3, branch 0 · seed 7 · a fox"
+    assert (made.speedup, made.psnr) == (3.33, 31.23)
+    assert memory.add(settings(), trial(psnr=float("inf"))).psnr is None
+    without = memory.add({"seed": 7}, trial())
+    assert without.text == "6 steps · DDIM · interval 3, branch 0 · seed 7"
+
+
+def test_the_oldest_are_forgotten_and_numbers_go_on() -> None:
+    memory = Memory(most=2)
+    for _ in range(3):
+        memory.add(settings(), trial())
+    assert [each.number for each in memory] == [2, 3]
+    assert memory.find(1) is None
+
+
+def test_settings_are_a_copy() -> None:
+    given = settings()
+    made = Memory().add(given, trial())
+    given["interval"] = 9
+    assert made.settings["interval"] == 3
+
+
+def test_a_try_knows_the_settings_that_it_was_made_with() -> None:
+    made = Memory().add(settings(), trial())
+    assert made.was_made_with(settings())
+    assert made.was_made_with(settings(seed=-1))  # it was drawn
+    assert not made.was_made_with(settings(seed=8))
+    assert not made.was_made_with(settings(interval=5))
+    assert not made.was_made_with(settings(seed=-1, interval=5))
+
+
+def test_the_try_nearest_to_the_middle_of_a_range_of_speeds() -> None:
+    memory = Memory()
+    for seconds in (5.0, 4.0, 2.0):  # 2.00×, 2.50×, 5.00×
+        memory.add(settings(), trial(seconds=seconds))
+
+    def number(slowest: float, fastest: float) -> int | None:
+        found = memory.within(slowest, fastest)
+        return None if found is None else found.number
+
+    assert [number(2.4, 2.6), number(1.9, 3.2), number(1.0, 5.0)] == [2, 2, 2]
+    assert [number(1.0, 2.1), number(4.0, 9.0), number(3.0, 4.0)] == [1, 3, None]
