@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from builders.cases import CASES
+from builders.marks import mostly_slow
 from conftest import trace
 
 from deepcache_patch import (
@@ -177,7 +178,9 @@ def test_the_fewest_full_steps_that_come_so_close_are_taken(pipe):
             assert helper.schedule is found
 
 
-@pytest.mark.parametrize("kind", ["pictures", "output", "list of outputs", "PIL"])
+@pytest.mark.parametrize(
+    "kind", mostly_slow(["pictures", "output", "list of outputs", "PIL"], ["output", "PIL"])
+)
 def test_run_may_return_what_the_pipeline_did(kind, pipe):
     def run():
         output = shown(pipe)
@@ -216,7 +219,7 @@ def by_work(full, steps, share):
     return steps / (full + (steps - full) * share)
 
 
-@pytest.mark.parametrize("speedup", [1, 1.3, 2, 3])
+@pytest.mark.parametrize("speedup", mostly_slow([1, 1.3, 2, 3], [2]))
 @pytest.mark.parametrize("branch", [0, 1])
 def test_the_most_full_steps_that_are_so_fast_by_work_are_taken(branch, speedup, clock, pipe):
     helper = DeepCacheHelper(pipe, schedule=Uniform())
@@ -233,7 +236,7 @@ def test_the_most_full_steps_that_are_so_fast_by_work_are_taken(branch, speedup,
     assert helper.schedule is found
 
 
-@pytest.mark.parametrize("shallow", [0.0, 0.1])
+@pytest.mark.parametrize("shallow", mostly_slow([0.0, 0.1], [0.1]))
 def test_a_shallow_call_that_takes_less_than_its_work_adds_no_full_steps(shallow, clock, pipe):
     clock.shallow = shallow
     found = DeepCacheHelper(pipe).calibrate(partial(LDM.run, pipe, steps=12), branch=0, speedup=2)
@@ -312,7 +315,9 @@ def test_a_speed_that_is_out_of_reach_by_work_is_refused(speedup, clock, pipe, s
     assert not helper.enabled
 
 
-@pytest.mark.parametrize(("speedup", "full"), [(1.5, 1.1), (2, 1.1), (2, 1.3)])
+@pytest.mark.parametrize(
+    ("speedup", "full"), mostly_slow([(1.5, 1.1), (2, 1.1), (2, 1.3)], [(2, 1.3)])
+)
 def test_full_steps_that_cost_more_than_plain_ones_still_give_the_speed(speedup, full, clock, pipe):
     # Recording takes time: then a plan of full steps alone is slower than the plain pipeline.
     clock.full, clock.shallow = full, 0.14

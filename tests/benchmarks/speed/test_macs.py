@@ -1,6 +1,7 @@
 """Multiply-adds are counted exactly, and the paper's counts and its users' are met or are not."""
 
 import pytest
+from builders.marks import mostly_slow
 
 from benchmarks.networks.catalogue import build
 from benchmarks.networks.loop_pipeline import hand_cut
@@ -19,7 +20,7 @@ def test_sd15_in_full_is_338_83_without_the_products_of_attention():
     assert full == (401_636_720_640, 63_026_135_040, 338_831_618_304)
 
 
-@pytest.mark.parametrize(("branch", "count"), [(0, 20.72), (1, 57.33), (2, 98.14)])
+@pytest.mark.parametrize(("branch", "count"), mostly_slow([(0, 20.72), (1, 57.33), (2, 98.14)], 1))
 def test_a_cut_call_of_sd15(branch, count):
     assert giga(macs.work(build("sd15", device="meta"), branch).layers) == count
 
