@@ -20,6 +20,7 @@ from deepcache_patch import (
     NoiseAware,
     Uniform,
 )
+from deepcache_patch.learning import calibrate
 from deepcache_patch.learning.reached import Reached
 from deepcache_patch.measuring.similarity import psnr
 from deepcache_patch.schedules.guide import Context
@@ -67,12 +68,25 @@ class FakeClock:
         return exact * type(self).noise()
 
 
+@pytest.fixture(scope="module")
+def counted():
+    """By branch, the work of a shallow call of `pipe`: counted once, it takes as long as a run."""
+    return {}
+
+
 @pytest.fixture
-def clock(monkeypatch):
+def clock(monkeypatch, counted):
     class Clock(FakeClock):
         pass
 
-    monkeypatch.setattr("deepcache_patch.learning.calibrate.LoopClock", Clock)
+    def share(helper, name, study):
+        if study.branch not in counted:
+            counted[study.branch] = count(helper, name, study)
+        return counted[study.branch]
+
+    count = calibrate._share
+    monkeypatch.setattr(calibrate, "_share", share)
+    monkeypatch.setattr(calibrate, "LoopClock", Clock)
     return Clock
 
 

@@ -119,7 +119,7 @@ def assert_served_as_alone(case: Any, count: int) -> None:
         assert stats.shallow_calls == whole * counted.shallow_calls
 
 
-@pytest.mark.parametrize("name", mostly_slow(CASES, ["sd-controlnet"]))
+@pytest.mark.parametrize("name", mostly_slow(CASES, ["sd"]))
 def test_threads_that_share_a_unet_make_the_pictures_of_one(name, hasty):
     assert_served_as_alone(CASES[name], 8)
 

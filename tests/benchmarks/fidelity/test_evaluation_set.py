@@ -140,13 +140,15 @@ def test_a_plan_that_was_learned_elsewhere_is_followed(make, tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "said"),
-    [
-        (["--batch=3"], "batch was 2, is 3"),
-        (["--seed=1", "--interval=5"], "seed was 0, is 1; interval was 3, is 5"),
-        (["--plain"], "schedule was 'uniform', is 'plain'; interval was 3, is None"),
-        (["--scheduler=pndm"], "scheduler was None, is 'pndm'"),
-        (["--dtype=bfloat16"], "dtype was 'float32', is 'bfloat16'"),
-    ],
+    mostly_slow(
+        [
+            (["--batch=3"], "batch was 2, is 3"),
+            (["--seed=1", "--interval=5"], "seed was 0, is 1; interval was 3, is 5"),
+            (["--plain"], "schedule was 'uniform', is 'plain'; interval was 3, is None"),
+            (["--scheduler=pndm"], "scheduler was None, is 'pndm'"),
+            (["--dtype=bfloat16"], "dtype was 'float32', is 'bfloat16'"),
+        ]
+    ),
     ids=["batch", "two", "plain", "scheduler", "dtype"],
 )
 def test_other_settings_are_refused_by_name(change, said, make, capsys):
