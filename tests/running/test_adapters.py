@@ -45,6 +45,15 @@ LORA = [
 ]
 
 
+def test_a_lora_is_loaded_fused_and_unloaded_while_enabled():
+    # The quick part of the next one.
+    short = [each for each in LORA if each.name in ("plain", "load", "fuse", "unfuse", "unload")]
+    plain, loaded, fused, _, unloaded = tell(SD, short)
+    assert all_differ([plain, loaded, fused])
+    assert torch.equal(unloaded, plain)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("case", BOTH)
 def test_a_lora_is_loaded_scaled_fused_and_unloaded_while_enabled(case):
     plains = dict(zip([change.name for change in LORA], tell(case, LORA), strict=True))

@@ -45,15 +45,15 @@ def graphs(request):
     return CompileCounterWithBackend(request.param)
 
 
-def small_unet(kind=UNet2DModel):
+def small_unet(kind=UNet2DModel, levels=1):
     torch.manual_seed(0)
     return kind(
         sample_size=8,
         in_channels=4,
         out_channels=4,
-        block_out_channels=(8, 8),
-        down_block_types=("DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D"),
+        block_out_channels=(8,) * levels,
+        down_block_types=("DownBlock2D",) * levels,
+        up_block_types=("UpBlock2D",) * levels,
         layers_per_block=1,
         norm_num_groups=4,
         add_attention=False,  # what takes long to trace
@@ -221,7 +221,7 @@ def test_switching_on_and_off_compiles_nothing_again(form, graphs, pictures):
 @pytest.mark.slow
 def test_each_branch_of_a_plan_is_a_graph(graphs):
     plan = Explicit((FULL, 0, 1, 2, FULL, 0))
-    eager, unet = small_unet(), small_unet()
+    eager, unet = small_unet(levels=2), small_unet(levels=2)
     with DeepCacheHelper(eager, schedule=plan):
         expected = loop(eager)
     unet.compile(backend=graphs, fullgraph=True)

@@ -117,7 +117,7 @@ SEVERAL_CALLS = {
 }
 
 
-#: Both halves of guidance apart, the same with a call of attention to itself, and with a third one.
+# Quick: one that is cut sometimes, one never, one as planned.
 @pytest.mark.parametrize("name", mostly_slow(SEVERAL_CALLS, ["ledits", "sag", "sd-pag"]))
 def test_trap_several_calls_at_a_timestep(name):
     # One feature for all calls of a step would be another call's; their number varies from step to
