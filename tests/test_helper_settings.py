@@ -226,7 +226,7 @@ def test_of_several_unets_the_one_with_the_largest_share_counts():
     assert full + (1 - full) * shares[1] == pytest.approx(1 / 2, rel=1e-12)
 
 
-@pytest.mark.parametrize("branch", [0, 8])
+@pytest.mark.parametrize("branch", mostly_slow([0, 8], [8]))
 def test_a_speedup_beyond_the_branch_is_refused_with_the_most_that_there_is(branch):
     unet = unet2d_condition()
     share = DeepCacheHelper(unet).branches[branch].share

@@ -179,7 +179,7 @@ def test_the_helpers_own_calls_are_as_the_table_says(name):
             "stable-cascade-decoder",
             "stable-video-diffusion",
         ],
-        ["if", "sd-controlnet", "stable-cascade-decoder"],
+        ["if", "stable-cascade-decoder"],
     ),
 )
 def test_the_calls_of_pipelines_are_as_the_table_says(name):
@@ -213,30 +213,35 @@ def test_the_table_before_the_first_call_is_that_of_a_call_for_one_picture():
 
 @pytest.mark.parametrize(
     ("config", "more"),
-    [
-        ({"class_embed_type": "timestep"}, {"class_labels": torch.zeros(1)}),
-        ({"class_embed_type": "identity"}, {"class_labels": torch.zeros(1, 32)}),
-        (
-            {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 6},
-            {"class_labels": torch.zeros(1, 6)},
-        ),
-        (
-            {"class_embed_type": "simple_projection", "projection_class_embeddings_input_dim": 6},
-            {"class_labels": torch.zeros(1, 6)},
-        ),
-        (
-            {"encoder_hid_dim": 6, "encoder_hid_dim_type": "text_proj"},
-            {"encoder_hidden_states": torch.zeros(1, 77, 6)},
-        ),
-        (
-            {
-                "encoder_hid_dim": 6,
-                "encoder_hid_dim_type": "image_proj",
-                "addition_embed_type": "image",
-            },
-            {"added_cond_kwargs": {"image_embeds": torch.zeros(1, 6)}},
-        ),
-    ],
+    mostly_slow(
+        [
+            ({"class_embed_type": "timestep"}, {"class_labels": torch.zeros(1)}),
+            ({"class_embed_type": "identity"}, {"class_labels": torch.zeros(1, 32)}),
+            (
+                {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 6},
+                {"class_labels": torch.zeros(1, 6)},
+            ),
+            (
+                {
+                    "class_embed_type": "simple_projection",
+                    "projection_class_embeddings_input_dim": 6,
+                },
+                {"class_labels": torch.zeros(1, 6)},
+            ),
+            (
+                {"encoder_hid_dim": 6, "encoder_hid_dim_type": "text_proj"},
+                {"encoder_hidden_states": torch.zeros(1, 77, 6)},
+            ),
+            (
+                {
+                    "encoder_hid_dim": 6,
+                    "encoder_hid_dim_type": "image_proj",
+                    "addition_embed_type": "image",
+                },
+                {"added_cond_kwargs": {"image_embeds": torch.zeros(1, 6)}},
+            ),
+        ]
+    ),
     ids=["timestep", "identity", "projection", "simple-projection", "text", "image"],
 )
 def test_what_a_config_asks_for_is_given_before_the_first_call(config, more):

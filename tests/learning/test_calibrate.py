@@ -459,7 +459,9 @@ def test_a_psnr_is_told_with_the_worst_picture(pipe, share, monkeypatch):
     assert str(found.reached) == f"{by_work(1, 6, share):.2f}× by work, 30.0 dB (worst 20.0)"
 
 
-@pytest.mark.parametrize("kind", ["nothing", "other pictures", "latents", "without scikit-image"])
+@pytest.mark.parametrize(
+    "kind", mostly_slow(["nothing", "other pictures", "latents", "without scikit-image"])
+)
 def test_without_the_same_pictures_each_time_there_is_no_psnr(kind, clock, pipe, monkeypatch):
     def lacks(*_):
         raise ImportError
@@ -501,7 +503,7 @@ def test_time_is_measured_with_a_clock_that_runs(pipe):
 
 @pytest.mark.parametrize(
     "asked",
-    [{"full_steps": 2}, {"psnr": 10}, {"speedup": 1.5}],
+    mostly_slow([{"full_steps": 2}, {"psnr": 10}, {"speedup": 1.5}], 1),
     ids=["full_steps", "psnr", "speedup"],
 )
 @pytest.mark.parametrize("enabled", [True, False], ids=["enabled", "disabled"])

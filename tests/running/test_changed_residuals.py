@@ -180,7 +180,7 @@ def test_a_controlnet_whose_residuals_are_changed_is_whole(change, how, schedule
 
 
 @pytest.mark.parametrize("schedule", mostly_slow(SCHEDULES, ["default"]))
-@pytest.mark.parametrize("how", LOOPS)
+@pytest.mark.parametrize("how", mostly_slow(LOOPS, ["every step", "guidance midway"]))
 def test_a_controlnet_whose_residuals_are_not_changed_is_cut(how, schedule, monkeypatch):
     pipe, arguments = CASES["sd-controlnet"].load(), LOOPS[how]
     expected, shallow = with_whole_controlnets(monkeypatch, pipe, schedule, None, **arguments)

@@ -92,7 +92,7 @@ UNDONE = [saver for saver, (_, undo) in SAVERS.items() if undo is not None]
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("saver", mostly_slow(UNDONE, ["model-offload", "groups-of-leaves"]))
+@pytest.mark.parametrize("saver", mostly_slow(UNDONE, ["groups-of-leaves"]))
 @pytest.mark.parametrize("order", mostly_slow(["saver-first", "helper-first"], ["helper-first"]))
 def test_both_are_removed_in_either_order(saver, order, device):
     name, (apply, undo) = "sd-controlnet", SAVERS[saver]

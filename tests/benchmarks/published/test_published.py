@@ -209,7 +209,8 @@ def test_pictures_that_are_the_same_have_no_decibels(published, tmp_path):
             (["--count=2"], "--count was 3, is 2"),
             (["--guidance-scale=3"], "--guidance-scale was None, is 3.0"),
             ([], "--prompts was "),
-        ]
+        ],
+        1,
     ),
     ids=["steps", "several", "ours", "count", "guidance", "prompts"],
 )
