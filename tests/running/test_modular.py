@@ -284,9 +284,9 @@ def test_a_modular_pipeline_is_compared_with_itself():
     pytest.importorskip("skimage")
     pipe = load()
     helper = DeepCacheHelper(pipe, interval=3)
-    outcome = helper.compare(**PROMPT, seeds=[0, 1], num_inference_steps=8, height=16, width=16)
+    outcome = helper.compare(**PROMPT, seeds=[0, 1], num_inference_steps=12, height=16, width=16)
     assert len(outcome.plain) == len(outcome.cached) == len(outcome.psnr) == 2
-    assert outcome.full_calls + outcome.shallow_calls == 16
+    assert outcome.full_calls + outcome.shallow_calls == 24
     assert outcome.fewer.steps == outcome.full_calls // 2
     assert not helper.enabled
     with pytest.raises(TypeError, match="ModularPipeline does not take size; it takes prompt, "):
