@@ -9,6 +9,7 @@ import diffusers
 import pytest
 import torch
 from builders.loops import Written, kinds_of_steps, loop
+from builders.marks import mostly_slow
 from builders.unets import unet2d, unet2d_condition
 from conftest import trace
 from zoo import CASES as ZOO
@@ -203,7 +204,7 @@ def test_of_a_bare_unet_a_speedup_counts_what_branch_0_costs_that_stands_in():
 
 
 @pytest.mark.parametrize("branch", [0, 1, 2])
-@pytest.mark.parametrize("speedup", [1, 1.25, 1.5])
+@pytest.mark.parametrize("speedup", mostly_slow([1, 1.25, 1.5], [1.25]))
 def test_at_a_branch_the_interval_makes_the_work_what_is_asked_for(speedup, branch):
     unet = unet2d_condition()
     share = DeepCacheHelper(unet).branches[branch].share
@@ -227,7 +228,7 @@ def test_of_several_unets_the_one_with_the_largest_share_counts():
     assert full + (1 - full) * shares[1] == pytest.approx(1 / 2, rel=1e-12)
 
 
-@pytest.mark.parametrize("branch", [0, 8])
+@pytest.mark.parametrize("branch", mostly_slow([0, 8], [8]))
 def test_a_speedup_beyond_the_branch_is_refused_with_the_most_that_there_is(branch):
     unet = unet2d_condition()
     share = DeepCacheHelper(unet).branches[branch].share

@@ -15,18 +15,13 @@ from conftest import layout
 from zoo import CASES
 
 from builders.adapters import lora
+from builders.marks import mostly_slow
 from deepcache_patch import DeepCacheHelper, Uniform
 
 SD, SDXL = CASES["sd"], CASES["sdxl"]
 
 
-def slowly(row, name):
-    """A row of parameters; those of SDXL, but for its adapter's, are marked slow."""
-    slow = name.startswith("sdxl") and name != "sdxl-adapter"
-    return pytest.param(*row, id=name, marks=[pytest.mark.slow] if slow else [])
-
-
-BOTH = [slowly([case], case.name) for case in (SD, SDXL)]
+BOTH = mostly_slow([pytest.param(case, id=case.name) for case in (SD, SDXL)], 1)
 
 #: With interval 3, these are 0 and 3 in full, and three shallow ones.
 STEPS, FULL, SHALLOW = 5, 2, 3

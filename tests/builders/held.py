@@ -6,9 +6,7 @@ without a helper says how many there are to be.
 
 import gc
 from contextlib import suppress
-from functools import partial
 
-import pytest
 import torch
 from zoo import CASES as ZOO
 
@@ -18,7 +16,6 @@ from builders.unets import inputs2d_condition
 
 CASES = {**TINY, **ZOO}
 SD, CONTROLNET = CASES["sd"], CASES["sd-controlnet"]
-slow = partial(pytest.param, marks=pytest.mark.slow)
 
 
 def alive(references):

@@ -5,13 +5,13 @@ import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import pytest
 import torch
 from conftest import layout
 from torch import nn
 from zoo import CASES as ZOO
 
 from builders.cases import CASES as TINY
+from builders.marks import mostly_slow
 from builders.patches import OTHERS, Remove
 from builders.unets import inputs2d_condition, unet2d_condition
 from deepcache_patch import DeepCacheHelper, DeepCacheWarning, Uniform
@@ -102,12 +102,7 @@ def alone(case: str, part: str, other: str) -> dict[str, Alone]:
     return found
 
 
-def slowly(names: Any, quick: Any) -> list[Any]:
-    marks = {True: (), False: pytest.mark.slow}
-    return [
-        pytest.param(name, id=getattr(name, "__name__", str(name)), marks=marks[name in quick])
-        for name in names
-    ]
+slowly = mostly_slow  # its name in some files
 
 
 @torch.no_grad()

@@ -6,7 +6,6 @@ They replace `forward` on instances, move weights to and fro, or cast them for t
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import pytest
 import torch
 from accelerate import cpu_offload, cpu_offload_with_hook, dispatch_model
 from accelerate.hooks import (
@@ -165,7 +164,3 @@ STREAMED = {
     "streamed-blocks": Saver(_in_groups(**_BLOCK, **_STREAM, low_cpu_mem_usage=True)),
 }
 ALL_SAVERS = SAVERS | STREAMED
-
-
-def marked(*values: str, slow: bool) -> Any:
-    return pytest.param(*values, marks=[pytest.mark.slow] if slow else (), id="-".join(values))

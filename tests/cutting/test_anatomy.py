@@ -6,6 +6,7 @@ import diffusers
 import pytest
 import torch
 from builders.bare_models import assert_fits_by, refusal_of
+from builders.marks import mostly_slow
 from builders.unets import UNETS, inputs2d, inputs2d_condition, seeded, unet2d_condition
 from conftest import (
     assert_exact_at_every_branch,
@@ -47,7 +48,14 @@ def test_without_a_middle_block_the_deepest_branch_would_leave_nothing_out(name)
     assert anatomy.branches == range(anatomy.num_skips - 1)
 
 
-@pytest.mark.parametrize("name", UNETS)
+#: Those that differ most.
+QUICK = [
+    *("2d-no-mid-block", "2d-attention-resnet-samplers", "condition-2-layers"),
+    *("condition-layers-1-2-3", "condition-odd-size", "condition-sdxl"),
+]
+
+
+@pytest.mark.parametrize("name", mostly_slow(UNETS, QUICK))
 def test_a_shallow_call_straight_after_a_full_one_is_equal_at_every_branch(name):
     assert_exact_at_every_branch(UNETS[name].build(), UNETS[name].inputs)
 
@@ -103,13 +111,15 @@ def test_a_shallow_call_runs_what_lies_above_the_branch_once_and_nothing_else(na
         assert shallow == {name: full[name] for name in shallow}
 
 
-@pytest.mark.parametrize("name", ["2d-2-layers", "condition-layers-1-2-3", "condition-4-levels"])
+@pytest.mark.parametrize(
+    "name", mostly_slow(["2d-2-layers", "condition-layers-1-2-3", "condition-4-levels"])
+)
 def test_a_shallow_call_refreshes_every_shallower_branch(name):
     assert_refreshes_every_shallower_branch(UNETS[name].build(), UNETS[name].inputs)
 
 
 @pytest.mark.parametrize("size", [(8, 8), (9, 11)], ids=["8x8", "9x11"])
-@pytest.mark.parametrize("layers", [1, 2, 3])
+@pytest.mark.parametrize("layers", mostly_slow([1, 2, 3], [2]))
 def test_controlnet_residuals_are_exact_at_every_branch(layers, size):
     # The residual of the middle block is added after it: on a shallow call the shapes clash, or
     # agree by accident and it is added a second time.
@@ -127,7 +137,9 @@ def test_controlnet_residuals_are_exact_at_every_branch(layers, size):
     assert_exact_at_every_branch(unet, lambda: arguments)
 
 
-@pytest.mark.parametrize("name", ["condition-2-layers", "condition-layers-1-2-3", "condition-sdxl"])
+@pytest.mark.parametrize(
+    "name", mostly_slow(["condition-2-layers", "condition-layers-1-2-3", "condition-sdxl"], 1)
+)
 @pytest.mark.parametrize("middle", [False, True], ids=["down", "down+middle"])
 def test_adapter_features_are_exact_at_every_branch(name, middle):
     # They are popped off a list, one for each down block, and added in place; one that is left

@@ -9,6 +9,7 @@ from builders.bare_models import (
     refusal_of,
 )
 from builders.layouts.controlnet_xs import UNETS, inputs, unet_xs
+from builders.marks import mostly_slow
 from builders.unets import unet2d_condition
 from conftest import assert_exact_at_every_branch
 
@@ -29,7 +30,7 @@ def test_skips_are_counted(name):
 
 
 @pytest.mark.parametrize("control", [True, False], ids=["control", "no-control"])
-@pytest.mark.parametrize("name", UNETS)
+@pytest.mark.parametrize("name", mostly_slow(UNETS, ["2-levels", "attention-everywhere"]))
 def test_a_shallow_call_is_exact_at_every_branch(name, control):
     assert_exact_at_every_branch(UNETS[name][0](), lambda: inputs(apply_control=control))
 
@@ -60,7 +61,12 @@ def test_what_the_control_path_adds_in_place_does_not_change_the_feature():
         assert torch.equal(stand_in.feature, before)
 
 
-@pytest.mark.parametrize("name", ["2-levels", "3-levels", "attention-everywhere"])
+@pytest.mark.parametrize(
+    "name",
+    mostly_slow(
+        ["2-levels", "3-levels", "attention-everywhere"], ["2-levels", "attention-everywhere"]
+    ),
+)
 def test_a_shallow_call_runs_what_lies_above_the_branch(name):
     unet = UNETS[name][0]()
     down = [

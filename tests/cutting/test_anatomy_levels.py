@@ -16,6 +16,7 @@ from builders.layouts.levels import (
     one_dimensional,
     planner,
 )
+from builders.marks import mostly_slow
 from builders.unets import unet2d, unet2d_condition
 from conftest import (
     assert_exact_at_every_branch,
@@ -37,7 +38,7 @@ from deepcache_patch.cutting.features import Recorder, StandIn
 pytestmark = pytest.mark.usefixtures("no_grad")
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", mostly_slow(CASES, {*CASES} - {"kandinsky3-3-layers"}))
 def test_a_shallow_call_straight_after_a_full_one_is_equal_at_every_branch(name):
     assert_exact_at_every_branch(CASES[name].build(), CASES[name].inputs)
 
@@ -254,7 +255,10 @@ def test_nothing_else_fits(layout):
         assert not layout.fits(other)
 
 
-@pytest.mark.parametrize("name", ["k-blocks", "sound", "planner-4-levels", "kandinsky3"])
+@pytest.mark.parametrize(
+    "name",
+    mostly_slow(["k-blocks", "sound", "planner-4-levels", "kandinsky3"], ["k-blocks", "sound"]),
+)
 def test_the_helper_works_on_the_bare_model(name):
     unet, inputs = CASES[name].build(), CASES[name].inputs()
 

@@ -15,6 +15,7 @@ import torch
 from builders import hub
 from builders.cases import picture
 from builders.k_diffusion_samplers import k_diffusion
+from builders.marks import mostly_slow
 from builders.models import MODELS
 from fastapi.testclient import TestClient
 from PIL import Image, ImageChops
@@ -151,7 +152,7 @@ def test_k_diffusion_loop(run):
 
 # Traced for true, which takes long, in the slow one only.
 @pytest.mark.usefixtures("_finished")
-@pytest.mark.parametrize("stance", ["force_eager", pytest.param("default", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stance", mostly_slow(["force_eager", "default"], 1))
 def test_compile(stance, run):
     with torch.compiler.set_stance(stance):
         last = run("compile", STEPS, "--backend=eager")[-1]
@@ -255,7 +256,13 @@ def cache(tmp_path_factory):
 
 @pytest.mark.usefixtures("_finished")
 @pytest.mark.filterwarnings("ignore:The `local_dir_use_symlinks` argument is deprecated")
-@pytest.mark.parametrize("name", [name for name in SCRIPTS if name not in WITH_RAY])
+@pytest.mark.parametrize(
+    "name",
+    mostly_slow(
+        [name for name in SCRIPTS if name not in WITH_RAY],
+        ["first_picture", "migrate_from_deepcache", "server"],
+    ),
+)
 def test_what_a_script_says_of_real_models_is_so(name, run, cache, monkeypatch, tmp_path):
     if name == "k_diffusion_loop":
         k_diffusion()

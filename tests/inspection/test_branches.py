@@ -12,6 +12,7 @@ import pytest
 import torch
 from builders.cases import CASES
 from builders.layouts import cascade, controlnet_xs, levels, long_skips, original, second_stream
+from builders.marks import mostly_slow
 from builders.unets import UNETS, unet2d, unet2d_condition
 from conftest import trace
 from torch import nn
@@ -67,23 +68,15 @@ QUICK = {
     "2d-no-mid-block",
     "cascade-stage-b",
     "condition-1-layer",
-    "condition-odd-size",
-    "condition-sdxl",
     "hunyuan",
     "k-blocks-no-attention",
-    "kandinsky3",
     "original-ComfyUNet",
-    "original-CompVisUNet",
     "second-stream-attention",
     "sound-2-levels",
-    "unidiffuser",
     "uvit",
     "wuerstchen-3-levels",
-    "xs-2-levels",
 }
-EVERY = [
-    pytest.param(name, marks=() if name in QUICK else pytest.mark.slow, id=name) for name in LAYOUTS
-]
+EVERY = mostly_slow(LAYOUTS, QUICK)
 
 
 def flops_of(unet: nn.Module, arguments: dict[str, Any]) -> int:
@@ -150,7 +143,12 @@ def test_the_work_of_a_call_and_its_feature_are_counted_exactly(name):
     assert 0 < shares[0] <= shares[-1] < 1
 
 
-@pytest.mark.parametrize("name", ["2d-2-layers", "condition-sdxl", "condition-odd-size", "uvit"])
+@pytest.mark.parametrize(
+    "name",
+    mostly_slow(
+        ["2d-2-layers", "condition-sdxl", "condition-odd-size", "uvit"], ["2d-2-layers", "uvit"]
+    ),
+)
 def test_the_helpers_own_calls_are_as_the_table_says(name):
     build, inputs = LAYOUTS[name]
     unet = build()
@@ -168,18 +166,21 @@ def test_the_helpers_own_calls_are_as_the_table_says(name):
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param("animatediff", marks=pytest.mark.slow),
-        "if",
-        "kandinsky-v22",
-        pytest.param("kandinsky3", marks=pytest.mark.slow),
-        "sd",
-        "sd-controlnet",
-        "sd-latent-upscale",
-        "sdxl",
-        "stable-cascade-decoder",
-        "stable-video-diffusion",
-    ],
+    mostly_slow(
+        [
+            "animatediff",
+            "if",
+            "kandinsky-v22",
+            "kandinsky3",
+            "sd",
+            "sd-controlnet",
+            "sd-latent-upscale",
+            "sdxl",
+            "stable-cascade-decoder",
+            "stable-video-diffusion",
+        ],
+        ["if", "stable-cascade-decoder"],
+    ),
 )
 def test_the_calls_of_pipelines_are_as_the_table_says(name):
     case = ZOO[name]
@@ -212,30 +213,35 @@ def test_the_table_before_the_first_call_is_that_of_a_call_for_one_picture():
 
 @pytest.mark.parametrize(
     ("config", "more"),
-    [
-        ({"class_embed_type": "timestep"}, {"class_labels": torch.zeros(1)}),
-        ({"class_embed_type": "identity"}, {"class_labels": torch.zeros(1, 32)}),
-        (
-            {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 6},
-            {"class_labels": torch.zeros(1, 6)},
-        ),
-        (
-            {"class_embed_type": "simple_projection", "projection_class_embeddings_input_dim": 6},
-            {"class_labels": torch.zeros(1, 6)},
-        ),
-        (
-            {"encoder_hid_dim": 6, "encoder_hid_dim_type": "text_proj"},
-            {"encoder_hidden_states": torch.zeros(1, 77, 6)},
-        ),
-        (
-            {
-                "encoder_hid_dim": 6,
-                "encoder_hid_dim_type": "image_proj",
-                "addition_embed_type": "image",
-            },
-            {"added_cond_kwargs": {"image_embeds": torch.zeros(1, 6)}},
-        ),
-    ],
+    mostly_slow(
+        [
+            ({"class_embed_type": "timestep"}, {"class_labels": torch.zeros(1)}),
+            ({"class_embed_type": "identity"}, {"class_labels": torch.zeros(1, 32)}),
+            (
+                {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 6},
+                {"class_labels": torch.zeros(1, 6)},
+            ),
+            (
+                {
+                    "class_embed_type": "simple_projection",
+                    "projection_class_embeddings_input_dim": 6,
+                },
+                {"class_labels": torch.zeros(1, 6)},
+            ),
+            (
+                {"encoder_hid_dim": 6, "encoder_hid_dim_type": "text_proj"},
+                {"encoder_hidden_states": torch.zeros(1, 77, 6)},
+            ),
+            (
+                {
+                    "encoder_hid_dim": 6,
+                    "encoder_hid_dim_type": "image_proj",
+                    "addition_embed_type": "image",
+                },
+                {"added_cond_kwargs": {"image_embeds": torch.zeros(1, 6)}},
+            ),
+        ]
+    ),
     ids=["timestep", "identity", "projection", "simple-projection", "text", "image"],
 )
 def test_what_a_config_asks_for_is_given_before_the_first_call(config, more):
@@ -291,7 +297,7 @@ def test_the_place_is_said_in_words(name, places):
     assert [each.place for each in branches] == [f"leaves out {place}" for place in places]
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("name", EVERY)
 def test_no_two_branches_have_the_same_place(name):
     branches = branches_of(Outline(LAYOUTS[name][0]()), None)
     assert len({each.place for each in branches}) == len(branches)

@@ -31,7 +31,7 @@ QUICK = ("sd", "ldm", "ddpm")
 # --- two generations ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("scheduler", slowly(SCHEDULERS, ["ddim", "heun"]))
 def test_the_first_is_plain_and_the_second_fast_with_every_scheduler(scheduler, monkeypatch):
     pipe = loaded("sd")
     monkeypatch.setattr(pipe, "scheduler", SCHEDULERS[scheduler](pipe.scheduler.config))
@@ -63,7 +63,7 @@ def test_every_pipeline_learns_and_leaves_no_trace(name):
     assert trace(case.unet(pipe)) == before
 
 
-@pytest.mark.parametrize("interval", [1.3, 2, 2.2, 5, 100])
+@pytest.mark.parametrize("interval", slowly([1.3, 2, 2.2, 5, 100], [2.2]))
 @pytest.mark.parametrize("window", [{}, {"first": 2, "last": 1}], ids=["all", "window"])
 def test_the_plan_is_that_of_the_default(interval, window):
     pipe = loaded("ldm")
@@ -145,7 +145,7 @@ def test_what_is_made_does_not_depend_on_what_was_made_before():
 
 @pytest.mark.parametrize(
     "change",
-    [{"num_images_per_prompt": 2}, {"height": 24, "width": 32}, {"guidance_scale": 1.0}],
+    slowly([{"num_images_per_prompt": 2}, {"height": 24, "width": 32}, {"guidance_scale": 1.0}], 1),
     ids=["batch", "size", "no-guidance"],
 )
 def test_pictures_of_another_shape_go_by_what_was_learned(change):
@@ -294,7 +294,7 @@ def test_a_paused_generation_is_plain_and_teaches_nothing():
         assert len(helper.schedule.learned) == 1
 
 
-@pytest.mark.parametrize("learning", [True, False], ids=["learning", "learned"])
+@pytest.mark.parametrize("learning", slowly([True, False], [True]), ids=["learning", "learned"])
 def test_nothing_keeps_the_pipeline_alive(learning):
     auto, pipe = Auto(), SD.load()
     alive = weakref.ref(pipe), weakref.ref(pipe.unet), weakref.ref(pipe.scheduler)
@@ -396,7 +396,7 @@ def test_its_name_says_its_settings(tmp_path):
     assert repr(Auto(5, 1, file=file)) == f"Auto(interval=5.0, branch=1, file={str(file)!r})"
 
 
-@pytest.mark.parametrize("kind", ["a function in the place of a method", "a lock"])
+@pytest.mark.parametrize("kind", slowly(["a function in the place of a method", "a lock"], 1))
 def test_a_scheduler_that_cannot_be_followed_is_left_alone_and_teaches_nothing(kind, monkeypatch):
     pipe = loaded("sd")
     monkeypatch.setattr(pipe, "scheduler", copy.deepcopy(pipe.scheduler))

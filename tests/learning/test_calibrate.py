@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from builders.cases import CASES
+from builders.marks import mostly_slow
 from conftest import trace
 
 from deepcache_patch import (
@@ -19,6 +20,7 @@ from deepcache_patch import (
     NoiseAware,
     Uniform,
 )
+from deepcache_patch.learning import calibrate
 from deepcache_patch.learning.reached import Reached
 from deepcache_patch.measuring.similarity import psnr
 from deepcache_patch.schedules.guide import Context
@@ -66,12 +68,25 @@ class FakeClock:
         return exact * type(self).noise()
 
 
+@pytest.fixture(scope="module")
+def counted():
+    """By branch, the work of a shallow call of `pipe`: counted once, it takes as long as a run."""
+    return {}
+
+
 @pytest.fixture
-def clock(monkeypatch):
+def clock(monkeypatch, counted):
     class Clock(FakeClock):
         pass
 
-    monkeypatch.setattr("deepcache_patch.learning.calibrate.LoopClock", Clock)
+    def share(helper, name, study):
+        if study.branch not in counted:
+            counted[study.branch] = count(helper, name, study)
+        return counted[study.branch]
+
+    count = calibrate._share
+    monkeypatch.setattr(calibrate, "_share", share)
+    monkeypatch.setattr(calibrate, "LoopClock", Clock)
     return Clock
 
 
@@ -177,7 +192,9 @@ def test_the_fewest_full_steps_that_come_so_close_are_taken(pipe):
             assert helper.schedule is found
 
 
-@pytest.mark.parametrize("kind", ["pictures", "output", "list of outputs", "PIL"])
+@pytest.mark.parametrize(
+    "kind", mostly_slow(["pictures", "output", "list of outputs", "PIL"], ["output", "PIL"])
+)
 def test_run_may_return_what_the_pipeline_did(kind, pipe):
     def run():
         output = shown(pipe)
@@ -216,7 +233,7 @@ def by_work(full, steps, share):
     return steps / (full + (steps - full) * share)
 
 
-@pytest.mark.parametrize("speedup", [1, 1.3, 2, 3])
+@pytest.mark.parametrize("speedup", mostly_slow([1, 1.3, 2, 3], [2]))
 @pytest.mark.parametrize("branch", [0, 1])
 def test_the_most_full_steps_that_are_so_fast_by_work_are_taken(branch, speedup, clock, pipe):
     helper = DeepCacheHelper(pipe, schedule=Uniform())
@@ -233,7 +250,7 @@ def test_the_most_full_steps_that_are_so_fast_by_work_are_taken(branch, speedup,
     assert helper.schedule is found
 
 
-@pytest.mark.parametrize("shallow", [0.0, 0.1])
+@pytest.mark.parametrize("shallow", mostly_slow([0.0, 0.1], [0.1]))
 def test_a_shallow_call_that_takes_less_than_its_work_adds_no_full_steps(shallow, clock, pipe):
     clock.shallow = shallow
     found = DeepCacheHelper(pipe).calibrate(partial(LDM.run, pipe, steps=12), branch=0, speedup=2)
@@ -312,7 +329,9 @@ def test_a_speed_that_is_out_of_reach_by_work_is_refused(speedup, clock, pipe, s
     assert not helper.enabled
 
 
-@pytest.mark.parametrize(("speedup", "full"), [(1.5, 1.1), (2, 1.1), (2, 1.3)])
+@pytest.mark.parametrize(
+    ("speedup", "full"), mostly_slow([(1.5, 1.1), (2, 1.1), (2, 1.3)], [(2, 1.3)])
+)
 def test_full_steps_that_cost_more_than_plain_ones_still_give_the_speed(speedup, full, clock, pipe):
     # Recording takes time: then a plan of full steps alone is slower than the plain pipeline.
     clock.full, clock.shallow = full, 0.14
@@ -440,7 +459,9 @@ def test_a_psnr_is_told_with_the_worst_picture(pipe, share, monkeypatch):
     assert str(found.reached) == f"{by_work(1, 6, share):.2f}× by work, 30.0 dB (worst 20.0)"
 
 
-@pytest.mark.parametrize("kind", ["nothing", "other pictures", "latents", "without scikit-image"])
+@pytest.mark.parametrize(
+    "kind", mostly_slow(["nothing", "other pictures", "latents", "without scikit-image"])
+)
 def test_without_the_same_pictures_each_time_there_is_no_psnr(kind, clock, pipe, monkeypatch):
     def lacks(*_):
         raise ImportError
@@ -482,7 +503,7 @@ def test_time_is_measured_with_a_clock_that_runs(pipe):
 
 @pytest.mark.parametrize(
     "asked",
-    [{"full_steps": 2}, {"psnr": 10}, {"speedup": 1.5}],
+    mostly_slow([{"full_steps": 2}, {"psnr": 10}, {"speedup": 1.5}], 1),
     ids=["full_steps", "psnr", "speedup"],
 )
 @pytest.mark.parametrize("enabled", [True, False], ids=["enabled", "disabled"])

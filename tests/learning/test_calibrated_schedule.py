@@ -8,6 +8,7 @@ import diffusers
 import pytest
 import torch
 from builders.cases import CASES
+from builders.marks import mostly_slow
 from builders.schedulers import SCHEDULERS, with_scheduler
 from builders.unets import inputs2d_condition, unet2d_condition
 from conftest import trace
@@ -329,7 +330,7 @@ def test_it_brings_its_own_replay(learned):
         DeepCacheHelper(loaded("sd"), schedule=learned, replay="reuse")
 
 
-@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("name", mostly_slow(SCHEDULERS, ["ddim", "heun", "lms"]))
 def test_a_schedule_fits_an_equal_pipeline(name, tmp_path, monkeypatch):
     # Also with a number of steps that is odd, which some schedulers treat otherwise.
     pipe = loaded("ldm")

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from builders.patched import STEPS, Patched, alone, denoisers, slowly
+from builders.marks import mostly_slow
+from builders.patched import STEPS, Patched, alone, denoisers
 from builders.patches import OTHERS
 from conftest import trace
 
@@ -39,15 +40,6 @@ ORDERS = {
 }
 
 
-QUICK_ROWS = {
-    ("sd", "unet", "closure", "ours-first-and-last"),
-    ("sd", "unet", "closure", "ours-first-other-last"),
-    ("sd", "unet", "accelerate", "other-first-ours-last"),
-    ("sd", "unet", "class-forward", "other-first-and-last"),
-    ("sd-controlnet", "controlnet", "closure", "ours-first-other-last"),
-}
-
-
 def _runs() -> Iterator[Any]:
     elsewhere = {
         ("sdxl", "unet"): ("closure", "accelerate", "adapter-fused"),
@@ -59,14 +51,16 @@ def _runs() -> Iterator[Any]:
     chosen = {("sd", "unet"): tuple(OTHERS), **elsewhere}
     for place, others in chosen.items():
         for other, order in itertools.product(others, ORDERS):
-            quick = (*place, other, order) in QUICK_ROWS
-            marks = () if quick else pytest.mark.slow
             row = (*place, other, ORDERS[order])
-            yield pytest.param(*row, id="-".join((*place, other, order)), marks=marks)
+            yield pytest.param(*row, id="-".join((*place, other, order)))
+
+
+#: Ours outside, and inside.
+QUICK_ROWS = ["sd-unet-closure-ours-first-and-last", "sd-unet-accelerate-other-first-ours-last"]
 
 
 # A class whose `forward` was replaced by one of `*args, **kwargs` was no U-Net to `enable`.
-@pytest.mark.parametrize(("case", "part", "other", "order"), list(_runs()))
+@pytest.mark.parametrize(("case", "part", "other", "order"), mostly_slow(_runs(), QUICK_ROWS))
 def test_every_order_of_coming_and_going_is_right_at_each_stage(case, part, other, order):
     if not OTHERS[other].removable:
         order = tuple(step for step in order if step != "remove")
@@ -106,7 +100,7 @@ def test_every_order_of_coming_and_going_is_right_at_each_stage(case, part, othe
 QUICK = ("closure",)
 
 
-@pytest.mark.parametrize("other", slowly(OTHERS, QUICK))
+@pytest.mark.parametrize("other", mostly_slow(OTHERS, QUICK))
 def test_a_patch_sees_every_call_and_shows(other):
     patch, right = OTHERS[other], alone("sd", "unet", other)
     absent, installed = right["absent"], right["installed"]
@@ -127,7 +121,7 @@ def test_a_patch_sees_every_call_and_shows(other):
 
 
 @pytest.mark.parametrize("first", ["other", "ours"])
-@pytest.mark.parametrize("other", slowly(OTHERS, QUICK))
+@pytest.mark.parametrize("other", mostly_slow(OTHERS, QUICK))
 def test_interval_1_is_the_pipeline_with_the_patch_alone(other, first):
     expected = alone("sd", "unet", other)["installed"]
     patched = Patched("sd", "unet", other)

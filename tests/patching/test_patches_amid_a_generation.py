@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 from builders.cases import CASES as TINY
-from builders.patched import STEPS, Patched, at_step, loop, slowly, small
+from builders.marks import mostly_slow
+from builders.patched import STEPS, Patched, at_step, loop, small
 from builders.patches import adapter, dimmed
 from conftest import layout
 
@@ -38,8 +39,8 @@ class Written:
 WITHIN = ["closure", "accelerate", "diffusers-hook", "torch-hooks", "wrapt-function", "mock"]
 
 
-@pytest.mark.parametrize("last", slowly(range(3), (1,)))
-@pytest.mark.parametrize("kind", slowly(WITHIN, WITHIN[:1]))
+@pytest.mark.parametrize("last", mostly_slow(range(3), (1,)))
+@pytest.mark.parametrize("kind", mostly_slow(WITHIN, WITHIN[:1]))
 def test_a_patch_may_come_or_go_within_a_generation(kind, last):
     # The reference is one closure, there from the beginning, that begins or ends to dim.
     case = TINY["sd"]
@@ -65,7 +66,7 @@ def test_a_patch_may_come_or_go_within_a_generation(kind, last):
             assert torch.equal(picture, gated(helped, False))
 
 
-@pytest.mark.parametrize("kind", slowly(WITHIN, WITHIN[:1]))
+@pytest.mark.parametrize("kind", mostly_slow(WITHIN, WITHIN[:1]))
 def test_a_helper_may_come_or_go_within_a_generation_of_a_patched_pipeline(kind):
     patched = Patched("sd", "unet", kind)
     patched.install()
@@ -93,7 +94,7 @@ def test_a_helper_may_come_or_go_within_a_generation_of_a_patched_pipeline(kind)
 COPIED = ["method", "accelerate", "diffusers-hook", "parametrized", "adapter", "torch-hooks"]
 
 
-@pytest.mark.parametrize("kind", slowly(COPIED, COPIED[:1]))
+@pytest.mark.parametrize("kind", mostly_slow(COPIED, COPIED[:1]))
 def test_a_copy_of_a_pipeline_with_both_is_one_with_the_patch_alone(kind):
     patched = Patched("sd", "unet", kind)
     patched.install()
@@ -122,7 +123,7 @@ def test_a_pickled_unet_with_both_is_one_with_the_patch_alone():
     assert torch.equal(loop(again), plain)
 
 
-@pytest.mark.parametrize("kind", slowly(COPIED, []))
+@pytest.mark.parametrize("kind", mostly_slow(COPIED, []))
 def test_what_is_saved_with_both_is_what_is_saved_with_the_patch_alone(kind, tmp_path):
     patched = Patched("sd", "unet", kind)
     patched.install()

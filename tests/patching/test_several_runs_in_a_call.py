@@ -13,7 +13,8 @@ import pytest
 import torch
 import wrapt
 from builders.cases import CASES as TINY
-from builders.patched import CASES, STEPS, at_step, denoisers, slowly, small
+from builders.marks import mostly_slow
+from builders.patched import CASES, STEPS, at_step, denoisers, small
 from builders.unets import inputs2d_condition
 from conftest import trace
 from DeepCache import DeepCacheSDHelper
@@ -63,13 +64,13 @@ def tiles(forward: Callable[..., Any]) -> Callable[..., Any]:
     return views
 
 
-@pytest.mark.parametrize("first", slowly(["other", "ours"], ["ours"]))
+@pytest.mark.parametrize("first", mostly_slow(["other", "ours"], ["ours"]))
 @pytest.mark.parametrize(
     "settings",
-    [{"schedule": Uniform()}, *(pytest.param(each, marks=pytest.mark.slow) for each in SETTINGS)],
+    mostly_slow([{"schedule": Uniform()}, *SETTINGS], 1),
     ids=str,
 )
-@pytest.mark.parametrize("several", slowly([halves, tiles], [halves]))
+@pytest.mark.parametrize("several", mostly_slow([halves, tiles], 1))
 def test_a_forward_that_runs_the_unet_several_times_runs_in_full(several, settings, first):
     # Of the features that were recorded in one call only the last was kept, and replayed in all of
     # them: the second half's for the first one, too. The pictures were wrong, and nobody was told.
@@ -161,10 +162,13 @@ def test_a_forward_that_runs_the_unet_several_times_is_noticed_when_compiled():
 
 @pytest.mark.parametrize(
     "order",
-    [
-        pytest.param(("theirs", "ours"), id="theirs-ours", marks=pytest.mark.slow),
-        pytest.param(("ours", "theirs"), id="ours-theirs"),
-    ],
+    mostly_slow(
+        [
+            pytest.param(("theirs", "ours"), id="theirs-ours"),
+            pytest.param(("ours", "theirs"), id="ours-theirs"),
+        ],
+        ["ours-theirs"],
+    ),
 )
 def test_beside_the_helper_of_the_deepcache_package_ours_runs_in_full(order):
     # Each replayed what the other one had replayed: the pictures were neither's.
@@ -194,8 +198,8 @@ def test_beside_the_helper_of_the_deepcache_package_ours_runs_in_full(order):
     assert torch.equal(case.run(pipe, steps=steps), plain)
 
 
-@pytest.mark.parametrize("part", slowly(["unet", "controlnet"], ["unet"]))
-@pytest.mark.parametrize("first", slowly(["other", "ours"], ["other"]))
+@pytest.mark.parametrize("part", mostly_slow(["unet", "controlnet"], 1))
+@pytest.mark.parametrize("first", mostly_slow(["other", "ours"], 1))
 def test_a_proxy_in_the_place_of_a_model_is_taken_for_it(part, first):
     # `type(proxy)` has no `forward`: enable and disable raised an AttributeError.
     case = CASES["sd-controlnet"]

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from builders.marks import mostly_slow
 from builders.patched import loop, small
 from builders.patches import OTHERS, Remove
 from conftest import layout
@@ -86,10 +87,13 @@ def _tell(kinds: tuple[str, str], order: tuple[str, ...]) -> Iterator[Stage]:
 
 @pytest.mark.parametrize(
     ("kinds", "every"),
-    [
-        pytest.param(PAIRS[0], 20, id="some"),
-        *(pytest.param(pair, 1, id="+".join(pair), marks=pytest.mark.slow) for pair in PAIRS),
-    ],
+    mostly_slow(
+        [
+            pytest.param(PAIRS[0], 20, id="some"),
+            *(pytest.param(pair, 1, id="+".join(pair)) for pair in PAIRS),
+        ],
+        ["some"],
+    ),
 )
 def test_two_patches_and_a_helper_come_and_go_in_any_order(kinds, every):
     # Two that replace the same forward, and put back what they found, break each other when they

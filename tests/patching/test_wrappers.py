@@ -12,6 +12,7 @@ import torch.distributed
 from accelerate import Accelerator, dispatch_model
 from accelerate.state import AcceleratorState
 from builders.cases import CASES
+from builders.marks import mostly_slow
 from builders.models import MODELS, model_folder
 from builders.schedulers import sd_scheduler
 from builders.unets import inputs2d_condition, unet2d_condition
@@ -153,12 +154,18 @@ DISTRIBUTED = {
 }
 
 
-@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+@pytest.mark.parametrize(
+    "wrap",
+    mostly_slow(
+        [pytest.param(wrap, id=name) for name, wrap in WRAPPERS.items()],
+        ["dispatched-by-blocks", "sharded-by-blocks"],
+    ),
+)
 def test_a_unet_that_stays_itself_is_helped(wrap):
     assert_helped_as_if_bare(wrap(small()))
 
 
-@pytest.mark.parametrize("wrap", DISTRIBUTED.values(), ids=DISTRIBUTED)
+@pytest.mark.parametrize("wrap", mostly_slow(DISTRIBUTED.values(), 1), ids=DISTRIBUTED)
 def test_a_unet_is_found_through_distributed_data_parallel(wrap):
     assert_helped_as_if_bare(wrap(small()))
 

@@ -9,7 +9,8 @@ import functools
 import pytest
 import tomesd
 import torch
-from builders.changes import BOTH, FULL, SD, SDXL, SHALLOW, STEPS, Change, all_differ, slowly, tell
+from builders.changes import BOTH, FULL, SD, SDXL, SHALLOW, STEPS, Change, all_differ, tell
+from builders.marks import mostly_slow
 from builders.unets import inputs2d_condition, unet2d_condition
 from conftest import assert_exact_at_every_branch, counted_calls, layout
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
@@ -34,10 +35,13 @@ FREEU = [
 # FreeU is in the two deepest up blocks: branch 0 leaves them out, 4 is cut inside the second.
 @pytest.mark.parametrize(
     ("case", "branch"),
-    [
-        slowly((case, branch), f"{case.name}-{branch}")
-        for case, branch in ((SD, 0), (SD, 4), (SDXL, 4))
-    ],
+    mostly_slow(
+        [
+            pytest.param(case, branch, id=f"{case.name}-{branch}")
+            for case, branch in ((SD, 0), (SD, 4), (SDXL, 4))
+        ],
+        ["sd-4"],
+    ),
 )
 def test_freeu_is_switched_on_and_off_while_enabled(case, branch):
     plain, on, off = tell(case, FREEU, branch=branch)
@@ -111,7 +115,9 @@ def halved(attn, hidden_states, encoder_hidden_states=None, attention_mask=None,
 
 @pytest.mark.parametrize(
     "processor",
-    [Halved, HalvedModule, lambda: halved, lambda: functools.partial(halved, scale=0.5)],
+    mostly_slow(
+        [Halved, HalvedModule, lambda: halved, lambda: functools.partial(halved, scale=0.5)], 1
+    ),
     ids=["class", "module", "function", "partial"],
 )
 def test_a_processor_that_only_computes_goes_on_being_accelerated(processor):
@@ -222,18 +228,21 @@ class Maps:
 
 @pytest.mark.parametrize(
     ("form", "name"),
-    [
-        ("as_own_class", "Keeping"),
-        ("as_subclass", "Keeping"),
-        ("as_module", "Keeping"),
-        ("as_slots", "Keeping"),
-        ("as_class_attribute", "Keeping"),
-        ("as_class_in_a_closure", "Keeping"),
-        ("as_closure", "keeping"),
-        ("as_method", "put"),
-        ("as_default", "keeping"),
-        ("as_partial", "partial"),
-    ],
+    mostly_slow(
+        [
+            ("as_own_class", "Keeping"),
+            ("as_subclass", "Keeping"),
+            ("as_module", "Keeping"),
+            ("as_slots", "Keeping"),
+            ("as_class_attribute", "Keeping"),
+            ("as_class_in_a_closure", "Keeping"),
+            ("as_closure", "keeping"),
+            ("as_method", "put"),
+            ("as_default", "keeping"),
+            ("as_partial", "partial"),
+        ],
+        [("as_own_class", "Keeping"), ("as_closure", "keeping")],
+    ),
 )
 def test_a_processor_that_keeps_maps_is_given_all_of_them_until_it_is_gone(form, name):
     # A processor could once hide what it keeps in a method's object, slots, the arguments of a
@@ -306,10 +315,13 @@ ORDERS = [
 
 @pytest.mark.parametrize(
     ("case", "order"),
-    [
-        slowly((case, order), "-".join([case.name, *order]))
-        for case, order in [*((SD, order) for order in ORDERS), (SDXL, ORDERS[-1])]
-    ],
+    mostly_slow(
+        [
+            pytest.param(case, order, id="-".join([case.name, *order]))
+            for case, order in [*((SD, order) for order in ORDERS), (SDXL, ORDERS[-1])]
+        ],
+        ["sd-apply-enable-remove-disable", "sd-enable-apply-disable-remove"],
+    ),
 )
 def test_tomesd_and_a_helper_come_and_go_in_any_order(case, order):
     pictures = {}
@@ -354,7 +366,7 @@ def test_tomesds_chance_is_that_of_the_same_calls():
     assert (stats.full_calls, stats.shallow_calls) == (FULL, SHALLOW)
 
 
-@pytest.mark.parametrize("name", ["sd-controlnet", "sd-adapter"])
+@pytest.mark.parametrize("name", mostly_slow(["sd-controlnet", "sd-adapter"], ["sd-adapter"]))
 def test_a_hook_that_reads_positional_arguments_finds_them_in_shallow_calls(name):
     # tomesd's hook takes the size of the latents from `args[0]`. Shallow calls of pipelines with a
     # ControlNet or an adapter had all arguments by keyword, so they failed.

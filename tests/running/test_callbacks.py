@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from builders.changes import SD, STEPS, Change, all_differ, tell
+from builders.marks import mostly_slow
 from builders.schedulers import with_scheduler
 from conftest import counted_calls
 
@@ -46,12 +47,14 @@ def _assert_right(load, run, changes=0):
 
 @pytest.mark.parametrize(
     ("scheduler", "given"),
-    [
-        ("euler", {"sigmas": [14.0, 7.5, 3.0, 1.2, 0.4]}),
-        ("euler", {"timesteps": [980, 700, 420, 200, 30]}),
-        ("dpm-multistep", {"timesteps": [980, 700, 420, 200, 30]}),
-        ("lcm", {"timesteps": [999, 759, 499, 259, 99]}),
-    ],
+    mostly_slow(
+        [
+            ("euler", {"sigmas": [14.0, 7.5, 3.0, 1.2, 0.4]}),
+            ("euler", {"timesteps": [980, 700, 420, 200, 30]}),
+            ("dpm-multistep", {"timesteps": [980, 700, 420, 200, 30]}),
+            ("lcm", {"timesteps": [999, 759, 499, 259, 99]}),
+        ]
+    ),
     ids=lambda value: value if isinstance(value, str) else next(iter(value)),
 )
 def test_a_callers_own_timesteps_and_sigmas(scheduler, given):
@@ -84,12 +87,15 @@ def _prompt(pipe, step, _timestep, kwargs):
 
 @pytest.mark.parametrize(
     ("callback", "inputs", "changes"),
-    [
-        (_brighter, ["latents"], 0),
-        (_in_place, ["latents"], 0),
-        (_guidance, ["latents"], 0),
-        (_prompt, ["prompt_embeds"], 1),
-    ],
+    mostly_slow(
+        [
+            (_brighter, ["latents"], 0),
+            (_in_place, ["latents"], 0),
+            (_guidance, ["latents"], 0),
+            (_prompt, ["prompt_embeds"], 1),
+        ],
+        [(_in_place, ["latents"], 0), (_prompt, ["prompt_embeds"], 1)],
+    ),
     ids=["latents", "latents-in-place", "guidance", "prompt"],
 )
 def test_a_callback_may_change_the_course_of_a_generation(callback, inputs, changes):
@@ -97,7 +103,7 @@ def test_a_callback_may_change_the_course_of_a_generation(callback, inputs, chan
     _assert_right(SD.load, lambda pipe: SD.run(pipe, steps=STEPS, **options), changes)
 
 
-@pytest.mark.parametrize("last", [0, 2, 3])
+@pytest.mark.parametrize("last", mostly_slow([0, 2, 3], [0, 3]))
 def test_an_interrupted_generation_does_not_reach_the_next(last):
     def interrupt(pipe, step, _timestep, kwargs):
         pipe._interrupt = step == last

@@ -6,6 +6,7 @@ from contextlib import suppress
 import pytest
 import torch
 from builders.kinds_of_calls import kinds_of_calls, told
+from builders.marks import mostly_slow
 from builders.unets import inputs2d_condition
 from conftest import counted_calls
 from diffusers import StableDiffusionControlNetPipeline
@@ -157,8 +158,12 @@ ROWS = [
 ]
 
 
+#: In place and not, in loops that differ.
+QUICK_ROWS = [(weighted_in_place, "every second step"), (masked, "guidance midway")]
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize(("change", "how"), ROWS)
+@pytest.mark.parametrize(("change", "how"), mostly_slow(ROWS, QUICK_ROWS))
 def test_a_controlnet_whose_residuals_are_changed_is_whole(change, how, schedule, monkeypatch):
     pipe, arguments = CASES["sd-controlnet"].load(), LOOPS[how]
     expected, shallow = with_whole_controlnets(monkeypatch, pipe, schedule, change, **arguments)
@@ -174,8 +179,8 @@ def test_a_controlnet_whose_residuals_are_changed_is_whole(change, how, schedule
     assert "DeepCacheHelper(pipe.unet)" in said[0]
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("how", LOOPS)
+@pytest.mark.parametrize("schedule", mostly_slow(SCHEDULES, ["default"]))
+@pytest.mark.parametrize("how", mostly_slow(LOOPS, ["every step", "guidance midway"]))
 def test_a_controlnet_whose_residuals_are_not_changed_is_cut(how, schedule, monkeypatch):
     pipe, arguments = CASES["sd-controlnet"].load(), LOOPS[how]
     expected, shallow = with_whole_controlnets(monkeypatch, pipe, schedule, None, **arguments)
@@ -187,7 +192,7 @@ def test_a_controlnet_whose_residuals_are_not_changed_is_cut(how, schedule, monk
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("how", ["every second step", "guidance midway"])
+@pytest.mark.parametrize("how", mostly_slow(["every second step", "guidance midway"], 1))
 def test_two_controlnets_whose_residuals_are_summed_are_whole(how, schedule, monkeypatch):
     pipe, arguments = CASES["sd-controlnet"].load(), LOOPS[how] | {"nets": 2}
     pipe = TwoControlNets(another=CASES["sd-controlnet"].load().controlnet, **pipe.components)
@@ -203,7 +208,7 @@ def test_two_controlnets_whose_residuals_are_summed_are_whole(how, schedule, mon
     assert len(said) == 1
 
 
-@pytest.mark.parametrize("change", [masked, weighted_in_place])
+@pytest.mark.parametrize("change", mostly_slow([masked, weighted_in_place], 1))
 def test_without_a_shallow_step_nothing_is_said(change):
     pipe = CASES["sd-controlnet"].load()
     plain = loop(pipe, change)
@@ -213,7 +218,10 @@ def test_without_a_shallow_step_nothing_is_said(change):
 
 @pytest.mark.parametrize(
     ("written", "kept"),
-    [(masked, True), (masked, False), (weighted_in_place, True), (weighted_middle, False)],
+    mostly_slow(
+        [(masked, True), (masked, False), (weighted_in_place, True), (weighted_middle, False)],
+        [(weighted_in_place, True), (weighted_middle, False)],
+    ),
 )
 def test_what_changes_midway_is_refused_by_name_where_residuals_are_missing(written, kept):
     # The ControlNet is cut in step 4, whose residuals a full step 5 gets once more.
@@ -313,7 +321,7 @@ def _by_class(controlnet, change):
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("how", [_by_hook, _by_forward, _by_class])
+@pytest.mark.parametrize("how", mostly_slow([_by_hook, _by_forward, _by_class], 1))
 def test_a_controlnet_that_weighs_in_its_own_call_is_whole(how, schedule, monkeypatch):
     pipe = CASES["sd-controlnet"].load()
     undo = how(pipe.controlnet, given_weights)

@@ -9,6 +9,7 @@ import pickle
 
 import pytest
 import torch
+from builders.marks import mostly_slow
 from builders.versions_needed import needs
 from diffusers import DDIMScheduler, UNet2DModel
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -44,18 +45,18 @@ def graphs(request):
     return CompileCounterWithBackend(request.param)
 
 
-def small_unet(kind=UNet2DModel):
+def small_unet(kind=UNet2DModel, levels=1):
     torch.manual_seed(0)
     return kind(
         sample_size=8,
         in_channels=4,
         out_channels=4,
-        block_out_channels=(8, 8),
-        down_block_types=("DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D"),
+        block_out_channels=(8,) * levels,
+        down_block_types=("DownBlock2D",) * levels,
+        up_block_types=("UpBlock2D",) * levels,
         layers_per_block=1,
         norm_num_groups=4,
-        attention_head_dim=8,
+        add_attention=False,  # what takes long to trace
     ).eval()
 
 
@@ -87,10 +88,10 @@ def in_place(unet, **options):
 FORMS = {"wrapper": torch.compile, "in place": in_place}
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", mostly_slow(FORMS, 1))
 @pytest.mark.parametrize(
     ("graphs", "dynamic"),
-    [pytest.param("aot_eager", None, marks=pytest.mark.slow), ("eager", True)],
+    mostly_slow([("eager", None), ("aot_eager", None), ("eager", True)], 1),
     indirect=["graphs"],
 )
 def test_compiled_before_enable(form, dynamic, graphs, pictures):
@@ -217,9 +218,10 @@ def test_switching_on_and_off_compiles_nothing_again(form, graphs, pictures):
     assert graphs.frame_count == 3
 
 
+@pytest.mark.slow
 def test_each_branch_of_a_plan_is_a_graph(graphs):
     plan = Explicit((FULL, 0, 1, 2, FULL, 0))
-    eager, unet = small_unet(), small_unet()
+    eager, unet = small_unet(levels=2), small_unet(levels=2)
     with DeepCacheHelper(eager, schedule=plan):
         expected = loop(eager)
     unet.compile(backend=graphs, fullgraph=True)
@@ -234,12 +236,12 @@ def test_more_graphs_than_dynamo_allows_one_module(graphs):
     # With `fullgraph`, dynamo fails where a piece of code would have more graphs than the limit.
     unet = small_unet()
     unet.compile(backend=graphs, fullgraph=True)
-    with torch._dynamo.config.patch(recompile_limit=2):
-        with DeepCacheHelper(unet, schedule=Explicit((FULL, 0, 1, 2))) as helper:
-            loop(unet, steps=4)
-        assert torch._dynamo.config.recompile_limit == 2
-    assert helper.stats.shallow_calls == 3
-    assert graphs.frame_count == 4
+    with torch._dynamo.config.patch(recompile_limit=1):
+        with DeepCacheHelper(unet, schedule=Explicit((FULL, 0, 1))) as helper:
+            loop(unet, steps=3)
+        assert torch._dynamo.config.recompile_limit == 1
+    assert helper.stats.shallow_calls == 2
+    assert graphs.frame_count == 3
 
 
 @pytest.mark.slow
@@ -255,7 +257,7 @@ def test_another_batch_compiles_each_kind_once_more_for_all_batches(graphs):
     assert counts == [2, 4, 4, 4]
 
 
-@pytest.mark.parametrize("enabled_first", [True, False])
+@pytest.mark.parametrize("enabled_first", mostly_slow([True, False], 1))
 def test_regional_compilation(enabled_first, graphs):
     case = CASES["sd"]
     pipe = case.load()
@@ -293,7 +295,7 @@ class ForeignUNet(UNet2DModel):
     """Not diffusers' own: a cut has to be proved by a call before it is used."""
 
 
-@pytest.mark.parametrize("kind", [UNet2DModel, ForeignUNet])
+@pytest.mark.parametrize("kind", mostly_slow([UNet2DModel, ForeignUNet], 1))
 def test_a_feature_survives_the_reuse_of_a_graphs_memory(kind, pictures):
     unet = small_unet(kind)
     unet.compile(backend=reusing_memory, fullgraph=True)
@@ -322,7 +324,7 @@ def test_compiled_code_that_rounds_otherwise_proves_nothing_about_a_cut(pictures
 # --- helper.compile -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("enabled", [True, False])
+@pytest.mark.parametrize("enabled", mostly_slow([True, False], 1))
 def test_helper_compile(enabled, graphs, pictures):
     unet = small_unet()
     helper = DeepCacheHelper(unet, schedule=Uniform())
@@ -374,7 +376,7 @@ def test_a_controlnet_that_is_cut_is_compiled_along(graphs):
 
 
 @pytest.mark.parametrize(
-    "duplicate", [copy.deepcopy, lambda unet: pickle.loads(pickle.dumps(unet))]
+    "duplicate", mostly_slow([copy.deepcopy, lambda unet: pickle.loads(pickle.dumps(unet))], 1)
 )
 def test_a_copy_compiles_for_itself(duplicate, graphs, pictures):
     unet = small_unet()

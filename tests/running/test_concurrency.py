@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from builders.cases import CASES as PLAIN_CASES
+from builders.marks import mostly_slow
 from builders.schedulers import with_scheduler
 from builders.unets import inputs2d_condition, unet2d_condition
 from conftest import layout
@@ -118,7 +119,7 @@ def assert_served_as_alone(case: Any, count: int) -> None:
         assert stats.shallow_calls == whole * counted.shallow_calls
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", mostly_slow(CASES, ["sd"]))
 def test_threads_that_share_a_unet_make_the_pictures_of_one(name, hasty):
     assert_served_as_alone(CASES[name], 8)
 
@@ -189,7 +190,7 @@ def test_two_threads_cannot_both_enable_a_helper_on_one_unet(hasty):
     # Both looked whether the U-Net was free before either had patched it.
     unet = unet2d_condition()
     plain = layout(unet)
-    for _ in range(50):
+    for _ in range(25):
         helpers, together, won = (
             [DeepCacheHelper(unet, schedule=Uniform()) for _ in range(2)],
             threading.Barrier(2),
@@ -315,7 +316,7 @@ def test_enable_waits_for_a_call_that_is_under_way():
 
 
 @pytest.mark.parametrize("interval", [1, 3])
-@pytest.mark.parametrize("name", ["sd", "sd-img2img"])
+@pytest.mark.parametrize("name", mostly_slow(["sd", "sd-img2img"], ["sd-img2img"]))
 def test_switching_while_others_generate_breaks_nothing(name, interval, hasty):
     # A call that began before `enable` takes no turns: another thread cut the U-Net under it.
     case = CASES[name]

@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from builders.changes import FULL, SHALLOW, STEPS, slowly
+from builders.changes import FULL, SHALLOW, STEPS
+from builders.marks import mostly_slow
 from builders.unets import inputs2d_condition, unet2d_condition
 from conftest import counted_calls, trace
 from zoo import CASES
@@ -18,6 +19,7 @@ from deepcache_patch.cutting.anatomy import dissect, dissect_controlnet, is_cont
 from deepcache_patch.running.controlnet import AttachedCompanion
 
 # Of each kind of ControlNet, one or more to a pipeline.
+QUICK = ("sd-controlnet", "hunyuandit-controlnet", "blip-controlnet")
 CONTROLLED = {
     "sd-controlnet": "controlnet_mid_block",
     "sd-controlnet-two": "nets.1.controlnet_mid_block",
@@ -36,7 +38,7 @@ def uncut(monkeypatch):
     monkeypatch.setattr(AttachedCompanion, "_branch", lambda *_: None)
 
 
-@pytest.mark.parametrize("name", CONTROLLED)
+@pytest.mark.parametrize("name", mostly_slow(CONTROLLED, QUICK))
 def test_the_pictures_are_those_with_a_whole_controlnet(name, monkeypatch):
     case = CASES[name]
     pipe = case.load()
@@ -52,7 +54,7 @@ def test_the_pictures_are_those_with_a_whole_controlnet(name, monkeypatch):
 
 
 @pytest.mark.parametrize("branch", [0, 1])
-@pytest.mark.parametrize("name", CONTROLLED)
+@pytest.mark.parametrize("name", mostly_slow(CONTROLLED, QUICK))
 def test_the_deepest_part_runs_on_full_steps_only(name, branch):
     case = CASES[name]
     pipe = case.load()
@@ -234,7 +236,13 @@ CONTROLS = [
 
 @pytest.mark.parametrize(
     ("name", "branch", "overrides", "in_full"),
-    [slowly(row, "-".join([row[0], str(row[1]), *row[2]])) for row in CONTROLS],
+    mostly_slow(
+        [pytest.param(*row, id="-".join([row[0], str(row[1]), *row[2]])) for row in CONTROLS],
+        [
+            *("sd-controlnet-4", "sd-controlnet-0-guess_mode-guidance_scale"),
+            "sd-controlnet-two-0-control_guidance_end",
+        ],
+    ),
 )
 def test_a_cut_controlnet_gives_what_a_whole_one_does(name, branch, overrides, in_full):
     case = CASES[name]

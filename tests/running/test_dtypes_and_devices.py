@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from builders.marks import mostly_slow
 from builders.models import MODELS, model_folder
 from builders.savers import CASES, DEVICES, loaded, sliced, unsliced, without_hooks
 from builders.unets import inputs2d_condition, unet2d_condition
@@ -27,7 +28,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("change", mostly_slow(CHANGES, ["bfloat16", "model-offload-and-back"]))
 def test_changes_between_generations_are_followed(change, device):
     case = CASES["sd-controlnet"]
     pipe = loaded(case.name, device)
@@ -57,7 +58,7 @@ LOADED = {
 }
 
 
-@pytest.mark.parametrize("options", LOADED.values(), ids=LOADED)
+@pytest.mark.parametrize("options", mostly_slow(LOADED.values(), 1), ids=LOADED)
 def test_what_a_pipeline_was_loaded_with_makes_no_difference(options):
     case, folder = CASES["sd"], model_folder(MODELS["sd"])
 
@@ -77,7 +78,10 @@ def test_what_a_pipeline_was_loaded_with_makes_no_difference(options):
     assert torch.equal(case.run(pipe), plain)
 
 
-@pytest.mark.parametrize("parts", [("mid_block",), ("up_blocks",), ("down_blocks", "up_blocks")])
+PARTS = [("mid_block",), ("up_blocks",), ("down_blocks", "up_blocks")]
+
+
+@pytest.mark.parametrize("parts", mostly_slow([pytest.param(parts) for parts in PARTS], 1))
 def test_a_unet_whose_parts_are_on_a_disk_is_cut(parts, tmp_path):
     case = CASES["sd"]
     pipe = case.load()
@@ -99,7 +103,9 @@ def test_a_unet_whose_parts_are_on_a_disk_is_cut(parts, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", ["hunyuandit", "stable-cascade-prior"])
+@pytest.mark.parametrize(
+    "name", mostly_slow(["hunyuandit", "stable-cascade-prior"], ["stable-cascade-prior"])
+)
 def test_a_pipeline_that_casts_its_timesteps_has_as_many_shallow_calls_as_in_float32(name, dtype):
     # 981 is 980 in bfloat16, which is no timestep of the scheduler's, but 241 is 241: each time
     # such a one followed a rounded one, a new generation began, with a full step.

@@ -8,6 +8,7 @@ import warnings
 import pytest
 import torch
 from builders.loops import Written, held_bytes, kinds_of_steps, loop
+from builders.marks import mostly_slow
 from builders.unets import UNETS, inputs2d_condition, unet2d_condition
 from conftest import trace
 
@@ -24,7 +25,11 @@ from deepcache_patch.running.decision import MAX_SLOTS
 # --- exactness ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", UNETS)
+#: Those that differ most.
+QUICK = ["condition-2-layers", "condition-odd-size", "2d-no-mid-block"]
+
+
+@pytest.mark.parametrize("name", mostly_slow(UNETS, QUICK))
 def test_interval_1_is_the_plain_unet(name):
     unet, inputs = UNETS[name].build(), UNETS[name].inputs
     plain = loop(unet, inputs, steps=3)
@@ -33,7 +38,7 @@ def test_interval_1_is_the_plain_unet(name):
     assert helper.stats == Stats(generations=1, full_calls=3)
 
 
-@pytest.mark.parametrize("name", UNETS)
+@pytest.mark.parametrize("name", mostly_slow(UNETS, QUICK))
 def test_disable_leaves_no_trace(name):
     unet, inputs = UNETS[name].build(), UNETS[name].inputs
     plain, before = loop(unet, inputs, steps=3), trace(unet)
@@ -47,7 +52,7 @@ def test_disable_leaves_no_trace(name):
     assert torch.equal(loop(unet, inputs, steps=3), plain)
 
 
-@pytest.mark.parametrize("name", UNETS)
+@pytest.mark.parametrize("name", mostly_slow(UNETS, QUICK))
 def test_a_shallow_step_with_the_input_of_the_full_one_gives_its_output(name):
     unet = UNETS[name].build()
     for branch in dissect(unet).branches:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from builders.cases import CASES
 from builders.kinds_of_calls import told
+from builders.marks import mostly_slow
 from builders.unets import inputs2d_condition
 from diffusers import DDIMInverseScheduler, DDIMScheduler
 
@@ -74,7 +75,7 @@ TRIPS = {"by the pipeline": by_pipeline, "two coupled samples": edict}
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("there_and_back", TRIPS.values(), ids=TRIPS)
+@pytest.mark.parametrize("there_and_back", mostly_slow(TRIPS.values(), 1), ids=TRIPS)
 def test_with_both_loops_paused_all_comes_back_as_without_a_helper(there_and_back, schedule):
     pipe = CASES["sd"].load()
     plain = there_and_back(pipe)

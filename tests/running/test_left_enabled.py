@@ -11,7 +11,8 @@ from functools import partial
 
 import pytest
 import torch
-from builders.held import CONTROLNET, SD, StoppedError, alive, loop, slow, stop_by_interrupt
+from builders.held import CONTROLNET, SD, StoppedError, alive, loop, stop_by_interrupt
+from builders.marks import mostly_slow
 from conftest import trace
 
 from benchmarks.cost import lifetime
@@ -37,7 +38,7 @@ def left_enabled(pipe, run=lambda: None, schedule=Uniform()):  # noqa: B008
     return weakref.ref(helper)
 
 
-OF_EACH_KIND = [Uniform(), "auto", slow(Adaptive(0.5), id="adaptive")]
+OF_EACH_KIND = mostly_slow([Uniform(), "auto", pytest.param(Adaptive(0.5), id="adaptive")])
 
 
 def counted_middle(unet):

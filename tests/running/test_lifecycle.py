@@ -3,6 +3,7 @@
 import pytest
 import torch
 from builders.lifecycle import Lifecycle
+from builders.marks import mostly_slow
 from builders.stories import FAMILIES
 from builders.versions_needed import require
 from hypothesis import HealthCheck, settings
@@ -41,14 +42,8 @@ def explored(family: str, *, lives: int, length: int) -> int:
     return machine.steps
 
 
-#: The others live longer, where the test is slow.
-QUICK = ("ddpm", "sd")
-
-
-@pytest.mark.parametrize(
-    "family",
-    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES],
-)
+# The others live longer, where the test is slow.
+@pytest.mark.parametrize("family", mostly_slow(FAMILIES, ["ddpm"]))
 def test_a_few_lives(family):
     assert explored(family, lives=3, length=12) > 0
 

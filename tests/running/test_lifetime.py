@@ -13,10 +13,10 @@ from builders.held import (
     bytes_left,
     cache_bytes,
     loop,
-    slow,
     stop_by_exception,
     stop_by_interrupt,
 )
+from builders.marks import mostly_slow
 from builders.unets import inputs2d_condition, unet2d_condition
 
 from benchmarks.cost.lifetime import live_tensors
@@ -79,7 +79,7 @@ def assert_nothing_is_left(case):
     assert helper.stats.cache_nbytes > 0
 
 
-@pytest.mark.parametrize("name", LOOPS)
+@pytest.mark.parametrize("name", mostly_slow(LOOPS, ["ddpm", "sd-controlnet-two"]))
 def test_nothing_that_was_recorded_is_held_after_the_last_step(name):
     assert_nothing_is_left(CASES[name])
 
@@ -114,7 +114,10 @@ SCHEDULES = {
 }
 
 
-@pytest.mark.parametrize("options", SCHEDULES.values(), ids=SCHEDULES)
+QUICK = [SCHEDULES["extrapolate"], SCHEDULES["explicit, two branches"]]
+
+
+@pytest.mark.parametrize("options", mostly_slow(SCHEDULES.values(), QUICK), ids=SCHEDULES)
 def test_no_schedule_holds_anything_after_the_last_step(options):
     pipe = toys.smallest("cpu", torch.float32)
     pipe(8)
@@ -162,7 +165,7 @@ BROKEN_OFF = {
 }
 
 
-@pytest.mark.parametrize("how", ["exception", *map(slow, ("interrupt", "denoising_end"))])
+@pytest.mark.parametrize("how", mostly_slow(BROKEN_OFF, ["exception"]))
 def test_a_loop_that_is_broken_off_holds_one_cache_until_it_is_released(how, recorded):
     case = CASES["sdxl"]
     pipe = case.load()

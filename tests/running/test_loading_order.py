@@ -16,7 +16,8 @@ from accelerate.hooks import (
     CpuOffload,
     add_hook_to_module,
 )
-from builders.savers import CASES, CPU, META, denoisers, marked, without_groups
+from builders.marks import mostly_slow
+from builders.savers import CASES, CPU, META, denoisers, without_groups
 from builders.unets import unet2d_condition
 from builders.versions_needed import needs, require, require_group_offloading
 from diffusers.hooks import group_offloading
@@ -115,12 +116,12 @@ def in_groups(model: nn.Module, *, kind: str, stream: Stream | None, blocks: int
     group_offloading._apply_group_offloading(model, config)
 
 
+@pytest.mark.parametrize("branch", mostly_slow([0, 2, 4], 1))
 @pytest.mark.parametrize(
-    "branch", [0, *(pytest.param(each, marks=pytest.mark.slow) for each in (2, 4))]
+    "streamed", mostly_slow([False, True], [True]), ids=["waiting", "streamed"]
 )
-@pytest.mark.parametrize("streamed", [False, True], ids=["waiting", "streamed"])
-@pytest.mark.parametrize("kind", ["leaf_level", "block_level"])
-@pytest.mark.parametrize("name", ["sd-controlnet", marked("animatediff", slow=True)])
+@pytest.mark.parametrize("kind", mostly_slow(["leaf_level", "block_level"], ["block_level"]))
+@pytest.mark.parametrize("name", mostly_slow(["sd-controlnet", "animatediff"], 1))
 def test_layers_after_the_gap_are_loaded_in_time(far, name, kind, streamed, branch):
     # The first call after the hooks were made notes in which order the layers run, and from then
     # on each layer has the next one loaded. A shallow call has a gap in that order.
@@ -144,7 +145,7 @@ def test_layers_after_the_gap_are_loaded_in_time(far, name, kind, streamed, bran
 
 
 @needs("diffusers", "0.37")
-@pytest.mark.parametrize("kind", ["leaf_level", "block_level"])
+@pytest.mark.parametrize("kind", mostly_slow(["leaf_level", "block_level"], 1))
 def test_an_order_that_was_noted_in_a_shallow_call_does_no_harm(far, kind):
     # Offloading that is applied, or applied anew because a LoRA was loaded, amid a generation.
     case = CASES["sd"]

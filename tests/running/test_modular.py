@@ -10,6 +10,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from builders.marks import mostly_slow
 from builders.versions_needed import has
 
 if not has("diffusers", "0.42"):
@@ -63,19 +64,13 @@ CALLS = {
     "slg-longer": (8, 11),
 }
 
-#: Of these each kind of guider once; at branch 3 some of the layers that PAG leaves out are kept.
-QUICK = {("cfg", OUTPUT), ("apg", OUTPUT), ("slg-midway", OUTPUT), ("pag", 3)}
+#: One that guides alone, and one that leaves layers out, some of which are kept at branch 3.
+QUICK = {("cfg", OUTPUT), ("pag", 3)}
 
 
 @pytest.mark.parametrize(
     ("name", "branch"),
-    [
-        *(
-            pytest.param(name, branch, marks=() if (name, branch) in QUICK else pytest.mark.slow)
-            for branch in (OUTPUT, 3)
-            for name in GUIDERS
-        ),
-    ],
+    mostly_slow([(name, branch) for branch in (OUTPUT, 3) for name in GUIDERS], QUICK),
 )
 def test_with_a_guider_it_is_exact_at_interval_1_repeatable_and_undone(name, branch):
     pipe, its_run = load(), functools.partial(run, guider=GUIDERS[name])
@@ -167,22 +162,23 @@ def test_a_unet_that_was_replaced_or_unloaded_is_no_longer_helped_until_enabled_
     pipe = load()
     old, new = pipe.unet, unet_of_sdxl()
     before = layout(old)
+    plain = run(load(), steps=4)
     helper = DeepCacheHelper(pipe, schedule=Uniform(3)).enable()
-    expected = run(pipe)
+    expected = run(pipe, steps=4)
     pipe.update_components(unet=new)
     assert not helper.enabled
-    assert torch.equal(run(pipe), run(load()))
+    assert torch.equal(run(pipe, steps=4), plain)
     helper.enable()
     assert helper.enabled
     assert layout(old) == before
-    assert torch.equal(run(pipe), expected)
+    assert torch.equal(run(pipe, steps=4), expected)
     pipe.unload_components("unet")
     assert not helper.enabled
     with pytest.raises(UnsupportedModelError, match="not there yet"):
         helper.enable()
     helper.disable()
     pipe.update_components(unet=old)
-    assert torch.equal(run(pipe), run(load()))
+    assert torch.equal(run(pipe, steps=4), plain)
 
 
 def test_a_scheduler_that_comes_later_drives_the_loop():
@@ -304,21 +300,21 @@ def test_a_manager_that_offloads_leaves_every_picture_as_it_is(monkeypatch):
     # It asks how much memory the device has left, which a CPU does not say.
     monkeypatch.setattr(TorchDeviceBackend, "mem_get_info", lambda _: (0, 0))
     plain_pipe = load()
-    plain = run(plain_pipe)
+    plain = run(plain_pipe, steps=4)
     with DeepCacheHelper(plain_pipe, schedule=Uniform(3, 0)):
-        expected = run(plain_pipe)
+        expected = run(plain_pipe, steps=4)
     manager = ComponentsManager()
     pipe = modular_sdxl(manager=manager)
     helper = DeepCacheHelper(pipe, schedule=Uniform(3, 0)).enable()
     for _ in range(2):
         manager.enable_auto_cpu_offload(device="cpu")
         assert isinstance(pipe.unet._hf_hook, CustomOffloadHook)
-        assert torch.equal(run(pipe), expected)
+        assert torch.equal(run(pipe, steps=4), expected)
     helper.disable()
-    assert torch.equal(run(pipe), plain)
+    assert torch.equal(run(pipe, steps=4), plain)
     helper.enable()
     manager.disable_auto_cpu_offload()
-    assert torch.equal(run(pipe), expected)
+    assert torch.equal(run(pipe, steps=4), expected)
     helper.disable()
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from builders.marks import mostly_slow
 from builders.unets import inputs2d_condition, unet2d_condition
 from diffusers import DDIMScheduler
 from zoo import CASES
@@ -40,7 +41,9 @@ def reads(monkeypatch):
     return found
 
 
-@pytest.mark.parametrize("name", ["sd", "sdxl", "sd-controlnet", "ddpm"])
+@pytest.mark.parametrize(
+    "name", mostly_slow(["sd", "sdxl", "sd-controlnet", "ddpm"], ["sd-controlnet", "ddpm"])
+)
 @pytest.mark.parametrize(
     "schedule", [Uniform(3), Uniform(3, 1), Auto(3)], ids=["uniform", "branch 1", "auto"]
 )

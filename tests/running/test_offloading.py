@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from builders.patched import slowly
+from builders.marks import mostly_slow
 from builders.savers import (
     ALL_SAVERS,
     CASES,
@@ -19,7 +19,6 @@ from builders.savers import (
     attributes,
     denoisers,
     loaded,
-    marked,
 )
 from conftest import trace
 
@@ -35,12 +34,18 @@ VARIANTS = (
 MOVERS = ("model-offload", "sequential-offload", "groups-of-leaves", "groups-of-blocks", "float8")
 
 #: Every saver with the plainest pipeline, and those that move weights with the others.
-PAIRS = {("sd", saver): saver in VARIANTS for saver in SAVERS}
-PAIRS |= {("sd-controlnet", saver): False for saver in MOVERS}
-PAIRS |= {(name, saver): True for name in ("sdxl", "animatediff") for saver in MOVERS}
-RUNS = [marked(*pair, device, slow=slow) for device in DEVICES for pair, slow in PAIRS.items()]
+PAIRS = [("sd", saver) for saver in SAVERS]
+PAIRS += [(name, saver) for name in ("sd-controlnet", "sdxl", "animatediff") for saver in MOVERS]
+RUNS = [(*pair, device) for device in DEVICES for pair in PAIRS]
 if "cuda" in DEVICES:
-    RUNS += [marked("sd-controlnet", saver, "cuda", slow=False) for saver in STREAMED]
+    RUNS += [("sd-controlnet", saver, "cuda") for saver in STREAMED]
+
+#: What moves weights in each way, and what only computes otherwise.
+QUICK = [
+    *(("sd", "model-offload", "cpu"), ("sd", "groups-of-leaves", "cpu"), ("sd", "slicing", "cpu")),
+    ("sd-controlnet", "groups-of-blocks", "cpu"),
+    *(run for run in RUNS if run[2] != "cpu"),  # where there is a device, all of them on it
+]
 
 
 class Expected(NamedTuple):
@@ -63,8 +68,8 @@ def expected_of(name: str, saver: str, device: str) -> Expected:
         return Expected(plain, case.run(pipe), left)
 
 
-@pytest.mark.parametrize("order", slowly(["saver-first", "helper-first"], ["saver-first"]))
-@pytest.mark.parametrize(("name", "saver", "device"), RUNS)
+@pytest.mark.parametrize("order", mostly_slow(["saver-first", "helper-first"], ["saver-first"]))
+@pytest.mark.parametrize(("name", "saver", "device"), mostly_slow(RUNS, QUICK))
 def test_every_picture_is_that_of_a_fresh_pipeline(name, saver, device, order):
     case, expected = CASES[name], expected_of(name, saver, device)
     assert not torch.equal(expected.plain, expected.fast)
@@ -83,14 +88,12 @@ def test_every_picture_is_that_of_a_fresh_pipeline(name, saver, device, order):
     assert attributes(pipe) == expected.left
 
 
-UNDONE = [
-    marked(saver, slow=saver in VARIANTS) for saver, (_, undo) in SAVERS.items() if undo is not None
-]
+UNDONE = [saver for saver, (_, undo) in SAVERS.items() if undo is not None]
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("saver", UNDONE)
-@pytest.mark.parametrize("order", slowly(["saver-first", "helper-first"], ["helper-first"]))
+@pytest.mark.parametrize("saver", mostly_slow(UNDONE, ["groups-of-leaves"]))
+@pytest.mark.parametrize("order", mostly_slow(["saver-first", "helper-first"], ["helper-first"]))
 def test_both_are_removed_in_either_order(saver, order, device):
     name, (apply, undo) = "sd-controlnet", SAVERS[saver]
     case = CASES[name]
@@ -121,7 +124,10 @@ def test_both_are_removed_in_either_order(saver, order, device):
     assert attributes(pipe) == attributes(alone)
 
 
-@pytest.mark.parametrize("saver", [*UNDONE, "channels-last", "float8"])
+@pytest.mark.parametrize(
+    "saver",
+    mostly_slow([*UNDONE, "channels-last", "float8"], {*UNDONE, "channels-last"} - {*VARIANTS}),
+)
 def test_disable_leaves_what_the_saver_has_put_there(saver):
     pipe = CASES["sd-controlnet"].load()
     SAVERS[saver].apply(pipe, "cpu")

@@ -5,6 +5,7 @@ import warnings
 import pytest
 import torch
 from builders.loops import held_bytes
+from builders.marks import mostly_slow
 from builders.unets import inputs2d_condition, unet2d_condition
 from conftest import counted_calls, trace
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
@@ -74,7 +75,10 @@ def test_changing_an_output_in_place_does_not_change_the_next():
     assert torch.equal(seen[2], seen[0])
 
 
-@pytest.mark.parametrize("name", ["sd", "sdxl", "sd-controlnet", "ldm-text2img", "ddpm"])
+@pytest.mark.parametrize(
+    "name",
+    mostly_slow(["sd", "sdxl", "sd-controlnet", "ldm-text2img", "ddpm"], ["ldm-text2img", "ddpm"]),
+)
 def test_pipelines_run_by_the_plan_and_are_exact_when_it_is_full(name):
     case = CASES[name]
     pipe = case.load()
@@ -184,25 +188,11 @@ def test_a_processor_that_keeps_what_it_sees_is_heeded():
     assert helper.stats.shallow_calls == 0
 
 
-#: One of each kind; the others take minutes, and run with the slow tests.
-AT_ONCE = {
-    "sd",
-    "sdxl-img2img",
-    "sd-inpaint-9",
-    "marigold-intrinsics",
-    "stable-video-diffusion",
-    "ddpm",
-}
+RUNNING = [name for name in CASES if not name.startswith("amused")]
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=() if name in AT_ONCE else pytest.mark.slow)
-        for name in CASES
-        if not name.startswith("amused")
-    ],
-)
+# All of them take minutes.
+@pytest.mark.parametrize("name", mostly_slow(RUNNING, ["sd", "marigold-intrinsics", "ddpm"]))
 def test_every_pipeline_runs_by_default_and_its_second_generation_is_a_fresh_ones(name):
     case = CASES[name]
     with warnings.catch_warnings():

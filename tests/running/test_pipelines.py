@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 from builders.cases import CASES
+from builders.marks import mostly_slow
 from builders.schedulers import SCHEDULERS, with_scheduler
 from conftest import trace
 
@@ -38,18 +39,12 @@ class CountedCalls:
             handle.remove()
 
 
-def _pairs():
-    """Each pipeline once, and each scheduler once; the other pairs are slow."""
-    pipelines, schedulers = set(), set()
-    for name, scheduler in PAIRS:
-        is_quick = name not in pipelines or scheduler not in schedulers
-        pipelines.add(name)
-        schedulers.add(scheduler)
-        marks = () if is_quick else pytest.mark.slow
-        yield pytest.param(name, scheduler, id=f"{name}-{scheduler}", marks=marks)
+#: Each scheduler with the quickest pipeline that it can drive, and one of each kind of pipeline.
+QUICK = [("ldm", scheduler) for scheduler in CASES["ldm"].schedulers]
+QUICK += [(name, "ddim") for name in ("sd", "sdxl", "ddpm", "ddim")]
 
 
-@pytest.mark.parametrize(("name", "scheduler"), list(_pairs()))
+@pytest.mark.parametrize(("name", "scheduler"), mostly_slow(PAIRS, QUICK))
 def test_a_generation_runs_one_step_in_three_in_full_and_disable_is_exact(name, scheduler):
     case = CASES[name]
     pipe = with_scheduler(case.load(), scheduler)
@@ -116,7 +111,14 @@ SECOND = [
 ]
 
 
-@pytest.mark.parametrize(("name", "change"), SECOND, ids=[f"{a}-{b}" for a, b in SECOND])
+#: Each change once.
+QUICK_SECOND = [
+    *(("sd", "batch"), ("sd", "size"), ("sd-img2img", "strength")),
+    *(("sdxl", "no-guidance"), ("ldm", "seed"), ("ddpm", "steps")),
+]
+
+
+@pytest.mark.parametrize(("name", "change"), mostly_slow(SECOND, QUICK_SECOND))
 def test_a_second_generation_is_that_of_a_fresh_pipeline(name, change):
     case = CASES[name]
     other = {"steps": 8} | OTHER_GENERATIONS[change]
@@ -131,7 +133,7 @@ def test_a_second_generation_is_that_of_a_fresh_pipeline(name, change):
         assert torch.equal(case.run(pipe, **other), expected)
 
 
-@pytest.mark.parametrize("scheduler", ["ddim", "heun", "pndm"])
+@pytest.mark.parametrize("scheduler", mostly_slow(["ddim", "heun", "pndm"], ["heun"]))
 def test_a_generation_that_is_broken_off_does_not_reach_the_next(scheduler):
     case = CASES["sd"]
     pipe = with_scheduler(case.load(), scheduler)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from builders.cases import CASES
+from builders.marks import mostly_slow
 from builders.schedulers import with_scheduler
 from conftest import layout
 from diffusers import StableDiffusionImg2ImgPipeline
@@ -132,7 +133,9 @@ def assert_served_as_alone(load: Any, run: Any, schedule: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("scheduler", "branch"), [("ddim", 0), ("heun", OUTPUT)], ids=["ddim-cut", "heun-output"]
+    ("scheduler", "branch"),
+    mostly_slow([("ddim", 0), ("heun", OUTPUT)], 1),
+    ids=["ddim-cut", "heun-output"],
 )
 def test_requests_at_once_get_the_pictures_that_each_gets_alone(scheduler, branch):
     case = CASES["sd"]
@@ -144,6 +147,7 @@ def test_requests_at_once_get_the_pictures_that_each_gets_alone(scheduler, branc
     assert_served_as_alone(load, functools.partial(served, case), Uniform(3, branch))
 
 
+@pytest.mark.slow
 def test_requests_through_shells_of_from_pipe_get_the_pictures_that_each_gets_alone():
     def load() -> Any:
         pipe = CASES["sd"].load()

@@ -5,7 +5,8 @@ import functools
 import pytest
 import torch
 from builders.cases import EDIT, PAINT, PROMPT, run_pipeline
-from builders.changes import FULL, SD, SDXL, SHALLOW, STEPS, slowly
+from builders.changes import FULL, SD, SDXL, SHALLOW, STEPS
+from builders.marks import mostly_slow
 from builders.schedulers import with_scheduler
 from builders.unets import unet2d_condition
 from conftest import counted_calls, trace
@@ -49,11 +50,14 @@ SHARING = {
 
 @pytest.mark.parametrize(
     ("name", "scheduler"),
-    [
-        *(slowly((name, "same"), name) for name in SHARING),
-        ("img2img-strength", "heun"),
-        ("inpaint", "dpm-multistep"),
-    ],
+    mostly_slow(
+        [
+            *(pytest.param(name, "same", id=name) for name in SHARING),
+            ("img2img-strength", "heun"),
+            ("inpaint", "dpm-multistep"),
+        ],
+        ["img2img", ("inpaint", "dpm-multistep")],
+    ),
 )
 def test_pipelines_on_one_unet_take_turns_under_one_helper(name, scheduler):
     case, kind, run = SHARING[name]
@@ -141,7 +145,7 @@ def test_a_second_helper_on_a_shared_unet_is_refused_until_the_first_is_disabled
     assert trace(pipe.unet) == before
 
 
-@pytest.mark.parametrize("enabled", ["text-to-image", "controlnet"])
+@pytest.mark.parametrize("enabled", mostly_slow(["text-to-image", "controlnet"], 1))
 def test_a_controlnet_pipeline_on_a_shared_unet(enabled):
     def both():
         pipe, other = shared(

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from builders.patched import slowly
+from builders.marks import mostly_slow
 from builders.unets import inputs2d_condition, unet2d_condition
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -52,8 +52,8 @@ def amid_a_loop(unet):
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
-@pytest.mark.parametrize("branch", slowly([0, -1], [0]))
-@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+@pytest.mark.parametrize("branch", mostly_slow([0, -1], 1))
+@pytest.mark.parametrize("way", mostly_slow(WAYS, 1), ids=lambda way: way.__name__)
 @torch.no_grad()
 def test_what_is_written_down_is_the_whole_unet(way, branch):
     unet = unet2d_condition()

@@ -17,6 +17,7 @@ from builders.kinds_of_calls import (
     kinds_of,
     kinds_of_calls,
 )
+from builders.marks import mostly_slow
 from builders.schedulers import with_scheduler
 from builders.unets import inputs2d_condition
 from conftest import counted_calls, trace
@@ -72,7 +73,7 @@ def test_trap_timesteps():
     assert reads.count == 3
 
 
-@pytest.mark.parametrize("scheduler", ["heun", "kdpm2", "pndm"])
+@pytest.mark.parametrize("scheduler", mostly_slow(["heun", "kdpm2", "pndm"], ["heun", "pndm"]))
 def test_trap_repeated_timesteps(scheduler):
     # And the look-up takes a timestep that occurs again for its first occurrence.
     case = CASES["sd"]
@@ -133,6 +134,7 @@ def test_trap_branches():
     ]
 
 
+@pytest.mark.usefixtures("quick_collections")
 def test_trap_memory():
     # DeepCache keeps the outputs of 42 layers. One is enough, and the next shallow step's input.
     case = CASES["sd"]

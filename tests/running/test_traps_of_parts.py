@@ -8,6 +8,7 @@ import inspect
 import pytest
 import torch
 from builders.kinds_of_calls import TWICE, assert_exact, counted, kinds_of, told
+from builders.marks import mostly_slow
 from builders.schedulers import with_scheduler
 from builders.unets import UNETS, inputs2d_condition
 from builders.versions_needed import require_group_offloading
@@ -45,7 +46,11 @@ def test_trap_second_stream():
 
 
 @pytest.mark.parametrize(
-    "name", ["kandinsky3", "stable-cascade-decoder", "dance-diffusion", "sd-controlnet-xs"]
+    "name",
+    mostly_slow(
+        ["kandinsky3", "stable-cascade-decoder", "dance-diffusion", "sd-controlnet-xs"],
+        ["stable-cascade-decoder", "dance-diffusion"],
+    ),
 )
 def test_trap_other_layouts(name):
     # Their blocks are others, so what is right for Stable Diffusion's cuts them in wrong places.
@@ -62,7 +67,7 @@ def test_trap_other_layouts(name):
 # --- offloading ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("enabled", ["before", "after"])
+@pytest.mark.parametrize("enabled", mostly_slow(["before", "after"], ["after"]))
 def test_trap_model_offload(enabled):
     # accelerate puts a `forward` on the instance, and takes it away after each generation. With
     # DeepCache, pictures after the first came out distorted.
@@ -278,7 +283,7 @@ def test_trap_repeated_blocks():
     assert {level: calls[f"up_blocks.{level}.0"] for level in range(4)} == {0: 3, 1: 3, 2: 2, 3: 8}
 
 
-@pytest.mark.parametrize("name", ["sag", "attend-and-excite", "ledits"])
+@pytest.mark.parametrize("name", mostly_slow(["sag", "attend-and-excite", "ledits"], ["sag"]))
 def test_trap_attention_maps(name):
     # They read attention maps of middle and deep blocks at each step; a shallow one would leave
     # them the maps of an earlier step.

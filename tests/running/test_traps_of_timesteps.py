@@ -17,6 +17,7 @@ from builders.kinds_of_calls import (
     scheduler_trace,
     told,
 )
+from builders.marks import mostly_slow
 from builders.schedulers import with_scheduler
 from builders.unets import inputs2d_condition
 from builders.versions_needed import needs
@@ -86,7 +87,7 @@ def test_trap_panorama():
     assert_as_fresh("panorama", {"seed": 1}, {"view_batch_size": 2}, {})
 
 
-@pytest.mark.parametrize("name", ["text-to-video-zero", "text-to-video-zero-sdxl"])
+@pytest.mark.parametrize("name", mostly_slow(["text-to-video-zero", "text-to-video-zero-sdxl"], 1))
 def test_trap_copied_scheduler(name):
     # A deep copy of a wrapped scheduler is refused, or drives the original one.
     case = CASES[name]
@@ -116,7 +117,8 @@ SEVERAL_CALLS = {
 }
 
 
-@pytest.mark.parametrize("name", SEVERAL_CALLS)
+# Quick: one that is never cut, and one that is as planned.
+@pytest.mark.parametrize("name", mostly_slow(SEVERAL_CALLS, ["sag", "sd-pag"]))
 def test_trap_several_calls_at_a_timestep(name):
     # One feature for all calls of a step would be another call's; their number varies from step to
     # step, and some have gradients.
@@ -219,7 +221,9 @@ def test_trap_keyword_timesteps(name):
     assert counted(helper) == tuple(counts)
 
 
-@pytest.mark.parametrize("name", ["sd-img2img", "sd-inpaint", "sd-depth2img"])
+@pytest.mark.parametrize(
+    "name", mostly_slow(["sd-img2img", "sd-inpaint", "sd-depth2img"], ["sd-inpaint"])
+)
 def test_trap_image_to_image(name):
     # With DeepCache, a second generation with another strength, or other steps, is not what a fresh
     # helper makes of it.
@@ -235,7 +239,7 @@ FOREIGN_TIMESTEPS = {
 }
 
 
-@pytest.mark.parametrize("name", FOREIGN_TIMESTEPS)
+@pytest.mark.parametrize("name", mostly_slow(FOREIGN_TIMESTEPS, ["karras-ve", "score-sde-ve"]))
 def test_trap_timesteps_that_are_not_the_schedulers(name):
     # Functions of sigma, vectors of sigmas, the list of another scheduler: they stand in no list
     # that could be searched.
@@ -301,7 +305,9 @@ def test_trap_gradients():
     assert counted(helper) == (6, 1)
 
 
-@pytest.mark.parametrize(("name", "calls"), [("pix2pix-zero", 15), ("attend-and-excite", 31)])
+@pytest.mark.parametrize(
+    ("name", "calls"), mostly_slow([("pix2pix-zero", 15), ("attend-and-excite", 31)], 1)
+)
 def test_trap_gradients_in_pipelines(name, calls):
     # As above; and they read attention maps, so all the rest runs in full, too.
     case = CASES[name]

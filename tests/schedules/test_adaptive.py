@@ -8,6 +8,7 @@ import torch
 from builders.cases import CASES
 from builders.finished_calls import Told
 from builders.loops import Loop
+from builders.marks import mostly_slow
 from builders.unets import inputs2d_condition, unet2d_condition
 from conftest import trace
 
@@ -398,12 +399,14 @@ def prompt(seed):
 
 @pytest.mark.parametrize(
     ("steps", "kinds"),
-    [
-        (["c"] * 9 + ["uc"] * 11, "F F F F F F s F s Fs ss FF ss ss ss ss ss ss ss ss"),
-        (["uc"] * 9 + ["c"] * 11, "FF FF FF FF FF FF ss FF ss F s s s s s s s s s s"),
-        (["c"] * 9 + ["uc"] * 5 + ["c"] * 6, "F F F F F F s F s Fs ss FF ss ss F s s s s s"),
-        (["cu"] * 9 + ["c"] * 11, "FF FF FF FF FF FF ss FF ss s s F s s s s s s s s"),
-    ],
+    mostly_slow(
+        [
+            (["c"] * 9 + ["uc"] * 11, "F F F F F F s F s Fs ss FF ss ss ss ss ss ss ss ss"),
+            (["uc"] * 9 + ["c"] * 11, "FF FF FF FF FF FF ss FF ss F s s s s s s s s s s"),
+            (["c"] * 9 + ["uc"] * 5 + ["c"] * 6, "F F F F F F s F s Fs ss FF ss ss F s s s s s"),
+            (["cu"] * 9 + ["c"] * 11, "FF FF FF FF FF FF ss FF ss s s F s s s s s s s s"),
+        ]
+    ),
     ids=["begins", "ends", "begins and ends", "ends, second call"],
 )
 def test_each_call_is_measured_by_what_was_recorded_of_its_own(steps, kinds):

@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 from builders.cases import CASES
+from builders.marks import mostly_slow
 from builders.unets import unet2d_condition
 from diffusers import (
     DDIMScheduler,
@@ -56,7 +57,7 @@ def ran(helper):
     return generation.plan
 
 
-@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("name", mostly_slow(SCHEDULERS, ["heun", "dpm linspace", "ddim"]))
 def test_what_is_planned_is_what_runs(name):
     pipe = scheduled(name)
     scheduler = copy.deepcopy(vars(pipe.scheduler))
@@ -107,7 +108,9 @@ def test_the_timesteps_may_be_given():
     assert planned != DeepCacheHelper(pipe).plan(12)
 
 
-@pytest.mark.parametrize("name", ["ddim", "dpm karras", "euler", "heun"])
+@pytest.mark.parametrize(
+    "name", mostly_slow(["ddim", "dpm karras", "euler", "heun"], ["ddim", "heun"])
+)
 @pytest.mark.parametrize("strength", [0.5, 0.73])
 def test_a_generation_that_begins_later_is_planned_from_there(name, strength):
     case = CASES["sd-img2img"]

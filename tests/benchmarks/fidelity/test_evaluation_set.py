@@ -7,6 +7,7 @@ import pytest
 import torch
 from accelerate import PartialState
 from builders.cases import CASES
+from builders.marks import mostly_slow
 from builders.schedulers import sd_scheduler
 from diffusers import DiffusionPipeline
 from PIL import Image
@@ -57,7 +58,7 @@ def read(pictures):
     return {name: path.read_bytes() for name, path in pictures.items()}
 
 
-@pytest.mark.parametrize("interval", [None, 3], ids=["plain", "interval-3"])
+@pytest.mark.parametrize("interval", mostly_slow([None, 3], [3]), ids=["plain", "interval-3"])
 def test_a_picture_is_what_the_pipeline_makes_of_its_line_and_its_seed(interval, models, make):
     options = ["--plain"] if interval is None else [f"--interval={interval}"]
     _, pictures = make(*options, "--seed=7", "--guidance-scale=4")
@@ -85,7 +86,10 @@ def test_each_batch_is_that_of_one_process(count, tmp_path):
 
 @pytest.mark.parametrize(
     ("model", "options"),
-    [("sd", []), ("sd", ["--auto"]), ("ldm", ["--scheduler=euler"])],
+    mostly_slow(
+        [("sd", []), ("sd", ["--auto"]), ("ldm", ["--scheduler=euler"])],
+        [("sd", ["--auto"]), ("ldm", ["--scheduler=euler"])],
+    ),
     # With Euler, `LDMPipeline` starts from what the last generation left in the scheduler: without
     # a fresh one for each batch, the first of a process would be another than the same batch later.
     ids=["uniform", "auto", "scheduler-with-a-memory"],
@@ -136,13 +140,15 @@ def test_a_plan_that_was_learned_elsewhere_is_followed(make, tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "said"),
-    [
-        (["--batch=3"], "batch was 2, is 3"),
-        (["--seed=1", "--interval=5"], "seed was 0, is 1; interval was 3, is 5"),
-        (["--plain"], "schedule was 'uniform', is 'plain'; interval was 3, is None"),
-        (["--scheduler=pndm"], "scheduler was None, is 'pndm'"),
-        (["--dtype=bfloat16"], "dtype was 'float32', is 'bfloat16'"),
-    ],
+    mostly_slow(
+        [
+            (["--batch=3"], "batch was 2, is 3"),
+            (["--seed=1", "--interval=5"], "seed was 0, is 1; interval was 3, is 5"),
+            (["--plain"], "schedule was 'uniform', is 'plain'; interval was 3, is None"),
+            (["--scheduler=pndm"], "scheduler was None, is 'pndm'"),
+            (["--dtype=bfloat16"], "dtype was 'float32', is 'bfloat16'"),
+        ]
+    ),
     ids=["batch", "two", "plain", "scheduler", "dtype"],
 )
 def test_other_settings_are_refused_by_name(change, said, make, capsys):

@@ -1,6 +1,7 @@
 """The plot: every family of a budget has a style, and the file is small enough for the README."""
 
 import pytest
+from builders.marks import mostly_slow
 from PIL import Image
 
 from benchmarks.fidelity.contestants import BY_DEFAULT, SAMPLERS
@@ -15,7 +16,7 @@ def test_every_family_of_a_budget_has_a_style_of_its_own():
     assert len(set(plot.STYLES.values())) == len(plot.STYLES)
 
 
-@pytest.mark.parametrize("count", [1, len(SAMPLERS)])
+@pytest.mark.parametrize("count", mostly_slow([1, len(SAMPLERS)], 1))
 def test_all_panels_make_a_small_picture(tmp_path, count):
     rows = [
         {"family": family, "work_sd15": 1 / speed, "psnr": 50.0 / speed + place}

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from builders.cases import CASES
+from builders.marks import mostly_slow
 from builders.schedulers import with_scheduler
 
 from benchmarks.fidelity.rivals import plans, spectrum
@@ -41,7 +42,7 @@ def drawn(case, pipe, rival):
         return case.run(pipe, steps=STEPS), deep.calls
 
 
-@pytest.mark.parametrize("rival", ALL, ids=named)
+@pytest.mark.parametrize("rival", mostly_slow(ALL, [OutputReuse, Sada]), ids=named)
 def test_with_the_whole_budget_the_picture_is_the_plain_one(rival):
     pipe = SD.load()
     made, calls = drawn(SD, pipe, everything(rival))

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from builders.marks import mostly_slow
 
 from benchmarks.networks.catalogue import NETWORKS, build
 from benchmarks.networks.loop_pipeline import hand_cut, twin
@@ -17,7 +18,11 @@ def smallest(pipe):
     return pipe.network.smallest
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+#: With a prompt, and without.
+QUICK = ["sd15", "ddpm-cifar10"]
+
+
+@pytest.mark.parametrize("name", mostly_slow(NETWORKS, QUICK))
 def test_the_loop_calls_the_network_once_in_a_step_with_both_halves_of_guidance(name):
     pipe, batches = small(name), []
     pipe.unet.register_forward_pre_hook(lambda _module, args: batches.append(len(args[0])))
@@ -40,7 +45,7 @@ def test_step_by_step_is_the_whole_loop():
     assert torch.equal(steps[-1], pipe(3, size=8))
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", mostly_slow(NETWORKS, QUICK))
 @torch.no_grad()
 def test_a_call_that_is_cut_right_after_a_full_one_is_exact_and_leaves_no_trace(name):
     pipe = small(name)

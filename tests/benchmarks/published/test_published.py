@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from builders.cases import CASES
+from builders.marks import mostly_slow
 from diffusers import DDIMScheduler, DiffusionPipeline
 from PIL import Image
 
@@ -127,11 +128,11 @@ def test_speed_is_the_median_over_the_batches_and_work_is_counted(published, tmp
 
 
 def test_a_complete_run_is_measured_anew_and_draws_nothing(published, generations, tmp_path):
-    published()
+    published(field=SMALL)
     before = report(tmp_path)
     generations.clear()
-    assert published(f"--model={tmp_path / 'nowhere'}") == 2
-    assert published() == 0
+    assert published(f"--model={tmp_path / 'nowhere'}", field=SMALL) == 2
+    assert published(field=SMALL) == 0
     assert generations == []
     assert report(tmp_path) == before
 
@@ -193,18 +194,24 @@ def test_pictures_that_are_the_same_have_no_decibels(published, tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "said"),
-    [
-        (["--steps=7"], "--steps was 9, is 7"),
-        (["--karras", "--sampler=euler"], "--sampler was 'ddim', is 'euler'; --karras was False"),
-        (
-            ["--ours=interval=5"],
-            "--ours was ['schedule=uniform,interval=3'], "
-            "is ['schedule=uniform,interval=3', 'interval=5']",
-        ),
-        (["--count=2"], "--count was 3, is 2"),
-        (["--guidance-scale=3"], "--guidance-scale was None, is 3.0"),
-        ([], "--prompts was "),
-    ],
+    mostly_slow(
+        [
+            (["--steps=7"], "--steps was 9, is 7"),
+            (
+                ["--karras", "--sampler=euler"],
+                "--sampler was 'ddim', is 'euler'; --karras was False",
+            ),
+            (
+                ["--ours=interval=5"],
+                "--ours was ['schedule=uniform,interval=3'], "
+                "is ['schedule=uniform,interval=3', 'interval=5']",
+            ),
+            (["--count=2"], "--count was 3, is 2"),
+            (["--guidance-scale=3"], "--guidance-scale was None, is 3.0"),
+            ([], "--prompts was "),
+        ],
+        1,
+    ),
     ids=["steps", "several", "ours", "count", "guidance", "prompts"],
 )
 def test_another_command_for_the_same_folder_is_refused_by_the_option(

@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
+from builders.marks import mostly_slow
 from diffusers import DDIMScheduler
 
 from benchmarks.published.contestants import OURS, helper_settings
@@ -11,7 +12,9 @@ from deepcache_patch import Adaptive, Auto, Uniform
 from deepcache_patch.cli.names import SCHEDULERS
 
 
-@pytest.mark.parametrize("name", [*ALIASES, *SCHEDULERS, *SCHEDULERS.values()])
+@pytest.mark.parametrize(
+    "name", mostly_slow([*ALIASES, *SCHEDULERS, *SCHEDULERS.values()], ALIASES)
+)
 def test_every_name_is_a_scheduler(name):
     require_sampler(name, karras=False)
 
