@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from PIL import Image
 
-from ..compare.run import CALIBRATION_SEEDS, shortened
+from ..compare.contest import CALIBRATION_SEEDS, shortened
 from ..errors import UnsupportedModelError
 from ..helper import DeepCacheHelper
 from ..inspection.branches import Branches
