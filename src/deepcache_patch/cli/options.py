@@ -40,10 +40,43 @@ def command(
     epilog = "\n\n".join(f"\b\n{paragraph}" for paragraph in examples.split("\n\n"))
 
     def made(function: Callable[..., Any]) -> click.Command:
-        add = click.command(epilog=epilog, context_settings=spelling)
+        add = click.command(cls=_Command, epilog=epilog, context_settings=spelling)
         return add(help_option(function))
 
     return made
+
+
+class _Command(click.Command):
+    """Refuses what click would drop: all values of an option but the last."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        given, _, order = self.make_parser(ctx).parse_args(args=[*args])
+        if not ctx.resilient_parsing and not given.get("help"):
+            for param in dict.fromkeys(order):
+                once = getattr(param, "is_flag", True) or getattr(param, "multiple", True)
+                if not once and order.count(param) > 1:
+                    raise click.UsageError(
+                        f"{param.opts[0]} is given {order.count(param)} times: give it once{_LISTS}"
+                    )
+                _refuse_list(param, given.get(param.name or ""))
+        return super().parse_args(ctx, args)
+
+
+def _refuse_list(param: click.Parameter, value: Any) -> None:
+    """Says where a list may be given, in the place of "no number"."""
+    known = {"interval": at_least_one, "branch": branch_number, "steps": positive}
+    is_one = param.name not in known or isinstance(param.type, ListOf)
+    if is_one or not isinstance(value, str) or "," not in value:
+        return
+    try:
+        ListOf(known[param.name]).convert(value, param, None)
+    except click.BadParameter:
+        return
+    raise click.UsageError(f"{param.opts[0]} {value} is a list: give one value{_LISTS}")
+
+
+#: What is said of several values.
+_LISTS: Final = ", or a list with commas to `deepcache-patch sweep`"
 
 
 def _show_help(context: click.Context, _option: click.Parameter, asked: bool) -> None:
@@ -141,6 +174,20 @@ def steps_or_share(text: str) -> float:
             f"{text} is neither a whole number of steps nor a share of them, 0.0 to below 1"
         )
     return amount
+
+
+class ListOf(click.ParamType):
+    """Several values of a kind, with commas between; it has that kind's name."""
+
+    def __init__(self, kind: Callable[[str], Any]) -> None:
+        self.name, self._kind = kind.__name__, kind
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> list[Any]:
+        if not isinstance(value, str):  # a default
+            return list(value)
+        return [self._kind(each.strip()) for each in value.split(",")]
 
 
 def completing(*names: str, places: str | None = None) -> Completer:
