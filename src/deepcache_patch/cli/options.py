@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import click
 
-from .names import DTYPES, SCHEDULERS
+from .names import DTYPES, SCHEDULERS, SCHEDULES
 from .terminal import say
 
 if TYPE_CHECKING:
@@ -55,27 +55,25 @@ class _Command(click.Command):
             for param in dict.fromkeys(order):
                 once = getattr(param, "is_flag", True) or getattr(param, "multiple", True)
                 if not once and order.count(param) > 1:
+                    sweeps = _LISTS if param.name in _IN_SWEEPS else ""
                     raise click.UsageError(
-                        f"{param.opts[0]} is given {order.count(param)} times: give it once{_LISTS}"
+                        f"{param.opts[0]} is given {order.count(param)} times: give it once{sweeps}"
                     )
                 _refuse_list(param, given.get(param.name or ""))
         return super().parse_args(ctx, args)
 
 
 def _refuse_list(param: click.Parameter, value: Any) -> None:
-    """Says where a list may be given, in the place of "no number"."""
-    known = {"interval": at_least_one, "branch": branch_number, "steps": positive}
-    is_one = param.name not in known or isinstance(param.type, ListOf)
-    if is_one or not isinstance(value, str) or "," not in value:
+    """Says where a list may be given, in the place of what is wrong with it as one value."""
+    if isinstance(param.type, ListOf) or not isinstance(value, str) or "," not in value:
         return
-    try:
-        ListOf(known[param.name]).convert(value, param, None)
-    except click.BadParameter:
-        return
-    raise click.UsageError(f"{param.opts[0]} {value} is a list: give one value{_LISTS}")
+    is_file = param.name == "schedule" and not {"default", *SCHEDULES} & {*value.split(",")}
+    if param.name in _IN_SWEEPS and not is_file:
+        raise click.UsageError(f"{param.opts[0]} {value} is a list: give one value{_LISTS}")
 
 
-#: What is said of several values.
+#: Options of which `sweep` takes several values, and what is said of these elsewhere.
+_IN_SWEEPS: Final = ("interval", "branch", "steps", "schedule")
 _LISTS: Final = ", or a list with commas to `deepcache-patch sweep`"
 
 
@@ -179,15 +177,16 @@ def steps_or_share(text: str) -> float:
 class ListOf(click.ParamType):
     """Several values of a kind, with commas between; it has that kind's name."""
 
-    def __init__(self, kind: Callable[[str], Any]) -> None:
-        self.name, self._kind = kind.__name__, kind
+    def __init__(self, kind: click.ParamType) -> None:
+        self.name, self._kind = kind.name, kind
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> list[Any]:
-        if not isinstance(value, str):  # a default
-            return list(value)
-        return [self._kind(each.strip()) for each in value.split(",")]
+        """Returns the values, in order."""
+        if isinstance(value, list):
+            return value
+        return [self._kind.convert(each.strip(), param, ctx) for each in str(value).split(",")]
 
 
 def completing(*names: str, places: str | None = None) -> Completer:

@@ -15,7 +15,7 @@ from typing import Any, Final
 from ..errors import InvalidSettingError
 from ..learning.auto import Auto
 from ..learning.calibrated_schedule import Calibrated
-from ..schedules.noise_aware import NoiseAware
+from ..schedules.noise_aware import FEW_STEPS, NoiseAware
 from ..schedules.plans import FULL, Schedule, whole_number
 from ..schedules.replay import Extrapolate
 from ..schedules.window import Window
@@ -187,9 +187,11 @@ def require_fitting(settings: Iterable[Setting], pipe: Any, helper: Any, call: A
         share = {} if strength is None else {"strength": strength}
         plan = plan_of(pipe, schedule, setting.steps, window=window, **share)
         if all(entry == FULL for entry in plan):
+            few = len(plan) <= FEW_STEPS and isinstance(schedule, NoiseAware)
+            cure = f"more than {FEW_STEPS} steps" if few else "a larger interval, or more steps"
             raise InvalidSettingError(
-                f"{setting.name} would run all of {len(plan)} steps in full, and nothing faster: "
-                "give more steps or a larger interval"
+                f"{setting.name} would run all of {len(plan)} steps in full, and be no faster: "
+                f"give {cure}"
             )
 
 
