@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 #: What stands before a setting's options where no command is known.
 _COMMAND: Final = "deepcache-patch compare MODEL --prompt TEXT"
 
-#: Above it, a row's rounds differ by too much to go by: their range over their median.
+#: Above it, a row's rounds differ by too much to go by: their range over their median; and so much
+#: faster than the work allows is none.
 _WIDEST: Final = 0.2
 
 
@@ -91,7 +92,10 @@ def notes_of(sweep: Sweep) -> list[str]:
     unsteady = [row for row in sweep.rows if _is_unsteady(row)]
     if unsteady:
         names = "; ".join(f"{row.name}, {_steps(row)} steps" for row in unsteady)
-        notes.append(f"Timings differ by more than 20 %: go by work for {names}.")
+        notes.append(
+            "Timings differ by more than 20 %, or are better by as much than the work allows; go "
+            f"by work for {names}."
+        )
     notes.append(f"{knee_text(sweep)} {RULE}" if sweep.knee else knee_text(sweep))
     if sweep.missing:
         notes.append(f"Broken off: {sweep.missing} of {sweep.about['settings']} are not there yet.")
@@ -178,7 +182,8 @@ def _steps(row: Row) -> str:
 
 def _is_unsteady(row: Row) -> bool:
     ratios = row.speeds.ratios
-    return max(ratios) - min(ratios) > _WIDEST * row.speed
+    most = row.work_speed or row.speed
+    return max(ratios) - min(ratios) > _WIDEST * row.speed or row.speed > (1 + _WIDEST) * most
 
 
 def _finite(value: Any) -> Any:

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 #: Pixels on the longer side of a result: there may be many of them.
 _LARGEST: Final = 256
 
-#: The plot, and what stands left of it and beneath.
+#: The plot, and what stands above it, left of it and beneath.
 _SIZE: Final = (900, 420)
+_ABOVE: Final = 124
 _LEFT: Final = 80
 _BELOW: Final = 70
 
@@ -37,13 +38,13 @@ def picture_of(sweep: Sweep) -> Image.Image:
     pictures = [(label, [_small(still(each)) for each in row.results]) for label, row in rows]
     seeds = [f"seed {seed}" for seed in sweep.about["seeds"]]
     steps = f"{sweep.plain.steps} steps" if sweep.plain.steps else "its own steps"
-    lines = [f"against the plain pipeline with {steps}", knee_text(sweep)]
-    grid = draw_grid(pictures, title=sweep.title, subtitle=lines, columns=seeds)
-    figure = _drawn(curve)
+    grid = draw_grid(pictures, title="Results", columns=seeds)
+    title = f"{sweep.title}, against the plain pipeline with {steps}"
+    figure = _drawn(curve, title, knee_text(sweep))
     width = max(grid.width, figure.width)
     canvas = Image.new("RGB", (width, figure.height + grid.height), "white")
-    canvas.paste(grid, (0, 0))
-    canvas.paste(figure, (0, grid.height))
+    canvas.paste(figure, (0, 0))
+    canvas.paste(grid, (0, figure.height))
     return canvas
 
 
@@ -60,16 +61,18 @@ def _small(picture: Image.Image) -> Image.Image:
     return small
 
 
-def _drawn(curve: Curve) -> Image.Image:
+def _drawn(curve: Curve, title: str, knee: str) -> Image.Image:
     width, height = _SIZE
-    whole = (width + _LEFT + 2 * MARGIN, height + _BELOW + 3 * MARGIN)
+    whole = (width + _LEFT + 2 * MARGIN, height + _ABOVE + _BELOW)
     canvas = Image.new("RGB", whole, "white")
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(15)
+    draw.text((MARGIN, MARGIN), title, INK, ImageFont.load_default(20))
+    draw.text((MARGIN, MARGIN + 32), knee.replace("×", "x"), _KNEE, font)
 
     def at(x: float, y: float) -> tuple[float, float]:
-        return _LEFT + x * width, 2 * MARGIN + (1 - y) * height
+        return _LEFT + x * width, _ABOVE + (1 - y) * height
 
-    draw.text((MARGIN, MARGIN - 6), curve.y_title, FAINT, font)
+    draw.text((MARGIN, MARGIN + 68), curve.y_title, FAINT, font)
     for x, text in curve.x_ticks:
         draw.line((*at(x, 0), *at(x, 1)), _LINE)
         draw.text(_moved(at(x, 0), 0, 16), text.replace("×", "x"), FAINT, font, anchor="mm")

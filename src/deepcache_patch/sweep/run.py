@@ -237,6 +237,8 @@ class _Running:
         for setting in self._settings:
             row, (_, weight) = self._row(setting), self._weight(setting)
             add(row, weight)
+            if setting.schedule == "auto":  # which learns first, in every process
+                left += self._weight(None)[1]
             if self._fewer_steps and (row is None or row.fewer_left_out is None):
                 known = None if row is None or row.fewer is None else self._plain_row(row.fewer)
                 add(known, weight)

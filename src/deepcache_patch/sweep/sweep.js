@@ -15,7 +15,7 @@
       before.querySelector("figcaption").textContent = "plain";
       figure.before(before);
     }
-    for (const point of points) point.classList.toggle("on", point.hash === `#${id}`);
+    for (const point of points) point.classList.toggle("on", point.getAttribute("href") === `#${id}`);
     copying(chosen);
   }
 
@@ -36,7 +36,7 @@
   }
 
   for (const point of points) {
-    const id = decodeURIComponent(point.hash.slice(1));
+    const id = point.getAttribute("href").slice(1);
     for (const kind of ["mouseenter", "focus"]) point.addEventListener(kind, () => show(id));
     point.addEventListener("click", (event) => { event.preventDefault(); show(id); });
   }
