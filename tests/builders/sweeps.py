@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from builders.outcomes import flat
 from deepcache_patch.measuring.generation import Timing
 from deepcache_patch.sweep.outcome import Row, Sweep
 from deepcache_patch.sweep.settings import Setting
-
-from builders.outcomes import flat
 
 ABOUT = {
     "model": "a/model",

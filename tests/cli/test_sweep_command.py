@@ -115,7 +115,9 @@ def test_a_sweep_is_run_and_its_report_is_there_after_ctrl_c_too(
     said = "deepcache-patch compare m --prompt &#39;a fox&#39; --images 1 --interval 2 --steps 10"
     assert said in (tmp_path / "sweep.html").read_text()
     if stops:
-        assert out.endswith(f"Broken off: 1 of 2 are not there yet.\n\nreport so far: {tmp_path / 'sweep.html'}\n")
+        assert out.endswith(
+            f"Broken off: 1 of 2 are not there yet.\n\nreport so far: {tmp_path / 'sweep.html'}\n"
+        )
         assert err.splitlines()[-2:] == [
             "deepcache-patch sweep: the same command goes on with what is missing",
             "deepcache-patch sweep: error: interrupted",

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from builders.sweeps import made, row
 
 from deepcache_patch.sweep.curve import curve_of, ticks
 from deepcache_patch.sweep.knee import front_of, knee_of
-from builders.sweeps import made, row
 
 
 @pytest.mark.parametrize(

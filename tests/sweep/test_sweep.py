@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 from builders.cases import CASES, PROMPT
-from builders.sweeps import row
 from builders.outcomes import flat
+from builders.sweeps import row
 from PIL import Image
 
 from deepcache_patch import DeepCacheHelper, InvalidSettingError, Uniform
@@ -100,9 +100,7 @@ def test_a_row_is_what_a_comparison_finds() -> None:
     assert (setting.fewer, fewer.psnr, fewer.work) == (
         *(found.fewer.steps, found.fewer.psnr, found.fewer.work),
     )
-    assert [*map(np.asarray, setting.results)][0].tobytes() == (
-        np.asarray(found.cached[0]).tobytes()
-    )
+    assert np.asarray(setting.results[0]).tobytes() == (np.asarray(found.cached[0]).tobytes())
     assert (setting.full_calls, setting.shallow_calls) == (found.full_calls, found.shallow_calls)
     assert setting.plan == str(found.plan)
 
@@ -189,9 +187,7 @@ def test_ctrl_c_keeps_what_there_is_and_the_next_run_goes_on(
         return values
 
     with pytest.raises(SweepInterrupted) as broken:
-        subject.sweep(
-            **ASKED, repeats=1, folder=tmp_path, callback_on_step_end=stop
-        )
+        subject.sweep(**ASKED, repeats=1, folder=tmp_path, callback_on_step_end=stop)
     assert isinstance(broken.value, KeyboardInterrupt)
     sweep = broken.value.sweep
     assert sweep is not None

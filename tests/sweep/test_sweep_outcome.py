@@ -37,7 +37,9 @@ def test_the_table_names_settings_speeds_likeness_and_the_knee() -> None:
     ]
     text = made().table()
     assert "against the plain pipeline with 24 steps" in text
-    assert "The knee is auto, interval 2.2 with 24 steps: 2.50× by work, PSNR 38.00 dB (3 in" in text
+    assert (
+        "The knee is auto, interval 2.2 with 24 steps: 2.50× by work, PSNR 38.00 dB (3 in" in text
+    )
     assert "lies highest above the straight line" in text
     assert "Timings" not in text
     assert "Broken off" not in text

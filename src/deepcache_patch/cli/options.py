@@ -18,6 +18,10 @@ from .terminal import say
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
+    _ParamType = click.ParamType[Any]
+else:  # which newer versions of click alone can subscribe
+    _ParamType = click.ParamType
+
 Decorator: TypeAlias = Callable[[Callable[..., Any]], Callable[..., Any]]
 Completer: TypeAlias = "Callable[[click.Context, click.Parameter, str], list[CompletionItem]]"
 
@@ -174,10 +178,10 @@ def steps_or_share(text: str) -> float:
     return amount
 
 
-class ListOf(click.ParamType):
+class ListOf(_ParamType):
     """Several values of a kind, with commas between; it has that kind's name."""
 
-    def __init__(self, kind: click.ParamType) -> None:
+    def __init__(self, kind: _ParamType) -> None:
         self.name, self._kind = kind.name, kind
 
     def convert(

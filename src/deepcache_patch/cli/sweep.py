@@ -140,7 +140,9 @@ def sweep(
             )
     except SweepInterrupted as stop:
         if stop.sweep is None:
-            complain(f"{PROGRAM} sweep: what was made is kept in {output}; the same command goes on")
+            complain(
+                f"{PROGRAM} sweep: what was made is kept in {output}; the same command goes on"
+            )
         else:
             say(f"{stop.sweep.table()}\n\nreport so far: {output / FILES[-1]}")
             complain(f"{PROGRAM} sweep: the same command goes on with what is missing")
@@ -161,5 +163,7 @@ def _command(context: click.Context) -> str:
         value = context.params[param.name or ""]
         several = value if param.multiple else [value]
         for each in several:
-            words += [str(each)] if isinstance(param, click.Argument) else [param.opts[0], str(each)]
+            words += (
+                [str(each)] if isinstance(param, click.Argument) else [param.opts[0], str(each)]
+            )
     return shlex.join(words)

@@ -19,7 +19,7 @@ from PIL import Image
 
 from ..compare.measures import Measure, measures_of
 from ..measuring.generation import Timing
-from ..measuring.media import Result, Sound
+from ..measuring.media import Result
 from ..measuring.speed import Speed
 from ..measuring.writing import write_whole
 from . import figures
@@ -283,10 +283,3 @@ class Sweep:
         picture = BytesIO()
         self.picture().save(picture, format="PNG")
         return picture.getvalue()
-
-
-def still(result: Result) -> Image.Image:
-    """One picture that stands for a result: itself, the middle frame, or the waveform."""
-    if isinstance(result, Sound):
-        return result.waveform()
-    return result if isinstance(result, Image.Image) else result[len(result) // 2]

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Final
 from PIL import Image, ImageDraw, ImageFont
 
 from ..compare.grid import FAINT, INK, MARGIN, draw_grid
+from ..measuring.media import still
 from .curve import Curve, curve_of
 from .figures import knee_text, speed_text
-from .outcome import Row, still
 
 if TYPE_CHECKING:
-    from .outcome import Sweep
+    from .outcome import Row, Sweep
 
 #: Pixels on the longer side of a result: there may be many of them.
 _LARGEST: Final = 256

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from importlib.resources import files
 from io import BytesIO
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
@@ -17,10 +17,13 @@ from PIL import Image
 from ..compare.figures import times_text
 from ..compare.report import _hash, _picture, _said, _uri
 from ..measuring.environment import versions
+from ..measuring.media import still
 from . import figures
 from .curve import Curve, Place, curve_of
 from .knee import RULE
-from .outcome import Row, Sweep, still
+
+if TYPE_CHECKING:
+    from .outcome import Row, Sweep
 
 #: Pixels on the longer side of a picture in the table.
 _THUMB: Final = 72
@@ -52,7 +55,7 @@ def page(sweep: Sweep, *, command: str | None = None) -> str:
         knee=figures.knee_text(sweep),
         rule=RULE,
         columns=figures.columns_of(sweep),
-        notes=figures.notes_of(sweep)[:-1 if not sweep.missing else None],
+        notes=figures.notes_of(sweep)[: -1 if not sweep.missing else None],
         table=list(zip([_id(sweep, row) for row in shown], rows, map(_thumb, shown), strict=True)),
         plain=[_picture(_bounded(still(each))) for each in sweep.plain.results],
         cards=[_card(sweep, row, command) for row in sweep.rows],

@@ -179,9 +179,7 @@ class _Running:
             fewer = Fewer(contest.pipe, contest.call, contest.steps, self._plain_with)
             fewer.follow(self._plain.time, row.worth)
             steps = fewer.steps if fewer.runs else None
-            self._kept.keep(
-                setting.key, replace(row, fewer=steps, fewer_left_out=fewer.left_out)
-            )
+            self._kept.keep(setting.key, replace(row, fewer=steps, fewer_left_out=fewer.left_out))
 
     def _plain_with(self, steps: int, _label: str = "") -> Row:
         row = self._plain_row(steps)
