@@ -55,7 +55,7 @@ def test_the_knee_does_not_depend_on_units() -> None:
         (1, 3.1, [1, 1.5, 2, 2.5, 3, 3.5]),
         (21.6, 48.2, [20, 30, 40, 50]),
         (38, 38, [30, 40]),
-        (0.95, 1.0, [0.95, 0.96, 0.97, 0.98, 0.99, 1.0]),
+        (0.95, 1.0, [0.94, 0.96, 0.98, 1.0]),
     ],
 )
 def test_ticks_are_round_and_enclose_all(low: float, high: float, expected: list[float]) -> None:
@@ -67,9 +67,9 @@ def test_points_stand_by_work_and_by_the_mean() -> None:
     curve = curve_of(sweep)
     # From 1 to 3.5 times, and from 20 to 40 dB.
     places = {point.mark: (point.x, point.y) for point in curve.points}
-    assert places == pytest.approx(
-        {"16": (0.2, 0.25), "1": (0.2, 1), "2": (0.4, 0.5), "3": (0.6, 0.9), "4": (1, 0)}
-    )
+    rounded = {mark: (round(x, 9), round(y, 9)) for mark, (x, y) in places.items()}
+    expected = {"16": (0.2, 0.25), "1": (0.2, 1), "2": (0.4, 0.5), "3": (0.6, 0.9), "4": (1, 0)}
+    assert rounded == expected
     assert curve.front == (places["1"], places["3"], places["4"])
     assert [point.mark for point in curve.points if point.is_knee] == ["3"]
     assert sweep.knee is sweep.settings[2]

@@ -1,7 +1,7 @@
-"""`Contest`: what a comparison and a sweep are made of. It runs a pipeline without the helper, with it,
-and with another number of steps, always from the same seeds; it times each run and measures how
-alike the results are. Which runs there are, and in which order, is decided in `run` and in the room
-`sweep`.
+"""`Contest`: what a comparison and a sweep are made of. It runs a pipeline without the helper, with
+it, and with another number of steps, always from the same seeds; it times each run and measures how
+alike the results are. Which runs there are, and in which order, is decided in `run` and in the
+room `sweep`.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""`Kept`: the folder in which a sweep keeps each row as soon as it is made, so that a second run makes
-only what is missing. One JSON file and the pictures of each row, beside the request that they are of.
+"""`Kept`: the folder in which a sweep keeps each row as soon as it is made, so that a second run
+makes only what is missing: one JSON file and the pictures of each row, beside the request.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""The picture of a sweep: the curve, and beneath it a row of results for each row of the table. Drawn
-with Pillow, since the page's figure is of the page's own colours and sizes.
+"""The picture of a sweep: the curve, and beneath it a row of results for each row of the table.
+Drawn with Pillow; the figure of the page has the page's own colours and sizes.
 """
 
 from __future__ import annotations

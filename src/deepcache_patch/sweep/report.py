@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from importlib.resources import files
 from io import BytesIO
 from itertools import pairwise
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup

@@ -1,5 +1,5 @@
-"""Running a sweep: each setting and fewer steps in turn, from the same seeds, round by round. The first
-round makes all results; further ones only time. What comes out is a `Sweep`.
+"""Running a sweep: each setting and fewer steps in turn, from the same seeds, round by round. The
+first round makes all results; further ones only time. What comes out is a `Sweep`.
 """
 
 from __future__ import annotations
@@ -235,7 +235,7 @@ class _Running:
         for setting in self._settings:
             row, (_, weight) = self._row(setting), self._weight(setting)
             add(row, weight)
-            if setting.schedule == "auto":  # which learns first, in every process
+            if row is None and setting.schedule == "auto":  # which learns first
                 left += self._weight(None)[1]
             if self._fewer_steps and (row is None or row.fewer_left_out is None):
                 known = None if row is None or row.fewer is None else self._plain_row(row.fewer)

@@ -1,5 +1,5 @@
-"""`Setting`: one point of a sweep. Which ones are asked for, whether each fits the pipeline, and how
-each is written down to be used: in Python, and on the command line.
+"""`Setting`: one point of a sweep. Which ones are asked for, whether each fits the pipeline, and
+how each is written down to be used: in Python, and on the command line.
 """
 
 from __future__ import annotations

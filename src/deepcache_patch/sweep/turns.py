@@ -1,5 +1,5 @@
-"""`Turns`: what is said while a sweep runs, which may take long: what is being made, how much is done,
-and how long the rest will take. It stands before the pipeline's own progress bar, or in the log.
+"""`Turns`: what is said while a sweep runs, which may take long: what is being made, how much is
+done, and how long the rest will take. It stands before the pipeline's own progress bar.
 """
 
 from __future__ import annotations
