@@ -40,6 +40,7 @@ def test_the_table_names_settings_speeds_likeness_and_the_knee() -> None:
     assert "lies highest above the straight line" in text
     assert "Timings" not in text
     assert "Broken off" not in text
+    assert repr(made().fewer[0]) == "Row(plain, 16 steps: 1.57× (1.50–1.65), PSNR 25.00 dB)"
     assert repr(made()) == "Sweep(a/model · DDIM: 4 settings, knee at auto, interval 2.2)"
 
 

@@ -124,6 +124,12 @@ class Row:
         values = self.measures[0].values
         return values.index(min(values))
 
+    def __repr__(self) -> str:
+        steps = "" if self.steps is None else f", {self.steps} steps"
+        measure = self.measures[0]
+        speed = figures.speed_text(self)
+        return f"Row({self.name}{steps}: {speed}, {measure.name} {measure.text()})"
+
 
 @dataclass(frozen=True)
 class Sweep:
