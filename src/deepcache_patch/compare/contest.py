@@ -191,7 +191,7 @@ class Contest:
             "call": dict(self.call),
         }
 
-    def _with(self, steps: int | None) -> list[_Call]:
+    def _with(self, steps: int | None) -> Sequence[_Call]:
         if steps is None:
             return self._calls
         other = {"num_inference_steps": steps}

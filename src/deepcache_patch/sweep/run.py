@@ -198,6 +198,7 @@ class _Running:
         if row is None:
             cached = run if isinstance(run, CachedRun) else None
             calls = run.time.calls
+            measured: Any = contest.measured(plain.made, run.made)
             row = Row(
                 setting=setting,
                 steps=steps,
@@ -209,7 +210,7 @@ class _Running:
                 full_calls=calls if cached is None else cached.stats.full_calls,
                 shallow_calls=0 if cached is None else cached.stats.shallow_calls,
                 plan="" if cached is None else str(next(iter(cached.last.values())).plan),
-                **contest.measured(plain.made, run.made),
+                **measured,
             )
         if len(row.times) <= self._number:
             times, plains = (*row.times, run.time), (*row.plain_times, plain.time)
@@ -261,8 +262,9 @@ def _plain_key(steps: int) -> str:
 
 def _about(contest: Contest, settings: Sequence[Setting]) -> dict[str, Any]:
     pipe, helper = contest.pipe, contest.helper
+    usual: Any = Extrapolate()
     device = getattr(pipe, "_execution_device", None) or pipe.device
-    replay = None if helper.replay == Extrapolate() else str(helper.replay)
+    replay = None if helper.replay == usual else str(helper.replay)
     return {**contest.about(device), "replay": replay, "settings": len(settings)}
 
 
