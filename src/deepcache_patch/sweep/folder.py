@@ -5,6 +5,7 @@ makes only what is missing: one JSON file and the pictures of each row, beside t
 from __future__ import annotations
 
 import json
+import os
 import wave
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -104,7 +105,8 @@ class Kept:
                 continue
             if isinstance(before, dict) and isinstance(now, dict):
                 inner = next(key for key in [*now, *before] if before.get(key) != now.get(key))
-                name, before, now = inner, before.get(inner), now.get(inner)
+                before, now = before.get(inner), now.get(inner)
+                name = inner if name == "call" else f"{name} ({inner})"
             raise InvalidSettingError(
                 f"{file.parent.parent} holds a sweep with another {name}: {_short(before)} there, "
                 f"{_short(now)} here; give another folder, or remove {file.parent}"
@@ -182,6 +184,8 @@ def _named(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         digest = sha256(np.ascontiguousarray(value).tobytes()).hexdigest()[:16]
         return f"{'×'.join(map(str, value.shape))} numbers, {digest}"
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
     if isinstance(value, range | set | frozenset):
         return sorted(value)
     return f"{type(value).__module__}.{type(value).__qualname__}"

@@ -275,5 +275,9 @@ def _request(contest: Contest, about: Mapping[str, Any]) -> dict[str, Any]:
     for name, unet in unets_of(contest.pipe).items():
         found = Fingerprint.of(unwrapped(unet))
         weights[name] = None if found is None else found.to_dict()
-        schedulers[name] = [dict(each.config) for each in schedulers_of(contest.pipe, name)()]
+        # What begins with _ is the loading's own, in part in an order that each process draws.
+        schedulers[name] = [
+            {key: value for key, value in each.config.items() if not key.startswith("_")}
+            for each in schedulers_of(contest.pipe, name)()
+        ]
     return {**shared, "weights": weights, "scheduler settings": schedulers, **versions()}
