@@ -254,6 +254,15 @@ def request_of() -> Any:
     return _request(found, _about(found, []))
 
 
+def test_a_request_of_any_kind_is_the_same_again(tmp_path: Path) -> None:
+    # An infinite number became text in the file, and was another one in the next process.
+    request = {"a": float("-inf"), "b": flat((1, 2, 3)), "c": (1, 2), "d": tmp_path, "e": None}
+    Kept(tmp_path, request).keep("x", row(2, 30))
+    Kept(tmp_path, request)
+    with pytest.raises(InvalidSettingError, match="another b: "):
+        Kept(tmp_path, {**request, "b": flat((1, 2, 4))})
+
+
 def test_videos_and_sounds_are_kept_too(tmp_path: Path) -> None:
     video = tuple(flat((number, 9, 9), 16) for number in (1, 1, 2))
     tone = Sound(np.float32([[0, 0.5, -0.5, 1]]), 16000)

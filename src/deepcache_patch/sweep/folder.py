@@ -47,7 +47,8 @@ class Kept:
 
     def __init__(self, folder: Path | None, request: Mapping[str, Any]) -> None:
         self._place = None if folder is None else folder / INNER
-        self._request = json.loads(json.dumps(request, default=_named))
+        # As it stands in the file: what is infinite is text there.
+        self._request = json.loads(_json(json.loads(json.dumps(request, default=_named))))
         self._rows: dict[str, Row] = {}
         self._drawn: set[str] = set()
         if self._place is not None and (self._place / _REQUEST).exists():
