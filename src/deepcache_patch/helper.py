@@ -26,9 +26,12 @@ from .settings.preview import plan_of
 from .versions import warn_of_untested
 
 if TYPE_CHECKING:
+    import os
+
     from diffusers import ModularPipeline
 
     from .compare.outcome import Comparison
+    from .sweep.outcome import Sweep
 
 
 class DeepCacheHelper(Adjustable):
@@ -324,6 +327,62 @@ class DeepCacheHelper(Adjustable):
 
         return compare(
             self._pipe, self, seeds=seeds, repeats=repeats, fewer_steps=fewer_steps, **call
+        )
+
+    def sweep(
+        self,
+        *,
+        interval: float | Sequence[float] = (2, 3, 5),
+        schedule: AnySchedule | str | Sequence[AnySchedule | str] = "default",
+        branch: int | Sequence[int | None] | None = None,
+        seeds: Sequence[int] | None = None,
+        repeats: int = 3,
+        fewer_steps: bool = True,
+        folder: "str | os.PathLike[str] | None" = None,
+        **call: Any,
+    ) -> "Sweep":
+        """Generate the same with many settings, to see which one to take for this model.
+
+        All are compared to the plain pipeline with the largest number of steps: what one would do
+        without a helper. They run in turn, in rounds: the first makes all results, further ones
+        only time. Settings share the helper's `first`, `last` and `replay`, not its schedule. The
+        helper is left as it was found. Needs scikit-image, which the extra `compare` brings.
+
+        Args:
+            interval: One, or several to be tried with each schedule that has a name.
+            schedule: One or several: "default", other names, files that `calibrate` wrote, objects.
+            branch: One or several; `None` for the schedule's own.
+            seeds: One for each result; prompts share them out evenly. By default one a prompt.
+            repeats: Rounds, at least 1; speeds are medians of them, and have their range.
+            fewer_steps: Whether the plain pipeline runs, too, with so few steps that the work of
+                the U-Net is that of each setting, or barely more.
+            folder: Where each row is kept once it is made, and the report is written. A second call
+                makes only what is missing; Ctrl-C loses only the run that is under way.
+            call: Arguments of the pipeline's `__call__`. `num_inference_steps` may be a list.
+
+        Returns:
+            A row for each setting; printed, a table with the setting at the knee;
+            `save("x.html")` writes a page with the curve of speed against quality.
+
+        Raises:
+            ImportError: scikit-image is not installed.
+            InvalidSettingError: A setting is out of range, does not fit the pipeline, or leaves
+                nothing out; or the folder holds a sweep of another request.
+            TypeError, ValueError: An argument is not what the pipeline, or a comparison, takes.
+        """
+        from .sweep.run import sweep  # only it needs what the extra brings
+
+        return sweep(
+            self._pipe,
+            self,
+            interval=interval,
+            schedule=schedule,
+            branch=branch,
+            seeds=seeds,
+            repeats=repeats,
+            fewer_steps=fewer_steps,
+            folder=folder,
+            **call,
         )
 
     def compile(self, **options: Any) -> "DeepCacheHelper":

@@ -19,7 +19,8 @@ from builders.schedulers import with_scheduler
 from diffusers import DDIMScheduler, DDPMPipeline, ImagePipelineOutput
 
 from deepcache_patch import DeepCacheHelper, Explicit, Plan, Uniform
-from deepcache_patch.compare import run as comparison
+from deepcache_patch.compare import contest
+from deepcache_patch.compare import fewer as fewer_steps
 from deepcache_patch.compare.fewer import LeftOutError, full_calls_worth, steps_of_equal_work
 from deepcache_patch.compare.grid import GAP, MARGIN
 from deepcache_patch.inspection.branches import Branch, Branches
@@ -151,13 +152,13 @@ def test_work_is_counted_in_full_calls(
 
 
 def test_runs_are_taken_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    labels, timed_call = [], comparison.timed_call
+    labels, timed_call = [], contest.timed_call
 
     def noted(*arguments: Any, label: str) -> Any:
         labels.append(label)
         return timed_call(*arguments, label=label)
 
-    monkeypatch.setattr(comparison, "timed_call", noted)
+    monkeypatch.setattr(contest, "timed_call", noted)
     helper = DeepCacheHelper(CASES["ddpm"].load(), schedule=Uniform())
     made = helper.compare(num_inference_steps=6, repeats=2)
     assert labels == ["warm-up", *["plain", "cached", "fewer steps"] * 2]
@@ -169,7 +170,7 @@ def test_steps_that_make_too_few_calls_are_not_taken(
     monkeypatch: pytest.MonkeyPatch, too_few: int
 ) -> None:
     # A pipeline may round `strength` in a way of its own, so the calls are counted.
-    monkeypatch.setattr(comparison, "steps_of_equal_work", lambda *_, **__: too_few)
+    monkeypatch.setattr(fewer_steps, "steps_of_equal_work", lambda *_, **__: too_few)
     made = DeepCacheHelper(CASES["sd"].load(), schedule=Uniform()).compare(
         num_inference_steps=12, repeats=2, **PROMPT
     )
@@ -221,8 +222,8 @@ def test_a_share_that_is_not_known_leaves_them_out(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_count_that_never_suffices_leaves_them_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(comparison, "full_calls_worth", lambda *_: 3.5)
-    monkeypatch.setattr(comparison, "steps_of_equal_work", lambda *_, **__: 2)
+    monkeypatch.setattr(contest, "full_calls_worth", lambda *_: 3.5)
+    monkeypatch.setattr(fewer_steps, "steps_of_equal_work", lambda *_, **__: 2)
     made = DeepCacheHelper(CASES["ddpm"].load(), schedule=Uniform()).compare(
         num_inference_steps=4, repeats=2
     )

@@ -14,11 +14,15 @@ import click
 
 from .arguments import argument
 from .loras import lora
-from .names import DTYPES, SCHEDULERS, may_be_scheduler, no_such_scheduler
+from .names import DTYPES, SCHEDULERS, SCHEDULES, may_be_scheduler, no_such_scheduler
 from .terminal import say
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
+
+    _ParamType = click.ParamType[Any]
+else:  # which newer versions of click alone can subscribe
+    _ParamType = click.ParamType
 
 Decorator: TypeAlias = Callable[[Callable[..., Any]], Callable[..., Any]]
 Completer: TypeAlias = "Callable[[click.Context, click.Parameter, str], list[CompletionItem]]"
@@ -42,10 +46,41 @@ def command(
     epilog = "\n\n".join(f"\b\n{paragraph}" for paragraph in examples.split("\n\n"))
 
     def made(function: Callable[..., Any]) -> click.Command:
-        add = click.command(epilog=epilog, context_settings=spelling)
+        add = click.command(cls=_Command, epilog=epilog, context_settings=spelling)
         return add(help_option(function))
 
     return made
+
+
+class _Command(click.Command):
+    """Refuses what click would drop: all values of an option but the last."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        given, _, order = self.make_parser(ctx).parse_args(args=[*args])
+        if not ctx.resilient_parsing and not given.get("help"):
+            for param in dict.fromkeys(order):
+                once = getattr(param, "is_flag", True) or getattr(param, "multiple", True)
+                if not once and order.count(param) > 1:
+                    sweeps = _LISTS if param.name in _IN_SWEEPS else ""
+                    raise click.UsageError(
+                        f"{param.opts[0]} is given {order.count(param)} times: give it once{sweeps}"
+                    )
+                _refuse_list(param, given.get(param.name or ""))
+        return super().parse_args(ctx, args)
+
+
+def _refuse_list(param: click.Parameter, value: Any) -> None:
+    """Says where a list may be given, in the place of what is wrong with it as one value."""
+    if isinstance(param.type, ListOf) or not isinstance(value, str) or "," not in value:
+        return
+    is_file = param.name == "schedule" and not {"default", *SCHEDULES} & {*value.split(",")}
+    if param.name in _IN_SWEEPS and not is_file:
+        raise click.UsageError(f"{param.opts[0]} {value} is a list: give one value{_LISTS}")
+
+
+#: Options of which `sweep` takes several values, and what is said of these elsewhere.
+_IN_SWEEPS: Final = ("interval", "branch", "steps", "schedule")
+_LISTS: Final = ", or a list with commas to `deepcache-patch sweep`"
 
 
 def _show_help(context: click.Context, _option: click.Parameter, asked: bool) -> None:
@@ -158,6 +193,21 @@ def scheduler_name(text: str) -> str:
     if not may_be_scheduler(text):
         raise click.BadParameter(no_such_scheduler(text))
     return text
+
+
+class ListOf(_ParamType):
+    """Several values of a kind, with commas between; it has that kind's name."""
+
+    def __init__(self, kind: _ParamType) -> None:
+        self.name, self._kind = kind.name, kind
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> list[Any]:
+        """Returns the values, in order."""
+        if isinstance(value, list):
+            return value
+        return [self._kind.convert(each.strip(), param, ctx) for each in str(value).split(",")]
 
 
 def completing(*names: str, places: str | None = None) -> Completer:

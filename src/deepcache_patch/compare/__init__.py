@@ -1,7 +1,8 @@
 """A/B comparison: the same results without and with the helper, and how they differ.
 
-`run` makes one, `outcome` is what comes out (`Comparison`), `figures` its table and its words,
-`report` its page, `grid` its picture, `paste` the Python that does the same again. `fewer` is about
-the third contestant, the plain pipeline with fewer steps.
+`contest` runs each contestant, for a sweep, too, and `run` makes a comparison of it. `outcome` is
+what comes out (`Comparison`), `figures` its table and its words, `report` its page, `grid` its
+picture, `paste` the Python that does the same again. `fewer` is about the third contestant, the
+plain pipeline with fewer steps.
 How one generation is timed and two pictures are measured stands in `measuring`.
 """

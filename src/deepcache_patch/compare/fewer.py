@@ -1,5 +1,5 @@
 """The rival of every cache: the plain pipeline with fewer steps, at equal work. What it has made is
-held here, and how many steps it gets is decided here.
+held here, and how many steps it gets is decided here; how it is run stands in `contest`.
 """
 
 from __future__ import annotations
@@ -7,8 +7,9 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Generic, Protocol, TypeVar
 
+from ..errors import first_line
 from ..inspection.branches import Branch
 from ..measuring.generation import Timing, accepted_arguments
 from ..measuring.media import Result
@@ -17,6 +18,9 @@ from ..running.stats import Stats
 from ..schedules.plans import FULL, OUTPUT, Plan
 from ..settings.preview import num_steps
 from .measures import Measure, measures_of
+
+#: What stands before its progress bar.
+LABEL: Final = "fewer steps"
 
 #: With one of these, a generation has the steps that they list, whatever `num_inference_steps` is.
 _LISTS: Final = ("timesteps", "sigmas")
@@ -28,6 +32,62 @@ _BEGINS: Final = ("image", "video", "image_latents")
 
 class LeftOutError(Exception):
     """No number of steps is of equal work; the message says why."""
+
+
+class _Timed(Protocol):
+    @property
+    def time(self) -> Timing: ...
+
+
+_Run = TypeVar("_Run", bound=_Timed)
+
+
+class Fewer(Generic[_Run]):
+    """The runs with fewer steps; how many steps is known once plain and cached have run.
+
+    Args:
+        pipe: The pipeline.
+        call: Arguments of its call.
+        steps: The `num_inference_steps` of the plain pipeline.
+        run: Runs the plain pipeline with a number of steps.
+
+    Attributes:
+        runs: Those that were not left out, in order.
+        steps: How many steps they have; `None` before the first.
+        left_out: Why there are none.
+    """
+
+    def __init__(
+        self, pipe: Any, call: Mapping[str, Any], steps: Any, run: Callable[[int, str], _Run]
+    ) -> None:
+        self.runs: list[_Run] = []
+        self.steps: int | None = None
+        self.left_out: str | None = None
+        self._pipe, self._call, self._steps, self._run = pipe, call, steps, run
+
+    def follow(self, plain: Timing, work: float | None) -> None:
+        """One run, after the plain one, and the cached one whose work is given in full calls."""
+        if self.left_out is not None:
+            return
+        try:
+            if self.steps is None:
+                self.steps = steps_of_equal_work(
+                    self._pipe, self._call, steps=self._steps, calls=plain.calls, work=work
+                )
+            fewer = self._run(self.steps, LABEL)
+            # How `strength` and its like round is the pipeline's own business.
+            while not self.runs and work is not None and fewer.time.calls < work:
+                self.steps += 1
+                if self.steps >= self._steps:
+                    raise nothing_saved(self._steps)
+                fewer = self._run(self.steps, LABEL)
+        except LeftOutError as reason:
+            self.left_out = str(reason)
+        except Exception as error:  # as many steps may be what a sampler refuses
+            self.left_out = f"{self.steps} steps failed: {first_line(error)}"
+            self.runs.clear()
+        else:
+            self.runs.append(fewer)
 
 
 @dataclass(frozen=True)

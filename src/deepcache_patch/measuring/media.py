@@ -127,6 +127,13 @@ def some_frames(video: Sequence[Image.Image], count: int = 3) -> dict[int, Image
     return {int(place): video[place] for place in places}
 
 
+def still(result: Result) -> Image.Image:
+    """One picture that stands for a result: itself, the middle frame, or the waveform."""
+    if isinstance(result, Sound):
+        return result.waveform()
+    return result if isinstance(result, Image.Image) else result[len(result) // 2]
+
+
 def _made_by(pipe: Any, output: Any) -> Made | None:
     sounds, frames = getattr(output, "audios", None), getattr(output, "frames", None)
     if sounds is not None:

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, Final
 
-from ..compare.run import CALIBRATION_SEEDS
+from ..compare.contest import CALIBRATION_SEEDS
 from ..learning.auto import Auto
 from ..learning.calibrated_schedule import Calibrated
 

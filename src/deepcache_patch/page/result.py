@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image, ImageChops
 
-from ..compare.grid import pixel_factor
+from ..compare.grid import DIFFERENCE_FACTOR
 from .markup import figures
 from .memory import Try
 
@@ -47,7 +47,7 @@ class Result:
                 buttons=["download", "fullscreen"],
                 elem_id="difference",
             )
-            self.factor = gr.Slider(1, 64, value=8, step=1, label="Amplified by")
+            self.factor = gr.Slider(1, 64, value=DIFFERENCE_FACTOR, step=1, label="Amplified by")
         self._told = gr.HTML(elem_id="figures")
         with gr.Row():
             names = ("Plain picture", "DeepCache picture", "Report")
@@ -67,12 +67,11 @@ class Result:
     def of(self, made: Try) -> list[Any]:
         """The updates of `all` for a try."""
         trial = made.trial
-        factor = pixel_factor([trial.plain], [trial.cached])
         files = [self._gr.update(value=str(file), interactive=True) for file in self._saved(made)]
         return [
             (trial.plain, trial.cached),
-            difference(trial.plain, trial.cached, factor),
-            factor,
+            difference(trial.plain, trial.cached, DIFFERENCE_FACTOR),
+            DIFFERENCE_FACTOR,
             figures(trial, number=made.number),
             self._as_python(made),
             *files,

@@ -11,9 +11,9 @@ from typing import Any, Final, TypeAlias, cast
 
 from PIL import Image
 
+from ..compare.contest import CALIBRATION_SEEDS, shortened
 from ..compare.fewer import full_calls_worth
 from ..compare.outcome import Comparison
-from ..compare.run import CALIBRATION_SEEDS, shortened
 from ..errors import UnsupportedModelError
 from ..helper import DeepCacheHelper
 from ..inspection.branches import Branches

@@ -1,0 +1,243 @@
+"""`Contest`: what a comparison and a sweep are made of. It runs a pipeline without the helper, with
+it, and with another number of steps, always from the same seeds; it times each run and measures how
+alike the results are. Which runs there are, and in which order, is decided in `run` and in the
+room `sweep`.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial, reduce
+from statistics import fmean
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+
+from ..inspection.branches import Branches
+from ..learning.auto import Auto
+from ..measuring.environment import device_name
+from ..measuring.generation import Timing, accepted_arguments, calls_of, timed_call
+from ..measuring.media import Made, made_by
+from ..measuring.similarity import SMALLEST_FOR_LPIPS, lpips, psnr, require_metrics, snr, ssim
+from ..running.components import is_pipeline, schedulers_of, unets_of
+from ..running.face import Helper
+from ..running.stats import LastGeneration, Stats
+from ..schedules.plans import Uniform
+from .fewer import full_calls_worth
+
+#: With one of these, the number of steps is not `num_inference_steps` alone.
+_STEP_ARGUMENTS = ("strength", "timesteps", "sigmas", "denoising_start", "denoising_end")
+#: Enough for a full and a shallow step, whatever the interval, and for multistep solvers.
+_WARM_UP_STEPS = 4
+#: Arguments of one call of a pipeline, and its seeds.
+_Call: TypeAlias = tuple[dict[str, Any], Sequence[int]]
+_Distance: TypeAlias = Callable[[np.ndarray, np.ndarray], float]
+#: What a calibration's seeds are apart from those of the comparison.
+CALIBRATION_SEEDS = 1_000_000
+
+
+@dataclass(frozen=True)
+class Run:
+    """What all calls of one contestant made, how long they took, and where the U-Net ran."""
+
+    made: Made
+    time: Timing
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class CachedRun(Run):
+    """A run with the helper.
+
+    Attributes:
+        stats: Of this run alone.
+        last: Of each U-Net by its name in the pipeline.
+        work: Of the U-Net, in full calls; `None` where it is not known.
+    """
+
+    stats: Stats
+    last: Mapping[str, LastGeneration]
+    work: float | None
+
+
+class Contest:
+    """One request, to be run by several contestants.
+
+    Args:
+        pipe: A pipeline that makes pictures, videos or sounds.
+        helper: A helper of this pipeline.
+        call: Arguments of the pipeline's `__call__`.
+        seeds: One for each result; by default 0, or 0, 1, 2, … for as many prompts.
+        repeats: Timed runs of each contestant.
+
+    Raises:
+        ImportError: scikit-image is not installed.
+        TypeError: As `compare` says.
+        ValueError: As `compare` says.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        helper: Helper,
+        call: Mapping[str, Any],
+        *,
+        seeds: Sequence[int] | None,
+        repeats: int,
+    ) -> None:
+        require_metrics()
+        if seeds is None:
+            prompts = call.get("prompt")
+            seeds = range(len(prompts) if isinstance(prompts, list | tuple) else 1)
+        seeds = _whole_numbers(seeds)
+        if not seeds:
+            raise ValueError("seeds is empty: give one seed for each picture")
+        if repeats < 1:
+            raise ValueError(f"repeats is {repeats}: at least 1 run of each kind is needed")
+        if not is_pipeline(pipe):
+            raise TypeError(f"a comparison calls a pipeline; {type(pipe).__name__} is none")
+        self.pipe, self.helper, self.call, self.seeds = pipe, helper, dict(call), seeds
+        self.repeats = repeats
+        self._calls, self._unets = calls_of(pipe, call, seeds), unets_of(pipe)
+        self._perceptual = lpips()
+        self._branches: Any = None
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Leaves the helper as it was found, enabled or not, with its schedule."""
+        was_enabled, schedule = self.helper.enabled, self.helper.schedule
+        try:
+            yield
+        finally:
+            self.helper.follow(schedule)
+            if was_enabled:
+                self.helper.enable()
+            else:
+                self.helper.disable()
+
+    def warm_up(self) -> None:
+        """A few steps, full ones and shallow ones at the lowest branch of the schedule."""
+        helper, schedule = self.helper, self.helper.schedule
+        helper.enable()
+        branch = min(getattr(schedule, "branches", ()), default=0)
+        helper.follow(Uniform(2, branch))  # one that does not mind how few steps there are
+        self._generate(
+            [(shortened(arguments), some) for arguments, some in self._calls[:1]], "warm-up"
+        )
+        helper.follow(schedule)
+
+    def learn(self, steps: int | None = None, label: str = "calibration") -> None:
+        """With `Auto` the first generation runs in full, to learn: this is one of other seeds."""
+        if isinstance(self.helper.schedule, Auto):
+            self.helper.enable()
+            others = [
+                (arguments, [seed + CALIBRATION_SEEDS for seed in some])
+                for arguments, some in self._with(steps)[:1]
+            ]
+            self._generate(others, label)
+
+    def plain(self, steps: int | None = None, label: str = "plain") -> Run:
+        """A run without the helper; `steps` in the place of those of the call."""
+        self.helper.disable()
+        return Run(*self._generate(self._with(steps), label))
+
+    def cached(self, steps: int | None = None, label: str = "cached") -> CachedRun:
+        """A run with the helper, by its schedule."""
+        helper = self.helper
+        helper.disable()
+        helper.enable()  # counts from here: its stats are those of this run alone
+        run = self._generate(self._with(steps), label)
+        stats, last = helper.stats, helper.last_generations
+        self._branches = self._branches or helper.branches
+        return CachedRun(*run, stats, last, _work(self._branches, stats, last))
+
+    def measured(self, plain: Made, other: Made) -> dict[str, tuple[float, ...] | None]:
+        """How alike the results are, by the measures of their kind."""
+        pairs = list(zip(plain.arrays, other.arrays, strict=True))
+        if plain.kind == "sounds":
+            return {"psnr": None, "ssim": None, "snr": tuple(snr(*pair) for pair in pairs)}
+        measures: dict[str, _Distance] = {"psnr": psnr, "ssim": ssim}
+        if self._perceptual and min(plain.arrays[0].shape[-3:-1]) >= SMALLEST_FOR_LPIPS:
+            measures["lpips"] = self._perceptual
+        if plain.kind == "videos":
+            measures = {name: partial(_by_frame, measure) for name, measure in measures.items()}
+        return {name: tuple(of(*pair) for pair in pairs) for name, of in measures.items()}
+
+    @property
+    def steps(self) -> Any:
+        """The `num_inference_steps` of the call, or else the pipeline's own."""
+        parameter = accepted_arguments(self.pipe).get("num_inference_steps")
+        return self.call.get("num_inference_steps", parameter.default if parameter else None)
+
+    def about(self, device: torch.device) -> dict[str, Any]:
+        """What was asked for, and where it ran; the schedule is not in it."""
+        pipe, helper = self.pipe, self.helper
+        denoiser = next(iter(self._unets.values()))
+        return {
+            "model": getattr(pipe, "name_or_path", None) or type(pipe).__name__,
+            "pipeline": type(pipe).__name__,
+            "scheduler": _scheduler_name(pipe, next(iter(self._unets))),
+            "device": {"type": str(device), "name": device_name(device)},
+            "dtype": str(getattr(denoiser, "dtype", "unknown")).removeprefix("torch."),
+            "steps": self.steps,
+            "first": helper.first,
+            "last": helper.last,
+            "seeds": list(self.seeds),
+            "repeats": self.repeats,
+            "call": dict(self.call),
+        }
+
+    def _with(self, steps: int | None) -> Sequence[_Call]:
+        if steps is None:
+            return self._calls
+        other = {"num_inference_steps": steps}
+        return [({**arguments, **other}, seeds) for arguments, seeds in self._calls]
+
+    def _generate(self, calls: Sequence[_Call], label: str) -> tuple[Made, Timing, torch.device]:
+        """Makes the results of all calls, one call after the other."""
+        made, timings, device = [], [], torch.device("cpu")
+        for number, (arguments, seeds) in enumerate(calls, 1):
+            which = label if len(calls) == 1 else f"{label} {number}/{len(calls)}"
+            unets = self._unets.values()
+            output, timing, device = timed_call(self.pipe, unets, arguments, seeds, label=which)
+            made.append(made_by(self.pipe, output, len(seeds)))
+            timings.append(timing)
+        return reduce(operator.add, made), reduce(operator.add, timings), device
+
+
+def _work(branches: Any, stats: Stats, last: Mapping[str, LastGeneration]) -> float | None:
+    """What ran with the helper, in full calls; `None` where it is not known."""
+    if not isinstance(branches, Branches) or len(last) != 1:
+        return None
+    return full_calls_worth(stats, next(iter(last.values())).plan, branches)
+
+
+def _by_frame(measure: _Distance, plain: np.ndarray, cached: np.ndarray) -> float:
+    """The mean over the frames, without those that are identical to a PSNR that is infinite."""
+    values = [measure(*frames) for frames in zip(plain, cached, strict=True)]
+    different = [value for value in values if value != float("inf")]
+    return fmean(different) if different else float("inf")
+
+
+def _whole_numbers(seeds: Any) -> tuple[int, ...]:
+    try:
+        return tuple(operator.index(seed) for seed in seeds)
+    except TypeError as error:
+        raise TypeError(f"seeds must be a list of integers, not {seeds!r}") from error
+
+
+def shortened(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the arguments of the warm-up: few steps, where their number is told plainly."""
+    short = dict(arguments)
+    if "num_inference_steps" in short and not any(name in short for name in _STEP_ARGUMENTS):
+        short["num_inference_steps"] = min(short["num_inference_steps"], _WARM_UP_STEPS)
+    return short
+
+
+def _scheduler_name(pipe: Any, unet: str) -> str:
+    schedulers = schedulers_of(pipe, unet)()
+    return type(schedulers[0]).__name__.removesuffix("Scheduler") if schedulers else ""

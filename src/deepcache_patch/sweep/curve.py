@@ -1,0 +1,100 @@
+"""The curve of a sweep: where its points, lines and ticks stand, as shares of the plot's width and
+height. Drawn from it are the figure of the page and that of the picture.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+from .figures import mark_of
+from .knee import front_of
+
+if TYPE_CHECKING:
+    from .outcome import Row, Sweep
+
+#: From the left and from the bottom, 0 to 1.
+Place: TypeAlias = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One row in the figure.
+
+    Attributes:
+        row: What it is of.
+        mark: Its number, or the steps of the plain pipeline.
+        x: From the left, 0 to 1.
+        y: From the bottom, 0 to 1; identical results stand at the top.
+        is_knee: Whether it is the knee.
+    """
+
+    row: Row
+    mark: str
+    x: float
+    y: float
+    is_knee: bool
+
+
+@dataclass(frozen=True)
+class Curve:
+    """All that is drawn.
+
+    Attributes:
+        points: Fewer steps first, so that settings are drawn over them.
+        front: Where the settings stand that no other one beats, from left to right.
+        fewer: Where the plain pipeline with fewer steps stands, from left to right.
+        x_ticks: Their places and texts.
+        y_ticks: Likewise.
+        x_title: What is drawn to the right.
+        y_title: What is drawn upwards.
+    """
+
+    points: tuple[Point, ...]
+    front: tuple[Place, ...]
+    fewer: tuple[Place, ...]
+    x_ticks: tuple[tuple[float, str], ...]
+    y_ticks: tuple[tuple[float, str], ...]
+    x_title: str
+    y_title: str
+
+
+def curve_of(sweep: Sweep) -> Curve:
+    """Places the rows of a sweep: speed to the right, quality upwards."""
+    rows = sweep.fewer + sweep.settings
+    speeds, qualities = [sweep.speed_of(row) for row in rows], [row.quality for row in rows]
+    finite = [value for value in qualities if math.isfinite(value)] or [0.0]
+    x_ticks, y_ticks = ticks(min(1.0, *speeds), max(speeds)), ticks(min(finite), max(finite))
+
+    def place(row: Row) -> Place:
+        y = _share(row.quality, y_ticks) if math.isfinite(row.quality) else 1.0
+        return _share(sweep.speed_of(row), x_ticks), y
+
+    marks = {id(row): mark_of(sweep, row) or str(row.steps) for row in rows}
+    knee = sweep.knee
+    points = tuple(Point(row, marks[id(row)], *place(row), row is knee) for row in rows)
+    measure = rows[0].measures[0]
+    front = front_of([(sweep.speed_of(row), row.quality) for row in sweep.settings])
+    return Curve(
+        points,
+        tuple(place(sweep.settings[number]) for number in front),
+        tuple(sorted(place(row) for row in sweep.fewer)),
+        tuple((_share(tick, x_ticks), f"{tick:g}×") for tick in x_ticks),
+        tuple((_share(tick, y_ticks), f"{tick:g}") for tick in y_ticks),
+        "times less work for the U-Net" if sweep.by_work else "times as fast, measured",
+        f"{measure.name}, {measure.unit}" if measure.unit else measure.name,
+    )
+
+
+def ticks(low: float, high: float) -> list[float]:
+    """Three to eight round numbers, the first not above `low`, the last not below `high`."""
+    span = (high - low) or max(abs(high), 1.0)
+    power = 10.0 ** math.floor(math.log10(span / 4))
+    step = next(power * digit for digit in (1, 2, 2.5, 5, 10) if span / (power * digit) <= 5)
+    first, last = math.floor(low / step), math.ceil(high / step)
+    return [round(number * step, 10) for number in range(first, max(last, first + 1) + 1)]
+
+
+def _share(value: float, among: list[float]) -> float:
+    return (value - among[0]) / (among[-1] - among[0])

@@ -1,0 +1,44 @@
+"""Where a curve of speed against quality bends. Numbers only; what they are of is elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, TypeAlias
+
+#: (speed, quality); more of each is better.
+Point: TypeAlias = tuple[float, float]
+
+#: The rule of `knee_of`, as a person reads it.
+RULE: Final = (
+    "Of the settings that no other one beats in both speed and quality, the knee is the one that "
+    "lies highest above the straight line from the slowest of them to the fastest."
+)
+
+
+def front_of(points: Sequence[Point]) -> list[int]:
+    """The points that no other one beats or equals in both, the slowest first, by their places."""
+    order = sorted(range(len(points)), key=lambda place: points[place], reverse=True)
+    front: list[int] = []
+    for place in order:  # from the fastest; of those that are as fast, the best comes first
+        if not front or points[place][1] > points[front[-1]][1]:
+            front.append(place)
+    return front[::-1]
+
+
+def knee_of(points: Sequence[Point]) -> int | None:
+    """The place of the point at the knee, by `RULE`; `None` where there is none.
+
+    There is none where the front has fewer than three points, or none above the line.
+    """
+    front = front_of(points)
+    if len(front) < 3:
+        return None
+    (left, high), (right, low) = points[front[0]], points[front[-1]]
+
+    def above(place: int) -> float:
+        speed, quality = points[place]
+        line = high + (low - high) * (speed - left) / (right - left)
+        return (quality - line) / (high - low)
+
+    best = max(front[1:-1], key=above)
+    return best if above(best) > 0 else None

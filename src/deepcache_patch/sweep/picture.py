@@ -1,0 +1,95 @@
+"""The picture of a sweep: the curve, and beneath it a row of results for each row of the table.
+Drawn with Pillow; the figure of the page has the page's own colours and sizes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from PIL import Image, ImageDraw, ImageFont
+
+from ..compare.grid import FAINT, INK, MARGIN, draw_grid
+from ..measuring.media import still
+from .curve import Curve, curve_of
+from .figures import knee_text, speed_text
+
+if TYPE_CHECKING:
+    from .outcome import Row, Sweep
+
+#: Pixels on the longer side of a result: there may be many of them.
+_LARGEST: Final = 256
+
+#: The plot, and what stands above it, left of it and beneath.
+_SIZE: Final = (900, 420)
+_ABOVE: Final = 124
+_LEFT: Final = 80
+_BELOW: Final = 70
+
+_ACCENT: Final = (31, 95, 174)
+_KNEE: Final = (180, 84, 10)
+_LINE: Final = (225, 228, 232)
+
+
+def picture_of(sweep: Sweep) -> Image.Image:
+    """See `Sweep.picture`."""
+    curve = curve_of(sweep)
+    marks = {id(point.row): point.mark for point in curve.points}
+    rows = [("plain", sweep.plain), *((_label(marks[id(row)], row), row) for row in sweep.rows)]
+    pictures = [(label, [_small(still(each)) for each in row.results]) for label, row in rows]
+    seeds = [f"seed {seed}" for seed in sweep.about["seeds"]]
+    steps = f"{sweep.plain.steps} steps" if sweep.plain.steps else "its own steps"
+    grid = draw_grid(pictures, title="Results", columns=seeds)
+    title = f"{sweep.title}, against the plain pipeline with {steps}"
+    figure = _drawn(curve, title, knee_text(sweep))
+    width = max(grid.width, figure.width)
+    canvas = Image.new("RGB", (width, figure.height + grid.height), "white")
+    canvas.paste(figure, (0, 0))
+    canvas.paste(grid, (0, figure.height))
+    return canvas
+
+
+def _label(mark: str, row: Row) -> str:
+    measure = row.measures[0]
+    name = f"{mark}: {row.name}" if row.setting is not None else "plain"
+    steps = "" if row.steps is None else f", {row.steps} steps"
+    return f"{name}{steps}\n{speed_text(row).replace('–', '-')}, {measure.text()}"
+
+
+def _small(picture: Image.Image) -> Image.Image:
+    small = picture.copy()
+    small.thumbnail((_LARGEST, _LARGEST))
+    return small
+
+
+def _drawn(curve: Curve, title: str, knee: str) -> Image.Image:
+    width, height = _SIZE
+    whole = (width + _LEFT + 2 * MARGIN, height + _ABOVE + _BELOW)
+    canvas = Image.new("RGB", whole, "white")
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(15)
+    draw.text((MARGIN, MARGIN), title, INK, ImageFont.load_default(20))
+    draw.text((MARGIN, MARGIN + 32), knee.replace("×", "x"), _KNEE, font)
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        return _LEFT + x * width, _ABOVE + (1 - y) * height
+
+    draw.text((MARGIN, MARGIN + 68), curve.y_title, FAINT, font)
+    for x, text in curve.x_ticks:
+        draw.line((*at(x, 0), *at(x, 1)), _LINE)
+        draw.text(_moved(at(x, 0), 0, 16), text.replace("×", "x"), FAINT, font, anchor="mm")
+    for y, text in curve.y_ticks:
+        draw.line((*at(0, y), *at(1, y)), _LINE)
+        draw.text(_moved(at(0, y), -10, 0), text, FAINT, font, anchor="rm")
+    draw.text(_moved(at(1, 0), 0, 42), curve.x_title, FAINT, font, anchor="rm")
+    draw.line([at(*place) for place in curve.fewer], FAINT, 1)
+    draw.line([at(*place) for place in curve.front], _ACCENT, 2)
+    for point in curve.points:
+        middle, is_plain = at(point.x, point.y), point.row.setting is None
+        if point.is_knee:
+            draw.circle(middle, 18, outline=_KNEE, width=3)
+        draw.circle(middle, 12, "white" if is_plain else _ACCENT, FAINT if is_plain else "white")
+        draw.text(middle, point.mark, INK if is_plain else "white", font, anchor="mm")
+    return canvas
+
+
+def _moved(place: tuple[float, float], right: float, down: float) -> tuple[float, float]:
+    return place[0] + right, place[1] + down

@@ -1,0 +1,283 @@
+"""Running a sweep: each setting and fewer steps in turn, from the same seeds, round by round. The
+first round makes all results; further ones only time. What comes out is a `Sweep`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+from ..compare.contest import CachedRun, Contest, Run
+from ..compare.fewer import Fewer
+from ..errors import InvalidSettingError
+from ..learning.auto import Auto
+from ..learning.fingerprint import Fingerprint
+from ..measuring.environment import versions
+from ..patching.wrappers import unwrapped
+from ..running.components import schedulers_of, unets_of
+from ..running.face import Helper
+from ..schedules.replay import Extrapolate
+from .folder import Kept
+from .outcome import Row, Sweep
+from .settings import Setting, require_fitting, settings_of
+from .turns import Turns
+
+#: Whole, because some schedules take no others.
+INTERVALS: Final = (2, 3, 5)
+
+#: Steps of a pipeline that is told none, to foretell how long a run takes.
+_USUAL: Final = 50
+
+#: What may differ between two sweeps in one folder.
+_OWN: Final = ("repeats", "settings")
+
+
+class SweepInterrupted(KeyboardInterrupt):
+    """Ctrl-C was pressed in a sweep.
+
+    Attributes:
+        sweep: What there is; `None` if no setting was finished.
+    """
+
+    def __init__(self, sweep: Sweep | None) -> None:
+        super().__init__("the sweep was broken off")
+        self.sweep = sweep
+
+
+def sweep(
+    pipe: Any,
+    helper: Helper,
+    *,
+    interval: Any = INTERVALS,
+    schedule: Any = "default",
+    branch: Any = None,
+    seeds: Sequence[int] | None = None,
+    repeats: int = 3,
+    fewer_steps: bool = True,
+    folder: str | os.PathLike[str] | None = None,
+    command: str | None = None,
+    **call: Any,
+) -> Sweep:
+    """Generates the same results with many settings; see `DeepCacheHelper.sweep`.
+
+    Args:
+        pipe: A pipeline that makes pictures, videos or sounds.
+        helper: A helper of this pipeline, whose `first`, `last` and `replay` all settings share.
+        interval: See there, as for all that is not said here.
+        schedule: See there.
+        branch: See there.
+        seeds: See there.
+        repeats: See there.
+        fewer_steps: See there.
+        folder: See there.
+        command: As for `Sweep.command`, for the report in the folder.
+        call: Arguments of the pipeline's `__call__`; `num_inference_steps` may be a list.
+
+    Raises:
+        SweepInterrupted: After Ctrl-C.
+    """
+    counts = call.get("num_inference_steps")
+    settings = settings_of(schedule=schedule, interval=interval, branch=branch, steps=counts)
+    steps = sorted({each.steps for each in settings if each.steps is not None})
+    if steps:
+        call["num_inference_steps"] = steps[-1]
+    contest = Contest(pipe, helper, call, seeds=seeds, repeats=repeats)
+    require_fitting(settings, pipe, helper, call)
+    place = None if folder is None else Path(folder)
+    running = _Running(contest, settings, steps[:-1], fewer_steps, place)
+    try:
+        with contest.held():
+            for number in range(repeats):
+                running.round(number)
+    except BaseException as error:
+        found = running.outcome()
+        if found is not None and place is not None:
+            found.save_all(place, command=command)
+        if isinstance(error, KeyboardInterrupt):
+            raise SweepInterrupted(found) from error
+        raise
+    found = running.outcome()
+    if found is None:  # what is asked for is never empty
+        raise InvalidSettingError("there is nothing to run")
+    if place is not None:
+        found.save_all(place, command=command)
+    return found
+
+
+class _Running:
+    """One sweep on its way."""
+
+    def __init__(
+        self,
+        contest: Contest,
+        settings: Sequence[Setting],
+        smaller: Sequence[int],
+        fewer_steps: bool,
+        folder: Path | None,
+    ) -> None:
+        self._contest, self._settings, self._fewer_steps = contest, settings, fewer_steps
+        self._smaller = smaller[::-1]
+        self._about = _about(contest, settings)
+        self._kept = Kept(folder, _request(contest, self._about))
+        self._schedules: dict[str, Any] = {}
+        self._number = 0  # the round
+        self._plain: Run | None = None  # of the reference in it
+        self._turns = Turns(self._left(contest.repeats))
+
+    def round(self, number: int) -> None:
+        """Everybody who has run in fewer rounds than these runs once, the reference first."""
+        self._number = number
+        if not self._left(number + 1):
+            return
+        if self._plain is None:
+            self._contest.warm_up()
+        with self._turns.of(*self._weight(None)) as label:
+            plain = self._plain = self._contest.plain(label=label)
+        self._keep(None, self._contest.steps, plain)
+        for steps in self._smaller:
+            self._plain_with(steps)
+        # Back and forth: what drifts within a round favours nobody.
+        for setting in self._settings[:: -1 if number % 2 else 1]:
+            row = self._row(setting)
+            if row is None or len(row.times) <= number:
+                row = self._cached_with(setting)
+            if self._fewer_steps:
+                self._rival(setting, row)
+
+    def outcome(self) -> Sweep | None:
+        """What there is; `None` before the first setting is finished."""
+        plain = self._kept.restored("plain", None)
+        rows = [row for each in self._settings if (row := self._row(each)) is not None]
+        if plain is None or not rows:
+            return None
+        steps = {row.fewer for row in rows if self._fewer_steps} | {*self._smaller}
+        fewer = (self._plain_row(each) for each in sorted(filter(None, steps), reverse=True))
+        return Sweep(plain, tuple(rows), tuple(filter(None, fewer)), self._about)
+
+    def _cached_with(self, setting: Setting) -> Row:
+        contest, key = self._contest, setting.key
+        is_new = key not in self._schedules
+        if is_new:
+            self._schedules[key] = setting.made(self._kept.file(key))
+        schedule = self._schedules[key]
+        contest.helper.follow(schedule)
+        with self._turns.of(*self._weight(setting)) as label:
+            if is_new and isinstance(schedule, Auto) and not schedule.learned:
+                contest.learn(setting.steps, f"calibration of {label}")
+            run = contest.cached(setting.steps, label)
+        return self._keep(setting, setting.steps, run)
+
+    def _rival(self, setting: Setting, row: Row) -> None:
+        """Runs fewer steps at equal work, if nobody has in this round; says how many they are."""
+        if row.fewer is not None:
+            self._plain_with(row.fewer)
+        elif row.fewer_left_out is None and self._plain is not None:
+            contest = self._contest
+            fewer = Fewer(contest.pipe, contest.call, contest.steps, self._plain_with)
+            fewer.follow(self._plain.time, row.worth)
+            steps = fewer.steps if fewer.runs else None
+            self._kept.keep(setting.key, replace(row, fewer=steps, fewer_left_out=fewer.left_out))
+
+    def _plain_with(self, steps: int, _label: str = "") -> Row:
+        row = self._plain_row(steps)
+        if row is not None and len(row.times) > self._number:
+            return row
+        with self._turns.of(f"plain, {steps} steps", steps) as label:
+            run = self._contest.plain(steps, label)
+        return self._keep(None, steps, run)
+
+    def _keep(self, setting: Setting | None, steps: Any, run: Run) -> Row:
+        """Adds a run to its row, or makes the row of it."""
+        contest, plain = self._contest, self._plain or run
+        is_reference = setting is None and steps == contest.steps
+        key = "plain" if is_reference else _plain_key(steps) if setting is None else setting.key
+        row = self._kept.restored(key, setting)
+        if row is None:
+            cached = run if isinstance(run, CachedRun) else None
+            calls = run.time.calls
+            measured: Any = contest.measured(plain.made, run.made)
+            row = Row(
+                setting=setting,
+                steps=steps,
+                results=run.made.shown(),
+                times=(),
+                plain_times=(),
+                worth=calls if cached is None else cached.work,
+                reference_calls=plain.time.calls,
+                full_calls=calls if cached is None else cached.stats.full_calls,
+                shallow_calls=0 if cached is None else cached.stats.shallow_calls,
+                plan="" if cached is None else str(next(iter(cached.last.values())).plan),
+                **measured,
+            )
+        if len(row.times) <= self._number:
+            times, plains = (*row.times, run.time), (*row.plain_times, plain.time)
+            row = replace(row, times=times, plain_times=plains)
+            self._kept.keep(key, row)
+        return row
+
+    def _row(self, setting: Setting) -> Row | None:
+        return self._kept.restored(setting.key, setting)
+
+    def _plain_row(self, steps: int) -> Row | None:
+        return self._kept.restored(_plain_key(steps), None)
+
+    def _left(self, rounds: int) -> float:
+        """The steps that are still to be run in so many rounds, as far as that can be told."""
+        left, most = 0.0, 0
+
+        def add(row: Row | None, weight: float) -> None:
+            nonlocal left, most
+            due = max(0, rounds - (0 if row is None else len(row.times)))
+            left, most = left + due * weight, max(most, due)
+
+        for setting in self._settings:
+            row, (_, weight) = self._row(setting), self._weight(setting)
+            add(row, weight)
+            if row is None and setting.schedule == "auto":  # which learns first
+                left += self._weight(None)[1]
+            if self._fewer_steps and (row is None or row.fewer_left_out is None):
+                known = None if row is None or row.fewer is None else self._plain_row(row.fewer)
+                add(known, weight)
+        for steps in self._smaller:
+            add(self._plain_row(steps), steps)
+        if self._kept.restored("plain", None) is None:
+            most = max(most, 1)
+        return left + most * self._weight(None)[1]
+
+    def _weight(self, setting: Setting | None) -> tuple[str, float]:
+        """What is said of a run, and about how many full steps it has."""
+        steps = self._contest.steps if setting is None else setting.steps
+        named = "plain" if setting is None else setting.name
+        count = steps if isinstance(steps, int) else _USUAL
+        interval = 1 if setting is None else setting.interval or 2
+        return named if steps is None else f"{named}, {steps} steps", count / interval
+
+
+def _plain_key(steps: int) -> str:
+    return f"plain-{steps}-steps"
+
+
+def _about(contest: Contest, settings: Sequence[Setting]) -> dict[str, Any]:
+    pipe, helper = contest.pipe, contest.helper
+    usual: Any = Extrapolate()
+    device = getattr(pipe, "_execution_device", None) or pipe.device
+    replay = None if helper.replay == usual else str(helper.replay)
+    return {**contest.about(device), "replay": replay, "settings": len(settings)}
+
+
+def _request(contest: Contest, about: Mapping[str, Any]) -> dict[str, Any]:
+    """All that rows of one folder have in common."""
+    shared = {name: value for name, value in about.items() if name not in _OWN}
+    weights, schedulers = {}, {}
+    for name, unet in unets_of(contest.pipe).items():
+        found = Fingerprint.of(unwrapped(unet))
+        weights[name] = None if found is None else found.to_dict()
+        # What begins with _ is the loading's own, in part in an order that each process draws.
+        schedulers[name] = [
+            {key: value for key, value in each.config.items() if not key.startswith("_")}
+            for each in schedulers_of(contest.pipe, name)()
+        ]
+    return {**shared, "weights": weights, "scheduler settings": schedulers, **versions()}

@@ -1,0 +1,207 @@
+"""`Setting`: one point of a sweep. Which ones are asked for, whether each fits the pipeline, and
+how each is written down to be used: in Python, and on the command line.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from itertools import product
+from pathlib import Path
+from typing import Any, Final
+
+from ..errors import InvalidSettingError
+from ..learning.auto import Auto
+from ..learning.calibrated_schedule import Calibrated
+from ..schedules.noise_aware import FEW_STEPS, NoiseAware
+from ..schedules.plans import FULL, Schedule, whole_number
+from ..schedules.replay import Extrapolate
+from ..schedules.window import Window
+from ..settings.by_name import PARAMETERS, no_such, replay_of, schedule_of
+from ..settings.fitting import anatomies_for
+from ..settings.preview import num_steps, plan_of
+
+#: What stands for the default schedule, which needs no name elsewhere.
+DEFAULT: Final = "default"
+_NAMED: Final = "noise-aware"
+
+#: With one of these the number of steps is not that of `num_inference_steps`.
+_LISTS: Final = ("timesteps", "sigmas")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting of the helper, and a number of steps.
+
+    Attributes:
+        schedule: Its name; of a file, the path; of an object, what it is printed as.
+        interval: `None` where the schedule is a file or an object.
+        branch: `None` for the schedule's own.
+        steps: `num_inference_steps`; `None` for the pipeline's own number.
+        given: The schedule itself, where it is a file or an object.
+    """
+
+    schedule: str = _NAMED
+    interval: float | None = None
+    branch: int | None = None
+    steps: int | None = None
+    given: Any = None
+
+    @property
+    def name(self) -> str:
+        """What it is called, without its steps: "auto, interval 2.2"."""
+        words = [] if self.schedule == _NAMED else [self.schedule]
+        words += [] if self.interval is None else [f"interval {self.interval:g}"]
+        words += [] if self.branch is None else [f"branch {self.branch}"]
+        return ", ".join(words)
+
+    @property
+    def key(self) -> str:
+        """The name that its files have in a folder."""
+        name = f"{self.name}, {'own' if self.steps is None else self.steps} steps"
+        if self.given is not None:
+            name += f" {sha256(repr(_content(self.given)).encode()).hexdigest()[:12]}"
+        return re.sub(r"[^\w.-]+", "-", name)[-100:].strip("-.")
+
+    def made(self, file: Path | None = None) -> Any:
+        """The schedule; `file` is where `Auto` keeps what it learns."""
+        if self.given is not None:
+            return self.given
+        found = schedule_of(self.schedule, self.interval, self.branch)
+        if isinstance(found, Auto) and file is not None:
+            return Auto(found.interval, found.branch, file=file)
+        return found
+
+    def python(self, beside: Mapping[str, Any]) -> str:
+        """Two lines of Python that draw with it.
+
+        Args:
+            beside: Further arguments of the helper, which all settings share.
+        """
+        given = {"interval": self.interval, "branch": self.branch}
+        arguments = [f"{name}={value!r}" for name, value in given.items() if value is not None]
+        if isinstance(self.given, Calibrated) and Path(self.schedule).suffix:
+            arguments.append(f"schedule=Calibrated.load({self.schedule!r})")
+        elif self.given is not None:
+            arguments.append(f"schedule={self.schedule}")
+        elif self.schedule != _NAMED:
+            arguments.append(f"schedule={self.schedule!r}")
+        arguments += [f"{name}={value!r}" for name, value in beside.items()]
+        steps = "" if self.steps is None else f", num_inference_steps={self.steps}"
+        helper = f"helper = DeepCacheHelper(pipe, {', '.join(arguments)}).enable()"
+        return f"{helper}\nresult = pipe(prompt{steps})"
+
+    def options(self) -> list[str] | None:
+        """The same as options of a command; `None` where it has none for them."""
+        if self.given is not None and not Path(self.schedule).suffix:
+            return None
+        schedule = None if self.schedule == _NAMED else self.schedule
+        given = {
+            "--interval": None if self.interval is None else f"{self.interval:g}",
+            "--branch": self.branch,
+            "--schedule": schedule,
+            "--steps": self.steps,
+        }
+        pairs = [(name, str(value)) for name, value in given.items() if value is not None]
+        return [word for pair in pairs for word in pair]
+
+
+def settings_of(*, schedule: Any, interval: Any, branch: Any, steps: Any) -> tuple[Setting, ...]:
+    """All that are asked for: each schedule with each interval, branch and number of steps.
+
+    Args:
+        schedule: A name, "default", a file that `calibrate` wrote, an object, or a list of these.
+            A file or an object has its own interval and branch.
+        interval: A number or a list.
+        branch: A number, `None`, or a list.
+        steps: A number, `None`, or a list.
+
+    Raises:
+        InvalidSettingError: If a list is empty, a name unknown, or a number out of range.
+        OSError: If a file cannot be read.
+    """
+    schedules, intervals = listed("schedule", schedule), listed("interval", interval)
+    branches, counts = listed("branch", branch), listed("num_inference_steps", steps)
+    for count in counts:
+        if count is not None:
+            whole_number("num_inference_steps", count, 1)
+    found: list[Setting] = []
+    for count, each in product(counts, schedules):
+        named = _NAMED if each is None or (isinstance(each, str) and each == DEFAULT) else each
+        if isinstance(named, str) and named in PARAMETERS:
+            pairs = product(branches, intervals)
+            found += [Setting(named, value, place, count) for place, value in pairs]
+        elif isinstance(named, str | Path):
+            found.append(Setting(str(named), steps=count, given=_read(named)))
+        else:
+            found.append(Setting(str(named), steps=count, given=named))
+    for setting in found:
+        setting.made()  # or it is refused
+    return tuple(dict.fromkeys(found))
+
+
+def listed(name: str, value: Any) -> list[Any]:
+    """The values that are meant by one, or by several.
+
+    Raises:
+        InvalidSettingError: If there are none.
+    """
+    several = isinstance(value, Iterable) and not isinstance(value, str)
+    values = list(value) if several and not isinstance(value, Schedule) else [value]
+    if not values:
+        raise InvalidSettingError(f"{name} is an empty list: give at least one")
+    return values
+
+
+def require_fitting(settings: Iterable[Setting], pipe: Any, helper: Any, call: Any) -> None:
+    """Refuses what does not fit the pipeline, or would leave nothing out.
+
+    Raises:
+        InvalidSettingError: The message names the setting and the cure.
+        UnsupportedModelError: If the pipeline has no U-Net that can be cut.
+    """
+    lists = [name for name in _LISTS if call.get(name) is not None]
+    strength = call.get("strength") if "image" in call else None
+    window = Window(helper.first, helper.last)
+    for setting in settings:
+        schedule = setting.made()
+        anatomies_for(pipe, schedule)
+        if helper.replay != Extrapolate():
+            replay_of(helper.replay, schedule)  # or it is refused: the schedule has its own
+        if lists and setting.steps is not None:
+            raise InvalidSettingError(
+                f"{lists[0]}= says which steps there are: give it, or num_inference_steps"
+            )
+        steps = num_steps(pipe, setting.steps)
+        if isinstance(schedule, Calibrated) and steps not in (None, len(schedule.entries)):
+            raise InvalidSettingError(
+                f"{setting.name} was calibrated for {len(schedule.entries)} steps, and here are "
+                f"{steps}: give as many, or calibrate anew"
+            )
+        if isinstance(schedule, Auto):
+            schedule = NoiseAware(schedule.interval, schedule.branch)  # by whose plan it goes
+        if lists or steps is None or not isinstance(schedule, Schedule):
+            continue
+        share = {} if strength is None else {"strength": strength}
+        plan = plan_of(pipe, schedule, setting.steps, window=window, **share)
+        if all(entry == FULL for entry in plan):
+            few = len(plan) <= FEW_STEPS and isinstance(schedule, NoiseAware)
+            cure = f"more than {FEW_STEPS} steps" if few else "a larger interval, or more steps"
+            raise InvalidSettingError(
+                f"{setting.name} would run all of {len(plan)} steps in full, and be no faster: "
+                f"give {cure}"
+            )
+
+
+def _read(file: str | Path) -> Calibrated:
+    if isinstance(file, str) and not file.endswith(".json") and not Path(file).exists():
+        known = no_such("schedule", file, [DEFAULT, *PARAMETERS])
+        raise InvalidSettingError(f"{known}, or a file that `calibrate` wrote")
+    return Calibrated.load(file)
+
+
+def _content(schedule: Any) -> Any:
+    """What makes a schedule the one that it is."""
+    return schedule.to_dict() if isinstance(schedule, Calibrated) else schedule

@@ -1,0 +1,218 @@
+"""The command `sweep`, and what other commands say of a list or of an option that is repeated."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from builders.cases import CASES
+from builders.sweeps import made
+
+from deepcache_patch.cli.main import COMMANDS, commands, main
+from deepcache_patch.cli.request import PipelineRequest
+from deepcache_patch.sweep import run
+from deepcache_patch.sweep.outcome import FILES
+
+
+@cache
+def pipeline() -> Any:
+    return CASES["sd"].load()
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What a sweep was asked for; it finds what stands in `sweeps`."""
+    seen: dict[str, Any] = {}
+
+    def spy(pipe: Any, helper: Any, **options: Any) -> Any:
+        seen.update(options, helper=helper)
+        return made()
+
+    monkeypatch.setattr(PipelineRequest, "load", lambda _asked: pipeline())
+    monkeypatch.setattr(run, "sweep", spy)
+    return seen
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line on stderr."""
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert len(err.splitlines()) == 1, err
+    return err.rstrip()
+
+
+def test_lists_reach_the_sweep_and_the_table_is_printed(
+    asked: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = [
+        *("sweep", "m", "--prompt", "a fox", "--prompt", "a hen", "--seed", "7", "--first", "2"),
+        *("--interval", "2,2.5", "--schedule", "default, auto", "--branch", "-1,3"),
+        *("--steps", "20,25", "--guidance-scale", "4", "--repeats", "2", "--no-fewer-steps"),
+        *("--output", str(tmp_path)),
+    ]
+    assert main(line) == 0
+    assert asked.pop("helper").first == 2
+    assert asked == {
+        "interval": [2, 2.5],
+        "schedule": ["default", "auto"],
+        "branch": [-1, 3],
+        "num_inference_steps": [20, 25],
+        "seeds": range(7, 9),
+        "prompt": ["a fox", "a hen"],
+        "guidance_scale": 4.0,
+        "repeats": 2,
+        "fewer_steps": False,
+        "folder": tmp_path,
+        # What was typed, but for what a comparison is told of one setting.
+        "command": "deepcache-patch compare m --prompt 'a fox' --prompt 'a hen' "
+        "--guidance-scale 4.0 --seed 7 --first 2",
+    }
+    end = f"\n\nreport: {tmp_path / 'sweep.html'}\npicture: {tmp_path / 'sweep.png'}\n"
+    assert capsys.readouterr().out == made().table() + end
+
+
+def test_what_is_not_given_is_what_python_takes(asked: dict[str, Any], tmp_path: Path) -> None:
+    assert main(["sweep", "m", "--prompt", "a", "--output", str(tmp_path)]) == 0
+    assert (asked["interval"], asked["schedule"], asked["branch"]) == ((2, 3, 5), ["default"], None)
+    assert (asked["num_inference_steps"], asked["repeats"], asked["fewer_steps"]) == (50, 3, True)
+
+
+def test_figures_are_printed_as_json(
+    asked: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sweep", "m", "--prompt", "a", "--json", "--output", str(tmp_path)]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(made().to_json())
+
+
+@pytest.mark.parametrize("stops", [False, True])
+def test_a_sweep_is_run_and_its_report_is_there_after_ctrl_c_too(
+    stops: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(PipelineRequest, "load", lambda _asked: pipeline())
+    learn = run.Contest.learn
+
+    def stop(self: Any, *arguments: Any) -> None:
+        if stops and arguments[-1].startswith("calibration"):
+            raise KeyboardInterrupt
+        learn(self, *arguments)
+
+    monkeypatch.setattr(run.Contest, "learn", stop)
+    line = ["sweep", "m", "--prompt", "a fox", "--images", "1", "--steps", "10", "--repeats", "1"]
+    asked = ["--interval", "2", "--schedule", "default,auto", "--output", str(tmp_path)]
+    assert main([*line, *asked]) == (130 if stops else 0)
+    out, err = capsys.readouterr()
+    assert {path.name for path in tmp_path.iterdir()} == {*FILES, "rows"}
+    names = [each["name"] for each in json.loads((tmp_path / "sweep.json").read_text())["settings"]]
+    assert names == (["interval 2"] if stops else ["interval 2", "auto, interval 2"])
+    said = "deepcache-patch compare m --prompt &#39;a fox&#39; --images 1 --interval 2 --steps 10"
+    assert said in (tmp_path / "sweep.html").read_text()
+    if stops:
+        assert out.endswith(
+            f"Broken off: 1 of 2 are not there yet.\n\nreport so far: {tmp_path / 'sweep.html'}\n"
+        )
+        assert err.splitlines()[-2:] == [
+            "deepcache-patch sweep: the same command goes on with what is missing",
+            "deepcache-patch sweep: error: interrupted",
+        ]
+    else:
+        assert "report: " in out
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--interval", "2,0"], "Invalid value for '--interval': 0 is too small: 1 is the least"),
+        (["--interval", "2,,3"], "Invalid value for '--interval': '' is no finite number"),
+        (["--steps", "20,x"], "'x' is no whole number"),
+        (["--branch", "-2"], "-2 is too small: -1 is the least"),
+        (["--schedule", "default,autp"], "there is no schedule 'autp': did you mean 'auto'?"),
+        (["--schedule", "uniform", "--interval", "2.5"], "interval must be an integer of at least"),
+        (["--schedule", "a/missing.json"], "cannot read a/missing.json: No such file or directory"),
+        (["--output", __file__], "cannot write into --output "),
+    ],
+)
+def test_what_cannot_be_is_said_before_a_model_is_loaded(
+    options: list[str],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(PipelineRequest, "load", lambda _asked: pytest.fail("it was loaded"))
+    assert said in refused(capsys, "sweep", "m", "--prompt", "a", *options)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ([], "StableDiffusionPipeline draws what a text says: give it with --prompt"),
+        (["--prompt", "a", "--branch", "0,99"], "branch 99 is out of range"),
+        (["--prompt", "a", "--steps", "8"], "would run all of 8 steps in full, and be no faster"),
+    ],
+)
+def test_what_does_not_fit_the_model_is_said_before_anything_is_made(
+    options: list[str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(PipelineRequest, "load", lambda _asked: pipeline())
+    assert said in refused(capsys, "sweep", "m", *options, "--output", str(tmp_path / "new"))
+    assert not (tmp_path / "new").exists()
+
+
+# --- in every command -----------------------------------------------------------------------------
+
+#: Every option that is given once: the command, its name, and whether a sweep takes a list of it.
+ONCE = [
+    (name, option.opts[0], option.name in ("interval", "branch", "steps", "schedule"))
+    for name in COMMANDS
+    for option in commands.get_command(click.Context(commands), name).params  # type: ignore[union-attr]
+    if isinstance(option, click.Option) and not (option.multiple or option.is_flag)
+]
+
+
+@pytest.mark.parametrize(("command", "option", "is_list"), ONCE)
+def test_an_option_that_would_be_dropped_is_refused(
+    command: str, option: str, is_list: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hint = ", or a list with commas to `deepcache-patch sweep`" if is_list else ""
+    line = refused(capsys, command, option, "2", f"{option}=3")
+    message = f"{option} is given 2 times: give it once{hint} (see --help)"
+    assert line == f"deepcache-patch {command}: error: {message}"
+
+
+def test_by_another_name_it_is_the_same_option(capsys: pytest.CaptureFixture[str]) -> None:
+    for first, second, name in [
+        ("--out", "--output", "--output"),
+        ("--steps", "--num-inference-steps", "--steps"),
+    ]:
+        line = refused(capsys, "calibrate", "m", first, "2", second, "3")
+        assert f"{name} is given 2 times" in line
+
+
+def test_help_is_shown_all_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "--interval", "2", "--interval", "3", "--help"]) == 0
+    assert "--interval X" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--interval", "2,3"), ("--branch", "0,1"), ("--steps", "20,25"), ("--schedule", "auto,a")],
+)
+def test_a_list_is_answered_by_the_command_that_takes_it(
+    option: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = refused(capsys, "compare", "m", "--prompt", "a", option, value)
+    assert line == (
+        f"deepcache-patch compare: error: {option} {value} is a list: give one value, or a list "
+        "with commas to `deepcache-patch sweep` (see --help)"
+    )

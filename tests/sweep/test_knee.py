@@ -1,0 +1,90 @@
+"""The curve of a sweep: who is on it, where it bends, and where its ticks stand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from builders.sweeps import made, row
+
+from deepcache_patch.sweep.curve import curve_of, ticks
+from deepcache_patch.sweep.knee import front_of, knee_of
+
+
+@pytest.mark.parametrize(
+    ("points", "front"),
+    [
+        ([(1, 3), (2, 2), (3, 1)], [0, 1, 2]),
+        ([(3, 1), (1, 3), (2, 2)], [1, 2, 0]),
+        ([(1, 3), (2, 2), (2, 2.5), (3, 1)], [0, 2, 3]),  # as fast, and better
+        ([(1, 2), (2, 2)], [1]),  # as good, and faster
+        ([(1, 1), (2, 3), (3, 2)], [1, 2]),
+        ([(2, 2), (2, 2)], [0]),
+        ([], []),
+    ],
+)
+def test_on_the_curve_is_what_nothing_beats(points: Any, front: list[int]) -> None:
+    assert front_of(points) == front
+
+
+@pytest.mark.parametrize(
+    ("points", "knee"),
+    [
+        ([(1, 30), (2, 28), (3, 10)], 1),
+        ([(1, 30), (2, 28), (3, 25), (4, 10)], 2),  # 5 + 25 / 3 above 20 - 20 / 3
+        ([(1, 30), (2, 20), (3, 10)], None),  # on the line
+        ([(1, 30), (2, 15), (3, 10)], None),  # below it
+        ([(1, 30), (2, 28)], None),
+        ([(1, 30), (2, 28), (3, 29)], None),  # the second is beaten
+        ([], None),
+    ],
+)
+def test_the_knee_is_highest_above_the_line(points: Any, knee: int | None) -> None:
+    assert knee_of(points) == knee
+
+
+def test_the_knee_does_not_depend_on_units() -> None:
+    points = [(1, 30), (2, 29), (3, 24), (4, 10)]
+    assert knee_of(points) == knee_of([(100 * x, y / 7) for x, y in points]) == 2
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (1, 3, [1, 1.5, 2, 2.5, 3]),
+        (1, 3.1, [1, 1.5, 2, 2.5, 3, 3.5]),
+        (21.6, 48.2, [20, 30, 40, 50]),
+        (38, 38, [30, 40]),
+        (0.95, 1.0, [0.94, 0.96, 0.98, 1.0]),
+    ],
+)
+def test_ticks_are_round_and_enclose_all(low: float, high: float, expected: list[float]) -> None:
+    assert ticks(low, high) == expected
+
+
+def test_points_stand_by_work_and_by_the_mean() -> None:
+    sweep = made()
+    curve = curve_of(sweep)
+    # From 1 to 3.5 times, and from 20 to 40 dB.
+    places = {point.mark: (point.x, point.y) for point in curve.points}
+    rounded = {mark: (round(x, 9), round(y, 9)) for mark, (x, y) in places.items()}
+    expected = {"16": (0.2, 0.25), "1": (0.2, 1), "2": (0.4, 0.5), "3": (0.6, 0.9), "4": (1, 0)}
+    assert rounded == expected
+    assert curve.front == (places["1"], places["3"], places["4"])
+    assert [point.mark for point in curve.points if point.is_knee] == ["3"]
+    assert sweep.knee is sweep.settings[2]
+
+
+def test_where_work_is_not_known_the_curve_goes_by_time() -> None:
+    settings = [row(speed, quality, worth=None) for speed, quality in [(1.5, 40), (3, 20)]]
+    sweep = made(settings=tuple(settings), fewer=())
+    assert not sweep.by_work
+    assert [sweep.speed_of(each) for each in settings] == [each.speed for each in settings]
+    assert curve_of(sweep).x_title == "times as fast, measured"
+
+
+def test_identical_results_stand_at_the_top_and_are_no_knee() -> None:
+    same = row(1.2, float("inf"), psnr=(float("inf"),) * 2)
+    sweep = made(settings=(same, *made().settings))
+    assert curve_of(sweep).points[1].y == 1.0
+    assert sweep.knee is sweep.settings[3]

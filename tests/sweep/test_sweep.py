@@ -1,0 +1,323 @@
+"""Running a sweep: which generations are made, in which order; what is kept, and what is made of it
+later; what is refused before anything is made.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from builders.cases import CASES, PROMPT
+from builders.outcomes import flat
+from builders.sweeps import row
+from PIL import Image
+
+from deepcache_patch import DeepCacheHelper, InvalidSettingError, Uniform
+from deepcache_patch.compare import contest
+from deepcache_patch.measuring.media import Sound
+from deepcache_patch.sweep.folder import Kept
+from deepcache_patch.sweep.outcome import FILES, Sweep
+from deepcache_patch.sweep.run import SweepInterrupted
+from deepcache_patch.sweep.turns import duration
+
+#: Three settings of which the first two need as many fewer steps.
+ASKED: dict[str, Any] = {
+    "schedule": ["default", "auto"],
+    "interval": 2,
+    "num_inference_steps": 12,
+    "seeds": [3],
+    **PROMPT,
+}
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is said of each generation, but for how much is done."""
+    labels: list[str] = []
+    timed_call = contest.timed_call
+
+    def noted(*arguments: Any, label: str) -> Any:
+        result = timed_call(*arguments, label=label)
+        labels.append(label.partition(" (")[0])
+        return result
+
+    monkeypatch.setattr(contest, "timed_call", noted)
+    return labels
+
+
+def helper(**settings: Any) -> DeepCacheHelper:
+    return DeepCacheHelper(CASES["sd"].load(), **settings)
+
+
+# --- which generations are made -------------------------------------------------------------------
+
+
+def test_all_run_in_turn_back_and_forth_and_fewer_steps_once_for_all(made: list[str]) -> None:
+    sweep = helper().sweep(
+        schedule=["uniform", "auto"],
+        interval=[2, 3],
+        num_inference_steps=[12, 10],
+        repeats=2,
+        **PROMPT,
+    )
+    assert [(each.name, each.steps) for each in sweep.settings] == [
+        (f"{schedule}, interval {interval}", steps)
+        for steps in (12, 10)
+        for schedule in ("uniform", "auto")
+        for interval in (2, 3)
+    ]
+    assert made[:3] == ["warm-up", "plain, 12 steps", "plain, 10 steps"]
+    settings = [f"{each.name}, {each.steps} steps" for each in sweep.settings]
+    assert [each for each in made if each in settings] == [*settings, *settings[::-1]]
+    # Each learns once.
+    learned = [each for each in settings if each.startswith("auto")]
+    assert [each for each in made if each.startswith("cal")] == [
+        f"calibration of {each}" for each in learned
+    ]
+    # Several settings share their fewer steps: once in a round.
+    fewer = {row.fewer for row in sweep.settings}
+    assert {each.steps for each in sweep.fewer} == fewer | {10}
+    assert [each.steps for each in sweep.fewer] == sorted(fewer | {10}, reverse=True)
+    assert all(made.count(f"plain, {steps} steps") == 2 for steps in fewer | {10, 12})
+    assert len(made) == 1 + 2 * (1 + 8 + len(sweep.fewer)) + len(learned)
+    assert all(len(each.times) == len(each.plain_times) == 2 for each in sweep.rows)
+
+
+def test_a_row_is_what_a_comparison_finds() -> None:
+    subject = helper(schedule=Uniform(3))
+    found = subject.compare(seeds=[3, 4], num_inference_steps=12, **PROMPT)
+    assert found.fewer is not None
+    sweep = subject.sweep(
+        schedule="uniform", interval=3, seeds=[3, 4], num_inference_steps=12, repeats=1, **PROMPT
+    )
+    (setting,), (fewer,) = sweep.settings, sweep.fewer
+    assert (setting.psnr, setting.ssim, setting.work) == (found.psnr, found.ssim, found.work)
+    assert (setting.fewer, fewer.psnr, fewer.work) == (
+        *(found.fewer.steps, found.fewer.psnr, found.fewer.work),
+    )
+    assert np.asarray(setting.results[0]).tobytes() == (np.asarray(found.cached[0]).tobytes())
+    assert (setting.full_calls, setting.shallow_calls) == (found.full_calls, found.shallow_calls)
+    assert setting.plan == str(found.plan)
+
+
+def test_everything_is_against_the_largest_number_of_steps() -> None:
+    sweep = helper().sweep(
+        schedule="uniform", interval=2, num_inference_steps=[10, 12], repeats=1, **PROMPT
+    )
+    assert sweep.plain.steps == 12
+    share = helper().branches[0].share
+    assert [each.worth for each in sweep.settings] == [5 + 5 * share, 6 + 6 * share]
+    assert {each.reference_calls for each in sweep.rows} == {12}
+
+
+def test_the_helper_is_left_as_it_was() -> None:
+    subject = helper(schedule=Uniform(5))
+    subject.sweep(**ASKED, repeats=1, fewer_steps=False)
+    assert (subject.enabled, subject.schedule) == (False, Uniform(5))
+    assert "_compiled_call_impl" not in vars(subject.pipe.unet)
+
+
+def test_fewer_steps_are_left_out_where_nobody_wants_them(made: list[str]) -> None:
+    sweep = helper().sweep(**ASKED, repeats=1, fewer_steps=False)
+    assert sweep.fewer == ()
+    assert made == [
+        *("warm-up", "plain, 12 steps", "interval 2, 12 steps"),
+        *("calibration of auto, interval 2, 12 steps", "auto, interval 2, 12 steps"),
+    ]
+
+
+# --- what is kept ---------------------------------------------------------------------------------
+
+
+def same(one: Sweep, other: Sweep) -> bool:
+    """Whether all figures and all pixels are the same."""
+    pixels = [
+        [np.asarray(result).tobytes() for row in (each.plain, *each.rows) for result in row.results]
+        for each in (one, other)
+    ]
+    return pixels[0] == pixels[1] and one.to_json() == other.to_json()
+
+
+def test_a_second_run_makes_nothing(made: list[str], tmp_path: Path) -> None:
+    first = helper().sweep(**ASKED, repeats=1, folder=tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {*FILES, "rows"}
+    made.clear()
+    assert same(helper().sweep(**ASKED, repeats=1, folder=tmp_path), first)
+    assert made == []
+
+
+def test_a_second_run_makes_what_is_missing_and_no_more(made: list[str], tmp_path: Path) -> None:
+    helper().sweep(**ASKED, repeats=1, folder=tmp_path)
+    made.clear()
+    more = helper().sweep(**{**ASKED, "interval": [2, 3]}, repeats=1, folder=tmp_path)
+    fewer = more.settings[1].fewer
+    assert made == [
+        *("warm-up", "plain, 12 steps"),
+        *("interval 3, 12 steps", f"plain, {fewer} steps"),
+        *("calibration of auto, interval 3, 12 steps", "auto, interval 3, 12 steps"),
+    ]
+    # A damaged row is made anew; so is the time of a further round. What was learned is there.
+    (tmp_path / "rows" / "auto-interval-2-12-steps-1.png").write_bytes(b"")
+    made.clear()
+    helper().sweep(**ASKED, repeats=1, folder=tmp_path, fewer_steps=False)
+    assert made == ["warm-up", "plain, 12 steps", "auto, interval 2, 12 steps"]
+    made.clear()
+    again = helper().sweep(**ASKED, repeats=2, folder=tmp_path, fewer_steps=False)
+    assert [each.partition(" of ")[0] for each in made] == [
+        *("warm-up", "plain, 12 steps"),
+        *("auto, interval 2, 12 steps", "interval 2, 12 steps"),
+    ]
+    assert [len(each.times) for each in again.settings] == [2, 2]
+
+
+def test_ctrl_c_keeps_what_there_is_and_the_next_run_goes_on(
+    made: list[str], tmp_path: Path
+) -> None:
+    subject = helper()
+
+    def stop(pipe: Any, step: int, _timestep: Any, values: Any) -> Any:
+        # The fourth is the calibration of the second setting.
+        if len(made) == 4 and step == 3:
+            raise KeyboardInterrupt
+        return values
+
+    with pytest.raises(SweepInterrupted) as broken:
+        subject.sweep(**ASKED, repeats=1, folder=tmp_path, callback_on_step_end=stop)
+    assert isinstance(broken.value, KeyboardInterrupt)
+    sweep = broken.value.sweep
+    assert sweep is not None
+    assert ([each.name for each in sweep.settings], sweep.missing) == (["interval 2"], 1)
+    assert json.loads((tmp_path / "sweep.json").read_text()) == json.loads(sweep.to_json())
+    assert "Broken off: 1 of 2" in (tmp_path / "sweep.html").read_text()
+    assert (subject.enabled, vars(subject.pipe.unet).get("_compiled_call_impl")) == (False, None)
+    made.clear()
+    whole = helper().sweep(**ASKED, repeats=1, folder=tmp_path, callback_on_step_end=stop)
+    assert whole.missing == 0
+    assert made == [
+        *("warm-up", "plain, 12 steps"),
+        *("calibration of auto, interval 2, 12 steps", "auto, interval 2, 12 steps"),
+    ]
+
+
+def test_ctrl_c_before_anything_is_finished_has_nothing_to_tell() -> None:
+    def stop(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SweepInterrupted) as broken:
+        helper().sweep(**ASKED, callback_on_step_end=stop)
+    assert broken.value.sweep is None
+
+
+def other_weights(pipe: Any) -> None:
+    with torch.no_grad():
+        for parameter in pipe.unet.parameters():
+            parameter.mul_(2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "change", "said"),
+    [
+        ({"seeds": [4]}, None, r"another seeds: \[3\] there, \[4\] here"),
+        ({"prompt": "a hen"}, None, "another prompt: 'a small red circle' there, 'a hen' here"),
+        ({"num_inference_steps": [12, 13]}, None, "another steps: 12 there, 13 here"),
+        ({"guidance_scale": 3.0}, None, "another guidance_scale: None there, 3.0 here"),
+        ({}, other_weights, r"another weights \(unet\): "),
+    ],
+)
+def test_a_folder_of_another_request_is_refused(
+    changes: Any,
+    change: Callable[[Any], None] | None,
+    said: str,
+    made: list[str],
+    tmp_path: Path,
+) -> None:
+    Kept(tmp_path, request_of()).keep("x", row(2, 30))
+    subject = helper()
+    if change:
+        change(subject.pipe)
+    with pytest.raises(InvalidSettingError, match=f"holds a sweep with {said}.*; give another fol"):
+        subject.sweep(**{**ASKED, **changes}, folder=tmp_path)
+    assert made == []
+
+
+def request_of() -> Any:
+    from deepcache_patch.compare.contest import Contest
+    from deepcache_patch.sweep.run import _about, _request
+
+    call = {"num_inference_steps": 12, **PROMPT}
+    found = Contest(CASES["sd"].load(), helper(), call, seeds=[3], repeats=1)
+    return _request(found, _about(found, []))
+
+
+def test_a_request_of_any_kind_is_the_same_again(tmp_path: Path) -> None:
+    # An infinite number became text in the file, and was another one in the next process.
+    request = {"a": float("-inf"), "b": flat((1, 2, 3)), "c": (1, 2), "d": tmp_path, "e": None}
+    Kept(tmp_path, request).keep("x", row(2, 30))
+    Kept(tmp_path, request)
+    with pytest.raises(InvalidSettingError, match="another b: "):
+        Kept(tmp_path, {**request, "b": flat((1, 2, 4))})
+
+
+def test_videos_and_sounds_are_kept_too(tmp_path: Path) -> None:
+    video = tuple(flat((number, 9, 9), 16) for number in (1, 1, 2))
+    tone = Sound(np.float32([[0, 0.5, -0.5, 1]]), 16000)
+    for key, result in {"video": video, "sound": tone, "picture": flat((1, 2, 3), 8)}.items():
+        kept = row(2, float("inf"), results=(result,), psnr=(float("inf"),))
+        Kept(tmp_path, {"a": 1}).keep(key, kept)
+        read = Kept(tmp_path, {"a": 1}).restored(key, None)
+        assert read is not None
+        assert (read.psnr, read.times) == (kept.psnr, kept.times)
+        (found,) = read.results
+        if isinstance(found, Sound):
+            assert found.rate == 16000
+            assert np.allclose(found.samples, tone.samples, atol=1e-4)
+        else:
+            frames = [found] if isinstance(found, Image.Image) else found
+            expected = [result] if isinstance(result, Image.Image) else result
+            assert [each.tobytes() for each in frames] == [each.tobytes() for each in expected]
+
+
+# --- what is refused ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"interval": 0}, "interval must be a number from 1 to 1000, not 0"),
+        ({"interval": []}, "interval is an empty list: give at least one"),
+        ({"interval": 2.5, "schedule": "uniform"}, "interval must be an integer of at least 1"),
+        ({"schedule": "autp"}, "there is no schedule 'autp': did you mean 'auto'"),
+        ({"branch": 99}, "branch 99 is out of range"),
+        ({"num_inference_steps": [8]}, "would run all of 8 steps in full.*more than 8 steps"),
+        ({"interval": 1}, "interval 1 would run all of 12 steps in full.*a larger interval"),
+        ({"num_inference_steps": 0}, "num_inference_steps must be an integer of at least 1, not 0"),
+        ({"timesteps": [900, 500]}, "timesteps= says which steps there are"),
+        ({"seeds": []}, "seeds is empty"),
+        ({"repeats": 0}, "repeats is 0"),
+        ({"prompt": []}, "prompt is empty"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_made(
+    asked: Any, said: str, made: list[str], tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        helper().sweep(**{**ASKED, **asked}, folder=tmp_path / "new")
+    assert made == []
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_replay_that_a_schedule_brings_along_is_refused() -> None:
+    with pytest.raises(InvalidSettingError, match="Auto brings its own replay"):
+        helper(replay="reuse").sweep(**ASKED)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(0.1, "1 s"), (89, "89 s"), (600, "10 min"), (7500, "2 h 5 min")]
+)
+def test_a_time_is_said_as_a_person_says_it(seconds: float, said: str) -> None:
+    assert duration(seconds) == said

@@ -1,0 +1,136 @@
+"""What a sweep has found, as a table, JSON, a picture, a page, and lines to paste."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from builders.outcomes import HOSTILE
+from builders.sweeps import ABOUT, made, row
+from PIL import Image
+
+from deepcache_patch import Uniform
+from deepcache_patch.sweep.outcome import FILES
+from deepcache_patch.sweep.settings import Setting
+
+
+def test_the_table_names_settings_speeds_likeness_and_the_knee() -> None:
+    lines = made().table().splitlines()
+    assert [" ".join(line.split()) for line in lines[:7]] == [
+        "setting steps speed by work PSNR mean PSNR worst SSIM fewer steps at equal work",
+        "plain 24 1.00× 1.00× reference",
+        "1 interval 1.5 24 1.57× (1.50–1.65) 1.50× 40.00 dB 39.00 dB, #2 0.6250 16 steps: 25.00 dB",
+        "2 uniform, interval 2, branch 0 24 2.10× (2.00–2.20) 2.00× 30.00 dB 29.00 dB, #2 0.6250 "
+        "left out: it has no steps",
+        "3 auto, interval 2.2 24 2.62× (2.50–2.75) 2.50× 38.00 dB 37.00 dB, #2 0.6250",
+        "4 auto, interval 3 24 3.67× (3.50–3.85) 3.50× 20.00 dB 19.00 dB, #2 0.6250",
+        "plain 16 1.57× (1.50–1.65) 1.50× 25.00 dB 24.00 dB, #2 0.6250",
+    ]
+    assert lines[2][lines[0].index("setting") :].startswith("interval 1.5")  # columns stand in line
+    assert len({line.index("× (") for line in lines[2:7]}) == 1
+    text = made().table()
+    assert "against the plain pipeline with 24 steps" in text
+    assert (
+        "The knee is auto, interval 2.2 with 24 steps: 2.50× by work, PSNR 38.00 dB (3 in" in text
+    )
+    assert "lies highest above the straight line" in text
+    assert "Timings" not in text
+    assert "Broken off" not in text
+    assert repr(made().fewer[0]) == "Row(plain, 16 steps: 1.57× (1.50–1.65), PSNR 25.00 dB)"
+    assert repr(made()) == "Sweep(a/model · DDIM: 4 settings, knee at auto, interval 2.2)"
+
+
+def test_timings_that_differ_or_are_better_than_can_be_are_named() -> None:
+    good, *others = made().settings
+    fast = row(3, 30, Setting(interval=2, steps=24), worth=12)
+    text = made(settings=(good, fast, *others)).table()
+    assert "go by work for interval 2, 24 steps.\n" in text
+
+
+def test_what_was_broken_off_says_so() -> None:
+    sweep = made(settings=made().settings[:1])
+    assert sweep.missing == 3
+    assert sweep.table().endswith("\nBroken off: 3 of 4 are not there yet.")
+    assert "There is no knee" in sweep.table()
+
+
+def test_json_holds_all_figures() -> None:
+    found = json.loads(made().to_json())
+    assert found["knee"] == {"name": "auto, interval 2.2", "steps": 24}
+    assert found["figure_by"] == "work"
+    first = found["settings"][0]
+    assert (first["work"], first["work_speedup"], first["fewer_steps"]) == (1 / 1.5, 1.5, 16)
+    assert first["loop_speedup_range"] == pytest.approx([1.5, 1.65])
+    assert first["call_speedup"] == 2.0
+    assert (first["psnr"], first["psnr_each"]) == (40.0, [41.0, 39.0])
+    assert found["plain"]["psnr"] is None  # identical: JSON has no infinity
+    assert [each["steps"] for each in found["fewer_steps"]] == [16]
+
+
+def test_each_row_is_written_to_be_pasted() -> None:
+    sweep = made(about={**ABOUT, "first": 2, "replay": "Reuse()"})
+    assert sweep.python(sweep.settings[1]) == (
+        "helper = DeepCacheHelper(pipe, interval=2, branch=0, schedule='uniform', first=2, "
+        "replay='reuse').enable()\nresult = pipe(prompt, num_inference_steps=24)"
+    )
+    assert sweep.command(sweep.settings[1], "deepcache-patch compare m") == (
+        "deepcache-patch compare m --interval 2 --branch 0 --schedule uniform --steps 24"
+    )
+    assert sweep.python(sweep.fewer[0]) == "result = pipe(prompt, num_inference_steps=16)"
+    assert sweep.command(sweep.fewer[0]) is None
+    given = row(2, 30, Setting(str(Uniform(3)), steps=24, given=Uniform(3)))
+    helper = "DeepCacheHelper(pipe, schedule=Uniform(interval=3, branch=0), first=2"
+    assert helper in sweep.python(given)
+    assert sweep.command(given) is None
+
+
+class Page(HTMLParser):
+    """What stands in the page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def named(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def test_the_page_has_a_point_and_a_card_for_each_row_and_fetches_nothing() -> None:
+    text = made().to_html(command="deepcache-patch compare a/model")
+    page = Page(text)
+    cards = [each["id"] for each in page.named("article")]
+    assert cards == ["setting-1", "setting-2", "setting-3", "setting-4", "plain-16"]
+    points = [each for each in page.named("a") if "point" in (each.get("class") or "")]
+    assert [each["href"] for each in points] == [f"#{card}" for card in [*cards[4:], *cards[:4]]]
+    assert [each["class"] for each in points].count("point knee") == 1
+    assert all((each["src"] or "").startswith("data:image/webp;") for each in page.named("img"))
+    assert len(page.named("img")) == 6 + 2 + 5 * 2  # thumbnails, plain, cards
+    assert not page.named("link")[1:]
+    assert not re.findall(r"<[^>]+ style=", text)  # which the policy would refuse
+    assert "deepcache-patch compare a/model --interval 1.5 --steps 24" in text
+
+
+def test_the_page_escapes_whatever_it_is_given() -> None:
+    about = {**ABOUT, "model": HOSTILE, "call": {"prompt": HOSTILE}}
+    page = Page(made(about=about).to_html(command=HOSTILE))
+    assert len(page.named("script")) == 1
+    assert all("onerror" not in each for each in page.named("img"))
+
+
+def test_files_are_written_by_their_suffix(tmp_path: Path) -> None:
+    sweep = made()
+    assert [path.name for path in sweep.save_all(tmp_path)] == list(FILES)
+    with Image.open(tmp_path / "sweep.png") as picture:
+        assert picture.size == sweep.picture().size
+    assert json.loads((tmp_path / "sweep.json").read_text()) == json.loads(sweep.to_json())
+    with pytest.raises(ValueError, match=r"cannot save a sweep as 'a.txt'; end in .html, .png"):
+        sweep.save(tmp_path / "a.txt")
+    assert "data:image/png;base64," in sweep._repr_html_()
