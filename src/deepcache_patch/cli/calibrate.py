@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ..errors import InvalidSettingError
-from . import options
+from . import kinds, options
 from .files import require_writable
 from .mistakes import BadInputError, bad_input, failure, reason_of
 from .request import GenerationRequest, require_branch, require_within_reach
@@ -28,11 +28,11 @@ In Python: DeepCacheHelper(pipe, schedule=Calibrated.load("schedule.json")).
 @options.model
 @options.generation
 @click.option(
-    "--speedup", type=options.finite, metavar="X", help="goal: of the denoising loop, at least"
+    "--speedup", type=kinds.finite, metavar="X", help="goal: of the denoising loop, at least"
 )
 @options.full_steps("goal: steps that run in full")
 @click.option(
-    "--psnr", type=options.finite, metavar="DB", help="goal: to the plain pictures, on average"
+    "--psnr", type=kinds.finite, metavar="DB", help="goal: to the plain pictures, on average"
 )
 @options.branch
 @options.window

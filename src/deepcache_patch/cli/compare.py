@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 
 import click
 
-from . import options
+from . import kinds, options
 from .files import require_file_name, require_writable
 from .mistakes import bad_input, failure
 from .names import SCHEDULES
@@ -46,7 +46,7 @@ _OUTPUT: Final = Path("deepcache-comparison")
 @options.loading
 @click.option(
     "--repeats",
-    type=options.positive,
+    type=kinds.positive,
     default=1,
     metavar="N",
     help="timed runs of each; medians",

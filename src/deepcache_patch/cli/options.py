@@ -5,7 +5,6 @@ shell completes it. What only one command has stands with that command. Nothing 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -13,22 +12,26 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import click
 
 from .arguments import argument
+from .kinds import (
+    ListOf,
+    at_least_one,
+    branch_number,
+    finite,
+    positive,
+    random_seed,
+    scheduler_name,
+    share,
+    steps_or_share,
+)
 from .loras import lora
-from .names import DTYPES, SCHEDULERS, SCHEDULES, may_be_scheduler, no_such_scheduler
+from .names import DTYPES, SCHEDULERS, SCHEDULES
 from .terminal import say
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-    _ParamType = click.ParamType[Any]
-else:  # which newer versions of click alone can subscribe
-    _ParamType = click.ParamType
-
 Decorator: TypeAlias = Callable[[Callable[..., Any]], Callable[..., Any]]
 Completer: TypeAlias = "Callable[[click.Context, click.Parameter, str], list[CompletionItem]]"
-
-#: Of pictures, pixels, steps: beyond, memory runs out before anything can be said.
-_LARGEST_COUNT: Final = 100_000
 
 
 def command(
@@ -93,121 +96,6 @@ def _show_help(context: click.Context, _option: click.Parameter, asked: bool) ->
 help_option = click.help_option(
     "-h", "--help", callback=_show_help, help="Show this help and exit."
 )
-
-
-# --- what is typed --------------------------------------------------------------------------------
-
-
-def positive(text: str) -> int:
-    """A whole number from 1 up to what can be."""
-    return _count(text, least=1)
-
-
-def whole(text: str) -> int:
-    """A whole number from 0 up to what can be."""
-    return _count(text, least=0)
-
-
-def _count(text: str, *, least: int) -> int:
-    number = _integer(text)
-    if number < least:
-        raise click.BadParameter(f"{number} is too small: {least} is the least")
-    if number > _LARGEST_COUNT:
-        raise click.BadParameter(f"{text} is too large: {_LARGEST_COUNT} is the most")
-    return number
-
-
-def port(text: str) -> int:
-    """A number of a TCP port; 0 means any that is free."""
-    number = _integer(text)
-    if not 0 <= number < 2**16:
-        raise click.BadParameter(f"{number} is no port: 0 to {2**16 - 1} are")
-    return number
-
-
-def random_seed(text: str) -> int:
-    """A number for a generator of torch."""
-    number = _integer(text)
-    if not -(2**63) <= number < 2**63:  # torch's, with room for those of further pictures
-        raise click.BadParameter(f"{text} is out of range: at most 63 bits")
-    return number
-
-
-def _integer(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise click.BadParameter(f"{text!r} is no whole number") from None
-
-
-def at_least_one(text: str) -> float:
-    """A number from 1 up, whole or not; a whole one is an `int`."""
-    number = finite(text)
-    if number < 1:
-        raise click.BadParameter(f"{text} is too small: 1 is the least")
-    return int(number) if number.is_integer() else number
-
-
-def branch_number(text: str) -> int:
-    """A whole number from -1, above the output, up to what can be."""
-    return _count(text, least=-1)
-
-
-def finite(text: str) -> float:
-    """A number that is one."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise click.BadParameter(f"{text!r} is no finite number")
-    return number
-
-
-def share(text: str) -> float:
-    """A number from 0 to 1."""
-    number = finite(text)
-    if not 0 <= number <= 1:
-        raise click.BadParameter(f"{text} is no share: 0 to 1 are")
-    return number
-
-
-def steps_or_share(text: str) -> float:
-    """A whole number of steps, or a share of them such as 0.2."""
-    try:
-        amount: float = int(text)
-    except ValueError:
-        try:
-            amount = float(text)
-        except ValueError:
-            amount = -1
-    if not 0 <= amount < (math.inf if isinstance(amount, int) else 1):
-        raise click.BadParameter(
-            f"{text} is neither a whole number of steps nor a share of them, 0.0 to below 1"
-        )
-    return amount
-
-
-def scheduler_name(text: str) -> str:
-    """A name of a scheduler, as far as it can be told without diffusers."""
-    if not may_be_scheduler(text):
-        raise click.BadParameter(no_such_scheduler(text))
-    return text
-
-
-class ListOf(_ParamType):
-    """Several values of a kind, with commas between; it has that kind's name."""
-
-    def __init__(self, kind: _ParamType) -> None:
-        self.name, self._kind = kind.name, kind
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> list[Any]:
-        """Returns the values, in order."""
-        if isinstance(value, list):
-            return value
-        return [self._kind.convert(each.strip(), param, ctx) for each in str(value).split(",")]
 
 
 def completing(*names: str, places: str | None = None) -> Completer:

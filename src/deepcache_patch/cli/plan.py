@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from . import options
+from . import kinds, options
 from .files import require_file_name
 from .mistakes import BadInputError, bad_input, reason_of
 from .names import PROGRAM
@@ -55,11 +55,11 @@ _USUAL: Final = {
 @options.speedup
 @options.branch
 @click.option(
-    "--center", type=options.whole, metavar="STEP", help="of centred: where full steps are densest"
+    "--center", type=kinds.whole, metavar="STEP", help="of centred: where full steps are densest"
 )
 @click.option(
     "--power",
-    type=options.finite,
+    type=kinds.finite,
     metavar="X",
     help="of centred: how uneven, 1 to 10",
 )

@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 
 import click
 
-from . import options
+from . import kinds, options
 from .files import require_writable
 from .mistakes import bad_input, failure
 from .names import PROGRAM, SCHEDULES
@@ -46,7 +46,7 @@ def _lists(function: Callable[..., Any]) -> Callable[..., Any]:
     """Lets some of the shared options take several values."""
     for option in function.__click_params__:  # type: ignore[attr-defined]
         if option.name in _LISTS:
-            option.type = options.ListOf(option.type)
+            option.type = kinds.ListOf(option.type)
             option.metavar, option.help = f"{option.metavar},…", _LISTS[option.name]
     return function
 
@@ -63,7 +63,7 @@ def _lists(function: Callable[..., Any]) -> Callable[..., Any]:
 @options.loading
 @click.option(
     "--repeats",
-    type=options.positive,
+    type=kinds.positive,
     default=3,
     metavar="N",
     help="rounds; speeds are medians, and have their range (default: 3)",

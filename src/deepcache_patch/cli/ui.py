@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from . import options
+from . import kinds, options
 from .mistakes import BadInputError, bad_input, reason_of
 from .names import PROGRAM
 from .request import PipelineRequest, calibrated_in
@@ -31,7 +31,7 @@ Prints the address of the page; Ctrl-C ends it.
 )
 @click.option(
     "--port",
-    type=options.port,
+    type=kinds.port,
     default=7860,
     metavar="N",
     help="default: 7860; 0 takes a free one",
