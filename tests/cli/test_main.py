@@ -235,7 +235,10 @@ def test_several_prompts_make_one_picture_each(sd: Path, asked: dict[str, Any]) 
         (["--output", "/dev/null/here"], "cannot write into --output /dev/null/here"),
         (["--height", "13", "--width", "16"], "divisible by 8"),
         (["--height", "16"], "give --height and --width together"),
-        (["--prompt", "b", "--prompt", "c", "--images", "4"], "4 pictures cannot be shared out"),
+        (
+            ["--prompt", "b", "--prompt", "c", "--prompt", "d", "--images", "4"],
+            "4 pictures cannot be shared out",
+        ),
         (["--no-such-option"], "--no-such-option"),
     ],
     ids=lambda value: "=".join(value) if isinstance(value, list) else "",
@@ -248,8 +251,11 @@ def test_bad_options_get_one_line_and_exit_code_2(
     message: str,
 ) -> None:
     output = tmp_path / "output"
-    common = ["--prompt", "a", "--device", "cpu", "--output", output]
-    assert run(sd, *common, *options) == 2
+    common = {"--prompt": "a", "--device": "cpu", "--output": output}
+    given = [
+        word for name, value in common.items() if name not in options for word in (name, value)
+    ]
+    assert run(sd, *given, *options) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert len(err.splitlines()) == 1, err

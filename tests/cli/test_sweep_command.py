@@ -23,6 +23,12 @@ def pipeline() -> Any:
     return CASES["sd"].load()
 
 
+@pytest.fixture(autouse=True)
+def any_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets any word be a model's name; it is loaded by a stand-in."""
+    monkeypatch.setattr("deepcache_patch.cli.request.model_folder", lambda *_: None)
+
+
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What a sweep was asked for; it finds what stands in `sweeps`."""
