@@ -13,6 +13,8 @@ _OF_THE_HELPER = (
     "running/test_failures",
 )
 
+_OF_WHAT_IS_KEPT = ("running/test_observers", "running/test_replaced_layers")
+
 #: Module below the package -> the beginnings of the paths of its test files, below `tests`.
 JUDGES = {
     "patching.patch": ("patching/test_patch",),
@@ -41,7 +43,18 @@ JUDGES = {
     "cutting.anatomy.original": ("cutting/test_anatomy_original",),
     "cutting.anatomy.second_stream": ("cutting/test_anatomy_second_stream",),
     "schedules.plans": ("schedules/test_plans",),
-    "running.steps": ("running/test_steps",),
+    "running.slots": ("running/test_slots",),
+    "running.keeping": (*_OF_WHAT_IS_KEPT, "running/test_keeping"),
+    "running.bytecode": (*_OF_WHAT_IS_KEPT, "running/test_keeping"),
+    "running.observers": _OF_WHAT_IS_KEPT,
+    "running.proof": ("running/test_proof",),
+    "running.decision": ("running/test_decision", "running/test_slots"),
+    "running.session": ("running/test_session", "running/test_slots"),
+    "running.timelines": ("running/test_timelines", "running/test_steps"),
+    "running.strides": ("running/test_strides", "running/test_steps"),
+    "running.callers": ("running/test_callers",),
+    "running.tracing": ("running/test_tracing",),
+    "running.steps": ("running/test_steps", "running/test_outside_of_loops"),
     "running.attachment": _OF_THE_HELPER,
     "helper": _OF_THE_HELPER,
 }
