@@ -51,7 +51,7 @@ JUDGES = {
     "running.decision": ("running/test_decision", "running/test_slots"),
     "running.session": ("running/test_session", "running/test_slots"),
     "running.timelines": ("running/test_timelines", "running/test_steps"),
-    "running.strides": ("running/test_strides", "running/test_steps"),
+    "running.strides": ("running/test_strides", "running/test_steps", "running/test_outside_of_loops"),
     "running.callers": ("running/test_callers",),
     "running.tracing": ("running/test_tracing",),
     "running.steps": ("running/test_steps", "running/test_outside_of_loops"),
