@@ -43,7 +43,7 @@ JUDGES = {
     "cutting.anatomy.original": ("cutting/test_anatomy_original",),
     "cutting.anatomy.second_stream": ("cutting/test_anatomy_second_stream",),
     "schedules.plans": ("schedules/test_plans",),
-    "running.slots": ("running/test_slots",),
+    "running.slots": ("running/test_marks", "running/test_slots"),
     "running.keeping": (*_OF_WHAT_IS_KEPT, "running/test_keeping"),
     "running.bytecode": (*_OF_WHAT_IS_KEPT, "running/test_keeping"),
     "running.observers": _OF_WHAT_IS_KEPT,
