@@ -13,6 +13,12 @@ _OF_THE_HELPER = (
     "running/test_failures",
 )
 
+_OF_TIMESTEPS = (
+    "running/test_timelines",
+    "running/test_steps",
+    "running/test_outside_of_loops",
+)
+
 _OF_WHAT_IS_KEPT = ("running/test_observers", "running/test_replaced_layers")
 
 #: Module below the package -> the beginnings of the paths of its test files, below `tests`.
@@ -50,11 +56,11 @@ JUDGES = {
     "running.proof": ("running/test_proof",),
     "running.decision": ("running/test_decision", "running/test_slots"),
     "running.session": ("running/test_session", "running/test_slots"),
-    "running.timelines": ("running/test_timelines", "running/test_steps"),
-    "running.strides": ("running/test_strides", "running/test_steps", "running/test_outside_of_loops"),
+    "running.timelines": _OF_TIMESTEPS,
+    "running.strides": ("running/test_strides",),
     "running.callers": ("running/test_callers",),
     "running.tracing": ("running/test_tracing",),
-    "running.steps": ("running/test_steps", "running/test_outside_of_loops"),
+    "running.steps": _OF_TIMESTEPS,
     "running.attachment": _OF_THE_HELPER,
     "helper": _OF_THE_HELPER,
 }
