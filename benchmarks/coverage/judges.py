@@ -50,7 +50,7 @@ JUDGES = {
     "cutting.anatomy.second_stream": ("cutting/test_anatomy_second_stream",),
     "schedules.plans": ("schedules/test_plans",),
     "running.slots": ("running/test_marks", "running/test_slots"),
-    "running.keeping": (*_OF_WHAT_IS_KEPT, "running/test_kept_where", "running/test_keeping"),
+    "running.keeping": ("running/test_kept_where", "running/test_keeping", "running/test_observers"),
     "running.bytecode": ("running/test_bytecode", "running/test_keeping"),
     "running.observers": _OF_WHAT_IS_KEPT,
     "running.proof": ("running/test_proof",),
