@@ -53,7 +53,7 @@ JUDGES = {
     "running.keeping": ("running/test_kept_where", "running/test_keeping", "running/test_observers"),
     "running.bytecode": ("running/test_bytecode", "running/test_keeping"),
     "running.observers": _OF_WHAT_IS_KEPT,
-    "running.proof": ("running/test_unnoticed", "running/test_proof"),
+    "running.proof": ("running/test_unnoticed",),
     "running.decision": ("running/test_decision",),
     "running.session": ("running/test_session", "running/test_decision"),
     "running.timelines": _OF_TIMESTEPS,
