@@ -14,6 +14,7 @@ _OF_THE_HELPER = (
 )
 
 _OF_TIMESTEPS = (
+    "running/test_astray",
     "running/test_timelines",
     "running/test_steps",
     "running/test_outside_of_loops",
