@@ -20,8 +20,6 @@ _OF_TIMESTEPS = (
     "running/test_outside_of_loops",
 )
 
-_OF_WHAT_IS_KEPT = ("running/test_observers", "running/test_replaced_layers")
-
 #: Module below the package -> the beginnings of the paths of its test files, below `tests`.
 JUDGES = {
     "patching.patch": ("patching/test_patch",),
@@ -51,16 +49,17 @@ JUDGES = {
     "cutting.anatomy.second_stream": ("cutting/test_anatomy_second_stream",),
     "schedules.plans": ("schedules/test_plans",),
     "running.slots": ("running/test_marks", "running/test_slots"),
-    "running.keeping": ("running/test_kept_where", "running/test_keeping", "running/test_observers"),
+    "running.keeping": (
+        "running/test_kept_where",
+        "running/test_keeping",
+        "running/test_observers",
+    ),
     "running.bytecode": ("running/test_bytecode", "running/test_keeping"),
-    "running.observers": _OF_WHAT_IS_KEPT,
     "running.proof": ("running/test_unnoticed",),
     "running.decision": ("running/test_decision",),
     "running.session": ("running/test_session", "running/test_decision"),
     "running.timelines": _OF_TIMESTEPS,
     "running.strides": ("running/test_strides",),
-    "running.callers": ("running/test_callers",),
-    "running.tracing": ("running/test_tracing",),
     "running.steps": _OF_TIMESTEPS,
     "running.attachment": _OF_THE_HELPER,
     "helper": _OF_THE_HELPER,

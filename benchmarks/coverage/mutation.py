@@ -29,6 +29,7 @@ from mutmut.stats import status_by_exit_code
 from mutmut.workers import isolation
 
 from benchmarks.coverage.judges import judged
+from benchmarks.coverage.merging import merged
 
 # Not from `provenance`: it imports the package, and mutmut has to be first with the mutated one.
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "mutation.json"
@@ -95,10 +96,10 @@ def _is_mutable_though_decorated(node: cst.CSTNode) -> bool:
 
 
 def report(before: dict[str, Any]) -> dict[str, Any]:
-    """The results of the last run.
+    """The results of the last run, and of modules that it did not run those of the one before.
 
     Args:
-        before: An earlier report, for what it says of mutants that survive.
+        before: An earlier report, also for what it says of mutants that survive.
     """
     reasons = {_key(each): each["reason"] for each in before.get("survivors", ())}
     modules: dict[str, Counter[str]] = {}
@@ -115,21 +116,13 @@ def report(before: dict[str, Any]) -> dict[str, Any]:
                 survivor = {"name": mutant, "status": status, "module": name}
                 survivor |= _change(mutant, path)
                 survivors.append(survivor | {"reason": reasons.get(_key(survivor))})
+    ran = {name: dict(counts) for name, counts in modules.items()}
     return {
         "tool": f"mutmut {version('mutmut')}",
         "command": "make mutation",
         "python": platform.python_version(),
-        "total": _counted(sum(modules.values(), Counter())),
-        "modules": {name: _counted(counts) for name, counts in sorted(modules.items())},
-        "survivors": survivors,
+        **merged(ran, survivors, before),
     }
-
-
-def _counted(counts: Counter[str]) -> dict[str, Any]:
-    """Those that run into the limit of time count as killed; the share is of those that ran."""
-    killed = counts["killed"] + counts["timeout"]
-    share = round(killed / max(counts.total() - counts["not checked"], 1), 4)
-    return {"mutants": counts.total(), **counts, "killed_share": share}
 
 
 def _change(mutant: str, path: Path) -> dict[str, str]:

@@ -229,8 +229,8 @@ def test_a_function_that_wraps_another_is_looked_at_with_it():
 
 
 def test_defaults_and_what_hangs_on_a_function_are_looked_at():
-    assert can_keep(lambda x, kept=[]: x)  # noqa: B006
-    assert can_keep(lambda x, *, kept=[]: x)  # noqa: B006
+    assert can_keep(lambda x, kept=[]: x)
+    assert can_keep(lambda x, *, kept=[]: x)
     assert not can_keep(lambda x, kept=1, *, more=(2,): x)
     hung = closing(1)
     hung.scale = 1
@@ -420,12 +420,12 @@ class Static:
         return x, kept
 
 
-class Failing(Exception):
+class FailingError(Exception):
     maps = []  # noqa: RUF012
 
 
 def test_what_a_class_has_for_all_is_looked_at():
-    kinds = (Shared, SharedAndEmpty, Inheriting, Static, Failing)
+    kinds = (Shared, SharedAndEmpty, Inheriting, Static, FailingError)
     assert [can_keep(closing(kind)) for kind in kinds] == [False, True, True, True, False]
     assert can_keep(closing(Inheriting()))
 

@@ -1,4 +1,4 @@
-"""A second run of a U-Net that nobody notices, and the comparison of two outputs: each part alone."""
+"""A second run of a U-Net that nobody notices, and whether two outputs agree: part by part."""
 
 import random
 from types import SimpleNamespace
@@ -141,8 +141,7 @@ def test_they_are_so_after_an_error_too():
     module = net()
     before = states()
     with pytest.raises(ZeroDivisionError), unnoticed(module):
-        torch.rand(1)
-        raise ZeroDivisionError
+        torch.rand(1 // int(torch.rand(1)))
     assert states() == before
 
 
