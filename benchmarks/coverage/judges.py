@@ -51,6 +51,7 @@ JUDGES = {
     "running.slots": ("running/test_marks", "running/test_slots"),
     "running.keeping": (
         "running/test_kept_where",
+        "running/test_kept_by_layers",
         "running/test_keeping",
         "running/test_observers",
     ),
