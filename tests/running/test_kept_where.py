@@ -297,13 +297,32 @@ class Static:
         return x, kept
 
 
+class Made:
+    @classmethod
+    def made(cls, x):
+        return cls, x
+
+    @staticmethod
+    def same(x):
+        return x
+
+
+class Lacking:
+    @classmethod
+    def add(cls, x):
+        cls.maps.append(x)
+
+
 class FailingError(Exception):
     maps = []  # noqa: RUF012
 
 
 def test_what_a_class_has_for_all_is_looked_at():
-    kinds = (Shared, SharedAndEmpty, Inheriting, Static, FailingError)
-    assert [can_keep(closing(kind)) for kind in kinds] == [False, True, True, True, False]
+    keeping, harmless = (SharedAndEmpty, Inheriting, Static), (Shared, Made, FailingError)
+    assert [can_keep(closing(kind)) for kind in keeping] == [True] * 3
+    assert [can_keep(closing(kind)) for kind in harmless] == [False] * 3
+    assert can_keep(closing((*harmless, SharedAndEmpty)))
+    assert not can_keep(closing(Lacking))  # there is nothing that it could add to
     assert can_keep(closing(Inheriting()))
 
 
@@ -341,6 +360,7 @@ def test_a_class_is_known_if_its_calls_run_code_of_libraries_alone():
         assert not is_known_class(type("Own", (nn.Linear,), {name: computes}))
         assert not is_known_class(type("Own", (nn.Linear,), {name: around}))
     assert is_known_class(type("Own", (nn.Linear,), {"forward": None}))
+    assert is_known_class(Empty)
 
 
 def test_numbers_names_and_nothing_are_plain():
