@@ -328,7 +328,7 @@ def test_who_watches_is_asked_once_for_each_branch_and_look():
 
 def test_the_coming_shallow_call_is_foreseen_and_nothing_of_it_is_remembered():
     house = House().begin(step=0)
-    assert house.coming(TIMESTEPS[1]) == 0
+    assert [house.coming(each) for each in (TIMESTEPS[1], 700)] == [0, 0]
     assert house.position(TIMESTEPS[1]) == Position(0, 1, 0, 4)
 
 

@@ -1,5 +1,6 @@
 """Each place where code may keep something, and each that looks like one and is none."""
 
+import abc
 import collections
 import enum
 import functools
@@ -324,6 +325,30 @@ def test_what_a_class_has_for_all_is_looked_at():
     assert can_keep(closing((*harmless, SharedAndEmpty)))
     assert not can_keep(closing(Lacking))  # there is nothing that it could add to
     assert can_keep(closing(Inheriting()))
+
+
+class Computing(abc.ABC):  # noqa: B024
+    def made(self, x):
+        return self, x
+
+
+class LackingIt:
+    def add(self, x):
+        self.maps.append(x)
+
+
+def test_objects_are_looked_at_with_what_their_methods_name():
+    for each in (Computing(), LackingIt()):
+        assert not can_keep(closing(each))
+        assert not can_keep(closing((each, each)))
+
+
+def test_what_a_class_of_a_library_has_for_all_is_not_looked_at():
+    base = type("Base", (), {"__module__": "diffusers.models.x", "maps": []})
+    assert not can_keep(closing(type("Own", (base,), {"__module__": "somebodys"})()))
+    for number in range(8):  # in whatever order its classes come
+        own = type(f"Own{number}", (base,), {"__module__": "somebodys", "kept": []})
+        assert can_keep(closing(own()))
 
 
 def test_the_attributes_of_an_object_are_its_own_and_those_of_its_classes():

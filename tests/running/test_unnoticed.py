@@ -182,6 +182,8 @@ def test_those_of_an_accelerator_that_is_in_use_are_too(name, monkeypatch):
 )
 def test_one_that_is_not_in_use_is_let_be(backend, monkeypatch):
     monkeypatch.setattr(torch, "xpu", backend)
+    if backend is None:
+        monkeypatch.delattr(torch, "xpu")
     with unnoticed(net()):
         if backend is not None:
             backend.state = ["after"]
