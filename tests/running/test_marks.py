@@ -173,6 +173,13 @@ def test_two_steps_are_too_few_to_tell_another_from_one_made_anew():
     assert walk.step(given(b, pooled=text()), is_short=True) == [0]
 
 
+def test_a_list_is_no_short_one_unless_that_is_said():
+    slots, a, b = Slots(itertools.count()), text(), text()
+    slots.of(0, given(a))
+    slots.next_step()
+    assert slots.of(0, given(b)).number == 1
+
+
 def test_of_several_calls_in_two_steps_each_is_known_by_what_it_is_given():
     walk, prompts = Walk(), [text() for _ in range(3)]
     walk.step(given(prompts[0]), given(prompts[1]), is_short=True)
