@@ -101,3 +101,9 @@ def test_the_same_method_of_two_layers_is_looked_at_with_each():
     assert not can_keep(methods[0])
     assert can_keep(methods[1])
     assert can_keep(closing(tuple(methods)))
+
+
+def test_lists_of_one_call_may_be_added_to_by_a_block():
+    adds = layer("x.append(1)")
+    assert module_can_keep(adds)
+    assert not module_can_keep(adds, for_one_call=True)

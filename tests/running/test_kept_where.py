@@ -135,6 +135,7 @@ KEPT = {
     "object that ticks": Ticking(),
     "property that ticks": TickingProperty(),
     "class that ticks": TickingOfClass,
+    "object whose class ticks": TickingOfClass(),
     "object of a pipeline": of_module("diffusers.pipelines.x", Ticking),
     "method of a list": [].append,
     "function": keeps,
@@ -265,6 +266,7 @@ def test_of_somebodys_module_that_is_looked_at_which_code_names():
     assert can_keep(written("mine.kept", "x", mine=mine))
     assert not can_keep(written("mine.scale", "x", mine=mine))
     assert not can_keep(written("mine.kept", "x", mine=types.SimpleNamespace, kept=[]))
+    assert can_keep(written("kept, mine.scale", "x", mine=mine, kept=[]))
     theirs = types.ModuleType("torch.mine")
     theirs.kept = []
     assert not can_keep(written("theirs.kept", "x", theirs=theirs))
