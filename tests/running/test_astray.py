@@ -150,6 +150,9 @@ def test_values_beside_a_list_count_as_the_entries_that_they_would_be():
     walk.tracker.reset()
     walk.at(600.0, 590.0)
     assert walk.tracker._index is None
+    walk.tracker.reset()
+    walk.at(0, 2)  # one is left out
+    assert walk.tracker._index == 2
 
 
 def test_views_and_values_beside_the_list_are_steps_of_one_loop():
