@@ -55,7 +55,6 @@ JUDGES = {
         "running/test_keeping",
         "running/test_observers",
     ),
-    "running.bytecode": ("running/test_bytecode", "running/test_keeping"),
     "running.proof": ("running/test_unnoticed",),
     "running.decision": ("running/test_decision",),
     "running.session": ("running/test_session", "running/test_decision"),

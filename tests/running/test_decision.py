@@ -36,6 +36,7 @@ class Anatomy:
         return arguments.get("sample")
 
     def refusal(self, arguments):
+        assert arguments["sample"] is SAMPLE
         return self.refused
 
 
@@ -125,6 +126,14 @@ def test_a_call_of_a_loop_has_its_position():
     house = House()
     assert house.position(TIMESTEPS[0]) == Position(0, 0, 0, 4)
     assert house.position(TIMESTEPS[1]) == Position(0, 1, 0, 4)
+    assert house.session.scheduler is house.scheduler
+
+
+def test_of_several_schedulers_the_one_drives_whose_list_is_viewed():
+    house = House()
+    other = SimpleNamespace(timesteps=TIMESTEPS.clone())
+    house.schedulers = [other, house.scheduler]
+    house.position(TIMESTEPS[0])
     assert house.session.scheduler is house.scheduler
 
 

@@ -1,5 +1,6 @@
 """What a layer, or code that is given one, may keep: told from what the code names of it."""
 
+import functools
 import types
 
 import pytest
@@ -107,3 +108,13 @@ def test_lists_of_one_call_may_be_added_to_by_a_block():
     adds = layer("x.append(1)")
     assert module_can_keep(adds)
     assert not module_can_keep(adds, for_one_call=True)
+
+
+def test_what_a_layer_lacks_its_methods_cannot_add_to():
+    adds, plain = written("self.lacking.append(x)"), written("pass")
+    assert not module_can_keep(layer("self.note(x)", note=plain))
+    assert not module_can_keep(layer("self.note(x)", note=adds))
+    assert can_keep(adds)
+    for forward in (functools.wraps(adds)(written("pass")), functools.partial(adds)):
+        made = type("Layer", (nn.Module,), {"forward": forward})()
+        assert not module_can_keep(made)

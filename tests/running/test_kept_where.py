@@ -266,7 +266,7 @@ def test_of_somebodys_module_that_is_looked_at_which_code_names():
     assert can_keep(written("mine.kept", "x", mine=mine))
     assert not can_keep(written("mine.scale", "x", mine=mine))
     assert not can_keep(written("mine.kept", "x", mine=types.SimpleNamespace, kept=[]))
-    assert can_keep(written("kept, mine.scale", "x", mine=mine, kept=[]))
+    assert can_keep(written("other, mine.scale", "x", mine=mine, other=[]))
     theirs = types.ModuleType("torch.mine")
     theirs.kept = []
     assert not can_keep(written("theirs.kept", "x", theirs=theirs))

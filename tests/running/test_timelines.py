@@ -103,6 +103,10 @@ def test_a_noise_level_is_no_timestep_near_0():
     assert entry(1.0) is None
 
 
+def test_a_list_of_one_step_has_that_one():
+    assert [entry(value, torch.tensor([500.0])) for value in (500, 500.5)] == [0, None]
+
+
 def test_a_list_whose_values_are_far_from_0_is_matched_by_its_range():
     timesteps = torch.tensor([10_900.0, 10_450.0, 10_000.0])
     assert [entry(value, timesteps) for value in (10_001, 10_001.1)] == [2, None]
@@ -141,6 +145,7 @@ def test_beyond_the_ends_of_a_list_nothing_is_near():
     assert entry(-50, expected=at(3)) is None
     assert entry(-50, expected=at(4)) is None
     assert entry(50, expected=at(3)) == 4
+    assert entry(50, expected=at(4)) is None
     assert entry(850, expected=at(-1)) == 0
 
 
