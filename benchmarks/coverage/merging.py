@@ -17,7 +17,8 @@ def merged(
 ) -> dict[str, Any]:
     """The counts in all and of each module, and the mutants that survive.
 
-    A module of which no mutant ran keeps what the report before says of it.
+    A module of which no mutant ran keeps what the report before says of it, and is left out if it
+    says nothing and none were made.
 
     Args:
         modules: By name, how many mutants have each status.
@@ -29,6 +30,7 @@ def merged(
     found = {
         name: earlier[name] if name in kept else _counted(counts)
         for name, counts in sorted(modules.items())
+        if counts or name in kept
     }
     total: Counter[str] = Counter()
     for counts in found.values():
