@@ -13,6 +13,13 @@ _OF_THE_HELPER = (
     "running/test_failures",
 )
 
+_OF_TIMESTEPS = (
+    "running/test_astray",
+    "running/test_timelines",
+    "running/test_steps",
+    "running/test_outside_of_loops",
+)
+
 #: Module below the package -> the beginnings of the paths of its test files, below `tests`.
 JUDGES = {
     "patching.patch": ("patching/test_patch",),
@@ -41,7 +48,19 @@ JUDGES = {
     "cutting.anatomy.original": ("cutting/test_anatomy_original",),
     "cutting.anatomy.second_stream": ("cutting/test_anatomy_second_stream",),
     "schedules.plans": ("schedules/test_plans",),
-    "running.steps": ("running/test_steps",),
+    "running.slots": ("running/test_marks", "running/test_slots"),
+    "running.keeping": (
+        "running/test_kept_where",
+        "running/test_kept_by_layers",
+        "running/test_keeping",
+        "running/test_observers",
+    ),
+    "running.proof": ("running/test_unnoticed",),
+    "running.decision": ("running/test_decision",),
+    "running.session": ("running/test_session", "running/test_decision"),
+    "running.timelines": _OF_TIMESTEPS,
+    "running.strides": ("running/test_strides",),
+    "running.steps": _OF_TIMESTEPS,
     "running.attachment": _OF_THE_HELPER,
     "helper": _OF_THE_HELPER,
 }

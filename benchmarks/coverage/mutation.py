@@ -1,8 +1,9 @@
 """Mutation testing: does a test fail for every small change of the parts that decide?
 
 mutmut makes the changes and tries each in a process forked from one that has imported everything.
-Here stands what it lacks: only those tests that `judges` names, the quickest first; properties and
-context managers, which it would leave out; and the results. Its settings are in `pyproject.toml`.
+Here stands what it lacks: only those tests that `judges` names, the quickest first; properties,
+context managers and functions with a cache, which it would leave out; and the results. Its settings
+are in `pyproject.toml`.
 Run from the project's root: ``python -m benchmarks.coverage.mutation [NAME_OF_MUTANT …]``. Without
 names it goes on where it was broken off; ``rm -r mutants`` for a fresh start.
 """
@@ -19,7 +20,7 @@ from typing import Any
 
 import libcst as cst
 import mutmut.__main__ as mutmut
-from mutmut.mutation import file_mutation
+from mutmut.mutation import file_mutation, trampoline
 from mutmut.mutation.data import SourceFileMutationData
 from mutmut.mutation.diff_apply import get_diff_for_mutant
 from mutmut.runners.harness import PytestRunner
@@ -28,6 +29,7 @@ from mutmut.stats import status_by_exit_code
 from mutmut.workers import isolation
 
 from benchmarks.coverage.judges import judged
+from benchmarks.coverage.merging import merged
 
 # Not from `provenance`: it imports the package, and mutmut has to be first with the mutated one.
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "mutation.json"
@@ -73,6 +75,8 @@ def extend_mutmut() -> None:
         # The limit that counts is that of CPU time: it does not depend on what else is running.
         register_timeout(pid, 20 * timeout_s)
 
+    # Who calls the U-Net is told by the modules of the frames: the switch's is one of the package.
+    trampoline.__name__ = "deepcache_patch.switch"
     file_mutation.MutationVisitor._skip_node_and_children = skip
     file_mutation.function_trampoline_arrangement = arranged
     mutmut.collect_or_load_stats = collected
@@ -85,14 +89,17 @@ def _is_mutable_though_decorated(node: cst.CSTNode) -> bool:
     if not isinstance(node, cst.FunctionDef) or len(node.decorators) != 1:
         return False
     decorator = node.decorators[0].decorator
-    return isinstance(decorator, cst.Name) and decorator.value in ("property", "contextmanager")
+    if isinstance(decorator, cst.Call):  # such as `lru_cache(100)`
+        decorator = decorator.func
+    kept = ("property", "contextmanager", "lru_cache")
+    return isinstance(decorator, cst.Name) and decorator.value in kept
 
 
 def report(before: dict[str, Any]) -> dict[str, Any]:
-    """The results of the last run.
+    """The results of the last run, and of modules that it did not run those of the one before.
 
     Args:
-        before: An earlier report, for what it says of mutants that survive.
+        before: An earlier report, also for what it says of mutants that survive.
     """
     reasons = {_key(each): each["reason"] for each in before.get("survivors", ())}
     modules: dict[str, Counter[str]] = {}
@@ -109,21 +116,13 @@ def report(before: dict[str, Any]) -> dict[str, Any]:
                 survivor = {"name": mutant, "status": status, "module": name}
                 survivor |= _change(mutant, path)
                 survivors.append(survivor | {"reason": reasons.get(_key(survivor))})
+    ran = {name: dict(counts) for name, counts in modules.items()}
     return {
         "tool": f"mutmut {version('mutmut')}",
         "command": "make mutation",
         "python": platform.python_version(),
-        "total": _counted(sum(modules.values(), Counter())),
-        "modules": {name: _counted(counts) for name, counts in sorted(modules.items())},
-        "survivors": survivors,
+        **merged(ran, survivors, before),
     }
-
-
-def _counted(counts: Counter[str]) -> dict[str, Any]:
-    """Those that run into the limit of time count as killed; the share is of those that ran."""
-    killed = counts["killed"] + counts["timeout"]
-    share = round(killed / max(counts.total() - counts["not checked"], 1), 4)
-    return {"mutants": counts.total(), **counts, "killed_share": share}
 
 
 def _change(mutant: str, path: Path) -> dict[str, str]:

@@ -54,8 +54,8 @@ def test_nothing_is_imported_before_mutmut_has_mutated_it():
     # mutant then ran the package as it is, and mutmut found none that reaches what it changed.
     text = "".join(
         (ROOT / "benchmarks" / "coverage" / f"{name}.py").read_text(encoding="utf-8")
-        for name in ("__init__", "mutation", "judges")
+        for name in ("__init__", "mutation", "judges", "merging")
     )
     ours = r"^(?:from|import) ((?:benchmarks|deepcache_patch)\S*)"
     imports = re.findall(ours, text, re.MULTILINE)
-    assert imports == ["benchmarks.coverage.judges"]
+    assert imports == ["benchmarks.coverage.judges", "benchmarks.coverage.merging"]
