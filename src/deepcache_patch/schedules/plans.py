@@ -272,6 +272,9 @@ class Explicit:
             )
         return self.entries
 
+    def __repr__(self) -> str:
+        return f"Explicit({list(self.entries)})"
+
 
 def _plan(count: int, full_steps: Sequence[int], branch: int) -> Plan:
     full = frozenset(full_steps)
