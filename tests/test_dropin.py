@@ -164,11 +164,11 @@ def test_a_pipeline_that_was_replaced_is_not_kept_for_what_it_ran():
     ("scheduler", "interval", "branch"),
     [
         ("ddim", 3, 0),
-        ("ddim", 2, 8),  # the deepest
         ("pndm", 2, 0),  # lists a timestep twice
-        ("euler", 4, 4),
-        ("heun", 3, 1),
-        ("dpm-multistep", 5, 2),
+        slow("ddim", 2, 8),  # the deepest
+        slow("euler", 4, 4),
+        slow("heun", 3, 1),
+        slow("dpm-multistep", 5, 2),
         *(
             slow(name, interval, branch)
             for name in SCHEDULERS

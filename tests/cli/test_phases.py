@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 import pytest
+from builders.marks import mostly_slow
 from builders.models import MODELS, model_folder
 
 from deepcache_patch.cli import terminal
@@ -55,7 +56,7 @@ def test_the_lines_end_with_the_command(capsys: pytest.CaptureFixture[str]) -> N
     assert [line[9:] for line in capsys.readouterr().err.splitlines()] == ["within"]
 
 
-@pytest.mark.parametrize("command", ["plan", "branches"])
+@pytest.mark.parametrize("command", mostly_slow(["plan", "branches"], quick=1))
 def test_a_word_is_said_before_torch_is_imported(command: str, tmp_path: Path) -> None:
     """Whatever the machine: the word comes first, and then everything that takes long."""
     place = [str(model_folder(MODELS["ddpm"]))] if command == "branches" else []

@@ -14,6 +14,7 @@ import pytest
 import torch
 from builders.cases import CASES, PROMPT, picture
 from builders.kinds_of_calls import kinds_of_calls
+from builders.marks import mostly_slow
 from builders.outcomes import ABOUT, fewer, flat, outcome
 from builders.schedulers import with_scheduler
 from diffusers import DDIMScheduler, DDPMPipeline, ImagePipelineOutput
@@ -57,14 +58,16 @@ def image_to_image() -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("name", "scheduler", "call", "plain_calls", "steps", "calls", "a_step"),
-    [
-        ("sd", "ddim", {"num_inference_steps": 12}, 12, 5, 5, 1),
-        ("sd", "heun", {"num_inference_steps": 12}, 23, 6, 11, 2),  # 2n - 1
-        ("sd", "pndm", {"num_inference_steps": 12}, 13, 5, 6, 1),  # n + 1
-        ("sd-img2img", "ddim", {"num_inference_steps": 20}, 10, 10, 5, 1),  # half of them run
-        ("sd-img2img", "heun", {"num_inference_steps": 12}, 11, 6, 5, 2),
-        ("two-calls", None, {"num_inference_steps": 12}, 24, 6, 12, 2),
-    ],
+    mostly_slow(
+        [
+            ("sd", "pndm", {"num_inference_steps": 12}, 13, 5, 6, 1),  # n + 1
+            ("sd-img2img", "heun", {"num_inference_steps": 12}, 11, 6, 5, 2),
+            ("sd", "ddim", {"num_inference_steps": 12}, 12, 5, 5, 1),
+            ("sd", "heun", {"num_inference_steps": 12}, 23, 6, 11, 2),  # 2n - 1
+            ("sd-img2img", "ddim", {"num_inference_steps": 20}, 10, 10, 5, 1),  # half of them run
+            ("two-calls", None, {"num_inference_steps": 12}, 24, 6, 12, 2),
+        ]
+    ),
 )
 def test_the_third_run_makes_the_calls_that_cost_no_less(
     name: str,
@@ -165,7 +168,7 @@ def test_runs_are_taken_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(made.plain_times) == len(made.cached_times) == len(made.fewer.times) == 2
 
 
-@pytest.mark.parametrize("too_few", [2, 4])
+@pytest.mark.parametrize("too_few", mostly_slow([4, 2], quick=1))
 def test_steps_that_make_too_few_calls_are_not_taken(
     monkeypatch: pytest.MonkeyPatch, too_few: int
 ) -> None:

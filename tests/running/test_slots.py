@@ -9,6 +9,7 @@ import pytest
 import torch
 from builders.kinds_of_calls import counted
 from builders.loops import Loop, held_bytes, timesteps_of
+from builders.marks import mostly_slow
 from builders.unets import (
     TEXT_WIDTH,
     UNETS,
@@ -378,7 +379,7 @@ class Referring(DiffusionPipeline):
                 arguments["sample"] = self.unet(**arguments | {"timestep": each}).sample
 
 
-@pytest.mark.parametrize(("timestep", "features"), [(0, 0), (1234, 1)])
+@pytest.mark.parametrize(("timestep", "features"), mostly_slow([(1234, 1), (0, 0)], quick=1))
 def test_a_reference_unet_holds_no_more_with_each_picture(timestep, features):
     pipe = Referring(unet2d_condition(seed=1), unet2d_condition(), DDIMScheduler())
     one_feature = 2 * 8 * 8 * 8 * 4
