@@ -1,4 +1,4 @@
-"""For mkdocs: a line that links to a script in `examples/`, and no more, becomes the script.
+"""For mkdocs: a line that links to a script in `examples/`, and no more, becomes the script, folded.
 
 The folder is not part of the site. Where pages are read as they are, the link leads to the file.
 """
@@ -18,4 +18,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 def _script(link: re.Match[str]) -> str:
     code = (_ROOT / link[1]).read_text(encoding="utf-8")
-    return f'```python title="{link[1]}"\n{code}```'
+    return (
+        f'<details markdown="1">\n<summary>{link[1]}</summary>\n\n'
+        f"```python\n{code}```\n\n</details>"
+    )
