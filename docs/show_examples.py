@@ -1,4 +1,4 @@
-"""For mkdocs: a line that links to a script in `examples/`, and no more, becomes the script, folded.
+"""For mkdocs: a line that links to a script in `examples/`, and no more, becomes it, folded.
 
 The folder is not part of the site. Where pages are read as they are, the link leads to the file.
 """
