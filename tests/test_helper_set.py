@@ -78,6 +78,8 @@ def schedule_after(unet, before, changes):
         ({"schedule": Uniform(4, 0)}, {"schedule": "noise-aware", "speedup": 1}, NoiseAware(1, 0)),
         ({"interval": 4, "branch": 0}, {"speedup": 1}, NoiseAware(1, 0)),
         ({"speedup": 1}, {"interval": 2.5}, NoiseAware(2.5, -1)),
+        ({"schedule": Uniform(4, 0)}, {"schedule": "auto", "speedup": 1}, Auto(1, 0)),
+        ({"schedule": "auto"}, {"speedup": 1}, Auto(1)),
         ({"speedup": 1}, {"schedule": "uniform"}, Uniform(3, 0)),
     ],
 )

@@ -307,7 +307,8 @@ class DeepCacheHelper(Adjustable):
         """Generate the same without and with the helper, and see what differs and what it costs.
 
         With `schedule="auto"` the calibration comes first, from other seeds. The helper is left as
-        it was found. Needs scikit-image, which the extra `compare` brings.
+        it was found, but for its counts, which are of this. Needs scikit-image, which the extra
+        `compare` brings.
 
         Args:
             seeds: One for each result; prompts share them out evenly. By default one a prompt.
@@ -346,7 +347,8 @@ class DeepCacheHelper(Adjustable):
         All are compared to the plain pipeline with the largest number of steps: what one would do
         without a helper. They run in turn, in rounds: the first makes all results, further ones
         only time. Settings share the helper's `first`, `last` and `replay`, not its schedule. The
-        helper is left as it was found. Needs scikit-image, which the extra `compare` brings.
+        helper is left as it was found, but for its counts, which are of this. Needs scikit-image,
+        which the extra `compare` brings.
 
         Args:
             interval: One, or several to be tried with each schedule that has a name.

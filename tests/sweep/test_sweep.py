@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -16,13 +16,14 @@ from builders.cases import CASES, PROMPT
 from builders.outcomes import flat
 from builders.sweeps import row
 from PIL import Image
+from torch import nn
 
 from deepcache_patch import DeepCacheHelper, InvalidSettingError, Uniform
 from deepcache_patch.compare import contest
 from deepcache_patch.measuring.media import Sound
 from deepcache_patch.sweep.folder import Kept
 from deepcache_patch.sweep.outcome import FILES, Sweep
-from deepcache_patch.sweep.run import SweepInterrupted
+from deepcache_patch.sweep.run import SweepInterrupted, adapters_of
 from deepcache_patch.sweep.turns import duration
 
 #: Three settings of which the first two need as many fewer steps.
@@ -261,6 +262,33 @@ def test_a_request_of_any_kind_is_the_same_again(tmp_path: Path) -> None:
     Kept(tmp_path, request)
     with pytest.raises(InvalidSettingError, match="another b: "):
         Kept(tmp_path, {**request, "b": flat((1, 2, 4))})
+
+
+def test_numbers_of_numpy_are_told_apart(tmp_path: Path) -> None:
+    Kept(tmp_path, {"call": {"guidance_scale": np.float32(1.5)}}).keep("x", row(2, 30))
+    with pytest.raises(InvalidSettingError, match=r"another guidance_scale: 1\.5 there, 9\.5 here"):
+        Kept(tmp_path, {"call": {"guidance_scale": np.float32(9.5)}})
+
+
+def test_what_cannot_be_told_apart_is_refused_where_rows_are_kept(tmp_path: Path) -> None:
+    Kept(None, {"call": object()})
+    with pytest.raises(InvalidSettingError, match="this object from another one: leave fol"):
+        Kept(tmp_path, {"call": object()})
+
+
+def test_an_adapter_or_another_scale_of_it_is_another_request() -> None:
+    class Lora(nn.Linear):
+        scaling: ClassVar = {"style": 1.0}
+
+    def layer(scale: float, factor: float) -> nn.Module:
+        part = nn.ModuleDict({"lora_A": Lora(2, 2, bias=False)})
+        nn.init.constant_(part["lora_A"].weight, factor)
+        part["lora_A"].scaling = {"style": scale}
+        return part
+
+    digests = [adapters_of(layer(*each)) for each in ((1, 1), (1, 1), (0.5, 1), (1, 2))]
+    assert digests[0] == digests[1]
+    assert len(set(digests)) == 3
 
 
 def test_videos_and_sounds_are_kept_too(tmp_path: Path) -> None:

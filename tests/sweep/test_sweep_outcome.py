@@ -75,12 +75,12 @@ def test_each_row_is_written_to_be_pasted() -> None:
     sweep = made(about={**ABOUT, "first": 2, "replay": "Reuse()"})
     assert sweep.python(sweep.settings[1]) == (
         "helper = DeepCacheHelper(pipe, interval=2, branch=0, schedule='uniform', first=2, "
-        "replay='reuse').enable()\nresult = pipe(prompt, num_inference_steps=24)"
+        "replay=\"reuse\").enable()\nresult = pipe(prompt='a fox', num_inference_steps=24)"
     )
     assert sweep.command(sweep.settings[1], "deepcache-patch compare m") == (
         "deepcache-patch compare m --interval 2 --branch 0 --schedule uniform --steps 24"
     )
-    assert sweep.python(sweep.fewer[0]) == "result = pipe(prompt, num_inference_steps=16)"
+    assert sweep.python(sweep.fewer[0]) == "result = pipe(prompt='a fox', num_inference_steps=16)"
     assert sweep.command(sweep.fewer[0]) is None
     given = row(2, 30, Setting(str(Uniform(3)), steps=24, given=Uniform(3)))
     helper = "DeepCacheHelper(pipe, schedule=Uniform(interval=3, branch=0), first=2"

@@ -30,8 +30,12 @@ class Lora:
         Raises:
             ValueError: There is no such file or folder, and it cannot be a hub id.
         """
+        try:
+            there = self._place.exists()
+        except RuntimeError:  # ~somebody who has no home
+            there = False
         looks_local = self.path.startswith((".", "/", "~")) or self.path.count("/") != 1
-        if looks_local and not self._place.exists():
+        if looks_local and not there:
             raise ValueError(f"there is no file or folder --lora {self.path}")
 
     @property

@@ -141,11 +141,10 @@ def sweep(
             )
     except SweepInterrupted as stop:
         if stop.sweep is None:
-            complain(
-                f"{PROGRAM} sweep: what was made is kept in {output}; the same command goes on"
-            )
+            complain(f"{PROGRAM} sweep: broken off before the first setting was made")
         else:
-            say(f"{stop.sweep.table()}\n\nreport so far: {output / FILES[-1]}")
+            so_far = f"{stop.sweep.table()}\n\nreport so far: {output / FILES[-1]}"
+            say(stop.sweep.to_json() if as_json else so_far)
             complain(f"{PROGRAM} sweep: the same command goes on with what is missing")
         raise
     if as_json:

@@ -27,7 +27,6 @@ def python_of(about: Mapping[str, Any]) -> str:
     given = ["pipe", f"schedule={about['schedule'] if known else '...'}"]
     given += [f"{name}={about[name]}" for name in ("first", "last") if about.get(name)]
     given += ['replay="reuse"'] if about.get("replay") == "Reuse()" else []
-    call = {name: _literal(value) for name, value in about["call"].items()}
     sampler = f", sampled by {about['scheduler']}" if about["scheduler"] else ""
     lines = [
         f"from deepcache_patch import {', '.join(names)}",
@@ -35,13 +34,18 @@ def python_of(about: Mapping[str, Any]) -> str:
         f"# pipe: the {about['pipeline']} of {_one_line(about['model'])}{sampler}",
         f"helper = DeepCacheHelper({', '.join(given)})",
         "helper.enable()",
-        f"output = pipe({', '.join(_argument(*each) for each in call.items())})",
+        f"output = pipe({arguments_of(about['call'])})",
     ]
     if not known:
         lines.insert(3, f"# schedule: {_one_line(about['schedule'])}")
-    if "..." in call.values():
+    if "..." in map(_literal, about["call"].values()):
         lines.insert(-1, "# ...: what is no text or number is left out here")
     return "\n".join(lines)
+
+
+def arguments_of(call: Mapping[str, Any]) -> str:
+    """The arguments of a call as Python, with `...` for what is no text or number."""
+    return ", ".join(_argument(name, _literal(value)) for name, value in call.items())
 
 
 def _literal(value: Any) -> str:

@@ -104,9 +104,10 @@ class Page:
             gradio.Error: With what is wrong, in one line.
         """
         given = self.fields.given(values)
-        if not given.get("prompt", "-").strip():
+        if not (given.get("prompt", "-") or "").strip():
             self._gr.Warning("What is the picture to show? Write a prompt, or take an example.")
             return self._nothing_new()
+        self.trials.watch.resume()  # a Stop that came after the last one was over
         with self._said():
             schedule, call = self.fields.schedule(given), self.fields.call(given)
             given["seed"] = self.fields.seed(given)

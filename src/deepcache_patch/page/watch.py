@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Final
 
 from torch import nn
@@ -64,17 +64,15 @@ class Watch:
             seen(count)
             return output
 
-        # Outside of the helper, whose forecasts no hook would see.
-        patch = Patch(self._unet, CALL, self._unet._call_impl)
-        hooks = [part.register_forward_pre_hook(self._check) for part in self._parts()]
-        patch.install(call)
-        try:
+        with ExitStack() as undoing:
+            for part in self._parts():
+                undoing.callback(part.register_forward_pre_hook(self._check).remove)
+            # Outside of the helper, whose forecasts no hook would see.
+            patch = Patch(self._unet, CALL, self._unet._call_impl)
+            patch.install(call)
+            undoing.callback(patch.remove)
             self._check()
             yield
-        finally:
-            patch.remove()
-            for hook in hooks:
-                hook.remove()
 
     def _check(self, *_: Any) -> None:
         if self._stopping.is_set() or self._closed.is_set():

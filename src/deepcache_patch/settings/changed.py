@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypedDict
 
 from ..errors import InvalidSettingError
+from ..learning.auto import Auto
 from ..schedules.guide import AnySchedule, Context, Guide, guides_of
 from ..schedules.noise_aware import NoiseAware
 from ..schedules.replay import Replay
@@ -94,7 +95,8 @@ class Settings:
             if not words:
                 return self
             return self._made_of(self._words | words, with_parameters(self.schedule, words))
-        if schedule is None and not isinstance(self.schedule, NoiseAware):
+        learns = schedule is None and isinstance(self.schedule, Auto)
+        if schedule is None and not learns and not isinstance(self.schedule, NoiseAware):
             raise InvalidSettingError(
                 f"the schedule is {self.schedule!r}, which has no speedup: give "
                 "schedule='noise-aware' or 'auto' with it"
@@ -107,7 +109,11 @@ class Settings:
             if name not in words and (name != "interval" or speedup is None)
         }
         try:
-            found = schedule_of(schedule, **before | words, speedup=speedup, share_of=share_of)
+            named = "auto" if learns else schedule
+            found = schedule_of(named, **before | words, speedup=speedup, share_of=share_of)
+            if learns:  # with its file
+                own = {"interval": found.interval, "branch": found.branch}
+                found = with_parameters(self.schedule, own)
         except InvalidSettingError as error:
             if "interval" not in before:  # a branch that was given before is one of any schedule
                 raise

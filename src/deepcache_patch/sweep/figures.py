@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from ..compare.figures import times_text
+from ..compare.paste import arguments_of
 from ..measuring.environment import versions
 from .knee import RULE
 
@@ -117,11 +118,15 @@ def knee_text(sweep: Sweep) -> str:
 
 def python_of(sweep: Sweep, row: Row) -> str:
     """See `Sweep.python`."""
-    if row.setting is None:
-        return f"result = pipe(prompt, num_inference_steps={row.steps})"
     about = sweep.about
-    beside = {name: about[name] for name in ("first", "last") if about[name]}
-    return row.setting.python(beside | ({"replay": "reuse"} if about["replay"] else {}))
+    steps = {} if row.steps is None else {"num_inference_steps": row.steps}
+    call = f"result = pipe({arguments_of({**about['call'], **steps})})"
+    if row.setting is None:
+        return call
+    beside = {name: repr(about[name]) for name in ("first", "last") if about[name]}
+    if about["replay"]:
+        beside["replay"] = '"reuse"' if about["replay"] == "Reuse()" else about["replay"]
+    return f"{row.setting.python(beside)}\n{call}"
 
 
 def command_of(row: Row, command: str | None) -> str | None:

@@ -4,6 +4,7 @@ makes only what is missing: one JSON file and the pictures of each row, beside t
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import wave
@@ -29,6 +30,12 @@ from .outcome import Row
 INNER: Final = "rows"
 _REQUEST: Final = "request.json"
 
+#: What reading a damaged row raises; Pillow's are there, too.
+_DAMAGES: Final = (
+    *(OSError, ValueError, KeyError, TypeError, EOFError, SyntaxError),
+    *(wave.Error, Image.DecompressionBombError),
+)
+
 #: Letters of a value that an error shows.
 _SHOWN: Final = 80
 
@@ -48,7 +55,8 @@ class Kept:
     def __init__(self, folder: Path | None, request: Mapping[str, Any]) -> None:
         self._place = None if folder is None else folder / INNER
         # As it stands in the file: what is infinite is text there.
-        self._request = json.loads(_json(json.loads(json.dumps(request, default=_named))))
+        kept = {} if folder is None else request
+        self._request = json.loads(_json(json.loads(json.dumps(kept, default=_named))))
         self._rows: dict[str, Row] = {}
         self._drawn: set[str] = set()
         if self._place is not None and (self._place / _REQUEST).exists():
@@ -58,7 +66,7 @@ class Kept:
         """The row of a key; it is read when it is first asked for. `None` if there is none."""
         if key not in self._rows and self._place is not None:
             # A damaged row is made anew.
-            with suppress(OSError, ValueError, KeyError, TypeError, EOFError, wave.Error):
+            with suppress(*_DAMAGES):
                 self._rows[key] = _read(self._place, key, setting)
                 self._drawn.add(key)
         return self._rows.get(key)
@@ -177,19 +185,32 @@ def _json(value: Any) -> bytes:
 
 
 def _named(value: Any) -> Any:
-    """A picture, a tensor or an object in a request, by what makes it the same one again."""
+    """A picture, a tensor or an object in a request, by what makes it the same one again.
+
+    Raises:
+        InvalidSettingError: If nothing does.
+    """
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, torch.dtype | torch.device):
+        return str(value)
+    kind = str(getattr(value, "mode", getattr(value, "dtype", "")))
     if isinstance(value, Image.Image):
-        value = np.asarray(value)
+        value = np.asarray(value.convert("RGBA"))
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu().float().numpy()
     if isinstance(value, np.ndarray):
         digest = sha256(np.ascontiguousarray(value).tobytes()).hexdigest()[:16]
-        return f"{'×'.join(map(str, value.shape))} numbers, {digest}"
+        return f"{'×'.join(map(str, value.shape))} numbers, {kind}, {digest}"
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, range | set | frozenset):
         return sorted(value)
-    return f"{type(value).__module__}.{type(value).__qualname__}"
+    if inspect.isroutine(value):
+        return f"{value.__module__}.{value.__qualname__}"
+    raise InvalidSettingError(
+        f"a folder cannot tell this {type(value).__name__} from another one: leave folder= out"
+    )
 
 
 def _short(value: Any) -> str:

@@ -6,9 +6,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
+
+from torch import nn
 
 from ..compare.contest import CachedRun, Contest, Run
 from ..compare.fewer import Fewer
@@ -30,6 +34,9 @@ INTERVALS: Final = (2, 3, 5)
 
 #: Steps of a pipeline that is told none, to foretell how long a run takes.
 _USUAL: Final = 50
+
+#: What peft's layers say of theirs, and IP-Adapter's processors.
+_OF_ADAPTERS: Final = ("scaling", "active_adapters", "merged_adapters", "disable_adapters", "scale")
 
 #: What may differ between two sweeps in one folder.
 _OWN: Final = ("repeats", "settings")
@@ -95,7 +102,8 @@ def sweep(
     except BaseException as error:
         found = running.outcome()
         if found is not None and place is not None:
-            found.save_all(place, command=command)
+            with suppress(Exception):  # what has happened before says more
+                found.save_all(place, command=command)
         if isinstance(error, KeyboardInterrupt):
             raise SweepInterrupted(found) from error
         raise
@@ -165,7 +173,9 @@ class _Running:
         schedule = self._schedules[key]
         contest.helper.follow(schedule)
         with self._turns.of(*self._weight(setting)) as label:
-            if is_new and isinstance(schedule, Auto) and not schedule.learned:
+            # One that was given may have learned from something else.
+            taught = isinstance(schedule, Auto) and schedule.learned and setting.given is None
+            if is_new and isinstance(schedule, Auto) and not taught:
                 contest.learn(setting.steps, f"calibration of {label}")
             run = contest.cached(setting.steps, label)
         return self._keep(setting, setting.steps, run)
@@ -209,7 +219,7 @@ class _Running:
                 reference_calls=plain.time.calls,
                 full_calls=calls if cached is None else cached.stats.full_calls,
                 shallow_calls=0 if cached is None else cached.stats.shallow_calls,
-                plan="" if cached is None else str(next(iter(cached.last.values())).plan),
+                plan="" if cached is None else _plan_of(cached),
                 **measured,
             )
         if len(row.times) <= self._number:
@@ -256,6 +266,11 @@ class _Running:
         return named if steps is None else f"{named}, {steps} steps", count / interval
 
 
+def _plan_of(cached: CachedRun) -> str:
+    """That of the last generation; nothing where no call was of one."""
+    return next((str(last.plan) for last in cached.last.values()), "")
+
+
 def _plain_key(steps: int) -> str:
     return f"plain-{steps}-steps"
 
@@ -271,13 +286,34 @@ def _about(contest: Contest, settings: Sequence[Setting]) -> dict[str, Any]:
 def _request(contest: Contest, about: Mapping[str, Any]) -> dict[str, Any]:
     """All that rows of one folder have in common."""
     shared = {name: value for name, value in about.items() if name not in _OWN}
-    weights, schedulers = {}, {}
-    for name, unet in unets_of(contest.pipe).items():
-        found = Fingerprint.of(unwrapped(unet))
+    weights, adapters, schedulers = {}, {}, {}
+    for name, part in _networks(contest.pipe).items():
+        found = Fingerprint.of(unwrapped(part))
         weights[name] = None if found is None else found.to_dict()
+        adapters[name] = adapters_of(part)
+    for name in unets_of(contest.pipe):
         # What begins with _ is the loading's own, in part in an order that each process draws.
         schedulers[name] = [
             {key: value for key, value in each.config.items() if not key.startswith("_")}
             for each in schedulers_of(contest.pipe, name)()
         ]
-    return {**shared, "weights": weights, "scheduler settings": schedulers, **versions()}
+    known = {"weights": weights, "adapters": adapters, "scheduler settings": schedulers}
+    return {**shared, **known, **versions()}
+
+
+def _networks(pipe: Any) -> dict[str, nn.Module]:
+    parts = {**getattr(pipe, "components", {}), **unets_of(pipe)}
+    return {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
+
+
+def adapters_of(part: nn.Module) -> str:
+    """A digest of what stands beside a network's weights: LoRAs, their scales, IP-Adapters."""
+    digest = sha256()
+    for module in part.modules():
+        digest.update(repr([getattr(module, name, None) for name in _OF_ADAPTERS]).encode())
+    for name, parameter in part.named_parameters():
+        beside = "lora_" in name or ".processor." in name
+        if beside and not parameter.is_meta:
+            digest.update(name.encode())
+            digest.update(parameter.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]

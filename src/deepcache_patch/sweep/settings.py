@@ -41,6 +41,7 @@ class Setting:
         branch: `None` for the schedule's own.
         steps: `num_inference_steps`; `None` for the pipeline's own number.
         given: The schedule itself, where it is a file or an object.
+        file: Its path, where it is a file.
     """
 
     schedule: str = _NAMED
@@ -48,6 +49,7 @@ class Setting:
     branch: int | None = None
     steps: int | None = None
     given: Any = None
+    file: str | None = None
 
     @property
     def name(self) -> str:
@@ -74,28 +76,26 @@ class Setting:
             return Auto(found.interval, found.branch, file=file)
         return found
 
-    def python(self, beside: Mapping[str, Any]) -> str:
-        """Two lines of Python that draw with it.
+    def python(self, beside: Mapping[str, str]) -> str:
+        """A line of Python that makes the helper.
 
         Args:
-            beside: Further arguments of the helper, which all settings share.
+            beside: Further arguments of the helper, which all settings share, as Python.
         """
         given = {"interval": self.interval, "branch": self.branch}
         arguments = [f"{name}={value!r}" for name, value in given.items() if value is not None]
-        if isinstance(self.given, Calibrated) and Path(self.schedule).suffix:
-            arguments.append(f"schedule=Calibrated.load({self.schedule!r})")
+        if self.file is not None:
+            arguments.append(f"schedule=Calibrated.load({self.file!r})")
         elif self.given is not None:
             arguments.append(f"schedule={self.schedule}")
         elif self.schedule != _NAMED:
             arguments.append(f"schedule={self.schedule!r}")
-        arguments += [f"{name}={value!r}" for name, value in beside.items()]
-        steps = "" if self.steps is None else f", num_inference_steps={self.steps}"
-        helper = f"helper = DeepCacheHelper(pipe, {', '.join(arguments)}).enable()"
-        return f"{helper}\nresult = pipe(prompt{steps})"
+        arguments += [f"{name}={value}" for name, value in beside.items()]
+        return f"helper = DeepCacheHelper({', '.join(['pipe', *arguments])}).enable()"
 
     def options(self) -> list[str] | None:
         """The same as options of a command; `None` where it has none for them."""
-        if self.given is not None and not Path(self.schedule).suffix:
+        if self.given is not None and self.file is None:
             return None
         schedule = None if self.schedule == _NAMED else self.schedule
         given = {
@@ -134,12 +134,13 @@ def settings_of(*, schedule: Any, interval: Any, branch: Any, steps: Any) -> tup
             pairs = product(branches, intervals)
             found += [Setting(named, value, place, count) for place, value in pairs]
         elif isinstance(named, str | Path):
-            found.append(Setting(str(named), steps=count, given=_read(named)))
+            file = str(named)
+            found.append(Setting(file, steps=count, given=_read(named), file=file))
         else:
             found.append(Setting(str(named), steps=count, given=named))
     for setting in found:
         setting.made()  # or it is refused
-    return tuple(dict.fromkeys(found))
+    return tuple({each.key: each for each in reversed(found)}.values())[::-1]
 
 
 def listed(name: str, value: Any) -> list[Any]:
