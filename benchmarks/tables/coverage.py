@@ -28,11 +28,11 @@ def covered() -> str:
     return (
         f"All {len(classes)} U-Net pipelines that run in diffusers "
         f"{report['versions']['diffusers']} are run by the tests, with tiny models: "
-        f"{ours['exact']} are faster, by the layers that run, and every further generation, with "
-        "another size, batch, guidance, strength or number of steps, is the one that a fresh "
-        f"pipeline makes; {ours['in full']} run in full, with a warning that says why; "
-        f"{ours['refused']} are refused. The published DeepCache 0.1.1 makes {faster} of them "
-        f"faster, {theirs['exact']} with every further generation right."
+        f"{ours['exact']} run fewer layers. Each further call, with another size, batch, guidance, "
+        "strength or number of steps, makes what a fresh pipeline makes. "
+        f"{ours['in full']} run in full, with a warning that says why; {ours['refused']} are "
+        f"refused. With the published DeepCache 0.1.1 {faster} run fewer layers; in "
+        f"{theirs['wrong']} of these a further call comes out wrong."
     )
 
 
