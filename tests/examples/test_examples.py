@@ -6,6 +6,7 @@ import runpy
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 from pathlib import Path
 
 import accelerate
@@ -19,6 +20,8 @@ from builders.marks import mostly_slow
 from builders.models import MODELS
 from fastapi.testclient import TestClient
 from PIL import Image, ImageChops
+
+from deepcache_patch import Stats
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = {path.stem: path for path in sorted((ROOT / "examples").glob("*.py"))}
@@ -220,7 +223,7 @@ def test_server(run, monkeypatch, shapes):
 
         plain = drawn(shapes).tobytes()
         assert ask(False) == plain
-        counts = {"generations": 0, "full_calls": 0, "shallow_calls": 0, "cache_nbytes": 0}
+        counts = {field.name: 0 for field in fields(Stats)}
         assert client.get("/stats").json() == counts
         fast = ask(None)  # which is the default
         assert fast != plain
@@ -299,4 +302,5 @@ def test_the_site_has_a_script_in_the_place_of_its_link():
         assert "../examples/" not in on_the_site
         for name in shown:
             code = SCRIPTS[name].read_text(encoding="utf-8")
-            assert f'```python title="examples/{name}.py"\n{code}```\n' in on_the_site
+            folded = f"<summary>examples/{name}.py</summary>\n\n```python\n{code}```\n"
+            assert folded in on_the_site
