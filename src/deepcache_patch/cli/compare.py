@@ -42,7 +42,7 @@ _OUTPUT: Final = Path("deepcache-comparison")
 @options.branch
 @options.schedule(*SCHEDULES)
 @options.window
-@click.option("--replay", type=click.Choice(["extrapolate", "reuse"]), help="default: extrapolate")
+@options.replay
 @options.loading
 @click.option(
     "--repeats",
@@ -51,13 +51,7 @@ _OUTPUT: Final = Path("deepcache-comparison")
     metavar="N",
     help="timed runs of each; medians",
 )
-@click.option(
-    "--no-fewer-steps",
-    "fewer_steps",
-    flag_value=False,
-    default=True,
-    help="leave out the plain pipeline with fewer steps at equal work",
-)
+@options.fewer_steps
 @options.output("DIR", default=_OUTPUT, help=f"default: {_OUTPUT}")
 @options.as_json("the figures")
 @click.pass_obj

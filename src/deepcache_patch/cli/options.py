@@ -293,6 +293,19 @@ window: Decorator = _together(
 )
 
 
+replay: Decorator = click.option(
+    "--replay", type=click.Choice(["extrapolate", "reuse"]), help="default: extrapolate"
+)
+
+fewer_steps: Decorator = click.option(
+    "--no-fewer-steps",
+    "fewer_steps",
+    flag_value=False,
+    default=True,
+    help="leave out the plain pipeline with fewer steps at equal work",
+)
+
+
 def full_steps(about: str) -> Decorator:
     """The number of full steps, and what it is for."""
     return click.option("--full-steps", type=positive, metavar="N", help=about)

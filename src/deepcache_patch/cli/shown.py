@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 from typing import TYPE_CHECKING, Any
+
+from ..measuring.finite import finite
 
 if TYPE_CHECKING:
     from ..schedules.plans import Plan
@@ -12,15 +13,7 @@ if TYPE_CHECKING:
 
 def json_of(data: Any) -> str:
     """Indented, as people read it; JSON knows no infinite number, so such a one is `null`."""
-    return json.dumps(_finite(data), indent=2, ensure_ascii=False, allow_nan=False)
-
-
-def _finite(data: Any) -> Any:
-    if isinstance(data, dict):
-        return {name: _finite(value) for name, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [_finite(value) for value in data]
-    return None if isinstance(data, float) and not math.isfinite(data) else data
+    return json.dumps(finite(data), indent=2, ensure_ascii=False, allow_nan=False)
 
 
 def plan_as_dict(plan: Plan) -> dict[str, Any]:

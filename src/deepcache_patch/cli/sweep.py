@@ -59,7 +59,7 @@ def _lists(function: Callable[..., Any]) -> Callable[..., Any]:
 @options.branch
 @options.schedule("default", *SCHEDULES)
 @options.window
-@click.option("--replay", type=click.Choice(["extrapolate", "reuse"]), help="default: extrapolate")
+@options.replay
 @options.loading
 @click.option(
     "--repeats",
@@ -68,13 +68,7 @@ def _lists(function: Callable[..., Any]) -> Callable[..., Any]:
     metavar="N",
     help="rounds; speeds are medians, and have their range (default: 3)",
 )
-@click.option(
-    "--no-fewer-steps",
-    "fewer_steps",
-    flag_value=False,
-    default=True,
-    help="leave out the plain pipeline with fewer steps at equal work",
-)
+@options.fewer_steps
 @options.output("DIR", default=_OUTPUT, help=f"default: {_OUTPUT}")
 @options.as_json("the figures")
 @click.pass_context

@@ -5,23 +5,17 @@ script stand beside this file; here is what goes into them.
 from __future__ import annotations
 
 import math
-from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
-from hashlib import sha256
-from importlib.resources import files
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
-import torch
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
 from PIL import Image
 
-from ..measuring.environment import versions
 from ..schedules.plans import Plan, place_of
 from .figures import looks_lines, range_text, speedups, times_text
 from .grid import DIFFERENCE_FACTOR, SMALLEST_CELL, waveform_differences
 from .measures import DETAILS, RULE, SAME, SHAPES, looks_of
+from .pages import picture_uri, rendered, said, uri
 from .paste import python_of
 
 if TYPE_CHECKING:
@@ -45,21 +39,15 @@ _UNITS = {
 
 def page(comparison: Comparison, *, command: str | None = None) -> str:
     """Returns the whole page; see `Comparison.to_html`."""
-    style, script, template = map(_part, ("report.css", "report.js", "report.html"))
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
     pairs = list(_pairs(comparison))
     about = comparison.about
     prompt = about["call"].get("prompt")
     width, height = _size(comparison)
     sounds = comparison.kind == "sounds"
-    return environment.from_string(template).render(
+    return rendered(
+        __package__,
+        "report",
         comparison=comparison,
-        style=Markup(style),
-        script=Markup(script),
-        hashes={"style": _hash(style), "script": _hash(script)},
-        versions=versions(),
         model=comparison.model,
         setting=comparison.setting,
         prompt=prompt if isinstance(prompt, str) else None,
@@ -82,15 +70,6 @@ def page(comparison: Comparison, *, command: str | None = None) -> str:
         settings=list(_settings(about)),
         command=command,
     )
-
-
-def _part(name: str) -> str:
-    return files(__package__).joinpath(name).read_text(encoding="utf-8")
-
-
-def _hash(text: str) -> str:
-    """What the page's content security policy knows a style or script by."""
-    return f"sha256-{b64encode(sha256(text.encode()).digest()).decode()}"
 
 
 def _tiles(comparison: Comparison) -> Iterator[tuple[str, str, str]]:
@@ -138,17 +117,18 @@ def _pairs(comparison: Comparison) -> Iterator[dict[str, Any]]:
         ]
         if residues:
             pair["sounds"] = [
-                (name, _uri("audio/wav", sound.wav()))
+                (name, uri("audio/wav", sound.wav()))
                 for name, sound in zip(names, results, strict=True)
             ]
             pair["residues"] = [
-                (name, _picture(row[number])) for name, row in zip(names[1:], residues, strict=True)
+                (name, picture_uri(row[number]))
+                for name, row in zip(names[1:], residues, strict=True)
             ]
             results = [(sound.waveform(),) for sound in results]
         elif comparison.kind == "pictures":
             results = [(picture,) for picture in results]
         pair["frames"] = [
-            tuple(_picture(frame, lossless=len(results[0]) == 1) for frame in frames)
+            tuple(picture_uri(frame, lossless=len(results[0]) == 1) for frame in frames)
             for frames in zip(*results, strict=True)
         ]
         pair["film"] = _film(results) if comparison.kind == "videos" else None
@@ -191,7 +171,7 @@ def _film(results: Sequence[Sequence[Image.Image]]) -> str:
     file, each = BytesIO(), 1000 // _FRAMES_PER_SECOND
     more: dict[str, Any] = {"append_images": films[1:], "duration": each, "loop": 0}
     films[0].save(file, format="WEBP", save_all=True, quality=92, **more)
-    return _uri("image/webp", file.getvalue())
+    return uri("image/webp", file.getvalue())
 
 
 def _size(comparison: Comparison) -> tuple[int, int]:
@@ -225,37 +205,7 @@ def _settings(about: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if about.get("replay"):  # some schedules bring their own
         yield "replay", about["replay"]
     yield "device", f"{device['type']} ({device['name']}), {about['dtype']}"
-    yield "seeds", _said(about["seeds"])
+    yield "seeds", said(about["seeds"])
     yield "timed runs of each", str(about["repeats"])
     for name, value in about["call"].items():
-        yield name, _said(value)
-
-
-def _said(value: Any) -> str:
-    """An argument as a person reads it: no pixels and no weights."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, Image.Image):
-        return f"picture of {value.width}×{value.height}"
-    if isinstance(value, torch.Tensor) or hasattr(value, "shape"):
-        return f"{type(value).__name__} of {'×'.join(map(str, value.shape))}"
-    if isinstance(value, Sequence):
-        shown = [_said(each) for each in value[:32]]
-        between = "; " if any(isinstance(each, str) for each in value) else ", "
-        return between.join(shown) + (", …" if len(value) > 32 else "")
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key}: {_said(each)}" for key, each in value.items())
-    if value is None or isinstance(value, bool | int | float):
-        return str(value)
-    return type(value).__name__
-
-
-def _picture(picture: Image.Image, *, lossless: bool = True) -> str:
-    """A still exactly, a video's frame nearly: there are many of them."""
-    file = BytesIO()
-    picture.save(file, format="WEBP", lossless=lossless, quality=80 if lossless else 92)
-    return _uri("image/webp", file.getvalue())
-
-
-def _uri(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{b64encode(content).decode()}"
+        yield name, said(value)

@@ -4,14 +4,14 @@ setting as it is written in Python and on the command line.
 
 from __future__ import annotations
 
-import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from ..compare.figures import times_text
 from ..compare.paste import arguments_of
 from ..measuring.environment import versions
+from ..measuring.finite import finite
 from .knee import RULE
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def figures_of(sweep: Sweep) -> dict[str, Any]:
         "settings": [_figures(sweep, row) for row in sweep.settings],
         "fewer_steps": [_figures(sweep, row) for row in sweep.fewer],
     }
-    return _finite(found)  # type: ignore[no-any-return]
+    return finite(found)  # type: ignore[no-any-return]
 
 
 def _figures(sweep: Sweep, row: Row) -> dict[str, Any]:
@@ -189,14 +189,6 @@ def _is_unsteady(row: Row) -> bool:
     ratios = row.speeds.ratios
     most = row.work_speed or row.speed
     return max(ratios) - min(ratios) > _WIDEST * row.speed or row.speed > (1 + _WIDEST) * most
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _finite(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -5,18 +5,14 @@ stand beside this file; here is what goes into them.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib.resources import files
 from io import BytesIO
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
 from PIL import Image
 
 from ..compare.figures import times_text
-from ..compare.report import _hash, _picture, _said, _uri
-from ..measuring.environment import versions
+from ..compare.pages import picture_uri, rendered, said, uri
 from ..measuring.media import still
 from . import figures
 from .curve import Curve, Place, curve_of
@@ -34,20 +30,14 @@ _LARGEST: Final = 512
 
 def page(sweep: Sweep, *, command: str | None = None) -> str:
     """Returns the whole page; see `Sweep.to_html`."""
-    style, script, template = map(_part, ("sweep.css", "sweep.js", "sweep.html"))
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
     curve, about = curve_of(sweep), sweep.about
     width, height = still(sweep.plain.results[0]).size
     rows = figures.rows_of(sweep)
     shown = [sweep.plain, *sweep.rows]
-    return environment.from_string(template).render(
+    return rendered(
+        __package__,
+        "sweep",
         sweep=sweep,
-        style=Markup(style),
-        script=Markup(script),
-        hashes={"style": _hash(style), "script": _hash(script)},
-        versions=versions(),
         setting=f"Against {sweep.plain.steps or 'its own'} steps of the plain pipeline",
         prompts=_prompts(about["call"].get("prompt")),
         curve=curve,
@@ -57,17 +47,13 @@ def page(sweep: Sweep, *, command: str | None = None) -> str:
         columns=figures.columns_of(sweep),
         notes=figures.notes_of(sweep)[: -1 if not sweep.missing else None],
         table=list(zip([_id(sweep, row) for row in shown], rows, map(_thumb, shown), strict=True)),
-        plain=[_picture(_bounded(still(each))) for each in sweep.plain.results],
+        plain=[picture_uri(_bounded(still(each))) for each in sweep.plain.results],
         cards=[_card(sweep, row, command) for row in sweep.rows],
         first=_id(sweep, sweep.knee or sweep.settings[0]),
         seeds=about["seeds"],
         sharp=min(width, height) < 160,
         settings=list(_settings(sweep)),
     )
-
-
-def _part(name: str) -> str:
-    return files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
 def _id(sweep: Sweep, row: Row) -> str:
@@ -96,7 +82,7 @@ def _card(sweep: Sweep, row: Row, command: str | None) -> dict[str, Any]:
         "fewer": "" if row.setting is None or not fewer else f"Fewer steps at equal work: {fewer}",
         "plan": row.plan,
         "results": [
-            (number, _picture(_bounded(still(result))), f"{measure.text(value)}")
+            (number, picture_uri(_bounded(still(result))), f"{measure.text(value)}")
             for number, (result, value) in enumerate(zip(row.results, measure.values, strict=True))
         ],
         "python": sweep.python(row),
@@ -109,7 +95,7 @@ def _thumb(row: Row) -> str:
     picture.thumbnail((_THUMB, _THUMB))
     file = BytesIO()
     picture.save(file, format="WEBP", quality=80)
-    return _uri("image/webp", file.getvalue())
+    return uri("image/webp", file.getvalue())
 
 
 def _bounded(picture: Image.Image) -> Image.Image:
@@ -129,10 +115,10 @@ def _settings(sweep: Sweep) -> Iterator[tuple[str, str]]:
     yield "pipeline", about["pipeline"]
     yield "scheduler", about["scheduler"]
     yield "device", f"{device['type']} ({device['name']}), {about['dtype']}"
-    yield "seeds", _said(about["seeds"])
+    yield "seeds", said(about["seeds"])
     yield "rounds", str(about["repeats"])
     for name in ("first", "last", "replay"):
         if about[name]:
             yield name, str(about[name])
     for name, value in about["call"].items():
-        yield name, _said(value)
+        yield name, said(value)
