@@ -94,6 +94,7 @@ def drawn(pipe, prompts, seeds, steps):
 
 
 PROMPTS = [f"{number} red circles" for number in range(7)]
+STEPS = 24  # with 10 full ones: from fewer than 8 nothing is learned
 
 
 def pictures(folder):
@@ -106,7 +107,7 @@ def by_one_process(pipe, learned):
     with DeepCacheHelper(pipe, schedule=Auto(file=learned)) as helper:
         for first in range(0, len(PROMPTS), 2):
             numbers = range(len(PROMPTS))[first : first + 2]
-            found += drawn(pipe, PROMPTS[first : first + 2], numbers, 12)
+            found += drawn(pipe, PROMPTS[first : first + 2], numbers, STEPS)
             assert helper.last_generations["unet"].calibration is None
     return {f"ray_batch-{number}.png": picture for number, picture in enumerate(found)}
 
@@ -126,13 +127,13 @@ def kill_a_worker(folder, killed):
 def test_ray_batch(run, pipe, tmp_path):
     folder, killed = tmp_path / "out", []
     (tmp_path / "prompts.txt").write_text("".join(f"{prompt}\n" for prompt in PROMPTS))
-    options = ["--prompts=prompts.txt", "--steps=12", "--batch-size=2"]
+    options = ["--prompts=prompts.txt", f"--steps={STEPS}", "--batch-size=2"]
     killer = threading.Thread(target=kill_a_worker, args=(folder, killed), daemon=True)
     killer.start()
-    # Four batches by two workers, one of which is killed. Learning in full would be 12 calls.
+    # Four batches by two workers, one of which is killed. Learning in full would be 24 calls.
     assert run("ray_batch", *options) == [
-        "learned: 12 steps with DDIMScheduler",
-        "7 pictures, 20 full and 28 shallow calls: out",
+        f"learned: {STEPS} steps with DDIMScheduler",
+        "7 pictures, 40 full and 56 shallow calls: out",
     ]
     killer.join(10)
     assert len(killed) == 1
@@ -149,7 +150,7 @@ def test_ray_batch(run, pipe, tmp_path):
     assert len(kept) == 4
     assert run("ray_batch", *options) == [
         "learned: nothing new",
-        "4 pictures, 10 full and 14 shallow calls: out",
+        "4 pictures, 20 full and 28 shallow calls: out",
     ]
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert pictures(folder) == expected
