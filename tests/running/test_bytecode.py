@@ -28,6 +28,21 @@ NOWHERE = [
     "y = [1, 2]; y[0:1] = x",
     "y = {'a': 1}; y.pop('a')",
     "math.clear(x)",
+    "class Inner:\n        math.clear(1)",
+    "{}.update(x)",
+    "y = [1, 2, 3]; y.append(x)",
+    "y = {'a': 1, 'b': 2}; y.setdefault('c', x)",
+    "y = {**named}; y.setdefault('a', x)",
+    "y, z = x.shape; y += 1; z += 1",
+    "y, z = 1, x.size(0); y += 1; z += 1",
+    "y = z = x + 1; y += 1; z += 1",
+    "y = [x]; y[x.first] = x.maps",
+    "y = [x]; y[0], z = 1, 2",
+    "y = [x]; y[x.first] += x.maps",
+    "y = [1, 2]; y[0:x.first] += x.maps",
+    "y, z = x.add(1), x; z.mul(1)",
+    "y = x(1 if more else 2); y += 1",
+    "try:\n        x()\n    except ValueError as y:\n        y += 1",
 ]
 SOMEWHERE = [
     "x.scale = 1",
@@ -67,6 +82,32 @@ SOMEWHERE = [
     "def put(z):\n        z.scale = 1\n    put(x)",
     "y = lambda z: kept.append(z)",
     "class Inner:\n        def put(self):\n            self.scale = 1",
+    "class Inner:\n        kept[0] = 1",
+    "math.fsum(x, out=x)",
+    "put = kept.insert; put(x)",
+    "put = x.scale.insert; put(x)",
+    "kept.append(x); y = []; y.append(x)",
+    "kept.insert(x); y = []; y.insert(x)",
+    "kept[0] = x; y = []; y[0] = x",
+    "x.scale = 1; y = []; y[0] = x; y.append(x)",
+    "y = lambda z: kept.append(z); y = lambda z: z",
+    "kept[0:1] += x",
+    "x.scale[0:1] += [1]",
+    "kept[0][1] += 1",
+    "y = z = x.maps; y += 1",
+    "y = z = x.maps; z += 1",
+    "y, z = (x.maps if x else 1), 2; y += 1",
+    "y, z = 1, (x.maps if x else 2); z += 1",
+    "y, z = x.maps, x(1, 2); y += 1",
+    "y, z, more = x.maps, x[0], x; y += 1",
+    "more = x; more.append(1)",
+    "x().append(1)",
+    "x().insert(1)",
+]
+#: Where branches meet, it is not known what an object is.
+DOUBTFUL = [
+    "y = [x]; y[0 if x else 1] = 1",
+    "y, z = 1, x(1 if more else 2); z += 1",
 ]
 
 
@@ -85,7 +126,7 @@ def test_a_functions_own_variables_are_written_to_by_nobody_else(body):
     assert not is_written(body)
 
 
-@pytest.mark.parametrize("body", SOMEWHERE)
+@pytest.mark.parametrize("body", SOMEWHERE + DOUBTFUL)
 def test_what_outlives_a_call_is_written_to(body):
     assert is_written(body)
 
@@ -94,6 +135,19 @@ def test_what_outlives_a_call_is_written_to(body):
 def test_lists_that_are_made_for_one_call_may_be_added_to(body):
     assert is_written(body)
     assert not is_written(body, for_one_call=True)
+
+
+def test_a_function_within_may_add_to_its_lists_of_one_call_likewise():
+    assert is_written("return lambda y: y.append(1)")
+    assert not is_written("return lambda y: y.append(1)", for_one_call=True)
+
+
+def test_only_what_stars_gather_is_new():
+    assert is_written("y = x; y.append(1)", arguments="x")
+    assert is_written("k.append(1)", arguments="x, *, k, **named")
+    assert is_written("x.append(1)", arguments="x, *, k, **named")
+    assert not is_written("named.setdefault(1, 2)", arguments="x, *, k, **named")
+    assert not is_written("more.append(1)", arguments="*more")
 
 
 @pytest.mark.parametrize("body", ["kept.append(x)", "x.scale.append(1)", "kept[0] = x"])
