@@ -5,7 +5,7 @@ Every version of Python has other instructions: all are read as steps of the sam
 """
 
 import re
-from dis import Instruction, get_instructions, stack_effect
+from dis import get_instructions, opmap, stack_effect
 from functools import lru_cache
 from inspect import getargs
 from itertools import chain
@@ -28,17 +28,24 @@ _KINDS: Final = {
     "LOAD_ATTR": ("LOAD_METHOD",),
     "LOAD_GLOBAL": ("LOAD_NAME",),
     "LOAD_DEREF": ("LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF"),
-    "STORE_SUBSCR": ("DELETE_SUBSCR",),
     "STORE_DEREF": ("DELETE_DEREF",),
     "WRITE": ("STORE_ATTR", "DELETE_ATTR", "STORE_GLOBAL", "DELETE_GLOBAL"),
+    "IN_PLACE": tuple(name for name in opmap if name.startswith("INPLACE_")),
     "COPY": ("DUP_TOP", "DUP_TOP_TWO"),
-    "SWAP": ("ROT_TWO", "ROT_THREE"),
+    "SWAP": ("ROT_TWO", "ROT_THREE", "ROT_FOUR"),
 }
 _KIND_OF: Final = {name: kind for kind, names in _KINDS.items() for name in names}
 #: Of the function's own variables; Python 3.13 and newer load and store two at once.
 _FAST: Final = re.compile("LOAD_FAST|STORE_FAST")
+#: How many values those reach that copy or move some; newer ones say it themselves.
+_REACH: Final = {"DUP_TOP": 1, "DUP_TOP_TWO": 2, "ROT_TWO": 2, "ROT_THREE": 3, "ROT_FOUR": 4}
+#: Steps that write into an object -> how many values lie on top of it.
+_INTO: Final = {"STORE_SUBSCR": 1, "DELETE_SUBSCR": 1, "STORE_SLICE": 2}
 #: Steps that load something that may outlive the call, and compute nothing.
 _LASTING: Final = {"LOAD_ATTR", "LOAD_GLOBAL", "LOAD_DEREF", "FOR_ITER"}
+
+#: In the place of a place; it is below 0.
+_UNKNOWN: Final = -1
 
 #: How many codes are remembered. What a code does never changes.
 _REMEMBERED: Final = 1 << 12
@@ -101,7 +108,7 @@ def _writes_of(code: CodeType, outside: tuple[str, ...], for_one_call: bool) -> 
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             inner = _writes_of(constant, outside, for_one_call)  # its first argument is another
-            found |= {each._replace(of_owner="") for each in inner}
+            found |= {_Write(each.of_global) for each in inner}
         elif isinstance(constant, tuple) and "out" in constant:  # `out=` of a call
             found.add(_Write())
     if {"setattr", "delattr"} & set(code.co_names):
@@ -116,7 +123,7 @@ def _writes_of(code: CodeType, outside: tuple[str, ...], for_one_call: bool) -> 
             or (step.kind == "IN_PLACE" and steps[place + 1].what in aliases)  # stored there
         ):
             found.add(_Write())
-        elif step.kind in ("STORE_SUBSCR", "STORE_SLICE"):
+        elif step.kind in _INTO:
             found |= _written(code, steps, _container(steps, place), lasting)
         elif step.kind == "LOAD_ATTR":
             if step.what not in _CHANGING and not _IN_PLACE.fullmatch(step.what):
@@ -131,29 +138,23 @@ def _writes_of(code: CodeType, outside: tuple[str, ...], for_one_call: bool) -> 
 
 def _steps(code: CodeType) -> list[_Step]:
     """What the instructions of a code do, in order."""
-    found = []
+    found: list[_Step] = []
     for each in get_instructions(code):
         own = _FAST.findall(each.opname)
         if own:
             names = each.argval if isinstance(each.argval, tuple) else (each.argval,)
-            for kind, name in zip(own, names, strict=True):
-                adds = 1 if kind == "LOAD_FAST" else -1
-                found.append(_Step(kind, name, adds, each.is_jump_target))
+            adds = [1 if kind == "LOAD_FAST" else -1 for kind in own]
+            found += map(_Step, own, names, adds, [each.is_jump_target] * len(own))
         elif each.opname not in _NOTHING:
-            adds = stack_effect(each.opcode, each.arg, jump=False)
-            found.append(_Step(_kind_of(each), each.argval, adds, each.is_jump_target))
+            is_in_place = each.opname == "BINARY_OP" and each.argrepr.endswith("=")
+            kind = "IN_PLACE" if is_in_place else _KIND_OF.get(each.opname, each.opname)
+            what = _REACH.get(each.opname, each.argval)
+            effect = stack_effect(each.opcode, each.arg)
+            found.append(_Step(kind, what, effect, each.is_jump_target))
     return found
 
 
-def _kind_of(each: Instruction) -> str:
-    if each.opname.startswith("INPLACE_") or (
-        each.opname == "BINARY_OP" and each.argrepr.endswith("=")
-    ):
-        return "IN_PLACE"
-    return _KIND_OF.get(each.opname, each.opname)
-
-
-def _written(code: CodeType, steps: list[_Step], place: int, lasting: set[str]) -> set[_Write]:
+def _written(code: CodeType, steps: list[_Step], place: int, lasting: set[Any]) -> set[_Write]:
     """The write to what was loaded at a place; none if it is a variable of the function."""
     if place < 0:
         return {_Write()}
@@ -162,15 +163,17 @@ def _written(code: CodeType, steps: list[_Step], place: int, lasting: set[str]) 
         return {_Write()} if loaded.what in lasting else set()
     if loaded.kind == "LOAD_GLOBAL":
         return {_Write(of_global=loaded.what)}
-    if loaded.kind == "LOAD_ATTR" and before.kind == "LOAD_FAST":
-        if before.what == code.co_varnames[0]:
-            return {_Write(of_owner=loaded.what)}
+    if loaded.kind == "LOAD_ATTR":
+        is_owners = before.kind == "LOAD_FAST" and before.what == code.co_varnames[0]
+        return {_Write(of_owner=loaded.what)} if is_owners else {_Write()}
     return set() if loaded.kind == "MAKE" else {_Write()}
 
 
-def _origins(code: CodeType, steps: list[_Step]) -> tuple[set[Any], set[str]]:
+def _origins(code: CodeType, steps: list[_Step]) -> tuple[set[Any], set[Any]]:
     """The variables that are only ever given new lists, and those that stand for something else."""
-    made, other, aliases = {*getargs(code)[1:]}, set(), set()  # those of `*` and `**` are new
+    made: set[Any] = {*getargs(code)[1:]}  # those of `*` and `**`
+    other: set[Any] = set()
+    aliases: set[Any] = set()
     for place, step in enumerate(steps):
         if step.kind == "STORE_FAST":
             (made if steps[place - 1].kind == "MAKE" else other).add(step.what)
@@ -189,10 +192,11 @@ def _outlives(steps: list[_Step], place: int) -> bool:
         first -= 1
     while steps[last].kind == "STORE_FAST":
         last += 1
-    end = first
+    count, end = last - first, first
     while steps[end - 1].kind in ("SWAP", "COPY"):
         end -= 1
-    for _ in range(first, last):
+        count = max(count, steps[end].what)
+    for _ in range(count):
         if end < 0 or steps[end].is_target or steps[end - 1].kind in _LASTING:
             return True
         if steps[end - 1].kind.startswith("UNPACK"):
@@ -203,23 +207,20 @@ def _outlives(steps: list[_Step], place: int) -> bool:
 
 def _container(steps: list[_Step], place: int) -> int:
     """Where the object was loaded that `object[key] = value` writes to; below 0 if not known."""
-    keys = 2 if steps[place].kind == "STORE_SLICE" else 1
-    if steps[place - 1].kind == "SWAP":  # `object[key] += value`, which copies both before
-        while steps[place].kind != "COPY":
-            place -= 1
-        while steps[place - 1].kind == "COPY":
-            place -= 1
-    return _start(steps, place, keys) - 1
+    count = _INTO[steps[place].kind]
+    if steps[place - 1].kind == "SWAP":  # `object[key] += value`: what is new comes after the key
+        place = _start(steps, place, 1)
+    return _start(steps, place, count) - 1
 
 
 def _start(steps: list[_Step], end: int, count: int) -> int:
-    """Where the steps begin that make the last values before a place; -1 if that is not known."""
+    """Where the steps begin that make the last values before a place; below 0 if not known."""
     while count > 0:
-        if end == 0 or steps[end].is_target:
-            return -1
+        if end <= 0 or steps[end].is_target:
+            return _UNKNOWN
         end -= 1
         count -= steps[end].adds
-    return end if count == 0 else -1
+    return end
 
 
 @lru_cache(_REMEMBERED)
