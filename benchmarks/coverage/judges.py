@@ -61,6 +61,10 @@ JUDGES = {
     "running.timelines": _OF_TIMESTEPS,
     "running.strides": ("running/test_strides",),
     "running.steps": _OF_TIMESTEPS,
+    "running.bytecode": ("running/test_bytecode",),
+    "running.observers": ("running/test_observers",),
+    "running.callers": ("running/test_callers",),
+    "running.tracing": ("running/test_written_down",),
     "running.attachment": _OF_THE_HELPER,
     "helper": _OF_THE_HELPER,
 }

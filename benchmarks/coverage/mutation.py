@@ -5,7 +5,8 @@ Here stands what it lacks: only those tests that `judges` names, the quickest fi
 context managers and functions with a cache, which it would leave out; and the results. Its settings
 are in `pyproject.toml`.
 Run from the project's root: ``python -m benchmarks.coverage.mutation [NAME_OF_MUTANT …]``. Without
-names it goes on where it was broken off; ``rm -r mutants`` for a fresh start.
+names it goes on where it was broken off; ``rm -r mutants`` for a fresh start, which functions with
+new names need: tests that have run are not asked again which functions they reach.
 """
 
 import argparse

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from deepcache_patch.running import bytecode
 from deepcache_patch.running.bytecode import loaded_globals, writes
 
 NOWHERE = [
@@ -28,6 +29,26 @@ NOWHERE = [
     "y = [1, 2]; y[0:1] = x",
     "y = {'a': 1}; y.pop('a')",
     "math.clear(x)",
+    "class Inner:\n        math.clear(1)",
+    "{}.update(x)",
+    "y = [1, 2, 3]; y.append(x)",
+    "y = {'a': 1, 'b': 2}; y.setdefault('c', x)",
+    "y = {**named}; y.setdefault('a', x)",
+    "y, z = x.shape; y += 1; z += 1",
+    "y, z = 1, x.size(0); y += 1; z += 1",
+    "y = z = x + 1; y += 1; z += 1",
+    "y = [x]; y[x.first] = x.maps",
+    "y = [x]; y[0], z = 1, 2",
+    "y = [x]; y[x.first] += x.maps",
+    "y = [1, 2]; y[0:x.first] += x.maps",
+    "y, z = x.add(1), x; z.mul(1)",
+    "y = x(1 if more else 2); y += 1",
+    "y = x.maps; y = y + 1",
+    "y = x.maps; y = y >= 1",
+    "z = [x]; z[(y := 0)] = 1",
+    "x(y := x(1)); y += 1",
+    "z = [0]; y, z[0] = x + 1, 0; y += 1",
+    "try:\n        x()\n    except ValueError as y:\n        y += 1",
 ]
 SOMEWHERE = [
     "x.scale = 1",
@@ -67,6 +88,35 @@ SOMEWHERE = [
     "def put(z):\n        z.scale = 1\n    put(x)",
     "y = lambda z: kept.append(z)",
     "class Inner:\n        def put(self):\n            self.scale = 1",
+    "class Inner:\n        kept[0] = 1",
+    "math.fsum(x, out=x)",
+    "put = kept.insert; put(x)",
+    "put = x.scale.insert; put(x)",
+    "kept.append(x); y = []; y.append(x)",
+    "kept.insert(x); y = []; y.insert(x)",
+    "kept[0] = x; y = []; y[0] = x",
+    "x.scale = 1; y = []; y[0] = x; y.append(x)",
+    "y = lambda z: kept.append(z); y = lambda z: z",
+    "kept[0:1] += x",
+    "x.scale[0:1] += [1]",
+    "kept[0][1] += 1",
+    "y = z = x.maps; y += 1",
+    "y = z = x.maps; z += 1",
+    "y, z = (x.maps if x else 1), 2; y += 1",
+    "y, z = 1, (x.maps if x else 2); z += 1",
+    "y, z = x.maps, x(1, 2); y += 1",
+    "y, z, more = x.maps, x[0], x; y += 1",
+    "x(y := x.maps); y += 1",
+    "z = [0]; y, z[0] = x.maps, 0; y += 1",
+    "z = [0]; y, w, z[0] = x.maps, 1, 0; y += 1",
+    "more = x; more.append(1)",
+    "x().append(1)",
+    "x().insert(1)",
+]
+#: Where branches meet, it is not known what an object is.
+DOUBTFUL = [
+    "y = [x]; y[0 if x else 1] = 1",
+    "y, z = 1, x(1 if more else 2); z += 1",
 ]
 
 
@@ -85,7 +135,7 @@ def test_a_functions_own_variables_are_written_to_by_nobody_else(body):
     assert not is_written(body)
 
 
-@pytest.mark.parametrize("body", SOMEWHERE)
+@pytest.mark.parametrize("body", SOMEWHERE + DOUBTFUL)
 def test_what_outlives_a_call_is_written_to(body):
     assert is_written(body)
 
@@ -94,6 +144,19 @@ def test_what_outlives_a_call_is_written_to(body):
 def test_lists_that_are_made_for_one_call_may_be_added_to(body):
     assert is_written(body)
     assert not is_written(body, for_one_call=True)
+
+
+def test_a_function_within_may_add_to_its_lists_of_one_call_likewise():
+    assert is_written("return lambda y: y.append(1)")
+    assert not is_written("return lambda y: y.append(1)", for_one_call=True)
+
+
+def test_only_what_stars_gather_is_new():
+    assert is_written("y = x; y.append(1)", arguments="x")
+    assert is_written("k.append(1)", arguments="x, *, k, **named")
+    assert is_written("x.append(1)", arguments="x, *, k, **named")
+    assert not is_written("named.setdefault(1, 2)", arguments="x, *, k, **named")
+    assert not is_written("more.append(1)", arguments="*more")
 
 
 @pytest.mark.parametrize("body", ["kept.append(x)", "x.scale.append(1)", "kept[0] = x"])
@@ -111,6 +174,7 @@ def test_what_the_owner_lacks_is_not_written_to():
     assert is_written("x.maps[0] = 1; x.scale[0] = 1", SimpleNamespace(scale=[]))
     assert not is_written("x.maps.append(1)", SimpleNamespace())
     assert is_written("x.maps.append(1)", SimpleNamespace(maps=[]), for_one_call=True)
+    assert is_written("(more * x)[0] = 1", SimpleNamespace())  # not an attribute of it
 
 
 def test_the_first_argument_of_a_function_within_is_another():
@@ -157,6 +221,39 @@ def test_variables_of_the_functions_round_it_outlive_a_call():
     writing, reading = outer([])
     assert [writes(each, None, for_one_call=False) for each in writing] == [True] * 6
     assert not writes(reading, None, for_one_call=False)
+
+
+def step(opname, argval=None, **its):
+    given = {"opcode": 1, "arg": None, "argrepr": "", "is_jump_target": False} | its
+    return SimpleNamespace(opname=opname, argval=argval, **given)
+
+
+@pytest.mark.parametrize(
+    ("instruction", "expected"),
+    [
+        (step("LOAD_FAST_CHECK", "y"), [("LOAD_FAST", "y", 1, False)]),
+        (step("STORE_FAST", "y", is_jump_target=True), [("STORE_FAST", "y", -1, True)]),
+        (
+            step("LOAD_FAST_BORROW_LOAD_FAST_BORROW", ("y", "z")),
+            [("LOAD_FAST", "y", 1, False), ("LOAD_FAST", "z", 1, False)],
+        ),
+        (
+            step("STORE_FAST_LOAD_FAST", ("y", "z")),
+            [("STORE_FAST", "y", -1, False), ("LOAD_FAST", "z", 1, False)],
+        ),
+        (step("ROT_THREE"), [("SWAP", 3, 7, False)]),
+        (step("SWAP", 4), [("SWAP", 4, 7, False)]),
+        (step("DELETE_ATTR", "scale", is_jump_target=True), [("WRITE", "scale", 7, True)]),
+        (step("BINARY_OP", 13, argrepr="+="), [("IN_PLACE", 13, 7, False)]),
+        (step("BINARY_OP", 0, argrepr="+"), [("BINARY_OP", 0, 7, False)]),
+        (step("NOT_TAKEN"), []),
+    ],
+    ids=lambda each: getattr(each, "opname", ""),
+)
+def test_instructions_of_every_python_are_the_same_steps(monkeypatch, instruction, expected):
+    monkeypatch.setattr(bytecode, "get_instructions", lambda _: [instruction])
+    monkeypatch.setattr(bytecode, "stack_effect", lambda *_: 7)
+    assert bytecode._steps(None) == expected
 
 
 def test_globals_are_those_that_are_read_here_and_within():

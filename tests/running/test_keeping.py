@@ -1,10 +1,12 @@
 """Whether code can keep something, told from the code."""
 
+import queue
 import weakref
 from dis import get_instructions
 
 import pytest
 import torch
+from builders.keeping import closing
 from builders.loops import kinds_of_steps
 from builders.unets import unet2d_condition
 from torch import nn
@@ -76,6 +78,18 @@ def test_what_cannot_be_looked_at_is_said_to_keep_something():
         chain = lambda x, inner=chain: inner  # noqa: E731
     for thing in (lambda x: gone, lambda x: lazy, chain):
         assert can_keep(thing)
+
+
+def test_a_class_that_a_library_has_made_from_ones_own_is_the_librarys():
+    own = type("Own", (), {"__module__": "somebodys", "kept": []})
+    made = type("Made", (own,), {"__module__": "torch.nn.utils.parametrize"})
+    assert can_keep(closing(own))
+    assert not can_keep(closing(made))
+
+
+def test_what_a_class_of_ones_own_has_of_a_library_is_not_looked_at():
+    # Such as `__class_getitem__`, which is nobody's function.
+    assert not can_keep(closing(type("Own", (queue.Queue,), {"__module__": "somebodys"})))
 
 
 def test_each_code_is_looked_at_once(monkeypatch):

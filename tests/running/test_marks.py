@@ -173,6 +173,16 @@ def test_two_steps_are_too_few_to_tell_another_from_one_made_anew():
     assert walk.step(given(b, pooled=text()), is_short=True) == [0]
 
 
+def test_what_another_was_taken_for_there_was_not_let_go_of_late():
+    # As one of a list of two steps that goes on, with a list that is not.
+    walk, a, b = Walk(), text(), text()
+    walk.step(given(a), is_short=True)
+    walk.step(given(b), is_short=True)
+    del a
+    assert walk.step(given(text())) == [1]
+    assert b is not None
+
+
 def test_a_list_is_no_short_one_unless_that_is_said():
     slots, a, b = Slots(itertools.count()), text(), text()
     slots.of(0, given(a))

@@ -92,6 +92,27 @@ def test_the_values_of_a_list_are_read_once():
     assert reads.count == 1
 
 
+def test_numbers_and_tensors_of_the_lists_own_kind_share_its_values():
+    tracker, timesteps = StepTracker(), TIMESTEPS.float()
+    walk(tracker, [900], timesteps)
+    with CountedReads() as reads:
+        walk(tracker, [torch.tensor(700.0), 500], timesteps)
+    assert reads.count == 1  # of the tensor itself
+
+
+def test_the_value_that_was_given_counts_beside_an_entry_that_it_was_taken_for():
+    # 899 is 900 but for rounding, and the next is not: both are one value, as near as they are.
+    tracker, timesteps = StepTracker(), torch.tensor([900.0, 600.0, 300.0, 0.0])
+    assert walk(tracker, [899.0, 898.995], timesteps) == [(0, 0, 0), (0, 0, 1)]
+
+
+def test_where_another_list_was_read_between_an_entry_has_no_value_to_compare():
+    tracker, again = StepTracker(), torch.tensor([500, 500, 100])
+    assert where(tracker.locate(800, TIMESTEPS)) == (0, 0, 0)  # beside its entries
+    assert tracker.locate(500, again) is None  # twice in its list
+    assert where(tracker.locate(TIMESTEPS[2], TIMESTEPS)) == (1, 0, 0)
+
+
 def test_a_loop_that_starts_late_starts_with_step_0():
     assert walk(StepTracker(), TIMESTEPS[2:]) == [(0, 0, 0), (0, 1, 0), (0, 2, 0)]
 

@@ -1,17 +1,17 @@
 """What a function reads and writes, by its bytecode: its own variables, or what outlives the call.
 
 Each code is looked at once, and what it does is remembered. What its names stand for is asked anew.
+Every version of Python has other instructions: all are read as steps of the same few kinds.
 """
 
 import re
-from dis import Instruction, get_instructions, stack_effect
+from dis import get_instructions, opmap, stack_effect
 from functools import lru_cache
-from inspect import CO_VARARGS, CO_VARKEYWORDS
+from inspect import getargs
 from itertools import chain
 from types import CodeType, FunctionType, ModuleType
 from typing import Any, Final, NamedTuple
 
-_MAKING: Final = ("BUILD_LIST", "BUILD_MAP", "BUILD_SET")
 _ADDING: Final = {"append", "extend", "setdefault"}
 _CHANGING: Final = _ADDING | {
     *("add", "appendleft", "clear", "discard", "extendleft", "insert", "pop", "popitem", "popleft"),
@@ -19,12 +19,52 @@ _CHANGING: Final = _ADDING | {
     *("__iadd__", "__isub__", "__imul__", "__itruediv__", "__ior__", "__iand__"),
 }
 _IN_PLACE: Final = re.compile(r"[a-z]\w*[a-z0-9]_")
+
 #: Instructions that do nothing.
 _NOTHING: Final = {"CACHE", "NOP", "EXTENDED_ARG", "RESUME", "NOT_TAKEN"}
+#: Kind of step -> the instructions of it; of others, the kind is their own name.
+_KINDS: Final = {
+    "MAKE": ("BUILD_LIST", "BUILD_MAP", "BUILD_CONST_KEY_MAP", "LIST_EXTEND", "DICT_UPDATE"),
+    "LOAD_ATTR": ("LOAD_METHOD",),
+    "LOAD_GLOBAL": ("LOAD_NAME",),
+    "LOAD_DEREF": ("LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF"),
+    "STORE_DEREF": ("DELETE_DEREF",),
+    "WRITE": ("STORE_ATTR", "DELETE_ATTR", "STORE_GLOBAL", "DELETE_GLOBAL"),
+    "IN_PLACE": tuple(name for name in opmap if name.startswith("INPLACE_")),
+    "COPY": ("DUP_TOP", "DUP_TOP_TWO"),
+    "SWAP": ("ROT_TWO", "ROT_THREE", "ROT_FOUR"),
+}
+_KIND_OF: Final = {name: kind for kind, names in _KINDS.items() for name in names}
+#: Of the function's own variables; Python 3.13 and newer load and store two at once.
+_FAST: Final = re.compile("LOAD_FAST|STORE_FAST")
+#: How many values those reach that copy or move some; newer ones say it themselves.
+_REACH: Final = {"DUP_TOP": 1, "DUP_TOP_TWO": 2, "ROT_TWO": 2, "ROT_THREE": 3, "ROT_FOUR": 4}
+#: Steps that write into an object -> how many values lie on top of it.
+_INTO: Final = {"STORE_SUBSCR": 1, "DELETE_SUBSCR": 1, "STORE_SLICE": 2}
+#: Steps that load something that may outlive the call, and compute nothing.
+_LASTING: Final = {"LOAD_ATTR", "LOAD_GLOBAL", "LOAD_DEREF", "FOR_ITER"}
 
+#: In the place of a place; it is below 0.
+_UNKNOWN: Final = -1
 
 #: How many codes are remembered. What a code does never changes.
 _REMEMBERED: Final = 1 << 12
+
+
+class _Step(NamedTuple):
+    """What an instruction does.
+
+    Attributes:
+        kind: Its name, or that of all of its kind.
+        what: The name, number or value that it is about.
+        adds: The number of values by which the stack grows.
+        is_target: Whether branches meet before it.
+    """
+
+    kind: str
+    what: Any
+    adds: int
+    is_target: bool
 
 
 class _Write(NamedTuple):
@@ -35,8 +75,8 @@ class _Write(NamedTuple):
         of_owner: It writes to this attribute of its first argument, which may have none.
     """
 
-    of_global: str | None = None
-    of_owner: str | None = None
+    of_global: str = ""
+    of_owner: str = ""
 
 
 def writes(function: FunctionType, owner: Any, *, for_one_call: bool) -> bool:
@@ -49,8 +89,8 @@ def writes(function: FunctionType, owner: Any, *, for_one_call: bool) -> bool:
     """
     code, known = function.__code__, function.__globals__
     return not all(
-        isinstance(known.get(each.of_global or ""), ModuleType)
-        or (each.of_owner is not None and owner is not None and not hasattr(owner, each.of_owner))
+        isinstance(known.get(each.of_global), ModuleType)
+        or (each.of_owner and owner is not None and not hasattr(owner, each.of_owner))
         for each in _writes_of(code, code.co_freevars, for_one_call)
     )
 
@@ -68,145 +108,124 @@ def _writes_of(code: CodeType, outside: tuple[str, ...], for_one_call: bool) -> 
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             inner = _writes_of(constant, outside, for_one_call)  # its first argument is another
-            found |= {each._replace(of_owner=None) for each in inner}
+            found |= {_Write(each.of_global) for each in inner}
         elif isinstance(constant, tuple) and "out" in constant:  # `out=` of a call
             found.add(_Write())
     if {"setattr", "delattr"} & set(code.co_names):
         found.add(_Write())
-    done = [each for each in get_instructions(code) if each.opname not in _NOTHING]
-    made, aliases = _origins(done)
-    named = code.co_argcount + code.co_kwonlyargcount
-    gathered = bool(code.co_flags & CO_VARARGS) + bool(code.co_flags & CO_VARKEYWORDS)
-    made |= set(code.co_varnames[named : named + gathered])
-    for place, each in enumerate(done):
-        name = each.argval if isinstance(each.argval, str) else ""
+    steps = _steps(code)
+    made, aliases = _origins(code, steps)
+    lasting = aliases | {*outside}
+    for place, step in enumerate(steps):
         if (
-            each.opname in ("STORE_ATTR", "DELETE_ATTR", "STORE_GLOBAL", "DELETE_GLOBAL")
-            or (each.opname in ("STORE_DEREF", "DELETE_DEREF") and name in outside)
-            or (_is_in_place(each) and _loads(done[:place], aliases))
+            step.kind == "WRITE"
+            or (step.kind == "STORE_DEREF" and step.what in outside)
+            or (step.kind == "IN_PLACE" and steps[place + 1].what in aliases)  # stored there
         ):
             found.add(_Write())
-        elif each.opname in ("STORE_SUBSCR", "DELETE_SUBSCR", "STORE_SLICE"):
-            found |= _written(code, done, _container(done, place), outside, aliases)
-        elif each.opname in ("LOAD_ATTR", "LOAD_METHOD") and place:
-            if name not in _CHANGING and not _IN_PLACE.fullmatch(name):
+        elif step.kind in _INTO:
+            found |= _written(code, steps, _container(steps, place), lasting)
+        elif step.kind == "LOAD_ATTR":
+            if step.what not in _CHANGING and not _IN_PLACE.fullmatch(step.what):
                 continue
-            its = _written(code, done, place - 1, outside, aliases)
-            if not any(write.of_owner for write in its):
-                kept = name in _ADDING and not for_one_call
-                if kept and not _name_of(done[place - 1]) & made:
-                    its = {_Write()}
+            its = _written(code, steps, place - 1, lasting)
+            is_added = step.what in _ADDING and not for_one_call
+            if is_added and steps[place - 1].what not in made:
+                its = {each for each in its if each.of_owner} or {_Write()}
             found |= its
     return frozenset(found)
 
 
-def _written(
-    code: CodeType, done: list[Instruction], place: int, outside: tuple[str, ...], aliases: set[str]
-) -> set[_Write]:
-    """The write to what was loaded at a place; none if it is a variable of the function."""
-    if place < 0:
-        return {_Write()}
-    loaded = done[place]
-    if loaded.opname.startswith("LOAD_FAST"):
-        return {_Write()} if _name_of(loaded) & aliases else set()
-    if loaded.opname in ("LOAD_DEREF", "LOAD_CLASSDEREF"):
-        return {_Write()} if loaded.argval in outside else set()
-    if loaded.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
-        return {_Write(of_global=loaded.argval)}
-    if loaded.opname == "LOAD_ATTR" and place:
-        before = done[place - 1]
-        if before.opname.startswith("LOAD_FAST") and _name_of(before) == set(code.co_varnames[:1]):
-            return {_Write(of_owner=loaded.argval)}
-    return set() if loaded.opname in ("STORE_FAST_LOAD_FAST", *_MAKING) else {_Write()}
-
-
-def _name_of(loaded: Instruction) -> set[str]:
-    """The variable that was loaded last; two are loaded at once in Python 3.13 and newer."""
-    return {loaded.argval[-1] if isinstance(loaded.argval, tuple) else loaded.argval}
-
-
-def _origins(done: list[Instruction]) -> tuple[set[str], set[str]]:
-    """The variables that are only ever given new lists, and those that stand for something else."""
-    made: set[str] = set()
-    other: set[str] = set()
-    aliases: set[str] = set()
-    is_alias = False
-    for place, each in enumerate(done):
-        if not each.opname.startswith("STORE_FAST"):
-            continue
-        before = done[place - 1]
-        names = set(each.argval) if isinstance(each.argval, tuple) else {each.argval}
-        is_new = before.opname.startswith((*_MAKING, "LIST_EXTEND", "DICT_UPDATE"))
-        (made if is_new else other).update(names)
-        if not before.opname.startswith("STORE_FAST"):  # of `a, b = one, another` the first says it
-            # What one of two branches gives is not known.
-            is_alias = each.is_jump_target or any(map(_outlives, _values(done, place)))
-        if is_alias:
-            aliases |= names
-    return made - other, aliases
-
-
-def _outlives(given: Instruction) -> bool:
-    """Whether a value may be something that outlives the call: loaded, and not computed."""
-    return given.opname in ("LOAD_ATTR", "LOAD_GLOBAL", "LOAD_DEREF", "FOR_ITER")
-
-
-def _values(done: list[Instruction], place: int) -> list[Instruction]:
-    """What has made the values that are stored from a place on, by one instruction or several."""
-    stored, found = place, []
-    while stored < len(done) and done[stored].opname.startswith("STORE_FAST"):
-        stored += 1
-    start = place - 1
-    while start >= 0 and done[start].opname in ("SWAP", "ROT_TWO", "ROT_THREE", "COPY", "DUP_TOP"):
-        start -= 1
-    for _ in range(stored - place):
-        if start < 0 or done[start].opname.startswith("UNPACK"):
-            break
-        found.append(done[start])
-        missing = 1
-        while start >= 0 and missing > 0:
-            missing -= stack_effect(done[start].opcode, done[start].arg, jump=False)
-            start -= 1
+def _steps(code: CodeType) -> list[_Step]:
+    """What the instructions of a code do, in order."""
+    found: list[_Step] = []
+    for each in get_instructions(code):
+        own = _FAST.findall(each.opname)
+        if own:
+            names = each.argval if isinstance(each.argval, tuple) else (each.argval,)
+            adds = [1 if kind == "LOAD_FAST" else -1 for kind in own]
+            found += map(_Step, own, names, adds, [each.is_jump_target] * len(own))
+        elif each.opname not in _NOTHING:
+            is_in_place = each.opname == "BINARY_OP" and each.argrepr.endswith("=")
+            kind = "IN_PLACE" if is_in_place else _KIND_OF.get(each.opname, each.opname)
+            what = _REACH.get(each.opname, each.argval)
+            effect = stack_effect(each.opcode, each.arg)
+            found.append(_Step(kind, what, effect, each.is_jump_target))
     return found
 
 
-def _is_in_place(each: Instruction) -> bool:
-    """Whether it is `variable += value`, or another of its kind."""
-    return each.opname.startswith("INPLACE_") or (
-        each.opname == "BINARY_OP" and each.argrepr.endswith("=")
-    )
+def _written(code: CodeType, steps: list[_Step], place: int, lasting: set[Any]) -> set[_Write]:
+    """The write to what was loaded at a place; none if it is a variable of the function."""
+    if place < 0:
+        return {_Write()}
+    loaded, before = steps[place], steps[place - 1]
+    if loaded.kind in ("LOAD_FAST", "LOAD_DEREF"):
+        return {_Write()} if loaded.what in lasting else set()
+    if loaded.kind == "LOAD_GLOBAL":
+        return {_Write(of_global=loaded.what)}
+    if loaded.kind == "LOAD_ATTR":
+        is_owners = before.kind == "LOAD_FAST" and before.what == code.co_varnames[0]
+        return {_Write(of_owner=loaded.what)} if is_owners else {_Write()}
+    return set() if loaded.kind == "MAKE" else {_Write()}
 
 
-def _loads(done: list[Instruction], names: set[str]) -> bool:
-    """Whether the object of an operator on two was loaded by one of these names."""
-    left = 2
-    for each in reversed(done):
-        left -= stack_effect(each.opcode, each.arg, jump=False)
-        if left <= 0:
-            return each.opname.startswith("LOAD_FAST") and bool(_name_of(each) & names)
+def _origins(code: CodeType, steps: list[_Step]) -> tuple[set[Any], set[Any]]:
+    """The variables that are only ever given new lists, and those that stand for something else."""
+    made: set[Any] = {*getargs(code)[1:]}  # those of `*` and `**`
+    other: set[Any] = set()
+    aliases: set[Any] = set()
+    for place, step in enumerate(steps):
+        if step.kind == "STORE_FAST":
+            (made if steps[place - 1].kind == "MAKE" else other).add(step.what)
+            if _outlives(steps, place):
+                aliases.add(step.what)
+    return made - other, aliases
+
+
+def _outlives(steps: list[_Step], place: int) -> bool:
+    """Whether what is stored at a place may outlive the call: loaded, and not computed.
+
+    Of `one, other = values` all are looked at. What branches give is not known.
+    """
+    first = last = place
+    while steps[first - 1].kind == "STORE_FAST":
+        first -= 1
+    while steps[last].kind == "STORE_FAST":
+        last += 1
+    count, end = last - first, first
+    while steps[end - 1].kind in ("SWAP", "COPY"):
+        end -= 1
+        count = max(count, steps[end].what)
+    for _ in range(count):
+        if end < 0 or steps[end].is_target or steps[end - 1].kind in _LASTING:
+            return True
+        if steps[end - 1].kind.startswith("UNPACK"):
+            return False
+        end = _start(steps, end, 1)
     return False
 
 
-def _container(done: list[Instruction], place: int) -> int:
-    """Where the object was loaded that `object[key] = value` writes to; -1 if it is not known."""
-    left = 3 if done[place].opname == "STORE_SLICE" else 2  # the object and what comes after it
-    if done[place - 1].opname in ("SWAP", "ROT_THREE"):  # `object[key] += value`
-        while done[place].opname not in ("COPY", "DUP_TOP_TWO") and place:
-            place -= 1
-        while done[place - 1].opname == "COPY":
-            place -= 1
-    for number in range(place - 1, -1, -1):
-        if left == 1:
-            return number  # the key is loaded after it
-        left -= stack_effect(done[number].opcode, done[number].arg, jump=False)
-        if left <= 0:
-            break
-    return -1
+def _container(steps: list[_Step], place: int) -> int:
+    """Where the object was loaded that `object[key] = value` writes to; below 0 if not known."""
+    count = _INTO[steps[place].kind]
+    if steps[place - 1].kind == "SWAP":  # `object[key] += value`: what is new comes after the key
+        place = _start(steps, place, 1)
+    return _start(steps, place, count) - 1
+
+
+def _start(steps: list[_Step], end: int, count: int) -> int:
+    """Where the steps begin that make the last values before a place; below 0 if not known."""
+    while count > 0:
+        if end <= 0 or steps[end].is_target:
+            return _UNKNOWN
+        end -= 1
+        count -= steps[end].adds
+    return end
 
 
 @lru_cache(_REMEMBERED)
 def loaded_globals(code: CodeType) -> tuple[str, ...]:
     """The global names that a code reads, and those within it, in order."""
     inner = (loaded_globals(each) for each in code.co_consts if isinstance(each, CodeType))
-    own = (each for each in get_instructions(code) if each.opname in ("LOAD_GLOBAL", "LOAD_NAME"))
-    return (*(each.argval for each in own), *chain.from_iterable(inner))
+    own = (step.what for step in _steps(code) if step.kind == "LOAD_GLOBAL")
+    return (*own, *chain.from_iterable(inner))

@@ -41,9 +41,9 @@ class Callers:
 
     def are_pipelines(self) -> bool:
         """Whether what calls the U-Net just now is a pipeline: this one, or one of diffusers."""
-        frame: Any = sys._getframe(1)
+        frame: Any = sys._getframe()
         while frame is not None:
-            module = str(frame.f_globals.get("__name__", ""))
+            module = str(frame.f_globals.get("__name__"))
             if not _is_in(module, _BETWEEN):
                 return frame.f_code in self._own or _is_in(module, _PIPELINES)
             frame = frame.f_back
@@ -54,16 +54,16 @@ def _code_of_calls(pipe: Any) -> frozenset[CodeType]:
     """The code by which a pipeline is called, whoever has written its class or its blocks."""
     if isinstance(pipe, nn.Module):
         return frozenset()
-    kinds = {kind for each in (pipe, *_blocks_of(pipe)) for kind in type(each).__mro__}
+    kinds = {kind for each in _with_blocks(pipe) for kind in type(each).__mro__}
     calls = (vars(kind).get("__call__") for kind in kinds)
     found = (getattr(inspect.unwrap(call), "__code__", None) for call in calls if callable(call))
     return frozenset(code for each in found if each is not None for code in _with_inner(each))
 
 
-def _blocks_of(pipe: Any) -> list[Any]:
-    """The blocks that a modular pipeline is made of, those inside others among them."""
+def _with_blocks(pipe: Any) -> list[Any]:
+    """A pipeline, and the blocks that a modular one is made of, those inside others among them."""
     # Its `blocks` would be a copy of them; their code is what is looked at.
-    found = [blocks for blocks in (getattr(pipe, "_blocks", None),) if blocks is not None]
+    found = [pipe, getattr(pipe, "_blocks", None)]
     for each in found:  # grows
         inner = getattr(each, "sub_blocks", None)
         found += inner.values() if isinstance(inner, Mapping) else ()

@@ -33,7 +33,7 @@ def observer_of(
         cut: What leaves the layers out.
         blocks: The U-Net and its blocks, which hand lists of skips on.
     """
-    made_by = str(getattr(vars(unet).get("forward"), "__module__", ""))
+    made_by = str(getattr(vars(unet).get("forward"), "__module__", None))
     if made_by.partition(".")[0] == "DeepCache":
         return (
             "DeepCacheSDHelper of the DeepCache package is enabled, too, and each would replay "
