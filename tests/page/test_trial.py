@@ -263,13 +263,15 @@ def test_every_name_is_a_schedule() -> None:
     assert (auto.interval, auto.branch) == (4, -1)
     assert isinstance(adaptive, Adaptive)
     assert (adaptive.tolerance, adaptive.branches) == (0.03, (3,))
-    assert named_schedule("noise-aware", interval=2.5) == NoiseAware(2.5, -1)
-    assert len(PARAMETERS) == 5
+    for name in ("default", "noise-aware"):
+        assert named_schedule(name, interval=2.5) == NoiseAware(2.5, -1)
+    assert len(PARAMETERS) == 6
 
 
 def test_a_name_that_is_none() -> None:
     message = (
-        "there is no schedule 'cubic'; there are noise-aware, uniform, centred, auto, adaptive"
+        "there is no schedule 'cubic'; there are default, noise-aware, uniform, centred, auto, "
+        "adaptive"
     )
     with pytest.raises(InvalidSettingError, match=message):
         named_schedule("cubic")

@@ -18,13 +18,19 @@ if TYPE_CHECKING:
     from ..schedules.replay import Replay
 
 #: What `schedule=` knows by name.
-ScheduleName: TypeAlias = Literal["noise-aware", "uniform", "centred", "adaptive", "auto"]
+ScheduleName: TypeAlias = Literal[
+    "default", "noise-aware", "uniform", "centred", "adaptive", "auto"
+]
 
 #: What `replay=` knows by name.
 ReplayName: TypeAlias = Literal["extrapolate", "reuse"]
 
+#: What stands for the schedule that a helper has by itself, which is "noise-aware".
+DEFAULT: Final = "default"
+
 #: Which parameters each one has, by name; those that plan ahead first.
 PARAMETERS: Final = {
+    DEFAULT: ("interval", "branch"),
     "noise-aware": ("interval", "branch"),
     "uniform": ("interval", "branch"),
     "centred": ("interval", "branch", "center", "power"),
@@ -32,11 +38,8 @@ PARAMETERS: Final = {
     "adaptive": ("tolerance", "branch", "interval"),
 }
 
-#: Those whose plan is known before a generation.
-PLANNED: Final = ("noise-aware", "uniform", "centred")
-
-#: Those that take a speedup in the place of an interval; the first is the default.
-TAKE_SPEEDUP: Final = ("noise-aware", "auto")
+#: Those that take a speedup in the place of an interval.
+TAKE_SPEEDUP: Final = (DEFAULT, "noise-aware", "auto")
 
 #: One full step in so many, at most; see `NoiseAware`.
 _LONGEST: Final = 1000
@@ -69,7 +72,7 @@ def named_schedule(name: str, **given: Any) -> Any:
 
     if name == "auto":
         return Auto(**given)
-    if name == "noise-aware":
+    if name in (DEFAULT, "noise-aware"):
         return NoiseAware(**given)
     if "branch" in given:
         given["branches"] = (given.pop("branch"),)
@@ -97,7 +100,7 @@ def schedule_of(
         schedule: An object, a name, or `None` for the default.
         interval: Of the default or the named schedule; `None` stands for its own default.
         branch: Likewise.
-        speedup: In the place of `interval`, for "noise-aware", which is the default, and "auto".
+        speedup: In the place of `interval`, for the default and "auto".
         share_of: The work of a schedule's shallow calls, as a part of that of a full one, 0 to 1;
             `None` where that is not known. Asked only if a speedup is given.
 
@@ -112,10 +115,10 @@ def schedule_of(
                 "speedup goes with schedule='noise-aware', the default, or 'auto', and in the "
                 "place of interval: give speedup or interval"
             )
-        named = named_schedule(schedule or TAKE_SPEEDUP[0], **given)
+        named = named_schedule(schedule or DEFAULT, **given)
         given["interval"] = _interval_for(speedup, named.branch, share_of(named))
     if schedule is None or isinstance(schedule, str):
-        return named_schedule(schedule or TAKE_SPEEDUP[0], **given)
+        return named_schedule(schedule or DEFAULT, **given)
     if given:
         raise InvalidSettingError("give either schedule or interval and branch, not both")
     return schedule

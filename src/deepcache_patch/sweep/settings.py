@@ -198,7 +198,7 @@ def require_fitting(settings: Iterable[Setting], pipe: Any, helper: Any, call: A
 
 def _read(file: str | Path) -> Calibrated:
     if isinstance(file, str) and not file.endswith(".json") and not Path(file).exists():
-        known = no_such("schedule", file, [DEFAULT, *PARAMETERS])
+        known = no_such("schedule", file, PARAMETERS)
         raise InvalidSettingError(f"{known}, or a file that `calibrate` wrote")
     return Calibrated.load(file)
 
