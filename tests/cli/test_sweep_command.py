@@ -141,7 +141,7 @@ def test_a_sweep_is_run_and_its_report_is_there_after_ctrl_c_too(
         (["--branch", "-2"], "-2 is too small: -1 is the least"),
         (["--schedule", "default,autp"], "there is no schedule 'autp': did you mean 'auto'?"),
         (["--schedule", "uniform", "--interval", "2.5"], "interval must be an integer of at least"),
-        (["--schedule", "a/missing.json"], "cannot read a/missing.json: No such file or directory"),
+        (["--schedule", "a/missing.json"], "cannot read --schedule a/missing.json: No such file"),
         (["--output", __file__], "cannot write into --output "),
     ],
 )

@@ -160,7 +160,7 @@ def test_what_decides_as_it_goes_has_a_budget_and_no_plan(interval, first, steps
         helper.plan(steps)
     assert str(caught.value) == (
         f"Adaptive decides while a generation runs, at most {most} of {steps} steps in full: there "
-        "is no plan before it, and last_generations tells what ran"
+        "is no plan before it; `compare` and `last_generations` tell what ran"
     )
     with helper:
         SD.run(helper.pipe, steps=steps)

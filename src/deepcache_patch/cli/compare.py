@@ -9,9 +9,8 @@ from typing import Any, Final, Literal
 import click
 
 from . import kinds, options
-from .files import require_file_name, require_writable
+from .files import require_writable
 from .mistakes import bad_input, failure
-from .names import SCHEDULES
 from .request import GenerationRequest, helper_arguments, require_branch, require_same_steps
 from .terminal import import_word, phase, say
 
@@ -40,7 +39,7 @@ _OUTPUT: Final = Path("deepcache-comparison")
 @options.interval
 @options.speedup
 @options.branch
-@options.schedule(*SCHEDULES)
+@options.schedule
 @options.window
 @options.replay
 @options.loading
@@ -78,8 +77,6 @@ def compare(
     """
     asked = GenerationRequest(**generation)
     asked.check()
-    if schedule not in SCHEDULES:
-        require_file_name(schedule, *SCHEDULES)
     import_word()
     # Here, so that --help and a mistyped option need not wait for torch.
     from ..compare.outcome import FILES
@@ -93,7 +90,7 @@ def compare(
         pipe = asked.load()
         seeds, call = asked.call_of(pipe, asked.prompts_given())
         require_branch(pipe, branch, model=asked.model)
-        require_same_steps(pipe, call, schedule, settings.get("schedule"))
+        require_same_steps(pipe, call, schedule, settings["schedule"])
         helper = DeepCacheHelper(pipe, **settings, first=first, last=last, replay=replay)
     with bad_input(f"{type(pipe).__name__}: "), failure(pipe):
         outcome = helper.compare(seeds=seeds, repeats=repeats, fewer_steps=fewer_steps, **call)

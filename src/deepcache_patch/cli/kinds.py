@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from .names import may_be_scheduler, no_such_scheduler
+from .names import SCHEDULES, may_be_scheduler, no_such_scheduler
 
 if TYPE_CHECKING:
     _ParamType = click.ParamType[Any]
@@ -113,6 +114,17 @@ def scheduler_name(text: str) -> str:
     if not may_be_scheduler(text):
         raise click.BadParameter(no_such_scheduler(text))
     return text
+
+
+def schedule_name(text: str) -> str:
+    """A name of a schedule, or of a file, whether or not that can be read."""
+    is_file = text.endswith(".json") or os.path.basename(text) != text or os.path.exists(text)
+    if text in SCHEDULES or is_file:
+        return text
+    from ..settings.by_name import no_such  # which needs numpy
+
+    known = no_such("schedule", text, SCHEDULES)
+    raise click.BadParameter(f"{known}, or a file that `calibrate` wrote")
 
 
 class ListOf(_ParamType):

@@ -14,8 +14,8 @@ COMPLETION_VARIABLE: Final = "_DEEPCACHE_PATCH_COMPLETE"
 #: Of torch.
 DTYPES: Final = ("float32", "float16", "bfloat16")
 
-#: Schedules of commands that load a pipeline, the default first.
-SCHEDULES: Final = ("noise-aware", "uniform", "centred", "auto", "adaptive")
+#: Schedules, the default first.
+SCHEDULES: Final = ("default", "noise-aware", "uniform", "centred", "auto", "adaptive")
 
 #: Friendly names; every scheduler class of diffusers is also known by its own name.
 SCHEDULERS: Final = {

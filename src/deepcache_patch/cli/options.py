@@ -19,6 +19,7 @@ from .kinds import (
     finite,
     positive,
     random_seed,
+    schedule_name,
     scheduler_name,
     share,
     steps_or_share,
@@ -76,7 +77,7 @@ def _refuse_list(param: click.Parameter, value: Any) -> None:
     """Says where a list may be given, in the place of what is wrong with it as one value."""
     if isinstance(param.type, ListOf) or not isinstance(value, str) or "," not in value:
         return
-    is_file = param.name == "schedule" and not {"default", *SCHEDULES} & {*value.split(",")}
+    is_file = param.name == "schedule" and not {*SCHEDULES} & {*value.split(",")}
     if param.name in _IN_SWEEPS and not is_file:
         raise click.UsageError(f"{param.opts[0]} {value} is a list: give one value{_LISTS}")
 
@@ -236,23 +237,20 @@ generation: Decorator = _together(
         type=argument,
         multiple=True,
         metavar="KEY=VALUE",
-        help="any other argument of the pipeline's call, as JSON or text: clip_skip=2; may be "
-        "given several times",
+        help="any other argument of the pipeline's call: clip_skip=2. VALUE is JSON, or else a text; "
+        "a text that looks like JSON stands in quotes: KEY='\"2\"'; may be given several times",
     ),
 )
 
 
-def schedule(*names: str) -> Decorator:
-    """The schedule: one of these names, the first by default, or a file; without names, a file."""
-    known = [f"{name} (default)" if name == names[0] else name for name in names]
-    return click.option(
-        "--schedule",
-        default=names[0] if names else None,
-        metavar="NAME|FILE" if names else "FILE",
-        shell_complete=completing(*names, places="file"),
-        help=", ".join([*known, f"{'or ' if names else ''}a file that `calibrate` wrote"]),
-    )
-
+schedule: Decorator = click.option(
+    "--schedule",
+    type=schedule_name,
+    default=SCHEDULES[0],
+    metavar="NAME|FILE",
+    shell_complete=completing(*SCHEDULES, places="file"),
+    help=f"default, which is {', '.join(SCHEDULES[1:])}, or a file that `calibrate` wrote",
+)
 
 interval: Decorator = click.option(
     "--interval",

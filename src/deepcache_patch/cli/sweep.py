@@ -13,7 +13,7 @@ from . import kinds, options
 from .files import require_writable
 from .mistakes import bad_input, failure
 from .names import PROGRAM, SCHEDULES
-from .request import GenerationRequest, calibrated_in, require_branch
+from .request import GenerationRequest, require_branch, schedule_given
 from .terminal import complain, import_word, say
 
 _EXAMPLES = """\
@@ -33,8 +33,8 @@ _OUTPUT: Final = Path("deepcache-sweep")
 _LISTS: Final = {
     "interval": "one full step in X; several with commas (default: 2,3,5)",
     "branch": "of the shallow steps, -1 or from 0; several with commas (default: the schedule's)",
-    "schedule": f"default, {', '.join(SCHEDULES)}, or files that `calibrate` wrote; several with "
-    "commas (default: default)",
+    "schedule": f"{', '.join(SCHEDULES)}, or files that `calibrate` wrote; several with commas "
+    "(default: default)",
     "steps": "denoising steps; several with commas (default: 50)",
 }
 
@@ -57,7 +57,7 @@ def _lists(function: Callable[..., Any]) -> Callable[..., Any]:
 @options.generation
 @options.interval
 @options.branch
-@options.schedule("default", *SCHEDULES)
+@options.schedule
 @options.window
 @options.replay
 @options.loading
@@ -102,14 +102,13 @@ def sweep(
     from ..sweep.outcome import FILES
     from ..sweep.run import INTERVALS, SweepInterrupted
     from ..sweep.run import sweep as run
-    from ..sweep.settings import DEFAULT, settings_of
+    from ..sweep.settings import settings_of
 
     require_metrics()
     require_writable(output, *(output / name for name in FILES))
     with bad_input():
         for name in schedule:
-            if name != DEFAULT:
-                calibrated_in(name)  # or it is refused, before a model is loaded
+            schedule_given(name)  # or it is refused, before a model is loaded
         settings: dict[str, Any] = {"schedule": schedule, "interval": interval or INTERVALS}
         settings_of(**settings, branch=branch, steps=steps)
         pipe = asked.load()

@@ -117,7 +117,7 @@ def plan_by(
             most = f", at most {schedule.most_full(context)} of {count} steps in full"
         raise InvalidSettingError(
             f"{type(schedule).__name__} decides while a generation runs{most}: there is no plan "
-            "before it, and last_generations tells what ran"
+            "before it; `compare` and `last_generations` tell what ran"
         )
     with warnings.catch_warnings():  # what is said of a generation is said when it runs
         warnings.simplefilter("ignore", DeepCacheWarning)
