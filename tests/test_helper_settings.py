@@ -73,8 +73,8 @@ NO_REPLAY = (
         ),
         (
             {"schedule": "automatic"},
-            "there is no schedule 'automatic': did you mean 'auto'? There are default, noise-aware, "
-            "uniform, centred, auto, adaptive",
+            "there is no schedule 'automatic': did you mean 'auto'? There are default, "
+            "noise-aware, uniform, centred, auto, adaptive",
         ),
         (
             {"schedule": "adaptive", "interval": 0.5},

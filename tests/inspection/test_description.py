@@ -27,7 +27,6 @@ from deepcache_patch import (
     Plan,
     Uniform,
 )
-
 from deepcache_patch.learning import auto
 
 TIMESTEPS = torch.tensor([900, 700, 500, 300, 100])

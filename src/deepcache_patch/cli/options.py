@@ -237,8 +237,8 @@ generation: Decorator = _together(
         type=argument,
         multiple=True,
         metavar="KEY=VALUE",
-        help="any other argument of the pipeline's call: clip_skip=2. VALUE is JSON, or else a text; "
-        "a text that looks like JSON stands in quotes: KEY='\"2\"'; may be given several times",
+        help="any other argument of the pipeline's call, as JSON, or else as text: clip_skip=2, or "
+        "KEY='\"2\"' for a text that would be JSON; may be given several times",
     ),
 )
 

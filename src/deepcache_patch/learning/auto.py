@@ -110,14 +110,14 @@ class Auto:
             plan: Of generations with this schedule.
             is_past: Whether it has run, so that the first need not be told.
         """
-        if self._is_worth_it(plan) and plan.branches == (OUTPUT,):
-            return None if is_past else "the first generation in each setting runs in full, to learn"
         if not plan.branches:
             return None
-        at = f"{len(plan.full_steps)} full steps, too few to learn from"
         if plan.branches != (OUTPUT,):
-            at = f"nothing is learned {place_of(plan.branches[0])}"
-        return f"auto: {at}: as the default"
+            return f"auto: nothing is learned {place_of(plan.branches[0])}: as the default"
+        if not self._is_worth_it(plan):
+            full = len(plan.full_steps)
+            return f"auto: {full} full steps, too few to learn from: as the default"
+        return None if is_past else "the first generation in each setting runs in full, to learn"
 
     def _compare_weights(self, known: Calibrated, unet: nn.Module) -> None:
         """Warn if what another process learned was learned with other weights."""

@@ -8,12 +8,13 @@ from types import TracebackType
 from typing import Any
 
 from ..learning.calibrated_schedule import Calibrated
+from ..settings.by_name import DEFAULT
 from .app import Page, gradio
 from .markup import CSS, KEYS
 
 
 def launch(
-    pipe: Any, *, host: str = "127.0.0.1", port: int = 7860, calibrated: Calibrated | None = None
+    pipe: Any, *, host: str = "127.0.0.1", port: int = 7860, schedule: Calibrated | str = DEFAULT
 ) -> Server:
     """Serves the page, to this machine only unless `host` says otherwise, and returns at once.
 
@@ -21,13 +22,13 @@ def launch(
         pipe: As for `build_ui`.
         host: Address to listen on. There is no password.
         port: TCP port, 1 to 65535.
-        calibrated: As for `build_ui`.
+        schedule: As for `build_ui`.
 
     Raises:
         ImportError, UnsupportedModelError, InvalidSettingError: As `build_ui` does.
         OSError: The port is taken.
     """
-    return Server(Page(pipe, calibrated=calibrated), host, port)
+    return Server(Page(pipe, schedule=schedule), host, port)
 
 
 def is_loopback(host: str) -> bool:
