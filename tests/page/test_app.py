@@ -32,10 +32,7 @@ from deepcache_patch.page import serving  # noqa: E402
 from deepcache_patch.page.markup import figures, strip  # noqa: E402
 from deepcache_patch.page.result import difference  # noqa: E402
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.usefixtures("phases"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -509,19 +506,23 @@ def ddpm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(("host", "warned"), [("127.0.0.1", False), ("0.0.0.0", True)])
 def test_ctrl_c_ends_the_command(
-    host: str, warned: bool, ddpm: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    host: str,
+    warned: bool,
+    ddpm: Path,
+    phases: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
 ) -> None:
     def interrupt(_server: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(serving.Server, "wait", interrupt)
     assert main(["ui", str(ddpm), "--device", "cpu", "--port", "0", "--host", host]) == 0
-    out, err = capsys.readouterr()
+    out = capsys.readouterr().out
     assert out.startswith("http://")
     assert out.endswith("/ (Ctrl-C ends it)\n")
-    assert err.rstrip() == warned * (
-        "deepcache-patch ui: warning: whoever reaches 0.0.0.0 can use this page, without a password"
-    )
+    warning = "ui: warning: whoever reaches 0.0.0.0 can use this page, without a password"
+    assert phases == [f"loading {ddpm}", *([warning] if warned else [])]
 
 
 @pytest.mark.parametrize(("host", "code"), [("127.0.0.1", 200), ("evil.example", 400)])
@@ -596,6 +597,7 @@ def test_a_port_that_is_taken_is_told_before_the_model_is_loaded(capsys: Any) ->
     )
 
 
+@pytest.mark.usefixtures("phases")
 def test_a_pipeline_that_the_page_cannot_drive_is_one_line(tmp_path: Path, capsys: Any) -> None:
     CASES["sd-img2img"].load().save_pretrained(tmp_path)
     assert main(["ui", str(tmp_path), "--device", "cpu", "--port", "0"]) == 2

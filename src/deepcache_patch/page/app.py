@@ -255,7 +255,8 @@ class Page:
 
         buttons = [self._button, self._stop]
         starts = [self._button.click, *([fields["prompt"].submit] if "prompt" in fields else [])]
-        gr.on(starts, of_tab(self.busy), None, buttons, **aside)
+        # In a queue of its own: what is said outside of any does not reach the browser.
+        gr.on(starts, of_tab(self.busy), None, buttons, concurrency_limit=None, **quiet)
         gr.on(
             starts,
             generate,
