@@ -242,7 +242,7 @@ def test_few_steps_run_in_full_and_the_plan_says_so(capsys: pytest.CaptureFixtur
         ("--schedule uniform --spacing leading", "--spacing goes with --scheduler"),
         (
             "--scheduler ddim --strength 2",
-            "Invalid value for '--strength': 2 is no share: 0 to 1 are",
+            "Invalid value for '--strength': 2 is too large: 1 is the most",
         ),
         (
             "--scheduler of-this-name",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
@@ -15,63 +16,46 @@ if TYPE_CHECKING:
 else:  # which newer versions of click alone can subscribe
     _ParamType = click.ParamType
 
+_Number = TypeVar("_Number", int, float)
+
 #: Of pictures, pixels, steps: beyond, memory runs out before anything can be said.
 _LARGEST_COUNT: Final = 100_000
 
 
 def positive(text: str) -> int:
     """A whole number from 1 up to what can be."""
-    return _count(text, least=1)
+    return _between(text, _integer, 1, _LARGEST_COUNT)
 
 
 def whole(text: str) -> int:
     """A whole number from 0 up to what can be."""
-    return _count(text, least=0)
-
-
-def _count(text: str, *, least: int) -> int:
-    number = _integer(text)
-    if number < least:
-        raise click.BadParameter(f"{number} is too small: {least} is the least")
-    if number > _LARGEST_COUNT:
-        raise click.BadParameter(f"{text} is too large: {_LARGEST_COUNT} is the most")
-    return number
-
-
-def port(text: str) -> int:
-    """A number of a TCP port; 0 means any that is free."""
-    number = _integer(text)
-    if not 0 <= number < 2**16:
-        raise click.BadParameter(f"{number} is no port: 0 to {2**16 - 1} are")
-    return number
-
-
-def random_seed(text: str) -> int:
-    """A number for a generator of torch."""
-    number = _integer(text)
-    if not -(2**63) <= number < 2**63:  # torch's, with room for those of further pictures
-        raise click.BadParameter(f"{text} is out of range: at most 63 bits")
-    return number
-
-
-def _integer(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise click.BadParameter(f"{text!r} is no whole number") from None
-
-
-def at_least_one(text: str) -> float:
-    """A number from 1 up, whole or not; a whole one is an `int`."""
-    number = finite(text)
-    if number < 1:
-        raise click.BadParameter(f"{text} is too small: 1 is the least")
-    return int(number) if number.is_integer() else number
+    return _between(text, _integer, 0, _LARGEST_COUNT)
 
 
 def branch_number(text: str) -> int:
     """A whole number from -1, above the output, up to what can be."""
-    return _count(text, least=-1)
+    return _between(text, _integer, -1, _LARGEST_COUNT)
+
+
+def port(text: str) -> int:
+    """A number of a TCP port; 0 means any that is free."""
+    return _between(text, _integer, 0, 2**16 - 1)
+
+
+def random_seed(text: str) -> int:
+    """A number for a generator of torch, with room for those of further pictures."""
+    return _between(text, _integer, -(2**63), 2**63 - 1)
+
+
+def share(text: str) -> float:
+    """A number from 0 to 1."""
+    return _between(text, finite, 0, 1)
+
+
+def at_least_one(text: str) -> float:
+    """A number from 1 up, whole or not; a whole one is an `int`."""
+    number = _between(text, finite, 1, math.inf)
+    return int(number) if number.is_integer() else number
 
 
 def finite(text: str) -> float:
@@ -85,11 +69,19 @@ def finite(text: str) -> float:
     return number
 
 
-def share(text: str) -> float:
-    """A number from 0 to 1."""
-    number = finite(text)
-    if not 0 <= number <= 1:
-        raise click.BadParameter(f"{text} is no share: 0 to 1 are")
+def _integer(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is no whole number") from None
+
+
+def _between(text: str, read: Callable[[str], _Number], least: float, most: float) -> _Number:
+    number = read(text)
+    if number < least:
+        raise click.BadParameter(f"{text} is too small: {least} is the least")
+    if number > most:
+        raise click.BadParameter(f"{text} is too large: {most} is the most")
     return number
 
 

@@ -95,9 +95,8 @@ class Page:
         if made is not None and made.was_made_with(given):
             return ran(made.trial.comparison)
         try:
-            schedule = self.fields.schedule(given)
-            steps = self.fields.call(given).get("num_inference_steps")
-            plan = self.trials.plan(schedule, steps)
+            schedule, call = self.fields.schedule(given), self.fields.call(given)
+            plan = self.trials.plan(schedule, call.get("num_inference_steps"))
             remark = schedule.remark_on(plan) if plan and isinstance(schedule, Auto) else None
             return planned(plan, self.trials.shares, remark)
         except DeepCacheError as error:
@@ -115,12 +114,9 @@ class Page:
             return self._nothing_new()
         stop = self._stops.setdefault(tab, Event())
         with self._said():
-            schedule, call = self.fields.schedule(given), self.fields.call(given)
             given["seed"] = self.fields.seed(given)
-            replay = self.fields.replay(given)
             try:
-                options: dict[str, Any] = {"schedule": schedule, "replay": replay, "told": told}
-                trial = self.trials.run(call, seed=given["seed"], stop=stop, **options)
+                trial = self.trials.run(**self.fields.asked(given), told=told, stop=stop)
             except StoppedError:
                 self._gr.Info("Stopped. The pictures are those of before.")
                 return self._nothing_new()
@@ -170,25 +166,17 @@ class Page:
         return [self._gr.skip()] * (len(self._shows) + len(self.gallery.all))
 
     def _script(self, made: Try) -> str:
-        fields, settings = self.fields, made.settings
-        return as_python(
-            self._pipe,
-            fields.call(settings),
-            seed=settings["seed"],
-            schedule=fields.schedule(settings),
-            replay=fields.replay(settings),
-        )
+        return as_python(self._pipe, **self.fields.asked(made.settings))
 
     @contextmanager
     def _said(self) -> Iterator[None]:
         """What is wrong is a message on the page, and no stack trace anywhere."""
         try:
             yield
-        except (DeepCacheError, ValueError, TypeError) as error:
-            raise self._gr.Error(escape(first_line(error)), print_exception=False) from error
         except Exception as error:  # whatever pipeline, scheduler and device raise together
-            name = type(self._pipe).__name__
-            told = f"{name} failed: {first_line(error)}"
+            told = first_line(error)
+            if not isinstance(error, DeepCacheError | ValueError | TypeError):
+                told = f"{type(self._pipe).__name__} failed: {told}"
             raise self._gr.Error(escape(told), print_exception=False) from error
 
     # --- the layout -------------------------------------------------------------------------------

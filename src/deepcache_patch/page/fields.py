@@ -76,9 +76,15 @@ class Fields:
             return self._calibrated
         return self._trials.schedule(name, **{key: given[key] for key in PARAMETERS.get(name, ())})
 
-    def replay(self, given: Mapping[str, Any]) -> str | None:
-        """The replay by its name; `None` where the schedule brings its own."""
-        return given["replay"] if _has_replay(given["schedule"]) else None
+    def asked(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """What the values ask for, as `Trials.run` takes it; the seed has been drawn.
+
+        Raises:
+            InvalidSettingError: As `schedule` and `call` do.
+        """
+        schedule, call = self.schedule(given), self.call(given)
+        replay = given["replay"] if _has_replay(given["schedule"]) else None
+        return {"call": call, "seed": given["seed"], "schedule": schedule, "replay": replay}
 
     def call(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of the pipeline; an empty field leaves one to it.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import time
-from types import TracebackType
+from contextlib import AbstractContextManager
 from typing import Any
 
 from ..learning.calibrated_schedule import Calibrated
@@ -49,7 +49,7 @@ def _only_as(host: str) -> list[Any]:
     return [Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", host])]
 
 
-class Server:
+class Server(AbstractContextManager["Server"]):
     """A page that is served until `close`, or until the end of a `with` block.
 
     Attributes:
@@ -88,13 +88,5 @@ class Server:
         self._page.close()
         self._page.blocks.close(verbose=False)
 
-    def __enter__(self) -> Server:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
