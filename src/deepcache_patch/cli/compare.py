@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import click
 
-from . import kinds, options
+from . import options
 from .files import require_writable
 from .mistakes import bad_input, failure
 from .request import GenerationRequest, helper_arguments, require_branch, require_same_steps
@@ -29,30 +29,10 @@ examples:
 Writes comparison.html, comparison.png and comparison.json into the output folder.
 """
 
-#: Unless another folder is given.
-_OUTPUT: Final = Path("deepcache-comparison")
-
 
 @options.command(_EXAMPLES)
-@options.model
-@options.generation
-@options.interval
+@options.comparing("deepcache-comparison", repeats=1, about="timed runs of each; medians")
 @options.speedup
-@options.branch
-@options.schedule
-@options.window
-@options.replay
-@options.loading
-@click.option(
-    "--repeats",
-    type=kinds.positive,
-    default=1,
-    metavar="N",
-    help="timed runs of each; medians",
-)
-@options.fewer_steps
-@options.output("DIR", default=_OUTPUT, help=f"default: {_OUTPUT}")
-@options.as_json("the figures")
 @click.pass_obj
 def compare(
     line: str,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
+from ..errors import no_such
 from .names import SCHEDULES, may_be_scheduler, no_such_scheduler
 
 if TYPE_CHECKING:
@@ -113,8 +114,6 @@ def schedule_name(text: str) -> str:
     is_file = text.endswith(".json") or os.path.basename(text) != text or os.path.exists(text)
     if text in SCHEDULES or is_file:
         return text
-    from ..settings.by_name import no_such  # which needs numpy
-
     known = no_such("schedule", text, SCHEDULES)
     raise click.BadParameter(f"{known}, or a file that `calibrate` wrote")
 

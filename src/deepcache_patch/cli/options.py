@@ -291,19 +291,6 @@ window: Decorator = _together(
 )
 
 
-replay: Decorator = click.option(
-    "--replay", type=click.Choice(["extrapolate", "reuse"]), help="default: extrapolate"
-)
-
-fewer_steps: Decorator = click.option(
-    "--no-fewer-steps",
-    "fewer_steps",
-    flag_value=False,
-    default=True,
-    help="leave out the plain pipeline with fewer steps at equal work",
-)
-
-
 def full_steps(about: str) -> Decorator:
     """The number of full steps, and what it is for."""
     return click.option("--full-steps", type=positive, metavar="N", help=about)
@@ -318,3 +305,35 @@ def output(kind: str, **settings: Any) -> Decorator:
 def as_json(about: str) -> Decorator:
     """Whether to print JSON, and of what."""
     return click.option("--json", "as_json", is_flag=True, help=f"print {about} as JSON")
+
+
+def comparing(folder: str, *, repeats: int, about: str) -> Decorator:
+    """What is generated without the helper and with it, how often, and where it goes.
+
+    Args:
+        folder: For the results, unless another one is given.
+        repeats: Timed runs, unless another number is given.
+        about: What they are for.
+    """
+    return _together(
+        model,
+        generation,
+        interval,
+        branch,
+        schedule,
+        window,
+        click.option(
+            "--replay", type=click.Choice(["extrapolate", "reuse"]), help="default: extrapolate"
+        ),
+        loading,
+        click.option("--repeats", type=positive, default=repeats, metavar="N", help=about),
+        click.option(
+            "--no-fewer-steps",
+            "fewer_steps",
+            flag_value=False,
+            default=True,
+            help="leave out the plain pipeline with fewer steps at equal work",
+        ),
+        output("DIR", default=Path(folder), help=f"default: {folder}"),
+        as_json("the figures"),
+    )

@@ -26,9 +26,6 @@ sweep.png and sweep.json into the output folder, and keeps each setting there on
 after Ctrl-C, the same command goes on.
 """
 
-#: Unless another folder is given.
-_OUTPUT: Final = Path("deepcache-sweep")
-
 #: Options that take a list here, and what their help says.
 _LISTS: Final = {
     "interval": "one full step in X; several with commas (default: 2,3,5)",
@@ -53,24 +50,11 @@ def _lists(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @options.command(_EXAMPLES)
 @_lists
-@options.model
-@options.generation
-@options.interval
-@options.branch
-@options.schedule
-@options.window
-@options.replay
-@options.loading
-@click.option(
-    "--repeats",
-    type=kinds.positive,
-    default=3,
-    metavar="N",
-    help="rounds; speeds are medians, and have their range (default: 3)",
+@options.comparing(
+    "deepcache-sweep",
+    repeats=3,
+    about="rounds; speeds are medians, and have their range (default: 3)",
 )
-@options.fewer_steps
-@options.output("DIR", default=_OUTPUT, help=f"default: {_OUTPUT}")
-@options.as_json("the figures")
 @click.pass_context
 def sweep(
     context: click.Context,

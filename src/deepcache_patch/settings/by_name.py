@@ -5,12 +5,11 @@ mean. Whether a schedule fits a pipeline is seen in `fitting`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass, replace
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
-from ..errors import InvalidSettingError
+from ..errors import InvalidSettingError, no_such
 from ..schedules.plans import Centred, Uniform, number_between
 
 if TYPE_CHECKING:
@@ -77,14 +76,6 @@ def named_schedule(name: str, **given: Any) -> Any:
     if "branch" in given:
         given["branches"] = (given.pop("branch"),)
     return Adaptive(**given)
-
-
-def no_such(kind: str, name: str, known: Iterable[str]) -> str:
-    """What to say of a name that none of a kind has: the one that may be meant, and all."""
-    listed = ", ".join(known)
-    for meant in get_close_matches(name, known, n=1):
-        return f"there is no {kind} {name!r}: did you mean {meant!r}? There are {listed}"
-    return f"there is no {kind} {name!r}; there are {listed}"
 
 
 def schedule_of(
