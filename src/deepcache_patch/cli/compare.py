@@ -31,8 +31,9 @@ Writes comparison.html, comparison.png and comparison.json into the output folde
 
 
 @options.command(_EXAMPLES)
-@options.comparing("deepcache-comparison", repeats=1, about="timed runs of each; medians")
-@options.speedup
+@options.comparing(
+    "deepcache-comparison", options.speedup, repeats=1, about="timed runs of each; medians"
+)
 @click.pass_obj
 def compare(
     line: str,

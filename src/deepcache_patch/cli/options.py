@@ -307,11 +307,12 @@ def as_json(about: str) -> Decorator:
     return click.option("--json", "as_json", is_flag=True, help=f"print {about} as JSON")
 
 
-def comparing(folder: str, *, repeats: int, about: str) -> Decorator:
+def comparing(folder: str, *more: Decorator, repeats: int, about: str) -> Decorator:
     """What is generated without the helper and with it, how often, and where it goes.
 
     Args:
         folder: For the results, unless another one is given.
+        more: Options that stand beside the interval.
         repeats: Timed runs, unless another number is given.
         about: What they are for.
     """
@@ -319,6 +320,7 @@ def comparing(folder: str, *, repeats: int, about: str) -> Decorator:
         model,
         generation,
         interval,
+        *more,
         branch,
         schedule,
         window,
