@@ -518,11 +518,13 @@ def test_ctrl_c_ends_the_command(
 
     monkeypatch.setattr(serving.Server, "wait", interrupt)
     assert main(["ui", str(ddpm), "--device", "cpu", "--port", "0", "--host", host]) == 0
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
     assert out.startswith("http://")
     assert out.endswith("/ (Ctrl-C ends it)\n")
-    warning = "ui: warning: whoever reaches 0.0.0.0 can use this page, without a password"
-    assert phases == [f"loading {ddpm}", *([warning] if warned else [])]
+    assert phases == [f"loading {ddpm}"]
+    assert err.rstrip() == warned * (
+        "deepcache-patch ui: warning: whoever reaches 0.0.0.0 can use this page, without a password"
+    )
 
 
 @pytest.mark.parametrize(("host", "code"), [("127.0.0.1", 200), ("evil.example", 400)])
