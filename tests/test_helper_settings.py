@@ -73,8 +73,8 @@ NO_REPLAY = (
         ),
         (
             {"schedule": "automatic"},
-            "there is no schedule 'automatic': did you mean 'auto'? There are noise-aware, "
-            "uniform, centred, auto, adaptive",
+            "there is no schedule 'automatic': did you mean 'auto'? There are default, "
+            "noise-aware, uniform, centred, auto, adaptive",
         ),
         (
             {"schedule": "adaptive", "interval": 0.5},
@@ -165,6 +165,18 @@ def test_a_schedule_may_be_given_by_its_name():
     assert str(DeepCacheHelper(unet, schedule="auto", interval=4).schedule) == str(Auto(4))
 
 
+def test_the_default_has_a_name():
+    unet = unet2d_condition()
+    helper = DeepCacheHelper(unet, schedule="default")
+    assert helper.schedule == DeepCacheHelper(unet).schedule == NoiseAware()
+    given = {"interval": 4, "branch": 0}
+    assert DeepCacheHelper(unet, schedule="default", **given).schedule == NoiseAware(4, 0)
+    assert DeepCacheHelper(unet, schedule="default", speedup=1).schedule == NoiseAware(1)
+    assert helper.set(schedule="auto", interval=4).set(schedule="default").interval == 4
+    helper.follow("default")
+    assert helper.schedule == NoiseAware()
+
+
 def test_a_helper_follows_a_schedule_by_its_name():
     unet = unet2d_condition()
     with DeepCacheHelper(unet) as helper:
@@ -175,8 +187,10 @@ def test_a_helper_follows_a_schedule_by_its_name():
         assert isinstance(helper.schedule, Auto)
         before = helper.schedule
         for wrong, message in {
-            "often": "there is no schedule 'often'; there are noise-aware, uniform, centred, "
-            "auto, adaptive",
+            "often": "there is no schedule 'often'; there are default, noise-aware, uniform, "
+            "centred, auto, adaptive",
+            "dfault": "there is no schedule 'dfault': did you mean 'default'? There are default, "
+            "noise-aware, uniform, centred, auto, adaptive",
             None: NO_SCHEDULE + "None",
         }.items():
             with pytest.raises(InvalidSettingError) as caught:

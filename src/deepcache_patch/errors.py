@@ -1,5 +1,5 @@
-"""Every error and warning of this package, in one tree; how an error is told in a line, and to
-which line a warning points.
+"""Every error and warning of this package, in one tree; how an error is told in a line, what is
+said of a name that there is not, and to which line a warning points.
 
     DeepCacheError
     ├── InvalidSettingError       (ValueError)    an argument outside its range
@@ -17,6 +17,8 @@ generation starts.
 
 import sys
 import warnings
+from collections.abc import Collection
+from difflib import get_close_matches
 from types import FrameType
 from typing import Final
 
@@ -49,6 +51,21 @@ class ChangedResidualsError(DeepCacheError, RuntimeError):
 
 class DeepCacheWarning(UserWarning):
     """Calls run in full, or with untested versions of other packages; the message says which."""
+
+
+def no_such(kind: str, name: str, known: Collection[str], others: Collection[str] = ()) -> str:
+    """What to say of a name that none of a kind has: the one that may be meant, and the known ones.
+
+    Args:
+        kind: Of what.
+        name: What was given.
+        known: All that are listed.
+        others: Such as may be meant, too.
+    """
+    by_lower = {each.lower(): each for each in (*known, *others)}
+    near = get_close_matches(name.lower(), by_lower, n=1)
+    meant = f": did you mean {by_lower[near[0]]!r}? There" if near else "; there"
+    return f"there is no {kind} {name!r}{meant} are {', '.join(known)}"
 
 
 def warn(message: str) -> None:

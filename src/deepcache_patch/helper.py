@@ -65,8 +65,8 @@ class DeepCacheHelper(Adjustable):
             least 1, in multiply-adds; for the default and "auto". A shallow step costs what
             `branches` says.
         schedule: Any `Schedule`, in the place of all these; or the name of one, which takes
-            `interval` and `branch`: "noise-aware" (default), "uniform", which is the paper's,
-            "centred", "adaptive", or "auto", which learns from the first generation.
+            `interval` and `branch`: "default", which is "noise-aware", "uniform", which is the
+            paper's, "centred", "adaptive", or "auto", which learns from the first generation.
         first: How many steps at the start of each generation run in full, whatever the schedule
             says: an integer of at least 0 (default), or a float from 0 to below 1, a share of the
             generation's steps, rounded up. Counted from the steps that run.
@@ -150,11 +150,12 @@ class DeepCacheHelper(Adjustable):
             timesteps: What the scheduler's `set_timesteps` takes beside, such as `timesteps=[…]`.
 
         Returns:
-            What will run: `FULL`, or the branch, for each step. Printed, a strip.
+            What will run: `FULL`, or the branch, for each step. Printed, a strip. Of `Auto`, what
+            runs once it has learned: the first generation in each setting runs in full.
 
         Raises:
-            InvalidSettingError: If the schedule decides while the generation runs (`Auto`,
-                `Adaptive`), has no plan for so many steps, or the scheduler refuses the arguments.
+            InvalidSettingError: If the schedule decides while the generation runs (`Adaptive`), has
+                no plan for so many steps, or the scheduler refuses the arguments.
         """
         settings: Any = {"window": self._settings.window, "strength": strength, **timesteps}
         return plan_of(self._pipe, self.schedule, num_inference_steps, **settings)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from .errors import InvalidSettingError
+from .errors import InvalidSettingError, no_such
 from .helper import DeepCacheHelper
 from .running.attachment import (
     SWITCHING,
@@ -18,7 +18,6 @@ from .running.attachment import (
     release_left_behind,
 )
 from .running.components import modules_of
-from .settings.by_name import no_such
 from .settings.changed import SettingsGiven
 
 if TYPE_CHECKING:

@@ -12,7 +12,6 @@ import pytest
 
 from deepcache_patch.cli.main import COMMANDS, main
 from deepcache_patch.cli.names import DTYPES, SCHEDULERS, SCHEDULES
-from deepcache_patch.settings.by_name import PLANNED
 
 PROTOCOL = """
 import sys
@@ -64,8 +63,7 @@ def plain(*names: str) -> list[str]:
         ("calibrate --output s", ["file,s"]),
         ("compare --prompts ", ["file,"]),
         ("compare m --schedule ", ["file,", *plain(*SCHEDULES)]),
-        ("plan --schedule ", ["file,", *plain(*PLANNED)]),
-        ("ui m --schedule u", ["file,u"]),
+        ("ui m --schedule u", ["file,u", *plain("uniform")]),
         ("compare m --scheduler ", plain(*SCHEDULERS)),
         ("calibrate m --scheduler=euler", plain("euler", "euler-ancestral")),
         ("ui m --device c", plain("cpu", "cuda")),

@@ -15,7 +15,7 @@ import torch
 from builders.cases import CASES
 from PIL import Image
 
-from deepcache_patch import Centred, DeepCacheHelper, NoiseAware, Uniform
+from deepcache_patch import Auto, Centred, DeepCacheHelper, NoiseAware, Uniform
 from deepcache_patch.cli import loading
 from deepcache_patch.cli.main import main
 from deepcache_patch.cli.names import SCHEDULER_OPTIONS
@@ -152,6 +152,7 @@ def test_options_reach_the_comparison(sd: Path, asked: dict[str, Any]) -> None:
         ("--interval 3 --branch -1", NoiseAware(3)),
         ("--speedup 2", NoiseAware(2)),
         ("--schedule noise-aware --branch 8", NoiseAware(branch=8)),
+        ("--schedule default --interval 3", NoiseAware(3)),
         ("--schedule uniform", Uniform(3, 0)),
         ("--schedule uniform --interval 2 --branch 1", Uniform(2, 1)),
         ("--schedule centred --interval 5", Centred(5)),
@@ -164,6 +165,11 @@ def test_the_options_of_a_schedule_reach_the_helper(
     assert asked["helper"].schedule == schedule
 
 
+def test_a_speedup_goes_with_auto(sd: Path, asked: dict[str, Any]) -> None:
+    run(sd, "--prompt", "a fox", "--device", "cpu", "--schedule", "auto", "--speedup", 3)
+    assert repr(asked["helper"].schedule) == repr(Auto(3.0))
+
+
 def test_a_speedup_at_a_branch_goes_by_its_share(sd: Path, asked: dict[str, Any]) -> None:
     run(sd, "--prompt", "a fox", "--device", "cpu", "--speedup", 1.5, "--branch", 0)
     expected = DeepCacheHelper(asked["pipe"], speedup=1.5, branch=0).schedule
@@ -174,16 +180,14 @@ def test_a_speedup_at_a_branch_goes_by_its_share(sd: Path, asked: dict[str, Any]
     ("options", "message"),
     [
         ("--interval 2 --speedup 2", "give one of --interval and --speedup, not both"),
-        ("--schedule auto --speedup 2", "--speedup goes with --schedule noise-aware only"),
-        ("--schedule uniform --speedup 2", "--speedup goes with --schedule noise-aware only"),
+        ("--schedule uniform --speedup 2", "--speedup goes with --schedule default or auto"),
         (
             "--schedule f.json --branch 0",
             "--interval and --branch stand in the file of --schedule already",
         ),
         (
             "--schedule ./missing",
-            "--schedule is noise-aware, uniform, centred, auto, adaptive or a file; cannot read "
-            "./missing: No such file or directory",
+            "cannot read --schedule ./missing: No such file or directory",
         ),
     ],
 )

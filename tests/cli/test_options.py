@@ -101,7 +101,7 @@ def test_no_option_can_be_abbreviated(command: str, capsys: pytest.CaptureFixtur
 
 def test_a_command_cannot_be_abbreviated(capsys: pytest.CaptureFixture[str]) -> None:
     assert refused(capsys, "comp") == (
-        "deepcache-patch: error: No such command 'comp': did you mean 'compare'? There are "
+        "deepcache-patch: error: there is no command 'comp': did you mean 'compare'? There are "
         f"{', '.join(COMMANDS)}"
     )
 

@@ -136,6 +136,28 @@ def test_a_plan_by_a_schedulers_noise_levels(
     )
 
 
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ("--steps 20", "the first generation in each setting runs in full, to learn"),
+        ("--steps 16", "auto: 7 full steps, too few to learn from: as the default"),
+        ("--steps 20 --speedup 4", "auto: 5 full steps, too few to learn from: as the default"),
+        ("--steps 20 --branch 0", "auto: nothing is learned at branch 0: as the default"),
+    ],
+)
+def test_the_plan_of_auto_is_the_defaults_and_says_whether_it_learns(
+    more: str, said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deepcache_patch.learning.auto.FEW_FULL_STEPS", 8)
+    for scheduler in ([], ["--scheduler", "euler"]):
+        shown = []
+        for name in ("default", "noise-aware", "auto"):
+            assert run("--schedule", name, *more.split(), *scheduler) == 0
+            shown.append(capsys.readouterr().out)
+        assert shown[0] == shown[1]
+        assert shown[2] == f"{shown[0]}{said}\n"
+
+
 def test_a_generation_from_a_picture_is_planned_from_where_it_begins(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -206,7 +228,7 @@ def test_few_steps_run_in_full_and_the_plan_says_so(capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--center 3", "center is a setting of centred, not of noise-aware"),
+        ("--center 3", "center is a setting of centred, not of default"),
         (
             "--schedule uniform --power 2",
             "power is a setting of centred, not of uniform",
@@ -220,7 +242,7 @@ def test_few_steps_run_in_full_and_the_plan_says_so(capsys: pytest.CaptureFixtur
         ("--schedule uniform --spacing leading", "--spacing goes with --scheduler"),
         (
             "--scheduler ddim --strength 2",
-            "Invalid value for '--strength': 2 is no share: 0 to 1 are",
+            "Invalid value for '--strength': 2 is too large: 1 is the most",
         ),
         (
             "--scheduler of-this-name",
@@ -236,33 +258,36 @@ def test_few_steps_run_in_full_and_the_plan_says_so(capsys: pytest.CaptureFixtur
             "--schedule centred --power 0.5",
             "power must be a number from 1 to 10, not 0.5",
         ),
-        (
-            "--schedule auto",
-            "auto has no plan before a generation runs: `compare` shows what it does",
-        ),
-        (
-            "--schedule nothing-of-this-name",
-            "there is no schedule 'nothing-of-this-name'; there are noise-aware, uniform, centred, "
-            "or a file that `calibrate` wrote",
-        ),
-        (
-            "--schedule unifrom",
-            "there is no schedule 'unifrom': did you mean 'uniform'? There are noise-aware, "
-            "uniform, centred, or a file that `calibrate` wrote",
+        *(
+            (
+                f"--schedule adaptive --interval 2 {more}",
+                f"Adaptive decides while a generation runs, at most {most} steps in full: there is "
+                "no plan before it; `compare` and `last_generations` tell what ran",
+            )
+            for more, most in {"": "25 of 50", "--steps 20 --first 4": "12 of 20"}.items()
         ),
         *(
             (
                 f"--schedule {name}",
-                "--schedule is noise-aware, uniform, centred or a file; cannot read "
-                f"{name}: No such file or directory",
+                f"Invalid value for '--schedule': there is no schedule '{name}'{meant} "
+                "are default, noise-aware, uniform, centred, auto, adaptive, or a file that "
+                "`calibrate` wrote",
             )
+            for name, meant in {
+                "nothing-of-this-name": "; there",
+                "unifrom": ": did you mean 'uniform'? There",
+                "dfault": ": did you mean 'default'? There",
+            }.items()
+        ),
+        *(
+            (f"--schedule {name}", f"cannot read --schedule {name}: No such file or directory")
             for name in ("unifrom.json", "./unifrom")
         ),
         (
             "--speedup 2 --interval 2",
             "give one of --interval and --speedup, not both",
         ),
-        ("--schedule uniform --speedup 2", "--speedup goes with --schedule noise-aware only"),
+        ("--schedule uniform --speedup 2", "--speedup goes with --schedule default or auto"),
         (
             "--speedup 2 --branch 0",
             "--speedup needs to know what a call at branch 0 costs, which depends on the model: "

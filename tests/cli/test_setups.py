@@ -398,6 +398,33 @@ def test_values_are_json_or_text(asked: dict[str, Any]) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("typed", "value", "written"),
+    [
+        ("1", 1, "1"),
+        ('"1"', "1", '"1"'),
+        ("one", "one", "one"),
+        ('"one"', "one", "one"),
+        ('"\\"1\\""', '"1"', '"\\"1\\""'),
+        ("null", None, "null"),
+        ('"null"', "null", '"null"'),
+        ("true", True, "true"),
+        ("[1,2.0]", [1, 2.0], "[1, 2.0]"),
+        ("NaN", "NaN", "NaN"),
+        ("1e999", "1e999", "1e999"),
+        ('"é"', "é", "é"),
+        ("", "", ""),
+    ],
+)
+def test_a_value_is_json_or_else_a_text_and_is_written_as_it_is_read(
+    typed: str, value: Any, written: str
+) -> None:
+    given = argument(f"v={typed}")
+    assert (given.name, repr(given.value)) == ("v", repr(value))
+    assert str(given) == f"v={written}"
+    assert repr(argument(str(given))) == repr(given)
+
+
 def test_sdxl_runs_with_sizes_of_its_own(tmp_path: Path) -> None:
     sizes = ["--call", "original_size=[64,64]", "--call", "target_size=[32,32]"]
     assert compare(SDXL, "--steps", 9, "--images", 1, *sizes, "--output", tmp_path) == 0

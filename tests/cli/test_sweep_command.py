@@ -59,7 +59,7 @@ def test_lists_reach_the_sweep_and_the_table_is_printed(
         *("sweep", "m", "--prompt", "a fox", "--prompt", "a hen", "--seed", "7", "--first", "2"),
         *("--interval", "2,2.5", "--schedule", "default, auto", "--branch", "-1,3"),
         *("--steps", "20,25", "--guidance-scale", "4", "--repeats", "2", "--no-fewer-steps"),
-        *("--output", str(tmp_path)),
+        *("--call", 'clip_skip="1"', "--call", "eta=0.5", "--output", str(tmp_path)),
     ]
     assert main(line) == 0
     assert asked.pop("helper").first == 2
@@ -71,12 +71,14 @@ def test_lists_reach_the_sweep_and_the_table_is_printed(
         "seeds": range(7, 9),
         "prompt": ["a fox", "a hen"],
         "guidance_scale": 4.0,
+        "clip_skip": "1",  # a text, and is to be one when it is read again
+        "eta": 0.5,
         "repeats": 2,
         "fewer_steps": False,
         "folder": tmp_path,
         # What was typed, but for what a comparison is told of one setting.
         "command": "deepcache-patch compare m --prompt 'a fox' --prompt 'a hen' "
-        "--guidance-scale 4.0 --seed 7 --first 2",
+        "--guidance-scale 4.0 --seed 7 --call 'clip_skip=\"1\"' --call eta=0.5 --first 2",
     }
     end = f"\n\nreport: {tmp_path / 'sweep.html'}\npicture: {tmp_path / 'sweep.png'}\n"
     assert capsys.readouterr().out == made().table() + end
@@ -141,7 +143,7 @@ def test_a_sweep_is_run_and_its_report_is_there_after_ctrl_c_too(
         (["--branch", "-2"], "-2 is too small: -1 is the least"),
         (["--schedule", "default,autp"], "there is no schedule 'autp': did you mean 'auto'?"),
         (["--schedule", "uniform", "--interval", "2.5"], "interval must be an integer of at least"),
-        (["--schedule", "a/missing.json"], "cannot read a/missing.json: No such file or directory"),
+        (["--schedule", "a/missing.json"], "cannot read --schedule a/missing.json: No such file"),
         (["--output", __file__], "cannot write into --output "),
     ],
 )

@@ -19,12 +19,15 @@ from deepcache_patch import (
     FULL,
     Adaptive,
     AlreadyEnabledError,
+    Auto,
     DeepCacheHelper,
     DeepCacheWarning,
     Explicit,
+    NoiseAware,
     Plan,
     Uniform,
 )
+from deepcache_patch.learning import auto
 
 TIMESTEPS = torch.tensor([900, 700, 500, 300, 100])
 
@@ -114,6 +117,36 @@ def test_a_calibration_is_called_one_and_says_what_for():
         )
 
 
+FIRST = "the first generation in each setting runs in full, to learn"
+
+
+@pytest.mark.parametrize(
+    ("schedule", "steps", "before", "after"),
+    [
+        (Auto(), 20, FIRST, None),
+        (Auto(3), 20, *["auto: 6 full steps, too few to learn from: as the default"] * 2),
+        (Auto(branch=0), 20, *["auto: nothing is learned at branch 0: as the default"] * 2),
+        (Auto(1), 20, None, None),
+        (NoiseAware(3), 20, None, None),
+    ],
+    ids=str,
+)
+def test_auto_says_whether_it_learns(monkeypatch, schedule, steps, before, after):
+    monkeypatch.setattr(auto, "FEW_FULL_STEPS", 8)
+    pipe = with_scheduler(CASES["sd"].load(), "ddim")
+    pipe.scheduler.set_timesteps(steps)
+
+    def said(helper):
+        lines = map(str.strip, str(helper).splitlines())
+        return next((line for line in lines if line.startswith(("auto:", FIRST))), None)
+
+    with DeepCacheHelper(pipe, schedule=schedule) as helper:
+        assert said(helper) == before
+        for _ in range(2):
+            CASES["sd"].run(pipe, steps=steps)
+        assert said(helper) == after
+
+
 @pytest.mark.parametrize(
     ("steps", "interval", "said"),
     [(8, 2.2, False), (9, 2.2, True), (15, 2.2, True), (16, 2.2, False), (12, 1.5, False)],
@@ -159,7 +192,6 @@ def test_each_unet_has_a_plan_of_its_own():
     [
         (Explicit([FULL, 0, 1]), "depends on the generation"),
         (Adaptive(0.1), "depends on the generation"),
-        ("auto", "depends on the generation"),
         (Explicit([FULL] + [0, 1] * 24 + [0]), "F" + "01" * 24 + "0 (of 50 steps)"),
     ],
 )

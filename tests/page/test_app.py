@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import http.client
 import ipaddress
+import re
 import socket
 import urllib.request
 import warnings
@@ -19,17 +20,17 @@ from builders.cases import CASES
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-from deepcache_patch import Auto, DeepCacheHelper, Plan, Uniform, UnsupportedModelError
+from deepcache_patch import Auto, DeepCacheHelper, Plan, UnsupportedModelError
 from deepcache_patch.cli.main import main
+from deepcache_patch.learning import auto
 from deepcache_patch.measuring.generation import Timing
-from deepcache_patch.settings.by_name import PARAMETERS
+from deepcache_patch.settings.by_name import PARAMETERS, named_schedule
 
 gradio = pytest.importorskip("gradio", reason="gradio is not installed: make test-ui")
 from deepcache_patch.page import app as ui  # noqa: E402
 from deepcache_patch.page import serving  # noqa: E402
 from deepcache_patch.page.markup import figures, strip  # noqa: E402
 from deepcache_patch.page.result import difference  # noqa: E402
-from deepcache_patch.page.watch import StoppedError  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
 
@@ -40,6 +41,10 @@ def _gradio_leaves_sockets_and_loops_open() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         gc.collect()
+
+
+#: What gradio calls a tab of a browser.
+TAB, OTHER = "a", "b"
 
 
 @cache
@@ -77,7 +82,7 @@ def generated(of: ui.Page, **changed: Any) -> dict[str, Any]:
     """What the page shows after a run, by name."""
     names = ["number", "strip", "pictures", "difference", "factor", "figures", "python"]
     names += ["plain", "cached", "report", "table", "plot"]
-    shown = of.generate(lambda *_: None, *values(of, **changed))
+    shown = of.generate(TAB, lambda *_: None, *values(of, **changed))
     return dict(zip(names, shown, strict=True))
 
 
@@ -95,7 +100,8 @@ def test_the_page_has_a_field_for_each_argument_that_the_pipeline_takes() -> Non
     assert (fields["branch"].minimum, fields["branch"].maximum) == (-1, 8)
     assert page().fields.all["num_inference_steps"].value == 50
     assert (page().fields.all["width"].value, page().fields.all["height"].value) == (16, 16)
-    assert page().fields.all["schedule"].choices == [(name, name) for name in PARAMETERS]
+    names = [name for name in PARAMETERS if name != "default"]
+    assert page().fields.all["schedule"].choices == [(name, name) for name in names]
     assert isinstance(ui.build_ui(CASES["ddpm"].load()), gradio.Blocks)
     ddpm = ui.Page(CASES["ddpm"].load())
     assert list(ddpm.fields.all) == [*helper, "num_inference_steps", "seed"]
@@ -127,13 +133,13 @@ def test_the_fields_begin_anew_where_they_mean_something_else() -> None:
     def starts(schedule: str) -> list[Any]:
         interval, branch, *others = page().fields.of_schedule(schedule)
         assert all("value" not in each for each in others)
-        return [(each["value"], each["step"]) for each in (interval, branch)]
+        return [interval["value"], interval["step"], branch["value"]]
 
-    assert starts("noise-aware") == [(2.2, 0.1), (-1, 1)]
-    assert starts("adaptive") == [(1.5, 0.1), (-1, 1)]
-    assert starts("auto") == [(2.2, 0.1), (-1, 1)]
+    assert starts("noise-aware") == [2.2, 0.1, -1]
+    assert starts("adaptive") == [1.5, 0.1, -1]
+    assert starts("auto") == [2.2, 0.1, -1]
     for schedule in ("uniform", "centred"):
-        assert starts(schedule) == [(3, 1), (0, 1)]
+        assert starts(schedule) == [3, 1, 0]
 
 
 def test_a_preview_says_what_is_wrong() -> None:
@@ -147,8 +153,24 @@ def test_a_preview_says_what_is_wrong() -> None:
         == '<p class="wrong" role="alert">give height and width together, or leave both empty</p>'
     )
     made_later = '<p class="faint">The plan is made while the picture is.</p>'
-    for schedule in ("auto", "adaptive"):
-        assert preview(page(), schedule=schedule) == made_later
+    assert preview(page(), schedule="adaptive") == made_later
+
+
+@pytest.mark.parametrize(
+    ("interval", "said"),
+    [
+        (2, "the first generation in each setting runs in full, to learn"),
+        (3, "auto: 6 full steps, too few to learn from: as the default"),
+    ],
+)
+def test_a_preview_of_auto_is_the_defaults_and_says_whether_it_learns(
+    interval: float, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auto, "FEW_FULL_STEPS", 8)
+    given = {"interval": interval, "branch": -1, "num_inference_steps": 20}
+    default = preview(page(), schedule="noise-aware", **given)
+    shown = preview(page(), schedule="auto", **given)
+    assert shown == default.replace("work</p>", f"work; {said}</p>") != default
 
 
 def test_generate_gives_both_pictures_and_the_figures() -> None:
@@ -226,9 +248,17 @@ def test_each_try_is_a_row_and_a_point() -> None:
     assert rows[0][3] == "identical"
     assert [row[3].endswith(" dB") for row in rows[1:]] == [True, True]
     assert rows[1][4].endswith("interval 2, branch 0 · seed 5 · a fox")
-    points = shown["plot"]["value"]
-    assert list(points["try"]) == [1, 2]  # identical pictures have no place on the axis
-    assert [each.psnr for each in page().memory][:2] == list(points["PSNR"])
+    points = re.findall(r'data-try="(\d)" aria-label="(.*?)"', shown["plot"]["value"])
+    assert (
+        points
+        == [  # identical pictures have no place on the axis
+            (
+                f"{each.number}",
+                f"try {each.number}: {each.speedup:.2f}×, {each.psnr:.2f} dB, uniform",
+            )
+            for each in [*page().memory][:2]
+        ]
+    )
 
 
 def test_a_try_that_is_brought_back_is_shown_as_it_was() -> None:
@@ -266,30 +296,69 @@ def test_an_empty_prompt_is_asked_about_and_not_run(monkeypatch: pytest.MonkeyPa
     assert said == [question] * 2
 
 
-def test_stop_leaves_the_page_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
-    monkeypatch.setattr(gradio, "Info", said.append)
-    assert page().busy() == [gradio.update(interactive=False), gradio.update(interactive=True)]
-    assert page().stop() == gradio.update(value="Stopping …", interactive=False)
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the page says beside what it shows."""
+    messages: list[str] = []
+    monkeypatch.setattr(gradio, "Info", messages.append)
+    return messages
+
+
+STOPPED = "Stopped. The pictures are those of before."
+WAITS = "Another tab's pictures are made first. Then these are."
+
+
+def test_stop_leaves_the_page_as_it_was(said: list[str]) -> None:
+    assert page().busy(TAB) == [gradio.update(interactive=False), gradio.update(interactive=True)]
+    assert page().stop(TAB) == gradio.update(value="Stopping …", interactive=False)
     assert set(map(str, generated(page()).values())) == {str(gradio.skip())}
-    assert said == ["Stopped. The pictures are those of before."]
+    assert said == [STOPPED]
     assert len(page().memory) == 0
-    with pytest.raises(StoppedError):
-        page().trials.run({"prompt": "a fox"}, seed=0, schedule=Uniform(3))
-    assert page().idle() == [
+    assert page().idle(TAB) == [
         gradio.update(interactive=True),
         gradio.update(value="Stop", interactive=False),
     ]
+    page().stop(TAB)  # too late: it was over
     assert generated(page())["number"] == 1
 
 
+def test_stop_is_of_one_tab_and_a_tab_that_waits_says_so(said: list[str]) -> None:
+    # It was one flag for all: the Stop of one tab ended what another generated.
+    page().busy(TAB)
+    assert said == []
+
+    def told(*_: Any) -> None:  # while the first tab generates
+        if not said:
+            page().busy(OTHER)
+            page().stop(OTHER)
+
+    assert page().generate(TAB, told, *values(page()))[0] == 1
+    assert said == [WAITS]
+    nothing = page().generate(OTHER, lambda *_: None, *values(page()))
+    assert set(map(str, nothing)) == {str(gradio.skip())}
+    assert said == [WAITS, STOPPED]
+    page().idle(OTHER)
+    page().busy(TAB)
+    assert said == [WAITS, STOPPED]  # nobody is before it
+    page().idle(TAB)
+
+
+def test_a_tab_that_is_closed_ends_its_generation_and_nobody_waits_for_it(said: list[str]) -> None:
+    page().busy(TAB)
+    page().closed(TAB)
+    page().busy(OTHER)
+    assert said == []
+    assert str(gradio.skip()) in map(str, page().generate(TAB, print, *values(page())))
+    page().idle(OTHER)
+
+
 def test_steps_are_told_by_half_and_number() -> None:
-    bar: list[tuple[float, str]] = []
-    told = ui._told_on(lambda share, desc: bar.append((share, desc)))
+    bar: list[tuple[Any, str]] = []
+    told = ui._told_on(lambda steps, desc: bar.append((steps, desc)))
     told("plain", 23, 50)
     told("cached", 12, 50)
     told("warm-up", 3, None)
-    assert bar == [(0.46, "plain 23/50"), (0.24, "DeepCache 12/50"), (0, "warm-up 3/?")]
+    assert bar == [((23, 50), "plain"), ((12, 50), "DeepCache"), ((3, None), "warm-up")]
 
 
 def test_defaults_and_prompts_are_those_of_the_models_card(tmp_path: Path) -> None:
@@ -300,6 +369,32 @@ def test_defaults_and_prompts_are_those_of_the_models_card(tmp_path: Path) -> No
     fields = ui.Page(pipe).fields.all
     scale, steps = fields["guidance_scale"], fields["num_inference_steps"]
     assert (scale.value, scale.maximum, steps.value) == (25, 25, 9)
+
+
+def test_of_the_last_tries_alone_the_files_are_kept() -> None:
+    files = [Path(generated(page(), seed=5)["report"]["value"])]
+    folder = files[0].parent.parent
+    made = page().memory.find(1)
+    for number in range(2, 10):
+        files += [page().result._saved(replace(made, number=number))[-1]]
+        page().result._saved(made)  # shown again and again
+    assert [each.is_file() for each in files] == [True, False, *[True] * 7]
+    assert {each.name for each in folder.iterdir()} == {"1", *map(str, range(3, 10))}
+    assert page().result._saved(replace(made, number=2))[-1].is_file()  # and brought back
+
+
+def test_files_are_there_whole_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    generated(page(), seed=5)
+    made = replace(page().memory.find(1), number=70)
+
+    def fail(_self: Any, _place: Any) -> None:
+        raise OSError("the disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(made.trial.comparison), "save", fail)
+        with pytest.raises(OSError, match="the disk is full"):
+            page().result._saved(made)
+    assert all(each.is_file() for each in page().result._saved(made))
 
 
 @pytest.mark.parametrize("schedule", PARAMETERS)
@@ -359,9 +454,11 @@ def test_a_calibrated_schedule_can_be_chosen() -> None:
     pipe, auto = CASES["sd"].load(), Auto()
     with DeepCacheHelper(pipe, schedule=auto):
         CASES["sd"].run(pipe, steps=12)
-    with_file = ui.Page(pipe, calibrated=auto.learned[0])
-    assert with_file.fields.all["schedule"].choices[-1] == ("calibrated", "calibrated")
-    given = values(with_file, schedule="calibrated", num_inference_steps=12)
+    with_file = ui.Page(pipe, schedule=auto.learned[0])
+    fields = with_file.fields.all
+    assert fields["schedule"].choices[-1] == ("calibrated", "calibrated")
+    assert (fields["schedule"].value, fields["num_inference_steps"].value) == ("calibrated", 12)
+    given = [field.value for field in fields.values()]
     assert f'aria-label="plan: {auto.learned[0].entries}"' in with_file.strip(None, *given)
     assert (
         "shallow calls"
@@ -409,7 +506,12 @@ def ddpm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(("host", "warned"), [("127.0.0.1", False), ("0.0.0.0", True)])
 def test_ctrl_c_ends_the_command(
-    host: str, warned: bool, ddpm: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    host: str,
+    warned: bool,
+    ddpm: Path,
+    phases: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
 ) -> None:
     def interrupt(_server: Any) -> None:
         raise KeyboardInterrupt
@@ -419,6 +521,7 @@ def test_ctrl_c_ends_the_command(
     out, err = capsys.readouterr()
     assert out.startswith("http://")
     assert out.endswith("/ (Ctrl-C ends it)\n")
+    assert phases == [f"loading {ddpm}"]
     assert err.rstrip() == warned * (
         "deepcache-patch ui: warning: whoever reaches 0.0.0.0 can use this page, without a password"
     )
@@ -442,14 +545,46 @@ def test_the_page_is_served_under_this_machines_own_names_only(host: str, code: 
     ("options", "said"),
     [
         (["--host", "::1"], "--host ::1: give an IPv4 address, or a name"),
-        (["--schedule", "auto"], "--schedule auto is chosen on the page: give a file here"),
+        (["--schedule", "./none"], "cannot read --schedule ./none: No such file or directory"),
+        (
+            ["--schedule", "dfault"],
+            "Invalid value for '--schedule': there is no schedule 'dfault': did you mean "
+            "'default'? There are default, noise-aware, uniform, centred, auto, adaptive, or a "
+            "file that `calibrate` wrote (see --help)",
+        ),
     ],
 )
 def test_what_cannot_be_served_is_said_before_a_model_is_loaded(
     options: list[str], said: str, capsys: Any
 ) -> None:
-    assert main(["ui", "no-such-folder", *options]) == 2
+    assert main(["ui", "a/m", *options]) == 2
     assert capsys.readouterr().err == f"deepcache-patch ui: error: {said}\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "chosen", "shown"),
+    [
+        ("default", "noise-aware", ["interval", "branch", "replay"]),
+        ("adaptive", "adaptive", ["interval", "branch", "tolerance", "replay"]),
+        ("auto", "auto", ["interval", "branch"]),
+    ],
+)
+def test_the_page_begins_with_the_schedule_that_was_named(
+    name: str, chosen: str, shown: list[str], ddpm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pages: list[ui.Page] = []
+
+    def served(page: ui.Page, *_: Any) -> Any:
+        pages.append(page)
+        raise ValueError("seen")
+
+    monkeypatch.setattr(serving, "Server", served)
+    assert main(["ui", str(ddpm), "--device", "cpu", "--port", "0", "--schedule", name]) == 2
+    fields = pages[0].fields
+    assert fields.all["schedule"].value == chosen
+    assert [each for each in fields.parameters if fields.all[each].visible] == shown
+    made, interval = named_schedule(name), fields.all["interval"]
+    assert (interval.value, fields.all["branch"].value) == (made.interval, made.branches[0])
 
 
 def test_a_port_that_is_taken_is_told_before_the_model_is_loaded(capsys: Any) -> None:
@@ -457,13 +592,14 @@ def test_a_port_that_is_taken_is_told_before_the_model_is_loaded(capsys: Any) ->
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        assert main(["ui", "./missing", "--port", str(port)]) == 2
+        assert main(["ui", "a/m", "--port", str(port)]) == 2
     assert capsys.readouterr().err == (
         f"deepcache-patch ui: error: cannot listen on 127.0.0.1, port {port}: Address already in "
         "use; choose another --port or --host\n"
     )
 
 
+@pytest.mark.usefixtures("phases")
 def test_a_pipeline_that_the_page_cannot_drive_is_one_line(tmp_path: Path, capsys: Any) -> None:
     CASES["sd-img2img"].load().save_pretrained(tmp_path)
     assert main(["ui", str(tmp_path), "--device", "cpu", "--port", "0"]) == 2
@@ -478,6 +614,6 @@ def test_a_schedule_of_another_unet_is_refused() -> None:
     with DeepCacheHelper(pipe, schedule=auto):
         CASES["ddpm"].run(pipe, steps=12)
     with pytest.raises(ValueError, match="this calibrated schedule does not fit: unet is a UNet2D"):
-        ui.Page(CASES["sd"].load(), calibrated=auto.learned[0])
+        ui.Page(CASES["sd"].load(), schedule=auto.learned[0])
     with pytest.raises(UnsupportedModelError):
         ui.build_ui(CASES["sd-inpaint"].load())

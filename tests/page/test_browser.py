@@ -79,7 +79,7 @@ class Browser:
 
     def __init__(self, driver: Any, address: str) -> None:
         self.driver = driver
-        self._address = address
+        self.address = address
         driver.get(address)
         self.wait(lambda: self.strip())
 
@@ -122,7 +122,7 @@ class Browser:
         return any(text in each.text for each in self.all("[data-testid=toast-body]"))
 
     def progress(self) -> str:
-        return " ".join(each.text for each in self.all(".progress-level"))
+        return " ".join(each.text for each in self.all(".progress-level, .progress-text"))
 
     def rows(self) -> list[list[str]]:
         """The cells of the table of tries."""
@@ -138,9 +138,8 @@ class Browser:
         return float(path.removeprefix("inset(0px 0px 0px ").removesuffix("%)"))
 
     def complaints(self) -> list[str]:
-        """But for one of gradio's own, whose plots were written for an older Vega-Lite."""
-        messages = [each["message"] for each in self.driver.get_log("browser")]
-        return [each for each in messages if "The input spec uses Vega-Lite" not in each]
+        """What stands in the browser's console."""
+        return [each["message"] for each in self.driver.get_log("browser")]
 
     def foreign_requests(self) -> list[str]:
         """To anywhere but the page's own server."""
@@ -150,8 +149,8 @@ class Browser:
             for each in events
             if each["message"]["method"] == "Network.requestWillBeSent"
         ]
-        assert sum(each.startswith(self._address) for each in sent) > 10
-        inside = (self._address, "data:", "blob:", "chrome:", "chrome-untrusted:")
+        assert sum(each.startswith(self.address) for each in sent) > 10
+        inside = (self.address, "data:", "blob:", "chrome:", "chrome-untrusted:")
         return [each for each in sent if not each.startswith(inside)]
 
 
@@ -251,7 +250,8 @@ def test_stop_in_the_midst_of_a_run_then_another_run(browser: Browser, pipe: Any
     browser.wait(lambda: "Planned: " in browser.one("#strip").text)
     assert not browser.button("Stop").is_enabled()
     browser.generate()
-    browser.wait(lambda: re.search(r"plain \d+/150", browser.progress()))
+    said = r"[\d.]+/150 steps \| [\d.]+s plain - [\d.]+%"  # one share, and where it stands
+    browser.wait(lambda: re.fullmatch(said, " ".join(browser.progress().split())))
     browser.wait(lambda: not browser.button("Generate both pictures").is_enabled())
     browser.button("Stop").click()
     browser.wait(lambda: browser.button("Generate both pictures").is_enabled())
@@ -267,7 +267,42 @@ def test_stop_in_the_midst_of_a_run_then_another_run(browser: Browser, pipe: Any
     assert browser.complaints() == []
 
 
-def test_a_row_brings_its_try_back(browser: Browser, pipe: Any) -> None:
+WAITS = "Another tab's pictures are made first."
+
+
+def test_each_tab_has_a_stop_of_its_own_and_waits_for_its_turn(browser: Browser) -> None:
+    # Stop was one flag: that of a tab that waited ended what another one made.
+    driver = browser.driver
+
+    def generate(steps: str) -> str:
+        browser.one("#prompt textarea").send_keys(PROMPTS[1])
+        browser.type_into("number input for Steps", steps)
+        browser.wait(lambda: "Planned: " in browser.one("#strip").text)
+        browser.generate()
+        browser.wait(lambda: browser.button("Stop").is_enabled())
+        return driver.current_window_handle
+
+    first = generate("40")
+    browser.wait(lambda: "plain" in browser.progress())
+    assert not browser.told(WAITS)
+    driver.switch_to.new_window("tab")
+    driver.get(browser.address)
+    browser.wait(lambda: browser.strip())
+    second = generate("10")
+    browser.wait(lambda: browser.told(WAITS))
+    assert browser.progress().startswith("queue: 1/1 ")
+    browser.button("Stop").click()
+    driver.switch_to.window(first)
+    browser.wait(lambda: browser.shows_try(1))
+    driver.switch_to.window(second)
+    browser.wait(lambda: browser.told("Stopped."))
+    assert browser.all("#figures table") == []
+    browser.generate()
+    browser.wait(lambda: browser.shows_try(2))
+    assert browser.complaints() == []
+
+
+def test_a_row_or_a_point_brings_its_try_back(browser: Browser, pipe: Any) -> None:
     interval = "number input for Interval"
     browser.type_into("number input for Steps", "10")
     browser.one("#prompt textarea").send_keys(PROMPTS[1], Keys.ENTER)
@@ -280,8 +315,9 @@ def test_a_row_brings_its_try_back(browser: Browser, pipe: Any) -> None:
     browser.wait(lambda: len(browser.rows()) == 2)
     assert [row[0] for row in browser.rows()] == ["2", "1"]
     assert [row[2].endswith("×") for row in browser.rows()] == [True, True]
-    browser.wait(lambda: len(browser.all("#plot .plot_marks path")) == 2)
-    assert browser.strip() != first
+    browser.wait(lambda: len(browser.all("#plot circle")) == 2)
+    second = browser.strip()
+    assert second != first
 
     browser.all("#tries [role=gridcell]")[5].click()
     browser.wait(lambda: browser.shows_try(1))
@@ -289,6 +325,16 @@ def test_a_row_brings_its_try_back(browser: Browser, pipe: Any) -> None:
     browser.wait(lambda: field.get_attribute("value") == "2.2")
     browser.wait(lambda: browser.strip() == first)
     assert "Ran" in browser.one("#strip").text
+
+    browser.one("#plot [data-try='2'] circle").click()
+    browser.wait(lambda: browser.shows_try(2))
+    browser.wait(lambda: browser.strip() == second)
+    point = browser.one("#plot [data-try='1']")
+    assert point.get_attribute("aria-label").startswith("try 1: ")
+    point.send_keys(Keys.ENTER)
+    browser.wait(lambda: browser.shows_try(1))
+    browser.wait(lambda: field.get_attribute("value") == "2.2")
+    assert "#" not in browser.driver.current_url
 
     browser.driver.refresh()  # the page remembers; the browser need not
     browser.wait(lambda: len(browser.rows()) == 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from deepcache_patch import (
     Uniform,
     UnsupportedModelError,
 )
-from deepcache_patch.page import trial
+from deepcache_patch.compare import contest
 from deepcache_patch.page.trial import Trials
 from deepcache_patch.page.watch import StoppedError
 from deepcache_patch.settings.by_name import PARAMETERS, named_schedule
@@ -34,13 +35,13 @@ CALL = {"prompt": "a fox", "num_inference_steps": 6, "height": 16, "width": 16}
 def labels(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What was generated, in order."""
     made: list[str] = []
-    generate = trial.generate
+    timed_call = contest.timed_call
 
     def noted(*arguments: Any, label: str) -> Any:
         made.append(label)
-        return generate(*arguments, label=label)
+        return timed_call(*arguments, label=label)
 
-    monkeypatch.setattr(trial, "generate", noted)
+    monkeypatch.setattr(contest, "timed_call", noted)
     return made
 
 
@@ -74,6 +75,8 @@ def test_the_comparison_of_a_trial_is_that_of_the_helper() -> None:
     assert (ours.psnr, ours.ssim, ours.work) == (theirs.psnr, theirs.ssim, theirs.work)
     assert ours.plans == theirs.plans
     assert ours.cache_nbytes == theirs.cache_nbytes
+    assert np.array_equal(ours.plain[0], theirs.plain[0])
+    assert np.array_equal(ours.cached[0], theirs.cached[0])
 
 
 def test_the_plain_picture_is_kept_while_only_the_helper_changes(labels: list[str]) -> None:
@@ -194,25 +197,24 @@ def test_stop_ends_a_trial_at_the_next_block_and_the_next_one_runs(half: str) ->
     before = trace(pipe.unet)
     hooks = [len(module._forward_pre_hooks) for module in pipe.unet.modules()]
     untouched = Trials(CASES["sd"].load()).run(CALL, seed=0, schedule=Uniform(3))
-    trials, told, entered = Trials(pipe), [], []
+    trials, stop, told, entered = Trials(pipe), Event(), [], []
 
     def stop_after_two(label: str, step: int, steps: int | None) -> None:
         told.append((label, step))
         if (label, step) == (half, 2):
-            trials.watch.stop()
+            stop.set()
 
     with (
         pipe.unet.conv_in.register_forward_pre_hook(lambda *_: entered.append(len(told))),
         pytest.raises(StoppedError),
     ):
-        trials.run(CALL, seed=0, schedule=Uniform(3), told=stop_after_two)
+        trials.run(CALL, seed=0, schedule=Uniform(3), told=stop_after_two, stop=stop)
     assert told[-1] == (half, 2)
     assert len(told) not in entered  # no call was begun after it
     assert trace(pipe.unet) == before
     assert [len(module._forward_pre_hooks) for module in pipe.unet.modules()] == hooks
     with pytest.raises(StoppedError):
-        trials.run(CALL, seed=0, schedule=Uniform(3))
-    trials.watch.resume()
+        trials.run(CALL, seed=0, schedule=Uniform(3), stop=stop)
     again = trials.run(CALL, seed=0, schedule=Uniform(3))
     assert again.plain == untouched.plain
     assert again.cached == untouched.cached
@@ -221,34 +223,32 @@ def test_stop_ends_a_trial_at_the_next_block_and_the_next_one_runs(half: str) ->
 
 def test_stop_ends_a_trial_within_a_step() -> None:
     pipe = CASES["sd"].load()
-    before, trials, left = trace(pipe.unet), Trials(pipe), []
+    before, stop, left = trace(pipe.unet), Event(), []
     with (
-        pipe.unet.down_blocks[0].register_forward_hook(lambda *_: trials.watch.stop()),
+        pipe.unet.down_blocks[0].register_forward_hook(lambda *_: stop.set()),
         pipe.unet.mid_block.register_forward_hook(lambda *_: left.append(1)),
         pytest.raises(StoppedError),
     ):
-        trials.run(CALL, seed=0, schedule=Uniform(3))
+        Trials(pipe).run(CALL, seed=0, schedule=Uniform(3), stop=stop)
     assert left == []
     assert trace(pipe.unet) == before
 
 
 def test_stop_ends_a_trial_while_the_picture_is_decoded() -> None:
-    pipe = CASES["sd"].load()
-    trials = Trials(pipe)
+    pipe, stop = CASES["sd"].load(), Event()
     with (
-        pipe.vae.decoder.conv_in.register_forward_hook(lambda *_: trials.watch.stop()),
+        pipe.vae.decoder.conv_in.register_forward_hook(lambda *_: stop.set()),
         pipe.vae.decoder.conv_out.register_forward_hook(lambda *_: pytest.fail("was decoded")),
         pytest.raises(StoppedError),
     ):
-        trials.run(CALL, seed=0, schedule=Uniform(3))
+        Trials(pipe).run(CALL, seed=0, schedule=Uniform(3), stop=stop)
 
 
-def test_after_close_nothing_runs_even_if_it_is_resumed() -> None:
+def test_after_close_nothing_runs() -> None:
     trials = Trials(CASES["sd"].load())
-    trials.watch.close()
-    trials.watch.resume()
+    trials.close()
     with pytest.raises(StoppedError):
-        trials.run(CALL, seed=0, schedule=Uniform(3))
+        trials.run(CALL, seed=0, schedule=Uniform(3), stop=Event())
 
 
 # --- schedules by name ----------------------------------------------------------------------------
@@ -263,13 +263,15 @@ def test_every_name_is_a_schedule() -> None:
     assert (auto.interval, auto.branch) == (4, -1)
     assert isinstance(adaptive, Adaptive)
     assert (adaptive.tolerance, adaptive.branches) == (0.03, (3,))
-    assert named_schedule("noise-aware", interval=2.5) == NoiseAware(2.5, -1)
-    assert len(PARAMETERS) == 5
+    for name in ("default", "noise-aware"):
+        assert named_schedule(name, interval=2.5) == NoiseAware(2.5, -1)
+    assert len(PARAMETERS) == 6
 
 
 def test_a_name_that_is_none() -> None:
     message = (
-        "there is no schedule 'cubic'; there are noise-aware, uniform, centred, auto, adaptive"
+        "there is no schedule 'cubic'; there are default, noise-aware, uniform, centred, auto, "
+        "adaptive"
     )
     with pytest.raises(InvalidSettingError, match=message):
         named_schedule("cubic")

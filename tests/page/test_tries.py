@@ -90,16 +90,3 @@ def test_a_try_knows_the_settings_that_it_was_made_with() -> None:
     assert not made.was_made_with(settings(seed=8))
     assert not made.was_made_with(settings(interval=5))
     assert not made.was_made_with(settings(seed=-1, interval=5))
-
-
-def test_the_try_nearest_to_the_middle_of_a_range_of_speeds() -> None:
-    memory = Memory()
-    for seconds in (5.0, 4.0, 2.0):  # 2.00×, 2.50×, 5.00×
-        memory.add(settings(), trial(seconds=seconds))
-
-    def number(slowest: float, fastest: float) -> int | None:
-        found = memory.within(slowest, fastest)
-        return None if found is None else found.number
-
-    assert [number(2.4, 2.6), number(1.9, 3.2), number(1.0, 5.0)] == [2, 2, 2]
-    assert [number(1.0, 2.1), number(4.0, 9.0), number(3.0, 4.0)] == [1, 3, None]

@@ -150,14 +150,31 @@ def test_a_bare_unet_has_the_plan_of_a_loop_without_a_scheduler():
     assert str(caught.value) == "num_inference_steps must be an integer of at least 1, not None"
 
 
-@pytest.mark.parametrize("schedule", [Auto(), Adaptive()], ids=["Auto", "Adaptive"])
-def test_what_decides_as_it_goes_has_no_plan(schedule):
+@pytest.mark.parametrize(
+    ("interval", "first", "steps", "most"),
+    [(1.5, 0, 20, 13), (2, 0, 20, 10), (30, 3, 20, 3), (2, 4, 20, 12), (2, 0, 8, 8)],
+)
+def test_what_decides_as_it_goes_has_a_budget_and_no_plan(interval, first, steps, most):
+    helper = DeepCacheHelper(SD.load(), schedule=Adaptive(0, interval=interval), first=first)
     with pytest.raises(InvalidSettingError) as caught:
-        DeepCacheHelper(SD.load(), schedule=schedule).plan(20)
+        helper.plan(steps)
     assert str(caught.value) == (
-        f"{type(schedule).__name__} decides while a generation runs: there is no plan before it, "
-        "and last_generations tells what ran"
+        f"Adaptive decides while a generation runs, at most {most} of {steps} steps in full: there "
+        "is no plan before it; `compare` and `last_generations` tell what ran"
     )
+    with helper:
+        SD.run(helper.pipe, steps=steps)
+    assert len(ran(helper).full_steps) == most
+
+
+def test_the_plan_of_auto_is_what_runs_once_it_has_learned():
+    pipe = scheduled("ddim")
+    with DeepCacheHelper(pipe, schedule=Auto(3)) as helper:
+        planned = helper.plan(14)
+        SD.run(pipe, steps=14)
+        assert ran(helper) == (FULL,) * 14
+        SD.run(pipe, steps=14)
+        assert ran(helper) == planned == helper.plan(14)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
-from typing import Any, Final, NamedTuple, NoReturn
+from typing import Any, Final, NamedTuple
 
 import click
 
@@ -43,12 +43,13 @@ class Argument(NamedTuple):
     value: Any
 
     def __str__(self) -> str:
-        value = self.value if isinstance(self.value, str) else json.dumps(self.value)
-        return f"{self.name}={value}"  # as it may be typed again
+        """As it may be typed again."""
+        is_text = isinstance(self.value, str) and _value(self.value) == self.value
+        return f"{self.name}={self.value if is_text else json.dumps(self.value)}"
 
 
 def argument(text: str) -> Argument:
-    """An argument and its value, which is JSON, or else a text."""
+    """An argument and its value."""
     name, sign, value = text.partition("=")
     if not sign or not name.isidentifier():
         raise click.BadParameter(
@@ -56,14 +57,17 @@ def argument(text: str) -> Argument:
         )
     if name in _TAKEN:
         raise click.BadParameter(f"{name} has an option of its own: give {_TAKEN[name]}")
+    return Argument(name, _value(value))
+
+
+def _value(text: str) -> Any:
+    """What the text is as JSON, or else the text."""
     try:
-        return Argument(name, json.loads(value, parse_constant=_no_number))
+        value = json.loads(text)
+        json.dumps(value, allow_nan=False)  # which Python would read, and JSON does not know
     except (ValueError, RecursionError):
-        return Argument(name, value)
-
-
-def _no_number(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no number of JSON")
+        return text
+    return value
 
 
 def as_call(

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import click
 
-from . import kinds, options
-from .files import require_file_name, require_writable
+from . import options
+from .files import require_writable
 from .mistakes import bad_input, failure
-from .names import SCHEDULES
 from .request import GenerationRequest, helper_arguments, require_branch, require_same_steps
 from .terminal import import_word, phase, say
 
@@ -30,30 +29,11 @@ examples:
 Writes comparison.html, comparison.png and comparison.json into the output folder.
 """
 
-#: Unless another folder is given.
-_OUTPUT: Final = Path("deepcache-comparison")
-
 
 @options.command(_EXAMPLES)
-@options.model
-@options.generation
-@options.interval
-@options.speedup
-@options.branch
-@options.schedule(*SCHEDULES)
-@options.window
-@options.replay
-@options.loading
-@click.option(
-    "--repeats",
-    type=kinds.positive,
-    default=1,
-    metavar="N",
-    help="timed runs of each; medians",
+@options.comparing(
+    "deepcache-comparison", options.speedup, repeats=1, about="timed runs of each; medians"
 )
-@options.fewer_steps
-@options.output("DIR", default=_OUTPUT, help=f"default: {_OUTPUT}")
-@options.as_json("the figures")
 @click.pass_obj
 def compare(
     line: str,
@@ -78,8 +58,6 @@ def compare(
     """
     asked = GenerationRequest(**generation)
     asked.check()
-    if schedule not in SCHEDULES:
-        require_file_name(schedule, *SCHEDULES)
     import_word()
     # Here, so that --help and a mistyped option need not wait for torch.
     from ..compare.outcome import FILES
@@ -93,7 +71,7 @@ def compare(
         pipe = asked.load()
         seeds, call = asked.call_of(pipe, asked.prompts_given())
         require_branch(pipe, branch, model=asked.model)
-        require_same_steps(pipe, call, schedule, settings.get("schedule"))
+        require_same_steps(pipe, call, schedule, settings["schedule"])
         helper = DeepCacheHelper(pipe, **settings, first=first, last=last, replay=replay)
     with bad_input(f"{type(pipe).__name__}: "), failure(pipe):
         outcome = helper.compare(seeds=seeds, repeats=repeats, fewer_steps=fewer_steps, **call)

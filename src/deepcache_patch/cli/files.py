@@ -4,7 +4,6 @@ write to. All that can be wrong with them is found here, before a model is loade
 
 from __future__ import annotations
 
-import os
 import re
 import tempfile
 from pathlib import Path
@@ -79,21 +78,6 @@ def prompts_in(path: Path) -> list[str]:
     if "\0" in text:
         raise BadInputError(f"--prompts {path} holds NUL characters: save it as text in UTF-8")
     return prompts
-
-
-def require_file_name(text: str, *names: str) -> None:
-    """Refuses a value of `--schedule` that is no file, nor looks like one: it is a mistyped name.
-
-    Args:
-        text: The value, which is none of the names.
-        names: What may stand there beside a file.
-    """
-    from ..settings.by_name import no_such  # which needs numpy
-
-    if text.endswith(".json") or os.path.basename(text) != text or os.path.exists(text):
-        return
-    known = no_such("schedule", text, names)
-    raise BadInputError(f"{known}, or a file that `calibrate` wrote")
 
 
 def require_writable(folder: Path, *files: Path) -> None:

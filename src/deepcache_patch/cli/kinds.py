@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Final
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from .names import may_be_scheduler, no_such_scheduler
+from ..errors import no_such
+from .names import SCHEDULES, may_be_scheduler, no_such_scheduler
 
 if TYPE_CHECKING:
     _ParamType = click.ParamType[Any]
 else:  # which newer versions of click alone can subscribe
     _ParamType = click.ParamType
+
+_Number = TypeVar("_Number", int, float)
 
 #: Of pictures, pixels, steps: beyond, memory runs out before anything can be said.
 _LARGEST_COUNT: Final = 100_000
@@ -20,57 +25,38 @@ _LARGEST_COUNT: Final = 100_000
 
 def positive(text: str) -> int:
     """A whole number from 1 up to what can be."""
-    return _count(text, least=1)
+    return _between(text, _integer, 1, _LARGEST_COUNT)
 
 
 def whole(text: str) -> int:
     """A whole number from 0 up to what can be."""
-    return _count(text, least=0)
-
-
-def _count(text: str, *, least: int) -> int:
-    number = _integer(text)
-    if number < least:
-        raise click.BadParameter(f"{number} is too small: {least} is the least")
-    if number > _LARGEST_COUNT:
-        raise click.BadParameter(f"{text} is too large: {_LARGEST_COUNT} is the most")
-    return number
-
-
-def port(text: str) -> int:
-    """A number of a TCP port; 0 means any that is free."""
-    number = _integer(text)
-    if not 0 <= number < 2**16:
-        raise click.BadParameter(f"{number} is no port: 0 to {2**16 - 1} are")
-    return number
-
-
-def random_seed(text: str) -> int:
-    """A number for a generator of torch."""
-    number = _integer(text)
-    if not -(2**63) <= number < 2**63:  # torch's, with room for those of further pictures
-        raise click.BadParameter(f"{text} is out of range: at most 63 bits")
-    return number
-
-
-def _integer(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise click.BadParameter(f"{text!r} is no whole number") from None
-
-
-def at_least_one(text: str) -> float:
-    """A number from 1 up, whole or not; a whole one is an `int`."""
-    number = finite(text)
-    if number < 1:
-        raise click.BadParameter(f"{text} is too small: 1 is the least")
-    return int(number) if number.is_integer() else number
+    return _between(text, _integer, 0, _LARGEST_COUNT)
 
 
 def branch_number(text: str) -> int:
     """A whole number from -1, above the output, up to what can be."""
-    return _count(text, least=-1)
+    return _between(text, _integer, -1, _LARGEST_COUNT)
+
+
+def port(text: str) -> int:
+    """A number of a TCP port; 0 means any that is free."""
+    return _between(text, _integer, 0, 2**16 - 1)
+
+
+def random_seed(text: str) -> int:
+    """A number for a generator of torch, with room for those of further pictures."""
+    return _between(text, _integer, -(2**63), 2**63 - 1)
+
+
+def share(text: str) -> float:
+    """A number from 0 to 1."""
+    return _between(text, finite, 0, 1)
+
+
+def at_least_one(text: str) -> float:
+    """A number from 1 up, whole or not; a whole one is an `int`."""
+    number = _between(text, finite, 1, math.inf)
+    return int(number) if number.is_integer() else number
 
 
 def finite(text: str) -> float:
@@ -84,11 +70,19 @@ def finite(text: str) -> float:
     return number
 
 
-def share(text: str) -> float:
-    """A number from 0 to 1."""
-    number = finite(text)
-    if not 0 <= number <= 1:
-        raise click.BadParameter(f"{text} is no share: 0 to 1 are")
+def _integer(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is no whole number") from None
+
+
+def _between(text: str, read: Callable[[str], _Number], least: float, most: float) -> _Number:
+    number = read(text)
+    if number < least:
+        raise click.BadParameter(f"{text} is too small: {least} is the least")
+    if number > most:
+        raise click.BadParameter(f"{text} is too large: {most} is the most")
     return number
 
 
@@ -113,6 +107,15 @@ def scheduler_name(text: str) -> str:
     if not may_be_scheduler(text):
         raise click.BadParameter(no_such_scheduler(text))
     return text
+
+
+def schedule_name(text: str) -> str:
+    """A name of a schedule, or of a file, whether or not that can be read."""
+    is_file = text.endswith(".json") or os.path.basename(text) != text or os.path.exists(text)
+    if text in SCHEDULES or is_file:
+        return text
+    known = no_such("schedule", text, SCHEDULES)
+    raise click.BadParameter(f"{known}, or a file that `calibrate` wrote")
 
 
 class ListOf(_ParamType):

@@ -8,13 +8,12 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from difflib import get_close_matches
 from importlib import import_module
 from typing import Final
 
 import click
 
-from ..errors import first_line
+from ..errors import first_line, no_such
 from .mistakes import BadInputError, FailedError, missing_package
 from .names import COMPLETION_VARIABLE, PROGRAM
 from .options import help_option
@@ -53,9 +52,7 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             if not ctx.resilient_parsing:  # where a shell asks, nothing is wrong yet
-                near = get_close_matches(cmd_name, COMMANDS, n=1)
-                meant = f": did you mean {near[0]!r}? There" if near else "; there"
-                ctx.fail(f"No such command {cmd_name!r}{meant} are {', '.join(COMMANDS)}")
+                ctx.fail(no_such("command", cmd_name, COMMANDS))
             return None
         found: click.Command = getattr(import_module(f".{cmd_name}", __package__), cmd_name)
         return found

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from difflib import get_close_matches
+from collections.abc import Collection
 from typing import Final
+
+from ..errors import no_such
 
 PROGRAM: Final = "deepcache-patch"
 
@@ -14,8 +15,8 @@ COMPLETION_VARIABLE: Final = "_DEEPCACHE_PATCH_COMPLETE"
 #: Of torch.
 DTYPES: Final = ("float32", "float16", "bfloat16")
 
-#: Schedules of commands that load a pipeline, the default first.
-SCHEDULES: Final = ("noise-aware", "uniform", "centred", "auto", "adaptive")
+#: Schedules, the default first.
+SCHEDULES: Final = ("default", "noise-aware", "uniform", "centred", "auto", "adaptive")
 
 #: Friendly names; every scheduler class of diffusers is also known by its own name.
 SCHEDULERS: Final = {
@@ -50,18 +51,14 @@ SCHEDULER_OPTIONS: Final[dict[str, dict[str, object]]] = {
 }
 
 
-def no_such_scheduler(name: str, theirs: Iterable[str] = ()) -> str:
+def no_such_scheduler(name: str, theirs: Collection[str] = ()) -> str:
     """What to say of a scheduler that there is not.
 
     Args:
         name: What was typed.
         theirs: Classes of diffusers that may be meant, too.
     """
-    by_lower = {each.lower(): each for each in (*SCHEDULERS, *theirs)}
-    near = get_close_matches(name.lower(), by_lower, n=1)
-    meant = f": did you mean {by_lower[near[0]]!r}?" if near else ";"
-    known = f"{', '.join(SCHEDULERS)}, and the classes of diffusers"
-    return f"there is no scheduler {name!r}{meant} There are {known}".replace("; There", "; there")
+    return f"{no_such('scheduler', name, SCHEDULERS, theirs)}, and the classes of diffusers"
 
 
 def may_be_scheduler(name: str) -> bool:

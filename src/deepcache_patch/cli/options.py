@@ -19,6 +19,7 @@ from .kinds import (
     finite,
     positive,
     random_seed,
+    schedule_name,
     scheduler_name,
     share,
     steps_or_share,
@@ -76,7 +77,7 @@ def _refuse_list(param: click.Parameter, value: Any) -> None:
     """Says where a list may be given, in the place of what is wrong with it as one value."""
     if isinstance(param.type, ListOf) or not isinstance(value, str) or "," not in value:
         return
-    is_file = param.name == "schedule" and not {"default", *SCHEDULES} & {*value.split(",")}
+    is_file = param.name == "schedule" and not {*SCHEDULES} & {*value.split(",")}
     if param.name in _IN_SWEEPS and not is_file:
         raise click.UsageError(f"{param.opts[0]} {value} is a list: give one value{_LISTS}")
 
@@ -236,23 +237,20 @@ generation: Decorator = _together(
         type=argument,
         multiple=True,
         metavar="KEY=VALUE",
-        help="any other argument of the pipeline's call, as JSON or text: clip_skip=2; may be "
-        "given several times",
+        help="any other argument of the pipeline's call, as JSON, or else as text: clip_skip=2, or "
+        "KEY='\"2\"' for a text that would be JSON; may be given several times",
     ),
 )
 
 
-def schedule(*names: str) -> Decorator:
-    """The schedule: one of these names, the first by default, or a file; without names, a file."""
-    known = [f"{name} (default)" if name == names[0] else name for name in names]
-    return click.option(
-        "--schedule",
-        default=names[0] if names else None,
-        metavar="NAME|FILE" if names else "FILE",
-        shell_complete=completing(*names, places="file"),
-        help=", ".join([*known, f"{'or ' if names else ''}a file that `calibrate` wrote"]),
-    )
-
+schedule: Decorator = click.option(
+    "--schedule",
+    type=schedule_name,
+    default=SCHEDULES[0],
+    metavar="NAME|FILE",
+    shell_complete=completing(*SCHEDULES, places="file"),
+    help=f"default, which is {', '.join(SCHEDULES[1:])}, or a file that `calibrate` wrote",
+)
 
 interval: Decorator = click.option(
     "--interval",
@@ -293,19 +291,6 @@ window: Decorator = _together(
 )
 
 
-replay: Decorator = click.option(
-    "--replay", type=click.Choice(["extrapolate", "reuse"]), help="default: extrapolate"
-)
-
-fewer_steps: Decorator = click.option(
-    "--no-fewer-steps",
-    "fewer_steps",
-    flag_value=False,
-    default=True,
-    help="leave out the plain pipeline with fewer steps at equal work",
-)
-
-
 def full_steps(about: str) -> Decorator:
     """The number of full steps, and what it is for."""
     return click.option("--full-steps", type=positive, metavar="N", help=about)
@@ -320,3 +305,37 @@ def output(kind: str, **settings: Any) -> Decorator:
 def as_json(about: str) -> Decorator:
     """Whether to print JSON, and of what."""
     return click.option("--json", "as_json", is_flag=True, help=f"print {about} as JSON")
+
+
+def comparing(folder: str, *more: Decorator, repeats: int, about: str) -> Decorator:
+    """What is generated without the helper and with it, how often, and where it goes.
+
+    Args:
+        folder: For the results, unless another one is given.
+        more: Options that stand beside the interval.
+        repeats: Timed runs, unless another number is given.
+        about: What they are for.
+    """
+    return _together(
+        model,
+        generation,
+        interval,
+        *more,
+        branch,
+        schedule,
+        window,
+        click.option(
+            "--replay", type=click.Choice(["extrapolate", "reuse"]), help="default: extrapolate"
+        ),
+        loading,
+        click.option("--repeats", type=positive, default=repeats, metavar="N", help=about),
+        click.option(
+            "--no-fewer-steps",
+            "fewer_steps",
+            flag_value=False,
+            default=True,
+            help="leave out the plain pipeline with fewer steps at equal work",
+        ),
+        output("DIR", default=Path(folder), help=f"default: {folder}"),
+        as_json("the figures"),
+    )

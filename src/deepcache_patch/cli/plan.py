@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from . import kinds, options
-from .files import require_file_name
-from .mistakes import BadInputError, bad_input, reason_of
-from .names import PROGRAM
-from .request import require_speedup_alone
+from .mistakes import BadInputError, bad_input
+from .names import PROGRAM, SCHEDULES
+from .request import read_schedule, require_speedup_alone
 from .shown import json_of, plan_as_dict
 from .terminal import import_word, say
 
@@ -50,7 +49,7 @@ _USUAL: Final = {
 
 @options.command(_EXAMPLES)
 @options.steps(default=f"{_STEPS}, or the file's")
-@options.schedule("noise-aware", "uniform", "centred")
+@options.schedule
 @options.interval
 @options.speedup
 @options.branch
@@ -89,13 +88,11 @@ def plan(
     **parameters: Any,
 ) -> None:
     """Prints which steps of a generation run in full. Loads no model."""
-    from ..settings.by_name import PARAMETERS, PLANNED, named_schedule
-
-    if schedule not in PARAMETERS:
-        require_file_name(schedule, *PLANNED)
-    if scheduler is not None or schedule not in ("uniform", "centred"):
-        import_word()  # the others are arithmetic alone
+    is_arithmetic = scheduler is None and schedule in ("uniform", "centred")
+    if not is_arithmetic:
+        import_word()
     from ..schedules.window import Window
+    from ..settings.by_name import TAKE_SPEEDUP, named_schedule
 
     require_speedup_alone(schedule, interval=parameters["interval"], speedup=speedup)
     given = {name: value for name, value in parameters.items() if value is not None}
@@ -108,26 +105,28 @@ def plan(
         window = Window(first, last)
         if speedup is not None:
             given["interval"] = _interval_for(speedup, branch)
-        if schedule not in PLANNED:
+        if schedule not in SCHEDULES:
             plans = [window.protect(each) for each in _plans_in(schedule, steps, given | wanted)]
-        elif scheduler is None and schedule != "noise-aware":
-            plans = [window.protect(named_schedule(schedule, **given).plan(steps or _STEPS))]
         else:
-            found = named_schedule(schedule, **given)
-            built = _scheduler(scheduler, spacing)
-            plans = [_planned(found, built, steps or _STEPS, window, strength)]
+            found, steps = named_schedule(schedule, **given), steps or _STEPS
+            if is_arithmetic:
+                plans = [window.protect(found.plan(steps))]
+            else:
+                built = _scheduler(scheduler, spacing)
+                plans = [_planned(found, built, steps, window, strength)]
     if as_json:
         shown = [plan_as_dict(each) for each in plans]
         say(json_of(shown[0] if len(shown) == 1 else shown))
         return
     for each in plans:
         say(f"{each}\n{each.counted}")
-    if schedule == "noise-aware":
+    if schedule in TAKE_SPEEDUP:
         from ..schedules.noise_aware import remark_on
 
-        say(_levels(scheduler, plans[0]))
-        if remark := remark_on(plans[0]):
-            say(remark)
+        own = found.remark_on(plans[0]) if schedule == "auto" else None
+        for line in (_levels(scheduler, plans[0]), remark_on(plans[0]), own):
+            if line is not None:
+                say(line)
     if branch > 0:  # all have branch 0
         say(f"no model tells here whether there is a branch {branch}: {_TABLE} does")
 
@@ -180,22 +179,7 @@ def _levels(scheduler: str | None, plan: Plan) -> str:
 
 
 def _plans_in(file: str, steps: int | None, given: dict[str, Any]) -> list[Plan]:
-    if file in ("auto", "adaptive"):
-        raise BadInputError(
-            f"{file} has no plan before a generation runs: `compare` shows what it does"
-        )
-    from ..learning.calibrated_schedule import load_all  # which needs torch
-
-    try:
-        plans = [each.entries for each in load_all(file)]
-    except OSError as error:
-        from ..settings.by_name import PLANNED
-
-        known = ", ".join(PLANNED)
-        reason = reason_of(error)
-        raise BadInputError(
-            f"--schedule is {known} or a file; cannot read {file}: {reason}"
-        ) from error
+    plans = [each.entries for each in read_schedule(file, several=True)]
     if given:
         option = f"--{next(iter(given)).replace('_', '-')}"
         raise BadInputError(f"{option} does not go with the file of --schedule, which has its plan")

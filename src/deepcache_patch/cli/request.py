@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from ..errors import InvalidSettingError, first_line
 from .arguments import CALL_OPTIONS, Argument, as_call
-from .files import model_folder, picture_in, prompts_in, require_file_name
+from .files import model_folder, picture_in, prompts_in
 from .loras import Lora, add_loras
 from .mistakes import BadInputError, bad_input, reason_of, require_package
 from .names import SCHEDULES
@@ -218,25 +218,27 @@ def require_within_reach(
             )
 
 
-def calibrated_in(schedule: str | None) -> Any:
-    """The schedule in the file of `--schedule`, or `None` where that names none."""
-    from ..learning.calibrated_schedule import Calibrated
+def read_schedule(file: str, *, several: bool = False) -> Any:
+    """What the file of `--schedule` holds: the one schedule, or all of them."""
+    from ..learning.calibrated_schedule import Calibrated, load_all
 
-    if schedule is None or schedule in SCHEDULES:
-        return None
-    require_file_name(schedule, *SCHEDULES)
     try:
-        return Calibrated.load(schedule)
+        return load_all(file) if several else Calibrated.load(file)
     except OSError as error:
-        known, reason = ", ".join(SCHEDULES), reason_of(error)
-        message = f"--schedule is {known} or a file; cannot read {schedule}: {reason}"
-        raise BadInputError(message) from error
+        raise BadInputError(f"cannot read --schedule {file}: {reason_of(error)}") from error
+
+
+def schedule_given(name: str) -> Any:
+    """The schedule that `--schedule` means: its name, or what the file holds."""
+    return name if name in SCHEDULES else read_schedule(name)
 
 
 def require_speedup_alone(schedule: str, *, interval: float | None, speedup: float | None) -> None:
     """Refuses `--speedup` beside what says as much, or where nothing goes by it."""
-    if speedup is not None and schedule != SCHEDULES[0]:
-        raise BadInputError(f"--speedup goes with --schedule {SCHEDULES[0]} only")
+    from ..settings.by_name import TAKE_SPEEDUP
+
+    if speedup is not None and schedule not in TAKE_SPEEDUP:
+        raise BadInputError("--speedup goes with --schedule default or auto")
     if speedup is not None and interval is not None:
         raise BadInputError("give one of --interval and --speedup, not both")
 
@@ -245,12 +247,8 @@ def helper_arguments(
     schedule: str, *, interval: float | None, speedup: float | None, branch: int | None
 ) -> dict[str, Any]:
     """Arguments of `DeepCacheHelper`."""
-    given = {"interval": interval, "branch": branch}
     require_speedup_alone(schedule, interval=interval, speedup=speedup)
-    if schedule == SCHEDULES[0]:
-        return {**given, "speedup": speedup}
-    if schedule in SCHEDULES:
-        return {**given, "schedule": schedule}
-    if interval is not None or branch is not None:
+    if schedule not in SCHEDULES and (interval, branch) != (None, None):
         raise BadInputError("--interval and --branch stand in the file of --schedule already")
-    return {"schedule": calibrated_in(schedule)}
+    given = {"interval": interval, "branch": branch, "speedup": speedup}
+    return {**given, "schedule": schedule_given(schedule)}

@@ -13,7 +13,7 @@ from . import kinds, options
 from .files import require_writable
 from .mistakes import bad_input, failure
 from .names import PROGRAM, SCHEDULES
-from .request import GenerationRequest, calibrated_in, require_branch
+from .request import GenerationRequest, require_branch, schedule_given
 from .terminal import complain, import_word, say
 
 _EXAMPLES = """\
@@ -26,15 +26,12 @@ sweep.png and sweep.json into the output folder, and keeps each setting there on
 after Ctrl-C, the same command goes on.
 """
 
-#: Unless another folder is given.
-_OUTPUT: Final = Path("deepcache-sweep")
-
 #: Options that take a list here, and what their help says.
 _LISTS: Final = {
     "interval": "one full step in X; several with commas (default: 2,3,5)",
     "branch": "of the shallow steps, -1 or from 0; several with commas (default: the schedule's)",
-    "schedule": f"default, {', '.join(SCHEDULES)}, or files that `calibrate` wrote; several with "
-    "commas (default: default)",
+    "schedule": f"{', '.join(SCHEDULES)}, or files that `calibrate` wrote; several with commas "
+    "(default: default)",
     "steps": "denoising steps; several with commas (default: 50)",
 }
 
@@ -53,24 +50,11 @@ def _lists(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @options.command(_EXAMPLES)
 @_lists
-@options.model
-@options.generation
-@options.interval
-@options.branch
-@options.schedule("default", *SCHEDULES)
-@options.window
-@options.replay
-@options.loading
-@click.option(
-    "--repeats",
-    type=kinds.positive,
-    default=3,
-    metavar="N",
-    help="rounds; speeds are medians, and have their range (default: 3)",
+@options.comparing(
+    "deepcache-sweep",
+    repeats=3,
+    about="rounds; speeds are medians, and have their range (default: 3)",
 )
-@options.fewer_steps
-@options.output("DIR", default=_OUTPUT, help=f"default: {_OUTPUT}")
-@options.as_json("the figures")
 @click.pass_context
 def sweep(
     context: click.Context,
@@ -102,14 +86,13 @@ def sweep(
     from ..sweep.outcome import FILES
     from ..sweep.run import INTERVALS, SweepInterrupted
     from ..sweep.run import sweep as run
-    from ..sweep.settings import DEFAULT, settings_of
+    from ..sweep.settings import settings_of
 
     require_metrics()
     require_writable(output, *(output / name for name in FILES))
     with bad_input():
         for name in schedule:
-            if name != DEFAULT:
-                calibrated_in(name)  # or it is refused, before a model is loaded
+            schedule_given(name)  # or it is refused, before a model is loaded
         settings: dict[str, Any] = {"schedule": schedule, "interval": interval or INTERVALS}
         settings_of(**settings, branch=branch, steps=steps)
         pipe = asked.load()

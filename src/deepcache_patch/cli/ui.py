@@ -11,7 +11,7 @@ import click
 from . import kinds, options
 from .mistakes import BadInputError, bad_input, reason_of
 from .names import PROGRAM
-from .request import PipelineRequest, calibrated_in
+from .request import PipelineRequest, schedule_given
 from .terminal import complain, import_word, say
 
 _EXAMPLES = """\
@@ -25,7 +25,7 @@ Prints the address of the page; Ctrl-C ends it.
 @options.command(_EXAMPLES)
 @options.model
 @options.loading
-@options.schedule()
+@options.schedule
 @click.option(
     "--host", default="127.0.0.1", help="address to listen on (default: only this machine)"
 )
@@ -36,27 +36,22 @@ Prints the address of the page; Ctrl-C ends it.
     metavar="N",
     help="default: 7860; 0 takes a free one",
 )
-def ui(*, schedule: str | None, host: str, port: int, **loading: Any) -> None:
+def ui(*, schedule: str, host: str, port: int, **loading: Any) -> None:
     """Serves a page that makes pictures without and with DeepCache.
 
-    With --schedule, that schedule can be chosen on the page.
+    It begins with the schedule of --schedule; others can be chosen.
     """
     asked = PipelineRequest(**loading)
     asked.check()
     import_word()
     from ..page.app import require_gradio
     from ..page.serving import is_loopback, launch
-    from ..settings.by_name import PARAMETERS
 
     require_gradio()
-    if schedule in PARAMETERS:
-        raise BadInputError(f"--schedule {schedule} is chosen on the page: give a file here")
     free = _free_port(host, port)
     with bad_input():
-        calibrated = calibrated_in(schedule)
-        pipe = asked.load()
-    with bad_input():
-        page = launch(pipe, host=host, port=free, calibrated=calibrated)
+        begin = schedule_given(schedule)
+        page = launch(asked.load(), host=host, port=free, schedule=begin)
     if not is_loopback(host):
         warning = f"warning: whoever reaches {host} can use this page, without a password"
         complain(f"{PROGRAM} ui: {warning}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial, reduce
 from statistics import fmean
@@ -73,6 +73,7 @@ class Contest:
         call: Arguments of the pipeline's `__call__`.
         seeds: One for each result; by default 0, or 0, 1, 2, … for as many prompts.
         repeats: Timed runs of each contestant.
+        watch: Each run is within what this makes of its label, and outside of the helper.
 
     Raises:
         ImportError: scikit-image is not installed.
@@ -88,6 +89,7 @@ class Contest:
         *,
         seeds: Sequence[int] | None,
         repeats: int,
+        watch: Callable[[str], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         require_metrics()
         if seeds is None:
@@ -103,7 +105,7 @@ class Contest:
         self.pipe, self.helper, self.call, self.seeds = pipe, helper, dict(call), seeds
         self.repeats = repeats
         self._calls, self._unets = calls_of(pipe, call, seeds), unets_of(pipe)
-        self._perceptual = lpips()
+        self._perceptual, self._watch = lpips(), watch
         self._branches: Any = None
 
     @contextmanager
@@ -203,7 +205,8 @@ class Contest:
         for number, (arguments, seeds) in enumerate(calls, 1):
             which = label if len(calls) == 1 else f"{label} {number}/{len(calls)}"
             unets = self._unets.values()
-            output, timing, device = timed_call(self.pipe, unets, arguments, seeds, label=which)
+            with self._watch(which):
+                output, timing, device = timed_call(self.pipe, unets, arguments, seeds, label=which)
             made.append(made_by(self.pipe, output, len(seeds)))
             timings.append(timing)
         return reduce(operator.add, made), reduce(operator.add, timings), device

@@ -6,10 +6,11 @@ notebook asks for one is no business of this file.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from ..running.face import Helper
-from .contest import Contest, Run
+from .contest import CachedRun, Contest, Run
 from .fewer import Fewer, FewerSteps
 from .outcome import Comparison
 
@@ -64,8 +65,15 @@ def compare(
             if fewer_steps:
                 fewer.follow(plain[-1].time, cached[-1].work)
 
+    made = compared(contest, plain, cached)
+    few = _fewer_steps(contest, plain[0], fewer)
+    return replace(made, fewer=few, fewer_left_out=fewer.left_out)
+
+
+def compared(contest: Contest, plain: Sequence[Run], cached: Sequence[CachedRun]) -> Comparison:
+    """The comparison of runs without the helper and with it."""
     reference, first, last = plain[0], cached[0], cached[-1]
-    schedule = helper.schedule
+    helper, schedule = contest.helper, contest.helper.schedule
     about = {
         **contest.about(reference.device),
         "interval": getattr(schedule, "interval", None),
@@ -73,20 +81,19 @@ def compare(
         "schedule": str(schedule),
         "replay": None if getattr(schedule, "own_replay", False) else str(helper.replay),
     }
+    measures: dict[str, Any] = contest.measured(reference.made, first.made)
     return Comparison(
         plain=reference.made.shown(),
         cached=first.made.shown(),
         plain_times=tuple(run.time for run in plain),
         cached_times=tuple(run.time for run in cached),
-        **contest.measured(reference.made, first.made),
+        **measures,
         full_calls=last.stats.full_calls,
         shallow_calls=last.stats.shallow_calls,
         cache_nbytes=last.stats.cache_nbytes,
         about=about,
         plans={name: each.plan for name, each in last.last.items()},
         work=None if last.work is None else last.work / reference.time.calls,
-        fewer=_fewer_steps(contest, plain[0], fewer),
-        fewer_left_out=fewer.left_out,
     )
 
 

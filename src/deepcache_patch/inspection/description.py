@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 from torch import nn
 
 from ..errors import DeepCacheWarning
+from ..learning.auto import Auto
 from ..running.components import schedulers_of
 from ..running.face import Helper
 from ..running.stats import LastGeneration
@@ -49,7 +51,7 @@ def rows(helper: Helper) -> list[tuple[str, str]]:
     found += [("cache", f"{stats.cache_nbytes / 2**20:.2f} MiB at most")]
     for name, last in helper.last_generations.items():
         found.append((f"last of {name}" if several else "last", _speed(last)))
-        found += [("", text) for text in (_work(last), remark_on(last.plan)) if text]
+        found += [("", _work(last)), *_remarks(helper, last.plan, is_past=True)]
     return found
 
 
@@ -85,14 +87,21 @@ def _expected(helper: Helper, window: Window) -> list[tuple[str, str]]:
             context = Context(len(values), values, scheduler, unet, window=window)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeepCacheWarning)
-                plan = planned(helper.schedule, context)  # type: ignore[arg-type]
+                schedule: Any = helper.schedule
+                schedule = schedule.default if isinstance(schedule, Auto) else schedule
+                plan = planned(schedule, context)
     except Exception:  # it looks at the generation, or is for another number of steps
         return [("plan", "depends on the generation")]
     found = _strip("plan", plan)
     name, text = found[-1]
-    remark = remark_on(plan)
-    more = [] if remark is None else [("", remark)]
-    return [*found[:-1], (name, f"{text} (of {len(plan)} steps)"), *more]
+    remarks = _remarks(helper, plan)
+    return [*found[:-1], (name, f"{text} (of {len(plan)} steps)"), *remarks]
+
+
+def _remarks(helper: Helper, plan: Plan, *, is_past: bool = False) -> list[tuple[str, str]]:
+    schedule = helper.schedule
+    own = schedule.remark_on(plan, is_past=is_past) if isinstance(schedule, Auto) else None
+    return [("", text) for text in (own, remark_on(plan)) if text]
 
 
 def _strip(name: str, plan: Plan) -> list[tuple[str, str]]:

@@ -12,7 +12,7 @@ from ..schedules.forecast import Forecast
 from ..schedules.guide import Context, Guide, PlannedGuide, planned
 from ..schedules.noise import ends_with
 from ..schedules.noise_aware import NoiseAware
-from ..schedules.plans import OUTPUT, Plan
+from ..schedules.plans import OUTPUT, Plan, place_of
 from ..schedules.replay import Replay
 from .calibrated_schedule import Calibrated, CalibratedGuide, Setting, load_all, save_all
 from .study import Study, StudyGuide
@@ -67,8 +67,9 @@ class Auto:
     def __init__(
         self, interval: float = 2.2, branch: int = OUTPUT, *, file: str | Path | None = None
     ) -> None:
-        self._planned = NoiseAware(interval, branch)
-        self.interval, self.branch = self._planned.interval, self._planned.branch
+        #: By whose plan it goes, once it has learned and where it cannot.
+        self.default = NoiseAware(interval, branch)
+        self.interval, self.branch = self.default.interval, self.default.branch
         self.file = None if file is None else Path(file)
         # Of which U-Net each was learned; that of a file is for any.
         self._learned: list[tuple[weakref.ref[nn.Module] | None, Calibrated]] = []
@@ -90,10 +91,10 @@ class Auto:
 
     def begin(self, context: Context, replay: Replay) -> Guide:
         """Lead through a generation: to learn, by what was learned, or as `NoiseAware` does."""
-        plan = planned(self._planned, context)
+        plan = planned(self.default, context)
         if not self._can_learn(context, plan):
             self._tell(context, plan)
-            return PlannedGuide(self._planned, replay, context)
+            return PlannedGuide(self.default, replay, context)
         setting, unet = Setting.of(context), weakref.ref(context.unet)
         for of, known in self._learned:
             if of in (None, unet) and (known.setting, known.entries) == (setting, plan):
@@ -101,6 +102,22 @@ class Auto:
                     self._compare_weights(known, context.unet)
                 return CalibratedGuide(known, context, replay)
         return StudyGuide(Study(context, self.branch), lambda study: self._learn(study, plan, unet))
+
+    def remark_on(self, plan: Plan, *, is_past: bool = False) -> str | None:
+        """What to know of the plan: that it is learned at first, or that nothing is.
+
+        Args:
+            plan: Of generations with this schedule.
+            is_past: Whether it has run, so that the first need not be told.
+        """
+        if not plan.branches:
+            return None
+        if plan.branches != (OUTPUT,):
+            return f"auto: nothing is learned {place_of(plan.branches[0])}: as the default"
+        if not self._is_worth_it(plan):
+            full = len(plan.full_steps)
+            return f"auto: {full} full steps, too few to learn from: as the default"
+        return None if is_past else "the first generation in each setting runs in full, to learn"
 
     def _compare_weights(self, known: Calibrated, unet: nn.Module) -> None:
         """Warn if what another process learned was learned with other weights."""

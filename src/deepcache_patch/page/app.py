@@ -10,11 +10,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from html import escape
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from ..errors import DeepCacheError, first_line
+from ..learning.auto import Auto
 from ..learning.calibrated_schedule import Calibrated
 from ..measuring.similarity import require_metrics
+from ..settings.by_name import DEFAULT
 from .as_python import as_python
 from .card import card_of
 from .fields import Fields
@@ -36,19 +39,19 @@ def require_gradio() -> None:
     require_metrics()
 
 
-def build_ui(pipe: Any, *, calibrated: Calibrated | None = None) -> Any:
+def build_ui(pipe: Any, *, schedule: Calibrated | str = DEFAULT) -> Any:
     """Returns the page for a pipeline, a `gradio.Blocks`; nothing is served yet.
 
     Args:
         pipe: A pipeline that makes a picture of a prompt, or of nothing.
-        calibrated: A schedule that can be chosen beside those that the page knows by name.
+        schedule: That it begins with: a name, or one that can be chosen beside those with a name.
 
     Raises:
         ImportError: gradio is not installed.
         UnsupportedModelError: The page cannot drive this pipeline.
-        InvalidSettingError: `calibrated` is of another U-Net or scheduler.
+        InvalidSettingError: The schedule is of another U-Net or scheduler.
     """
-    return Page(pipe, calibrated=calibrated).blocks
+    return Page(pipe, schedule=schedule).blocks
 
 
 class Page:
@@ -61,19 +64,20 @@ class Page:
         fields: The settings.
     """
 
-    def __init__(self, pipe: Any, *, calibrated: Calibrated | None = None) -> None:
+    def __init__(self, pipe: Any, *, schedule: Calibrated | str = DEFAULT) -> None:
         self._gr = gradio()
         self._pipe = pipe
         self.trials = Trials(pipe)
         self.memory = Memory()
-        if calibrated is not None:
-            calibrated.check(pipe.unet, pipe.scheduler)
-        self.fields = Fields(self._gr, self.trials, pipe, card_of(pipe), calibrated)
+        if not isinstance(schedule, str):
+            schedule.check(pipe.unet, pipe.scheduler)
+        self._stops: dict[str, Event] = {}  # of each tab that generates, or waits for its turn
+        self.fields = Fields(self._gr, self.trials, pipe, card_of(pipe), schedule)
         self.blocks = self._laid_out()
 
     def close(self) -> None:
         """Ends a trial that is under way, and deletes what was written."""
-        self.trials.watch.close()
+        self.trials.close()
         self.result.close()
 
     # --- what the events call ---------------------------------------------------------------------
@@ -91,14 +95,15 @@ class Page:
         if made is not None and made.was_made_with(given):
             return ran(made.trial.comparison)
         try:
-            schedule = self.fields.schedule(given)
-            steps = self.fields.call(given).get("num_inference_steps")
-            return planned(self.trials.plan(schedule, steps), self.trials.shares)
+            schedule, call = self.fields.schedule(given), self.fields.call(given)
+            plan = self.trials.plan(schedule, call.get("num_inference_steps"))
+            remark = schedule.remark_on(plan) if plan and isinstance(schedule, Auto) else None
+            return planned(plan, self.trials.shares, remark)
         except DeepCacheError as error:
             return wrong(first_line(error))
 
-    def generate(self, told: Told, *values: Any) -> list[Any]:
-        """Runs the settings, and returns what all outputs show then.
+    def generate(self, tab: str, told: Told, *values: Any) -> list[Any]:
+        """Runs the settings of a tab, and returns what all its outputs show then.
 
         Raises:
             gradio.Error: With what is wrong, in one line.
@@ -107,18 +112,16 @@ class Page:
         if not (given.get("prompt", "-") or "").strip():
             self._gr.Warning("What is the picture to show? Write a prompt, or take an example.")
             return self._nothing_new()
-        self.trials.watch.resume()  # a Stop that came after the last one was over
+        stop = self._stops.setdefault(tab, Event())
         with self._said():
-            schedule, call = self.fields.schedule(given), self.fields.call(given)
             given["seed"] = self.fields.seed(given)
-            replay = self.fields.replay(given)
             try:
-                trial = self.trials.run(
-                    call, seed=given["seed"], schedule=schedule, replay=replay, told=told
-                )
+                trial = self.trials.run(**self.fields.asked(given), told=told, stop=stop)
             except StoppedError:
                 self._gr.Info("Stopped. The pictures are those of before.")
                 return self._nothing_new()
+            finally:
+                self._stops.pop(tab, None)
             return [*self._shown(self.memory.add(given, trial)), *self.gallery.of()]
 
     def bring_back(self, made: Try | None) -> list[Any]:
@@ -134,18 +137,26 @@ class Page:
             return self._gr.skip()
         return difference(made.trial.plain, made.trial.cached, factor)
 
-    def busy(self) -> list[Any]:
-        """The buttons while a picture is made."""
+    def busy(self, tab: str) -> list[Any]:
+        """The buttons of a tab while its pictures are made, or wait for those of another."""
+        if any(tab != other and not stop.is_set() for other, stop in [*self._stops.items()]):
+            self._gr.Info("Another tab's pictures are made first. Then these are.")
+        self._stops.setdefault(tab, Event())
         return [self._gr.update(interactive=False), self._gr.update(interactive=True)]
 
-    def stop(self) -> Any:
-        """Ends the trial that is under way; the button says so until it has."""
-        self.trials.watch.stop()
+    def closed(self, tab: str) -> None:
+        """Ends what the tab generates or waits for."""
+        if tab in self._stops:
+            self._stops[tab].set()
+
+    def stop(self, tab: str) -> Any:
+        """The same, by the button, which says so until it is over."""
+        self.closed(tab)
         return self._gr.update(value="Stopping …", interactive=False)
 
-    def idle(self) -> list[Any]:
+    def idle(self, tab: str) -> list[Any]:
         """The buttons when it is done, whether it was made, stopped or failed."""
-        self.trials.watch.resume()
+        self._stops.pop(tab, None)
         return [self._gr.update(interactive=True), self._gr.update(value="Stop", interactive=False)]
 
     def _shown(self, made: Try) -> list[Any]:
@@ -155,25 +166,17 @@ class Page:
         return [self._gr.skip()] * (len(self._shows) + len(self.gallery.all))
 
     def _script(self, made: Try) -> str:
-        fields, settings = self.fields, made.settings
-        return as_python(
-            self._pipe,
-            fields.call(settings),
-            seed=settings["seed"],
-            schedule=fields.schedule(settings),
-            replay=fields.replay(settings),
-        )
+        return as_python(self._pipe, **self.fields.asked(made.settings))
 
     @contextmanager
     def _said(self) -> Iterator[None]:
         """What is wrong is a message on the page, and no stack trace anywhere."""
         try:
             yield
-        except (DeepCacheError, ValueError, TypeError) as error:
-            raise self._gr.Error(escape(first_line(error)), print_exception=False) from error
         except Exception as error:  # whatever pipeline, scheduler and device raise together
-            name = type(self._pipe).__name__
-            told = f"{name} failed: {first_line(error)}"
+            told = first_line(error)
+            if not isinstance(error, DeepCacheError | ValueError | TypeError):
+                told = f"{type(self._pipe).__name__} failed: {told}"
             raise self._gr.Error(escape(told), print_exception=False) from error
 
     # --- the layout -------------------------------------------------------------------------------
@@ -221,22 +224,27 @@ class Page:
         aside: dict[str, Any] = {**quiet, "queue": False}
         progress = gr.Progress()
 
-        def generate(bar: Any = progress, *values: Any) -> list[Any]:
-            return self.generate(_told_on(bar), *values)
+        def generate(tab: Any, bar: Any = progress, *values: Any) -> list[Any]:
+            return self.generate(tab.session_hash, _told_on(bar), *values)
+
+        def of_tab(function: Callable[[str], Any]) -> Callable[..., Any]:
+            def called(tab: Any) -> Any:
+                return function(tab.session_hash)
+
+            called.__annotations__["tab"] = gr.Request
+            return called
 
         def selected(event: Any) -> list[Any]:
             return self.bring_back(self.memory.find(int(event.row_value[0])))
 
-        def brushed(event: Any) -> list[Any]:
-            return self.bring_back(self.memory.within(*event.index))
-
         # That is how gradio knows what to give; it is not there when the annotations are written.
-        for function in (selected, brushed):
-            function.__annotations__["event"] = gr.SelectData
+        generate.__annotations__["tab"] = gr.Request
+        selected.__annotations__["event"] = gr.SelectData
 
         buttons = [self._button, self._stop]
         starts = [self._button.click, *([fields["prompt"].submit] if "prompt" in fields else [])]
-        gr.on(starts, self.busy, None, buttons, **aside)
+        # In a queue of its own: what is said outside of any does not reach the browser.
+        gr.on(starts, of_tab(self.busy), None, buttons, concurrency_limit=None, **quiet)
         gr.on(
             starts,
             generate,
@@ -246,13 +254,14 @@ class Page:
             concurrency_limit=1,
             trigger_mode="once",
             api_visibility="private",
-        ).then(self.idle, None, buttons, **aside)
+        ).then(of_tab(self.idle), None, buttons, **aside)
         # Not `cancels=`, which would leave the pipeline running behind the page's back.
-        self._stop.click(self.stop, None, self._stop, **aside)
+        self._stop.click(of_tab(self.stop), None, self._stop, **aside)
+        blocks.unload(of_tab(self.closed))
 
         back = [*inputs, *self._shows]
-        self.gallery.table.select(selected, None, back, **aside)
-        self.gallery.plot.select(brushed, None, back, **aside)
+        for shown_in in self.gallery.all:
+            shown_in.select(selected, None, back, **aside)
         factor, residue = self.result.factor, self.result.residue
         factor.input(self.amplified, [shown, factor], residue, **aside)
         # Of a person only: a try that is brought back has values of its own.
@@ -265,11 +274,10 @@ class Page:
 
 
 def _told_on(bar: Callable[..., Any]) -> Told:
-    """Steps as gradio's progress: "plain 23/50"."""
+    """Steps as gradio's progress: "plain - 46.0%", and in the corner "23/50 steps"."""
 
     def told(label: str, step: int, steps: int | None) -> None:
-        name = "DeepCache" if label == "cached" else label
-        bar(step / steps if steps else 0, desc=f"{name} {step}/{steps or '?'}")
+        bar((step, steps), desc="DeepCache" if label == "cached" else label)
 
     return told
 

@@ -11,7 +11,8 @@ from typing import Any, Final
 from ..errors import InvalidSettingError
 from ..learning.calibrated_schedule import Calibrated
 from ..schedules.plans import OUTPUT
-from ..settings.by_name import PARAMETERS
+from ..settings.by_name import DEFAULT, PARAMETERS, branch_of, named_schedule
+from ..settings.preview import num_steps
 from .card import Card
 from .trial import Trials
 
@@ -22,13 +23,8 @@ FILE: Final = "calibrated"
 DRAWN: Final = -1
 _LARGEST_SEED: Final = 999_999
 
-#: Where the fields begin that mean something else to each schedule: value and step.
-_STARTS: Final = {
-    "noise-aware": {"interval": (2.2, 0.1), "branch": (OUTPUT, 1)},
-    "auto": {"interval": (2.2, 0.1), "branch": (OUTPUT, 1)},
-    "adaptive": {"interval": (1.5, 0.1), "branch": (OUTPUT, 1)},
-}
-_USUAL_STARTS: Final = {"interval": (3, 1), "branch": (0, 1)}
+#: By which name the default can be chosen.
+_DEFAULT: Final = "noise-aware"
 
 #: Up to where the page counts, unless the model asks for more by itself.
 _MOST_STEPS: Final = 150
@@ -43,7 +39,7 @@ class Fields:
         trials: What makes the pictures.
         pipe: Their pipeline.
         card: What the model's card says.
-        calibrated: A schedule that can be chosen beside those that are known by name.
+        schedule: That they begin with; one without a name can be chosen beside those that have one.
 
     Attributes:
         all: The components by name, in the order in which their values are given.
@@ -51,13 +47,17 @@ class Fields:
     """
 
     def __init__(
-        self, gr: Any, trials: Trials, pipe: Any, card: Card, calibrated: Calibrated | None
+        self, gr: Any, trials: Trials, pipe: Any, card: Card, schedule: Calibrated | str
     ) -> None:
         self.all: dict[str, Any] = {}
         names = list(dict.fromkeys(name for each in PARAMETERS.values() for name in each))
         self.parameters = [*names, "replay"]
         self._gr, self._trials, self._pipe = gr, trials, pipe
-        self._card, self._calibrated = card, calibrated
+        self._card = card
+        self._calibrated = None if isinstance(schedule, str) else schedule
+        self._begin = schedule if isinstance(schedule, str) else FILE
+        if schedule == DEFAULT:
+            self._begin = _DEFAULT
 
     # --- what the values mean ---------------------------------------------------------------------
 
@@ -76,9 +76,15 @@ class Fields:
             return self._calibrated
         return self._trials.schedule(name, **{key: given[key] for key in PARAMETERS.get(name, ())})
 
-    def replay(self, given: Mapping[str, Any]) -> str | None:
-        """The replay by its name; `None` where the schedule brings its own."""
-        return given["replay"] if _has_replay(given["schedule"]) else None
+    def asked(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """What the values ask for, as `Trials.run` takes it; the seed has been drawn.
+
+        Raises:
+            InvalidSettingError: As `schedule` and `call` do.
+        """
+        schedule, call = self.schedule(given), self.call(given)
+        replay = given["replay"] if _has_replay(given["schedule"]) else None
+        return {"call": call, "seed": given["seed"], "schedule": schedule, "replay": replay}
 
     def call(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of the pipeline; an empty field leaves one to it.
@@ -109,26 +115,25 @@ class Fields:
 
     def of_schedule(self, schedule: str) -> list[Any]:
         """For each of `parameters`: whether this schedule has it, and where it begins."""
-        updates = self._shown(schedule)
-        for name, (value, step) in _STARTS.get(schedule, _USUAL_STARTS).items():
-            updates[name] |= {"value": value, "step": step}
-        return [self._gr.update(**updates[name]) for name in self.parameters]
+        return [self._gr.update(**each) for each in self._begun(schedule).values()]
 
     def of_settings(self, settings: Mapping[str, Any]) -> list[Any]:
         """For each of `all`: the value in the settings."""
-        schedule = settings["schedule"]
-        updates = {name: {"value": settings[name]} for name in self.all}
-        for name, update in self._shown(schedule).items():
-            updates[name] |= update
-        for name, (_, step) in _STARTS.get(schedule, _USUAL_STARTS).items():
-            updates[name]["step"] = step
-        return [self._gr.update(**update) for update in updates.values()]
+        begun = self._begun(settings["schedule"])
+        return [
+            self._gr.update(**begun.get(name, {}) | {"value": settings[name]}) for name in self.all
+        ]
 
-    def _shown(self, schedule: str) -> dict[str, dict[str, Any]]:
+    def _begun(self, schedule: str) -> dict[str, dict[str, Any]]:
         names = PARAMETERS.get(schedule, ())
-        shown = {name: {"visible": name in names} for name in self.parameters}
-        shown["replay"]["visible"] = _has_replay(schedule)
-        return shown
+        begun: dict[str, Any] = {name: {"visible": name in names} for name in self.parameters}
+        begun["replay"]["visible"] = _has_replay(schedule)
+        if names:  # two of them mean something else to each schedule
+            made = named_schedule(schedule)
+            step = 1 if isinstance(made.interval, int) else 0.1
+            begun["interval"] |= {"value": made.interval, "step": step}
+            begun["branch"] |= {"value": branch_of(made)}
+        return begun
 
     # --- the layout -------------------------------------------------------------------------------
 
@@ -155,7 +160,7 @@ class Fields:
         gr, accepted, add = self._gr, self._trials.accepted, self.all
         with gr.Group():
             if "num_inference_steps" in accepted:
-                steps = self._default("num_inference_steps", 50)
+                steps = self._steps()
                 most = max(_MOST_STEPS, steps)
                 add["num_inference_steps"] = gr.Slider(1, most, value=steps, step=1, label="Steps")
             if "guidance_scale" in accepted:
@@ -183,32 +188,37 @@ class Fields:
         """The settings of the helper."""
         gr, add = self._gr, self.all
         most = max(_MOST_STEPS, self._default("num_inference_steps", 0))
-        choices = [*PARAMETERS, *([FILE] if self._calibrated is not None else [])]
-        shown = PARAMETERS["noise-aware"]
-        (interval, by), (branch, _) = _STARTS["noise-aware"].values()
+        choices = [name for name in PARAMETERS if name != DEFAULT]
+        choices += [] if self._calibrated is None else [FILE]
+        begun = self._begun(self._begin)
         deepest = len(self._trials.shares) - 1
         ranges: dict[str, tuple[str, float, float, float, float]] = {
-            "interval": ("Interval: one full step in", 1, 20, interval, by),
-            "branch": ("Branch: -1, above the output, is fastest", OUTPUT, deepest, branch, 1),
+            "interval": ("Interval: one full step in", 1, 20, 3, 1),
+            "branch": ("Branch: -1, above the output, is fastest", OUTPUT, deepest, 0, 1),
             "center": ("Center: where full steps are densest", 0, most, 15, 1),
             "power": ("Power: how uneven", 1.1, 10, 1.4, 0.1),
             "tolerance": ("Tolerance: error between full steps", 0, 0.2, 0.03, 0.005),
         }
         with gr.Group():
-            add["schedule"] = gr.Dropdown(choices, value="noise-aware", label="Schedule")
+            add["schedule"] = gr.Dropdown(choices, value=self._begin, label="Schedule")
             for name, (label, low, high, value, step) in ranges.items():
-                add[name] = gr.Slider(
-                    low,
-                    high,
-                    value=value,
-                    step=step,
-                    label=label,
-                    visible=name in shown,
-                    interactive=name != "branch" or deepest > 0,
-                )
+                movable = name != "branch" or deepest > 0
+                given = {"value": value, "step": step} | begun[name]
+                add[name] = gr.Slider(low, high, label=label, interactive=movable, **given)
             add["replay"] = gr.Radio(
-                ["extrapolate", "reuse"], value="extrapolate", label="Replay between full steps"
+                ["extrapolate", "reuse"],
+                value="extrapolate",
+                label="Replay between full steps",
+                **begun["replay"],
             )
+
+    def _steps(self) -> Any:
+        """How many steps the page begins with: as many as the file is for, if there is one."""
+        made = len(self._calibrated.entries) if self._calibrated is not None else 0
+        for steps in (made, (made + 1) // 2):  # those of second order make 2n - 1 of n
+            if made and num_steps(self._pipe, steps) == made:
+                return steps
+        return self._default("num_inference_steps", 50)
 
     def _default(self, name: str, otherwise: Any) -> Any:
         """What the model's card says, or else the pipeline's own, where that is a number."""

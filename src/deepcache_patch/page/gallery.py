@@ -1,5 +1,5 @@
-"""The memory on the page: a table with a row for each try, and a plot of speed against likeness.
-Made of gradio.
+"""The memory on the page: a table with a row for each try, and a plot of speed against likeness
+with a point for each. Both bring a try back. Made of gradio.
 """
 
 from __future__ import annotations
@@ -12,10 +12,21 @@ from typing import Any, Final
 from PIL import Image
 
 from ..compare.figures import times_text
+from ..sweep.curve import ticks
 from .memory import Memory, Try
 
 _HEADERS: Final = ["try", "picture", "speed", "PSNR", "settings"]
 _THUMBNAIL: Final = 56
+
+#: A point is told as gradio tells of a row of its tables. Its own plots know no click.
+_CHOOSE: Final = """
+element.addEventListener("click", event => {
+  const point = event.target.closest("[data-try]");
+  if (!point) return;
+  event.preventDefault();
+  trigger("select", {index: null, value: null, row_value: [point.dataset.try]});
+});
+"""
 
 
 class Gallery:
@@ -48,16 +59,14 @@ class Gallery:
                     elem_id="tries",
                 )
             with gr.Column(scale=4, min_width=280):
-                self.plot = gr.ScatterPlot(
-                    frame(memory),
-                    x="speed",
-                    y="PSNR",
-                    x_title="speed of the denoising loop (×)",
-                    y_title="PSNR (dB)",
-                    tooltip="all",
-                    height=320,
+                self.plot = gr.HTML(
+                    plot(memory),
+                    js_on_load=_CHOOSE,
                     visible=len(memory) > 0,
-                    label="Speed against likeness: drag over a point to bring it back",
+                    label="Speed against likeness: select a point to bring it back",
+                    show_label=True,
+                    container=True,
+                    padding=True,
                     elem_id="plot",
                 )
         self.all = [self.table, self.plot]
@@ -67,7 +76,7 @@ class Gallery:
         there_is = len(self._memory) > 0
         return [
             self._gr.update(value=value, visible=there_is)
-            for value in (rows(self._memory), frame(self._memory))
+            for value in (rows(self._memory), plot(self._memory))
         ]
 
 
@@ -85,18 +94,36 @@ def rows(memory: Memory) -> list[list[Any]]:
     ]
 
 
-def frame(memory: Memory) -> Any:
-    """The points of the plot, as pandas has them; identical pictures have no place on its axis."""
-    import pandas as pd  # gradio brings it
+def plot(memory: Memory) -> str:
+    """The points as HTML; identical pictures have no place on the axis."""
+    points = [(made, made.speedup, made.psnr) for made in memory if made.psnr is not None]
+    speeds, likeness = [x for _, x, _ in points] or [1.0], [y for *_, y in points] or [0.0]
+    across, upwards = ticks(min(speeds), max(speeds)), ticks(min(likeness), max(likeness))
 
-    points = [
-        (made.speedup, made.psnr, made.settings["schedule"], made.number)
-        for made in memory
-        if made.psnr is not None
-    ]
-    columns = {"speed": float, "PSNR": float, "schedule": str, "try": int}
-    # With types, for a plot that begins without a point: its axes would be lists of words.
-    return pd.DataFrame(points, columns=list(columns)).astype(columns)
+    def place(value: float, among: list[float]) -> str:
+        return f"{100 * (value - among[0]) / (among[-1] - among[0]):.2f}%"
+
+    def from_top(value: float) -> str:
+        return place(upwards[0] + upwards[-1] - value, upwards)
+
+    drawn = ""
+    for tick in across:
+        x = place(tick, across)
+        drawn += f'<line x1="{x}" x2="{x}" y2="100%"/><text x="{x}" y="100%">{tick:g}</text>'
+    for tick in upwards:
+        y = from_top(tick)
+        drawn += f'<line x2="100%" y1="{y}" y2="{y}"/><text class="y" y="{y}">{tick:g}</text>'
+    for made, speed, psnr in points:
+        schedule = escape(made.settings["schedule"])
+        said = f"try {made.number}: {speed:.2f}×, {psnr:.2f} dB, {schedule}"
+        drawn += (
+            f'<a href="#plot" data-try="{made.number}" aria-label="{said}"><title>{said}</title>'
+            f'<circle cx="{place(speed, across)}" cy="{from_top(psnr)}" r="7"/></a>'
+        )
+    return (
+        f'<p class="faint">PSNR (dB)</p><svg role="group" aria-label="a point for each try">{drawn}'
+        '</svg><p class="faint">speed of the denoising loop (×)</p>'
+    )
 
 
 def _thumbnail(made: Try) -> str:

@@ -33,7 +33,15 @@ CSS: Final = """
 .figures table th:first-child { text-align: left !important; font-weight: normal;
   padding-left: 0 !important; }
 #die { align-self: center; }
-#plot .plot_marks path { fill: var(--primary-600); }
+#plot svg { display: block; overflow: visible; width: calc(100% - 52px); height: 210px;
+  margin: 8px 12px 24px 40px; }
+#plot line { stroke: var(--border-color-primary); }
+#plot text { fill: var(--body-text-color-subdued); font-size: 12px; text-anchor: middle;
+  transform: translateY(18px); }
+#plot text.y { text-anchor: end; transform: translate(-8px, 4px); }
+#plot circle { fill: var(--primary-600); stroke: var(--background-fill-primary); }
+#plot a:is(:hover, :focus-visible) circle { stroke: var(--body-text-color); stroke-width: 2; }
+#plot svg + p { text-align: right; }
 .wrong { color: var(--error-text-color); }
 .faint, .figures caption { color: var(--body-text-color-subdued); font-size: var(--text-sm); }
 .figures caption { text-align: left; padding: 0; white-space: normal; }
@@ -85,12 +93,13 @@ def strip(plan: Plan, name: str) -> str:
     return f'<div class="strip" role="img" aria-label="{label}">{"".join(signs)}</div>'
 
 
-def planned(plan: Plan | None, shares: Sequence[float | None]) -> str:
+def planned(plan: Plan | None, shares: Sequence[float | None], remark: str | None = None) -> str:
     """The plan of settings that have not run, and what it costs.
 
     Args:
         plan: `None` where it is made while the picture is.
         shares: For each branch the work of a shallow call, 0 to 1; `None` where it is not known.
+        remark: What else there is to say of it.
     """
     if plan is None:
         return _faint("The plan is made while the picture is.")
@@ -98,7 +107,8 @@ def planned(plan: Plan | None, shares: Sequence[float | None]) -> str:
     known = [share_of[entry] for entry in plan]
     whole = len(plan.full_steps) == len(plan)
     work = None if whole or None in known else sum(filter(None, known)) / len(plan)
-    return strip(plan, "plan") + _faint(f"Planned: {_described(plan, work)}")
+    said = [f"Planned: {_described(plan, work)}", *([remark] if remark else [])]
+    return strip(plan, "plan") + _faint("; ".join(said))
 
 
 def ran(comparison: Comparison) -> str:

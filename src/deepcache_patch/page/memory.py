@@ -78,12 +78,6 @@ class Memory:
         """The try of that number; `None` if there is none, or it has been forgotten."""
         return None if number is None else self._tries.get(number)
 
-    def within(self, slowest: float, fastest: float) -> Try | None:
-        """Of those with a speedup in the range the one nearest to its middle; `None` if none is."""
-        middle = (slowest + fastest) / 2
-        inside = (each for each in self if slowest <= each.speedup <= fastest)
-        return min(inside, key=lambda each: abs(each.speedup - middle), default=None)
-
     def __iter__(self) -> Iterator[Try]:
         return iter(tuple(self._tries.values()))
 

@@ -6,14 +6,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
+from shutil import rmtree
+from tempfile import TemporaryDirectory, mkdtemp
+from threading import Lock
+from typing import Any, Final
 
 from PIL import Image, ImageChops
 
 from ..compare.grid import DIFFERENCE_FACTOR
 from .markup import figures
 from .memory import Try
+
+#: Of so many tries the files are kept, those that were shown last.
+_MOST_FILES: Final = 8
 
 
 class Result:
@@ -31,6 +36,8 @@ class Result:
     def __init__(self, gr: Any, as_python: Callable[[Try], str]) -> None:
         self._gr, self._as_python = gr, as_python
         self._folder = TemporaryDirectory(prefix="deepcache-patch-")
+        self._kept: list[Path] = []  # the one that was shown last at the end
+        self._saving = Lock()  # several tabs may show tries at once
         with gr.Tab("Both pictures"):
             self.pictures = gr.ImageSlider(
                 label="plain (left) and DeepCache (right)",
@@ -82,14 +89,24 @@ class Result:
         self._folder.cleanup()
 
     def _saved(self, made: Try) -> list[Path]:
-        folder = Path(self._folder.name) / str(made.number)
-        files = [folder / name for name in ("plain.png", "deepcache.png", "comparison.html")]
-        if not folder.is_dir():
-            folder.mkdir()
-            made.trial.plain.save(files[0])
-            made.trial.cached.save(files[1])
-            made.trial.comparison.save(files[2])
-        return files
+        """The files of a try: written beside, then renamed, and older ones are deleted."""
+        folder, trial = Path(self._folder.name) / str(made.number), made.trial
+        contents = {
+            "plain.png": trial.plain,
+            "deepcache.png": trial.cached,
+            "comparison.html": trial.comparison,
+        }
+        with self._saving:
+            if folder not in self._kept:
+                beside = Path(mkdtemp(dir=self._folder.name))
+                for name, content in contents.items():
+                    content.save(beside / name)
+                beside.rename(folder)
+            self._kept = [*(each for each in self._kept if each != folder), folder]
+            for old in self._kept[:-_MOST_FILES]:
+                rmtree(old)
+            del self._kept[:-_MOST_FILES]
+        return [folder / name for name in contents]
 
 
 def difference(plain: Image.Image, cached: Image.Image, factor: float) -> Image.Image:

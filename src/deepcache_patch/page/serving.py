@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import ipaddress
 import time
-from types import TracebackType
+from contextlib import AbstractContextManager
 from typing import Any
 
 from ..learning.calibrated_schedule import Calibrated
+from ..settings.by_name import DEFAULT
 from .app import Page, gradio
 from .markup import CSS, KEYS
 
 
 def launch(
-    pipe: Any, *, host: str = "127.0.0.1", port: int = 7860, calibrated: Calibrated | None = None
+    pipe: Any, *, host: str = "127.0.0.1", port: int = 7860, schedule: Calibrated | str = DEFAULT
 ) -> Server:
     """Serves the page, to this machine only unless `host` says otherwise, and returns at once.
 
@@ -21,13 +22,13 @@ def launch(
         pipe: As for `build_ui`.
         host: Address to listen on. There is no password.
         port: TCP port, 1 to 65535.
-        calibrated: As for `build_ui`.
+        schedule: As for `build_ui`.
 
     Raises:
         ImportError, UnsupportedModelError, InvalidSettingError: As `build_ui` does.
         OSError: The port is taken.
     """
-    return Server(Page(pipe, calibrated=calibrated), host, port)
+    return Server(Page(pipe, schedule=schedule), host, port)
 
 
 def is_loopback(host: str) -> bool:
@@ -48,7 +49,7 @@ def _only_as(host: str) -> list[Any]:
     return [Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", host])]
 
 
-class Server:
+class Server(AbstractContextManager["Server"]):
     """A page that is served until `close`, or until the end of a `with` block.
 
     Attributes:
@@ -87,13 +88,5 @@ class Server:
         self._page.close()
         self._page.blocks.close(verbose=False)
 
-    def __enter__(self) -> Server:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

@@ -4,29 +4,27 @@ for it: the plain picture is kept as long as only the helper's settings change. 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import ceil
+from threading import Event
 from typing import Any, Final, TypeAlias, cast
 
 from PIL import Image
 
-from ..compare.contest import CALIBRATION_SEEDS, shortened
-from ..compare.fewer import full_calls_worth
+from ..compare.contest import Contest, Run, shortened
 from ..compare.outcome import Comparison
+from ..compare.run import compared
 from ..errors import UnsupportedModelError
 from ..helper import DeepCacheHelper
 from ..inspection.branches import Branches
 from ..learning.auto import Auto
-from ..measuring.environment import device_name
-from ..measuring.generation import Generation, accepted_arguments, batched_call, generate
-from ..measuring.media import picture_of
-from ..measuring.similarity import psnr, ssim
-from ..running.components import unets_of
-from ..schedules.plans import Plan, Schedule, Uniform
+from ..measuring.generation import accepted_arguments, batched_call
+from ..schedules.plans import Plan, Schedule
 from ..settings.by_name import named_schedule
 from ..settings.preview import num_steps, plan_of
-from .watch import Watch
+from .watch import watched
 
 #: What a pipeline needs, or makes, that is more than a prompt and numbers in, a picture out. Not
 #: all of them are without a default in its signature.
@@ -81,7 +79,6 @@ class Trials:
         accepted: The arguments that its call names, with their defaults.
         shares: For each branch the work of a shallow call as a part of a full one's, 0 to 1, or
             `None` where it is not known.
-        watch: Ends a trial that is under way.
 
     Raises:
         UnsupportedModelError: It needs more than that, makes something else, or has no U-Net that
@@ -105,11 +102,9 @@ class Trials:
             raise UnsupportedModelError(f"{name} has several U-Nets: compare it in Python")
         self.accepted = {key: each.default for key, each in accepted.items()}
         self.shares = [each.share for each in branches]
-        self._branches = branches
         self._pipe = pipe
-        self._unet = next(iter(unets_of(pipe).values()))
-        self.watch = Watch(pipe, self._unet)
-        self._plains: dict[Any, Generation] = {}
+        self._closed = Event()
+        self._plains: dict[Any, Run] = {}
         self._autos: dict[tuple[float, int], Auto] = {}
         self._taught: set[tuple[Auto, Any]] = set()
         self._warm: set[tuple[Any, Any]] = set()
@@ -132,7 +127,7 @@ class Trials:
         Raises:
             InvalidSettingError: The schedule has none for so many steps.
         """
-        known = num_inference_steps is not None and isinstance(schedule, Schedule)
+        known = num_inference_steps is not None and isinstance(schedule, Schedule | Auto)
         return plan_of(self._pipe, schedule, num_inference_steps) if known else None
 
     def run(
@@ -143,6 +138,7 @@ class Trials:
         schedule: Any,
         replay: Any = None,
         told: Told = lambda *_: None,
+        stop: Event | None = None,
     ) -> Trial:
         """Generates with the helper, and without it unless that picture is there already.
 
@@ -152,95 +148,56 @@ class Trials:
             schedule: See `DeepCacheHelper`.
             replay: Likewise.
             told: Is called after each step of "warm-up", "plain", "calibration" and "cached".
+            stop: Once it is set, the trial ends at the next block of a network.
 
         Raises:
             InvalidSettingError: A setting is out of range, or does not go with another.
             TypeError: The pipeline does not know an argument, or returns no pictures.
-            StoppedError: `watch.stop` was called. What was made before is kept.
+            StoppedError: `stop` is set. What was made before is kept.
         """
+        stops = [self._closed, *([] if stop is None else [stop])]
+
+        @contextmanager
+        def watch(label: str) -> Iterator[None]:
+            steps = self._steps(shortened(call) if label == "warm-up" else call)
+            calls = 0
+
+            def seen() -> None:
+                nonlocal calls
+                calls += 1
+                done = ceil(calls / self._calls_of_a_step)
+                told(label, done if steps is None else min(done, steps), steps)
+
+            with watched(self._pipe, seen, lambda: any(each.is_set() for each in stops)):
+                yield
+            if label == "warm-up":
+                self._calls_of_a_step = calls / (steps or calls)
+
         helper = DeepCacheHelper(self._pipe, schedule=schedule, replay=replay)
         self.plan(schedule, call.get("num_inference_steps"))
-        arguments = batched_call(self._pipe, call, 1)
-        self._warm_up(arguments, told)
+        contest = Contest(self._pipe, helper, call, seeds=[seed], repeats=1, watch=watch)
+        size = call.get("height"), call.get("width")
         made_for = (tuple(call.items()), seed)
+        taught = (schedule, call.get("num_inference_steps"))
         kept = made_for in self._plains
-        if not kept:
-            self._plains[made_for] = self._generate(arguments, seed, "plain", told)
-            while len(self._plains) > _MOST_PLAINS:
-                del self._plains[next(iter(self._plains))]
-        plain = self._plains[made_for]
-        with helper:
-            taught = (schedule, call.get("num_inference_steps"))
+        with contest.held():
+            # The first calls of a process choose kernels and load libraries: no time to compare.
+            if size not in self._warm:
+                contest.warm_up()
+                self._warm.add(size)
+            if not kept:
+                self._plains[made_for] = contest.plain()
+                while len(self._plains) > _MOST_PLAINS:
+                    del self._plains[next(iter(self._plains))]
             if isinstance(schedule, Auto) and taught not in self._taught:
-                self._generate(arguments, seed + CALIBRATION_SEEDS, "calibration", told)
+                contest.learn()
                 self._taught.add(taught)
-        with helper:  # counts from here
-            cached = self._generate(arguments, seed, "cached", told)
-            stats = helper.stats
-            ran = {name: each.plan for name, each in helper.last_generations.items()}
-        work = full_calls_worth(stats, next(iter(ran.values())), self._branches) if ran else None
-        pair = plain.pictures[0], cached.pictures[0]
-        comparison = Comparison(
-            plain=(picture_of(pair[0]),),
-            cached=(picture_of(pair[1]),),
-            plain_times=(plain.timing,),
-            cached_times=(cached.timing,),
-            psnr=(psnr(*pair),),
-            ssim=(ssim(*pair),),
-            full_calls=stats.full_calls,
-            shallow_calls=stats.shallow_calls,
-            cache_nbytes=stats.cache_nbytes,
-            about=self._about(call, seed, helper, cached),
-            plans=ran,
-            work=None if work is None else work / plain.timing.calls,
-        )
-        return Trial(comparison, kept)
+            cached = contest.cached()
+        return Trial(compared(contest, [self._plains[made_for]], [cached]), kept)
 
-    def _about(
-        self, call: Mapping[str, Any], seed: int, helper: DeepCacheHelper, made: Generation
-    ) -> dict[str, Any]:
-        """What `Comparison.about` is to say."""
-        pipe, schedule = self._pipe, helper.schedule
-        return {
-            "model": getattr(pipe, "name_or_path", None) or type(pipe).__name__,
-            "pipeline": type(pipe).__name__,
-            "scheduler": type(pipe.scheduler).__name__.removesuffix("Scheduler"),
-            "device": {"type": str(made.device), "name": device_name(made.device)},
-            "dtype": str(pipe.dtype).removeprefix("torch."),
-            "steps": call.get("num_inference_steps", self.accepted.get("num_inference_steps")),
-            "interval": getattr(schedule, "interval", None),
-            "branch": getattr(schedule, "branch", None),
-            "first": helper.first,
-            "last": helper.last,
-            "schedule": str(schedule),
-            "replay": None if getattr(schedule, "own_replay", False) else str(helper.replay),
-            "seeds": [seed],
-            "repeats": 1,
-            "call": dict(call),
-        }
-
-    def _warm_up(self, arguments: Mapping[str, Any], told: Told) -> None:
-        """The first calls of a process choose kernels and load libraries: no time to compare."""
-        size = arguments.get("height"), arguments.get("width")
-        if size in self._warm:
-            return
-        short = shortened(arguments)
-        with DeepCacheHelper(self._pipe, schedule=Uniform(2)):
-            calls = self._generate(short, 0, "warm-up", told).timing.calls
-        self._calls_of_a_step = calls / (self._steps(short) or calls)
-        self._warm.add(size)
-
-    def _generate(
-        self, arguments: Mapping[str, Any], seed: int, label: str, told: Told
-    ) -> Generation:
-        steps = self._steps(arguments)
-
-        def seen(calls: int) -> None:
-            done = ceil(calls / self._calls_of_a_step)
-            told(label, done if steps is None else min(done, steps), steps)
-
-        with self.watch.counting(seen):
-            return generate(self._pipe, self._unet, arguments, [seed], label=label)
+    def close(self) -> None:
+        """Ends a trial that is under way, and each one that is begun."""
+        self._closed.set()
 
     def _steps(self, arguments: Mapping[str, Any]) -> int | None:
         given = arguments.get("num_inference_steps", self.accepted.get("num_inference_steps"))

@@ -94,6 +94,13 @@ class Adaptive:
         """Lead through a generation."""
         return AdaptiveGuide(self, context, replay)
 
+    def most_full(self, context: Context) -> int:
+        """How many steps of a generation run in full at most."""
+        if context.is_guess or context.num_steps <= FEW_STEPS:
+            return context.num_steps
+        protected = context.protected
+        return max(within(self.interval, context.num_steps, protected), len(protected | {0}))
+
     def __repr__(self) -> str:
         return (
             f"Adaptive({self.tolerance:g}, {self.branches}, interval={self.interval:g}, "
@@ -148,9 +155,7 @@ class AdaptiveGuide(ReplayGuide):
         self._reach = sigmas.tolist()
         if forecast is not None:
             self._reach = [forecast.reach(step) for step in range(steps)]
-        budget = within(schedule.interval, steps, self._protected)
-        unbound = context.is_guess or steps <= FEW_STEPS
-        self._budget = steps if unbound else max(budget, len(self._protected | {0}))
+        self._budget = schedule.most_full(context)
         self._rates = dict.fromkeys(self.branches, _USUAL_RATE)
         self._course = _Course()
         self._plan: list[PlanEntry] = []

@@ -5,12 +5,11 @@ mean. Whether a schedule fits a pipeline is seen in `fitting`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass, replace
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
-from ..errors import InvalidSettingError
+from ..errors import InvalidSettingError, no_such
 from ..schedules.plans import Centred, Uniform, number_between
 
 if TYPE_CHECKING:
@@ -18,13 +17,19 @@ if TYPE_CHECKING:
     from ..schedules.replay import Replay
 
 #: What `schedule=` knows by name.
-ScheduleName: TypeAlias = Literal["noise-aware", "uniform", "centred", "adaptive", "auto"]
+ScheduleName: TypeAlias = Literal[
+    "default", "noise-aware", "uniform", "centred", "adaptive", "auto"
+]
 
 #: What `replay=` knows by name.
 ReplayName: TypeAlias = Literal["extrapolate", "reuse"]
 
+#: What stands for the schedule that a helper has by itself, which is "noise-aware".
+DEFAULT: Final = "default"
+
 #: Which parameters each one has, by name; those that plan ahead first.
 PARAMETERS: Final = {
+    DEFAULT: ("interval", "branch"),
     "noise-aware": ("interval", "branch"),
     "uniform": ("interval", "branch"),
     "centred": ("interval", "branch", "center", "power"),
@@ -32,11 +37,8 @@ PARAMETERS: Final = {
     "adaptive": ("tolerance", "branch", "interval"),
 }
 
-#: Those whose plan is known before a generation.
-PLANNED: Final = ("noise-aware", "uniform", "centred")
-
-#: Those that take a speedup in the place of an interval; the first is the default.
-TAKE_SPEEDUP: Final = ("noise-aware", "auto")
+#: Those that take a speedup in the place of an interval.
+TAKE_SPEEDUP: Final = (DEFAULT, "noise-aware", "auto")
 
 #: One full step in so many, at most; see `NoiseAware`.
 _LONGEST: Final = 1000
@@ -69,19 +71,11 @@ def named_schedule(name: str, **given: Any) -> Any:
 
     if name == "auto":
         return Auto(**given)
-    if name == "noise-aware":
+    if name in (DEFAULT, "noise-aware"):
         return NoiseAware(**given)
     if "branch" in given:
         given["branches"] = (given.pop("branch"),)
     return Adaptive(**given)
-
-
-def no_such(kind: str, name: str, known: Iterable[str]) -> str:
-    """What to say of a name that none of a kind has: the one that may be meant, and all."""
-    listed = ", ".join(known)
-    for meant in get_close_matches(name, known, n=1):
-        return f"there is no {kind} {name!r}: did you mean {meant!r}? There are {listed}"
-    return f"there is no {kind} {name!r}; there are {listed}"
 
 
 def schedule_of(
@@ -97,7 +91,7 @@ def schedule_of(
         schedule: An object, a name, or `None` for the default.
         interval: Of the default or the named schedule; `None` stands for its own default.
         branch: Likewise.
-        speedup: In the place of `interval`, for "noise-aware", which is the default, and "auto".
+        speedup: In the place of `interval`, for the default and "auto".
         share_of: The work of a schedule's shallow calls, as a part of that of a full one, 0 to 1;
             `None` where that is not known. Asked only if a speedup is given.
 
@@ -112,10 +106,10 @@ def schedule_of(
                 "speedup goes with schedule='noise-aware', the default, or 'auto', and in the "
                 "place of interval: give speedup or interval"
             )
-        named = named_schedule(schedule or TAKE_SPEEDUP[0], **given)
+        named = named_schedule(schedule or DEFAULT, **given)
         given["interval"] = _interval_for(speedup, named.branch, share_of(named))
     if schedule is None or isinstance(schedule, str):
-        return named_schedule(schedule or TAKE_SPEEDUP[0], **given)
+        return named_schedule(schedule or DEFAULT, **given)
     if given:
         raise InvalidSettingError("give either schedule or interval and branch, not both")
     return schedule

@@ -9,9 +9,11 @@ from typing import Any, Final
 from torch import nn
 
 from ..errors import DeepCacheWarning, InvalidSettingError, first_line
+from ..learning.auto import Auto
 from ..measuring.generation import accepted_arguments
 from ..patching.wrappers import unwrapped
 from ..running.components import schedulers_of, unets_of
+from ..schedules.adaptive import Adaptive
 from ..schedules.guide import Context, planned
 from ..schedules.plans import Plan, Schedule, number_between, whole_number
 from ..schedules.window import NO_WINDOW, Window
@@ -48,7 +50,7 @@ def plan_of(
 
     Args:
         pipe: The pipeline, or a bare U-Net. Of several U-Nets, the first is meant.
-        schedule: Of any kind.
+        schedule: Of any kind; of `Auto`, what runs once it has learned is told.
         num_inference_steps: By default, as many as the pipeline makes by itself.
         window: What always runs in full.
         strength: Of pipelines that begin with a picture, 0 to 1.
@@ -85,11 +87,6 @@ def plan_by(
     **given: Any,
 ) -> Plan:
     """Returns the plan of a generation by a copy of a scheduler, or by none; see `plan_of`."""
-    if not isinstance(schedule, Schedule):
-        raise InvalidSettingError(
-            f"{type(schedule).__name__} decides while a generation runs: there is no plan before "
-            "it, and last_generations tells what ran"
-        )
     if num_inference_steps is not None or not given:
         num_inference_steps = whole_number(_STEPS, num_inference_steps, 1)
         given[_STEPS] = num_inference_steps
@@ -112,6 +109,16 @@ def plan_by(
     if not count:
         raise InvalidSettingError(f"with strength={strength:g}, none of the steps would run")
     context = Context(count, timesteps, scheduler, unet or nn.Identity(), window=window)
+    if isinstance(schedule, Auto):
+        schedule = schedule.default
+    if not isinstance(schedule, Schedule):
+        most = ""
+        if isinstance(schedule, Adaptive):
+            most = f", at most {schedule.most_full(context)} of {count} steps in full"
+        raise InvalidSettingError(
+            f"{type(schedule).__name__} decides while a generation runs{most}: there is no plan "
+            "before it; `compare` and `last_generations` tell what ran"
+        )
     with warnings.catch_warnings():  # what is said of a generation is said when it runs
         warnings.simplefilter("ignore", DeepCacheWarning)
         return planned(schedule, context)

@@ -12,14 +12,14 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
-from ..errors import InvalidSettingError
+from ..errors import InvalidSettingError, no_such
 from ..learning.auto import Auto
 from ..learning.calibrated_schedule import Calibrated
 from ..schedules.noise_aware import FEW_STEPS, NoiseAware
 from ..schedules.plans import FULL, Schedule, whole_number
 from ..schedules.replay import Extrapolate
 from ..schedules.window import Window
-from ..settings.by_name import PARAMETERS, no_such, replay_of, schedule_of
+from ..settings.by_name import PARAMETERS, replay_of, schedule_of
 from ..settings.fitting import anatomies_for
 from ..settings.preview import num_steps, plan_of
 
@@ -198,7 +198,7 @@ def require_fitting(settings: Iterable[Setting], pipe: Any, helper: Any, call: A
 
 def _read(file: str | Path) -> Calibrated:
     if isinstance(file, str) and not file.endswith(".json") and not Path(file).exists():
-        known = no_such("schedule", file, [DEFAULT, *PARAMETERS])
+        known = no_such("schedule", file, PARAMETERS)
         raise InvalidSettingError(f"{known}, or a file that `calibrate` wrote")
     return Calibrated.load(file)
 
