@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -82,6 +83,16 @@ def finite(text: str) -> float:
     if not math.isfinite(number):
         raise click.BadParameter(f"{text!r} is no finite number")
     return number
+
+
+def folder(path: Path) -> Path:
+    """Where a folder is or is to be; a name like that of a report is a mistake."""
+    if path.suffix.lower() in (".html", ".png", ".json") and not path.is_dir():
+        raise click.BadParameter(
+            f"{path} is taken for a folder, which gets a page, a picture and figures: give a name "
+            f"without {path.suffix}, such as {path.with_suffix('')}"
+        )
+    return path
 
 
 def share(text: str) -> float:

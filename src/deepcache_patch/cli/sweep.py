@@ -69,7 +69,9 @@ def _lists(function: Callable[..., Any]) -> Callable[..., Any]:
     help="rounds; speeds are medians, and have their range (default: 3)",
 )
 @options.fewer_steps
-@options.output("DIR", default=_OUTPUT, help=f"default: {_OUTPUT}")
+@options.output(
+    "DIR", default=_OUTPUT, help=f"folder for the report and all rows (default: {_OUTPUT})"
+)
 @options.as_json("the figures")
 @click.pass_context
 def sweep(

@@ -11,6 +11,7 @@ from typing import Any, Final, TypeAlias, cast
 
 from PIL import Image
 
+from ..compare.about import about
 from ..compare.contest import CALIBRATION_SEEDS, shortened
 from ..compare.fewer import full_calls_worth
 from ..compare.outcome import Comparison
@@ -18,7 +19,6 @@ from ..errors import UnsupportedModelError
 from ..helper import DeepCacheHelper
 from ..inspection.branches import Branches
 from ..learning.auto import Auto
-from ..measuring.environment import device_name
 from ..measuring.generation import Generation, accepted_arguments, batched_call, generate
 from ..measuring.media import picture_of
 from ..measuring.similarity import psnr, ssim
@@ -190,34 +190,17 @@ class Trials:
             full_calls=stats.full_calls,
             shallow_calls=stats.shallow_calls,
             cache_nbytes=stats.cache_nbytes,
-            about=self._about(call, seed, helper, cached),
+            about=about(
+                *(self._pipe, helper, call),
+                seeds=[seed],
+                repeats=1,
+                device=cached.device,
+                schedule=schedule,
+            ),
             plans=ran,
             work=None if work is None else work / plain.timing.calls,
         )
         return Trial(comparison, kept)
-
-    def _about(
-        self, call: Mapping[str, Any], seed: int, helper: DeepCacheHelper, made: Generation
-    ) -> dict[str, Any]:
-        """What `Comparison.about` is to say."""
-        pipe, schedule = self._pipe, helper.schedule
-        return {
-            "model": getattr(pipe, "name_or_path", None) or type(pipe).__name__,
-            "pipeline": type(pipe).__name__,
-            "scheduler": type(pipe.scheduler).__name__.removesuffix("Scheduler"),
-            "device": {"type": str(made.device), "name": device_name(made.device)},
-            "dtype": str(pipe.dtype).removeprefix("torch."),
-            "steps": call.get("num_inference_steps", self.accepted.get("num_inference_steps")),
-            "interval": getattr(schedule, "interval", None),
-            "branch": getattr(schedule, "branch", None),
-            "first": helper.first,
-            "last": helper.last,
-            "schedule": str(schedule),
-            "replay": None if getattr(schedule, "own_replay", False) else str(helper.replay),
-            "seeds": [seed],
-            "repeats": 1,
-            "call": dict(call),
-        }
 
     def _warm_up(self, arguments: Mapping[str, Any], told: Told) -> None:
         """The first calls of a process choose kernels and load libraries: no time to compare."""
