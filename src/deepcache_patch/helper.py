@@ -308,12 +308,13 @@ class DeepCacheHelper(Adjustable):
         """Generate the same without and with the helper, and see what differs and what it costs.
 
         With `schedule="auto"` the calibration comes first, from other seeds. The helper is left as
-        it was found, but for its counts, which are of this. Needs scikit-image, which the extra
-        `compare` brings.
+        it was found, its counts too; those of one that is enabled begin anew. Needs scikit-image,
+        which the extra `compare` brings.
 
         Args:
             seeds: One for each result; prompts share them out evenly. By default one a prompt.
-            repeats: Timed runs of each kind, at least 1; the figures are their medians.
+            repeats: Timed runs of each kind, at least 1; speeds are medians of the ratios of runs
+                that followed each other, and have their range.
             fewer_steps: Whether the plain pipeline is measured, too, with so few steps that the
                 work of the U-Net is the same as with the helper, or barely more.
             call: Arguments of the pipeline's `__call__`, such as `prompt`.
@@ -348,11 +349,12 @@ class DeepCacheHelper(Adjustable):
         All are compared to the plain pipeline with the largest number of steps: what one would do
         without a helper. They run in turn, in rounds: the first makes all results, further ones
         only time. Settings share the helper's `first`, `last` and `replay`, not its schedule. The
-        helper is left as it was found, but for its counts, which are of this. Needs scikit-image,
-        which the extra `compare` brings.
+        helper is left as it was found, as by `compare`. Needs scikit-image, which the extra
+        `compare` brings.
 
         Args:
-            interval: One, or several to be tried with each schedule that has a name.
+            interval: One, or several to be tried with each schedule that has a name; `None` for
+                the schedule's own.
             schedule: One or several: "default", other names, files that `calibrate` wrote, objects.
             branch: One or several; `None` for the schedule's own.
             seeds: One for each result; prompts share them out evenly. By default one a prompt.

@@ -125,8 +125,8 @@ def test_steps_that_a_file_was_not_calibrated_for(tmp_path: Path, capsys: Any) -
     auto.learned[0].save(file)
     call = ["compare", "m", "--prompt", "a fox", "--schedule", file]
     assert said(capsys, *call, "--steps", 9) == (
-        f"--schedule {file} was calibrated for 10 steps, and here are 9: give the --steps that it "
-        "was made with, or calibrate anew"
+        f"--schedule {file} was calibrated for 10 steps, and here are 9: give as many, or "
+        "calibrate anew"
     )
 
 

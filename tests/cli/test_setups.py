@@ -25,6 +25,7 @@ from deepcache_patch.cli.loras import lora as typed_lora
 from deepcache_patch.cli.main import main
 from deepcache_patch.cli.request import PipelineRequest
 from deepcache_patch.compare import run as comparison
+from deepcache_patch.compare.about import LORA_FILES
 
 pytestmark = pytest.mark.usefixtures("phases")
 
@@ -100,6 +101,8 @@ def test_loras_are_loaded_each_with_its_scale(loras: list[Path], asked: dict[str
         for unet in (here, expected.unet)
     ]
     assert next(iter(scales[0].values())) == {"lora_0": 1.0, "lora_1": 0.25}
+    files = {f"lora_{number}": str(path) for number, path in enumerate(loras)}
+    assert getattr(asked["pipe"], LORA_FILES) == files  # which is what is to be pasted
     for mine, theirs in zip(here.parameters(), expected.unet.parameters(), strict=True):
         assert torch.equal(mine, theirs)
     assert [[*each.values()] for each in scales[0].values()] == [

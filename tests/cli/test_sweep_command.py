@@ -177,6 +177,28 @@ def test_what_does_not_fit_the_model_is_said_before_anything_is_made(
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("listed", ["timesteps=[900, 500, 100]", "sigmas=[9.0, 3.0, 1.0]"])
+def test_a_list_in_the_call_says_which_steps_there_are(
+    listed: str, asked: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # The usual 50 steps were set beside it, and both together are refused.
+    line = ["sweep", "m", "--prompt", "a", "--call", listed, "--output", str(tmp_path)]
+    assert main(line) == 0
+    assert "num_inference_steps" not in asked
+    assert asked[listed.partition("=")[0]] == json.loads(listed.partition("=")[2])
+
+
+@pytest.mark.parametrize("command", ["compare", "sweep"])
+@pytest.mark.parametrize("name", ["a.html", "b/c.PNG", "d.json"])
+def test_the_name_of_a_file_is_none_of_the_folder_of_a_report(
+    command: str, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = refused(capsys, command, "m", "--prompt", "a", "--output", name)
+    path = Path(name)
+    assert f"{name} is taken for a folder, which gets a page" in line
+    assert f"give a name without {path.suffix}, such as {path.with_suffix('')}" in line
+
+
 # --- in every command -----------------------------------------------------------------------------
 
 #: Every option that is given once: the command, its name, and whether a sweep takes a list of it.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from deepcache_patch.measuring.generation import Timing
 from deepcache_patch.measuring.speed import Speed, measured_speed
 
 
@@ -51,6 +52,22 @@ def test_what_varies_is_timed_nine_times_and_no_more() -> None:
 
 
 def test_a_fifth_of_the_median_is_the_most_that_half_of_them_may_span() -> None:
-    assert Speed((9.0, 10.0, 11.0)).is_steady  # quartiles 9.5 and 10.5
-    assert Speed((8.0, 10.0, 12.0)).is_steady  # 9 and 11: a fifth
-    assert not Speed((7.9, 10.0, 12.0)).is_steady
+    assert Speed((9.0, 10.0, 11.0)).is_steady  # of up to four, all: a fifth
+    assert not Speed((8.9, 10.0, 11.0)).is_steady
+    assert Speed((1.0, 9.0, 10.0, 11.0, 99.0)).is_steady  # of five, the middle three
+    assert not Speed((1.0, 8.9, 10.0, 11.0, 99.0)).is_steady
+    assert Speed((2.0,)).is_steady
+
+
+def test_a_speed_is_that_of_runs_that_followed_each_other() -> None:
+    slow, fast = ([Timing(each, 2 * each, 1) for each in row] for row in ((4.0, 8.0), (2.0, 2.0)))
+    assert Speed.of(slow, fast) == Speed.of(slow, fast, "call_seconds") == Speed((2.0, 4.0))
+    assert Speed.of(slow, fast).median == 3.0
+    with pytest.raises(ValueError, match="shorter"):
+        Speed.of(slow, fast[:1])
+
+
+def test_a_fifth_more_than_the_saved_work_allows_is_the_most_that_is_believed() -> None:
+    assert not Speed((2.4,)).is_beyond(2.0)
+    assert Speed((2.41,)).is_beyond(2.0)
+    assert not Speed((2.41,)).is_beyond(None)

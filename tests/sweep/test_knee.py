@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from builders.sweeps import made, row
 
-from deepcache_patch.sweep.curve import curve_of, ticks
-from deepcache_patch.sweep.knee import front_of, knee_of
+from deepcache_patch.sweep.curve import asides, curve_of, ticks
+from deepcache_patch.sweep.knee import front_of, knee_of, why_none
 
 
 @pytest.mark.parametrize(
@@ -41,6 +41,36 @@ def test_on_the_curve_is_what_nothing_beats(points: Any, front: list[int]) -> No
 )
 def test_the_knee_is_highest_above_the_line(points: Any, knee: int | None) -> None:
     assert knee_of(points) == knee
+
+
+@pytest.mark.parametrize(
+    ("points", "why"),
+    [
+        ([], "it takes three settings, and here is no setting"),
+        ([(1, 30)], "it takes three settings, and here is one setting"),
+        ([(1, 30), (2, 28)], "it takes three settings, and here are two settings"),
+        ([(1, 30), (2, 28), (3, 29)], "beats in both speed and quality, and of 3 there are two"),
+        ([(1, 30), (2, 31), (3, 32)], "beats in both speed and quality, and of 3 there is one"),
+        ([(1, 30), (2, 15), (3, 10)], "the curve has no bend, since none lies above the line"),
+    ],
+)
+def test_why_there_is_no_knee_is_said(points: Any, why: str) -> None:
+    assert knee_of(points) is None
+    assert why in why_none(points)
+
+
+def test_points_that_would_cover_each_other_are_drawn_side_by_side() -> None:
+    assert asides([(0.5, 0.5), (0.1, 0.5), (0.51, 0.52), (0.5, 0.6)]) == [-0.5, 0, 0.5, 0]
+    assert asides([(0.5, 0.5)] * 3) == [-1, 0, 1]
+    same = row(2.5, 38, made().settings[2].setting)
+    sweep = made(settings=(*made().settings, same))
+    points = curve_of(sweep).points
+    assert {point.mark: point.aside for point in points if point.aside} == {"3": -0.5, "5": 0.5}
+    (knee,) = (point for point in points if point.is_knee)
+    assert (knee.mark, knee.row is sweep.knee) == ("3", True)
+    page = sweep.to_html()
+    assert page.count('transform="translate(-12.0 0)"') == 1
+    assert page.count('transform="translate(12.0 0)"') == 1
 
 
 def test_the_knee_does_not_depend_on_units() -> None:
@@ -79,7 +109,7 @@ def test_where_work_is_not_known_the_curve_goes_by_time() -> None:
     settings = [row(speed, quality, worth=None) for speed, quality in [(1.5, 40), (3, 20)]]
     sweep = made(settings=tuple(settings), fewer=())
     assert not sweep.by_work
-    assert [sweep.speed_of(each) for each in settings] == [each.speed for each in settings]
+    assert [sweep.speed_of(each) for each in settings] == [each.speedup for each in settings]
     assert curve_of(sweep).x_title == "times as fast, measured"
 
 

@@ -12,18 +12,21 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
-from builders.cases import CASES, PROMPT
+from builders.cases import CASES, PROMPT, picture
 from builders.outcomes import flat
+from builders.schedulers import with_scheduler
 from builders.sweeps import row
 from PIL import Image
 from torch import nn
 
-from deepcache_patch import DeepCacheHelper, InvalidSettingError, Uniform
+from deepcache_patch import Auto, DeepCacheHelper, InvalidSettingError, Uniform
 from deepcache_patch.compare import contest
 from deepcache_patch.measuring.media import Sound
+from deepcache_patch.sweep import run
 from deepcache_patch.sweep.folder import Kept
 from deepcache_patch.sweep.outcome import FILES, Sweep
 from deepcache_patch.sweep.run import SweepInterrupted, adapters_of
+from deepcache_patch.sweep.settings import settings_of
 from deepcache_patch.sweep.turns import duration
 
 #: Three settings of which the first two need as many fewer steps.
@@ -34,6 +37,9 @@ ASKED: dict[str, Any] = {
     "seeds": [3],
     **PROMPT,
 }
+
+
+NO_MORE: dict[str, Any] = {"branch": None, "steps": None}
 
 
 @pytest.fixture
@@ -72,7 +78,8 @@ def test_all_run_in_turn_back_and_forth_and_fewer_steps_once_for_all(made: list[
         for schedule in ("uniform", "auto")
         for interval in (2, 3)
     ]
-    assert made[:3] == ["warm-up", "plain, 12 steps", "plain, 10 steps"]
+    # Both branches run once before anything is timed.
+    assert made[:4] == ["warm-up", "warm-up", "plain, 12 steps", "plain, 10 steps"]
     settings = [f"{each.name}, {each.steps} steps" for each in sweep.settings]
     assert [each for each in made if each in settings] == [*settings, *settings[::-1]]
     # Each learns once.
@@ -85,7 +92,7 @@ def test_all_run_in_turn_back_and_forth_and_fewer_steps_once_for_all(made: list[
     assert {each.steps for each in sweep.fewer} == fewer | {10}
     assert [each.steps for each in sweep.fewer] == sorted(fewer | {10}, reverse=True)
     assert all(made.count(f"plain, {steps} steps") == 2 for steps in fewer | {10, 12})
-    assert len(made) == 1 + 2 * (1 + 8 + len(sweep.fewer)) + len(learned)
+    assert len(made) == 2 + 2 * (1 + 8 + len(sweep.fewer)) + len(learned)
     assert all(len(each.times) == len(each.plain_times) == 2 for each in sweep.rows)
 
 
@@ -121,6 +128,62 @@ def test_the_helper_is_left_as_it_was() -> None:
     subject.sweep(**ASKED, repeats=1, fewer_steps=False)
     assert (subject.enabled, subject.schedule) == (False, Uniform(5))
     assert "_compiled_call_impl" not in vars(subject.pipe.unet)
+
+
+def test_an_interval_that_is_not_given_is_that_of_the_schedule() -> None:
+    # Such a setting had no name.
+    settings = settings_of(schedule=["default", "uniform"], interval=None, branch=None, steps=12)
+    assert [each.name for each in settings] == ["interval 2.2", "uniform, interval 3"]
+    assert settings[0].options() == ["--interval", "2.2", "--steps", "12"]
+    assert [each.name for each in settings_of(schedule="auto", interval=[None, 3], **NO_MORE)] == [
+        *("auto, interval 2.2", "auto, interval 3"),
+    ]
+
+
+def test_a_list_says_which_steps_there_are(made: list[str]) -> None:
+    pipe = with_scheduler(CASES["sd"].load(), "ddpm")
+    subject, timesteps = DeepCacheHelper(pipe), [*range(990, 90, -100)]
+    sweep = subject.sweep(interval=2, timesteps=timesteps, seeds=[3], repeats=1, **PROMPT)
+    assert made == ["warm-up", "plain, 9 steps", "interval 2"]
+    (setting,) = sweep.settings
+    assert (sweep.plain.steps, setting.steps, len(setting.plan)) == (9, 9, 9)
+    assert setting.fewer_left_out == "timesteps= says which steps there are"
+    assert "num_inference_steps" not in sweep.python(setting)
+
+
+def test_a_calibrated_schedule_is_of_the_steps_that_strength_leaves() -> None:
+    # A sweep compared its steps to all of them, and a comparison to none.
+    pipe = with_scheduler(CASES["sd-img2img"].load(), "ddim")
+    call = {**PROMPT, "image": picture(), "strength": 0.5, "seeds": [3]}
+    auto = Auto(2.5)
+    DeepCacheHelper(pipe, schedule=auto).compare(num_inference_steps=24, fewer_steps=False, **call)
+    (learned,) = auto.learned
+    assert len(learned.entries) == 12
+    subject = DeepCacheHelper(pipe, schedule=learned)
+    sweep = subject.sweep(
+        schedule=learned, num_inference_steps=24, repeats=1, fewer_steps=False, **call
+    )
+    assert sweep.settings[0].plan == str(learned.entries)
+    for run_of in (subject.compare, lambda **call: subject.sweep(schedule=learned, **call)):
+        with pytest.raises(InvalidSettingError, match="for 12 steps, and here are 6: give as many"):
+            run_of(num_inference_steps=12, **call)
+
+
+@pytest.mark.parametrize("enabled", [False, True])
+def test_the_counts_of_the_helper_are_its_own(enabled: bool) -> None:
+    subject = helper(schedule=Uniform(3))
+    with subject:
+        CASES["sd"].run(subject.pipe, steps=5)
+    counts, last = subject.stats, subject.last_generations["unet"].plan
+    assert counts.full_calls > 0
+    if enabled:
+        subject.enable()  # where they begin anew
+        counts = subject.stats
+    subject.sweep(**{**ASKED, "schedule": "default"}, repeats=1, fewer_steps=False)
+    subject.compare(num_inference_steps=4, fewer_steps=False, **PROMPT)
+    assert (subject.enabled, subject.stats) == (enabled, counts)
+    assert enabled or subject.last_generations["unet"].plan == last
+    subject.disable()
 
 
 def test_fewer_steps_are_left_out_where_nobody_wants_them(made: list[str]) -> None:
@@ -214,6 +277,52 @@ def test_ctrl_c_before_anything_is_finished_has_nothing_to_tell() -> None:
     assert broken.value.sweep is None
 
 
+def test_what_failed_for_lack_of_memory_is_tried_again_by_the_next_run(
+    made: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The reason of a failure was kept with the row, so that no later run made fewer steps.
+    asked = {**ASKED, "schedule": "default", "repeats": 2, "folder": tmp_path}
+    plain = contest.Contest.plain
+
+    def no_memory(self: Any, steps: int | None = None, label: str = "plain") -> Any:
+        if steps is not None:
+            raise torch.OutOfMemoryError("out of memory\nand more lines")
+        return plain(self, steps, label)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(contest.Contest, "plain", no_memory)
+        first = helper().sweep(**asked)
+    (setting,) = first.settings
+    assert (setting.fewer, first.fewer) == (None, ())
+    assert str(setting.fewer_left_out).endswith("steps failed: out of memory")
+    assert "left out: " in first.table()
+    made.clear()
+    (setting,) = helper().sweep(**asked).settings
+    assert setting.fewer_left_out is None
+    assert made == ["warm-up", *["plain, 12 steps", f"plain, {setting.fewer} steps"] * 2]
+
+
+def test_rows_of_which_nobody_knows_what_they_are_of_are_refused(
+    made: list[str], tmp_path: Path
+) -> None:
+    Kept(tmp_path, {"a": 1}).keep("x", row(2, 30))
+    (tmp_path / "rows" / "request.json").unlink()
+    with pytest.raises(
+        InvalidSettingError, match=r"holds rows without request\.json.*: remove it, "
+    ):
+        helper().sweep(**ASKED, folder=tmp_path)
+    assert made == []
+
+
+def test_weights_and_adapters_are_read_for_a_folder_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unwanted(*_: Any) -> Any:
+        pytest.fail("nobody asked for it")
+
+    monkeypatch.setattr(run, "adapters_of", unwanted)
+    monkeypatch.setattr(run.Fingerprint, "of", unwanted)
+    helper().sweep(**{**ASKED, "schedule": "default"}, repeats=1, fewer_steps=False)
+
+
 def other_weights(pipe: Any) -> None:
     with torch.no_grad():
         for parameter in pipe.unet.parameters():
@@ -271,7 +380,6 @@ def test_numbers_of_numpy_are_told_apart(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_told_apart_is_refused_where_rows_are_kept(tmp_path: Path) -> None:
-    Kept(None, {"call": object()})
     with pytest.raises(InvalidSettingError, match="this object from another one: leave fol"):
         Kept(tmp_path, {"call": object()})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -14,21 +15,25 @@ from builders.sweeps import ABOUT, made, row
 from PIL import Image
 
 from deepcache_patch import Uniform
+from deepcache_patch.compare.paste import python_of
+from deepcache_patch.measuring.generation import Timing
+from deepcache_patch.sweep.figures import cautions_of, rows_of
 from deepcache_patch.sweep.outcome import FILES
 from deepcache_patch.sweep.settings import Setting
 
 
 def test_the_table_names_settings_speeds_likeness_and_the_knee() -> None:
     lines = made().table().splitlines()
+    apart, same = "0.6250 shapes differ", "24 2.10× (2.00–2.20×) 2.00× 30.00 dB 29.00 dB, #2"
     assert [" ".join(line.split()) for line in lines[:7]] == [
-        "setting steps speed by work PSNR mean PSNR worst SSIM fewer steps at equal work",
+        "setting steps speed by work PSNR mean PSNR worst SSIM verdict fewer steps at equal work",
         "plain 24 1.00× 1.00× reference",
-        "1 interval 1.5 24 1.57× (1.50–1.65) 1.50× 40.00 dB 39.00 dB, #2 0.6250 16 steps: 25.00 dB",
-        "2 uniform, interval 2, branch 0 24 2.10× (2.00–2.20) 2.00× 30.00 dB 29.00 dB, #2 0.6250 "
-        "left out: it has no steps",
-        "3 auto, interval 2.2 24 2.62× (2.50–2.75) 2.50× 38.00 dB 37.00 dB, #2 0.6250",
-        "4 auto, interval 3 24 3.67× (3.50–3.85) 3.50× 20.00 dB 19.00 dB, #2 0.6250",
-        "plain 16 1.57× (1.50–1.65) 1.50× 25.00 dB 24.00 dB, #2 0.6250",
+        f"1 interval 1.5 24 1.57× (1.50–1.65×) 1.50× 40.00 dB 39.00 dB, #2 {apart} "
+        "16 steps: 25.00 dB",
+        f"2 uniform, interval 2, branch 0 {same} {apart} left out: it has no steps",
+        f"3 auto, interval 2.2 24 2.62× (2.50–2.75×) 2.50× 38.00 dB 37.00 dB, #2 {apart}",
+        f"4 auto, interval 3 24 3.67× (3.50–3.85×) 3.50× 20.00 dB 19.00 dB, #2 {apart}",
+        f"plain 16 1.57× (1.50–1.65×) 1.50× 25.00 dB 24.00 dB, #2 {apart}",
     ]
     assert lines[2][lines[0].index("setting") :].startswith("interval 1.5")  # columns stand in line
     assert len({line.index("× (") for line in lines[2:7]}) == 1
@@ -38,24 +43,62 @@ def test_the_table_names_settings_speeds_likeness_and_the_knee() -> None:
         "The knee is auto, interval 2.2 with 24 steps: 2.50× by work, PSNR 38.00 dB (3 in" in text
     )
     assert "lies highest above the straight line" in text
-    assert "Timings" not in text
-    assert "Broken off" not in text
-    assert repr(made().fewer[0]) == "Row(plain, 16 steps: 1.57× (1.50–1.65), PSNR 25.00 dB)"
+    assert not cautions_of(made())
+    assert repr(made().fewer[0]) == "Row(plain, 16 steps: 1.57× (1.50–1.65×), PSNR 25.00 dB)"
     assert repr(made()) == "Sweep(a/model · DDIM: 4 settings, knee at auto, interval 2.2)"
 
 
-def test_timings_that_differ_or_are_better_than_can_be_are_named() -> None:
+def test_the_verdict_of_each_row_is_that_of_a_comparison() -> None:
+    alike = row(2, 50, Setting(interval=2, steps=24), ssim=(0.99, 0.99))
+    moved = row(2.2, 30, Setting(interval=3, steps=24), ssim=(0.95, 0.95))
+    sweep = made(settings=(alike, moved))
+    assert [each[-2] for each in rows_of(sweep)[1:3]] == ["no visible difference", "details move"]
+    assert [each["looks"] for each in sweep.to_dict()["settings"]] == [alike.looks, moved.looks]
+    assert "PSNR 50.00 dB · no visible difference</p>" in sweep.to_html()
+
+
+def test_what_speaks_against_speeds_is_said_as_in_a_comparison() -> None:
     good, *others = made().settings
     fast = row(3, 30, Setting(interval=2, steps=24), worth=12)
     text = made(settings=(good, fast, *others)).table()
-    assert "go by work for interval 2, 24 steps.\n" in text
+    assert "Faster than the saved work allows: interval 2, 24 steps 3.15× of at most 2.00×;" in text
+    once = {"times": (Timing(6.0, 13.0, 24),), "plain_times": (Timing(12.0, 26.0, 24),)}
+    sweep = made(settings=tuple(replace(each, **once) for each in made().settings))
+    said = "peeds from one run prove little: go by work, or take repeats=5 (--repeats 5)."
+    assert f"\nS{said}" in sweep.table()
+    assert f'<p class="note caution">S{said}</p>' in sweep.to_html()
+    assert sweep.picture().height > made().picture().height
+
+
+@pytest.mark.parametrize("better", [True, False])
+def test_a_setting_that_fewer_steps_beat_is_marked_everywhere(better: bool) -> None:
+    settings = list(made().settings)
+    settings[2] = replace(settings[2], fewer=10)
+    fewer = (*made().fewer, row(2.4, 41 if better else 37.9, steps=10, plan=""))
+    sweep = made(settings=tuple(settings), fewer=fewer)
+    said = "fewer steps at equal work are better than: auto, interval 2.2, 24 steps"
+    assert (said in cautions_of(sweep)) == better
+    assert rows_of(sweep)[3][-1] == (
+        "10 steps: 41.00 dB, better" if better else "10 steps: 37.90 dB"
+    )
+    assert (" But 10 plain steps are better." in sweep.table()) == better
+    assert sweep.to_html().count('<tr class="knee beaten">') == better
+    assert [each["fewer_steps_are_better"] for each in sweep.to_dict()["settings"]] == [
+        *(False, False, better, False),
+    ]
+
+
+def test_a_setting_of_which_one_step_alone_ran_in_full_is_remarked_on() -> None:
+    settings = (replace(made().settings[0], plan="F" + "·" * 23), *made().settings[1:])
+    said = "Only the first step ran in full: interval 1.5, 24 steps; a smaller interval comes clos"
+    assert said in made(settings=settings).table()
 
 
 def test_what_was_broken_off_says_so() -> None:
     sweep = made(settings=made().settings[:1])
     assert sweep.missing == 3
     assert sweep.table().endswith("\nBroken off: 3 of 4 are not there yet.")
-    assert "There is no knee" in sweep.table()
+    assert "There is no knee: it takes three settings, and here is one setting." in sweep.to_html()
 
 
 def test_json_holds_all_figures() -> None:
@@ -64,7 +107,7 @@ def test_json_holds_all_figures() -> None:
     assert found["figure_by"] == "work"
     first = found["settings"][0]
     assert (first["work"], first["work_speedup"], first["fewer_steps"]) == (1 / 1.5, 1.5, 16)
-    assert first["loop_speedup_range"] == pytest.approx([1.5, 1.65])
+    assert first["loop_speedup_each"] == pytest.approx([1.5, 1.65])
     assert first["call_speedup"] == 2.0
     assert (first["psnr"], first["psnr_each"]) == (40.0, [41.0, 39.0])
     assert found["plain"]["psnr"] is None  # identical: JSON has no infinity
@@ -73,19 +116,28 @@ def test_json_holds_all_figures() -> None:
 
 def test_each_row_is_written_to_be_pasted() -> None:
     sweep = made(about={**ABOUT, "first": 2, "replay": "Reuse()"})
-    assert sweep.python(sweep.settings[1]) == (
-        "helper = DeepCacheHelper(pipe, interval=2, branch=0, schedule='uniform', first=2, "
-        "replay=\"reuse\").enable()\nresult = pipe(prompt='a fox', num_inference_steps=24)"
+    script = sweep.python(sweep.settings[1])
+    assert script == python_of(
+        {
+            **sweep.about,
+            "schedule": "Uniform(interval=2, branch=0)",
+            "call": {**ABOUT["call"], "num_inference_steps": 24},
+        }
     )
     assert sweep.command(sweep.settings[1], "deepcache-patch compare m") == (
         "deepcache-patch compare m --interval 2 --branch 0 --schedule uniform --steps 24"
     )
-    assert sweep.python(sweep.fewer[0]) == "result = pipe(prompt='a fox', num_inference_steps=16)"
+    plain = sweep.python(sweep.fewer[0])
+    assert "        num_inference_steps=16,\n" in plain
+    assert "DeepCache" not in plain
     assert sweep.command(sweep.fewer[0]) is None
     given = row(2, 30, Setting(str(Uniform(3)), steps=24, given=Uniform(3)))
     helper = "DeepCacheHelper(pipe, schedule=Uniform(interval=3, branch=0), first=2"
     assert helper in sweep.python(given)
     assert sweep.command(given) is None
+    # Where a list says which steps there are, their number is not given.
+    listed = made(about={**ABOUT, "call": {"timesteps": [9, 3]}})
+    assert "num_inference_steps" not in listed.python(row(2, 30, Setting("auto", 2), steps=2))
 
 
 class Page(HTMLParser):

@@ -11,7 +11,8 @@ import click
 from . import options
 from .files import require_writable
 from .mistakes import bad_input, failure
-from .request import GenerationRequest, helper_arguments, require_branch, require_same_steps
+from .names import SCHEDULES
+from .request import GenerationRequest, helper_arguments, require_branch
 from .terminal import import_word, phase, say
 
 _EXAMPLES = """\
@@ -61,6 +62,7 @@ def compare(
     import_word()
     # Here, so that --help and a mistyped option need not wait for torch.
     from ..compare.outcome import FILES
+    from ..compare.steps import require_same_steps
     from ..helper import DeepCacheHelper
     from ..measuring.similarity import require_metrics
 
@@ -71,14 +73,17 @@ def compare(
         pipe = asked.load()
         seeds, call = asked.call_of(pipe, asked.prompts_given())
         require_branch(pipe, branch, model=asked.model)
-        require_same_steps(pipe, call, schedule, settings["schedule"])
+        require_same_steps(pipe, call, settings["schedule"], f"--schedule {schedule}")
         helper = DeepCacheHelper(pipe, **settings, first=first, last=last, replay=replay)
     with bad_input(f"{type(pipe).__name__}: "), failure(pipe):
         outcome = helper.compare(seeds=seeds, repeats=repeats, fewer_steps=fewer_steps, **call)
 
+    about = dict(outcome.about)
     if asked.image is not None:  # a name says more than a picture does
-        named = {**outcome.about["call"], "image": str(asked.image)}
-        outcome = replace(outcome, about={**outcome.about, "call": named})
+        about["call"] = {**about["call"], "image": str(asked.image)}
+    if schedule not in SCHEDULES:
+        about["schedule_file"] = schedule
+    outcome = replace(outcome, about=about)
     phase("writing the report")
     output.mkdir(parents=True, exist_ok=True)
     picture, _, report = outcome.save_all(output, command=line)

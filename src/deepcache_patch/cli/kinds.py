@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
@@ -68,6 +69,16 @@ def finite(text: str) -> float:
     if not math.isfinite(number):
         raise click.BadParameter(f"{text!r} is no finite number")
     return number
+
+
+def folder(path: Path) -> Path:
+    """Where a folder is or is to be; a name like that of a report is a mistake."""
+    if path.suffix.lower() in (".html", ".png", ".json") and not path.is_dir():
+        raise click.BadParameter(
+            f"{path} is taken for a folder, which gets a page, a picture and figures: give a name "
+            f"without {path.suffix}, such as {path.with_suffix('')}"
+        )
+    return path
 
 
 def _integer(text: str) -> int:

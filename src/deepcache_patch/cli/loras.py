@@ -91,6 +91,8 @@ def add_loras(pipe: Any, loras: Sequence[Lora], **safely: Any) -> None:
         return
     if not hasattr(pipe, "load_lora_weights"):
         raise ValueError(f"{type(pipe).__name__} takes no LoRA: leave --lora out")
+    from ..compare.about import LORA_FILES  # which needs torch
+
     names = [f"lora_{number}" for number in range(len(loras))]
     with warnings.catch_warnings():
         # peft asks whether several are meant.
@@ -98,3 +100,5 @@ def add_loras(pipe: Any, loras: Sequence[Lora], **safely: Any) -> None:
         for name, each in zip(names, loras, strict=True):
             each.add_to(pipe, name, **safely)
     pipe.set_adapters(names, [each.scale for each in loras])
+    files = {name: each.path for name, each in zip(names, loras, strict=True)}
+    setattr(pipe, LORA_FILES, files)  # what is pasted says where they are

@@ -17,6 +17,7 @@ from .kinds import (
     at_least_one,
     branch_number,
     finite,
+    folder,
     positive,
     random_seed,
     schedule_name,
@@ -299,6 +300,8 @@ def full_steps(about: str) -> Decorator:
 def output(kind: str, **settings: Any) -> Decorator:
     """Where results go, "FILE" or "DIR"."""
     completer = completing(places=kind.lower())
+    if kind == "DIR":
+        settings["callback"] = lambda _context, _option, place: folder(place)
     return click.option("--output", type=Path, metavar=kind, shell_complete=completer, **settings)
 
 

@@ -110,6 +110,7 @@ class GenerationRequest(PipelineRequest):
 
     def call_of(self, pipe: Any, prompts: list[str]) -> tuple[range, dict[str, Any]]:
         """Returns seeds and arguments for this pipeline, and refuses what it does not know."""
+        from ..compare.steps import LISTS
         from ..measuring.generation import accepted_arguments, batched_call
 
         name, accepted = type(pipe).__name__, accepted_arguments(pipe)
@@ -128,9 +129,9 @@ class GenerationRequest(PipelineRequest):
             raise BadInputError(f"{name} draws what a text says: give it with --prompt")
         if {"image", "strength"} <= accepted.keys() and self.image is None:
             raise BadInputError(f"{name} begins with a picture: give it with --image")
-        if "num_inference_steps" in accepted:
-            call.setdefault("num_inference_steps", 50)
         call |= as_call(self.arguments, accepted, name)
+        if "num_inference_steps" in accepted and not {*LISTS} & call.keys():
+            call.setdefault("num_inference_steps", 50)
 
         if len(prompts) == 1:
             call["prompt"] = prompts[0]
@@ -166,24 +167,6 @@ def require_branch(pipe: Any, branch: int | None, *, model: str) -> None:
         reason = first_line(error).partition(";")[0]
         shown = f"`deepcache-patch branches {model}` shows them"
         raise BadInputError(f"{reason}; {shown}") from error
-
-
-def require_same_steps(pipe: Any, call: dict[str, Any], file: str, calibrated: Any) -> None:
-    """Refuses a calibrated schedule that was made for another number of steps."""
-    from ..learning.calibrated_schedule import Calibrated
-    from ..measuring.generation import accepted_arguments
-    from ..settings.preview import num_steps
-
-    steps = num_steps(pipe, call.get("num_inference_steps"))
-    all_run = "strength" not in accepted_arguments(pipe)
-    if not isinstance(calibrated, Calibrated) or steps is None or not all_run:
-        return
-    made = len(calibrated.setting.timesteps)
-    if steps != made:
-        raise BadInputError(
-            f"--schedule {file} was calibrated for {made} steps, and here are {steps}: "
-            "give the --steps that it was made with, or calibrate anew"
-        )
 
 
 def require_within_reach(

@@ -2,7 +2,10 @@
 
 `contest` runs each contestant, for a sweep, too, and `run` makes a comparison of it. `outcome` is
 what comes out (`Comparison`), `figures` its table and its words, `report` its page, `grid` its
-picture, `paste` the Python that does the same again, `pages` what pages are made with. `fewer` is
-about the third contestant, the plain pipeline with fewer steps.
-How one generation is timed and two pictures are measured stands in `measuring`.
+picture. `fewer` is about the third contestant, the plain pipeline with fewer steps.
+
+A sweep and the page of `ui` share `against`, what is said of any contestant; `about`, what it was
+asked for and how the pipeline was set up; `paste`, the Python that does the same again; `saving`
+and `pages`, how files are made of it. How one generation is timed and two pictures are measured
+stands in `measuring`.
 """

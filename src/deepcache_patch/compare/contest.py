@@ -7,7 +7,7 @@ room `sweep`.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial, reduce
@@ -19,18 +19,18 @@ import torch
 
 from ..inspection.branches import Branches
 from ..learning.auto import Auto
-from ..measuring.environment import device_name
-from ..measuring.generation import Timing, accepted_arguments, calls_of, timed_call
+from ..measuring.generation import Timing, calls_of, timed_call
 from ..measuring.media import Made, made_by
 from ..measuring.similarity import SMALLEST_FOR_LPIPS, lpips, psnr, require_metrics, snr, ssim
-from ..running.components import is_pipeline, schedulers_of, unets_of
+from ..running.components import is_pipeline, unets_of
 from ..running.face import Helper
 from ..running.stats import LastGeneration, Stats
+from ..schedules.guide import AnySchedule
 from ..schedules.plans import Uniform
+from .about import about
 from .fewer import full_calls_worth
+from .steps import STEP_ARGUMENTS, steps_of
 
-#: With one of these, the number of steps is not `num_inference_steps` alone.
-_STEP_ARGUMENTS = ("strength", "timesteps", "sigmas", "denoising_start", "denoising_end")
 #: Enough for a full and a shallow step, whatever the interval, and for multistep solvers.
 _WARM_UP_STEPS = 4
 #: Arguments of one call of a pipeline, and its seeds.
@@ -110,27 +110,35 @@ class Contest:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Leaves the helper as it was found, enabled or not, with its schedule."""
-        was_enabled, schedule = self.helper.enabled, self.helper.schedule
+        """Lets another helper of these settings run; the given one is left as it was found.
+
+        So are its counts; those of one that is enabled begin anew.
+        """
+        given: Any = self.helper
+        was_enabled = given.enabled
+        given.disable()
         try:
+            window = {"first": given.first, "last": given.last}
+            self.helper = type(given)(self.pipe, **window, replay=given.replay)
+            self.helper.follow(given.schedule)
             yield
         finally:
-            self.helper.follow(schedule)
+            self.helper.disable()
+            self.helper = given
             if was_enabled:
-                self.helper.enable()
-            else:
-                self.helper.disable()
+                given.enable()
 
-    def warm_up(self) -> None:
-        """A few steps, full ones and shallow ones at the lowest branch of the schedule."""
-        helper, schedule = self.helper, self.helper.schedule
+    def warm_up(self, schedules: Iterable[AnySchedule]) -> None:
+        """A few steps, full ones and shallow ones, at each branch that a schedule may name."""
+        helper, before = self.helper, self.helper.schedule
         helper.enable()
-        branch = min(getattr(schedule, "branches", ()), default=0)
-        helper.follow(Uniform(2, branch))  # one that does not mind how few steps there are
-        self._generate(
-            [(shortened(arguments), some) for arguments, some in self._calls[:1]], "warm-up"
-        )
-        helper.follow(schedule)
+        for branch in sorted(
+            {each for one in schedules for each in getattr(one, "branches", (0,))}
+        ):
+            helper.follow(Uniform(2, branch))  # one that does not mind how few steps there are
+            calls = [(shortened(arguments), some) for arguments, some in self._calls[:1]]
+            self._generate(calls, "warm-up")
+        helper.follow(before)
 
     def learn(self, steps: int | None = None, label: str = "calibration") -> None:
         """With `Auto` the first generation runs in full, to learn: this is one of other seeds."""
@@ -171,27 +179,13 @@ class Contest:
 
     @property
     def steps(self) -> Any:
-        """The `num_inference_steps` of the call, or else the pipeline's own."""
-        parameter = accepted_arguments(self.pipe).get("num_inference_steps")
-        return self.call.get("num_inference_steps", parameter.default if parameter else None)
+        """As many as the call asks for, or else the pipeline's own number."""
+        return steps_of(self.pipe, self.call)
 
-    def about(self, device: torch.device) -> dict[str, Any]:
-        """What was asked for, and where it ran; the schedule is not in it."""
-        pipe, helper = self.pipe, self.helper
-        denoiser = next(iter(self._unets.values()))
-        return {
-            "model": getattr(pipe, "name_or_path", None) or type(pipe).__name__,
-            "pipeline": type(pipe).__name__,
-            "scheduler": _scheduler_name(pipe, next(iter(self._unets))),
-            "device": {"type": str(device), "name": device_name(device)},
-            "dtype": str(getattr(denoiser, "dtype", "unknown")).removeprefix("torch."),
-            "steps": self.steps,
-            "first": helper.first,
-            "last": helper.last,
-            "seeds": list(self.seeds),
-            "repeats": self.repeats,
-            "call": dict(self.call),
-        }
+    def about(self, device: torch.device, schedule: AnySchedule | None = None) -> dict[str, Any]:
+        """See `about`."""
+        asked: Any = {"seeds": self.seeds, "repeats": self.repeats, "device": device}
+        return about(self.pipe, self.helper, self.call, **asked, schedule=schedule)
 
     def _with(self, steps: int | None) -> Sequence[_Call]:
         if steps is None:
@@ -236,11 +230,6 @@ def _whole_numbers(seeds: Any) -> tuple[int, ...]:
 def shortened(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the arguments of the warm-up: few steps, where their number is told plainly."""
     short = dict(arguments)
-    if "num_inference_steps" in short and not any(name in short for name in _STEP_ARGUMENTS):
+    if "num_inference_steps" in short and not any(name in short for name in STEP_ARGUMENTS):
         short["num_inference_steps"] = min(short["num_inference_steps"], _WARM_UP_STEPS)
     return short
-
-
-def _scheduler_name(pipe: Any, unet: str) -> str:
-    schedulers = schedulers_of(pipe, unet)()
-    return type(schedulers[0]).__name__.removesuffix("Scheduler") if schedulers else ""

@@ -17,17 +17,11 @@ from ..running.components import unets_of
 from ..running.stats import Stats
 from ..schedules.plans import FULL, OUTPUT, Plan
 from ..settings.preview import num_steps
-from .measures import Measure, measures_of
+from .against import Against
+from .steps import LISTS, strength_of
 
 #: What stands before its progress bar.
 LABEL: Final = "fewer steps"
-
-#: With one of these, a generation has the steps that they list, whatever `num_inference_steps` is.
-_LISTS: Final = ("timesteps", "sigmas")
-
-#: What a generation begins with whose first steps `strength` leaves out. Modular pipelines know
-#: that argument where there is nothing to begin with, too.
-_BEGINS: Final = ("image", "video", "image_latents")
 
 
 class LeftOutError(Exception):
@@ -55,6 +49,7 @@ class Fewer(Generic[_Run]):
         runs: Those that were not left out, in order.
         steps: How many steps they have; `None` before the first.
         left_out: Why there are none.
+        failed: Whether that was an error of the run, which another run need not have.
     """
 
     def __init__(
@@ -63,6 +58,7 @@ class Fewer(Generic[_Run]):
         self.runs: list[_Run] = []
         self.steps: int | None = None
         self.left_out: str | None = None
+        self.failed = False
         self._pipe, self._call, self._steps, self._run = pipe, call, steps, run
 
     def follow(self, plain: Timing, work: float | None) -> None:
@@ -85,13 +81,14 @@ class Fewer(Generic[_Run]):
             self.left_out = str(reason)
         except Exception as error:  # as many steps may be what a sampler refuses
             self.left_out = f"{self.steps} steps failed: {first_line(error)}"
+            self.failed = True
             self.runs.clear()
         else:
             self.runs.append(fewer)
 
 
 @dataclass(frozen=True)
-class FewerSteps:
+class FewerSteps(Against):
     """What the plain pipeline made with fewer steps, from the same seeds.
 
     Attributes:
@@ -99,6 +96,7 @@ class FewerSteps:
             generation with the helper.
         results: One for each seed, as `Comparison.plain`.
         times: One for each repeat, each taken right after its cached counterpart.
+        plain_times: Those of all steps in the same repeats.
         work: Of the U-Net, as a share of that of the plain pipeline, 0 to 1.
         psnr: As in `Comparison`, against the plain results of all steps; so are the others.
         ssim: Likewise.
@@ -109,6 +107,7 @@ class FewerSteps:
     steps: int
     results: tuple[Result, ...]
     times: tuple[Timing, ...]
+    plain_times: tuple[Timing, ...]
     work: float
     psnr: tuple[float, ...] | None = None
     ssim: tuple[float, ...] | None = None
@@ -119,11 +118,6 @@ class FewerSteps:
     def name(self) -> str:
         """What it is called beside "plain" and "DeepCache"."""
         return f"{self.steps} step{'' if self.steps == 1 else 's'}"
-
-    @property
-    def measures(self) -> tuple[Measure, ...]:
-        """Those that there are, of PSNR, SSIM, LPIPS and SNR."""
-        return measures_of((self.psnr, self.ssim, self.lpips, self.snr))
 
 
 def full_calls_worth(stats: Stats, plan: Plan, branches: Iterable[Branch]) -> float | None:
@@ -163,7 +157,7 @@ def steps_of_equal_work(
     Raises:
         LeftOutError: It cannot be told, or there is none below `steps`.
     """
-    for name in _LISTS:
+    for name in LISTS:
         if call.get(name) is not None:
             raise LeftOutError(f"{name}= says which steps there are")
     if "num_inference_steps" not in accepted_arguments(pipe) or not isinstance(steps, int):
@@ -185,11 +179,7 @@ def nothing_saved(steps: int) -> LeftOutError:
 
 def _calls_of(pipe: Any, call: Mapping[str, Any], steps: int, calls: int) -> Callable[[int], float]:
     """How many U-Net calls a number of steps makes, going by those that `steps` made."""
-    strength = call.get("strength", _default(pipe, "strength"))
-    begins_later = any(call.get(name) is not None for name in _BEGINS)
-    is_whole = call.get("denoising_start") is not None or not begins_later
-    if is_whole or not isinstance(strength, float):
-        strength = 1
+    strength = strength_of(pipe, call)
 
     def timesteps(number: int) -> int:
         # Samplers of second order have more timesteps than steps.
@@ -198,8 +188,3 @@ def _calls_of(pipe: Any, call: Mapping[str, Any], steps: int, calls: int) -> Cal
 
     of_all = timesteps(steps) or steps
     return lambda number: timesteps(number) * calls / of_all
-
-
-def _default(pipe: Any, argument: str) -> Any:
-    parameter = accepted_arguments(pipe).get(argument)
-    return None if parameter is None else parameter.default

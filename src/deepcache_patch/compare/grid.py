@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ..measuring.media import Sound, some_frames
-from .figures import likeness_text, looks_lines, speed_text
+from .against import speed_text
+from .figures import looks_lines
 
 if TYPE_CHECKING:
     from .outcome import Comparison
@@ -97,9 +98,8 @@ def picture_of(comparison: Comparison) -> Image.Image:
     labelled = [("plain", rows[0])]
     for name, row, difference in zip(comparison.columns[1:], rows[1:], differences, strict=True):
         labelled += [(name, row), (f"difference ×{factor}", difference)]
-    measures = (f"{each.name} {likeness_text(each)}" for each in comparison.measures)
-    times = comparison.plain_times, comparison.cached_times
-    fast = f"denoising loop {speed_text(*times, 'loop_seconds', comparison.work)} as fast"
+    measures = (f"{each.name} {each.mean_text()}" for each in comparison.measures)
+    fast = f"denoising loop {speed_text(comparison.speeds, comparison.work_speedup)} as fast"
     lines = [" · ".join((fast, *measures)), *looks_lines(comparison)]
     lines += [*([comparison.verdict] if comparison.verdict else []), *comparison.notes]
     return draw_grid(labelled, title=comparison.title, subtitle=lines, columns=headings)
@@ -120,11 +120,11 @@ def draw_grid(
         subtitle: Further lines, fainter; broken where they are wider than title and pictures.
         columns: A heading for each picture.
     """
-    labels = [_drawable(label) for label, _ in rows]
+    labels = [drawable(label) for label, _ in rows]
     title, subtitle, columns = (
-        _drawable(title),
-        [_drawable(line) for line in subtitle],
-        [_drawable(heading) for heading in columns],
+        drawable(title),
+        [drawable(line) for line in subtitle],
+        [drawable(heading) for heading in columns],
     )
     first = rows[0][1]
     place, subtitle, font, large = _layout(
@@ -145,14 +145,14 @@ def draw_grid(
             canvas.paste(picture.resize(size, Image.Resampling.NEAREST), place.corner(row, column))
     for column, heading in enumerate(columns):
         x, y = place.corner(0, column)
-        wrapped = "\n".join(_wrapped(heading, font, place.cell_width))
+        broken = "\n".join(wrapped(heading, font, place.cell_width))
         middle = (x + place.cell_width / 2, y - 6)
-        draw.multiline_text(middle, wrapped, FAINT, font, anchor="md", align="center")
+        draw.multiline_text(middle, broken, FAINT, font, anchor="md", align="center")
     return canvas
 
 
-def _drawable(text: str) -> str:
-    # Pillow's own font has neither a multiplication sign nor a dash.
+def drawable(text: str) -> str:
+    """The text in letters that Pillow's own font has: neither a multiplication sign nor a dash."""
     return text.replace("×", "x").replace("–", "-")
 
 
@@ -180,8 +180,8 @@ def _layout(
     content = left + count * cell_width + (count - 1) * GAP
     # A single small picture is narrower than its title.
     width = ceil(max(content, MARGIN + large.getlength(title)))
-    broken = [part for line in subtitle for part in _wrapped(line, font, width - MARGIN)]
-    lines = max((len(_wrapped(each, font, cell_width)) for each in columns), default=0)
+    broken = [part for line in subtitle for part in wrapped(line, font, width - MARGIN)]
+    lines = max((len(wrapped(each, font, cell_width)) for each in columns), default=0)
     lines += max(0, len(broken) - 1)
     top = round(MARGIN + large.size * 1.5 + font.size * (2.4 + LINE * lines))
     height = top + len(labels) * (cell_height + GAP) - GAP
@@ -189,7 +189,7 @@ def _layout(
     return place, broken, font, large
 
 
-def _wrapped(heading: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+def wrapped(heading: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
     """The lines of a text that is no wider than `width`, as far as its words allow."""
     lines: list[str] = []
     for word in heading.split():

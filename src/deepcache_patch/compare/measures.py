@@ -51,6 +51,10 @@ class Measure(NamedTuple):
         """The worst value and its number: "30.60 dB, #4"."""
         return f"{self.text(self.values[self.worst])}, #{self.worst + 1}"
 
+    def mean_text(self) -> str:
+        """The mean and the worst value: "33.12 dB (worst 30.60 dB, #4)"."""
+        return self.text() + (f" (worst {self.worst_text()})" if len(self.values) > 1 else "")
+
     def text(self, value: float | None = None) -> str:
         """A value, by default the mean, as a person reads it."""
         value = self.mean if value is None else value

@@ -1,47 +1,80 @@
-"""What pages of results are made with: a template, its style and its script in one HTML file that
-fetches nothing, and pictures and arguments as they stand in it.
+"""What pages of results are made with: one HTML file that fetches nothing. Each has a template, a
+style and a script of its own within those that all share, page.html, page.css and page.js;
+code.html is what is to be copied. And pictures and arguments, as they stand in a page.
 """
 
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
 from importlib.resources import files
 from io import BytesIO
 from typing import Any
 
 import torch
-from jinja2 import Environment, StrictUndefined
+from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
 from ..measuring.environment import versions
 
 
-def rendered(package: str, name: str, **values: Any) -> str:
+def rendered(package: str, name: str, about: Mapping[str, Any], **values: Any) -> str:
     """Returns the page.
 
     Args:
         package: In whose folder name.html, name.css and name.js stand.
-        name: Of these.
-        values: Of the template, beside style, script, their hashes and the versions.
+        name: Of these. The template fills the blocks of page.html, which stands here.
+        about: Of which the settings at the end of the page are made.
+        values: Of the template; `title` and `notes`, which all pages have, among them.
     """
-    folder = files(package)
-    style, script, template = (
-        folder.joinpath(f"{name}.{end}").read_text(encoding="utf-8")
-        for end in ("css", "js", "html")
-    )
+    own, shared = files(package), files(__package__)
+
+    def read(kind: str) -> str:
+        parts = (shared.joinpath(f"page.{kind}"), own.joinpath(f"{name}.{kind}"))
+        return "".join(each.read_text(encoding="utf-8") for each in parts)
+
+    style, script = read("css"), read("js")
+    templates = {each: shared.joinpath(each) for each in ("page.html", "code.html")}
+    templates[name] = own.joinpath(f"{name}.html")
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=DictLoader(
+            {key: each.read_text(encoding="utf-8") for key, each in templates.items()}
+        ),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    return environment.from_string(template).render(
+    return environment.get_template(name).render(
         style=Markup(style),
         script=Markup(script),
         hashes={"style": _hash(style), "script": _hash(script)},
         versions=versions(),
+        settings=list(_settings(about)),
         **values,
     )
+
+
+def _settings(about: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What all results of a page have in common: name, and value in words."""
+    device = about["device"]
+    for name in ("model", "pipeline", "scheduler", "schedule"):
+        if name in about:
+            yield name, str(about[name])
+    for name in ("first", "last", "replay", "offload"):
+        if about.get(name):  # some schedules bring their own replay
+            yield name, str(about[name])
+    if about.get("scheduler_settings"):
+        yield "scheduler settings", said(about["scheduler_settings"])
+    for each in about.get("loras", ()):
+        yield "LoRA", f"{each['file'] or each['name']}, scale {each['scale']:g}"
+    yield "device", f"{device['type']} ({device['name']}), {about['dtype']}"
+    yield "seeds", said(about["seeds"])
+    yield "timed runs of each", str(about["repeats"])
+    for name, value in about["call"].items():
+        yield name, said(value)
 
 
 def _hash(text: str) -> str:

@@ -1,5 +1,3 @@
-"use strict";
-
 // The divider: the range input is for keys and screen readers, the whole picture for the pointer.
 for (const stage of document.querySelectorAll(".stage")) {
   const slider = stage.querySelector(".slider");
@@ -108,15 +106,6 @@ for (const table of document.querySelectorAll(".sortable")) {
       const value = (row) => Number(row.cells[column].dataset.value);
       table.tBodies[0].append(...[...table.tBodies[0].rows].sort((a, b) => order * (value(a) - value(b))));
     });
-  });
-}
-
-// A file that was opened from a disk may have no clipboard of its own: what is selected can be copied.
-for (const button of document.querySelectorAll(".copy")) {
-  button.addEventListener("click", () => {
-    getSelection().selectAllChildren(button.closest("section").querySelector("code"));
-    const copied = document.execCommand("copy");
-    button.previousElementSibling.value = copied ? "Copied" : "Selected: press Ctrl+C";
   });
 }
 

@@ -5,17 +5,18 @@ script stand beside this file; here is what goes into them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from ..schedules.plans import Plan, place_of
-from .figures import looks_lines, range_text, speedups, times_text
+from .against import range_text, times_text
+from .figures import looks_lines
 from .grid import DIFFERENCE_FACTOR, SMALLEST_CELL, waveform_differences
 from .measures import DETAILS, RULE, SAME, SHAPES, looks_of
-from .pages import picture_uri, rendered, said, uri
+from .pages import picture_uri, rendered, uri
 from .paste import python_of
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ def page(comparison: Comparison, *, command: str | None = None) -> str:
     return rendered(
         __package__,
         "report",
+        about,
+        title=f"{comparison.title}: plain and DeepCache",
         comparison=comparison,
         model=comparison.model,
         setting=comparison.setting,
@@ -64,10 +67,9 @@ def page(comparison: Comparison, *, command: str | None = None) -> str:
         worst=comparison.measures[0].worst + 1,
         notes=comparison.notes,
         each=_each(comparison),
-        python=python_of(about),
+        python=python_of(about, saves=comparison.kind == "pictures"),
         plans=[_plan(name, plan) for name, plan in comparison.plans.items()],
         reading=" ".join(_UNITS[each.name] for each in comparison.measures if each.name in _UNITS),
-        settings=list(_settings(about)),
         command=command,
     )
 
@@ -75,17 +77,14 @@ def page(comparison: Comparison, *, command: str | None = None) -> str:
 def _tiles(comparison: Comparison) -> Iterator[tuple[str, str, str]]:
     """The main figures: name, value, note."""
     rows = {row[0]: row for row in comparison.rows()}
-    for name, speedup in (
-        ("denoising loop", comparison.speedup),
-        ("whole call", comparison.call_speedup),
-    ):
+    speeds = {"denoising loop": comparison.speeds, "whole call": comparison.call_speeds}
+    for name, speed in speeds.items():
         _, plain, cached, *_ = rows[name]
-        field = "loop_seconds" if name == "denoising loop" else "call_seconds"
-        notes = [range_text(speedups(comparison.plain_times, comparison.cached_times, field))]
+        notes = [range_text(speed)]
         if comparison.work_speedup is not None:
             notes.append(f"by work at most {times_text(comparison.work_speedup)}")
         notes.append(f"{plain} → {cached}")
-        yield name.capitalize(), times_text(speedup), "; ".join(part for part in notes if part)
+        yield name.capitalize(), times_text(speed.median), "; ".join(filter(None, notes))
     total = comparison.full_calls + comparison.shallow_calls
     note = f"of {total} ran in full"
     yield "U-Net calls", f"{comparison.full_calls}", note
@@ -101,10 +100,8 @@ def _pairs(comparison: Comparison) -> Iterator[dict[str, Any]]:
     """For each result the pictures under its slider, and its own figures."""
     names, fewer = comparison.columns, comparison.fewer
     rows: list[Sequence[Any]] = [comparison.plain, comparison.cached]
-    measures = [comparison.measures]
-    if fewer is not None:
-        rows.append(fewer.results)
-        measures.append(fewer.measures)
+    measures = [each.measures for each in comparison.contestants.values()]
+    rows += [fewer.results] if fewer else []
     factor, residues = 0, list[list[Image.Image]]()
     if comparison.kind == "sounds":
         factor, residues = waveform_differences(*rows)
@@ -140,7 +137,7 @@ def _each(comparison: Comparison) -> dict[str, Any] | None:
     count, fewer = len(comparison.plain), comparison.fewer
     if count == 1:
         return None
-    others = [comparison.measures, *([fewer.measures] if fewer else [])]
+    others = [each.measures for each in comparison.contestants.values()]
     names = comparison.columns[1:] if fewer else ("",)
     heads = [
         f"{name} {each.name}".strip() for name, of in zip(names, others, strict=True) for each in of
@@ -194,18 +191,3 @@ def _plan(name: str, plan: Plan) -> dict[str, Any]:
         "summary": summary,
         "strip": str(plan),
     }
-
-
-def _settings(about: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    device = about["device"]
-    yield "model", about["model"]
-    yield "pipeline", about["pipeline"]
-    yield "scheduler", about["scheduler"]
-    yield "schedule", about["schedule"]
-    if about.get("replay"):  # some schedules bring their own
-        yield "replay", about["replay"]
-    yield "device", f"{device['type']} ({device['name']}), {about['dtype']}"
-    yield "seeds", said(about["seeds"])
-    yield "timed runs of each", str(about["repeats"])
-    for name, value in about["call"].items():
-        yield name, said(value)

@@ -127,11 +127,25 @@ def some_frames(video: Sequence[Image.Image], count: int = 3) -> dict[int, Image
     return {int(place): video[place] for place in places}
 
 
+def kind_of(results: Sequence[Result]) -> Kind:
+    """What they are: "pictures", "videos" or "sounds"."""
+    if isinstance(results[0], Sound):
+        return "sounds"
+    return "pictures" if isinstance(results[0], Image.Image) else "videos"
+
+
 def still(result: Result) -> Image.Image:
     """One picture that stands for a result: itself, the middle frame, or the waveform."""
     if isinstance(result, Sound):
         return result.waveform()
     return result if isinstance(result, Image.Image) else result[len(result) // 2]
+
+
+def small(result: Result, longest: int) -> Image.Image:
+    """That picture, with at most so many pixels on its longer side."""
+    picture = still(result).copy()
+    picture.thumbnail((longest, longest))
+    return picture
 
 
 def _made_by(pipe: Any, output: Any) -> Made | None:

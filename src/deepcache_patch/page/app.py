@@ -13,12 +13,12 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+from ..compare.paste import python_of
 from ..errors import DeepCacheError, first_line
 from ..learning.auto import Auto
 from ..learning.calibrated_schedule import Calibrated
 from ..measuring.similarity import require_metrics
 from ..settings.by_name import DEFAULT
-from .as_python import as_python
 from .card import card_of
 from .fields import Fields
 from .gallery import Gallery
@@ -165,9 +165,6 @@ class Page:
     def _nothing_new(self) -> list[Any]:
         return [self._gr.skip()] * (len(self._shows) + len(self.gallery.all))
 
-    def _script(self, made: Try) -> str:
-        return as_python(self._pipe, **self.fields.asked(made.settings))
-
     @contextmanager
     def _said(self) -> Iterator[None]:
         """What is wrong is a message on the page, and no stack trace anywhere."""
@@ -198,7 +195,7 @@ class Page:
             with gr.Row():
                 with gr.Column(scale=6, min_width=280):
                     strip = gr.HTML(elem_id="strip")
-                    self.result = Result(gr, self._script)
+                    self.result = Result(gr, lambda made: python_of(made.trial.comparison.about))
                 with gr.Column(scale=4, min_width=280):
                     self.fields.add_helper()
                     self.fields.add_call()

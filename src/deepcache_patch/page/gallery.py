@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from PIL import Image
 
-from ..compare.figures import times_text
+from ..compare.against import times_text
 from ..sweep.curve import ticks
 from .memory import Memory, Try
 

@@ -183,7 +183,7 @@ class Trials:
         with contest.held():
             # The first calls of a process choose kernels and load libraries: no time to compare.
             if size not in self._warm:
-                contest.warm_up()
+                contest.warm_up([schedule])
                 self._warm.add(size)
             if not kept:
                 self._plains[made_for] = contest.plain()

@@ -5,8 +5,9 @@ height. Drawn from it are the figure of the page and that of the picture.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from .figures import mark_of
 from .knee import front_of
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
 #: From the left and from the bottom, 0 to 1.
 Place: TypeAlias = tuple[float, float]
+
+#: Points that lie nearer than this in both directions would cover each other's number.
+_NEAR: Final = (0.025, 0.05)
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,8 @@ class Point:
         x: From the left, 0 to 1.
         y: From the bottom, 0 to 1; identical results stand at the top.
         is_knee: Whether it is the knee.
+        aside: How many marks it is drawn to the right of its place, so that those that share the
+            place are seen, too.
     """
 
     row: Row
@@ -35,6 +41,7 @@ class Point:
     x: float
     y: float
     is_knee: bool
+    aside: float
 
 
 @dataclass(frozen=True)
@@ -73,7 +80,11 @@ def curve_of(sweep: Sweep) -> Curve:
 
     marks = {id(row): mark_of(sweep, row) or str(row.steps) for row in rows}
     knee = sweep.knee
-    points = tuple(Point(row, marks[id(row)], *place(row), row is knee) for row in rows)
+    places = [place(row) for row in rows]
+    points = tuple(
+        Point(row, marks[id(row)], *where, row is knee, aside)
+        for row, where, aside in zip(rows, places, asides(places), strict=True)
+    )
     measure = rows[0].measures[0]
     front = front_of([(sweep.speed_of(row), row.quality) for row in sweep.settings])
     return Curve(
@@ -85,6 +96,25 @@ def curve_of(sweep: Sweep) -> Curve:
         "times less work for the U-Net" if sweep.by_work else "times as fast, measured",
         f"{measure.name}, {measure.unit}" if measure.unit else measure.name,
     )
+
+
+def asides(places: Sequence[Place]) -> list[float]:
+    """How many marks each is to be moved to the right, so that none covers another."""
+    groups: list[list[int]] = []
+    for number, (x, y) in enumerate(places):
+        for group in groups:
+            other_x, other_y = places[group[0]]
+            if abs(x - other_x) < _NEAR[0] and abs(y - other_y) < _NEAR[1]:
+                group.append(number)
+                break
+        else:
+            groups.append([number])
+    found = {
+        number: place - (len(group) - 1) / 2
+        for group in groups
+        for place, number in enumerate(group)
+    }
+    return [found[number] for number in range(len(places))]
 
 
 def ticks(low: float, high: float) -> list[float]:

@@ -1,5 +1,6 @@
 """The figures of a sweep: aligned text and lines for people, a dictionary for JSON, and each
-setting as it is written in Python and on the command line.
+setting as it is written in Python and on the command line. What is said of any row stands in
+`compare.against`.
 """
 
 from __future__ import annotations
@@ -8,11 +9,12 @@ import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from ..compare.figures import times_text
-from ..compare.paste import arguments_of
+from ..compare import paste
+from ..compare.against import doubts, figures_of, only_one_full, seconds_of, speed_text, times_text
 from ..measuring.environment import versions
 from ..measuring.finite import finite
-from .knee import RULE
+from ..measuring.media import kind_of
+from .knee import RULE, why_none
 
 if TYPE_CHECKING:
     from .outcome import Row, Sweep
@@ -20,66 +22,53 @@ if TYPE_CHECKING:
 #: What stands before a setting's options where no command is known.
 _COMMAND: Final = "deepcache-patch compare MODEL --prompt TEXT"
 
-#: Above it, a row's rounds differ by too much to go by: their range over their median; and so much
-#: faster than the work allows is none.
-_WIDEST: Final = 0.2
-
 
 def table_of(sweep: Sweep) -> str:
     """See `Sweep.table`."""
-    columns = columns_of(sweep)
-    lines = _aligned([["", *columns], *rows_of(sweep)])
-    return "\n".join([*lines, "", *notes_of(sweep)])
+    lines = _aligned([["", *columns_of(sweep)], *rows_of(sweep)])
+    knee, *said = said_of(sweep)
+    knee += f" {RULE}" if sweep.knee else ""
+    return "\n".join([*lines, "", *reading_of(sweep), knee, *said])
 
 
 def columns_of(sweep: Sweep) -> list[str]:
     """What each cell of a row is called."""
-    measures = _measured(sweep)
-    first, *others = measures
-    names = [f"{first} mean", f"{first} worst", *others]
+    first, *others = [each.name for each in sweep.plain.measures]
+    looks = ["verdict"] if sweep.plain.looks else []
+    names = [f"{first} mean", f"{first} worst", *others, *looks]
     return ["setting", "steps", "speed", "by work", *names, "fewer steps at equal work"]
 
 
 def rows_of(sweep: Sweep) -> list[list[str]]:
     """The cells of each row as text: its mark, and one for each of `columns_of`."""
-    width = 1 + len(_measured(sweep))
-    plain = ["plain", _steps(sweep.plain), times_text(1), times_text(1)]
-    rows = [["", *plain, "reference", *[""] * width]]
+    plain = ["", "plain", _steps(sweep.plain), times_text(1), times_text(1), "reference"]
+    rows = [[*plain, *[""] * (1 + len(columns_of(sweep)) - len(plain))]]
     for row in sweep.rows:
         first, *others = row.measures
-        worst = f"{first.text(min(first.values))}, #{row.worst + 1}"
-        by_work = "" if row.work_speed is None else times_text(row.work_speed)
-        cells = [mark_of(sweep, row), row.name, _steps(row), speed_text(row), by_work]
-        rows.append([*cells, first.text(), worst, *(each.text() for each in others)])
-        rows[-1].append("" if row.setting is None else fewer_text(sweep, row))
+        by_work = "" if row.work_speedup is None else times_text(row.work_speedup)
+        cells = [mark_of(sweep, row), row.name, _steps(row), speed_text(row.speeds), by_work]
+        cells += [first.text(), first.worst_text(), *(each.text() for each in others)]
+        cells += [row.looks] if row.looks else []
+        rows.append([*cells, fewer_text(sweep, row)])
     return rows
 
 
 def mark_of(sweep: Sweep, row: Row) -> str:
-    """What a row is called in the figure: its number, or the steps of the plain pipeline."""
-    if row.setting is None:
-        return ""
-    return str(sweep.settings.index(row) + 1)
-
-
-def speed_text(row: Row) -> str:
-    """The median of the rounds, and their range if there are several: "2.61× (2.50–2.70)"."""
-    ratios = row.speeds.ratios
-    if len(ratios) == 1:
-        return times_text(row.speed)
-    return f"{times_text(row.speed)} ({min(ratios):.2f}–{max(ratios):.2f})"
+    """The number by which a setting is called in table and figure; nothing for fewer steps."""
+    return next((str(number) for number, each in enumerate(sweep.settings, 1) if each is row), "")
 
 
 def fewer_text(sweep: Sweep, row: Row) -> str:
     """What fewer steps at equal work come to, or why that is not known."""
     found = None if row.fewer is None else sweep.fewer_of.get(row.fewer)
     if found is not None:
-        return f"{row.fewer} steps: {found.measures[0].text()}"
+        better = ", better" if sweep.beaten_by(row) else ""
+        return f"{row.fewer} steps: {found.measures[0].text()}{better}"
     return f"left out: {row.fewer_left_out}" if row.fewer_left_out else ""
 
 
-def notes_of(sweep: Sweep) -> list[str]:
-    """Sentences that say how to read the table, and what to take."""
+def reading_of(sweep: Sweep) -> list[str]:
+    """Sentences that say how to read the table."""
     plain, seeds = sweep.plain, len(sweep.about["seeds"])
     steps = f" with {plain.steps} steps" if plain.steps else ""
     rounds = max(len(row.times) for row in sweep.rows)
@@ -90,43 +79,50 @@ def notes_of(sweep: Sweep) -> list[str]:
     ]
     if seeds > 1:
         notes.append(f"Likeness is over {seeds} results; #1 is the first of them.")
-    unsteady = [row for row in sweep.rows if _is_unsteady(row)]
-    if unsteady:
-        names = "; ".join(f"{row.name}, {_steps(row)} steps" for row in unsteady)
-        notes.append(
-            "Timings differ by more than 20 %, or are better by as much than the work allows; go "
-            f"by work for {names}."
-        )
-    notes.append(f"{knee_text(sweep)} {RULE}" if sweep.knee else knee_text(sweep))
-    if sweep.missing:
-        notes.append(f"Broken off: {sweep.missing} of {sweep.about['settings']} are not there yet.")
     return notes
 
 
+def cautions_of(sweep: Sweep) -> list[str]:
+    """What speaks against the figures or against a setting, in words without a full stop."""
+    beaten = [row.title for row in sweep.settings if sweep.beaten_by(row)]
+    found = doubts({row.title: row for row in sweep.rows})
+    found += only_one_full({row.title: row.plan for row in sweep.settings})
+    if beaten:
+        found.append(f"fewer steps at equal work are better than: {'; '.join(beaten)}")
+    if sweep.missing:
+        found.append(f"broken off: {sweep.missing} of {sweep.about['settings']} are not there yet")
+    return found
+
+
 def knee_text(sweep: Sweep) -> str:
-    """The setting at the knee in one sentence, or that there is none."""
+    """The setting at the knee in a sentence, or why there is none."""
     knee = sweep.knee
     if knee is None:
-        return "There is no knee: the curve has fewer than three settings, or does not bend down."
+        return f"There is no knee: {why_none(sweep.points)}."
     by = "by work" if sweep.by_work else "in time"
+    measure = knee.measures[0]
     text = f"The knee is {knee.name}"
     text += f" with {knee.steps} steps" if knee.steps else ""
-    measure = knee.measures[0]
     text += f": {times_text(sweep.speed_of(knee))} {by}, {measure.name} {measure.text()}"
-    return f"{text} ({mark_of(sweep, knee)} in the figure)."
+    text += f" ({mark_of(sweep, knee)} in the figure)."
+    better = sweep.beaten_by(knee)
+    return text if better is None else f"{text} But {better.steps} plain steps are better."
+
+
+def said_of(sweep: Sweep) -> list[str]:
+    """The knee, and what is to be cautious of, in sentences."""
+    return [knee_text(sweep), *(f"{each[0].upper()}{each[1:]}." for each in cautions_of(sweep))]
 
 
 def python_of(sweep: Sweep, row: Row) -> str:
     """See `Sweep.python`."""
-    about = sweep.about
-    steps = {} if row.steps is None else {"num_inference_steps": row.steps}
-    call = f"result = pipe({arguments_of({**about['call'], **steps})})"
-    if row.setting is None:
-        return call
-    beside = {name: repr(about[name]) for name in ("first", "last") if about[name]}
-    if about["replay"]:
-        beside["replay"] = '"reuse"' if about["replay"] == "Reuse()" else about["replay"]
-    return f"{row.setting.python(beside)}\n{call}"
+    setting, about = row.setting, dict(sweep.about)
+    steps = row.steps if setting is None else setting.steps
+    about["call"] = {**about["call"], **({} if steps is None else {"num_inference_steps": steps})}
+    if setting is not None:
+        about["schedule"] = str(setting.made())
+        about |= {} if setting.file is None else {"schedule_file": setting.file}
+    return paste.python_of(about, saves=kind_of(row.results) == "pictures")
 
 
 def command_of(row: Row, command: str | None) -> str | None:
@@ -135,7 +131,7 @@ def command_of(row: Row, command: str | None) -> str | None:
     return None if options is None else f"{command or _COMMAND} {shlex.join(options)}"
 
 
-def figures_of(sweep: Sweep) -> dict[str, Any]:
+def all_figures_of(sweep: Sweep) -> dict[str, Any]:
     """See `Sweep.to_dict`."""
     knee = sweep.knee
     found = {
@@ -144,6 +140,7 @@ def figures_of(sweep: Sweep) -> dict[str, Any]:
         "figure_by": "work" if sweep.by_work else "time",
         "knee": None if knee is None else {"name": knee.name, "steps": knee.steps},
         "knee_rule": RULE,
+        "notes": cautions_of(sweep),
         "plain": _figures(sweep, sweep.plain),
         "settings": [_figures(sweep, row) for row in sweep.settings],
         "fewer_steps": [_figures(sweep, row) for row in sweep.fewer],
@@ -158,37 +155,19 @@ def _figures(sweep: Sweep, row: Row) -> dict[str, Any]:
         given = {name: getattr(setting, name) for name in ("schedule", "interval", "branch")}
         found |= {**given, "plan": row.plan, "python": python_of(sweep, row)}
         found |= {"fewer_steps": row.fewer, "fewer_steps_left_out": row.fewer_left_out}
-    ratios = row.speeds.ratios
+        found["fewer_steps_are_better"] = sweep.beaten_by(row) is not None
     return {
         **found,
-        "loop_speedup": row.speed,
-        "loop_speedup_range": [min(ratios), max(ratios)],
-        "call_speedup": row.call_speed,
-        "work": row.work,
-        "work_speedup": row.work_speed,
+        **figures_of(row),
+        **seconds_of(row.times),
+        "plain": seconds_of(row.plain_times),
         "full_calls": row.full_calls,
         "shallow_calls": row.shallow_calls,
-        "loop_seconds_each": [time.loop_seconds for time in row.times],
-        "call_seconds_each": [time.call_seconds for time in row.times],
-        "plain_loop_seconds_each": [time.loop_seconds for time in row.plain_times],
-        "plain_call_seconds_each": [time.call_seconds for time in row.plain_times],
-        **{each.name.lower(): each.mean for each in row.measures},
-        **{f"{each.name.lower()}_each": each.values for each in row.measures},
     }
-
-
-def _measured(sweep: Sweep) -> list[str]:
-    return [each.name for each in sweep.rows[0].measures]
 
 
 def _steps(row: Row) -> str:
     return "own" if row.steps is None else str(row.steps)
-
-
-def _is_unsteady(row: Row) -> bool:
-    ratios = row.speeds.ratios
-    most = row.work_speed or row.speed
-    return max(ratios) - min(ratios) > _WIDEST * row.speed or row.speed > (1 + _WIDEST) * most
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -8,7 +8,7 @@ import inspect
 import json
 import os
 import wave
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, fields, replace
 from hashlib import sha256
@@ -21,8 +21,9 @@ import torch
 from PIL import Image
 
 from ..errors import InvalidSettingError
+from ..measuring.finite import finite
 from ..measuring.generation import Timing
-from ..measuring.media import Result, Sound
+from ..measuring.media import Result, Sound, kind_of
 from ..measuring.writing import write_whole
 from .outcome import Row
 
@@ -48,19 +49,24 @@ class Kept:
         request: What all rows are of; as JSON has it, but for pictures and tensors in it.
 
     Raises:
-        InvalidSettingError: If the folder holds rows of another request; it names the difference.
+        InvalidSettingError: If the folder holds rows of another request, and the message names the
+            difference; or rows of which nobody knows what they are of.
         OSError: If the folder cannot be read.
     """
 
     def __init__(self, folder: Path | None, request: Mapping[str, Any]) -> None:
         self._place = None if folder is None else folder / INNER
         # As it stands in the file: what is infinite is text there.
-        kept = {} if folder is None else request
-        self._request = json.loads(_json(json.loads(json.dumps(kept, default=_named))))
+        self._request = json.loads(_json(json.loads(json.dumps(request, default=_named))))
         self._rows: dict[str, Row] = {}
         self._drawn: set[str] = set()
         if self._place is not None and (self._place / _REQUEST).exists():
             self._compare(self._place / _REQUEST)
+        elif self._place is not None and any(self._place.glob("*.json")):
+            raise InvalidSettingError(
+                f"{self._place} holds rows without {_REQUEST}, which says what they are of: remove "
+                "it, or give another folder"
+            )
 
     def restored(self, key: str, setting: Any) -> Row | None:
         """The row of a key; it is read when it is first asked for. `None` if there is none."""
@@ -125,7 +131,7 @@ class Kept:
 def _to_dict(row: Row) -> dict[str, Any]:
     found = asdict(replace(row, setting=None, results=()))
     kinds = [len(each) if isinstance(each, tuple) else 0 for each in row.results]
-    return {**found, "name": row.name, "frames": kinds, "sounds": _are_sounds(row.results)}
+    return {**found, "name": row.name, "frames": kinds, "sounds": kind_of(row.results) == "sounds"}
 
 
 def _read(place: Path, key: str, setting: Any) -> Row:
@@ -167,21 +173,9 @@ def _result(file: Path, frames: int) -> Result:
     return tuple(Image.fromarray(each) for each in np.split(np.asarray(whole), frames))
 
 
-def _are_sounds(results: Sequence[Result]) -> bool:
-    return any(isinstance(each, Sound) for each in results)
-
-
 def _json(value: Any) -> bytes:
     """As text; what is infinite stands in it as text, too, since JSON has no infinity."""
-
-    def plain(each: Any) -> Any:
-        if isinstance(each, dict):
-            return {key: plain(inner) for key, inner in each.items()}
-        if isinstance(each, list | tuple):
-            return [plain(inner) for inner in each]
-        return str(each) if isinstance(each, float) and not np.isfinite(each) else each
-
-    return (json.dumps(plain(value), indent=2) + "\n").encode()
+    return (json.dumps(finite(value, as_text=True), indent=2) + "\n").encode()
 
 
 def _named(value: Any) -> Any:

@@ -42,3 +42,17 @@ def knee_of(points: Sequence[Point]) -> int | None:
 
     best = max(front[1:-1], key=above)
     return best if above(best) > 0 else None
+
+
+def why_none(points: Sequence[Point]) -> str:
+    """Why `knee_of` finds none, in words."""
+    front = len(front_of(points))
+    if len(points) < 3:
+        count = ("no setting", "one setting", "two settings")[len(points)]
+        return f"it takes three settings, and here {'are' if len(points) > 1 else 'is'} {count}"
+    if front < 3:
+        return (
+            "it takes three settings that no other one beats in both speed and quality, and of "
+            f"{len(points)} there {'is one' if front == 1 else 'are two'}"
+        )
+    return "the curve has no bend, since none lies above the line from the slowest to the fastest"

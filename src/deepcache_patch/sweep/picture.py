@@ -4,14 +4,16 @@ Drawn with Pillow; the figure of the page has the page's own colours and sizes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from PIL import Image, ImageDraw, ImageFont
 
-from ..compare.grid import FAINT, INK, MARGIN, draw_grid
-from ..measuring.media import still
+from ..compare.against import speed_text
+from ..compare.grid import FAINT, INK, LINE, MARGIN, draw_grid, drawable, wrapped
+from ..measuring.media import small
 from .curve import Curve, curve_of
-from .figures import knee_text, speed_text
+from .figures import said_of
 
 if TYPE_CHECKING:
     from .outcome import Row, Sweep
@@ -35,12 +37,11 @@ def picture_of(sweep: Sweep) -> Image.Image:
     curve = curve_of(sweep)
     marks = {id(point.row): point.mark for point in curve.points}
     rows = [("plain", sweep.plain), *((_label(marks[id(row)], row), row) for row in sweep.rows)]
-    pictures = [(label, [_small(still(each)) for each in row.results]) for label, row in rows]
-    seeds = [f"seed {seed}" for seed in sweep.about["seeds"]]
+    pictures = [(label, [small(each, _LARGEST) for each in row.results]) for label, row in rows]
     steps = f"{sweep.plain.steps} steps" if sweep.plain.steps else "its own steps"
-    grid = draw_grid(pictures, title="Results", columns=seeds)
+    grid = draw_grid(pictures, title="Results", columns=sweep.headings)
     title = f"{sweep.title}, against the plain pipeline with {steps}"
-    figure = _drawn(curve, title, knee_text(sweep))
+    figure = _drawn(curve, title, said_of(sweep))
     width = max(grid.width, figure.width)
     canvas = Image.new("RGB", (width, figure.height + grid.height), "white")
     canvas.paste(figure, (0, 0))
@@ -49,33 +50,29 @@ def picture_of(sweep: Sweep) -> Image.Image:
 
 
 def _label(mark: str, row: Row) -> str:
-    measure = row.measures[0]
-    name = f"{mark}: {row.name}" if row.setting is not None else "plain"
-    steps = "" if row.steps is None else f", {row.steps} steps"
-    return f"{name}{steps}\n{speed_text(row).replace('–', '-')}, {measure.text()}"
+    name = row.title if row.setting is None else f"{mark}: {row.title}"
+    return f"{name}\n{speed_text(row.speeds)}, {row.measures[0].text()}"
 
 
-def _small(picture: Image.Image) -> Image.Image:
-    small = picture.copy()
-    small.thumbnail((_LARGEST, _LARGEST))
-    return small
-
-
-def _drawn(curve: Curve, title: str, knee: str) -> Image.Image:
+def _drawn(curve: Curve, title: str, said: Sequence[str]) -> Image.Image:
     width, height = _SIZE
-    whole = (width + _LEFT + 2 * MARGIN, height + _ABOVE + _BELOW)
+    font = ImageFont.load_default(15)
+    lines = [part for line in said for part in wrapped(drawable(line), font, width)]
+    above = _ABOVE + round((len(lines) - 1) * LINE * font.size)
+    whole = (width + _LEFT + 2 * MARGIN, height + above + _BELOW)
     canvas = Image.new("RGB", whole, "white")
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(15)
+    draw = ImageDraw.Draw(canvas)
     draw.text((MARGIN, MARGIN), title, INK, ImageFont.load_default(20))
-    draw.text((MARGIN, MARGIN + 32), knee.replace("×", "x"), _KNEE, font)
+    for number, line in enumerate(lines):
+        draw.text((MARGIN, MARGIN + 32 + number * LINE * font.size), line, _KNEE, font)
 
     def at(x: float, y: float) -> tuple[float, float]:
-        return _LEFT + x * width, _ABOVE + (1 - y) * height
+        return _LEFT + x * width, above + (1 - y) * height
 
-    draw.text((MARGIN, MARGIN + 68), curve.y_title, FAINT, font)
+    draw.text((MARGIN, above - 36), curve.y_title, FAINT, font)
     for x, text in curve.x_ticks:
         draw.line((*at(x, 0), *at(x, 1)), _LINE)
-        draw.text(_moved(at(x, 0), 0, 16), text.replace("×", "x"), FAINT, font, anchor="mm")
+        draw.text(_moved(at(x, 0), 0, 16), drawable(text), FAINT, font, anchor="mm")
     for y, text in curve.y_ticks:
         draw.line((*at(0, y), *at(1, y)), _LINE)
         draw.text(_moved(at(0, y), -10, 0), text, FAINT, font, anchor="rm")
@@ -83,7 +80,8 @@ def _drawn(curve: Curve, title: str, knee: str) -> Image.Image:
     draw.line([at(*place) for place in curve.fewer], FAINT, 1)
     draw.line([at(*place) for place in curve.front], _ACCENT, 2)
     for point in curve.points:
-        middle, is_plain = at(point.x, point.y), point.row.setting is None
+        is_plain = point.row.setting is None
+        middle = _moved(at(point.x, point.y), 26 * point.aside, 0)
         if point.is_knee:
             draw.circle(middle, 18, outline=_KNEE, width=3)
         draw.circle(middle, 12, "white" if is_plain else _ACCENT, FAINT if is_plain else "white")

@@ -5,15 +5,14 @@ stand beside this file; here is what goes into them.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from io import BytesIO
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
-from PIL import Image
-
-from ..compare.figures import times_text
-from ..compare.pages import picture_uri, rendered, said, uri
-from ..measuring.media import still
+from ..compare.against import speed_text
+from ..compare.grid import SMALLEST_CELL
+from ..compare.measures import RULE as LOOKS_RULE
+from ..compare.pages import picture_uri, rendered
+from ..measuring.media import small, still
 from . import figures
 from .curve import Curve, Place, curve_of
 from .knee import RULE
@@ -31,12 +30,14 @@ _LARGEST: Final = 512
 def page(sweep: Sweep, *, command: str | None = None) -> str:
     """Returns the whole page; see `Sweep.to_html`."""
     curve, about = curve_of(sweep), sweep.about
-    width, height = still(sweep.plain.results[0]).size
-    rows = figures.rows_of(sweep)
     shown = [sweep.plain, *sweep.rows]
+    ids, thumbs = [_id(sweep, row) for row in shown], map(_thumb, shown)
     return rendered(
         __package__,
         "sweep",
+        about,
+        title=f"{sweep.title}: which setting",
+        notes=figures.cautions_of(sweep),
         sweep=sweep,
         setting=f"Against {sweep.plain.steps or 'its own'} steps of the plain pipeline",
         prompts=_prompts(about["call"].get("prompt")),
@@ -45,14 +46,13 @@ def page(sweep: Sweep, *, command: str | None = None) -> str:
         knee=figures.knee_text(sweep),
         rule=RULE,
         columns=figures.columns_of(sweep),
-        notes=figures.notes_of(sweep)[: -1 if not sweep.missing else None],
-        table=list(zip([_id(sweep, row) for row in shown], rows, map(_thumb, shown), strict=True)),
-        plain=[picture_uri(_bounded(still(each))) for each in sweep.plain.results],
-        cards=[_card(sweep, row, command) for row in sweep.rows],
+        reading=[*figures.reading_of(sweep), *([LOOKS_RULE] if sweep.plain.looks else [])],
+        table=list(zip(ids, shown, figures.rows_of(sweep), thumbs, strict=True)),
+        plain=[picture_uri(small(each, _LARGEST)) for each in sweep.plain.results],
+        cards={id: _card(sweep, row, command) for id, row in zip(ids[1:], shown[1:], strict=True)},
+        id_of=lambda row: _id(sweep, row),
         first=_id(sweep, sweep.knee or sweep.settings[0]),
-        seeds=about["seeds"],
-        sharp=min(width, height) < 160,
-        settings=list(_settings(sweep)),
+        sharp=min(still(sweep.plain.results[0]).size) < SMALLEST_CELL,
     )
 
 
@@ -68,21 +68,16 @@ def _lines(curve: Curve) -> Iterator[tuple[str, Place, Place]]:
 
 
 def _card(sweep: Sweep, row: Row, command: str | None) -> dict[str, Any]:
-    measure = row.measures[0]
-    by_work = "" if row.work_speed is None else f" ({times_text(row.work_speed)} by work)"
-    facts = [f"{figures.speed_text(row)}{by_work}", f"{measure.name} {measure.text()}"]
-    fewer = figures.fewer_text(sweep, row)
+    measure, fewer = row.measures[0], figures.fewer_text(sweep, row)
+    facts = [speed_text(row.speeds, row.work_speedup), f"{measure.name} {measure.text()}"]
     return {
-        "id": _id(sweep, row),
+        "row": row,
         "mark": figures.mark_of(sweep, row) or str(row.steps),
-        "is_plain": row.setting is None,
-        "is_knee": row is sweep.knee,
-        "name": row.name if row.steps is None else f"{row.name}, {row.steps} steps",
-        "facts": " · ".join(facts),
-        "fewer": "" if row.setting is None or not fewer else f"Fewer steps at equal work: {fewer}",
-        "plan": row.plan,
+        "facts": " · ".join([*facts, *([row.looks] if row.looks else [])]),
+        "fewer": f"Fewer steps at equal work: {fewer}" if fewer else "",
+        "is_beaten": sweep.beaten_by(row) is not None,
         "results": [
-            (number, picture_uri(_bounded(still(result))), f"{measure.text(value)}")
+            (number, picture_uri(small(result, _LARGEST)), f"{measure.text(value)}")
             for number, (result, value) in enumerate(zip(row.results, measure.values, strict=True))
         ],
         "python": sweep.python(row),
@@ -91,34 +86,8 @@ def _card(sweep: Sweep, row: Row, command: str | None) -> dict[str, Any]:
 
 
 def _thumb(row: Row) -> str:
-    picture = still(row.results[0 if row.psnr is None else row.worst]).copy()
-    picture.thumbnail((_THUMB, _THUMB))
-    file = BytesIO()
-    picture.save(file, format="WEBP", quality=80)
-    return uri("image/webp", file.getvalue())
-
-
-def _bounded(picture: Image.Image) -> Image.Image:
-    small = picture.copy()
-    small.thumbnail((_LARGEST, _LARGEST))
-    return small
+    return picture_uri(small(row.results[row.measures[0].worst], _THUMB), lossless=False)
 
 
 def _prompts(prompt: Any) -> list[str]:
     return [prompt] if isinstance(prompt, str) else [str(each) for each in prompt or ()]
-
-
-def _settings(sweep: Sweep) -> Iterator[tuple[str, str]]:
-    about = sweep.about
-    device = about["device"]
-    yield "model", str(about["model"])
-    yield "pipeline", about["pipeline"]
-    yield "scheduler", about["scheduler"]
-    yield "device", f"{device['type']} ({device['name']}), {about['dtype']}"
-    yield "seeds", said(about["seeds"])
-    yield "rounds", str(about["repeats"])
-    for name in ("first", "last", "replay"):
-        if about[name]:
-            yield name, str(about[name])
-    for name, value in about["call"].items():
-        yield name, said(value)

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from torch import nn
 
+from ..compare.about import networks_of
 from ..compare.contest import CachedRun, Contest, Run
 from ..compare.fewer import Fewer
 from ..errors import InvalidSettingError
@@ -23,7 +24,6 @@ from ..measuring.environment import versions
 from ..patching.wrappers import unwrapped
 from ..running.components import schedulers_of, unets_of
 from ..running.face import Helper
-from ..schedules.replay import Extrapolate
 from .folder import Kept
 from .outcome import Row, Sweep
 from .settings import Setting, require_fitting, settings_of
@@ -39,7 +39,7 @@ _USUAL: Final = 50
 _OF_ADAPTERS: Final = ("scaling", "active_adapters", "merged_adapters", "disable_adapters", "scale")
 
 #: What may differ between two sweeps in one folder.
-_OWN: Final = ("repeats", "settings")
+_OWN: Final = ("repeats", "settings", "loras")
 
 
 class SweepInterrupted(KeyboardInterrupt):
@@ -70,18 +70,7 @@ def sweep(
 ) -> Sweep:
     """Generates the same results with many settings; see `DeepCacheHelper.sweep`.
 
-    Args:
-        pipe: A pipeline that makes pictures, videos or sounds.
-        helper: A helper of this pipeline, whose `first`, `last` and `replay` all settings share.
-        interval: See there, as for all that is not said here.
-        schedule: See there.
-        branch: See there.
-        seeds: See there.
-        repeats: See there.
-        fewer_steps: See there.
-        folder: See there.
-        command: As for `Sweep.command`, for the report in the folder.
-        call: Arguments of the pipeline's `__call__`; `num_inference_steps` may be a list.
+    `command` is as for `Sweep.command`, for the report in the folder.
 
     Raises:
         SweepInterrupted: After Ctrl-C.
@@ -129,8 +118,10 @@ class _Running:
         self._contest, self._settings, self._fewer_steps = contest, settings, fewer_steps
         self._smaller = smaller[::-1]
         self._about = _about(contest, settings)
-        self._kept = Kept(folder, _request(contest, self._about))
+        # Telling all weights and adapters apart takes a while: only where rows are kept.
+        self._kept = Kept(folder, {} if folder is None else _request(contest, self._about))
         self._schedules: dict[str, Any] = {}
+        self._failed: dict[str, str | None] = {}  # why fewer steps failed: the next run tries again
         self._number = 0  # the round
         self._plain: Run | None = None  # of the reference in it
         self._turns = Turns(self._left(contest.repeats))
@@ -141,7 +132,7 @@ class _Running:
         if not self._left(number + 1):
             return
         if self._plain is None:
-            self._contest.warm_up()
+            self._contest.warm_up(setting.made() for setting in self._settings)
         with self._turns.of(*self._weight(None)) as label:
             plain = self._plain = self._contest.plain(label=label)
         self._keep(None, self._contest.steps, plain)
@@ -161,6 +152,9 @@ class _Running:
         rows = [row for each in self._settings if (row := self._row(each)) is not None]
         if plain is None or not rows:
             return None
+        for place, row in enumerate(rows):
+            if row.setting is not None and row.setting.key in self._failed:
+                rows[place] = replace(row, fewer_left_out=self._failed[row.setting.key])
         steps = {row.fewer for row in rows if self._fewer_steps} | {*self._smaller}
         fewer = (self._plain_row(each) for each in sorted(filter(None, steps), reverse=True))
         return Sweep(plain, tuple(rows), tuple(filter(None, fewer)), self._about)
@@ -178,16 +172,19 @@ class _Running:
             if is_new and isinstance(schedule, Auto) and not taught:
                 contest.learn(setting.steps, f"calibration of {label}")
             run = contest.cached(setting.steps, label)
-        return self._keep(setting, setting.steps, run)
+        return self._keep(setting, setting.steps or contest.steps, run)
 
     def _rival(self, setting: Setting, row: Row) -> None:
         """Runs fewer steps at equal work, if nobody has in this round; says how many they are."""
         if row.fewer is not None:
             self._plain_with(row.fewer)
-        elif row.fewer_left_out is None and self._plain is not None:
+        elif (row.fewer_left_out or self._failed.get(setting.key)) is None and self._plain:
             contest = self._contest
             fewer = Fewer(contest.pipe, contest.call, contest.steps, self._plain_with)
             fewer.follow(self._plain.time, row.worth)
+            if fewer.failed:
+                self._failed[setting.key] = fewer.left_out
+                return
             steps = fewer.steps if fewer.runs else None
             self._kept.keep(setting.key, replace(row, fewer=steps, fewer_left_out=fewer.left_out))
 
@@ -276,10 +273,8 @@ def _plain_key(steps: int) -> str:
 
 
 def _about(contest: Contest, settings: Sequence[Setting]) -> dict[str, Any]:
-    pipe, helper = contest.pipe, contest.helper
-    usual: Any = Extrapolate()
-    device = getattr(pipe, "_execution_device", None) or pipe.device
-    replay = None if helper.replay == usual else str(helper.replay)
+    device = getattr(contest.pipe, "_execution_device", None) or contest.pipe.device
+    replay = str(contest.helper.replay)
     return {**contest.about(device), "replay": replay, "settings": len(settings)}
 
 
@@ -287,7 +282,7 @@ def _request(contest: Contest, about: Mapping[str, Any]) -> dict[str, Any]:
     """All that rows of one folder have in common."""
     shared = {name: value for name, value in about.items() if name not in _OWN}
     weights, adapters, schedulers = {}, {}, {}
-    for name, part in _networks(contest.pipe).items():
+    for name, part in networks_of(contest.pipe).items():
         found = Fingerprint.of(unwrapped(part))
         weights[name] = None if found is None else found.to_dict()
         adapters[name] = adapters_of(part)
@@ -299,11 +294,6 @@ def _request(contest: Contest, about: Mapping[str, Any]) -> dict[str, Any]:
         ]
     known = {"weights": weights, "adapters": adapters, "scheduler settings": schedulers}
     return {**shared, **known, **versions()}
-
-
-def _networks(pipe: Any) -> dict[str, nn.Module]:
-    parts = {**getattr(pipe, "components", {}), **unets_of(pipe)}
-    return {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
 
 
 def adapters_of(part: nn.Module) -> str:

@@ -1,17 +1,18 @@
 """`Setting`: one point of a sweep. Which ones are asked for, whether each fits the pipeline, and
-how each is written down to be used: in Python, and on the command line.
+how each is written as options of the command line.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
+from ..compare.steps import LISTS, require_same_steps, strength_of
 from ..errors import InvalidSettingError, no_such
 from ..learning.auto import Auto
 from ..learning.calibrated_schedule import Calibrated
@@ -27,9 +28,6 @@ from ..settings.preview import num_steps, plan_of
 DEFAULT: Final = "default"
 _NAMED: Final = "noise-aware"
 
-#: With one of these the number of steps is not that of `num_inference_steps`.
-_LISTS: Final = ("timesteps", "sigmas")
-
 
 @dataclass(frozen=True)
 class Setting:
@@ -37,7 +35,7 @@ class Setting:
 
     Attributes:
         schedule: Its name; of a file, the path; of an object, what it is printed as.
-        interval: `None` where the schedule is a file or an object.
+        interval: One that is not given is the schedule's own; `None` for a file or an object.
         branch: `None` for the schedule's own.
         steps: `num_inference_steps`; `None` for the pipeline's own number.
         given: The schedule itself, where it is a file or an object.
@@ -76,23 +74,6 @@ class Setting:
             return Auto(found.interval, found.branch, file=file)
         return found
 
-    def python(self, beside: Mapping[str, str]) -> str:
-        """A line of Python that makes the helper.
-
-        Args:
-            beside: Further arguments of the helper, which all settings share, as Python.
-        """
-        given = {"interval": self.interval, "branch": self.branch}
-        arguments = [f"{name}={value!r}" for name, value in given.items() if value is not None]
-        if self.file is not None:
-            arguments.append(f"schedule=Calibrated.load({self.file!r})")
-        elif self.given is not None:
-            arguments.append(f"schedule={self.schedule}")
-        elif self.schedule != _NAMED:
-            arguments.append(f"schedule={self.schedule!r}")
-        arguments += [f"{name}={value}" for name, value in beside.items()]
-        return f"helper = DeepCacheHelper({', '.join(['pipe', *arguments])}).enable()"
-
     def options(self) -> list[str] | None:
         """The same as options of a command; `None` where it has none for them."""
         if self.given is not None and self.file is None:
@@ -114,7 +95,7 @@ def settings_of(*, schedule: Any, interval: Any, branch: Any, steps: Any) -> tup
     Args:
         schedule: A name, "default", a file that `calibrate` wrote, an object, or a list of these.
             A file or an object has its own interval and branch.
-        interval: A number or a list.
+        interval: A number or a list; `None` stands for the schedule's own.
         branch: A number, `None`, or a list.
         steps: A number, `None`, or a list.
 
@@ -131,8 +112,9 @@ def settings_of(*, schedule: Any, interval: Any, branch: Any, steps: Any) -> tup
     for count, each in product(counts, schedules):
         named = _NAMED if each is None or (isinstance(each, str) and each == DEFAULT) else each
         if isinstance(named, str) and named in PARAMETERS:
-            pairs = product(branches, intervals)
-            found += [Setting(named, value, place, count) for place, value in pairs]
+            for place, value in product(branches, intervals):
+                own = schedule_of(named, value, place).interval  # or it is refused
+                found.append(Setting(named, own if value is None else value, place, count))
         elif isinstance(named, str | Path):
             file = str(named)
             found.append(Setting(file, steps=count, given=_read(named), file=file))
@@ -163,8 +145,7 @@ def require_fitting(settings: Iterable[Setting], pipe: Any, helper: Any, call: A
         InvalidSettingError: The message names the setting and the cure.
         UnsupportedModelError: If the pipeline has no U-Net that can be cut.
     """
-    lists = [name for name in _LISTS if call.get(name) is not None]
-    strength = call.get("strength") if "image" in call else None
+    lists = [name for name in LISTS if call.get(name) is not None]
     window = Window(helper.first, helper.last)
     for setting in settings:
         schedule = setting.made()
@@ -175,18 +156,15 @@ def require_fitting(settings: Iterable[Setting], pipe: Any, helper: Any, call: A
             raise InvalidSettingError(
                 f"{lists[0]}= says which steps there are: give it, or num_inference_steps"
             )
-        steps = num_steps(pipe, setting.steps)
-        if isinstance(schedule, Calibrated) and steps not in (None, len(schedule.entries)):
-            raise InvalidSettingError(
-                f"{setting.name} was calibrated for {len(schedule.entries)} steps, and here are "
-                f"{steps}: give as many, or calibrate anew"
-            )
+        require_same_steps(
+            pipe, {**call, "num_inference_steps": setting.steps}, schedule, setting.name
+        )
         if isinstance(schedule, Auto):
             schedule = NoiseAware(schedule.interval, schedule.branch)  # by whose plan it goes
-        if lists or steps is None or not isinstance(schedule, Schedule):
+        if lists or num_steps(pipe, setting.steps) is None or not isinstance(schedule, Schedule):
             continue
-        share = {} if strength is None else {"strength": strength}
-        plan = plan_of(pipe, schedule, setting.steps, window=window, **share)
+        strength = strength_of(pipe, call)
+        plan = plan_of(pipe, schedule, setting.steps, window=window, strength=strength)
         if all(entry == FULL for entry in plan):
             few = len(plan) <= FEW_STEPS and isinstance(schedule, NoiseAware)
             cure = f"more than {FEW_STEPS} steps" if few else "a larger interval, or more steps"

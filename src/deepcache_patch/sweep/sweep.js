@@ -1,4 +1,3 @@
-"use strict";
 {
   const chosen = document.getElementById("chosen");
   const plain = [...document.querySelectorAll("#reference figure")];
@@ -16,23 +15,6 @@
       figure.before(before);
     }
     for (const point of points) point.classList.toggle("on", point.getAttribute("href") === `#${id}`);
-    copying(chosen);
-  }
-
-  function copying(part) {
-    if (!navigator.clipboard) return;
-    for (const code of part.querySelectorAll(".code")) {
-      if (code.querySelector("button")) code.querySelector("button").remove();
-      const button = document.createElement("button");
-      button.type = "button";
-      button.textContent = "Copy";
-      button.addEventListener("click", async () => {
-        await navigator.clipboard.writeText(code.querySelector("pre").textContent);
-        button.textContent = "Copied";
-        setTimeout(() => { button.textContent = "Copy"; }, 1500);
-      });
-      code.append(button);
-    }
   }
 
   for (const point of points) {
@@ -40,7 +22,6 @@
     for (const kind of ["mouseenter", "focus"]) point.addEventListener(kind, () => show(id));
     point.addEventListener("click", (event) => { event.preventDefault(); show(id); });
   }
-  copying(document);
   chosen.hidden = false;
   show(chosen.dataset.first);
 }

@@ -1,0 +1,131 @@
+"""What a comparison or a sweep was of: the pipeline as it was set up, and what it was asked for.
+JSON knows all of it but pictures and tensors in the call.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import nn
+
+from ..measuring.environment import device_name
+from ..running.components import schedulers_of, unets_of
+from ..running.face import Helper
+from ..schedules.guide import AnySchedule
+from .steps import steps_of
+
+#: Where a pipeline says from which files its adapters came: diffusers does not.
+LORA_FILES: Final = "_deepcache_patch_lora_files"
+
+#: What people set of a scheduler; asked for where the model's own settings are out of reach.
+_SET: Final = ("algorithm_type", "use_karras_sigmas")
+
+
+def about(
+    pipe: Any,
+    helper: Helper,
+    call: Mapping[str, Any],
+    *,
+    seeds: Sequence[int],
+    repeats: int,
+    device: torch.device,
+    schedule: AnySchedule | None = None,
+) -> dict[str, Any]:
+    """What was asked for, and where it ran; with the schedule, if one is the same for all."""
+    name, unet = next(iter(unets_of(pipe).items()))
+    schedulers = schedulers_of(pipe, name)()
+    followed = {
+        "interval": getattr(schedule, "interval", None),
+        "branch": getattr(schedule, "branch", None),
+        "schedule": str(schedule),
+        "replay": None if getattr(schedule, "own_replay", False) else str(helper.replay),
+    }
+    return {
+        "model": getattr(pipe, "name_or_path", None) or type(pipe).__name__,
+        "pipeline": type(pipe).__name__,
+        "scheduler": type(schedulers[0]).__name__.removesuffix("Scheduler") if schedulers else "",
+        "scheduler_settings": _changed_settings(pipe),
+        "loras": _loras(pipe),
+        "offload": _offload(pipe),
+        "device": {"type": str(device), "name": device_name(device)},
+        "dtype": str(getattr(unet, "dtype", "unknown")).removeprefix("torch."),
+        "steps": steps_of(pipe, call),
+        "first": helper.first,
+        "last": helper.last,
+        "seeds": list(seeds),
+        "repeats": repeats,
+        "call": dict(call),
+        **({} if schedule is None else followed),
+    }
+
+
+def _changed_settings(pipe: Any) -> dict[str, Any] | None:
+    """The settings by which the scheduler differs from one of its class by the model's files.
+
+    `None` where it is the model's own, or there is none by that name.
+    """
+    scheduler, saved = getattr(pipe, "scheduler", None), _saved_scheduler(pipe)
+    if scheduler is None:
+        return None
+    parameters = inspect.signature(type(scheduler).__init__).parameters
+    usual = {name: saved.get(name, each.default) for name, each in parameters.items()}
+    found = {
+        name: value
+        for name, value in scheduler.config.items()
+        if name in (usual if saved else {*_SET} & {*usual}) and str(value) != str(usual[name])
+    }
+    is_own = saved.get("_class_name") == type(scheduler).__name__
+    return None if is_own and not found else found
+
+
+def _saved_scheduler(pipe: Any) -> dict[str, Any]:
+    """What the model's files say of its scheduler; nothing if they are not at hand."""
+    model, name = str(getattr(pipe, "name_or_path", "")), "scheduler/scheduler_config.json"
+    file: Any = Path(model) / name
+    try:
+        if not file.is_file():
+            from huggingface_hub import try_to_load_from_cache
+
+            file = try_to_load_from_cache(model, name)
+        return dict(json.loads(Path(file).read_bytes()))
+    except (OSError, TypeError, ValueError):  # no such folder, and no hub id
+        return {}
+
+
+def _loras(pipe: Any) -> list[dict[str, Any]]:
+    """The LoRAs that are in force: name, scale, and the file if it is known."""
+    files = getattr(pipe, LORA_FILES, {})
+    return [
+        {"name": name, "scale": scale, "file": files.get(name)}
+        for name, scale in dict(_scales(pipe)).items()
+    ]
+
+
+def _scales(pipe: Any) -> Iterator[tuple[str, float]]:
+    for part in networks_of(pipe).values():
+        layers: list[Any] = [*part.modules()]
+        for module in layers:
+            # A layer of peft's.
+            if hasattr(module, "lora_alpha") and not module.disable_adapters:
+                for name in {*module.active_adapters} & {*module.scaling}:
+                    usual = module.lora_alpha[name] / module.r[name]
+                    yield name, round(module.scaling[name] / usual, 6)
+
+
+def _offload(pipe: Any) -> str | None:
+    """What of the pipeline waits on the CPU: "model" or "sequential"; `None` for nothing."""
+    hooks = {type(getattr(each, "_hf_hook", None)).__name__ for each in networks_of(pipe).values()}
+    if "CpuOffload" in hooks:
+        return "model"
+    return "sequential" if hooks & {"AlignDevicesHook", "SequentialHook"} else None
+
+
+def networks_of(pipe: Any) -> dict[str, nn.Module]:
+    """The pipeline's networks, by the names of its components."""
+    parts = {**getattr(pipe, "components", {}), **unets_of(pipe)}
+    return {name: part for name, part in parts.items() if isinstance(part, nn.Module)}

@@ -1,0 +1,11 @@
+"use strict";
+
+// A file that was opened from a disk may have no clipboard of its own: what is selected can be copied.
+addEventListener("click", (event) => {
+  const button = event.target.closest(".copy");
+  if (!button) return;
+  getSelection().selectAllChildren(button.closest(".code").querySelector("code"));
+  const copied = document.execCommand("copy");
+  button.previousElementSibling.value = copied ? "Copied" : "Selected: press Ctrl+C";
+});
+

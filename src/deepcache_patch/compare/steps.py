@@ -1,0 +1,70 @@
+"""How many steps a call makes, as far as its arguments say so before it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from ..errors import InvalidSettingError
+from ..learning.calibrated_schedule import Calibrated
+from ..measuring.generation import accepted_arguments
+from ..schedules.plans import Uniform
+from ..settings.preview import num_steps, plan_of
+
+#: With one of these, a generation has the steps that they list, whatever `num_inference_steps` is.
+LISTS: Final = ("timesteps", "sigmas")
+
+#: With one of these, the number of steps is not `num_inference_steps` alone.
+STEP_ARGUMENTS: Final = ("strength", *LISTS, "denoising_start", "denoising_end")
+
+#: What a generation begins with whose first steps `strength` leaves out. Modular pipelines know
+#: that argument where there is nothing to begin with, too.
+_BEGINS: Final = ("image", "video", "image_latents")
+
+
+def steps_of(pipe: Any, call: Mapping[str, Any]) -> Any:
+    """As many as a list in the call has, its `num_inference_steps`, or else the pipeline's own."""
+    for name in LISTS:
+        if call.get(name) is not None:
+            return len(call[name])
+    return call.get("num_inference_steps", _default(pipe, "num_inference_steps"))
+
+
+def strength_of(pipe: Any, call: Mapping[str, Any]) -> float:
+    """The share of the steps that run, 0 to 1: less than 1 where a picture is begun with."""
+    strength = call.get("strength", _default(pipe, "strength"))
+    begins_later = any(call.get(name) is not None for name in _BEGINS)
+    is_whole = call.get("denoising_start") is not None or not begins_later
+    return 1 if is_whole or not isinstance(strength, float) else strength
+
+
+def require_same_steps(
+    pipe: Any, call: Mapping[str, Any], schedule: Any, name: str | None = None
+) -> None:
+    """Refuses a calibrated schedule that was made for another number of steps.
+
+    Args:
+        pipe: The pipeline.
+        call: Arguments of its call.
+        schedule: Of any kind.
+        name: Of the schedule, for the message.
+
+    Raises:
+        InvalidSettingError: The message names both, and the cure.
+    """
+    told = any(call.get(name) is not None for name in STEP_ARGUMENTS if name != "strength")
+    count = call.get("num_inference_steps") or _default(pipe, "num_inference_steps")
+    if told or not isinstance(schedule, Calibrated) or num_steps(pipe, count) is None:
+        return
+    made = len(schedule.entries)
+    every = len(plan_of(pipe, Uniform(1), count, strength=strength_of(pipe, call)))
+    if every != made:
+        raise InvalidSettingError(
+            f"{name or schedule} was calibrated for {made} steps, and here are {every}: "
+            "give as many, or calibrate anew"
+        )
+
+
+def _default(pipe: Any, argument: str) -> Any:
+    parameter = accepted_arguments(pipe).get(argument)
+    return None if parameter is None else parameter.default

@@ -1,0 +1,227 @@
+"""What is to be pasted makes the same results again, whoever shows it."""
+
+from __future__ import annotations
+
+import ast
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from builders.adapters import lora
+from builders.cases import CASES
+from builders.outcomes import ABOUT, flat
+from builders.schedulers import with_scheduler
+from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
+from PIL import Image
+
+from deepcache_patch import (
+    Adaptive,
+    Auto,
+    Calibrated,
+    Centred,
+    DeepCacheHelper,
+    Explicit,
+    NoiseAware,
+    Plan,
+    Uniform,
+)
+from deepcache_patch.compare.about import LORA_FILES, about
+from deepcache_patch.compare.paste import python_of
+from deepcache_patch.page.trial import Trials
+
+CALL = {"prompt": 'a "fox"', "num_inference_steps": 12, "height": 16, "width": 16}
+
+
+@pytest.fixture
+def pipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    with_scheduler(CASES["sd"].load(), "ddim").save_pretrained(tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    return DiffusionPipeline.from_pretrained(str(tmp_path / "model"))
+
+
+def set_up(pipe: Any) -> list[str]:
+    """The lines by which the pipeline is made, but for the first."""
+    helper = DeepCacheHelper(pipe)
+    found = about(pipe, helper, CALL, seeds=[0], repeats=1, device=pipe.device)
+    return [line for line in python_of(found).splitlines() if line.startswith("pipe")][1:]
+
+
+# --- it makes the same --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("schedule", "replay"),
+    [
+        (NoiseAware(2.5), "extrapolate"),
+        (Uniform(3), "reuse"),
+        (Centred(3, center=4), None),
+        (Adaptive(0.5, (1,)), None),
+        (Auto(3.0), None),
+    ],
+    ids=lambda each: type(each).__name__ if each is not None else "",
+)
+def test_the_script_makes_the_picture_of_the_page(pipe: Any, schedule: Any, replay: Any) -> None:
+    found = Trials(pipe).run(CALL, seed=5, schedule=schedule, replay=replay)
+    exec(compile(python_of(found.comparison.about), "script", "exec"), {})
+    assert np.array_equal(Image.open("5.png"), found.cached)
+
+
+def test_the_script_makes_each_picture_of_a_comparison_with_its_prompt(pipe: Any) -> None:
+    call = {**CALL, "prompt": ["a fox", "a hen"]}
+    found = DeepCacheHelper(pipe, interval=3).compare(seeds=[3, 4], fewer_steps=False, **call)
+    exec(compile(python_of(found.about), "script", "exec"), {})
+    for seed, picture in zip((3, 4), found.cached, strict=True):
+        # One by one they are summed in another order, which can tip the rounding to 8 bits.
+        apart = np.asarray(Image.open(f"{seed}.png"), int) - np.asarray(picture, int)
+        assert np.abs(apart).max() <= 1
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        NoiseAware(2.5),
+        Uniform(4, 1),
+        Centred(3),
+        Adaptive(0.1, (0, 1)),
+        Auto(),
+        Explicit(Plan([0])),
+    ],
+    ids=lambda schedule: type(schedule).__name__,
+)
+def test_the_schedule_is_as_it_was(schedule: Any) -> None:
+    text = python_of({**ABOUT, "schedule": repr(schedule)})
+    line = next(line for line in text.splitlines() if line.startswith("helper"))
+    names = {type(schedule).__name__: type(schedule), "pipe": CASES["ddpm"].load()}
+    names["DeepCacheHelper"] = DeepCacheHelper
+    made = eval(line.removeprefix("helper = ").removesuffix(".enable()"), names)
+    assert repr(made.schedule) == repr(schedule)
+
+
+# --- line by line -------------------------------------------------------------------------------
+
+
+def test_the_script_line_by_line() -> None:
+    text = python_of({**ABOUT, "replay": "Reuse()", "first": 1, "last": 0})
+    assert text.splitlines() == [
+        "import torch",
+        "from diffusers import StableDiffusionPipeline",
+        "",
+        "from deepcache_patch import DeepCacheHelper, Uniform",
+        "",
+        "pipe = StableDiffusionPipeline.from_pretrained('a/model', dtype=torch.float32).to('cpu')",
+        "helper = DeepCacheHelper(pipe, schedule=Uniform(interval=3, branch=0), first=1, "
+        'replay="reuse").enable()',
+        "",
+        "for seed in [0, 1]:",
+        "    output = pipe(",
+        "        prompt='a fox',",
+        '        generator=torch.Generator("cpu").manual_seed(seed),',
+        "    )",
+        '    output.images[0].save(f"{seed}.png")',
+    ]
+
+
+@pytest.mark.parametrize(
+    ("about", "line"),
+    [
+        ({"schedule": "NoiseAware(interval=2.2, branch=-1)"}, "(pipe, interval=2.2).enable()"),
+        ({"schedule": "NoiseAware(interval=3, branch=1)"}, "(pipe, interval=3, branch=1).enable()"),
+        ({"schedule": "Calibrated(5:\n2.1×)"}, "# schedule: Calibrated(5: 2.1×)\n"),
+        ({"schedule": "Calibrated(5)"}, "(pipe, schedule=Calibrated.load('schedule.json')).enable"),
+        ({"schedule": "Calibrated(5)", "schedule_file": "a.json"}, "Calibrated.load('a.json')"),
+        (
+            {"schedule": "Mine(3)"},
+            "# schedule: Mine(3)\nhelper = DeepCacheHelper(pipe, schedule=..",
+        ),
+        ({"replay": "Extrapolate(strength=0.5)"}, ", replay=Extrapolate(strength=0.5)).enable()"),
+        ({"replay": "Mine()"}, ", replay=...).enable()"),
+        ({"schedule": "Auto(interval=3, branch=-1)"}, "for seed in [1000000, 0, 1]:  # the sch"),
+        ({"call": {"prompt": ["a", "it's"]}}, "seed, prompt in zip([0, 1], ['a', \"it's\"]):\n"),
+        ({"call": {"sigmas": (math.inf, 1.0)}}, "\n        sigmas=(float('inf'), 1.0),\n"),
+        (
+            {"call": {"size": (8,), "more": {"scale": 0.5}}},
+            "size=(8,),\n        more={'scale': 0.5},",
+        ),
+        ({"call": {"image": flat((1, 2, 3))}}, "# Fill in what is left out: ...\nimport torch\n"),
+        ({"call": {"a b": 1}}, "\n        **{'a b': 1},\n"),
+        (
+            {"model": "StableDiffusionPipeline"},
+            "StableDiffusionPipeline.from_pretrained(..., dtype",
+        ),
+        ({"pipeline": "Mine", "model": "a\nb"}, "\n# pipe: the Mine of a b, sampled by DDIM\n"),
+        ({"pipeline": "Mine", "scheduler": ""}, "\n# pipe: the Mine of a/model\n"),
+    ],
+)
+def test_what_is_said_of(about: Any, line: str) -> None:
+    text = python_of({**ABOUT, **about})
+    assert line in text
+    ast.parse(text)
+
+
+def test_nothing_is_said_to_be_left_out_where_nothing_is() -> None:
+    text = python_of({**ABOUT, "call": {"prompt": "a fox ... in the snow"}})
+    assert "Fill in" not in text
+    assert "DeepCache" not in python_of({**ABOUT, "schedule": None})
+    assert ".save(" not in python_of(ABOUT, saves=False)
+
+
+# --- how the pipeline was set up ------------------------------------------------------------------
+
+
+def test_a_pipeline_that_is_as_in_its_folder_has_one_line(pipe: Any) -> None:
+    assert set_up(pipe) == []
+
+
+def test_another_scheduler_and_settings_of_it_are_said(pipe: Any) -> None:
+    config = pipe.scheduler.config
+    made = "pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config"
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(config)
+    assert set_up(pipe) == [f"{made})"]
+    karras = {"use_karras_sigmas": True, "solver_order": 3}
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(config, **karras)
+    assert set_up(pipe) == [f"{made}, solver_order=3, use_karras_sigmas=True)"]
+    pipe.register_to_config(_name_or_path="out/of/reach")  # then only what people set most
+    assert set_up(pipe) == [f"{made}, use_karras_sigmas=True)"]
+
+
+def test_loras_are_said_with_their_scales_and_their_files_if_these_are_known(pipe: Any) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # peft asks whether several are meant
+        weights = lora(pipe.unet, seed=0)
+        for name in ("ink", "oil"):
+            pipe.load_lora_weights(weights, adapter_name=name)
+    pipe.set_adapters(["oil", "ink"], [1.0, 0.25])
+    setattr(pipe, LORA_FILES, {"ink": "ink.safetensors"})
+    found = set_up(pipe)
+    assert sorted(found[:2]) == [
+        "pipe.load_lora_weights('ink.safetensors', adapter_name='ink')",
+        "pipe.load_lora_weights(..., adapter_name='oil')",
+    ]
+    names, scales = ast.literal_eval(found[2].removeprefix("pipe.set_adapters"))
+    assert dict(zip(names, scales, strict=True)) == {"ink": 0.25, "oil": 1.0}
+    pipe.set_adapters("ink", 0.5)
+    assert set_up(pipe)[-1] == "pipe.set_adapters(['ink'], [0.5])"
+    pipe.disable_lora()
+    assert set_up(pipe) == []
+
+
+@pytest.mark.parametrize("kind", ["model", "sequential"])
+def test_offloading_is_said_in_the_place_of_the_device(pipe: Any, kind: str) -> None:
+    getattr(pipe, f"enable_{kind}_cpu_offload")(device="cpu")
+    assert set_up(pipe) == [f"pipe.enable_{kind}_cpu_offload()"]
+    text = python_of({**ABOUT, "offload": kind})
+    assert "from_pretrained('a/model', dtype=torch.float32)\n" in text
+
+
+def test_a_schedule_that_was_learned_is_read_from_a_file(pipe: Any) -> None:
+    auto = Auto(3.0)
+    Trials(pipe).run(CALL, seed=0, schedule=auto)
+    (learned,) = auto.learned
+    assert isinstance(learned, Calibrated)
+    found = Trials(pipe).run(CALL, seed=5, schedule=learned).comparison
+    learned.save("schedule.json")
+    exec(compile(python_of(found.about), "script", "exec"), {})
+    assert np.array_equal(Image.open("5.png"), found.cached[0])
