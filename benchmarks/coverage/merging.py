@@ -47,5 +47,5 @@ def _counted(counts: Mapping[str, int]) -> dict[str, Any]:
     """Those that run into the limit of time count as killed; the share is of those that ran."""
     mutants = sum(counts.values())
     killed = counts.get("killed", 0) + counts.get("timeout", 0)
-    share = round(killed / max(mutants - counts.get(_NOT_RUN, 0), 1), 4)
-    return {"mutants": mutants, **counts, "killed_share": share}
+    ran = mutants - counts.get(_NOT_RUN, 0)
+    return {"mutants": mutants, **counts, "killed_share": round(killed / ran, 4) if ran else None}

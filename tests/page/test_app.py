@@ -21,6 +21,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from deepcache_patch import Auto, DeepCacheHelper, Plan, UnsupportedModelError
+from deepcache_patch.cli import ui as _command  # noqa: F401, before `phases` changes what it says with
 from deepcache_patch.cli.main import main
 from deepcache_patch.learning import auto
 from deepcache_patch.measuring.generation import Timing

@@ -41,5 +41,5 @@ def test_a_module_that_ran_in_part_says_so():
 
 def test_a_module_that_is_new_and_did_not_run_is_not_checked():
     found = merged({"new": {"not checked": 2}, "none": {}}, [], {})
-    assert found["modules"] == {"new": {"mutants": 2, "not checked": 2, "killed_share": 0.0}}
+    assert found["modules"] == {"new": {"mutants": 2, "not checked": 2, "killed_share": None}}
     assert found["total"] == found["modules"]["new"]
