@@ -70,6 +70,7 @@ class CallPatch:
     def _stand_round(self, module: nn.Module) -> None:
         self.module = module
         me = weakref.ref(self)  # or the module would be held by a cycle after removal
+        self._wraps_compiled = any(map(is_compiled_wrapper, layers_of(module)))
         self._patch = Patch(module, CALL, module._call_impl, tag=me)
         self._compile = Patch(module, "compile", module.compile, tag=me)
 
@@ -81,8 +82,7 @@ class CallPatch:
     @property
     def compiled(self) -> bool:
         """Whether the module is compiled as a whole; or has a wrapper that may be compiled code."""
-        wrapped = any(map(is_compiled_wrapper, layers_of(self.module)))
-        return wrapped or self._patch.covers_another
+        return self._wraps_compiled or self._patch.covers_another
 
     def room_for_graphs(self, kinds: int) -> AbstractContextManager[Any]:
         """Let dynamo compile as many graphs for each kind of call as for one module.

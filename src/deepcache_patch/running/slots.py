@@ -228,9 +228,10 @@ class Slots:
         """Another step begins; gives the numbers of the slots that are over."""
         over = [each for each in self._slots if each.is_over()]
         self.changes = self.changes + 1 if over else 0
-        self._slots = [each for each in self._slots if each not in over]
+        if over:
+            self._slots = [each for each in self._slots if each not in over]
+            self._by_order = {order: s for order, s in self._by_order.items() if s not in over}
         self._slots.sort(key=lambda each: each.order)
-        self._by_order = {order: s for order, s in self._by_order.items() if s not in over}
         return [each.number for each in over]
 
     def of(self, order: int, given: Mapping[str, _Mark], *, is_short: bool = False) -> Slot:

@@ -394,7 +394,7 @@ class AttachedUNet:
         guide.observe(FinishedCall(position, sample, output, features, *seen))
         last_step = position.step + 1 == position.num_steps
         session.called(slot, last_step=last_step)
-        if last_step:
+        if last_step or not features:
             return
         keep = 1 if slot.is_earlier else guide.keep  # no trend leads on where calls are left out
         for place, feature in features.items():
