@@ -50,7 +50,9 @@ class CallPatch:
     Attributes:
         module: As it is called; changes when the pipeline got a compiled one.
         tag: Likewise.
-        lock: For whoever may change what the module is made of: calls take turns.
+        lock: For whoever may change what the module is made of: calls take turns. A call that has
+            waited for its turn looks whether the patch is still `installed`. If it was removed
+            meanwhile, somebody else's may be in its place: call `module` then, without the lock.
     """
 
     def __init__(
@@ -124,20 +126,6 @@ class CallPatch:
         with self.lock:
             self.install(wrapper)
             self._await_earlier_calls()
-
-    @contextmanager
-    def turn(self, kinds: Callable[[], int]) -> Iterator[bool]:
-        """The turn of one call: no other thread's is under way in the `with` block.
-
-        Args:
-            kinds: Gives that of `room_for_graphs`, once it is this call's turn.
-
-        Yields:
-            Whether the patch is still there. If it was removed while the call waited, somebody
-            else's may be in its place: call `module` then, after the block.
-        """
-        with self.lock, self.room_for_graphs(kinds()):
-            yield self.installed
 
     def _await_earlier_calls(self) -> None:
         while any(map(self._is_in_earlier_call, _stacks_of_others())):

@@ -207,8 +207,8 @@ class AttachedUNet:
     def _call(
         self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        with self._patch.turn(self._kinds_of_calls) as mine:
-            if mine:
+        with self._lock, self._patch.room_for_graphs(self._kinds_of_calls):
+            if self._patch.installed:
                 try:
                     return self._run(original, args, kwargs)
                 except BaseException:
@@ -290,6 +290,7 @@ class AttachedUNet:
             return True
         return self._callers.gone and not self._callers.are_pipelines()
 
+    @property
     def _kinds_of_calls(self) -> int:
         """Recording and shallow at each branch, and plain."""
         return 2 * len(self._anatomy.branches) + 1

@@ -155,7 +155,7 @@ _MOVING_PARTS = re.compile("timestep|sigma|residual|block_samples")
 
 def _put_tensors(found: dict[str, torch.Tensor], name: str, value: Any) -> None:
     """Put a tensor, or those in a list or dictionary, where they are found by name."""
-    if _MOVING_PARTS.search(name):
+    if value is None or isinstance(value, bool) or _MOVING_PARTS.search(name):
         return
     if isinstance(value, torch.Tensor):
         if value.layout == torch.strided and not value.is_nested:
