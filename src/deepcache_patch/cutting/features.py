@@ -7,7 +7,6 @@ when, is decided in `running`.
 
 import math
 import weakref
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -113,8 +112,7 @@ def first_tensor(output: Any) -> Any:
     return output if isinstance(output, torch.Tensor) else output[0]
 
 
-@dataclass(frozen=True)
-class FeatureKey:
+class FeatureKey(NamedTuple):
     """What must agree between the call that records and the call that replays.
 
     Attributes:

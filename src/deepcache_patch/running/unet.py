@@ -398,10 +398,10 @@ class AttachedUNet:
         if last_step or not features:
             return
         keep = 1 if slot.is_earlier else guide.keep  # no trend leads on where calls are left out
+        key = FeatureKey.of(sample)
         for place, feature in features.items():
-            recorded = Recorded(position.step, FeatureKey.of(sample), feature)
-            if place == OUTPUT:
-                recorded = recorded._replace(sample=sample.clone(), answer=answer)
+            beside = (sample.clone(), answer) if place == OUTPUT else ()
+            recorded = Recorded(position.step, key, feature, *beside)
             session.cache.put(slot.number, place, recorded, keep=keep)
         held = sum(each.cache.nbytes for each in self._sessions)
         self._peak_nbytes = max(self._peak_nbytes, held)
