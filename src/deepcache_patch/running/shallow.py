@@ -19,6 +19,7 @@ from ..schedules.plans import OUTPUT
 from .observers import keeper_of, observer_of
 from .offloading import bring_whole, computing_hooks
 from .proof import copied, obstacle_to_a_second_run, put_back, same, tensors_of, unnoticed
+from .walk import every_module
 
 
 class UNetCuts:
@@ -91,8 +92,9 @@ class UNetCuts:
 
     def _look_for_hooks(self) -> None:
         # Guiders leave out attention and blocks, and nothing as small as torch's own layers.
-        modules = (each for each in self._unet.modules() if type(each).__module__[:6] != "torch.")
-        self._may_be_hooked = [vars(each) for each in modules]
+        modules = every_module(self._unet)
+        theirs = [each for each in modules if type(each).__module__[:6] != "torch."]
+        self._may_be_hooked = [vars(each) for each in theirs]
 
     def applied(
         self, branch: int | None, tapped: tuple[int, ...], feature: torch.Tensor | None

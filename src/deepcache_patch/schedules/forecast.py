@@ -210,6 +210,8 @@ def _rate(sigma: float) -> float:
 
 def channels(sample: torch.Tensor, output: torch.Tensor) -> int | None:
     """Which dimension has the channels; `None` if the two have not enough in common."""
+    if sample.shape == output.shape:
+        return 1
     if sample.ndim != output.ndim:
         return None
     differ = [
@@ -217,4 +219,4 @@ def channels(sample: torch.Tensor, output: torch.Tensor) -> int | None:
         for place, sizes in enumerate(zip(sample.shape, output.shape, strict=True))
         if len(set(sizes)) > 1
     ]
-    return None if len(differ) > 1 else (differ or [1])[0]
+    return None if len(differ) > 1 else differ[0]

@@ -101,7 +101,7 @@ class FinishedCall(NamedTuple):
     sample: torch.Tensor
     output: Any
     features: Mapping[int, torch.Tensor]
-    replaced: Mapping[int, Sequence[Recorded]] = {}  # noqa: RUF012
+    replaced: Mapping[int, Sequence[Recorded]] = {}
     slot: int = 0
     instead_of: int | None = None
 
