@@ -12,9 +12,6 @@ from torch import nn
 
 from .walk import every_module
 
-#: Where accelerate and diffusers keep their hooks of a module.
-_HOOKS: Final = ("_hf_hook", "_diffusers_hook")
-
 #: Hooks that move a whole model to the device when it is called: accelerate's, and that of
 #: diffusers' `ComponentsManager`.
 _MOVERS: Final = ("CpuOffload", "CustomOffloadHook")
@@ -30,7 +27,8 @@ def offloading_of(unet: nn.Module) -> str | None:
     """Say what in the U-Net's offloading needs every layer to run, if something does."""
     version = tuple(int(part) for part in diffusers.__version__.split(".")[:2])
     for module in every_module(unet):
-        if vars(module).keys().isdisjoint(_HOOKS):
+        own = vars(module)
+        if "_hf_hook" not in own and "_diffusers_hook" not in own:
             continue
         group = _group_of(module)
         if group is not None and group.onload_leader not in (None, module):

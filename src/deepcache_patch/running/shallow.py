@@ -93,8 +93,8 @@ class UNetCuts:
     def _look_for_hooks(self) -> None:
         # Guiders leave out attention and blocks, and nothing as small as torch's own layers.
         modules = every_module(self._unet)
-        theirs = [each for each in modules if type(each).__module__[:6] != "torch."]
-        self._may_be_hooked = [vars(each) for each in theirs]
+        kinds = {kind for kind in {*map(type, modules)} if kind.__module__[:6] != "torch."}
+        self._may_be_hooked = [vars(each) for each in modules if type(each) in kinds]
 
     def applied(
         self, branch: int | None, tapped: tuple[int, ...], feature: torch.Tensor | None

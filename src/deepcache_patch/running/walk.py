@@ -16,5 +16,7 @@ def every_module(network: nn.Module) -> list[nn.Module]:
         module = todo.pop()
         if module is not None and module not in found:
             found[module] = None
-            todo += reversed(module._modules.values())
+            children = module._modules
+            if children:  # most have none
+                todo += reversed(children.values())
     return list(found)
