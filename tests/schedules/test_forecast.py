@@ -10,6 +10,7 @@ from diffusers import (
     EulerDiscreteScheduler,
     UniPCMultistepScheduler,
 )
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from deepcache_patch.cutting.features import FeatureKey, Recorded
 from deepcache_patch.schedules.forecast import Forecast
@@ -226,3 +227,43 @@ def test_a_forecast_needs_to_know_what_the_output_means(scheduler, known):
         timesteps = tuple(scheduler.timesteps.tolist())
     context = Context(10, timesteps, scheduler, torch.nn.Identity())
     assert (Forecast.of(context) is not None) is known
+
+
+class Operations(TorchDispatchMode):
+    """Notes the names of operations that are no views."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if not function.is_view:
+            self.names.append(function.name().removeprefix("aten::"))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "casts"), [(torch.float32, 0), (torch.float16, 2)], ids=["float32", "float16"]
+)
+def test_a_forecast_is_one_sum_of_inputs_and_outputs(dtype, casts):
+    # Each operation is time of the host, and of a device a kernel: factors are put together before.
+    x, later, output = (torch.ones(1, 4, 2, 2, dtype=dtype) * value for value in (1, 2, 3))
+    seen = [recorded(1, x, output), recorded(0, later, output)]
+    with Operations() as operations:
+        Forecast(LEVELS, "epsilon").output(2, seen, later)
+    terms = ["mul.Tensor", *["add_.Tensor"] * 4]
+    channels_that_moved = ["ne.Tensor", "any.dims", "where.self"]
+    assert [name for name in operations.names if name != "_to_copy"] == terms + channels_that_moved
+    assert operations.names.count("_to_copy") == casts
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_is_summed_in_float32(dtype):
+    x, later, output = (
+        torch.randn(1, 4, 8, 8, generator=generator(seed)).to(dtype) for seed in range(3)
+    )
+    forecast = Forecast(LEVELS, "v_prediction")
+    seen = [recorded(1, x, output), recorded(0, output, x)]
+    wide = [recorded(1, x.float(), output.float()), recorded(0, output.float(), x.float())]
+    found = forecast.output(2, seen, later)
+    assert torch.equal(found, forecast.output(2, wide, later.float()).to(dtype))

@@ -1,14 +1,12 @@
 """What a U-Net returned, and the same with another tensor in it: for calls that run nothing."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 
-@dataclass(frozen=True, eq=False)
-class Answer:
+class Answer(NamedTuple):
     """What a U-Net returned: one tensor alone, in a tuple, or in an output class of diffusers.
 
     Attributes:

@@ -7,7 +7,6 @@ when, is decided in `running`.
 
 import math
 import weakref
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -35,12 +34,14 @@ class Recorder:
     def take(self) -> torch.Tensor | None:
         """Return the feature, unless it is one of several, and let go of it."""
         latest, self.latest = self.latest, None
+        if latest is None:  # no tap was passed since
+            return None
         repeated, self.repeated = self.repeated, False
         for tap in self.taps:
             tap.passed = False
         if repeated:
             return None
-        if latest is not None and self.in_graph:
+        if self.in_graph:
             return latest.clone()  # a CUDA graph writes to the same memory when it runs again
         return latest
 
@@ -78,13 +79,13 @@ class Tap(Around):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return what `inner` returns."""
         output = self.inner(*args, **kwargs)
-        if self.passed:
-            self.recorder.repeated = True
-        self.passed = True
         hidden_states = first_tensor(output)
         # A copy, because what comes next may write into this tensor: FreeU scales it in place.
         self.recorder.latest = hidden_states.clone()
         self.recorder.in_graph = torch.compiler.is_dynamo_compiling()
+        if self.passed:
+            self.recorder.repeated = True
+        self.passed = True
         return output
 
 
@@ -111,8 +112,7 @@ def first_tensor(output: Any) -> Any:
     return output if isinstance(output, torch.Tensor) else output[0]
 
 
-@dataclass(frozen=True)
-class FeatureKey:
+class FeatureKey(NamedTuple):
     """What must agree between the call that records and the call that replays.
 
     Attributes:

@@ -50,7 +50,9 @@ class CallPatch:
     Attributes:
         module: As it is called; changes when the pipeline got a compiled one.
         tag: Likewise.
-        lock: For whoever may change what the module is made of: calls take turns.
+        lock: For whoever may change what the module is made of: calls take turns. A call that has
+            waited for its turn looks whether the patch is still `installed`. If it was removed
+            meanwhile, somebody else's may be in its place: call `module` then, without the lock.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class CallPatch:
     def _stand_round(self, module: nn.Module) -> None:
         self.module = module
         me = weakref.ref(self)  # or the module would be held by a cycle after removal
+        self._wraps_compiled = any(map(is_compiled_wrapper, layers_of(module)))
         self._patch = Patch(module, CALL, module._call_impl, tag=me)
         self._compile = Patch(module, "compile", module.compile, tag=me)
 
@@ -81,8 +84,7 @@ class CallPatch:
     @property
     def compiled(self) -> bool:
         """Whether the module is compiled as a whole; or has a wrapper that may be compiled code."""
-        wrapped = any(map(is_compiled_wrapper, layers_of(self.module)))
-        return wrapped or self._patch.covers_another
+        return self._wraps_compiled or self._patch.covers_another
 
     def room_for_graphs(self, kinds: int) -> AbstractContextManager[Any]:
         """Let dynamo compile as many graphs for each kind of call as for one module.
@@ -124,20 +126,6 @@ class CallPatch:
         with self.lock:
             self.install(wrapper)
             self._await_earlier_calls()
-
-    @contextmanager
-    def turn(self, kinds: Callable[[], int]) -> Iterator[bool]:
-        """The turn of one call: no other thread's is under way in the `with` block.
-
-        Args:
-            kinds: Gives that of `room_for_graphs`, once it is this call's turn.
-
-        Yields:
-            Whether the patch is still there. If it was removed while the call waited, somebody
-            else's may be in its place: call `module` then, after the block.
-        """
-        with self.lock, self.room_for_graphs(kinds()):
-            yield self.installed
 
     def _await_earlier_calls(self) -> None:
         while any(map(self._is_in_earlier_call, _stacks_of_others())):

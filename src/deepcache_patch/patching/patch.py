@@ -81,8 +81,11 @@ class Patch:
     @property
     def installed(self) -> bool:
         """Whether calls reach the wrapper, possibly through somebody else's round it."""
-        mine = self._gated is not None
-        return mine and any(each is self for each in _installed(self._owner, self._name))
+        if self._gated is None:
+            return False
+        if vars(self._owner).get(self._name) is self._gated:  # nobody stands round it
+            return True
+        return any(each is self for each in _installed(self._owner, self._name))
 
     @property
     def covers_another(self) -> bool:

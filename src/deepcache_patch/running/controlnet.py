@@ -69,7 +69,8 @@ class AttachedCompanion:
             return original(*args, **kwargs)
         branch = self._branch(unet, anatomy, arguments)
         # Cut at each branch, and whole.
-        with self._patch.turn(lambda: unet.num_skips + 1) as mine:
+        with self._lock, self._patch.room_for_graphs(unet.num_skips + 1):
+            mine = self._patch.installed
             # While this call was waiting, layers may have been replaced.
             is_whole = branch is None or not anatomy.is_current
             if mine and is_whole:

@@ -10,6 +10,8 @@ from typing import Any, Final
 import diffusers
 from torch import nn
 
+from .walk import every_module
+
 #: Hooks that move a whole model to the device when it is called: accelerate's, and that of
 #: diffusers' `ComponentsManager`.
 _MOVERS: Final = ("CpuOffload", "CustomOffloadHook")
@@ -24,7 +26,10 @@ _LOADS_AFTER_A_GAP: Final = (0, 37)
 def offloading_of(unet: nn.Module) -> str | None:
     """Say what in the U-Net's offloading needs every layer to run, if something does."""
     version = tuple(int(part) for part in diffusers.__version__.split(".")[:2])
-    for module in unet.modules():
+    for module in every_module(unet):
+        own = vars(module)
+        if "_hf_hook" not in own and "_diffusers_hook" not in own:
+            continue
         group = _group_of(module)
         if group is not None and group.onload_leader not in (None, module):
             return (

@@ -15,7 +15,7 @@ from .slots import Slot, Slots, marks
 from .stats import Course
 from .steps import StepTracker
 from .told import Told
-from .told_steps import ToldSteps
+from .told_steps import Doubt, ToldSteps
 
 
 class Session:
@@ -100,7 +100,7 @@ class Session:
         else:
             self.tracker.locate(timestep)
 
-    def doubt(self) -> str | None:
+    def doubt(self) -> Doubt | None:
         """What to say at the end of a generation that was told, if its steps may be others."""
         return self.tracker.doubt() if isinstance(self.tracker, ToldSteps) else None
 

@@ -4,9 +4,8 @@ How a call is made shallow is known here, and whether it may be; whether it shal
 `decision`.
 """
 
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, cast
 
 import torch
@@ -20,6 +19,7 @@ from ..schedules.plans import OUTPUT
 from .observers import keeper_of, observer_of
 from .offloading import bring_whole, computing_hooks
 from .proof import copied, obstacle_to_a_second_run, put_back, same, tensors_of, unnoticed
+from .walk import every_module
 
 
 class UNetCuts:
@@ -43,7 +43,9 @@ class UNetCuts:
         self._proofs: dict[int, bool] = {}
         self._obstacle: str | None = None  # to a proof in this generation, once it was looked for
         self._looked = False
-        self._hooked: list[weakref.ref[nn.Module]] = []  # what may get a hook, as it was last seen
+        # The attributes of what may get a hook, as it was last seen. A hook is looked for in each
+        # call, which takes twice as long or more behind weak references.
+        self._may_be_hooked: list[dict[str, Any]] = []
         self.looks = 0
 
     def look_again(self) -> bool:
@@ -84,23 +86,20 @@ class UNetCuts:
 
     def hooks(self) -> tuple[tuple[Any, ...], ...]:
         """Which of diffusers' hooks are in the U-Net: guiders leave layers out by them."""
-        found = []
-        for place, each in enumerate(self._hooked):
-            module = each()
-            if module is not None and "_diffusers_hook" in module.__dict__:
-                found.append((place, *computing_hooks(module._diffusers_hook)))
-        return tuple(each for each in found if len(each) > 1)
+        hooked = [own for own in self._may_be_hooked if "_diffusers_hook" in own]
+        found = [(id(own), *computing_hooks(own["_diffusers_hook"])) for own in hooked]
+        return tuple([each for each in found if len(each) > 1])
 
     def _look_for_hooks(self) -> None:
         # Guiders leave out attention and blocks, and nothing as small as torch's own layers.
-        modules = (each for each in self._unet.modules() if type(each).__module__[:6] != "torch.")
-        self._hooked = [weakref.ref(each) for each in modules]
+        modules = every_module(self._unet)
+        kinds = {kind for kind in {*map(type, modules)} if kind.__module__[:6] != "torch."}
+        self._may_be_hooked = [vars(each) for each in modules if type(each) in kinds]
 
-    @contextmanager
     def applied(
         self, branch: int | None, tapped: tuple[int, ...], feature: torch.Tensor | None
-    ) -> Iterator[None]:
-        """Make the U-Net what one call shall see.
+    ) -> AbstractContextManager[None]:
+        """Make the U-Net what one call shall see, for the length of a `with` block.
 
         Args:
             branch: Where it is cut; `None` for a call that runs everything.
@@ -110,11 +109,15 @@ class UNetCuts:
         if (branch, tapped) not in self._cuts:
             recorders = {each: self._recorders[each] for each in tapped}
             self._cuts[branch, tapped] = self.anatomy.cut(branch, self._stand_in, recorders)
-        if branch is not None:
-            bring_whole(self._unet)
+        cut = self._cuts[branch, tapped]
+        return cut.applied() if branch is None else self._replaying(cut, feature)
+
+    @contextmanager
+    def _replaying(self, cut: Cut, feature: torch.Tensor | None) -> Iterator[None]:
+        bring_whole(self._unet)
         self._stand_in.feature = feature
         try:
-            with self._cuts[branch, tapped].applied():
+            with cut.applied():
                 yield
         finally:
             self._stand_in.feature = None
@@ -126,8 +129,8 @@ class UNetCuts:
 
     def taken(self) -> dict[int, torch.Tensor]:
         """What the last call recorded, by branch; it is let go of here."""
-        taken = {branch: recorder.take() for branch, recorder in self._recorders.items()}
-        return {branch: feature for branch, feature in taken.items() if feature is not None}
+        taken = ((branch, recorder.take()) for branch, recorder in self._recorders.items())
+        return {branch: feature for branch, feature in taken if feature is not None}
 
     def watcher(self, branch: int) -> str | None:
         """Say who needs the layers that a cut at the branch leaves out; see `observer_of`."""

@@ -93,10 +93,9 @@ class _Window(_Known):
     """Which part of a larger tensor the sample is; `None` for all of a tensor of its own."""
 
     def __init__(self, sample: torch.Tensor) -> None:
-        super().__init__(None)
         whole, start = sample.untyped_storage().nbytes(), sample.storage_offset()
-        if sample.nbytes != whole:
-            self._value = (whole, tuple(sample.shape)), start, sample.stride()
+        is_part = sample.nbytes != whole
+        self._value = ((whole, tuple(sample.shape)), start, sample.stride()) if is_part else None
         self._is_entry = sample.is_contiguous() and start % max(1, sample.numel()) == 0
 
     def is_of(self, given: _Mark) -> bool:
@@ -128,7 +127,7 @@ class Slot:
         self.is_called = True
         self.is_earlier = False
         self.others: tuple[str, ...] = ()
-        self._given = dict(given)
+        self._given = given
         self._before: dict[str, _Mark] = {}  # what was given in its place before
         self._steady: set[str] = set()  # what was the same in two steps
         self._late = False  # whether what was given before that was gone, too
@@ -176,8 +175,13 @@ class Slot:
         before = self._before.get(name)
         return before is not None and before.is_gone
 
+    def repeat(self, order: int, given: Mapping[str, _Mark]) -> None:
+        """It is called again, and is given the same."""
+        self._steady.update(given)
+        self._called(order, given)
+
     def call(self, order: int, given: Mapping[str, _Mark]) -> None:
-        """It is called again."""
+        """It is called again, and some of what it is given was made anew."""
         for name, new in given.items():
             old = self._given.get(name)
             if old is not None and old.is_of(new):
@@ -187,7 +191,10 @@ class Slot:
             self._before.pop(name, None)
             if old is not None and old.outlives(new):
                 self._before[name] = old
-        self._given = dict(given)
+        self._called(order, given)
+
+    def _called(self, order: int, given: Mapping[str, _Mark]) -> None:
+        self._given = given
         self.is_earlier = order < self.order
         self.order, self.is_called, self._is_replaced, self.others = order, True, False, ()
 
@@ -195,7 +202,7 @@ class Slot:
         """It comes in the place of another, which goes unless this step calls it later."""
         self.others, self.instead_of = differing, other.number
         self._late = all(other._is_late(name) for name in differing)
-        self._before = other._given
+        self._before = dict(other._given)
         other._is_replaced = True
 
     def is_over(self) -> bool:
@@ -228,9 +235,10 @@ class Slots:
         """Another step begins; gives the numbers of the slots that are over."""
         over = [each for each in self._slots if each.is_over()]
         self.changes = self.changes + 1 if over else 0
-        self._slots = [each for each in self._slots if each not in over]
+        if over:
+            self._slots = [each for each in self._slots if each not in over]
+            self._by_order = {order: s for order, s in self._by_order.items() if s not in over}
         self._slots.sort(key=lambda each: each.order)
-        self._by_order = {order: s for order, s in self._by_order.items() if s not in over}
         return [each.number for each in over]
 
     def of(self, order: int, given: Mapping[str, _Mark], *, is_short: bool = False) -> Slot:
@@ -242,10 +250,14 @@ class Slots:
             is_short: Whether the list that the generation goes by has two steps.
         """
         # Several may be given the same: then those of this step are those of the last, in order.
-        found = next((s for s in self._slots if not s.is_called and s.is_given(given)), None)
-        at_order = self._by_order.get(order)
+        for slot in self._slots:
+            if not slot.is_called and slot.is_given(given):
+                slot.repeat(order, given)
+                self._by_order[order] = slot
+                return slot
+        found, at_order = None, self._by_order.get(order)
         differing: tuple[str, ...] = ()
-        if found is None and at_order is not None and not at_order.is_called:
+        if at_order is not None and not at_order.is_called:
             is_alone = len(self._slots) == 1
             # Calls before this one have gone on to the place that it should have then, too.
             is_one_sample = all(

@@ -73,6 +73,32 @@ class LastGeneration:
         )
 
 
+class Tally:
+    """Keeps what becomes `Stats`."""
+
+    def __init__(self) -> None:
+        self._generations = self._full = self._shallow = self._nbytes = self._unplaced = 0
+
+    def begun(self) -> None:
+        """A generation has begun."""
+        self._generations += 1
+
+    def called(self, branch: int | None, *, is_placed: bool = True) -> None:
+        """A call begins; `branch` is `None` if it runs in full."""
+        self._full += branch is None
+        self._shallow += branch is not None
+        self._unplaced += not is_placed
+
+    def held(self, nbytes: int) -> None:
+        """So many bytes are recorded now."""
+        self._nbytes = max(self._nbytes, nbytes)
+
+    def so_far(self) -> Stats:
+        """What was counted until now."""
+        calls = self._full, self._shallow
+        return Stats(self._generations, *calls, self._nbytes, self._unplaced)
+
+
 class Course:
     """Keeps what becomes a `LastGeneration`.
 

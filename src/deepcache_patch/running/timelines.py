@@ -93,10 +93,11 @@ class Timelines:
             if timesteps is not None and same_storage(timestep, timesteps):
                 offset = int(timestep.storage_offset() - timesteps.storage_offset())
                 index, beside = divmod(offset, timesteps.stride()[0] or 1)
-                if not 0 <= index < len(timesteps):
+                length = timesteps.shape[0]
+                if not 0 <= index < length:
                     return None
                 if not beside:  # else it is between two entries, and counts by its value
-                    return Place(timesteps, index, len(timesteps), None, index == 0)
+                    return Place(timesteps, index, length, None, index == 0)
             elif length := len(self.values_behind(timestep)):
                 index = int(timestep.storage_offset())
                 return Place(timestep, index, length, None, index == 0)
@@ -159,7 +160,7 @@ def same_storage(first: torch.Tensor, second: torch.Tensor) -> bool:
 
 def same_timeline(first: torch.Tensor | None, second: torch.Tensor | None) -> bool:
     """Whether both are the same list, or both none."""
-    if first is None or second is None:
+    if first is second or first is None or second is None:
         return first is second
     return same_storage(first, second)
 
@@ -181,7 +182,7 @@ def turns_back(values: Sequence[float], before: int, after: int) -> bool:
 
 
 def _is_one_entry_of_many(timestep: torch.Tensor) -> bool:
-    one_entry = all(
+    one_entry = timestep.ndim == 0 or all(
         size == 1 or stride == 0
         for size, stride in zip(timestep.shape, timestep.stride(), strict=True)
     )

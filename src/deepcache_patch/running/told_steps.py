@@ -7,6 +7,7 @@ another value than that of the last call is the next step.
 
 import statistics
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 
@@ -23,6 +24,18 @@ from .timelines import (
     turns_back,
 )
 from .told import Told, falls_evenly
+
+
+class Doubt(NamedTuple):
+    """What to say at the end of a loop whose calls may have been taken for other steps.
+
+    Attributes:
+        kind: What its calls were like. To say it once of each kind is enough.
+        text: With the numbers of this loop.
+    """
+
+    kind: str
+    text: str
 
 
 class ToldSteps:
@@ -113,8 +126,8 @@ class ToldSteps:
         """A call ran plainly whose timestep cannot be read."""
         self._missed = self._missed or _UNREAD
 
-    def doubt(self) -> str | None:
-        """What to say at the end of a loop whose calls may have been taken for other steps."""
+    def doubt(self) -> Doubt | None:
+        """What to say at the end of this loop; `None` if nothing speaks against its steps."""
         steps, counts = len(self._values), self._counts
         if self._ended is not None or self._missed is not None or not counts:
             return None
@@ -123,17 +136,19 @@ class ToldSteps:
         # All calls of a whole loop came, but not all steps.
         is_short = len(counts) < steps <= sum(counts) and most > usual
         if len(counts) > 2 and (is_short or counts[0] > max(counts[1:])):
-            return (
+            return Doubt(
+                "several in one",
                 f"{came}, and one of them had {most} calls of the U-Net, where others had {usual}: "
                 "it may have been several steps, whose timesteps are rounded to the same number, "
                 "or a call to warm up, and the picture may be wrong. Tell timesteps= or "
-                "scheduler=, and warm up before the block"
+                "scheduler=, and warm up before the block",
             )
         # The last of a list may be where a loop ends, and not a step.
         if len(counts) < steps - 1:
-            return (
+            return Doubt(
+                "too few",
                 f"{came}, and were taken for the first: if the loop was not broken off, tell those "
-                "that run, which for image to image are the end of the list"
+                "that run, which for image to image are the end of the list",
             )
         return None
 

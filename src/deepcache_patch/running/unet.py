@@ -4,7 +4,6 @@ Which of the two is decided in `decision`; how it is cut is known in `shallow`. 
 generation are led through: the guide is asked, features are recorded and replayed, all is counted.
 """
 
-import re
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -29,7 +28,7 @@ from .residuals import Given, Source
 from .session import Session
 from .shallow import UNetCuts
 from .slots import Slot
-from .stats import Course, LastGeneration, Stats
+from .stats import Course, LastGeneration, Stats, Tally
 from .told import Told
 from .tracing import is_written_down
 
@@ -82,9 +81,8 @@ class AttachedUNet:
         self.example: dict[str, Any] | None = None
         self._course: Course | None = None
         self._told_of_changes = False
-        self._doubts: set[str] = set()  # that were told, without their numbers
-        self._generations = self._full_calls = self._shallow_calls = self._peak_nbytes = 0
-        self._unplaced_calls = 0
+        self._doubts: set[str] = set()  # the kinds of those that were told
+        self._tally = Tally()
         # A cut changes the U-Net for everybody, so calls take turns.
         self._lock = patch.lock
         self._patch = patch
@@ -92,8 +90,7 @@ class AttachedUNet:
     @property
     def stats(self) -> Stats:
         """Counts since this was made."""
-        calls = self._full_calls, self._shallow_calls
-        return Stats(self._generations, *calls, self._peak_nbytes, self._unplaced_calls)
+        return self._tally.so_far()
 
     @property
     def last_generation(self) -> LastGeneration | None:
@@ -153,11 +150,10 @@ class AttachedUNet:
             if guide is not None:
                 guide.finish()
             doubt = session.doubt()
-            if doubt is not None and self.installed and not failed:
-                kind = re.sub(r"\d+", "", doubt)
-                if kind not in self._doubts:
-                    self._doubts.add(kind)
-                    warn(doubt)
+            if doubt is None or failed or not self.installed or doubt.kind in self._doubts:
+                return
+            self._doubts.add(doubt.kind)
+            warn(doubt.text)
 
     def foresee(self, timestep: Any, sample: torch.Tensor, source: Source) -> int | None:
         """The branch of the coming call, for a companion that is called before it.
@@ -207,8 +203,8 @@ class AttachedUNet:
     def _call(
         self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        with self._patch.turn(self._kinds_of_calls) as mine:
-            if mine:
+        with self._lock, self._patch.room_for_graphs(self._kinds_of_calls):
+            if self._patch.installed:
                 try:
                     return self._run(original, args, kwargs)
                 except BaseException:
@@ -231,8 +227,8 @@ class AttachedUNet:
             session.reset()  # what was recorded before this call is too old after it
         position = None if paused else self._decision.position(session, arguments)
         if position is None:
-            self._full_calls += not paused
-            self._unplaced_calls += not paused
+            if not paused:
+                self._tally.called(None, is_placed=False)
             changed = self._completed(session, None, arguments)
             if changed is not None:
                 args, kwargs = self._anatomy.handed_over(changed, len(args))
@@ -251,20 +247,17 @@ class AttachedUNet:
             slot = session.slot_of(position, sample, conditioning, self._cuts.hooks())
             branch, feature = self._decision.branch(session, guide, position, slot, arguments)
             changed = self._completed(session, branch, arguments)
+            self._tally.called(branch)
             if branch == OUTPUT:
-                self._shallow_calls += 1
                 session.course.called(position.step, position.order, branch)
                 self._keep_recorded(session, guide, position, slot, arguments, feature, branch)
                 return feature
-            if branch is None:
-                self._full_calls += 1
-            else:
-                self._shallow_calls += 1
+            if branch is not None:
                 changed = self._anatomy.trimmed(branch, changed or arguments) or changed
             if changed is not None:
                 args, kwargs = self._anatomy.handed_over(changed, len(args))
-            recorded = (b for b in guide.branches if branch is None or b < branch)
-            tapped = tuple(b for b in recorded if b != OUTPUT)
+            recorded = (each for each in guide.branches if branch is None or each < branch)
+            tapped = tuple([each for each in recorded if each != OUTPUT])
             given = self._cuts.to_prove(args, kwargs, tapped) if branch is None else None
             with self._cuts.applied(branch, tapped, feature):
                 output = original(*args, **kwargs)
@@ -290,6 +283,7 @@ class AttachedUNet:
             return True
         return self._callers.gone and not self._callers.are_pipelines()
 
+    @property
     def _kinds_of_calls(self) -> int:
         """Recording and shallow at each branch, and plain."""
         return 2 * len(self._anatomy.branches) + 1
@@ -318,7 +312,7 @@ class AttachedUNet:
             session.forget()
             if finished is not None:
                 finished.finish()
-            self._generations += 1
+            self._tally.begun()
             session.course.finish()
             self._course = session.course = Course(self.name)
         guide = session.guide
@@ -394,13 +388,12 @@ class AttachedUNet:
         guide.observe(FinishedCall(position, sample, output, features, *seen))
         last_step = position.step + 1 == position.num_steps
         session.called(slot, last_step=last_step)
-        if last_step:
+        if last_step or not features:
             return
         keep = 1 if slot.is_earlier else guide.keep  # no trend leads on where calls are left out
+        key = FeatureKey.of(sample)
         for place, feature in features.items():
-            recorded = Recorded(position.step, FeatureKey.of(sample), feature)
-            if place == OUTPUT:
-                recorded = recorded._replace(sample=sample.clone(), answer=answer)
+            beside = (sample.clone(), answer) if place == OUTPUT else ()
+            recorded = Recorded(position.step, key, feature, *beside)
             session.cache.put(slot.number, place, recorded, keep=keep)
-        held = sum(each.cache.nbytes for each in self._sessions)
-        self._peak_nbytes = max(self._peak_nbytes, held)
+        self._tally.held(sum(each.cache.nbytes for each in self._sessions))

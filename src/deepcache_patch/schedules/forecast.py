@@ -97,24 +97,21 @@ class Forecast:
         count = min(sample.shape[place], output.shape[place])
         made = self._made(step, recorded, sample, place, 0, count)
         others = [each for each in range(sample.ndim) if each != place]
-        moving = (sample != before).sum(others, keepdim=True) > 0
-        moved = moving.narrow(place, 0, count)
+        moving = (sample != before).any(others, keepdim=True)
+        moved = _some(moving, place, 0, count)
         last = sample.shape[place] - count
         if last:  # a condition is there, too: after what is denoised, or before it
             late = self._made(step, recorded, sample, place, last, count)
-            is_first = moving.narrow(place, 0, 1)  # all on the device, for which nobody waits
+            is_first = _some(moving, place, 0, 1)  # all on the device, for which nobody waits
             made = torch.where(is_first, made, late)
-            moved = torch.where(is_first, moved, moving.narrow(place, last, count))
-        made = torch.where(moved, made, output.narrow(place, 0, count))
-        rest = output.narrow(place, count, output.shape[place] - count)
-        return torch.cat([made, rest], dim=place) if rest.numel() else made
+            moved = torch.where(is_first, moved, _some(moving, place, last, count))
+        made = torch.where(moved, made, _some(output, place, 0, count))
+        rest = output.shape[place] - count
+        return torch.cat([made, _some(output, place, count, rest)], dim=place) if rest else made
 
     def reach(self, step: int) -> float:
         """How far x0 moves where the output of a step moves by 1."""
-        alpha, noise = self._parts(step)
-        if self.prediction == "epsilon":
-            return noise / alpha
-        return noise if self.prediction == "v_prediction" else 1.0
+        return abs(self._in_x0(step)[1])
 
     def _made(
         self,
@@ -125,29 +122,27 @@ class Forecast:
         start: int,
         count: int,
     ) -> torch.Tensor:
-        """The output, if these channels of the sample are what is denoised."""
-        denoised = []
-        for each in recorded:
+        """The output, if these channels of the sample are what is denoised.
+
+        It is a sum of inputs and outputs, in float32: all that is known on the host is put together
+        before it, or each of the steps in between would be an operation of the device.
+        """
+        of_x, of_x0 = self._in_output(step)
+        made = of_x * _some(sample, place, start, count).float()
+        shares = self._shares(step, [each.step for each in recorded])
+        for each, share in zip(recorded, shares, strict=False):  # older ones may have none
             assert each.sample is not None
-            x = each.sample.narrow(place, start, count).float()
-            output = each.feature.narrow(place, 0, count).float()
-            denoised.append(self.denoised(each.step, x, output))
-        forecast = self.ahead(step, [each.step for each in recorded], denoised)
-        x = sample.narrow(place, start, count).float()
-        return self.answer(step, x, forecast).to(recorded[0].feature.dtype)
+            x, output = self._in_x0(each.step)
+            made.add_(_some(each.sample, place, start, count), alpha=of_x0 * share * x)
+            made.add_(_some(each.feature, place, 0, count), alpha=of_x0 * share * output)
+        return made.to(recorded[0].feature.dtype)
 
     def ahead(
         self, step: int, steps: Sequence[int], denoised: Sequence[torch.Tensor]
     ) -> torch.Tensor:
         """x0 of a step, forecast from that of full steps, the newest first."""
-        newest = denoised[0]
-        if len(denoised) == 1:
-            return newest
-        weights = self.weights_of(step, steps)
-        forecast = torch.lerp(denoised[1], newest, 1 + weights[0])
-        for place, weight in enumerate(weights[1:], 1):
-            forecast = forecast + weight * (denoised[place] - denoised[place + 1])
-        return forecast
+        first, *others = map(torch.mul, denoised, self._shares(step, steps))
+        return sum(others, first)
 
     def weights_of(self, step: int, steps: Sequence[int]) -> tuple[float, ...]:
         """Those that are given, or else that of the trend; for two full steps at least."""
@@ -156,17 +151,32 @@ class Forecast:
 
     def denoised(self, step: int, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         """x0 of a step, by its input and output."""
-        alpha, noise = self._parts(step)
-        if self.prediction == "epsilon":
-            return (x - noise * output) / alpha
-        return alpha * x - noise * output if self.prediction == "v_prediction" else output
+        of_x, of_output = self._in_x0(step)
+        return of_x * x + of_output * output
 
     def answer(self, step: int, x: torch.Tensor, denoised: torch.Tensor) -> torch.Tensor:
         """The output of a step, by its input and x0."""
+        of_x, of_x0 = self._in_output(step)
+        return of_x * x + of_x0 * denoised
+
+    def _in_x0(self, step: int) -> tuple[float, float]:
+        """How much of a step's input and of its output is in its x0."""
         alpha, noise = self._parts(step)
         if self.prediction == "epsilon":
-            return (x - alpha * denoised) / noise
-        return (alpha * x - denoised) / noise if self.prediction == "v_prediction" else denoised
+            return 1 / alpha, -noise / alpha
+        return (alpha, -noise) if self.prediction == "v_prediction" else (0.0, 1.0)
+
+    def _in_output(self, step: int) -> tuple[float, float]:
+        """How much of a step's input and of its x0 is in its output."""
+        alpha, noise = self._parts(step)
+        if self.prediction == "epsilon":
+            return 1 / noise, -alpha / noise
+        return (alpha / noise, -1 / noise) if self.prediction == "v_prediction" else (0.0, 1.0)
+
+    def _shares(self, step: int, steps: Sequence[int]) -> list[float]:
+        """How much of the x0 of each full step, the newest first, is in that of the step."""
+        weights = self.weights_of(step, steps) if len(steps) > 1 else ()
+        return [after - before for before, after in itertools.pairwise((-1.0, *weights, 0.0))]
 
     def _parts(self, step: int) -> tuple[float, float]:
         """How much of the data and of the noise is in the input of a step."""
@@ -183,6 +193,12 @@ class Forecast:
         return -self.strength * math.expm1(-rate * ahead) / math.expm1(rate * behind)
 
 
+def _some(tensor: torch.Tensor, place: int, start: int, count: int) -> torch.Tensor:
+    """So many channels of it, from one on; itself if that is all."""
+    is_all = count == tensor.shape[place]
+    return tensor if is_all else tensor.narrow(place, start, count)
+
+
 def _rate(sigma: float) -> float:
     """How fast x0 settles, in each ln(sigma): 1 where little noise is left, up to 4 under much.
 
@@ -194,6 +210,8 @@ def _rate(sigma: float) -> float:
 
 def channels(sample: torch.Tensor, output: torch.Tensor) -> int | None:
     """Which dimension has the channels; `None` if the two have not enough in common."""
+    if sample.shape == output.shape:
+        return 1
     if sample.ndim != output.ndim:
         return None
     differ = [
@@ -201,4 +219,4 @@ def channels(sample: torch.Tensor, output: torch.Tensor) -> int | None:
         for place, sizes in enumerate(zip(sample.shape, output.shape, strict=True))
         if len(set(sizes)) > 1
     ]
-    return None if len(differ) > 1 else (differ or [1])[0]
+    return None if len(differ) > 1 else differ[0]

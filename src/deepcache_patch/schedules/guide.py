@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import nn
@@ -65,8 +65,7 @@ class Context:
         return noise_levels(self.scheduler, self.timesteps, is_own=self.is_own)
 
 
-@dataclass(frozen=True)
-class Position:
+class Position(NamedTuple):
     """Where a U-Net call stands.
 
     Attributes:
@@ -83,8 +82,7 @@ class Position:
     num_steps: int | None
 
 
-@dataclass(frozen=True, eq=False)
-class FinishedCall:
+class FinishedCall(NamedTuple):
     """A U-Net call that is over, for a guide to look at.
 
     Attributes:
@@ -103,7 +101,7 @@ class FinishedCall:
     sample: torch.Tensor
     output: Any
     features: Mapping[int, torch.Tensor]
-    replaced: Mapping[int, Sequence[Recorded]] = field(default_factory=dict)
+    replaced: Mapping[int, Sequence[Recorded]] = {}
     slot: int = 0
     instead_of: int | None = None
 

@@ -6,6 +6,7 @@ with `cannot_cut` or `do_not_add_up`. Nothing here is about one layout.
 """
 
 import inspect
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
@@ -149,12 +150,12 @@ def do_not_add_up(
 # Names, and parts of names, of what differs between the steps of any loop. The options are
 # ComfyUI's, which keeps its own state in them.
 _MOVING = ("control", "transformer_options")
-_MOVING_PARTS = ("timestep", "sigma", "residual", "block_samples")
+_MOVING_PARTS = re.compile("timestep|sigma|residual|block_samples")
 
 
 def _put_tensors(found: dict[str, torch.Tensor], name: str, value: Any) -> None:
     """Put a tensor, or those in a list or dictionary, where they are found by name."""
-    if any(part in name for part in _MOVING_PARTS):
+    if value is None or isinstance(value, bool) or _MOVING_PARTS.search(name):
         return
     if isinstance(value, torch.Tensor):
         if value.layout == torch.strided and not value.is_nested:
