@@ -17,6 +17,7 @@ from torch import nn
 from ..cutting.cut import Cut
 from .keeping import attributes_of, can_keep, is_known_class, is_plain, module_can_keep
 from .offloading import offloading_of
+from .walk import every_module
 
 
 def observer_of(
@@ -42,7 +43,7 @@ def observer_of(
     kept: set[nn.Module] = set()
     if cut is not None:
         with cut.applied():
-            kept = set(unet.modules())
+            kept = set(every_module(unet))
     found = keeper_of(unet, kept, blocks)
     if found is not None:
         what, cure = found
@@ -63,25 +64,40 @@ def keeper_of(
         kept: The modules that are not looked at.
         blocks: As in `observer_of`.
     """
-    known: dict[type, bool] = {}
-    for name, module in unet.named_modules():
+    kinds: dict[type, tuple[bool, bool]] = {}
+    for module in every_module(unet):
         if module in kept:
             continue
-        place, kind = f" of {name}" if name else "", type(module)
-        processor = getattr(module, "processor", None)
-        if _processor_keeps(processor):
-            what = f"the attention processor {_name(processor)}{place}"
-            return what, "set diffusers' own processors"
-        if kind not in known:
-            known[kind] = is_known_class(kind)
+        kind = type(module)
+        if kind not in kinds:
+            kinds[kind] = is_known_class(kind), _has_by_class(kind, "processor")
+        is_known, may_be_asked = kinds[kind]
+        # Asking a module for what it lacks takes it longer than all the rest.
+        if may_be_asked or "processor" in module._modules or "processor" in vars(module):
+            processor = getattr(module, "processor", None)
+            if _processor_keeps(processor):
+                what = f"the attention processor {_name(processor)}{_place(unet, module)}"
+                return what, "set diffusers' own processors"
         is_replaced = not vars(module).keys().isdisjoint(("forward", "_call_impl"))
-        if known[kind] and not is_replaced:
+        if is_known and not is_replaced:
             continue
         if module_can_keep(module, for_one_call=module in blocks):
+            what = f"the class {kind.__name__}{_place(unet, module)}"
             if is_replaced:
-                return f"the function in the place of {kind.__name__}.forward{place}", "take it out"
-            return f"the class {kind.__name__}{place}", "use diffusers' own class"
+                what = f"the function in the place of {kind.__name__}.forward{_place(unet, module)}"
+            return what, "take it out" if is_replaced else "use diffusers' own class"
     return None
+
+
+def _has_by_class(kind: type[nn.Module], name: str) -> bool:
+    """Whether modules of the class may have the attribute without having it among their own."""
+    return hasattr(kind, name) or kind.__getattr__ is not nn.Module.__getattr__
+
+
+def _place(unet: nn.Module, module: nn.Module) -> str:
+    """Where the module is, as a sentence says it; nothing for the U-Net itself."""
+    name = next(name for name, each in unet.named_modules() if each is module)
+    return f" of {name}" if name else ""
 
 
 def _processor_keeps(processor: Any) -> bool:
