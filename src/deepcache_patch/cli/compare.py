@@ -73,7 +73,7 @@ def compare(
         pipe = asked.load()
         seeds, call = asked.call_of(pipe, asked.prompts_given())
         require_branch(pipe, branch, model=asked.model)
-        require_same_steps(pipe, call, settings["schedule"], f"--schedule {schedule}")
+        require_same_steps(pipe, call, settings.get("schedule"), f"--schedule {schedule}")
         helper = DeepCacheHelper(pipe, **settings, first=first, last=last, replay=replay)
     with bad_input(f"{type(pipe).__name__}: "), failure(pipe):
         outcome = helper.compare(seeds=seeds, repeats=repeats, fewer_steps=fewer_steps, **call)

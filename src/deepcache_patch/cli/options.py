@@ -339,6 +339,6 @@ def comparing(folder: str, *more: Decorator, repeats: int, about: str) -> Decora
             default=True,
             help="leave out the plain pipeline with fewer steps at equal work",
         ),
-        output("DIR", default=Path(folder), help=f"default: {folder}"),
+        output("DIR", default=Path(folder), help=f"folder for the report (default: {folder})"),
         as_json("the figures"),
     )
