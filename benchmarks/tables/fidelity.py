@@ -1,6 +1,6 @@
 """The tables that say how near the pictures of faster pipelines come to the plain ones."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from benchmarks.fidelity import per_picture
@@ -11,6 +11,12 @@ from benchmarks.tables.markdown import table
 
 #: The sampler of the README's table: the one that is used most.
 _SHOWN = "dpm-25"
+
+#: Those of the README's table, at the numbers of steps that people take.
+_USUAL = ("dpm-25", "dpm-karras-25", "unipc-20", "euler-30")
+
+#: Whose work is by no larger part than this beside a budget has kept it.
+_KEPT = 0.05
 
 
 def fidelity() -> str:
@@ -65,8 +71,17 @@ def pictures() -> str:
 
 def samplers() -> str:
     """PSNR at one budget, for every sampler."""
+    return _at_one_budget(_counted())
+
+
+def usual_samplers() -> str:
+    """The same for the samplers of `_USUAL`."""
+    return _at_one_budget(report for report in _counted() if report["sampler"] in _USUAL)
+
+
+def _at_one_budget(reports: Iterable[Any]) -> str:
     header = ("PSNR in dB at 2.2 times the speed", *_COLUMNS)
-    return table(header, [(report["title"], *_psnrs(report, 2.2)) for report in _counted()])
+    return table(header, [(report["title"], *_psnrs(report, 2.2)) for report in reports])
 
 
 def curves() -> str:
@@ -115,20 +130,29 @@ def _psnrs(report: Any, speed: float) -> list[str]:
     best = _best_other(rows, speed)
     return [
         *(_psnr_of(rows, family, speed) for family in _FAMILIES),
-        "–" if best is None else f"{_decibels(best['psnr'])} ({_title(best)})",
+        "–" if best is None else _decibels(best["psnr"]) + _aside(best, speed, _title(best)),
     ]
 
 
 def _psnr_of(rows: Sequence[Row], family: str, speed: float) -> str:
-    """Of who was fitted to the budget, else from the curve, else of the nearest with its speed."""
+    """Of who was fitted to the budget, else from the curve, else of the nearest.
+
+    With the speed of who did not keep the budget.
+    """
     fitted = fitted_to(rows, family, speed)
-    if fitted is not None:
-        return _decibels(fitted["psnr"])
     value = psnr_at(rows, family, speed)
-    near = nearest(rows, family, speed)
-    if value is not None or near is None:
+    near = fitted or nearest(rows, family, speed)
+    if near is None or (fitted is None and value is not None):
         return _decibels(value)
-    return f"{_decibels(near['psnr'])} ({1 / near['work_sd15']:.2f}×)"
+    return _decibels(near["psnr"]) + _aside(near, speed)
+
+
+def _aside(row: Row, speed: float, *words: str) -> str:
+    """What stands behind a figure in brackets: the words, and the speed if it is another."""
+    reached = 1 / row["work_sd15"]
+    kept = abs(reached / speed - 1) <= _KEPT
+    said = (*words, *(() if kept else (f"{reached:.2f}×",)))
+    return f" ({', '.join(said)})" if said else ""
 
 
 def _best_other(rows: Sequence[Row], speed: float) -> Row | None:
@@ -187,6 +211,7 @@ TABLES: tuple[Callable[[], str], ...] = (
     measured_on,
     pictures,
     samplers,
+    usual_samplers,
     curves,
     quality,
     adaptive,

@@ -34,7 +34,8 @@ OLD = [{"family": "auto", "psnr": 50.0, "settings": {"interval": 3}, "speedup": 
 
 @pytest.fixture(autouse=True)
 def reports(monkeypatch):
-    both = {"a": {"title": "A", "rows": NEW}, "b": {"title": "B", "rows": OLD}}
+    new = {"title": "A", "sampler": "dpm-20", "rows": NEW}
+    both = {"a": new, "b": {"title": "B", "sampler": "ddim-50", "rows": OLD}}
     monkeypatch.setattr(fidelity, "results", lambda: both)
 
 
@@ -43,6 +44,24 @@ def test_fewer_steps_are_read_off_at_equal_work():
     assert fidelity.samplers().splitlines()[2:] == [
         "| A | 36.4 | 35.0 (2.00×) | 44.0 | – | 46.0 | 43.0 (SADA) |"
     ]
+
+
+def test_who_did_not_keep_the_budget_is_shown_with_its_speed(monkeypatch):
+    rows = [
+        row("default", 44.0, 0.5, speed=2.2),
+        row("zeus", 41.0, 0.62, name="ZEUS, 11 full steps", speed=1.8),
+        row("sada", 43.0, 0.5, name="SADA, up to 9 full steps", speed=2.2),
+    ]
+    report = {"title": "A", "sampler": "dpm-25", "rows": rows}
+    monkeypatch.setattr(fidelity, "results", lambda: {"a": report})
+    only = "| A | – | – | 44.0 (2.00×) | – | – | 43.0 (SADA, 2.00×) |"
+    assert fidelity.samplers().splitlines()[2:] == [only]
+    assert fidelity.usual_samplers() == fidelity.samplers()
+    assert fidelity.curves().splitlines()[2].endswith("| 41.0 (ZEUS, 1.61×) |")
+
+
+def test_the_readme_has_the_usual_samplers_only():
+    assert fidelity.usual_samplers().splitlines() == fidelity.samplers().splitlines()[:2]
 
 
 def test_curves_have_both_speeds_and_say_where_nothing_was_measured():
