@@ -95,8 +95,11 @@ def _has_by_class(kind: type[nn.Module], name: str) -> bool:
 
 
 def _place(unet: nn.Module, module: nn.Module) -> str:
-    """Where the module is, as a sentence says it; nothing for the U-Net itself."""
-    name = next(name for name, each in unet.named_modules() if each is module)
+    """Where the module is, as a sentence says it; nothing for the U-Net itself.
+
+    That may be a proxy, which is not among its own modules.
+    """
+    name = next((name for name, each in unet.named_modules() if each is module), "")
     return f" of {name}" if name else ""
 
 
