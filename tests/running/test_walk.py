@@ -3,6 +3,7 @@
 import pytest
 from builders.unets import unet2d, unet2d_condition
 from torch import nn
+from wrapt import ObjectProxy
 
 from deepcache_patch.running.walk import every_module
 
@@ -25,3 +26,10 @@ def test_a_child_that_is_none_and_a_network_within_itself_are_no_trouble():
     network.register_module("nothing", None)
     network.register_module("itself", network)
     assert every_module(network) == [network, network[0]]
+
+
+def test_a_proxy_stands_for_what_it_wraps():
+    network = nn.Sequential(nn.ReLU())
+    found = every_module(ObjectProxy(network))
+    assert len(found) == 2
+    assert found[0] is network

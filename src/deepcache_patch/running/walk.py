@@ -11,7 +11,7 @@ from torch import nn
 def every_module(network: nn.Module) -> list[nn.Module]:
     """The network and all modules within it, each once, the outer ones first."""
     found: dict[nn.Module, None] = {}
-    todo: list[nn.Module | None] = [network]
+    todo: list[nn.Module | None] = [next(network.modules())]  # of a proxy, what it stands for
     while todo:
         module = todo.pop()
         if module is not None and module not in found:
