@@ -15,7 +15,7 @@ _SHOWN = "dpm-25"
 #: Those of the README's table, at the numbers of steps that people take.
 _USUAL = ("dpm-25", "dpm-karras-25", "unipc-20", "euler-30")
 
-#: Whose work is by no larger part than this beside a budget has kept it.
+#: Whose speed by work differs from a budget by no larger part than this has kept it.
 _KEPT = 0.05
 
 

@@ -96,7 +96,8 @@ def test_the_table_line_by_line() -> None:
         "feature cache                   3.00 MiB",
         "",
         "DeepCache: shapes differ (worst PSNR 20.00 dB, #1; SSIM 0.5000, #1)",
-        "speeds differ by more than 20% from run to run: DeepCache 0.67–2.50×; they are rough",
+        "half of the speeds differ by more than 20% of their median: DeepCache 0.67–2.50×; "
+        "they are rough",
     ]
 
 

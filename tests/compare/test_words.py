@@ -40,7 +40,7 @@ def test_one_run_has_no_range_but_a_word_of_caution() -> None:
         ([(4.0, 2.0), (4.0, 2.0)], 0.5, []),
         ([(4.0, 2.0), (8.0, 4.0)], 0.5, []),  # a machine that is slower for both
         ([(3.7, 2.0), (4.4, 2.0)], 0.5, []),  # by less than 20 % of their median
-        ([(3.6, 2.0), (4.5, 2.0)], 0.5, ["by more than 20% from run to run: DeepCache 1.80–2.25×"]),
+        ([(3.6, 2.0), (4.5, 2.0)], 0.5, ["by more than 20% of their median: DeepCache 1.80–2.25×"]),
         ([(4.0, 2.0), (4.0, 2.0), (4.0, 2.0), (4.0, 2.0), (4.0, 9.0)], 0.5, []),  # outvoted
         ([(4.8, 2.0), (4.8, 2.0)], 0.5, []),
         ([(5.0, 2.0), (5.0, 2.0)], 0.5, ["DeepCache 2.50× of at most 2.00×;"]),

@@ -110,7 +110,7 @@ def doubts(contestants: Mapping[str, Against]) -> list[str]:
         by = " go by work, or" if all(each.work for each in contestants.values()) else ""
         found.append(f"speeds from one run prove little:{by} take repeats=5 (--repeats 5)")
     if unsteady:
-        rule = f"speeds differ by more than {WIDEST:.0%} from run to run"
+        rule = f"half of the speeds differ by more than {WIDEST:.0%} of their median"
         found.append(f"{rule}: {_few(unsteady)}; they are rough")
     if beyond:
         found.append(f"faster than the saved work allows: {_few(beyond)}; do not rely on it")

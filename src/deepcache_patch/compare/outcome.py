@@ -102,8 +102,9 @@ class Comparison(Against, Saved):
     def notes(self) -> tuple[str, ...]:
         """Sentences on how far the figures are to be trusted; none where nothing speaks against it.
 
-        That speeds are from one run; that they differ by more than 20 % from run to run, or are by
-        as much above what the work allows; that only one step ran in full.
+        That speeds are from one run; that half of them differ by more than 20 % of their median
+        (of up to four, all), or are by as much above what the work allows; that only one step ran
+        in full.
         """
         ran = {"DeepCache": str(self.plan)}
         return *doubts(self.contestants), *only_one_full(ran)

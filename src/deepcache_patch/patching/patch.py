@@ -81,9 +81,10 @@ class Patch:
     @property
     def installed(self) -> bool:
         """Whether calls reach the wrapper, possibly through somebody else's round it."""
-        if self._gated is None:
+        gated = self._gated  # read once: another thread may remove it meanwhile
+        if gated is None:
             return False
-        if vars(self._owner).get(self._name) is self._gated:  # nobody stands round it
+        if vars(self._owner).get(self._name) is gated:  # nobody stands round it
             return True
         return any(each is self for each in _installed(self._owner, self._name))
 
