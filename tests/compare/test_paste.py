@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import enum
 import math
 import warnings
 from pathlib import Path
@@ -70,7 +71,7 @@ def test_the_script_makes_the_picture_of_the_page(pipe: Any, schedule: Any, repl
 
 
 def test_the_script_makes_each_picture_of_a_comparison_with_its_prompt(pipe: Any) -> None:
-    call = {**CALL, "prompt": ["a fox", "a hen"]}
+    call = {**CALL, "prompt": ["a fox", "a hen"], "negative_prompt": ["ink", "oil"]}
     found = DeepCacheHelper(pipe, interval=3).compare(seeds=[3, 4], fewer_steps=False, **call)
     exec(compile(python_of(found.about), "script", "exec"), {})
     for seed, picture in zip((3, 4), found.cached, strict=True):
@@ -159,6 +160,80 @@ def test_what_is_said_of(about: Any, line: str) -> None:
     text = python_of({**ABOUT, **about})
     assert line in text
     ast.parse(text)
+
+
+class Mode(enum.IntEnum):
+    FAST = 1
+
+
+class Ink(str, enum.Enum):
+    BLUE = "blue"
+
+
+class Text(str):
+    """Printed as one that it is not."""
+
+    def __repr__(self) -> str:
+        return "Text("
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        (np.float64(7.5), "7.5"),
+        (np.float32(0.5), "0.5"),
+        (np.int64(3), "3"),
+        (np.bool_(True), "True"),
+        (np.str_("a"), "'a'"),
+        (np.float64("nan"), "float('nan')"),
+        (np.longdouble(1), "..."),
+        (Mode.FAST, "1"),
+        (Ink.BLUE, "'blue'"),
+        (Text("a"), "..."),
+        (1j, "..."),
+        (np.zeros(2), "..."),
+        ((), "()"),
+        ([np.float64(0.5), (Mode.FAST,)], "[0.5, (1,)]"),
+        ({"scale": np.float64(0.5)}, "{'scale': 0.5}"),
+    ],
+    ids=repr,
+)
+def test_what_is_like_a_number_or_a_text_is_written_as_one(value: Any, written: str) -> None:
+    text = python_of({**ABOUT, "call": {"given": value}, "seeds": [np.int64(4)], "first": Mode(1)})
+    ast.parse(text)
+    assert f"\n        given={written},\n" in text
+    assert "first=1)" in text
+    assert "\nfor seed in [4]:\n" in text
+
+
+def test_each_prompt_goes_with_what_was_given_for_it() -> None:
+    call = {
+        "ip_adapter_image": [1, 2],  # one for each adapter
+        "negative_prompt": ["c", "d"],
+        "prompt": ["a", "b"],
+        "prompt_2": ("e", "f"),
+        "mask_image": [flat((1, 2, 3))] * 2,
+        "negative_prompt_2": "g",
+        "control_guidance_start": [0.0, 0.1],
+        "image": [flat((1, 2, 3))] * 3,
+    }
+    lines = python_of({**ABOUT, "call": call, "seeds": [0, 1, 2, 3]}).splitlines()
+    head = next(number for number, line in enumerate(lines) if line.startswith("for"))
+    assert lines[head : head + 10] == [
+        "for seed, negative_prompt, prompt, prompt_2, mask_image in zip([0, 1, 2, 3], "
+        "['c', 'c', 'd', 'd'], ['a', 'a', 'b', 'b'], ['e', 'e', 'f', 'f'], [..., ..., ..., ...]):",
+        "    output = pipe(",
+        "        negative_prompt=negative_prompt,",
+        "        prompt=prompt,",
+        "        prompt_2=prompt_2,",
+        "        mask_image=mask_image,",
+        "        ip_adapter_image=[1, 2],",
+        "        negative_prompt_2='g',",
+        "        control_guidance_start=[0.0, 0.1],",
+        "        image=[..., ..., ...],",
+    ]
+    learned = python_of({**ABOUT, "call": {**call, "mask_image": None}, "schedule": "Auto(2)"})
+    assert "zip([1000000, 0, 1], ['c', 'c', 'd'], ['a', 'a', 'b'], ['e', 'e', 'f']):" in learned
 
 
 def test_nothing_is_said_to_be_left_out_where_nothing_is() -> None:
