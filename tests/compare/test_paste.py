@@ -11,11 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from accelerate import cpu_offload
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from builders.adapters import lora
 from builders.cases import CASES
 from builders.outcomes import ABOUT, flat
 from builders.schedulers import with_scheduler
 from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
+from diffusers.utils import load_image
 from PIL import Image
 
 from deepcache_patch import (
@@ -29,7 +32,7 @@ from deepcache_patch import (
     Plan,
     Uniform,
 )
-from deepcache_patch.compare.about import LORA_FILES, about
+from deepcache_patch.compare.about import LORA_FILES, PICTURE_FILE, PictureFile, about
 from deepcache_patch.compare.paste import python_of
 from deepcache_patch.page.trial import Trials
 
@@ -41,6 +44,11 @@ def pipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     with_scheduler(CASES["sd"].load(), "ddim").save_pretrained(tmp_path / "model")
     monkeypatch.chdir(tmp_path)
     return DiffusionPipeline.from_pretrained(str(tmp_path / "model"))
+
+
+def offload_of(pipe: Any) -> Any:
+    helper = DeepCacheHelper(pipe)
+    return about(pipe, helper, CALL, seeds=[0], repeats=1, device=pipe.device)["offload"]
 
 
 def set_up(pipe: Any) -> list[str]:
@@ -289,6 +297,52 @@ def test_offloading_is_said_in_the_place_of_the_device(pipe: Any, kind: str) -> 
     assert set_up(pipe) == [f"pipe.enable_{kind}_cpu_offload()"]
     text = python_of({**ABOUT, "offload": kind})
     assert "from_pretrained('a/model', dtype=torch.float32)\n" in text
+
+
+def test_a_device_map_is_no_offloading(pipe: Any) -> None:
+    hook = AlignDevicesHook(execution_device="cpu", io_same_device=True)
+    add_hook_to_module(pipe.unet, hook)  # as of a device map that has all of it in one place
+    assert offload_of(pipe) is None
+    pipe.enable_sequential_cpu_offload(device="cpu")
+    assert offload_of(pipe) == "sequential"
+    pipe.hf_device_map = {"unet": "cpu"}
+    assert offload_of(pipe) is None
+
+
+def test_a_network_with_a_device_map_of_its_own_is_not_offloaded(pipe: Any) -> None:
+    cpu_offload(pipe.unet, "cpu")
+    assert offload_of(pipe) == "sequential"
+    pipe.unet.hf_device_map = {"": "cpu"}
+    assert offload_of(pipe) is None
+
+
+def test_a_picture_of_which_the_file_is_known_is_read_from_it(tmp_path: Path) -> None:
+    file = tmp_path / "it's a sketch.png"
+    Image.linear_gradient("L").save(file)
+    for size, end in ((None, ""), ((24, 32), ".resize((24, 32))")):
+        call = {"image": PictureFile(str(file), size)}
+        lines = python_of({**ABOUT, "call": call}).splitlines()
+        assert lines[1:3] == [
+            "from diffusers import StableDiffusionPipeline",
+            "from diffusers.utils import load_image",
+        ]
+        (line,) = (line for line in lines if "image=" in line)
+        assert line == f"        image=load_image({str(file)!r}){end},"
+        read = eval(
+            line.strip().removeprefix("image=").removesuffix(","), {"load_image": load_image}
+        )
+        assert (read.mode, read.size) == ("RGB", size or (256, 256))
+    assert "load_image" not in python_of(ABOUT)
+
+
+def test_a_picture_is_said_by_its_file_where_all_are_that_one(pipe: Any) -> None:
+    known, unknown = flat((1, 2, 3)), flat((1, 2, 3))
+    setattr(known, PICTURE_FILE, PictureFile("a.png", (8, 8)))
+    pictures = {"a": known, "b": [known, known], "c": [known, unknown], "d": unknown, "e": []}
+    asked: Any = {"seeds": [0], "repeats": 1, "device": pipe.device}
+    call = about(pipe, DeepCacheHelper(pipe), pictures, **asked)["call"]
+    assert call == {**pictures, "a": "a.png", "b": "a.png"}
+    assert call["a"].size == call["b"].size == (8, 8)
 
 
 def test_a_schedule_that_was_learned_is_read_from_a_file(pipe: Any) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Final
 import diffusers
 import numpy as np
 
+from .about import PictureFile
 from .contest import CALIBRATION_SEEDS
 
 #: How a call to make one of the package's schedules begins; those of a file are read again.
@@ -40,9 +41,11 @@ def python_of(about: Mapping[str, Any], *, saves: bool = True) -> str:
     helper, ours, remarks = _helper(about)
     made, theirs = _pipeline(about)
     calls = _calls(about, saves)
+    loads = any(isinstance(value, PictureFile) for value in about["call"].values())
     lines = [
         "import torch",
         *([f"from diffusers import {', '.join(theirs)}"] if theirs else []),
+        *(["from diffusers.utils import load_image"] if loads else []),
         *(["", f"from deepcache_patch import {', '.join(sorted(ours))}"] if ours else []),
         "",
         *made,
@@ -168,6 +171,9 @@ def _literal(value: Any) -> str:
     plain = value.value if isinstance(value, Enum) else value
     plain = plain.item() if isinstance(plain, np.generic) else plain
     kind = type(plain)
+    if kind is PictureFile:
+        resized = "" if plain.size is None else f".resize({plain.size})"
+        return f"load_image({str(plain)!r}){resized}"
     if kind is float and not math.isfinite(plain):
         return f"float('{plain}')"
     if plain is None or kind in (str, bool, int, float):
