@@ -328,9 +328,8 @@ def test_a_picture_of_which_the_file_is_known_is_read_from_it(tmp_path: Path) ->
         ]
         (line,) = (line for line in lines if "image=" in line)
         assert line == f"        image=load_image({str(file)!r}){end},"
-        read = eval(
-            line.strip().removeprefix("image=").removesuffix(","), {"load_image": load_image}
-        )
+        written = line.strip().removeprefix("image=").removesuffix(",")
+        read = eval(written, {"load_image": load_image})
         assert (read.mode, read.size) == ("RGB", size or (256, 256))
     assert "load_image" not in python_of(ABOUT)
 

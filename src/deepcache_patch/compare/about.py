@@ -40,6 +40,7 @@ class PictureFile(str):
     size: tuple[int, int] | None
 
     def __new__(cls, name: str, size: tuple[int, int] | None = None) -> PictureFile:
+        """The name as text, with the size beside it."""
         made = super().__new__(cls, name)
         made.size = size
         return made
