@@ -317,6 +317,8 @@ def test_image_to_image_end_to_end(
     assert whole["figures"]["full_calls"] + whole["figures"]["shallow_calls"] == 12
     assert whole["call"]["image"] == str(picture)
     assert whole["call"]["strength"] == 0.75
+    page = (tmp_path / "out" / "comparison.html").read_text()
+    assert f"image=load_image(&#39;{picture}&#39;),\n" in page
 
 
 def test_each_prompt_has_the_picture_and_its_size_may_be_another(

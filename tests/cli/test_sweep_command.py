@@ -11,7 +11,9 @@ import click
 import pytest
 from builders.cases import CASES
 from builders.sweeps import made
+from PIL import Image
 
+from deepcache_patch.cli.loading import image_to_image
 from deepcache_patch.cli.main import COMMANDS, commands, main
 from deepcache_patch.cli.request import PipelineRequest
 from deepcache_patch.sweep import run
@@ -132,6 +134,25 @@ def test_a_sweep_is_run_and_its_report_is_there_after_ctrl_c_too(
         ]
     else:
         assert "report: " in out
+
+
+def test_a_picture_is_told_by_its_file_and_another_one_in_it_is_another_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(PipelineRequest, "load", lambda _asked: image_to_image(pipeline()))
+    file, output = tmp_path / "sketch.png", tmp_path / "out"
+    Image.linear_gradient("L").save(file)
+    line = ["sweep", "m", "--prompt", "a", "--image", str(file), "--strength", "0.5", "--json"]
+    line += ["--images", "1", "--steps", "20", "--repeats", "1", "--no-fewer-steps"]
+    line += ["--interval", "2", "--output", str(output), "--height", "16", "--width", "24"]
+    assert main(line) == 0
+    found = json.loads((output / "sweep.json").read_text())
+    assert found["call"]["image"] == str(file)
+    (setting,) = found["settings"]
+    assert f"        image=load_image('{file}').resize((24, 16)),\n" in setting["python"]
+    capsys.readouterr()
+    line[line.index("24")] = "16"
+    assert f"{output} holds a sweep with another image: " in refused(capsys, *line)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import enum
 import math
 import warnings
 from pathlib import Path
@@ -10,11 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from accelerate import cpu_offload
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from builders.adapters import lora
 from builders.cases import CASES
 from builders.outcomes import ABOUT, flat
 from builders.schedulers import with_scheduler
 from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
+from diffusers.utils import load_image
 from PIL import Image
 
 from deepcache_patch import (
@@ -28,7 +32,7 @@ from deepcache_patch import (
     Plan,
     Uniform,
 )
-from deepcache_patch.compare.about import LORA_FILES, about
+from deepcache_patch.compare.about import LORA_FILES, PICTURE_FILE, PictureFile, about
 from deepcache_patch.compare.paste import python_of
 from deepcache_patch.page.trial import Trials
 
@@ -40,6 +44,11 @@ def pipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     with_scheduler(CASES["sd"].load(), "ddim").save_pretrained(tmp_path / "model")
     monkeypatch.chdir(tmp_path)
     return DiffusionPipeline.from_pretrained(str(tmp_path / "model"))
+
+
+def offload_of(pipe: Any) -> Any:
+    helper = DeepCacheHelper(pipe)
+    return about(pipe, helper, CALL, seeds=[0], repeats=1, device=pipe.device)["offload"]
 
 
 def set_up(pipe: Any) -> list[str]:
@@ -70,7 +79,7 @@ def test_the_script_makes_the_picture_of_the_page(pipe: Any, schedule: Any, repl
 
 
 def test_the_script_makes_each_picture_of_a_comparison_with_its_prompt(pipe: Any) -> None:
-    call = {**CALL, "prompt": ["a fox", "a hen"]}
+    call = {**CALL, "prompt": ["a fox", "a hen"], "negative_prompt": ["ink", "oil"]}
     found = DeepCacheHelper(pipe, interval=3).compare(seeds=[3, 4], fewer_steps=False, **call)
     exec(compile(python_of(found.about), "script", "exec"), {})
     for seed, picture in zip((3, 4), found.cached, strict=True):
@@ -161,6 +170,80 @@ def test_what_is_said_of(about: Any, line: str) -> None:
     ast.parse(text)
 
 
+class Mode(enum.IntEnum):
+    FAST = 1
+
+
+class Ink(str, enum.Enum):
+    BLUE = "blue"
+
+
+class Text(str):
+    """Printed as one that it is not."""
+
+    def __repr__(self) -> str:
+        return "Text("
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        (np.float64(7.5), "7.5"),
+        (np.float32(0.5), "0.5"),
+        (np.int64(3), "3"),
+        (np.bool_(True), "True"),
+        (np.str_("a"), "'a'"),
+        (np.float64("nan"), "float('nan')"),
+        (np.longdouble(1), "..."),
+        (Mode.FAST, "1"),
+        (Ink.BLUE, "'blue'"),
+        (Text("a"), "..."),
+        (1j, "..."),
+        (np.zeros(2), "..."),
+        ((), "()"),
+        ([np.float64(0.5), (Mode.FAST,)], "[0.5, (1,)]"),
+        ({"scale": np.float64(0.5)}, "{'scale': 0.5}"),
+    ],
+    ids=repr,
+)
+def test_what_is_like_a_number_or_a_text_is_written_as_one(value: Any, written: str) -> None:
+    text = python_of({**ABOUT, "call": {"given": value}, "seeds": [np.int64(4)], "first": Mode(1)})
+    ast.parse(text)
+    assert f"\n        given={written},\n" in text
+    assert "first=1)" in text
+    assert "\nfor seed in [4]:\n" in text
+
+
+def test_each_prompt_goes_with_what_was_given_for_it() -> None:
+    call = {
+        "ip_adapter_image": [1, 2],  # one for each adapter
+        "negative_prompt": ["c", "d"],
+        "prompt": ["a", "b"],
+        "prompt_2": ("e", "f"),
+        "mask_image": [flat((1, 2, 3))] * 2,
+        "negative_prompt_2": "g",
+        "control_guidance_start": [0.0, 0.1],
+        "image": [flat((1, 2, 3))] * 3,
+    }
+    lines = python_of({**ABOUT, "call": call, "seeds": [0, 1, 2, 3]}).splitlines()
+    head = next(number for number, line in enumerate(lines) if line.startswith("for"))
+    assert lines[head : head + 10] == [
+        "for seed, negative_prompt, prompt, prompt_2, mask_image in zip([0, 1, 2, 3], "
+        "['c', 'c', 'd', 'd'], ['a', 'a', 'b', 'b'], ['e', 'e', 'f', 'f'], [..., ..., ..., ...]):",
+        "    output = pipe(",
+        "        negative_prompt=negative_prompt,",
+        "        prompt=prompt,",
+        "        prompt_2=prompt_2,",
+        "        mask_image=mask_image,",
+        "        ip_adapter_image=[1, 2],",
+        "        negative_prompt_2='g',",
+        "        control_guidance_start=[0.0, 0.1],",
+        "        image=[..., ..., ...],",
+    ]
+    learned = python_of({**ABOUT, "call": {**call, "mask_image": None}, "schedule": "Auto(2)"})
+    assert "zip([1000000, 0, 1], ['c', 'c', 'd'], ['a', 'a', 'b'], ['e', 'e', 'f']):" in learned
+
+
 def test_nothing_is_said_to_be_left_out_where_nothing_is() -> None:
     text = python_of({**ABOUT, "call": {"prompt": "a fox ... in the snow"}})
     assert "Fill in" not in text
@@ -214,6 +297,51 @@ def test_offloading_is_said_in_the_place_of_the_device(pipe: Any, kind: str) -> 
     assert set_up(pipe) == [f"pipe.enable_{kind}_cpu_offload()"]
     text = python_of({**ABOUT, "offload": kind})
     assert "from_pretrained('a/model', dtype=torch.float32)\n" in text
+
+
+def test_a_device_map_is_no_offloading(pipe: Any) -> None:
+    hook = AlignDevicesHook(execution_device="cpu", io_same_device=True)
+    add_hook_to_module(pipe.unet, hook)  # as of a device map that has all of it in one place
+    assert offload_of(pipe) is None
+    pipe.enable_sequential_cpu_offload(device="cpu")
+    assert offload_of(pipe) == "sequential"
+    pipe.hf_device_map = {"unet": "cpu"}
+    assert offload_of(pipe) is None
+
+
+def test_a_network_with_a_device_map_of_its_own_is_not_offloaded(pipe: Any) -> None:
+    cpu_offload(pipe.unet, "cpu")
+    assert offload_of(pipe) == "sequential"
+    pipe.unet.hf_device_map = {"": "cpu"}
+    assert offload_of(pipe) is None
+
+
+def test_a_picture_of_which_the_file_is_known_is_read_from_it(tmp_path: Path) -> None:
+    file = tmp_path / "it's a sketch.png"
+    Image.linear_gradient("L").save(file)
+    for size, end in ((None, ""), ((24, 32), ".resize((24, 32))")):
+        call = {"image": PictureFile(str(file), size)}
+        lines = python_of({**ABOUT, "call": call}).splitlines()
+        assert lines[1:3] == [
+            "from diffusers import StableDiffusionPipeline",
+            "from diffusers.utils import load_image",
+        ]
+        (line,) = (line for line in lines if "image=" in line)
+        assert line == f"        image=load_image({str(file)!r}){end},"
+        written = line.strip().removeprefix("image=").removesuffix(",")
+        read = eval(written, {"load_image": load_image})
+        assert (read.mode, read.size) == ("RGB", size or (256, 256))
+    assert "load_image" not in python_of(ABOUT)
+
+
+def test_a_picture_is_said_by_its_file_where_all_are_that_one(pipe: Any) -> None:
+    known, unknown = flat((1, 2, 3)), flat((1, 2, 3))
+    setattr(known, PICTURE_FILE, PictureFile("a.png", (8, 8)))
+    pictures = {"a": known, "b": [known, known], "c": [known, unknown], "d": unknown, "e": []}
+    asked: Any = {"seeds": [0], "repeats": 1, "device": pipe.device}
+    call = about(pipe, DeepCacheHelper(pipe), pictures, **asked)["call"]
+    assert call == {**pictures, "a": "a.png", "b": "a.png"}
+    assert call["a"].size == call["b"].size == (8, 8)
 
 
 def test_a_schedule_that_was_learned_is_read_from_a_file(pipe: Any) -> None:

@@ -78,12 +78,8 @@ def compare(
     with bad_input(f"{type(pipe).__name__}: "), failure(pipe):
         outcome = helper.compare(seeds=seeds, repeats=repeats, fewer_steps=fewer_steps, **call)
 
-    about = dict(outcome.about)
-    if asked.image is not None:  # a name says more than a picture does
-        about["call"] = {**about["call"], "image": str(asked.image)}
     if schedule not in SCHEDULES:
-        about["schedule_file"] = schedule
-    outcome = replace(outcome, about=about)
+        outcome = replace(outcome, about={**outcome.about, "schedule_file": schedule})
     phase("writing the report")
     output.mkdir(parents=True, exist_ok=True)
     picture, _, report = outcome.save_all(output, command=line)

@@ -148,9 +148,13 @@ class GenerationRequest(PipelineRequest):
         A pipeline that has no size of its own makes pictures of the size of this one, so `height`
         and `width` are taken out of the call, and become the picture's.
         """
-        picture = picture_in(self.image or Path())
+        from ..compare.about import PICTURE_FILE, PictureFile
+
+        picture, size = picture_in(self.image or Path()), None
         if "height" in call and "height" not in accepted:
-            picture = picture.resize((call.pop("width"), call.pop("height")))
+            size = call.pop("width"), call.pop("height")
+            picture = picture.resize(size)
+        setattr(picture, PICTURE_FILE, PictureFile(str(self.image), size))
         batch = "num_images_per_prompt" in accepted and len(call.get("prompt", ())) > 1
         return [picture] * len(call["prompt"]) if batch else picture
 

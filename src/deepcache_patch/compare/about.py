@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from PIL import Image
 from torch import nn
 
 from ..measuring.environment import device_name
@@ -22,8 +23,27 @@ from .steps import steps_of
 #: Where a pipeline says from which files its adapters came: diffusers does not.
 LORA_FILES: Final = "_deepcache_patch_lora_files"
 
+#: Where a picture says from which file it came, as a `PictureFile`: Pillow does not.
+PICTURE_FILE: Final = "_deepcache_patch_file"
+
 #: What people set of a scheduler; asked for where the model's own settings are out of reach.
 _SET: Final = ("algorithm_type", "use_karras_sigmas")
+
+
+class PictureFile(str):
+    """The name of a picture's file, which says more than the picture does.
+
+    Attributes:
+        size: Width and height to which the picture was resized; `None` if it was not.
+    """
+
+    size: tuple[int, int] | None
+
+    def __new__(cls, name: str, size: tuple[int, int] | None = None) -> PictureFile:
+        """The name as text, with the size beside it."""
+        made = super().__new__(cls, name)
+        made.size = size
+        return made
 
 
 def about(
@@ -59,9 +79,18 @@ def about(
         "last": helper.last,
         "seeds": list(seeds),
         "repeats": repeats,
-        "call": dict(call),
+        "call": {name: _named(value) for name, value in call.items()},
         **({} if schedule is None else followed),
     }
+
+
+def _named(value: Any) -> Any:
+    """An argument; for a picture, or for one picture many times, its file if that is known."""
+    first = value[0] if isinstance(value, list) and value else value
+    if not isinstance(first, Image.Image):
+        return value
+    is_one = first is value or all(each is first for each in value)
+    return getattr(first, PICTURE_FILE, value) if is_one else value
 
 
 def _changed_settings(pipe: Any) -> dict[str, Any] | None:
@@ -119,10 +148,24 @@ def _scales(pipe: Any) -> Iterator[tuple[str, float]]:
 
 def _offload(pipe: Any) -> str | None:
     """What of the pipeline waits on the CPU: "model" or "sequential"; `None` for nothing."""
-    hooks = {type(getattr(each, "_hf_hook", None)).__name__ for each in networks_of(pipe).values()}
-    if "CpuOffload" in hooks:
+    # What was loaded with device_map= has the same hooks, and may wait on the CPU as well.
+    networks = [each for each in networks_of(pipe).values() if not _is_mapped(each)]
+    if any(type(hook).__name__ == "CpuOffload" for each in networks for hook in _hooks(each)):
         return "model"
-    return "sequential" if hooks & {"AlignDevicesHook", "SequentialHook"} else None
+    if _is_mapped(pipe):
+        return None
+    inner = (hook for each in networks for module in each.modules() for hook in _hooks(module))
+    return "sequential" if any(getattr(hook, "offload", False) for hook in inner) else None
+
+
+def _is_mapped(part: Any) -> bool:
+    return getattr(part, "hf_device_map", None) is not None
+
+
+def _hooks(module: nn.Module) -> Sequence[Any]:
+    """Those of accelerate, one by one."""
+    hook: Any = getattr(module, "_hf_hook", None)
+    return () if hook is None else getattr(hook, "hooks", (hook,))
 
 
 def networks_of(pipe: Any) -> dict[str, nn.Module]:

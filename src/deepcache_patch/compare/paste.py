@@ -7,17 +7,23 @@ from __future__ import annotations
 import ast
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from enum import Enum
 from typing import Any, Final
 
 import diffusers
+import numpy as np
 
+from .about import PictureFile
 from .contest import CALIBRATION_SEEDS
 
 #: How a call to make one of the package's schedules begins; those of a file are read again.
 _SCHEDULE: Final = re.compile(r"(Uniform|Centred|Adaptive|Auto|Explicit)\(")
 _DEFAULT, _CALIBRATED = "NoiseAware(", "Calibrated("
 _USUAL_REPLAY: Final = "Extrapolate(strength=1.0)"
+
+#: Arguments of which a list has one for each prompt. IP-Adapters' has one for each adapter.
+_OF_EACH: Final = re.compile(r"(\w+_)?prompt(_\d+)?|((?!ip_adapter)\w+_)?image")
 
 #: What cannot be written down.
 _LEFT_OUT: Final = "..."
@@ -35,9 +41,11 @@ def python_of(about: Mapping[str, Any], *, saves: bool = True) -> str:
     helper, ours, remarks = _helper(about)
     made, theirs = _pipeline(about)
     calls = _calls(about, saves)
+    loads = any(isinstance(value, PictureFile) for value in about["call"].values())
     lines = [
         "import torch",
         *([f"from diffusers import {', '.join(theirs)}"] if theirs else []),
+        *(["from diffusers.utils import load_image"] if loads else []),
         *(["", f"from deepcache_patch import {', '.join(sorted(ours))}"] if ours else []),
         "",
         *made,
@@ -74,7 +82,7 @@ def _pipeline(about: Mapping[str, Any]) -> tuple[list[str], list[str]]:
         lines.append(f"pipe.load_lora_weights({file}, adapter_name={each['name']!r})")
     if loras:
         names, scales = ([each[key] for each in loras] for key in ("name", "scale"))
-        lines.append(f"pipe.set_adapters({names}, {scales})")
+        lines.append(f"pipe.set_adapters({_literal(names)}, {_literal(scales)})")
     if about.get("offload"):
         lines.append(f"pipe.enable_{about['offload']}_cpu_offload()")
     return lines, sorted(classes)
@@ -98,7 +106,7 @@ def _helper(about: Mapping[str, Any]) -> tuple[list[str], set[str], list[str]]:
         given = f"schedule={_LEFT_OUT}"
     if not known and not schedule.startswith(_DEFAULT):
         remarks = [f"# schedule: {_one_line(schedule)}"]
-    more = [f"{name}={about[name]}" for name in ("first", "last") if about.get(name)]
+    more = [f"{name}={_literal(about[name])}" for name in ("first", "last") if about.get(name)]
     replay = about.get("replay")
     if replay == "Reuse()":
         more.append('replay="reuse"')
@@ -113,20 +121,18 @@ def _helper(about: Mapping[str, Any]) -> tuple[list[str], set[str], list[str]]:
 def _calls(about: Mapping[str, Any], saves: bool) -> list[str]:
     """One call for each seed; with prompts that are shared out, each with its own."""
     seeds, call = list(about["seeds"]), dict(about["call"])
-    prompts = call.get("prompt")
-    if isinstance(prompts, list | tuple) and prompts:
-        shared = [prompt for prompt in prompts for _ in range(len(seeds) // len(prompts))]
-    else:
-        shared = []
+    shared = _shared(call, len(seeds))
     remark = ""
     if (about.get("schedule") or "").startswith("Auto("):
-        seeds, shared = [seeds[0] + CALIBRATION_SEEDS, *seeds], [*shared[:1], *shared]
+        seeds = [seeds[0] + CALIBRATION_SEEDS, *seeds]
+        shared = {name: [*values[:1], *values] for name, values in shared.items()}
         remark = "  # the schedule learns from the first result"
-    head = f"for seed in {seeds}:"
+    head = f"for seed in {_literal(seeds)}:"
     if shared:
-        head = f"for seed, prompt in zip({seeds}, {_literal(shared)}):"
-        call.pop("prompt")
-    arguments = [*(["prompt=prompt"] if shared else []), *_arguments(call)]
+        lists = ", ".join(map(_literal, [seeds, *shared.values()]))
+        head = f"for {', '.join(['seed', *shared])} in zip({lists}):"
+    own = {name: value for name, value in call.items() if name not in shared}
+    arguments = [*(f"{name}={name}" for name in shared), *_arguments(own)]
     return [
         f"{head}{remark}",
         "    output = pipe(",
@@ -135,6 +141,20 @@ def _calls(about: Mapping[str, Any], saves: bool) -> list[str]:
         "    )",
         *(['    output.images[0].save(f"{seed}.png")'] if saves else []),
     ]
+
+
+def _shared(call: Mapping[str, Any], count: int) -> dict[str, list[Any]]:
+    """Of each list that has one for each prompt, what each of `count` results is made of."""
+    prompts = call.get("prompt")
+    if not isinstance(prompts, list | tuple) or not prompts:
+        return {}
+    return {
+        name: [each for each in value for _ in range(count // len(prompts))]
+        for name, value in call.items()
+        if isinstance(value, list | tuple)
+        and len(value) == len(prompts)
+        and _OF_EACH.fullmatch(name)
+    }
 
 
 def _arguments(call: Mapping[str, Any]) -> list[str]:
@@ -147,23 +167,26 @@ def _arguments(call: Mapping[str, Any]) -> list[str]:
 
 def _literal(value: Any) -> str:
     """The value as Python has it, or `...`."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return f"float('{value}')"
-    if value is None or isinstance(value, str | bool | int | float):
-        return repr(value)
-    if isinstance(value, Mapping):
-        inner = [f"{_literal(key)}: {_literal(each)}" for key, each in value.items()]
+    # What is like a number or a text need not be printed as one.
+    plain = value.value if isinstance(value, Enum) else value
+    plain = plain.item() if isinstance(plain, np.generic) else plain
+    kind = type(plain)
+    if kind is PictureFile:
+        resized = "" if plain.size is None else f".resize({plain.size})"
+        return f"load_image({str(plain)!r}){resized}"
+    if kind is float and not math.isfinite(plain):
+        return f"float('{plain}')"
+    if plain is None or kind in (str, bool, int, float):
+        return repr(plain)
+    if kind is dict:
+        inner = [f"{_literal(key)}: {_literal(each)}" for key, each in plain.items()]
         return f"{{{', '.join(inner)}}}"
-    if isinstance(value, list | tuple):
-        return _bracketed(value)
+    if kind is list:
+        return f"[{', '.join(map(_literal, plain))}]"
+    if kind is tuple:
+        inner = [*map(_literal, plain)]
+        return f"({inner[0]},)" if len(inner) == 1 else f"({', '.join(inner)})"
     return _LEFT_OUT
-
-
-def _bracketed(values: Sequence[Any]) -> str:
-    inner = ", ".join(map(_literal, values))
-    if isinstance(values, list):
-        return f"[{inner}]"
-    return f"({inner},)" if len(values) == 1 else f"({inner})"
 
 
 def _one_line(text: Any) -> str:

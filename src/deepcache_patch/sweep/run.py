@@ -293,7 +293,8 @@ def _request(contest: Contest, about: Mapping[str, Any]) -> dict[str, Any]:
             for each in schedulers_of(contest.pipe, name)()
         ]
     known = {"weights": weights, "adapters": adapters, "scheduler settings": schedulers}
-    return {**shared, **known, **versions()}
+    # The call itself: the name of a picture's file does not say what the picture is.
+    return {**shared, "call": contest.call, **known, **versions()}
 
 
 def adapters_of(part: nn.Module) -> str:
