@@ -79,6 +79,25 @@ def test_the_comparison_of_a_trial_is_that_of_the_helper() -> None:
     assert np.array_equal(ours.cached[0], theirs.cached[0])
 
 
+def test_no_network_is_built_to_measure_a_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Each trial built the network of LPIPS anew, or warned that its weights are out of reach.
+    made: list[str] = []
+
+    def lpips() -> Any:
+        made.append("network")
+        return lambda *_: 0.5
+
+    monkeypatch.setattr(contest, "lpips", lpips)
+    pipe, call = CASES["sd"].load(), {**CALL, "height": 32, "width": 32}
+    found = Trials(pipe).run(call, seed=0, schedule=Uniform(3)).comparison
+    assert (found.lpips, made) == (None, [])
+    theirs = DeepCacheHelper(pipe, schedule=Uniform(3)).compare(
+        seeds=[0], fewer_steps=False, **call
+    )
+    assert (theirs.lpips, made) == ((0.5,), ["network"])
+    assert (found.psnr, found.ssim) == (theirs.psnr, theirs.ssim)
+
+
 def test_the_plain_picture_is_kept_while_only_the_helper_changes(labels: list[str]) -> None:
     trials = Trials(CASES["sd"].load())
     first = trials.run(CALL, seed=0, schedule=Uniform(3))

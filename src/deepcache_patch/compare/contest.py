@@ -74,6 +74,8 @@ class Contest:
         seeds: One for each result; by default 0, or 0, 1, 2, … for as many prompts.
         repeats: Timed runs of each contestant.
         watch: Each run is within what this makes of its label, and outside of the helper.
+        with_lpips: Whether LPIPS is among the measures where its package is installed. Its network
+            is built here.
 
     Raises:
         ImportError: scikit-image is not installed.
@@ -90,6 +92,7 @@ class Contest:
         seeds: Sequence[int] | None,
         repeats: int,
         watch: Callable[[str], AbstractContextManager[Any]] = nullcontext,
+        with_lpips: bool = True,
     ) -> None:
         require_metrics()
         if seeds is None:
@@ -105,7 +108,7 @@ class Contest:
         self.pipe, self.helper, self.call, self.seeds = pipe, helper, dict(call), seeds
         self.repeats = repeats
         self._calls, self._unets = calls_of(pipe, call, seeds), unets_of(pipe)
-        self._perceptual, self._watch = lpips(), watch
+        self._perceptual, self._watch = lpips() if with_lpips else None, watch
         self._branches: Any = None
 
     @contextmanager

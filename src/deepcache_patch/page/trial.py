@@ -175,7 +175,10 @@ class Trials:
 
         helper = DeepCacheHelper(self._pipe, schedule=schedule, replay=replay)
         self.plan(schedule, call.get("num_inference_steps"))
-        contest = Contest(self._pipe, helper, call, seeds=[seed], repeats=1, watch=watch)
+        # Without LPIPS: its network would be built, and its weights looked for, at each trial.
+        contest = Contest(
+            self._pipe, helper, call, seeds=[seed], repeats=1, watch=watch, with_lpips=False
+        )
         size = call.get("height"), call.get("width")
         made_for = (tuple(call.items()), seed)
         taught = (schedule, call.get("num_inference_steps"))
