@@ -112,6 +112,21 @@ def test_the_plain_picture_is_kept_while_only_the_helper_changes(labels: list[st
     assert trials.run(CALL, seed=0, schedule=Uniform(3)).kept  # one of before, brought back
 
 
+def test_each_size_is_warmed_up_once_at_the_branches_of_the_schedule(labels: list[str]) -> None:
+    # By size alone, a try at the output followed by one at branch 0 timed a cold cut.
+    trials = Trials(CASES["sd"].load())
+    larger = {**CALL, "height": 32, "width": 32}
+
+    def warmed(call: dict[str, Any], schedule: Any) -> int:
+        labels.clear()
+        trials.run(call, seed=0, schedule=schedule)
+        return labels.count("warm-up")
+
+    assert [warmed(CALL, Uniform(3, branch)) for branch in (-1, 0, -1, 0)] == [1, 1, 0, 0]
+    assert [warmed(CALL, Adaptive(1.0, (0,))), warmed(larger, Uniform(3))] == [0, 1]
+    assert [warmed(CALL, Adaptive(1.0, each)) for each in ((0, 2), (2, 0))] == [2, 0]
+
+
 def test_only_the_last_plain_pictures_are_kept(labels: list[str]) -> None:
     trials = Trials(CASES["sd"].load())
     call = {**CALL, "num_inference_steps": 1}

@@ -135,9 +135,7 @@ class Contest:
         """A few steps, full ones and shallow ones, at each branch that a schedule may name."""
         helper, before = self.helper, self.helper.schedule
         helper.enable()
-        for branch in sorted(
-            {each for one in schedules for each in getattr(one, "branches", (0,))}
-        ):
+        for branch in branches_to_warm(schedules):
             helper.follow(Uniform(2, branch))  # one that does not mind how few steps there are
             calls = [(shortened(arguments), some) for arguments, some in self._calls[:1]]
             self._generate(calls, "warm-up")
@@ -228,6 +226,12 @@ def _whole_numbers(seeds: Any) -> tuple[int, ...]:
         return tuple(operator.index(seed) for seed in seeds)
     except TypeError as error:
         raise TypeError(f"seeds must be a list of integers, not {seeds!r}") from error
+
+
+def branches_to_warm(schedules: Iterable[AnySchedule]) -> tuple[int, ...]:
+    """Those at which a warm-up runs, each once, rising: which the schedules may name."""
+    named = {each for one in schedules for each in getattr(one, "branches", (0,))}
+    return tuple(sorted(named))
 
 
 def shortened(arguments: Mapping[str, Any]) -> dict[str, Any]:
