@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from deepcache_patch import Auto, DeepCacheHelper, Plan, UnsupportedModelError
 from deepcache_patch.cli import ui as _command  # noqa: F401, before `phases` changes what it says with
 from deepcache_patch.cli.main import main
 from deepcache_patch.learning import auto
+from deepcache_patch.measuring import speed
 from deepcache_patch.measuring.generation import Timing
 from deepcache_patch.settings.by_name import PARAMETERS, named_schedule
 
@@ -192,15 +194,20 @@ def test_generate_gives_both_pictures_and_the_figures() -> None:
     assert "<td>identical</td>" in again["figures"]
 
 
-@pytest.mark.parametrize(("seconds", "said"), [(4.3, False), (4.1, True)])
-def test_a_speed_that_the_work_does_not_allow_is_named(seconds: float, said: bool) -> None:
+@pytest.mark.parametrize(
+    ("seconds", "widest", "said"), [(4.3, 0.2, False), (4.1, 0.2, True), (4.1, 0.3, False)]
+)
+def test_a_speed_that_the_work_does_not_allow_is_named(
+    seconds: float, widest: float, said: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speed, "WIDEST", widest)  # the one rule, of reports too
     generated(page(), seed=5)
     trial = page().memory.find(1).trial
     changed = replace(
         trial.comparison,
         plain_times=(Timing(10.0, 11.0, 6),),
         cached_times=(Timing(seconds, 5.0, 6),),
-        work=0.5,  # at most 2×, and 2.4× is too much
+        work=0.5,  # at most 2×, and more than 2.4× is too much
     )
     told = figures(replace(trial, comparison=changed), number=1)
     assert ("; faster than the work allows, so the machine was busy" in told) == said
@@ -455,18 +462,62 @@ def test_a_calibrated_schedule_can_be_chosen() -> None:
     pipe, auto = CASES["sd"].load(), Auto()
     with DeepCacheHelper(pipe, schedule=auto):
         CASES["sd"].run(pipe, steps=12)
-    with_file = ui.Page(pipe, schedule=auto.learned[0])
+    with_file = ui.Page(pipe, schedule=auto.learned[0], schedule_file="mine/my.json")
     fields = with_file.fields.all
     assert fields["schedule"].choices[-1] == ("calibrated", "calibrated")
     assert (fields["schedule"].value, fields["num_inference_steps"].value) == ("calibrated", 12)
     given = [field.value for field in fields.values()]
     assert f'aria-label="plan: {auto.learned[0].entries}"' in with_file.strip(None, *given)
-    assert (
-        "shallow calls"
-        in generated(with_file, schedule="calibrated", num_inference_steps=12)["figures"]
-    )
+    shown = generated(with_file, schedule="calibrated", num_inference_steps=12)
+    assert "shallow calls" in shown["figures"]
+    loaded = "Calibrated.load('mine/my.json')"  # not of a schedule.json that is nowhere
+    assert loaded in shown["python"]
+    report = unescape(Path(shown["report"]["value"]).read_text(encoding="utf-8"))
+    assert loaded in re.sub("<.*?>", "", report)
+    generated(with_file)  # of another schedule
+    made = [with_file.memory.find(number) for number in (1, 2)]
+    files = [each.trial.comparison.about.get("schedule_file") for each in made]
+    assert files == ["mine/my.json", None]
     wrong = preview(with_file, schedule="calibrated", num_inference_steps=7)
     assert "was calibrated for 12 steps, the generation has 7" in wrong
+
+
+@pytest.mark.usefixtures("phases")
+def test_the_command_says_where_the_schedule_was_read(
+    ddpm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe, auto, file = CASES["ddpm"].load(), Auto(), str(tmp_path / "my.json")
+    with DeepCacheHelper(pipe, schedule=auto):
+        CASES["ddpm"].run(pipe, steps=12)
+    auto.learned[0].save(file)
+    given: list[Any] = []
+
+    def launched(*_: Any, **options: Any) -> Any:
+        given.append(options["schedule_file"])
+        raise ValueError("seen")
+
+    monkeypatch.setattr(serving, "launch", launched)
+    for schedule in (file, "uniform"):
+        command = ["ui", str(ddpm), "--device", "cpu", "--port", "0", "--schedule", schedule]
+        assert main(command) == 2
+    assert given == [file, None]
+
+
+def test_the_buttons_change_before_anything_is_generated_and_again_after_it() -> None:
+    # `busy` and `generate` were two events of one click: the one that returned at once, because
+    # there was no prompt, was followed by `idle` before `busy` came.
+    wired = page().blocks.fns
+    by_name = {each.name: number for number, each in wired.items()}
+    chain, number = [], wired[by_name["generate"]].trigger_after
+    assert number is not None
+    first = wired[number]
+    buttons = [page()._button, page()._stop]
+    assert (first.outputs, [event for _, event in first.targets]) == (buttons, ["click", "submit"])
+    while number is not None:
+        chain.append(wired[number])
+        number = next((key for key, each in wired.items() if each.trigger_after == number), None)
+    assert [each.outputs == buttons for each in chain] == [True, False, True]
+    assert not any(each.trigger_only_on_success for each in chain)
 
 
 def test_branches_are_told_apart_in_a_strip() -> None:

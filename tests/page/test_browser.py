@@ -371,3 +371,17 @@ def test_an_empty_prompt_is_asked_about(browser: Browser) -> None:
     browser.wait(lambda: browser.told("What is the picture to show?"))
     browser.wait(lambda: browser.button("Generate both pictures").is_enabled())
     assert browser.all("#figures table") == []
+
+
+def test_enter_pressed_again_while_pictures_are_made_makes_no_others(browser: Browser) -> None:
+    browser.type_into("number input for Steps", "40")
+    prompt = browser.one("#prompt textarea")
+    prompt.send_keys(PROMPTS[1], Keys.ENTER)
+    browser.wait(lambda: "plain" in browser.progress())
+    prompt.send_keys(Keys.ENTER)
+    browser.wait(lambda: browser.shows_try(1))
+    browser.type_into("number input for Steps", "10")
+    browser.generate()
+    browser.wait(lambda: browser.shows_try(2))
+    assert "10 steps" in browser.one("#tries").text
+    assert browser.complaints() == []

@@ -79,6 +79,25 @@ def test_the_comparison_of_a_trial_is_that_of_the_helper() -> None:
     assert np.array_equal(ours.cached[0], theirs.cached[0])
 
 
+def test_no_network_is_built_to_measure_a_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Each trial built the network of LPIPS anew, or warned that its weights are out of reach.
+    made: list[str] = []
+
+    def lpips() -> Any:
+        made.append("network")
+        return lambda *_: 0.5
+
+    monkeypatch.setattr(contest, "lpips", lpips)
+    pipe, call = CASES["sd"].load(), {**CALL, "height": 32, "width": 32}
+    found = Trials(pipe).run(call, seed=0, schedule=Uniform(3)).comparison
+    assert (found.lpips, made) == (None, [])
+    theirs = DeepCacheHelper(pipe, schedule=Uniform(3)).compare(
+        seeds=[0], fewer_steps=False, **call
+    )
+    assert (theirs.lpips, made) == ((0.5,), ["network"])
+    assert (found.psnr, found.ssim) == (theirs.psnr, theirs.ssim)
+
+
 def test_the_plain_picture_is_kept_while_only_the_helper_changes(labels: list[str]) -> None:
     trials = Trials(CASES["sd"].load())
     first = trials.run(CALL, seed=0, schedule=Uniform(3))
@@ -91,6 +110,21 @@ def test_the_plain_picture_is_kept_while_only_the_helper_changes(labels: list[st
         assert not trials.run(call, seed=seed, schedule=Uniform(3)).kept
     assert labels[4:] == ["plain", "cached"] * 2
     assert trials.run(CALL, seed=0, schedule=Uniform(3)).kept  # one of before, brought back
+
+
+def test_each_size_is_warmed_up_once_at_the_branches_of_the_schedule(labels: list[str]) -> None:
+    # By size alone, a try at the output followed by one at branch 0 timed a cold cut.
+    trials = Trials(CASES["sd"].load())
+    larger = {**CALL, "height": 32, "width": 32}
+
+    def warmed(call: dict[str, Any], schedule: Any) -> int:
+        labels.clear()
+        trials.run(call, seed=0, schedule=schedule)
+        return labels.count("warm-up")
+
+    assert [warmed(CALL, Uniform(3, branch)) for branch in (-1, 0, -1, 0)] == [1, 1, 0, 0]
+    assert [warmed(CALL, Adaptive(1.0, (0,))), warmed(larger, Uniform(3))] == [0, 1]
+    assert [warmed(CALL, Adaptive(1.0, each)) for each in ((0, 2), (2, 0))] == [2, 0]
 
 
 def test_only_the_last_plain_pictures_are_kept(labels: list[str]) -> None:

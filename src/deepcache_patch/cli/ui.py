@@ -10,7 +10,7 @@ import click
 
 from . import kinds, options
 from .mistakes import BadInputError, bad_input, reason_of
-from .names import PROGRAM
+from .names import PROGRAM, SCHEDULES
 from .request import PipelineRequest, schedule_given
 from .terminal import complain, import_word, say
 
@@ -51,7 +51,8 @@ def ui(*, schedule: str, host: str, port: int, **loading: Any) -> None:
     free = _free_port(host, port)
     with bad_input():
         begin = schedule_given(schedule)
-        page = launch(asked.load(), host=host, port=free, schedule=begin)
+        file = None if schedule in SCHEDULES else schedule
+        page = launch(asked.load(), host=host, port=free, schedule=begin, schedule_file=file)
     if not is_loopback(host):
         warning = f"warning: whoever reaches {host} can use this page, without a password"
         complain(f"{PROGRAM} ui: {warning}")

@@ -74,6 +74,8 @@ class Contest:
         seeds: One for each result; by default 0, or 0, 1, 2, … for as many prompts.
         repeats: Timed runs of each contestant.
         watch: Each run is within what this makes of its label, and outside of the helper.
+        with_lpips: Whether LPIPS is among the measures where its package is installed. Its network
+            is built here.
 
     Raises:
         ImportError: scikit-image is not installed.
@@ -90,6 +92,7 @@ class Contest:
         seeds: Sequence[int] | None,
         repeats: int,
         watch: Callable[[str], AbstractContextManager[Any]] = nullcontext,
+        with_lpips: bool = True,
     ) -> None:
         require_metrics()
         if seeds is None:
@@ -105,7 +108,7 @@ class Contest:
         self.pipe, self.helper, self.call, self.seeds = pipe, helper, dict(call), seeds
         self.repeats = repeats
         self._calls, self._unets = calls_of(pipe, call, seeds), unets_of(pipe)
-        self._perceptual, self._watch = lpips(), watch
+        self._perceptual, self._watch = lpips() if with_lpips else None, watch
         self._branches: Any = None
 
     @contextmanager
@@ -132,9 +135,7 @@ class Contest:
         """A few steps, full ones and shallow ones, at each branch that a schedule may name."""
         helper, before = self.helper, self.helper.schedule
         helper.enable()
-        for branch in sorted(
-            {each for one in schedules for each in getattr(one, "branches", (0,))}
-        ):
+        for branch in branches_to_warm(schedules):
             helper.follow(Uniform(2, branch))  # one that does not mind how few steps there are
             calls = [(shortened(arguments), some) for arguments, some in self._calls[:1]]
             self._generate(calls, "warm-up")
@@ -225,6 +226,12 @@ def _whole_numbers(seeds: Any) -> tuple[int, ...]:
         return tuple(operator.index(seed) for seed in seeds)
     except TypeError as error:
         raise TypeError(f"seeds must be a list of integers, not {seeds!r}") from error
+
+
+def branches_to_warm(schedules: Iterable[AnySchedule]) -> tuple[int, ...]:
+    """Those at which a warm-up runs, each once, rising: which the schedules may name."""
+    named = {each for one in schedules for each in getattr(one, "branches", (0,))}
+    return tuple(sorted(named))
 
 
 def shortened(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -57,6 +57,11 @@ def build_ui(pipe: Any, *, schedule: Calibrated | str = DEFAULT) -> Any:
 class Page:
     """The page, and what its events call.
 
+    Args:
+        pipe: As for `build_ui`.
+        schedule: Likewise.
+        schedule_file: Where a schedule without a name was read, as Python is to name it.
+
     Attributes:
         blocks: The `gradio.Blocks`.
         trials: What makes the pictures.
@@ -64,7 +69,13 @@ class Page:
         fields: The settings.
     """
 
-    def __init__(self, pipe: Any, *, schedule: Calibrated | str = DEFAULT) -> None:
+    def __init__(
+        self,
+        pipe: Any,
+        *,
+        schedule: Calibrated | str = DEFAULT,
+        schedule_file: str | None = None,
+    ) -> None:
         self._gr = gradio()
         self._pipe = pipe
         self.trials = Trials(pipe)
@@ -72,7 +83,8 @@ class Page:
         if not isinstance(schedule, str):
             schedule.check(pipe.unet, pipe.scheduler)
         self._stops: dict[str, Event] = {}  # of each tab that generates, or waits for its turn
-        self.fields = Fields(self._gr, self.trials, pipe, card_of(pipe), schedule)
+        card = card_of(pipe)
+        self.fields = Fields(self._gr, self.trials, pipe, card, schedule, schedule_file)
         self.blocks = self._laid_out()
 
     def close(self) -> None:
@@ -240,10 +252,10 @@ class Page:
 
         buttons = [self._button, self._stop]
         starts = [self._button.click, *([fields["prompt"].submit] if "prompt" in fields else [])]
-        # In a queue of its own: what is said outside of any does not reach the browser.
-        gr.on(starts, of_tab(self.busy), None, buttons, concurrency_limit=None, **quiet)
-        gr.on(
-            starts,
+        # In a queue of its own: what is said outside of any does not reach the browser. One after
+        # the other: a `generate` that returns at once would have `idle` overtaken by `busy`.
+        begun = gr.on(starts, of_tab(self.busy), None, buttons, concurrency_limit=None, **quiet)
+        begun.then(
             generate,
             inputs,
             [*self._shows, *self.gallery.all],

@@ -23,9 +23,6 @@ FILE: Final = "calibrated"
 DRAWN: Final = -1
 _LARGEST_SEED: Final = 999_999
 
-#: By which name the default can be chosen.
-_DEFAULT: Final = "noise-aware"
-
 #: Up to where the page counts, unless the model asks for more by itself.
 _MOST_STEPS: Final = 150
 _MOST_GUIDANCE: Final = 20
@@ -40,6 +37,7 @@ class Fields:
         pipe: Their pipeline.
         card: What the model's card says.
         schedule: That they begin with; one without a name can be chosen beside those that have one.
+        schedule_file: Where one without a name was read.
 
     Attributes:
         all: The components by name, in the order in which their values are given.
@@ -47,7 +45,13 @@ class Fields:
     """
 
     def __init__(
-        self, gr: Any, trials: Trials, pipe: Any, card: Card, schedule: Calibrated | str
+        self,
+        gr: Any,
+        trials: Trials,
+        pipe: Any,
+        card: Card,
+        schedule: Calibrated | str,
+        schedule_file: str | None = None,
     ) -> None:
         self.all: dict[str, Any] = {}
         names = list(dict.fromkeys(name for each in PARAMETERS.values() for name in each))
@@ -55,9 +59,10 @@ class Fields:
         self._gr, self._trials, self._pipe = gr, trials, pipe
         self._card = card
         self._calibrated = None if isinstance(schedule, str) else schedule
+        self._file = schedule_file
         self._begin = schedule if isinstance(schedule, str) else FILE
         if schedule == DEFAULT:
-            self._begin = _DEFAULT
+            self._begin = "noise-aware"  # the name by which it can be chosen
 
     # --- what the values mean ---------------------------------------------------------------------
 
@@ -84,7 +89,8 @@ class Fields:
         """
         schedule, call = self.schedule(given), self.call(given)
         replay = given["replay"] if _has_replay(given["schedule"]) else None
-        return {"call": call, "seed": given["seed"], "schedule": schedule, "replay": replay}
+        asked = {"call": call, "seed": given["seed"], "schedule": schedule, "replay": replay}
+        return asked | ({"schedule_file": self._file} if schedule is self._calibrated else {})
 
     def call(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of the pipeline; an empty field leaves one to it.

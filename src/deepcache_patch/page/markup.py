@@ -78,10 +78,6 @@ document.addEventListener("keydown", event => {
 """
 
 
-#: A timing is worth nothing that says more than this times what the saved work allows.
-_TOO_FAST: Final = 1.2
-
-
 def strip(plan: Plan, name: str) -> str:
     """The plan as HTML: a mark for each step, dark where it runs in full."""
     several = len(plan.branches) > 1
@@ -134,8 +130,7 @@ def figures(trial: Trial, *, number: int) -> str:
     caption = f"Try {number}, timed once"
     if trial.kept:
         caption += "; the plain picture and its times are those of before"
-    most = comparison.work_speedup
-    if most is not None and comparison.speedup > _TOO_FAST * most:
+    if comparison.speeds.is_beyond(comparison.work_speedup):
         caption += "; faster than the work allows, so the machine was busy with something else"
     return (
         f'<div class="figures"><table><caption>{caption}.</caption>'

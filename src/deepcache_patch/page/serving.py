@@ -14,7 +14,12 @@ from .markup import CSS, KEYS
 
 
 def launch(
-    pipe: Any, *, host: str = "127.0.0.1", port: int = 7860, schedule: Calibrated | str = DEFAULT
+    pipe: Any,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    schedule: Calibrated | str = DEFAULT,
+    schedule_file: str | None = None,
 ) -> Server:
     """Serves the page, to this machine only unless `host` says otherwise, and returns at once.
 
@@ -23,12 +28,13 @@ def launch(
         host: Address to listen on. There is no password.
         port: TCP port, 1 to 65535.
         schedule: As for `build_ui`.
+        schedule_file: As for `Page`.
 
     Raises:
         ImportError, UnsupportedModelError, InvalidSettingError: As `build_ui` does.
         OSError: The port is taken.
     """
-    return Server(Page(pipe, schedule=schedule), host, port)
+    return Server(Page(pipe, schedule=schedule, schedule_file=schedule_file), host, port)
 
 
 def is_loopback(host: str) -> bool:

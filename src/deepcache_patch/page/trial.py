@@ -6,14 +6,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from threading import Event
 from typing import Any, Final, TypeAlias, cast
 
 from PIL import Image
 
-from ..compare.contest import Contest, Run, shortened
+from ..compare.contest import Contest, Run, branches_to_warm, shortened
 from ..compare.outcome import Comparison
 from ..compare.run import compared
 from ..errors import UnsupportedModelError
@@ -107,7 +107,7 @@ class Trials:
         self._plains: dict[Any, Run] = {}
         self._autos: dict[tuple[float, int], Auto] = {}
         self._taught: set[tuple[Auto, Any]] = set()
-        self._warm: set[tuple[Any, Any]] = set()
+        self._warm: set[tuple[Any, Any, tuple[int, ...]]] = set()
         self._calls_of_a_step = 1.0
 
     def schedule(self, name: str, **given: Any) -> Any:
@@ -137,6 +137,7 @@ class Trials:
         seed: int,
         schedule: Any,
         replay: Any = None,
+        schedule_file: str | None = None,
         told: Told = lambda *_: None,
         stop: Event | None = None,
     ) -> Trial:
@@ -147,6 +148,7 @@ class Trials:
             seed: Of the picture.
             schedule: See `DeepCacheHelper`.
             replay: Likewise.
+            schedule_file: Where the schedule was read, which the comparison's `about` says then.
             told: Is called after each step of "warm-up", "plain", "calibration" and "cached".
             stop: Once it is set, the trial ends at the next block of a network.
 
@@ -175,16 +177,20 @@ class Trials:
 
         helper = DeepCacheHelper(self._pipe, schedule=schedule, replay=replay)
         self.plan(schedule, call.get("num_inference_steps"))
-        contest = Contest(self._pipe, helper, call, seeds=[seed], repeats=1, watch=watch)
-        size = call.get("height"), call.get("width")
+        # Without LPIPS: its network would be built, and its weights looked for, at each trial.
+        contest = Contest(
+            self._pipe, helper, call, seeds=[seed], repeats=1, watch=watch, with_lpips=False
+        )
+        # Of another size, or at another branch, a U-Net has kernels of its own to choose.
+        warm_for = (call.get("height"), call.get("width"), branches_to_warm([schedule]))
         made_for = (tuple(call.items()), seed)
         taught = (schedule, call.get("num_inference_steps"))
         kept = made_for in self._plains
         with contest.held():
             # The first calls of a process choose kernels and load libraries: no time to compare.
-            if size not in self._warm:
+            if warm_for not in self._warm:
                 contest.warm_up([schedule])
-                self._warm.add(size)
+                self._warm.add(warm_for)
             if not kept:
                 self._plains[made_for] = contest.plain()
                 while len(self._plains) > _MOST_PLAINS:
@@ -193,7 +199,10 @@ class Trials:
                 contest.learn()
                 self._taught.add(taught)
             cached = contest.cached()
-        return Trial(compared(contest, [self._plains[made_for]], [cached]), kept)
+        made = compared(contest, [self._plains[made_for]], [cached])
+        if schedule_file is not None:
+            made = replace(made, about={**made.about, "schedule_file": schedule_file})
+        return Trial(made, kept)
 
     def close(self) -> None:
         """Ends a trial that is under way, and each one that is begun."""
