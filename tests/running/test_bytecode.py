@@ -61,6 +61,9 @@ NOWHERE = [
     "y = x.maps\n    def put(y):\n        y[0] = 1\n    put([y])",
     "y = x.maps\n    def put():\n        return y[0] + 1\n    put()",
     "y, z = x.shape; y += 1\n    def put():\n        return y",
+    "y = [z for z in x]; y[0] = 1",
+    "y = {z: w for z, w in x}; y.clear()",
+    "y = {z: w for z, w in x}; y.clear()\n    def put():\n        return y",
     "try:\n        x()\n    except ValueError as y:\n        y += 1\n        z = lambda: y",
 ]
 SOMEWHERE = [
@@ -146,6 +149,10 @@ SOMEWHERE = [
     "y = x.maps\n    def put():\n        nonlocal y\n        y += 1\n    put()",
     "y = x.maps; y += 1\n    def put():\n        return y",
     "y = 2 if more else (z := x.maps); z[0] = 1",
+    "y, z = x.maps, [w for w in x]; y[0] = 1",
+    "y, z = [w for w in x], x.maps; z[0] = 1",
+    "y, z = x.maps, {w: v for w, v in x}; y[0] = 1",
+    "y = x.maps; z = [y for y in x]; y[0] = 1",
 ]
 #: Where branches meet, it is not known what an object is.
 DOUBTFUL = [

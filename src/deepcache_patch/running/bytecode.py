@@ -114,9 +114,9 @@ def _writes_of(
     found: set[_Write] = set()
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            its = constant.co_freevars
-            of_outside, of_lasting = (tuple(n for n in its if n in each) for each in (outside, known))
-            inner = _writes_of(constant, of_outside, of_lasting, for_one_call)
+            used = constant.co_freevars  # it may have others of the same names
+            its = [tuple(each for each in used if each in those) for those in (outside, known)]
+            inner = _writes_of(constant, its[0], its[1], for_one_call)
             found |= {_Write(each.of_global) for each in inner}  # its first argument is another
         elif isinstance(constant, tuple) and "out" in constant:  # `out=` of a call
             found.add(_Write())
@@ -134,11 +134,11 @@ def _writes_of(
         elif step.kind == "LOAD_ATTR":
             if step.what not in _CHANGING and not _IN_PLACE.fullmatch(step.what):
                 continue
-            its = _written(code, steps, _last(steps, place), known)
+            written = _written(code, steps, _last(steps, place), known)
             is_added = step.what in _ADDING and not for_one_call
             if is_added and steps[place - 1].what not in made:
-                its = {each for each in its if each.of_owner} or {_Write()}
-            found |= its
+                written = {each for each in written if each.of_owner} or {_Write()}
+            found |= written
     return frozenset(found)
 
 
@@ -208,6 +208,8 @@ def _outlives(steps: list[_Step], place: int, aliases: set[Any]) -> bool:
         first -= 1
     while steps[last].kind in _STORES:
         last += 1
+    if place == _given(steps, first):
+        return False
     count, end = last - first, first
     while steps[end - 1].kind in ("SWAP", "COPY"):
         end -= 1
@@ -222,6 +224,24 @@ def _outlives(steps: list[_Step], place: int, aliases: set[Any]) -> bool:
             return False
         end = _start(steps, end, 1)
     return False
+
+
+def _given(steps: list[_Step], first: int) -> int:
+    """Where a new list is stored that a comprehension has just made; below 0 if none has.
+
+    Python 3.12 and newer have it in the function itself, and give its variables back after it. Then
+    nothing else stands between the end of a loop and a store.
+
+    Args:
+        steps: Of a code.
+        first: Where storing begins.
+    """
+    reach, end = 1, first
+    if steps[end - 1].kind == "SWAP":
+        reach, end = steps[end - 1].what, end - 1
+    if steps[end - 1].kind in ("POP_TOP", "POP_ITER"):
+        end -= 1
+    return first + reach - 1 if steps[end - 1].kind == "END_FOR" else _UNKNOWN
 
 
 def _container(steps: list[_Step], place: int) -> int:
