@@ -49,6 +49,22 @@ NOWHERE = [
     "x(y := x(1)); y += 1",
     "z = [0]; y, z[0] = x + 1, 0; y += 1",
     "try:\n        x()\n    except ValueError as y:\n        y += 1",
+    "y = x.scale if more else 1.0; z = x * y",
+    "y = [x]; y[0] = x.maps if more else 1",
+    "y = [x]; y[0] = x.maps or 1; y.insert(0, x.maps or 1)",
+    "z = 0; y = [x]\n    if more: z = 1\n    y[z] = 1",
+    "y = x.maps; z = y + 1; z += 1",
+    "y = x.shape; z, w = y; z += 1",
+    "y = x; z = y; z += 1",
+    "y = 0\n    def put():\n        nonlocal y\n        y += 1\n    put()",
+    "y = x.maps\n    def put():\n        nonlocal y\n        y = 1\n    put()",
+    "y = x.maps\n    def put(y):\n        y[0] = 1\n    put([y])",
+    "y = x.maps\n    def put():\n        return y[0] + 1\n    put()",
+    "y, z = x.shape; y += 1\n    def put():\n        return y",
+    "y = [z for z in x]; y[0] = 1",
+    "y = {z: w for z, w in x}; y.clear()",
+    "y = {z: w for z, w in x}; y.clear()\n    def put():\n        return y",
+    "try:\n        x()\n    except ValueError as y:\n        y += 1\n        z = lambda: y",
 ]
 SOMEWHERE = [
     "x.scale = 1",
@@ -112,6 +128,31 @@ SOMEWHERE = [
     "more = x; more.append(1)",
     "x().append(1)",
     "x().insert(1)",
+    "(x.maps if more else named)[0] = 1",
+    "(named if more else x.maps)[0] = 1",
+    "(x.maps or named)[0] = 1",
+    "(x.maps or named)[0] += 1",
+    "(x.maps or named)[0:1] = [1]",
+    "del (x.maps or named)[0]",
+    "(x.maps if more else named).update(n=2)",
+    "(x.maps or named).update(n=2)",
+    "y = x.maps; z = y; z[0] += 1",
+    "y = x.maps; z = y; z += 1",
+    "y = x.maps; z = y; w = z; w.clear()",
+    "for y in more:\n        w = z; z = x.maps\n        w[0] = 1",
+    "y, z = x.maps, 0; w, z = y, z; w[0] = 1",
+    "y = x.maps\n    def put():\n        y[0] += 1\n    put()",
+    "y = x.maps\n    def put():\n        y.clear()\n    put()",
+    "y = x.maps; y[0] = 1\n    def put():\n        return y",
+    "y = x.maps; z = y\n    def put():\n        z.clear()\n    put()",
+    "y = x.maps\n    def put():\n        z = y\n        return lambda: z.clear()\n    put()",
+    "y = x.maps\n    def put():\n        nonlocal y\n        y += 1\n    put()",
+    "y = x.maps; y += 1\n    def put():\n        return y",
+    "y = 2 if more else (z := x.maps); z[0] = 1",
+    "y, z = x.maps, [w for w in x]; y[0] = 1",
+    "y, z = [w for w in x], x.maps; z[0] = 1",
+    "y, z = x.maps, {w: v for w, v in x}; y[0] = 1",
+    "y = x.maps; z = [y for y in x]; y[0] = 1",
 ]
 #: Where branches meet, it is not known what an object is.
 DOUBTFUL = [
@@ -223,6 +264,24 @@ def test_variables_of_the_functions_round_it_outlive_a_call():
     assert not writes(reading, None, for_one_call=False)
 
 
+def test_an_attribute_is_not_the_owners_where_branches_meet():
+    assert is_written("(more if named else x).maps[0] = 1", SimpleNamespace())
+    assert is_written("(more or x).maps.clear()", SimpleNamespace())
+
+
+def test_a_list_that_is_also_rebound_by_a_function_within_is_not_new():
+    assert is_written("more = x; more.append(1)\n    def put():\n        return more")
+
+
+def test_long_jumps_hide_no_branch():
+    # Past 255 names and 255 units of code, arguments have a prefix, and that is what is jumped to.
+    names = "; ".join(f"x.name_{number}" for number in range(300))
+    body = f"{names}\n    (x.maps or named)[x.late] = 1"
+    assert is_written(body)
+    assert is_written(f"{names}\n    (x.maps or named).update(n=2)")
+    assert not is_written(f"{names}\n    y = [x]; y[x.late] = 1")
+
+
 def step(opname, argval=None, **its):
     given = {"opcode": 1, "arg": None, "argrepr": "", "is_jump_target": False} | its
     return SimpleNamespace(opname=opname, argval=argval, **given)
@@ -254,6 +313,20 @@ def test_instructions_of_every_python_are_the_same_steps(monkeypatch, instructio
     monkeypatch.setattr(bytecode, "get_instructions", lambda _: [instruction])
     monkeypatch.setattr(bytecode, "stack_effect", lambda *_: 7)
     assert bytecode._steps(None) == expected
+
+
+@pytest.mark.parametrize("nothing", ["EXTENDED_ARG", "NOP"])
+def test_a_jump_to_an_instruction_that_does_nothing_is_one_to_the_next(monkeypatch, nothing):
+    instructions = [
+        step("LOAD_FAST", "y"),
+        step(nothing, is_jump_target=True),
+        step("EXTENDED_ARG"),
+        step("LOAD_FAST_LOAD_FAST", ("y", "z")),
+        step("LOAD_FAST", "w"),
+    ]
+    monkeypatch.setattr(bytecode, "get_instructions", lambda _: instructions)
+    found = [(each.what, each.is_target) for each in bytecode._steps(None)]
+    assert found == [("y", False), ("y", True), ("z", False), ("w", False)]
 
 
 def test_globals_are_those_that_are_read_here_and_within():
