@@ -153,6 +153,7 @@ SOMEWHERE = [
     "y, z = [w for w in x], x.maps; z[0] = 1",
     "y, z = x.maps, {w: v for w, v in x}; y[0] = 1",
     "y = x.maps; z = [y for y in x]; y[0] = 1",
+    "y = x.maps if more else [z for z in x]; y[0] = 1",
 ]
 #: Where branches meet, it is not known what an object is.
 DOUBTFUL = [
