@@ -11,7 +11,7 @@ from typing import Any, Final
 from ..errors import InvalidSettingError
 from ..learning.calibrated_schedule import Calibrated
 from ..schedules.plans import OUTPUT
-from ..settings.by_name import DEFAULT, PARAMETERS, branch_of, named_schedule
+from ..settings.by_name import DEFAULT, NOISE_AWARE, PARAMETERS, branch_of, named_schedule
 from ..settings.preview import num_steps
 from .card import Card
 from .trial import Trials
@@ -62,7 +62,7 @@ class Fields:
         self._file = schedule_file
         self._begin = schedule if isinstance(schedule, str) else FILE
         if schedule == DEFAULT:
-            self._begin = "noise-aware"  # the name by which it can be chosen
+            self._begin = NOISE_AWARE  # the name by which it can be chosen
 
     # --- what the values mean ---------------------------------------------------------------------
 

@@ -24,13 +24,14 @@ ScheduleName: TypeAlias = Literal[
 #: What `replay=` knows by name.
 ReplayName: TypeAlias = Literal["extrapolate", "reuse"]
 
-#: What stands for the schedule that a helper has by itself, which is "noise-aware".
+#: The schedule that a helper has by itself, and what stands for it.
+NOISE_AWARE: Final = "noise-aware"
 DEFAULT: Final = "default"
 
 #: Which parameters each one has, by name; those that plan ahead first.
 PARAMETERS: Final = {
     DEFAULT: ("interval", "branch"),
-    "noise-aware": ("interval", "branch"),
+    NOISE_AWARE: ("interval", "branch"),
     "uniform": ("interval", "branch"),
     "centred": ("interval", "branch", "center", "power"),
     "auto": ("interval", "branch"),
@@ -38,7 +39,7 @@ PARAMETERS: Final = {
 }
 
 #: Those that take a speedup in the place of an interval.
-TAKE_SPEEDUP: Final = (DEFAULT, "noise-aware", "auto")
+TAKE_SPEEDUP: Final = (DEFAULT, NOISE_AWARE, "auto")
 
 #: One full step in so many, at most; see `NoiseAware`.
 _LONGEST: Final = 1000
@@ -71,7 +72,7 @@ def named_schedule(name: str, **given: Any) -> Any:
 
     if name == "auto":
         return Auto(**given)
-    if name in (DEFAULT, "noise-aware"):
+    if name in (DEFAULT, NOISE_AWARE):
         return NoiseAware(**given)
     if "branch" in given:
         given["branches"] = (given.pop("branch"),)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from itertools import product
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from ..compare.steps import LISTS, require_same_steps, strength_of
 from ..errors import InvalidSettingError, no_such
@@ -20,13 +20,9 @@ from ..schedules.noise_aware import FEW_STEPS, NoiseAware
 from ..schedules.plans import FULL, Schedule, whole_number
 from ..schedules.replay import Extrapolate
 from ..schedules.window import Window
-from ..settings.by_name import PARAMETERS, replay_of, schedule_of
+from ..settings.by_name import DEFAULT, NOISE_AWARE, PARAMETERS, replay_of, schedule_of
 from ..settings.fitting import anatomies_for
 from ..settings.preview import num_steps, plan_of
-
-#: What stands for the default schedule, which needs no name elsewhere.
-DEFAULT: Final = "default"
-_NAMED: Final = "noise-aware"
 
 
 @dataclass(frozen=True)
@@ -42,7 +38,7 @@ class Setting:
         file: Its path, where it is a file.
     """
 
-    schedule: str = _NAMED
+    schedule: str = NOISE_AWARE
     interval: float | None = None
     branch: int | None = None
     steps: int | None = None
@@ -52,7 +48,7 @@ class Setting:
     @property
     def name(self) -> str:
         """What it is called, without its steps: "auto, interval 2.2"."""
-        words = [] if self.schedule == _NAMED else [self.schedule]
+        words = [] if self.schedule == NOISE_AWARE else [self.schedule]
         words += [] if self.interval is None else [f"interval {self.interval:g}"]
         words += [] if self.branch is None else [f"branch {self.branch}"]
         return ", ".join(words)
@@ -78,7 +74,7 @@ class Setting:
         """The same as options of a command; `None` where it has none for them."""
         if self.given is not None and self.file is None:
             return None
-        schedule = None if self.schedule == _NAMED else self.schedule
+        schedule = None if self.schedule == NOISE_AWARE else self.schedule
         given = {
             "--interval": None if self.interval is None else f"{self.interval:g}",
             "--branch": self.branch,
@@ -110,7 +106,7 @@ def settings_of(*, schedule: Any, interval: Any, branch: Any, steps: Any) -> tup
             whole_number("num_inference_steps", count, 1)
     found: list[Setting] = []
     for count, each in product(counts, schedules):
-        named = _NAMED if each is None or (isinstance(each, str) and each == DEFAULT) else each
+        named = NOISE_AWARE if each is None or (isinstance(each, str) and each == DEFAULT) else each
         if isinstance(named, str) and named in PARAMETERS:
             for place, value in product(branches, intervals):
                 own = schedule_of(named, value, place).interval  # or it is refused
