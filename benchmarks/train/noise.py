@@ -41,13 +41,16 @@ def weighted_noise_loss(
         predict: The model.
         clean: Samples without noise, ``(batch, channels, height, width)``.
         scheduler: Adds the noise.
-        generator: On the CPU, so that every device sees the same noise and timesteps.
+        generator: Draws noise and timesteps, on the samples' device.
         part: Which of the samples count; noise is drawn for all.
     """
-    noise = torch.randn(clean.shape, generator=generator).to(clean)
+    noise = torch.randn(clean.shape, generator=generator, device=clean.device)
     steps = torch.randint(
-        scheduler.config.num_train_timesteps, (len(clean),), generator=generator
-    ).to(clean.device)
+        scheduler.config.num_train_timesteps,
+        (len(clean),),
+        generator=generator,
+        device=clean.device,
+    )
     clean, noise, steps = clean[part], noise[part], steps[part]
     error = predict(scheduler.add_noise(clean, noise, steps), steps).float() - noise
     remaining = scheduler.alphas_cumprod.to(clean.device)[steps]

@@ -24,6 +24,7 @@ from benchmarks.train.training import (
     MODELS,
     TRAINING_SEED,
     cached_pictures,
+    drawn_rows,
     parser,
     settings_from,
     train,
@@ -54,12 +55,12 @@ def roughen(pictures: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
     Args:
         pictures: Floats in [0, 1] of shape ``(batch, 3, 64, 64)``.
-        generator: Source of everything random here.
+        generator: Source of everything random here, on the pictures' device.
     """
     count = len(pictures)
 
     def uniform(*shape: int) -> torch.Tensor:
-        return torch.rand(shape, generator=generator)
+        return torch.rand(shape, generator=generator, device=generator.device)
 
     half = F.interpolate(pictures, scale_factor=0.5, mode="area")
     coarse = F.interpolate(half, scale_factor=2, mode="bilinear")
@@ -67,7 +68,8 @@ def roughen(pictures: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     pictures = pictures.lerp(coarse, share)
     gain = 1 + 0.1 * (uniform(count, 3, 1, 1) - 0.5)
     shift = 0.08 * (uniform(count, 3, 1, 1) - 0.5)
-    noise = torch.randn(pictures.shape, generator=generator) * 0.06 * uniform(count, 1, 1, 1)
+    noise = torch.randn(pictures.shape, generator=generator, device=generator.device)
+    noise = noise * 0.06 * uniform(count, 1, 1, 1)
     return (pictures * gain + shift + noise).clamp(0, 1)
 
 
@@ -83,15 +85,15 @@ def main() -> None:
         for index in range(settings.pictures // 2)
     ]
     drawn = [np.asarray(draw(scene)).transpose(2, 0, 1) for scene in clutter]
-    pictures = torch.cat([pictures, torch.from_numpy(np.stack(drawn))])
-    truth = torch.tensor([labels(scene) for scene in [*scenes, *clutter]])
+    pictures = torch.cat([pictures, torch.from_numpy(np.stack(drawn))]).to(settings.device)
+    truth = torch.tensor([labels(each) for each in [*scenes, *clutter]], device=settings.device)
     classifier = ShapeClassifier()
     kinds = len(KINDS)
 
     def loss(generator: torch.Generator) -> torch.Tensor:
-        rows = torch.randint(len(pictures), (settings.batch_size,), generator=generator)
-        batch = roughen(pictures[rows].float() / 255, generator).to(settings.device)
-        target = truth[rows].to(settings.device)
+        rows = drawn_rows(len(pictures), settings, generator)
+        batch = roughen(pictures[rows].float() / 255, generator)
+        target = truth[rows]
         colours, sizes, counts = (logits.float() for logits in classifier(batch))
         return (
             F.cross_entropy(colours.flatten(0, 1), target[:, :kinds].flatten())

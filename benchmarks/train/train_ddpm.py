@@ -15,6 +15,7 @@ from benchmarks.train.training import (
     MODELS,
     as_input,
     cached_pictures,
+    drawn_rows,
     parser,
     settings_from,
     train,
@@ -52,16 +53,17 @@ def main() -> None:
     chosen = options.parse_args()
     settings = settings_from(chosen)
     torch.manual_seed(settings.seed)
-    pictures = cached_pictures(settings.pictures, settings.checkpoint_dir)
+    pictures = cached_pictures(settings.pictures, settings.checkpoint_dir).to(settings.device)
     scheduler = noise_scheduler()
     unet = build_unet()
 
     def loss(generator: torch.Generator) -> torch.Tensor:
-        rows = torch.randint(len(pictures), (settings.batch_size,), generator=generator)
+        rows = drawn_rows(len(pictures), settings, generator)
         clean = as_input(pictures[rows], settings.device)
         small = F.interpolate(clean, (PIXELS, PIXELS), mode="area")
         # No caption follows from the picture here: its mirror image is as good an example.
-        mirrored = torch.rand(len(small), 1, 1, 1, generator=generator).to(small.device) < 0.5
+        chances = torch.rand(len(small), 1, 1, 1, generator=generator, device=small.device)
+        mirrored = chances < 0.5
         return weighted_noise_loss(
             lambda noisy, steps: unet(noisy, steps, return_dict=False)[0],
             torch.where(mirrored, small.flip(-1), small),

@@ -35,6 +35,7 @@ from benchmarks.train.train_vae import build_vae, train_decoder, train_whole
 from benchmarks.train.training import (
     MODELS,
     Settings,
+    drawn_rows,
     own_part,
     parser,
     saves,
@@ -43,8 +44,8 @@ from benchmarks.train.training import (
 )
 
 PARTS = ("vae", "decoder", "reading", "unet")
-#: Pictures that are drawn from each artwork, and of these the ones that the U-Net learns.
-LOOKS, LEARNED_LOOKS = 5, 2
+#: Pictures that are drawn from each artwork.
+LOOKS = 16
 ARTWORKS = 1714
 #: A 16x16 latent is described in cells of 4x4, one for each of the last tokens of a prompt.
 CELL = 4
@@ -126,17 +127,18 @@ def teach_looks(
     start_embeddings(text_encoder, ids, latents)
     head = nn.Linear(TEXT_WIDTH, latents.shape[1] * CELL**2)
     model = nn.ModuleDict({"text_encoder": text_encoder, "head": head})
-    target, part = as_cells(latents), own_part()
+    target, part = as_cells(latents).to(settings.device), own_part()
+    ids = ids.to(settings.device)
 
     def loss(generator: torch.Generator) -> torch.Tensor:
-        rows = torch.randint(len(ids), (settings.batch_size,), generator=generator)[part]
-        states = text_encoder(ids[rows].to(settings.device))[0]
-        return F.mse_loss(head(states[:, -CELLS:]).float(), target[rows].to(settings.device))
+        rows = drawn_rows(len(ids), settings, generator)[part]
+        states = text_encoder(ids[rows])[0]
+        return F.mse_loss(head(states[:, -CELLS:]).float(), target[rows])
 
     averaged, _ = train(model, loss, settings, name="reading", average=0.995)
     states = all_states(averaged["text_encoder"], ids, settings.device)
     with torch.no_grad():
-        error = F.mse_loss(averaged["head"](states[:, -CELLS:]), target.to(settings.device))
+        error = F.mse_loss(averaged["head"](states[:, -CELLS:]), target)
     variance = (latents[:-1] - latents[-1]).square().mean()
     return averaged["text_encoder"], 1 - (error.cpu() / variance).item()
 
@@ -150,13 +152,13 @@ def all_states(text_encoder: CLIPTextModel, ids: torch.Tensor, device: str) -> t
 def train_autoencoder(
     pictures: torch.Tensor, settings: Settings, chosen: argparse.Namespace
 ) -> None:
-    """Train a saved autoencoder on, on small windows of the pictures, and then its decoder."""
-    settings = dataclasses.replace(settings, batch_size=16, learning_rate=1.5e-3)
+    """Train a saved autoencoder on, and then its decoder."""
+    settings = dataclasses.replace(settings, batch_size=256, learning_rate=1.5e-3)
     if "vae" in chosen.parts:
         vae = build_vae()
         vae.load_state_dict(AutoencoderKL.from_pretrained(chosen.start_vae).state_dict())
         steps = dataclasses.replace(settings, steps=chosen.vae_steps)
-        train_whole(vae, pictures, steps, window=32, measured=171)
+        train_whole(vae, pictures, steps)
     if "decoder" in chosen.parts:
         steps = dataclasses.replace(settings, steps=chosen.decoder_steps)
         train_decoder(settings.checkpoint_dir / "vae", pictures, steps)
@@ -181,7 +183,7 @@ def train_unet(
         chosen: The options.
     """
     empty = len(states) - 1
-    unet.to(memory_format=torch.channels_last)  # a tenth faster on a CPU
+    unet.to(memory_format=torch.channels_last)
 
     def states_of(rows: torch.Tensor, emptied: torch.Tensor) -> torch.Tensor:
         return states[torch.where(emptied, empty, rows % empty)]
@@ -191,7 +193,6 @@ def train_unet(
         prompted_loss(unet, latents, states_of, settings),
         settings,
         name="unet",
-        average=0.997,
         snapshot=lambda averaged, _step: save(averaged, chosen.snapshot_dir),
         snapshot_every=chosen.snapshot_every if chosen.snapshot_dir else 0,
     )
@@ -203,16 +204,16 @@ def train_unet(
 def main() -> None:
     """Train what is asked for and not trained yet, then save the whole pipeline."""
     options = parser(
-        __doc__ or "", steps=2000, batch_size=16, learning_rate=1e-3, pictures=LOOKS * ARTWORKS
+        __doc__ or "", steps=8000, batch_size=1024, learning_rate=1e-3, pictures=LOOKS * ARTWORKS
     )
     options.set_defaults(checkpoint_dir=Path("build/train-emoji"))
     options.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to train")
     options.add_argument(
         "--start-vae", type=Path, default=MODELS / "shapes/vae", help="autoencoder to train on"
     )
-    options.add_argument("--vae-steps", type=int, default=400)
-    options.add_argument("--decoder-steps", type=int, default=200, help="for the decoder alone")
-    options.add_argument("--reading-steps", type=int, default=3500, help="for the text encoder")
+    options.add_argument("--vae-steps", type=int, default=4000)
+    options.add_argument("--decoder-steps", type=int, default=3000, help="for the decoder alone")
+    options.add_argument("--reading-steps", type=int, default=2500, help="for the text encoder")
     options.add_argument(
         "--start-from",
         type=Path,
@@ -236,7 +237,7 @@ def main() -> None:
         tokenizer = CLIPTokenizer.from_pretrained(start / "tokenizer")
     vae_folder = (start or settings.checkpoint_dir) / "vae"
     ids = checked_ids(tokenizer, [*texts, ""])
-    latents = cached_latents(vae_folder, pictures[: LEARNED_LOOKS * len(emoji)], settings)
+    latents = cached_latents(vae_folder, pictures, settings)
     text_encoder, unet = build_text_encoder(tokenizer), build_unet()
     if start is None:
         text_encoder, explained = teach_looks(
@@ -244,7 +245,7 @@ def main() -> None:
             ids,
             typical_latents(latents, len(emoji)),
             dataclasses.replace(
-                settings, steps=chosen.reading_steps, batch_size=32, learning_rate=2e-3
+                settings, steps=chosen.reading_steps, batch_size=512, learning_rate=2e-3
             ),
         )
         print(f"the text encoder explains {explained:.3f} of the latents' variance")
@@ -253,6 +254,7 @@ def main() -> None:
     else:
         trained = CLIPTextModel.from_pretrained(start / "text_encoder")
         text_encoder.load_state_dict(trained.state_dict())
+        text_encoder.to(settings.device)
     trained = UNet2DConditionModel.from_pretrained((start or MODELS / "shapes") / "unet")
     unet.load_state_dict(trained.state_dict())
     states = all_states(text_encoder.eval(), ids, settings.device)

@@ -16,7 +16,7 @@ from benchmarks.train.emoji_classifier import EmojiClassifier
 from benchmarks.train.shape_classifier import as_batch
 from benchmarks.train.train_classifier import roughen
 from benchmarks.train.train_emoji import ARTWORKS, LOOKS
-from benchmarks.train.training import MODELS, parser, settings_from, train
+from benchmarks.train.training import MODELS, drawn_rows, parser, settings_from, train
 
 TEST_SEED = 777
 
@@ -48,13 +48,13 @@ def main() -> None:
     torch.manual_seed(settings.seed)
     emoji, artworks = load(settings.checkpoint_dir / "npm")
     pictures = training_pictures(artworks, settings.pictures, settings.checkpoint_dir)
+    pictures = pictures.to(settings.device)
     classifier = EmojiClassifier(prompts=tuple(each.prompt for each in emoji))
 
     def loss(generator: torch.Generator) -> torch.Tensor:
-        rows = torch.randint(len(pictures), (settings.batch_size,), generator=generator)
-        batch = roughen(pictures[rows].float() / 255, generator).to(settings.device)
-        target = (rows % len(artworks)).to(settings.device)
-        return F.cross_entropy(classifier(batch).float(), target)
+        rows = drawn_rows(len(pictures), settings, generator)
+        batch = roughen(pictures[rows].float() / 255, generator)
+        return F.cross_entropy(classifier(batch).float(), rows % len(artworks))
 
     averaged, final_loss = train(classifier, loss, settings, name="classifier", average=0.995)
     averaged.half().save_pretrained(chosen.output)

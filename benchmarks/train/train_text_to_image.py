@@ -37,6 +37,7 @@ from benchmarks.train.training import (
     Settings,
     as_input,
     cached_pictures,
+    drawn_rows,
     own_part,
     parser,
     settings_from,
@@ -191,20 +192,21 @@ def teach_reading(
 
     Which colour belongs to which noun is hard to learn through the U-Net alone, and easy here.
     """
-    labels = noun_labels(tokenizer, ids)
+    labels, ids = noun_labels(tokenizer, ids).to(settings.device), ids.to(settings.device)
+    reading = dataclasses.replace(settings, steps=READING_STEPS, batch_size=READING_BATCH)
     head = nn.Linear(TEXT_WIDTH, len(COLOUR_NAMES) + len(SIZES))
     model = nn.ModuleDict({"text_encoder": text_encoder, "head": head})
 
     def loss(generator: torch.Generator) -> torch.Tensor:
-        rows = torch.randint(len(ids), (READING_BATCH,), generator=generator)
-        states = text_encoder(ids[rows].to(settings.device))[0]
-        target = labels[rows].to(settings.device).flatten(0, 1)
+        rows = drawn_rows(len(ids), reading, generator)
+        states = text_encoder(ids[rows])[0]
+        target = labels[rows].flatten(0, 1)
         colours, sizes = (
             head(states).float().flatten(0, 1).split([len(COLOUR_NAMES), len(SIZES)], dim=1)
         )
         return F.cross_entropy(colours, target[:, 0]) + F.cross_entropy(sizes, target[:, 1])
 
-    train(model, loss, dataclasses.replace(settings, steps=READING_STEPS), name="reading")
+    train(model, loss, reading, name="reading")
 
 
 def prompted_loss(
@@ -219,17 +221,18 @@ def prompted_loss(
             batch's pictures and for which of them the prompt is empty.
         settings: How to train.
     """
-    # On a CPU the plain formula is faster to train with than the fused kernel.
-    unet.set_attn_processor(AttnProcessor())
+    if settings.device == "cpu":  # there the plain formula trains faster than the fused kernel
+        unet.set_attn_processor(AttnProcessor())
     scheduler, part = noise_scheduler(), own_part()
+    latents = latents.to(settings.device)
 
     def loss(generator: torch.Generator) -> torch.Tensor:
-        rows = torch.randint(len(latents), (settings.batch_size,), generator=generator)
-        emptied = torch.rand(settings.batch_size, generator=generator) < EMPTY_PROMPT_SHARE
-        states = states_of(rows[part], emptied[part])
+        rows = drawn_rows(len(latents), settings, generator)
+        chances = torch.rand(len(rows), generator=generator, device=rows.device)
+        states = states_of(rows[part], chances[part] < EMPTY_PROMPT_SHARE)
         return weighted_noise_loss(
             lambda noisy, steps: unet(noisy, steps, states, return_dict=False)[0],
-            latents[rows].to(settings.device),
+            latents[rows],
             scheduler,
             generator,
             part=part,
@@ -308,19 +311,18 @@ def main() -> None:
         if start
         else kept_tokenizer(texts, settings.checkpoint_dir)
     )
-    ids, empty = token_ids(tokenizer, texts), token_ids(tokenizer, [""])
+    ids = token_ids(tokenizer, [*texts, ""]).to(settings.device)
     text_encoder, unet = build_text_encoder(tokenizer), build_unet()
     if start:
         weights = StableDiffusionPipeline.from_pretrained(start, dtype=torch.float32)
         text_encoder.load_state_dict(weights.text_encoder.state_dict())
         unet.load_state_dict(weights.unet.state_dict())
     else:
-        teach_reading(text_encoder, tokenizer, ids, settings)
+        teach_reading(text_encoder, tokenizer, ids[:-1], settings)
     model = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
 
     def states_of(rows: torch.Tensor, emptied: torch.Tensor) -> torch.Tensor:
-        prompt = torch.where(emptied[:, None], empty, ids[rows]).to(settings.device)
-        states: torch.Tensor = text_encoder(prompt)[0]
+        states: torch.Tensor = text_encoder(ids[torch.where(emptied, len(texts), rows)])[0]
         return states
 
     def snapshot(averaged: nn.Module, _step: int) -> None:

@@ -16,6 +16,7 @@ from benchmarks.train.training import (
     Settings,
     as_input,
     cached_pictures,
+    drawn_rows,
     parser,
     settings_from,
     train,
@@ -23,6 +24,8 @@ from benchmarks.train.training import (
 
 KL_WEIGHT = 1e-4
 GRADIENT_WEIGHT = 0.5
+#: Pictures on which the latents' scale and the PSNR are measured.
+MEASURED = 1024
 
 
 def build_vae() -> AutoencoderKL:
@@ -63,9 +66,6 @@ def train_whole(
     vae: AutoencoderKL,
     pictures: torch.Tensor,
     settings: Settings,
-    *,
-    window: int = 64,
-    measured: int = 1024,
 ) -> Path:
     """Train the whole autoencoder, and save it unless it is saved already.
 
@@ -73,23 +73,18 @@ def train_whole(
         vae: The beginning; trained in place.
         pictures: uint8 of shape ``(count, 3, 64, 64)``.
         settings: How to train.
-        window: Side in pixels of the part of the pictures that a step sees, somewhere at random:
-            small windows make small steps, so that there can be more of them.
-        measured: On how many pictures the latents' scale and the PSNR are measured.
 
     Returns:
         The folder of the saved autoencoder, among the checkpoints.
     """
+    pictures = pictures.to(settings.device)
 
     def loss(generator: torch.Generator) -> torch.Tensor:
-        rows = torch.randint(len(pictures), (settings.batch_size,), generator=generator)
+        rows = drawn_rows(len(pictures), settings, generator)
         target = as_input(pictures[rows], settings.device)
-        if window < target.shape[-1]:
-            top, left = torch.randint(target.shape[-1] - window + 1, (2,), generator=generator)
-            target = target[..., top : top + window, left : left + window]
         posterior = vae.encode(target).latent_dist
         mean, logvar = posterior.mean.float(), posterior.logvar.float()
-        noise = torch.randn(mean.shape, generator=generator).to(mean)
+        noise = torch.randn(mean.shape, generator=generator, device=mean.device)
         output = vae.decode(mean + (0.5 * logvar).exp() * noise).sample
         divergence = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
         value: torch.Tensor = reconstruction_loss(output, target) + KL_WEIGHT * divergence
@@ -98,30 +93,33 @@ def train_whole(
     averaged, final_loss = train(vae, loss, settings, name="vae", average=0.995)
     folder = settings.checkpoint_dir / "vae"
     if not folder.exists():
-        averaged.register_to_config(scaling_factor=scaling_factor(averaged, pictures[:measured]))
+        averaged.register_to_config(scaling_factor=scaling_factor(averaged, pictures[:MEASURED]))
         averaged.save_pretrained(folder)
-        print(f"loss {final_loss:.5f}, PSNR {psnr(averaged, pictures[-measured:]):.2f} dB")
+        print(f"loss {final_loss:.5f}, PSNR {psnr(averaged, pictures[-MEASURED:]):.2f} dB")
     return folder
 
 
 def train_decoder(folder: Path, pictures: torch.Tensor, settings: Settings) -> None:
     """Train the decoder of the saved autoencoder on the latents as they are, and save it again."""
     vae = AutoencoderKL.from_pretrained(folder)
+    pictures = pictures.to(settings.device)
     vae.encoder.requires_grad_(False)
     vae.quant_conv.requires_grad_(False)
 
+    pictures = pictures.to(settings.device)
+
     def loss(generator: torch.Generator) -> torch.Tensor:
-        rows = torch.randint(len(pictures), (settings.batch_size,), generator=generator)
+        rows = drawn_rows(len(pictures), settings, generator)
         target = as_input(pictures[rows], settings.device)
         with torch.no_grad():
             posterior = vae.encode(target).latent_dist
-        noise = torch.randn(posterior.mean.shape, generator=generator).to(target)
+        noise = torch.randn(posterior.mean.shape, generator=generator, device=target.device)
         output = vae.decode(posterior.mean.float() + posterior.std.float() * noise).sample
         return reconstruction_loss(output, target)
 
     averaged, final_loss = train(vae, loss, settings, name="vae-decoder", average=0.995)
     averaged.save_pretrained(folder)
-    print(f"loss {final_loss:.5f}, PSNR {psnr(averaged, pictures[-1024:]):.2f} dB")
+    print(f"loss {final_loss:.5f}, PSNR {psnr(averaged, pictures[-MEASURED:]):.2f} dB")
 
 
 @torch.no_grad()

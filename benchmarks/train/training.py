@@ -10,7 +10,8 @@ import copy
 import math
 import os
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -31,7 +32,7 @@ Model = TypeVar("Model", bound=nn.Module)
 Item = TypeVar("Item")
 #: Receives the model that carries the averaged weights, and the number of steps done.
 Snapshot = Callable[[nn.Module, int], None]
-#: Gives the loss of one batch, drawing whatever is random from the generator.
+#: Gives the loss of one batch, drawing whatever is random from the generator, on its device.
 Loss = Callable[[torch.Generator], torch.Tensor]
 
 
@@ -140,6 +141,12 @@ def as_input(pictures: torch.Tensor, device: str) -> torch.Tensor:
     return pictures.to(device).float() / 127.5 - 1
 
 
+def drawn_rows(count: int, settings: Settings, generator: torch.Generator) -> torch.Tensor:
+    """A batch of rows below `count`, on the generator's device; one may come twice."""
+    size, device = (settings.batch_size,), generator.device
+    return torch.randint(count, size, generator=generator, device=device)
+
+
 def own_part() -> slice:
     """Which of a batch's samples this process computes; all of them if it is the only one.
 
@@ -200,9 +207,10 @@ def train(
     optimizer = torch.optim.AdamW(
         parameters, lr=settings.learning_rate, betas=(0.9, 0.99), weight_decay=weight_decay
     )
-    generator = torch.Generator().manual_seed(settings.seed)
+    generator = torch.Generator(device).manual_seed(settings.seed)
     path = settings.checkpoint_dir / f"{name}.pt"
-    first, recent = 0, []
+    first = 0
+    recent: deque[torch.Tensor] = deque(maxlen=100)
     if path.exists():
         state = torch.load(path, map_location=device, weights_only=True)
         model.load_state_dict(state["model"])
@@ -210,7 +218,8 @@ def train(
         optimizer.load_state_dict(state["optimizer"])
         generator.set_state(state["generator"].cpu())
         torch.set_rng_state(state["global_random_state"].cpu())
-        first, recent = state["step"], state["recent_losses"]
+        first = state["step"]
+        recent.extend(state["recent_losses"])
 
     def save(step: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -222,7 +231,7 @@ def train(
             "generator": generator.get_state(),
             "global_random_state": torch.get_rng_state(),
             "step": step,
-            "recent_losses": recent,
+            "recent_losses": torch.stack([*recent]),
         }
         torch.save(state, partial)
         os.replace(partial, path)  # a cut-off write never spoils the last good checkpoint
@@ -241,13 +250,12 @@ def train(
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         _update_average(averaged, model, min(average, (step + 1) / (step + 10)))
-        recent = [*recent[-99:], value.item()]
+        recent.append(value.detach())  # not asked for its value: that would wait for the device
         done = step + 1
         progress.update()
         if done % 50 == 0 or done == settings.steps:
             rate = (done - first) / (time.monotonic() - started)
-            mean = sum(recent) / len(recent)
-            progress.write(f"{name}: step {done}, loss {mean:.5f}, {rate:.2f} it/s")
+            progress.write(f"{name}: step {done}, loss {_mean(recent):.5f}, {rate:.2f} it/s")
         if not saves():
             continue
         if done % settings.checkpoint_every == 0 or done == settings.steps:
@@ -255,7 +263,11 @@ def train(
         if snapshot is not None and snapshot_every and done % snapshot_every == 0:
             snapshot(averaged, done)
     progress.close()
-    return averaged, sum(recent) / max(len(recent), 1)
+    return averaged, _mean(recent)
+
+
+def _mean(losses: Iterable[torch.Tensor]) -> float:
+    return torch.stack([*losses]).mean().item()
 
 
 def _rate_at(step: int, steps: int) -> float:
