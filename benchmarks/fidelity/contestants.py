@@ -6,9 +6,9 @@ intervals, branches and shares of steps that draw a curve.
 """
 
 import functools
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from benchmarks.deepcache import deepcache
@@ -62,6 +62,37 @@ SAMPLERS = {
     "pndm-50": Sampler("PNDM, 50 steps", "pndm", 50),
     "ddpm-100": Sampler("DDPM model, DDIM, 100 steps", "ddim", 100, model="shapes-ddpm"),
 }
+
+#: Models that take prompts: what is a sampler of one of them is one of the others.
+PROMPTED = frozenset({"shapes", "emoji"})
+
+
+def on_model(names: Sequence[str] | None, model: str | None) -> dict[str, Sampler]:
+    """Samplers by name, with another model in the place of their own.
+
+    Args:
+        names: Keys of `SAMPLERS`; `None` for all that the model goes with.
+        model: Folder in `benchmarks/models`; `None` leaves each its own.
+
+    Raises:
+        ValueError: A sampler does not go with the model.
+    """
+    if model is None:
+        return {name: SAMPLERS[name] for name in names or SAMPLERS}
+    fitting = {
+        name: replace(sampler, model=model)
+        for name, sampler in SAMPLERS.items()
+        if sampler.model == model or {sampler.model, model} <= PROMPTED
+    }
+    for name in names or ():
+        if name not in fitting:
+            own = SAMPLERS[name].model
+            raise ValueError(
+                f"--sampler {name} --model {model}: that sampler is of the model {own}, and one of "
+                f"the two models takes no prompt; {model} goes with {', '.join(fitting)}"
+            )
+    return {name: fitting[name] for name in names or fitting}
+
 
 #: Shares of the plain pipeline's steps; their times span those of intervals 2 to 10.
 FEWER_STEPS = (0.6, 0.5, 0.38, 0.28)

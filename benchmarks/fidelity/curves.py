@@ -18,6 +18,11 @@ RESULTS = ALL_RESULTS / "fidelity"
 Row = Mapping[str, Any]
 
 
+def folder_of(sampler: str, model: str) -> Path:
+    """Where the file of a sampler lies: apart, if the model is not its own."""
+    return RESULTS if model == SAMPLERS[sampler].model else RESULTS / model
+
+
 def results(folder: Path = RESULTS) -> dict[str, Any]:
     """What was measured, by sampler; samplers without a file are left out."""
     files = {name: folder / f"{name}.json" for name in SAMPLERS}

@@ -1,63 +1,54 @@
-"""Distances between sets of pictures: Fréchet's, between the features that the project's own
-classifier sees in them. Which sets are compared is the caller's business.
+"""Distances between sets of pictures: Fréchet's, between the features that a classifier sees in
+them. Which classifier, and which sets are compared, is the caller's business.
 """
+
+from collections.abc import Callable
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
-from benchmarks.train.shape_classifier import ShapeClassifier, as_batch
-from benchmarks.train.shapes import draw, training_scene
-
-DRAWINGS_SEED = 8080
-DRAWINGS = 2000
+#: Of pictures (pictures, 3, height, width), floats in 0..1: (pictures, features).
+Features = Callable[[torch.Tensor], torch.Tensor]
 
 
 class FeatureSpace:
-    """The classifier's features along those axes in which fresh drawings vary most.
+    """A classifier's features along those axes in which what its pictures show varies most.
 
     A covariance of as many dimensions as there are pictures, or more, is singular, and one of
     nearly as many says more about the pictures that happened to be drawn than about their kind. So
-    only the drawings' first principal axes are kept; they do not depend on the pictures compared.
+    only the first principal axes are kept; they do not depend on the pictures compared.
 
     Args:
-        classifier: Whose features.
-        dimensions: How many axes are kept.
+        features: Those of the classifier.
+        examples: (examples, features) in float64: what there is to show.
+        dimensions: How many axes are kept; all, if there are no more.
 
     Attributes:
-        share: How much of the variance of the drawings' features these axes hold.
+        dimensions: How many axes were kept.
+        share: How much of the variance of the examples these axes hold.
     """
 
-    def __init__(self, classifier: ShapeClassifier, dimensions: int) -> None:
-        self._classifier = classifier
-        scenes = (training_scene(DRAWINGS_SEED, index) for index in range(DRAWINGS))
-        self._drawings = as_batch([draw(scene) for scene in scenes])
-        features = self._features(self._drawings)
+    def __init__(self, features: Features, examples: np.ndarray, dimensions: int) -> None:
+        self._features = features
         # In order of rising variance.
-        variances, axes = np.linalg.eigh(np.cov(features, rowvar=False))
+        variances, axes = np.linalg.eigh(np.cov(examples, rowvar=False))
         self._axes = axes[:, -dimensions:]
+        self.dimensions = self._axes.shape[1]
         self.share = float(variances[-dimensions:].sum() / variances.sum())
 
-    def describe(self, pictures: np.ndarray) -> np.ndarray:
+    def describe(self, pictures: torch.Tensor) -> np.ndarray:
         """Returns features (pictures, dimensions) in float64.
 
         Args:
-            pictures: (pictures, height, width, 3), floats in 0..1.
+            pictures: (pictures, 3, height, width), floats in 0..1, on the classifier's device.
         """
-        return self._along_axes(torch.from_numpy(pictures).permute(0, 3, 1, 2))
+        return np.asarray(described(self._features, pictures) @ self._axes)
 
-    def describe_drawings(self, size: int) -> np.ndarray:
-        """Returns the features of the fresh drawings, seen at `size` x `size` pixels."""
-        # The unconditional model learned from drawings that were shrunk in the same way.
-        return self._along_axes(F.interpolate(self._drawings, (size, size), mode="area"))
 
-    def _along_axes(self, pictures: torch.Tensor) -> np.ndarray:
-        return np.asarray(self._features(pictures) @ self._axes)
-
-    @torch.no_grad()
-    def _features(self, pictures: torch.Tensor) -> np.ndarray:
-        parts = [self._classifier.features(part) for part in torch.split(pictures, 64)]
-        return torch.cat(parts).double().numpy()
+@torch.no_grad()
+def described(features: Features, pictures: torch.Tensor) -> np.ndarray:
+    """Returns the features of many pictures, (pictures, features) in float64."""
+    return torch.cat([features(part) for part in torch.split(pictures, 64)]).double().cpu().numpy()
 
 
 def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:

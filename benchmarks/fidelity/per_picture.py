@@ -23,9 +23,9 @@ import torch
 
 from benchmarks.fidelity.contestants import SAMPLERS, Sampler, default_helper
 from benchmarks.fidelity.run import Batch, batch_of, worst_tenth
+from benchmarks.fidelity.subjects import shape_prompts
 from benchmarks.fidelity.work import calls_of, counted_shares
 from benchmarks.provenance import RESULTS, command
-from benchmarks.train.evaluate import fresh_scenes
 from benchmarks.train.training import MODELS
 from deepcache_patch import OUTPUT, Adaptive, DeepCacheHelper
 from deepcache_patch.cli.loading import load_pipeline, use_scheduler
@@ -84,9 +84,9 @@ def measured(
     use_scheduler(pipe, sampler.scheduler)
     pipe.set_progress_bar_config(disable=True)
     guidance = GUIDANCE if "prompt" in accepted_arguments(pipe) else None
-    scenes = fresh_scenes(images)
-    together = batch_of(pipe, scenes, 0, guidance)
-    alone = [batch_of(pipe, scenes[each : each + 1], each, guidance) for each in range(images)]
+    prompts, _ = shape_prompts(images)
+    together = batch_of(pipe, prompts, 0, guidance)
+    alone = [batch_of(pipe, prompts[each : each + 1], each, guidance) for each in range(images)]
 
     def made(batch: Batch, around: AbstractContextManager[Any]) -> np.ndarray:
         call = batch.call | {"num_inference_steps": sampler.steps}

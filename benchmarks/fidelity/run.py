@@ -3,15 +3,13 @@
 Every contestant of a sampler (see `contestants`) draws the same prompts from the same
 seeds, batch by batch in turn with the plain pipeline and in one process. Counted is the work of
 each generation; measured are the time of the denoising loop, PSNR and SSIM against the plain
-pictures, Fréchet distances in the classifier's features, and how many prompts the classifier reads
-back. One run measures one sampler or several;
-each gets a file of its own as soon as it is complete. Run from the project's root:
-``python -m benchmarks.fidelity --sampler ddim-50``.
+pictures, Fréchet distances in a classifier's features, and how many prompts the classifier reads
+back (see `subjects`). One run measures one sampler or several; each gets a file of its own as soon
+as it is complete. Run from the project's root: ``python -m benchmarks.fidelity --sampler ddim-50``.
 """
 
 import argparse
 import importlib.metadata
-import itertools
 import json
 import math
 import statistics
@@ -32,15 +30,15 @@ from benchmarks.fidelity.contestants import (
     FAMILIES,
     SAMPLERS,
     Contestant,
+    Sampler,
     contestants,
+    on_model,
 )
-from benchmarks.fidelity.curves import RESULTS
-from benchmarks.fidelity.frechet import FeatureSpace, frechet_distance
+from benchmarks.fidelity.curves import folder_of
+from benchmarks.fidelity.frechet import frechet_distance
+from benchmarks.fidelity.subjects import SUBJECTS, Subject
 from benchmarks.fidelity.work import Calls, Shares, calls_made, counted_shares, counting, own_shares
 from benchmarks.provenance import command
-from benchmarks.train.evaluate import fresh_scenes, read_back
-from benchmarks.train.shape_classifier import ShapeClassifier
-from benchmarks.train.shapes import Scene, caption, training_scene
 from benchmarks.train.training import MODELS
 from deepcache_patch.cli.loading import choose_device, load_pipeline, use_scheduler
 from deepcache_patch.errors import first_line
@@ -52,9 +50,6 @@ from deepcache_patch.measuring.generation import (
     generate,
 )
 from deepcache_patch.measuring.similarity import psnr, ssim
-
-CALIBRATION_SEED = 6502
-CALIBRATION_PICTURES = 4
 
 
 @dataclass(frozen=True)
@@ -125,7 +120,8 @@ class Record:
 def main() -> None:
     """Generate, measure, print and write JSON, one sampler after the other."""
     parser = argparse.ArgumentParser(command("fidelity"), description=__doc__.splitlines()[0])
-    parser.add_argument("--sampler", nargs="+", choices=SAMPLERS, default=list(SAMPLERS))
+    parser.add_argument("--sampler", nargs="+", choices=SAMPLERS, help="default: all of the model")
+    parser.add_argument("--model", choices=SUBJECTS, help="default: each sampler's own")
     parser.add_argument("--only", nargs="+", choices=FAMILIES, default=list(BY_DEFAULT))
     parser.add_argument(
         "--spanning",
@@ -139,51 +135,62 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the JSON files")
+    parser.add_argument("--output", type=Path, help="folder of the JSON files; default: by model")
     options = parser.parse_args()
     if options.images < 2:
         parser.error("--images: a spread needs at least 2")
-    options.output.mkdir(parents=True, exist_ok=True)
-    reader = ShapeClassifier.from_pretrained(MODELS / "shapes-classifier")
-    # Half as many dimensions as pictures, so that their covariance is far from singular.
-    space = FeatureSpace(reader, options.images // 2)
-    for name in options.sampler:
-        report = measured(name, reader, space, options)
-        file = options.output / f"{name}.json"
+    try:
+        device = choose_device(options.device)
+        samplers = on_model(options.sampler, options.model)
+        for model in {sampler.model for sampler in samplers.values()}:
+            SUBJECTS[model](options.images)
+    except ValueError as error:
+        parser.error(str(error))
+    compute_exactly()
+    for name, sampler in samplers.items():
+        folder = options.output or folder_of(name, sampler.model)
+        folder.mkdir(parents=True, exist_ok=True)
+        report = measured(name, sampler, device, options)
+        file = folder / f"{name}.json"
         if options.update and file.is_file():
             report = updated(json.loads(file.read_text(encoding="utf-8")), report)
         file.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         print(summary(report), flush=True)
 
 
+def compute_exactly() -> None:
+    """On CUDA: float32 in full, and the same kernels each time.
+
+    What is compared are differences of pictures: those of TF32's ten bits would be among them.
+    """
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.deterministic = True
+
+
 def measured(
-    name: str, reader: ShapeClassifier, space: FeatureSpace, options: argparse.Namespace
+    name: str, sampler: Sampler, device: torch.device, options: argparse.Namespace
 ) -> dict[str, Any]:
     """Everything about one sampler, as it goes into its file."""
-    sampler = SAMPLERS[name]
-    device = choose_device(options.device)
+    subject = SUBJECTS[sampler.model](options.images)
     pipe = load_pipeline(str(MODELS / sampler.model), device, torch.float32)
     use_scheduler(pipe, sampler.scheduler)
     pipe.set_progress_bar_config(disable=True)
-    prompted = "prompt" in accepted_arguments(pipe)
-    guidance = options.guidance_scale if prompted else None
-    scenes = fresh_scenes(options.images)
-    others = calibration_scenes(scenes)
+    guidance = options.guidance_scale if "prompt" in accepted_arguments(pipe) else None
 
     taking_part = contestants(pipe, sampler, options.only, spanning=options.spanning)
     records = [Record(each) for each in taking_part]
     shares = {"work": own_shares(pipe)} | {
         f"work_{network}": counted_shares(network) for network in ("sd15", "sdxl")
     }
-    calibration = batch_of(pipe, others, options.images, guidance)
+    calibration = batch_of(pipe, subject.calibration, options.images, guidance)
     batches = [
-        batch_of(pipe, scenes[first : first + options.batch_size], first, guidance)
+        batch_of(pipe, subject.prompts[first : first + options.batch_size], first, guidance)
         for first in range(0, options.images, options.batch_size)
     ]
     share = take_turns(pipe, records, calibration, batches, name)
 
     finished = [each for each in records if each.error is None]
-    drawings = space.describe_drawings(finished[0].pictures.shape[1])
     return {
         "command": command("fidelity", *sys.argv[1:]),
         "versions": versions() | _version_of_deepcache(),
@@ -204,11 +211,10 @@ def measured(
             "prompts": calibration.call.get("prompt"),
         },
         "shares": shares,
-        "feature_dimensions": drawings.shape[1],
-        "feature_variance_kept": space.share,
+        "feature_dimensions": subject.space.dimensions,
+        "feature_variance_kept": subject.space.share,
         "rows": [
-            figures(each, records[0], scenes if prompted else None, reader, space, drawings)
-            | figures_of_work(each, records[0], shares)
+            figures(each, records[0], subject) | figures_of_work(each, records[0], shares)
             for each in finished
         ],
         "failed": [
@@ -238,20 +244,12 @@ def updated(before: dict[str, Any], report: dict[str, Any]) -> dict[str, Any]:
     return {**before, "updates": notes, "rows": merged("rows"), "failed": merged("failed")}
 
 
-def calibration_scenes(scenes: Sequence[Scene]) -> list[Scene]:
-    """Scenes whose captions are none of those of the scenes given."""
-    taken = {caption(scene) for scene in scenes}
-    series = (training_scene(CALIBRATION_SEED, index) for index in itertools.count())
-    others = (scene for scene in series if caption(scene) not in taken)
-    return list(itertools.islice(others, CALIBRATION_PICTURES))
-
-
-def batch_of(pipe: Any, scenes: Sequence[Scene], first: int, guidance: float | None) -> Batch:
-    """A picture for each scene, with seeds from `first` on; no prompts without guidance."""
-    seeds = range(first, first + len(scenes))
+def batch_of(pipe: Any, prompts: Sequence[str], first: int, guidance: float | None) -> Batch:
+    """A picture for each prompt, with seeds from `first` on; no prompts without guidance."""
+    seeds = range(first, first + len(prompts))
     call: dict[str, Any] = {}
     if guidance is not None:
-        call = {"prompt": [caption(scene) for scene in scenes], "guidance_scale": guidance}
+        call = {"prompt": list(prompts), "guidance_scale": guidance}
     return Batch(batched_call(pipe, call, len(seeds)), seeds)
 
 
@@ -281,23 +279,13 @@ def take_turns(
     return (time.process_time() - processor_start) / (time.perf_counter() - start)
 
 
-def figures(
-    record: Record,
-    plain: Record,
-    scenes: list[Scene] | None,
-    reader: ShapeClassifier,
-    space: FeatureSpace,
-    drawings: np.ndarray,
-) -> dict[str, Any]:
+def figures(record: Record, plain: Record, subject: Subject) -> dict[str, Any]:
     """Medians over the batches and means over the pictures, against those of the plain pipeline.
 
     Args:
         record: A contestant that has finished.
         plain: The plain pipeline's.
-        scenes: What the prompts said, if there were any.
-        reader: Reads pictures back.
-        space: Of the features whose distance is measured.
-        drawings: What the models learned to draw, described in that space.
+        subject: What was drawn.
     """
     pairs = list(zip(plain.pictures, record.pictures, strict=True))
     ratios = [
@@ -308,8 +296,8 @@ def figures(
     # Infinite where a picture is the same: an adaptive schedule may run a batch in full.
     all_decibels = [psnr(*pair) for pair in pairs]
     decibels = [value for value in all_decibels if math.isfinite(value)]
-    features = space.describe(record.pictures)
-    readings = reader.read(torch.from_numpy(record.pictures).permute(0, 3, 1, 2))
+    pictures, others = (torch.from_numpy(each.pictures).movedim(3, 1) for each in (record, plain))
+    features, drawings = subject.space.describe(pictures), subject.drawings(pictures.shape[-1])
     return {
         "name": record.contestant.name,
         "family": record.contestant.family,
@@ -321,9 +309,9 @@ def figures(
         "psnr": statistics.fmean(decibels) if decibels else None,
         "psnr_worst_tenth": worst_tenth(all_decibels),
         "ssim": statistics.fmean(ssim(*pair) for pair in pairs),
-        "frechet": frechet_distance(space.describe(plain.pictures), features),
-        "frechet_drawings": frechet_distance(drawings, features),
-        "read_back": None if scenes is None else read_back(readings, scenes)["strict"],
+        "frechet": frechet_distance(subject.space.describe(others), features),
+        "frechet_drawings": None if drawings is None else frechet_distance(drawings, features),
+        "read_back": subject.read_back(pictures),
     }
 
 

@@ -1,11 +1,12 @@
 """The tables that say how near the pictures of faster pipelines come to the plain ones."""
 
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from benchmarks.fidelity import per_picture
 from benchmarks.fidelity.contestants import RIVALS
-from benchmarks.fidelity.curves import Row, fitted_to, nearest, psnr_at, results
+from benchmarks.fidelity.curves import RESULTS, Row, fitted_to, nearest, psnr_at, results
 from benchmarks.fidelity.work import SPEEDS
 from benchmarks.tables.markdown import table
 
@@ -86,9 +87,28 @@ def _at_one_budget(reports: Iterable[Any]) -> str:
 
 def curves() -> str:
     """PSNR at both budgets, for every sampler."""
+    return _at_both_budgets(_counted())
+
+
+def curves_on_emoji() -> str:
+    """The same on the model `emoji`, and what was drawn; nothing before it was measured."""
+    reports = _counted(RESULTS / "emoji")
+    if not reports:
+        return ""
+    drawn = {
+        f"{each['images']} pictures, guidance {each['guidance_scale']:g}, {each['device']}"
+        for each in reports
+    }
+    return (
+        "The same on another model, `emoji`, which none of the constants was chosen on "
+        f"({'; '.join(sorted(drawn))}):\n\n{_at_both_budgets(reports)}"
+    )
+
+
+def _at_both_budgets(reports: Iterable[Any]) -> str:
     rows = [
         (report["title"], f"{speed:.1f}×", *_psnrs(report, speed))
-        for report in _counted()
+        for report in reports
         for speed in SPEEDS
     ]
     return table(("PSNR in dB", "speed", *_COLUMNS), rows)
@@ -116,11 +136,11 @@ _FAMILIES = {
 _COLUMNS = (*_FAMILIES.values(), "best of the other rivals")
 
 
-def _counted() -> list[Any]:
+def _counted(folder: Path = RESULTS) -> list[Any]:
     """The reports whose work was counted, with the rows of which that is so."""
     reports = [
         {**report, "rows": [row for row in report["rows"] if row.get("work_sd15") is not None]}
-        for report in results().values()
+        for report in results(folder).values()
     ]
     return [report for report in reports if report["rows"]]
 
@@ -213,6 +233,7 @@ TABLES: tuple[Callable[[], str], ...] = (
     samplers,
     usual_samplers,
     curves,
+    curves_on_emoji,
     quality,
     adaptive,
 )

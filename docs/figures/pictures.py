@@ -11,8 +11,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from benchmarks.fidelity.run import Batch, batch_of, calibration_scenes
-from benchmarks.train.evaluate import fresh_scenes
+from benchmarks.fidelity.run import Batch, batch_of
+from benchmarks.fidelity.subjects import shape_prompts
 from benchmarks.train.training import MODELS
 from deepcache_patch import DeepCacheHelper
 from deepcache_patch.cli.loading import load_pipeline, use_scheduler
@@ -34,8 +34,8 @@ def main() -> None:
     pipe = load_pipeline(str(MODELS / "shapes"), torch.device("cpu"), torch.float32)
     use_scheduler(pipe, "dpm-solver++")
     pipe.set_progress_bar_config(disable=True)
-    scenes = fresh_scenes(PICTURES)
-    batch = batch_of(pipe, scenes, 0, 4.0)
+    prompts, others = shape_prompts(PICTURES)
+    batch = batch_of(pipe, prompts, 0, 4.0)
 
     def made(batch: Batch, steps: int = STEPS) -> np.ndarray:
         call = batch.call | {"num_inference_steps": steps}
@@ -46,7 +46,7 @@ def main() -> None:
     for title, settings in FASTER.items():
         with DeepCacheHelper(pipe, **settings):
             if settings.get("schedule") == "auto":  # its first generation is the calibration
-                made(batch_of(pipe, calibration_scenes(scenes)[:1], PICTURES, 4.0))
+                made(batch_of(pipe, others[:1], PICTURES, 4.0))
             rows[title] = made(batch)
     fewer = len(DeepCacheHelper(pipe, speedup=2).plan(STEPS).full_steps)
     rows[f"no helper, {fewer} steps: 2×"] = made(batch, fewer)

@@ -1,5 +1,6 @@
 """Who takes part in the fidelity benchmark."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +16,7 @@ from benchmarks.fidelity.contestants import (
     SPANNING,
     contestants,
     default_helper,
+    on_model,
 )
 from deepcache_patch import FULL
 
@@ -119,3 +121,24 @@ def test_the_plain_pipeline_is_always_there():
     pipe = SimpleNamespace(scheduler=DDIMScheduler())
     chosen = contestants(pipe, SAMPLERS["ddim-50"], ["centred"])
     assert [each.family for each in chosen] == ["plain", "centred"]
+
+
+def test_a_sampler_has_its_own_model_unless_another_is_named():
+    assert on_model(None, None) == SAMPLERS
+    assert on_model(["ddpm-100", "dpm-25"], None) == {
+        "ddpm-100": SAMPLERS["ddpm-100"],
+        "dpm-25": SAMPLERS["dpm-25"],
+    }
+    assert on_model(["dpm-25"], "emoji") == {"dpm-25": replace(SAMPLERS["dpm-25"], model="emoji")}
+
+
+def test_a_model_goes_with_all_samplers_of_models_with_prompts():
+    assert list(on_model(None, "emoji")) == [name for name in SAMPLERS if name != "ddpm-100"]
+    assert {sampler.model for sampler in on_model(None, "emoji").values()} == {"emoji"}
+    assert list(on_model(None, "shapes-ddpm")) == ["ddpm-100"]
+
+
+@pytest.mark.parametrize(("name", "model"), [("ddpm-100", "emoji"), ("dpm-25", "shapes-ddpm")])
+def test_a_model_without_prompts_and_one_with_them_do_not_stand_for_each_other(name, model):
+    with pytest.raises(ValueError, match=f"--sampler {name} --model {model}: .* takes no prompt"):
+        on_model([name], model)

@@ -4,7 +4,16 @@ import json
 
 import pytest
 
-from benchmarks.fidelity.curves import envelope, fitted_to, nearest, points, psnr_at, results
+from benchmarks.fidelity.curves import (
+    RESULTS,
+    envelope,
+    fitted_to,
+    folder_of,
+    nearest,
+    points,
+    psnr_at,
+    results,
+)
 
 
 def row(family, speed, psnr):
@@ -93,3 +102,8 @@ def test_results_come_in_the_order_of_the_samplers(tmp_path):
         "pndm-50": {"sampler": "pndm-50"},
     }
     assert list(results(tmp_path)) == ["ddim-50", "pndm-50"]
+
+
+def test_results_of_another_model_lie_apart():
+    assert folder_of("dpm-25", "shapes") == folder_of("ddpm-100", "shapes-ddpm") == RESULTS
+    assert folder_of("dpm-25", "emoji") == RESULTS / "emoji"

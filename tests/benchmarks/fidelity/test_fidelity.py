@@ -1,28 +1,21 @@
 """A run of the fidelity benchmark: its batches and turns, its figures, and one that fails."""
 
+import json
+import sys
 from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from benchmarks.fidelity import curves
 from benchmarks.fidelity import run as fidelity
-from benchmarks.fidelity.contestants import Contestant
+from benchmarks.fidelity.contestants import SAMPLERS, Contestant
+from benchmarks.fidelity.subjects import emoji_prompts
 from benchmarks.fidelity.work import Calls
-from benchmarks.train.evaluate import fresh_scenes
-from benchmarks.train.shapes import caption
 from deepcache_patch.measuring.generation import Generation, Timing
-
-
-def test_calibration_prompts_are_not_those_of_the_evaluation():
-    scenes = fresh_scenes(64)
-    others = {caption(scene) for scene in fidelity.calibration_scenes(scenes)}
-    assert len(others) == 4
-    assert others.isdisjoint(caption(scene) for scene in scenes)
-    # Not by chance: whatever is taken is passed over.
-    again = fidelity.calibration_scenes([*scenes, *fidelity.calibration_scenes(scenes)])
-    assert others.isdisjoint(caption(scene) for scene in again)
 
 
 class Module(torch.nn.Module):
@@ -157,12 +150,15 @@ def test_figures_are_medians_and_means():
 
     plain = record("plain", [0.5, 0.5, 0.5], [8.0, 8.0, 8.0])
     faster = record("auto", [0.5, 0.6, 0.51], [4.0, 2.0, 1.0])
-    space = SimpleNamespace(describe=lambda pictures: pictures[:, 0, 0])
-    reader = SimpleNamespace(read=lambda batch: [])
+    subject = SimpleNamespace(
+        # Red, green and blue of the first pixel.
+        space=SimpleNamespace(describe=lambda pictures: pictures[:, :, 0, 0].numpy()),
+        read_back=lambda pictures: float(pictures[1, 0, 0, 0]),
+        drawings=lambda size: {8: np.full((2, 3), 0.5)}[size],
+    )
 
     def figures(of):
-        drawings = np.zeros((2, 3))
-        return fidelity.figures(of, plain, None, reader, space, drawings)
+        return fidelity.figures(of, plain, subject)
 
     row = figures(faster)
     assert row["loop_seconds"] == [4.0, 2.0, 1.0]
@@ -170,6 +166,91 @@ def test_figures_are_medians_and_means():
     # The first picture is the same: infinite. The others: 0.1 is 20 dB below 1, 0.01 is 40 dB.
     assert row["psnr"] == pytest.approx(30, abs=1e-6)
     assert row["psnr_worst_tenth"] == pytest.approx(20, abs=1e-6)
-    assert row["read_back"] is None
+    assert row["read_back"] == 0.6
+    assert row["frechet_drawings"] == pytest.approx(row["frechet"])  # the plain ones are drawings
+    assert row["frechet"] > 0.003
     assert figures(plain)["psnr"] is None
     assert figures(plain)["ssim"] == 1.0
+    subject.drawings = lambda size: None
+    assert figures(faster)["frechet_drawings"] is None
+
+
+TF32 = ((torch.backends.cudnn, "allow_tf32"), (torch.backends.cuda.matmul, "allow_tf32"))
+
+
+@pytest.fixture
+def _flags_are_put_back():
+    flags = (*TF32, (torch.backends.cudnn, "deterministic"))
+    before = [getattr(backend, flag) for backend, flag in flags]
+    yield
+    for (backend, flag), value in zip(flags, before, strict=True):
+        setattr(backend, flag, value)
+
+
+@pytest.fixture
+def started(monkeypatch, tmp_path, _flags_are_put_back):
+    """Runs the command; the results lie in a folder of the test."""
+    monkeypatch.setattr(curves, "RESULTS", tmp_path)
+
+    def start(*arguments):
+        monkeypatch.setattr(sys, "argv", ["fidelity", *arguments])
+        fidelity.main()
+        return {str(path.relative_to(tmp_path)): path for path in tmp_path.rglob("*.json")}
+
+    return start
+
+
+def test_a_sampler_is_measured_on_the_model_emoji(started, monkeypatch):
+    monkeypatch.setitem(SAMPLERS, "euler-20", replace(SAMPLERS["euler-20"], steps=2))
+    for backend, flag in TF32:
+        setattr(backend, flag, True)
+    files = started(
+        *("--model", "emoji", "--sampler", "euler-20", "--images", "2", "--batch-size", "2"),
+        *("--only", "plain", "output reuse"),
+    )
+    assert list(files) == ["emoji/euler-20.json"]
+    report = json.loads(files["emoji/euler-20.json"].read_text(encoding="utf-8"))
+    assert (report["model"], report["sampler"], report["images"]) == ("emoji", "euler-20", 2)
+    assert report["calibration"] == {"seeds": [2, 5], "prompts": emoji_prompts(2)[1]}
+    assert report["feature_dimensions"] == 1
+    assert report["failed"] == []
+    plain, *faster = report["rows"]
+    assert [row["full_steps"] for row in (plain, *faster)] == [2, 1, 1]
+    assert plain["frechet"] == 0 < faster[0]["frechet"]
+    assert plain["psnr"] is None
+    assert faster[0]["psnr"] == faster[1]["psnr"] > 0
+    assert {row["frechet_drawings"] for row in report["rows"]} == {None}
+    assert {row["read_back"] for row in report["rows"]} <= {0.0, 0.5, 1.0}
+    # What is compared are differences of pictures: on CUDA they are computed in full.
+    assert [getattr(backend, flag) for backend, flag in TF32] == [False, False]
+    assert torch.backends.cudnn.deterministic
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ["--model", "emoji", "--sampler", "dpm-25", "ddpm-100"],
+            "--sampler ddpm-100 --model emoji: that sampler is of the model shapes-ddpm, and one "
+            "of the two models takes no prompt; emoji goes with ddim-50, ",
+        ),
+        (
+            ["--model", "shapes-ddpm", "--sampler", "dpm-25"],
+            "--sampler dpm-25 --model shapes-ddpm: that sampler is of the model shapes, and one "
+            "of the two models takes no prompt; shapes-ddpm goes with ddpm-100\n",
+        ),
+        (
+            ["--model", "emoji", "--images", "1711"],
+            "--images 1711: the model emoji has no more than 1710 prompts\n",
+        ),
+        (["--device", "nowhere"], "device 'nowhere' cannot be used here; this machine has "),
+    ],
+    ids=["ddpm", "on-ddpm", "prompts", "device"],
+)
+def test_what_makes_no_sense_is_refused_before_anything_is_drawn(
+    started, monkeypatch, capsys, arguments, said
+):
+    monkeypatch.setattr(fidelity, "load_pipeline", pytest.fail)
+    with pytest.raises(SystemExit):
+        started(*arguments)
+    assert f"error: {said}" in capsys.readouterr().err

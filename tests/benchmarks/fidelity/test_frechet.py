@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import scipy.linalg
+import torch
 
-from benchmarks.fidelity.frechet import frechet_distance
+from benchmarks.fidelity.frechet import FeatureSpace, frechet_distance
 
 FOUR = np.array([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
 #: The eigenvalues come from an iteration: a few roundings, on figures of about 1.
@@ -43,3 +44,23 @@ def test_it_is_the_formula_with_the_root_of_the_product():
     expected = offset @ offset + np.trace(one + other - 2 * root)
     assert frechet_distance(first, second) == pytest.approx(expected, rel=1e-10)
     assert frechet_distance(second, first) == pytest.approx(expected, rel=1e-10)
+
+
+#: Variances 4/3, 12 and 1/3 along three axes.
+EXAMPLES = np.column_stack([FOUR, np.array([0.5, -0.5, -0.5, 0.5])]) * [1.0, 3.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("dimensions", "kept", "variance"),
+    [(1, [1], 12), (2, [0, 1], 12 + 4 / 3), (9, [0, 1, 2], 41 / 3)],
+)
+def test_pictures_are_described_along_the_axes_of_most_variance(dimensions, kept, variance):
+    space = FeatureSpace(lambda pictures: pictures.mean(dim=(2, 3)), EXAMPLES, dimensions)
+    assert space.dimensions == len(kept)
+    assert space.share == pytest.approx(variance / (41 / 3), abs=ROUNDING)
+    pictures = torch.tensor([3.0, 5.0, 7.0])[None, :, None, None].expand(70, 3, 2, 2)
+    described = space.describe(pictures)
+    assert described.shape == (70, len(kept))
+    assert described.dtype == np.float64
+    # An axis may point either way.
+    assert sorted(np.abs(described[69])) == pytest.approx([3 + 2 * axis for axis in kept])

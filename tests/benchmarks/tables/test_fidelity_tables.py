@@ -36,7 +36,7 @@ OLD = [{"family": "auto", "psnr": 50.0, "settings": {"interval": 3}, "speedup": 
 def reports(monkeypatch):
     new = {"title": "A", "sampler": "dpm-20", "rows": NEW}
     both = {"a": new, "b": {"title": "B", "sampler": "ddim-50", "rows": OLD}}
-    monkeypatch.setattr(fidelity, "results", lambda: both)
+    monkeypatch.setattr(fidelity, "results", lambda folder=None: both)
 
 
 def test_fewer_steps_are_read_off_at_equal_work():
@@ -53,7 +53,7 @@ def test_who_did_not_keep_the_budget_is_shown_with_its_speed(monkeypatch):
         row("sada", 43.0, 0.5, name="SADA, up to 9 full steps", speed=2.2),
     ]
     report = {"title": "A", "sampler": "dpm-25", "rows": rows}
-    monkeypatch.setattr(fidelity, "results", lambda: {"a": report})
+    monkeypatch.setattr(fidelity, "results", lambda folder=None: {"a": report})
     only = "| A | – | – | 44.0 (2.00×) | – | – | 43.0 (SADA, 2.00×) |"
     assert fidelity.samplers().splitlines()[2:] == [only]
     assert fidelity.usual_samplers() == fidelity.samplers()
@@ -82,3 +82,22 @@ def test_quality_says_what_a_mean_hides():
         "| A | 50% · 1.2 · 30.0 | 50% · 1.2 · 25.0 | 50% · 1.2 · 34.0 | – | 50% · 1.2 · 36.0 "
         "| 50% · 1.2 · 33.0 (SADA) |"
     )
+
+
+def test_nothing_is_told_of_emoji_before_it_was_measured(monkeypatch):
+    monkeypatch.setattr(fidelity, "results", lambda folder: {})
+    assert fidelity.curves_on_emoji() == ""
+
+
+def test_emoji_have_the_same_table_and_results_of_their_own(monkeypatch):
+    expected = fidelity.curves()
+    told = {"images": 96, "guidance_scale": 4.0, "device": "A Chip"}
+    reports = {"dpm-20": {"title": "A", "sampler": "dpm-20", "rows": NEW, **told}}
+    folders = {fidelity.RESULTS / "emoji": reports}
+    monkeypatch.setattr(fidelity, "results", folders.__getitem__)
+    said, table = fidelity.curves_on_emoji().split("\n\n")
+    assert said == (
+        "The same on another model, `emoji`, which none of the constants was chosen on (96 "
+        "pictures, guidance 4, A Chip):"
+    )
+    assert table == expected
