@@ -183,6 +183,7 @@ def train(
     snapshot: Snapshot | None = None,
     snapshot_every: int = 0,
     weight_decay: float = 0.01,
+    compiled: Iterable[nn.Module] = (),
 ) -> tuple[Model, float]:
     """Train to the end, from a checkpoint if there is one.
 
@@ -195,6 +196,7 @@ def train(
         snapshot: Called every ``snapshot_every`` steps; 0 means never.
         snapshot_every: Steps between two snapshots.
         weight_decay: AdamW's.
+        compiled: Of the model, what the loss calls and what is worth compiling on a GPU.
 
     Returns:
         A copy of the model that carries the averaged weights, and the mean loss of the last
@@ -203,6 +205,8 @@ def train(
     device = torch.device(settings.device)
     model.to(device).train()
     averaged = copy.deepcopy(model).requires_grad_(False).eval()
+    for part in compiled if device.type == "cuda" else ():
+        part.compile()
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
         parameters, lr=settings.learning_rate, betas=(0.9, 0.99), weight_decay=weight_decay
