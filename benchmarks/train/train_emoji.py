@@ -205,16 +205,16 @@ def train_unet(
 def main() -> None:
     """Train what is asked for and not trained yet, then save the whole pipeline."""
     options = parser(
-        __doc__ or "", steps=8000, batch_size=512, learning_rate=1e-3, pictures=LOOKS * ARTWORKS
+        __doc__ or "", steps=1839, batch_size=512, learning_rate=1e-3, pictures=LOOKS * ARTWORKS
     )
     options.set_defaults(checkpoint_dir=Path("build/train-emoji"))
     options.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to train")
     options.add_argument(
         "--start-vae", type=Path, default=MODELS / "shapes/vae", help="autoencoder to train on"
     )
-    options.add_argument("--vae-steps", type=int, default=2200)
-    options.add_argument("--decoder-steps", type=int, default=1500, help="for the decoder alone")
-    options.add_argument("--reading-steps", type=int, default=2500, help="for the text encoder")
+    options.add_argument("--vae-steps", type=int, default=1000)
+    options.add_argument("--decoder-steps", type=int, default=948, help="for the decoder alone")
+    options.add_argument("--reading-steps", type=int, default=1800, help="for the text encoder")
     options.add_argument(
         "--start-from",
         type=Path,

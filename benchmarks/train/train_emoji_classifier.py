@@ -39,7 +39,7 @@ def features(classifier: EmojiClassifier, pictures: torch.Tensor) -> torch.Tenso
 def main() -> None:
     """Train, save in fp16, and read fresh pictures with what was saved."""
     options = parser(
-        __doc__ or "", steps=3400, batch_size=64, learning_rate=2e-3, pictures=LOOKS * ARTWORKS
+        __doc__ or "", steps=4000, batch_size=128, learning_rate=2e-3, pictures=LOOKS * ARTWORKS
     )
     options.set_defaults(checkpoint_dir=Path("build/train-emoji"))
     options.add_argument("--output", type=Path, default=MODELS / "emoji-classifier")
