@@ -166,11 +166,11 @@ class Contest:
         self._branches = self._branches or helper.branches
         return CachedRun(*run, stats, last, _work(self._branches, stats, last))
 
-    def measured(self, plain: Made, other: Made) -> dict[str, tuple[float, ...] | None]:
-        """How alike the results are, by the measures of their kind."""
+    def measured(self, plain: Made, other: Made) -> dict[str, tuple[float, ...]]:
+        """How alike the results are, by the measures of their kind: what `Measured` holds."""
         pairs = list(zip(plain.arrays, other.arrays, strict=True))
         if plain.kind == "sounds":
-            return {"psnr": None, "ssim": None, "snr": tuple(snr(*pair) for pair in pairs)}
+            return {"snr": tuple(snr(*pair) for pair in pairs)}
         measures: dict[str, _Distance] = {"psnr": psnr, "ssim": ssim}
         if self._perceptual and min(plain.arrays[0].shape[-3:-1]) >= SMALLEST_FOR_LPIPS:
             measures["lpips"] = self._perceptual

@@ -35,17 +35,11 @@ class Comparison(Against, Saved):
         plain_times: One for each repeat, in order.
         cached_times: One for each repeat, each taken right after its plain counterpart. Speeds are
             medians of the ratios of the two: see `measuring.speed.Speed`.
-        psnr: For each picture, dB against the plain one; infinite where both are identical. For
-            each video, the mean over its frames. `None` for sounds.
-        ssim: Likewise; 1 where both are identical.
         full_calls: U-Net calls of one cached generation that ran whole.
         shallow_calls: Those that ran only what lies above the branch.
         cache_nbytes: Largest size of the feature cache, in bytes.
         about: Model, pipeline, scheduler, device, dtype, steps, schedule, replay, seeds, repeats
             and the arguments of the call.
-        lpips: As `psnr`; 0 where both are identical. `None` for sounds, for pictures narrower than
-            32 pixels, and where the package `lpips` is not installed.
-        snr: For each sound, the ratio of signal to noise in dB; else `None`.
         plans: What ran in the last cached generation, for each U-Net by its name in the pipeline.
         work: Of the U-Net with the helper, in multiply-adds, as a share of that of the plain one,
             0 to 1. `None` where it is not known: for several U-Nets, and for some that are not
@@ -58,14 +52,10 @@ class Comparison(Against, Saved):
     cached: tuple[Result, ...]
     plain_times: tuple[Timing, ...]
     cached_times: tuple[Timing, ...]
-    psnr: tuple[float, ...] | None
-    ssim: tuple[float, ...] | None
     full_calls: int
     shallow_calls: int
     cache_nbytes: int
     about: Mapping[str, Any]
-    lpips: tuple[float, ...] | None = None
-    snr: tuple[float, ...] | None = None
     plans: Mapping[str, Plan] = field(default_factory=dict)
     work: float | None = None
     fewer: FewerSteps | None = None

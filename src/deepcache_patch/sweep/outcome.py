@@ -26,6 +26,8 @@ FILES: Final = files_of("sweep")
 class Row(Against):
     """One contestant: a setting of the helper, or the plain pipeline with so many steps.
 
+    It is measured against the reference.
+
     Attributes:
         setting: Of the helper; `None` for the plain pipeline.
         steps: How many there are; `None` where that is not known.
@@ -35,10 +37,6 @@ class Row(Against):
         worth: The U-Net's work, as the number of full calls that cost as much; `None` where it is
             not known.
         reference_calls: U-Net calls of the reference.
-        psnr: For each result, against the reference; infinite where both are identical.
-        ssim: Likewise; 1 where both are identical.
-        lpips: Likewise, where it was measured.
-        snr: Likewise, of sounds.
         full_calls: U-Net calls that ran whole.
         shallow_calls: Those that did not.
         plan: What ran, as a strip; of the first U-Net.
@@ -53,10 +51,6 @@ class Row(Against):
     plain_times: tuple[Timing, ...]
     worth: float | None
     reference_calls: int
-    psnr: tuple[float, ...] | None = None
-    ssim: tuple[float, ...] | None = None
-    lpips: tuple[float, ...] | None = None
-    snr: tuple[float, ...] | None = None
     full_calls: int = 0
     shallow_calls: int = 0
     plan: str = ""
