@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from PIL import Image
@@ -16,9 +16,11 @@ from torch import nn
 
 from ..measuring.environment import device_name
 from ..running.components import schedulers_of, unets_of
-from ..running.face import Helper
 from ..schedules.guide import AnySchedule
 from .steps import steps_of
+
+if TYPE_CHECKING:
+    from .contest import Contest
 
 #: Where a pipeline says from which files its adapters came: diffusers does not.
 LORA_FILES: Final = "_deepcache_patch_lora_files"
@@ -47,16 +49,10 @@ class PictureFile(str):
 
 
 def about(
-    pipe: Any,
-    helper: Helper,
-    call: Mapping[str, Any],
-    *,
-    seeds: Sequence[int],
-    repeats: int,
-    device: torch.device,
-    schedule: AnySchedule | None = None,
+    contest: Contest, device: torch.device, schedule: AnySchedule | None = None
 ) -> dict[str, Any]:
     """What was asked for, and where it ran; with the schedule, if one is the same for all."""
+    pipe, helper, call = contest.pipe, contest.helper, contest.call
     name, unet = next(iter(unets_of(pipe).items()))
     schedulers = schedulers_of(pipe, name)()
     followed = {
@@ -77,8 +73,8 @@ def about(
         "steps": steps_of(pipe, call),
         "first": helper.first,
         "last": helper.last,
-        "seeds": list(seeds),
-        "repeats": repeats,
+        "seeds": list(contest.seeds),
+        "repeats": contest.repeats,
         "call": {name: _named(value) for name, value in call.items()},
         **({} if schedule is None else followed),
     }

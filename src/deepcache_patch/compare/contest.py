@@ -27,7 +27,6 @@ from ..running.face import Helper
 from ..running.stats import LastGeneration, Stats
 from ..schedules.guide import AnySchedule
 from ..schedules.plans import Uniform
-from .about import about
 from .fewer import full_calls_worth
 from .steps import STEP_ARGUMENTS, steps_of
 
@@ -182,11 +181,6 @@ class Contest:
     def steps(self) -> Any:
         """As many as the call asks for, or else the pipeline's own number."""
         return steps_of(self.pipe, self.call)
-
-    def about(self, device: torch.device, schedule: AnySchedule | None = None) -> dict[str, Any]:
-        """See `about`."""
-        asked: Any = {"seeds": self.seeds, "repeats": self.repeats, "device": device}
-        return about(self.pipe, self.helper, self.call, **asked, schedule=schedule)
 
     def _with(self, steps: int | None) -> Sequence[_Call]:
         if steps is None:

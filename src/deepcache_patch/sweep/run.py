@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from torch import nn
 
-from ..compare.about import networks_of
+from ..compare.about import about, networks_of
 from ..compare.contest import CachedRun, Contest, Run
 from ..compare.fewer import Fewer
 from ..errors import InvalidSettingError
@@ -275,7 +275,7 @@ def _plain_key(steps: int) -> str:
 def _about(contest: Contest, settings: Sequence[Setting]) -> dict[str, Any]:
     device = getattr(contest.pipe, "_execution_device", None) or contest.pipe.device
     replay = str(contest.helper.replay)
-    return {**contest.about(device), "replay": replay, "settings": len(settings)}
+    return {**about(contest, device), "replay": replay, "settings": len(settings)}
 
 
 def _request(contest: Contest, about: Mapping[str, Any]) -> dict[str, Any]:
