@@ -11,12 +11,13 @@ from typing import Any, Final
 from PIL import Image
 
 from ..measuring.environment import versions
+from ..measuring.finite import finite
 from ..measuring.generation import Timing
 from ..measuring.media import Kind, Result, kind_of
 from ..schedules.plans import Plan, place_of
-from .against import Against, doubts, only_one_full, speed_text
+from .against import Against, doubts, figures_of, only_one_full, seconds_of, speed_text
 from .fewer import FewerSteps
-from .figures import all_figures_of, looks_lines, rows_of
+from .figures import looks_lines, rows_of
 from .grid import picture_of
 from .saving import Saved, files_of
 
@@ -193,7 +194,24 @@ class Comparison(Against, Saved):
 
         JSON has no infinity: the PSNR of identical pictures is `None`, and `identical` counts them.
         """
-        return {"versions": versions(), **self.about, "figures": all_figures_of(self)}
+        fewer, third = self.fewer, None
+        if fewer is not None:
+            third = {"steps": fewer.steps, **figures_of(fewer), **seconds_of(fewer.times)}
+        figures = {
+            "kind": self.kind,
+            **figures_of(self),
+            "plain": seconds_of(self.plain_times),
+            "cached": seconds_of(self.times),
+            "full_calls": self.full_calls,
+            "shallow_calls": self.shallow_calls,
+            "cache_nbytes": self.cache_nbytes,
+            "plans": {name: str(plan) for name, plan in self.plans.items()},
+            "identical": self.identical,
+            "fewer_steps": third,
+            "fewer_steps_left_out": self.fewer_left_out,
+            "notes": self.notes,
+        }
+        return {"versions": versions(), **self.about, "figures": finite(figures)}
 
     def to_html(self, *, command: str | None = None) -> str:
         """Returns one page that needs nothing else: the results under sliders, and the figures.
