@@ -37,6 +37,7 @@ from benchmarks.fidelity.contestants import (
 from benchmarks.fidelity.curves import RESULTS
 from benchmarks.fidelity.frechet import FeatureSpace, frechet_distance
 from benchmarks.fidelity.work import Calls, Shares, calls_made, counted_shares, counting, own_shares
+from benchmarks.generating import Generation, generate
 from benchmarks.provenance import command
 from benchmarks.train.evaluate import fresh_scenes, read_back
 from benchmarks.train.shape_classifier import ShapeClassifier
@@ -45,12 +46,7 @@ from benchmarks.train.training import MODELS
 from deepcache_patch.cli.loading import choose_device, load_pipeline, use_scheduler
 from deepcache_patch.errors import first_line
 from deepcache_patch.measuring.environment import device_name, versions
-from deepcache_patch.measuring.generation import (
-    Generation,
-    accepted_arguments,
-    batched_call,
-    generate,
-)
+from deepcache_patch.measuring.generation import accepted_arguments, batched_call
 from deepcache_patch.measuring.similarity import psnr, ssim
 
 CALIBRATION_SEED = 6502

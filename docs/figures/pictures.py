@@ -12,11 +12,11 @@ import numpy as np
 import torch
 
 from benchmarks.fidelity.run import Batch, batch_of, calibration_scenes
+from benchmarks.generating import generate
 from benchmarks.train.evaluate import fresh_scenes
 from benchmarks.train.training import MODELS
 from deepcache_patch import DeepCacheHelper
 from deepcache_patch.cli.loading import load_pipeline, use_scheduler
-from deepcache_patch.measuring.generation import generate
 from deepcache_patch.measuring.similarity import psnr
 
 STEPS = 25

@@ -10,9 +10,10 @@ import torch
 from benchmarks.fidelity import run as fidelity
 from benchmarks.fidelity.contestants import Contestant
 from benchmarks.fidelity.work import Calls
+from benchmarks.generating import Generation
 from benchmarks.train.evaluate import fresh_scenes
 from benchmarks.train.shapes import caption
-from deepcache_patch.measuring.generation import Generation, Timing
+from deepcache_patch.measuring.generation import Timing
 
 
 def test_calibration_prompts_are_not_those_of_the_evaluation():
