@@ -30,7 +30,7 @@ In Python: DeepCacheHelper(pipe, schedule=Calibrated.load("schedule.json")).
 @click.option(
     "--speedup", type=kinds.finite, metavar="X", help="goal: of the denoising loop, at least"
 )
-@options.full_steps("goal: steps that run in full")
+@click.option("--full-steps", type=kinds.positive, metavar="N", help="goal: steps that run in full")
 @click.option(
     "--psnr", type=kinds.finite, metavar="DB", help="goal: to the plain pictures, on average"
 )
