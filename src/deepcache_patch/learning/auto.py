@@ -12,7 +12,7 @@ from ..schedules.forecast import Forecast
 from ..schedules.guide import Context, Guide, PlannedGuide, planned
 from ..schedules.noise import ends_with
 from ..schedules.noise_aware import NoiseAware
-from ..schedules.plans import OUTPUT, Plan, place_of
+from ..schedules.plans import OUTPUT, OneBranch, Plan, place_of
 from ..schedules.replay import Replay
 from .calibrated_schedule import Calibrated, CalibratedGuide, Setting, load_all, save_all
 from .study import Study, StudyGuide
@@ -28,7 +28,7 @@ _REMEMBERED: Final = 64
 _LEARNING: Final = threading.RLock()
 
 
-class Auto:
+class Auto(OneBranch):
     """`NoiseAware`, that learns from the first generation how to go on from full steps.
 
     The first generation of each setting (U-Net, scheduler with its config, timesteps) runs in full;
@@ -78,11 +78,6 @@ class Auto:
                 raise InvalidSettingError(f"the folder of file={str(self.file)!r} does not exist")
             if self.file.exists():
                 self._learned = [(None, each) for each in load_all(self.file)]
-
-    @property
-    def branches(self) -> tuple[int, ...]:
-        """The branches that a plan may name."""
-        return (self.branch,)
 
     @property
     def learned(self) -> tuple[Calibrated, ...]:
