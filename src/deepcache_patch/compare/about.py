@@ -15,7 +15,7 @@ from PIL import Image
 from torch import nn
 
 from ..measuring.environment import device_name
-from ..running.components import schedulers_of, unets_of
+from ..running.components import likeliest_scheduler, modules_of, unets_of
 from ..schedules.guide import AnySchedule
 from .steps import steps_of
 
@@ -54,7 +54,7 @@ def about(
     """What was asked for, and where it ran; with the schedule, if one is the same for all."""
     pipe, helper, call = contest.pipe, contest.helper, contest.call
     name, unet = next(iter(unets_of(pipe).items()))
-    schedulers = schedulers_of(pipe, name)()
+    scheduler = likeliest_scheduler(pipe, name)
     followed = {
         "interval": getattr(schedule, "interval", None),
         "branch": getattr(schedule, "branch", None),
@@ -64,7 +64,9 @@ def about(
     return {
         "model": getattr(pipe, "name_or_path", None) or type(pipe).__name__,
         "pipeline": type(pipe).__name__,
-        "scheduler": type(schedulers[0]).__name__.removesuffix("Scheduler") if schedulers else "",
+        "scheduler": ""
+        if scheduler is None
+        else type(scheduler).__name__.removesuffix("Scheduler"),
         "scheduler_settings": _changed_settings(pipe),
         "loras": _loras(pipe),
         "offload": _offload(pipe),
@@ -132,7 +134,7 @@ def _loras(pipe: Any) -> list[dict[str, Any]]:
 
 
 def _scales(pipe: Any) -> Iterator[tuple[str, float]]:
-    for part in networks_of(pipe).values():
+    for part in modules_of(pipe).values():
         layers: list[Any] = [*part.modules()]
         for module in layers:
             # A layer of peft's.
@@ -145,7 +147,7 @@ def _scales(pipe: Any) -> Iterator[tuple[str, float]]:
 def _offload(pipe: Any) -> str | None:
     """What of the pipeline waits on the CPU: "model" or "sequential"; `None` for nothing."""
     # What was loaded with device_map= has the same hooks, and may wait on the CPU as well.
-    networks = [each for each in networks_of(pipe).values() if not _is_mapped(each)]
+    networks = [each for each in modules_of(pipe).values() if not _is_mapped(each)]
     if any(type(hook).__name__ == "CpuOffload" for each in networks for hook in _hooks(each)):
         return "model"
     if _is_mapped(pipe):
@@ -162,9 +164,3 @@ def _hooks(module: nn.Module) -> Sequence[Any]:
     """Those of accelerate, one by one."""
     hook: Any = getattr(module, "_hf_hook", None)
     return () if hook is None else getattr(hook, "hooks", (hook,))
-
-
-def networks_of(pipe: Any) -> dict[str, nn.Module]:
-    """The pipeline's networks, by the names of its components."""
-    parts = {**getattr(pipe, "components", {}), **unets_of(pipe)}
-    return {name: part for name, part in parts.items() if isinstance(part, nn.Module)}

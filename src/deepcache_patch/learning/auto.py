@@ -1,13 +1,14 @@
 """`Auto`: the first generation runs in full and is the calibration of all that follow."""
 
 import threading
+import warnings
 import weakref
 from pathlib import Path
 from typing import Any, Final
 
 from torch import nn
 
-from ..errors import InvalidSettingError, warn
+from ..errors import DeepCacheWarning, InvalidSettingError, warn
 from ..schedules.forecast import Forecast
 from ..schedules.guide import Context, Guide, PlannedGuide, planned
 from ..schedules.noise import ends_with
@@ -26,6 +27,17 @@ _REMEMBERED: Final = 64
 
 #: Several U-Nets, each with a lock of its own, may share an `Auto`, and several of them a file.
 _LEARNING: Final = threading.RLock()
+
+
+def expected(schedule: Any, context: Context) -> Plan:
+    """The plan of a generation that has not been; of `Auto`, what runs once it has learned.
+
+    Raises:
+        InvalidSettingError: As `planned` does.
+    """
+    with warnings.catch_warnings():  # what is said of a generation is said when it runs
+        warnings.simplefilter("ignore", DeepCacheWarning)
+        return planned(schedule.default if isinstance(schedule, Auto) else schedule, context)
 
 
 class Auto(OneBranch):
