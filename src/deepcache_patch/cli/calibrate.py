@@ -73,7 +73,7 @@ def calibrate(
     _require_replaceable(output)
     with bad_input():
         pipe = asked.load()
-        seeds, call = asked.call_of(pipe, asked.prompts_given())
+        seeds, call = asked.call_of(pipe)
         require_branch(pipe, branch, model=asked.model)
         helper = DeepCacheHelper(pipe, first=first, last=last)
         arguments = batched_call(pipe, call, len(seeds))
