@@ -25,12 +25,13 @@ from benchmarks.fidelity.contestants import SAMPLERS, Sampler, default_helper
 from benchmarks.fidelity.run import Batch, batch_of, worst_tenth
 from benchmarks.fidelity.subjects import shape_prompts
 from benchmarks.fidelity.work import calls_of, counted_shares
+from benchmarks.generating import generate
 from benchmarks.provenance import RESULTS, command
 from benchmarks.train.training import MODELS
 from deepcache_patch import OUTPUT, Adaptive, DeepCacheHelper
 from deepcache_patch.cli.loading import load_pipeline, use_scheduler
 from deepcache_patch.measuring.environment import device_name, versions
-from deepcache_patch.measuring.generation import accepted_arguments, generate
+from deepcache_patch.measuring.generation import accepted_arguments
 from deepcache_patch.measuring.similarity import psnr
 
 GUIDANCE = 4.0

@@ -38,17 +38,13 @@ from benchmarks.fidelity.curves import folder_of
 from benchmarks.fidelity.frechet import frechet_distance
 from benchmarks.fidelity.subjects import SUBJECTS, Subject
 from benchmarks.fidelity.work import Calls, Shares, calls_made, counted_shares, counting, own_shares
+from benchmarks.generating import Generation, generate
 from benchmarks.provenance import command
 from benchmarks.train.training import MODELS
 from deepcache_patch.cli.loading import choose_device, load_pipeline, use_scheduler
 from deepcache_patch.errors import first_line
 from deepcache_patch.measuring.environment import device_name, versions
-from deepcache_patch.measuring.generation import (
-    Generation,
-    accepted_arguments,
-    batched_call,
-    generate,
-)
+from deepcache_patch.measuring.generation import accepted_arguments, batched_call
 from deepcache_patch.measuring.similarity import psnr, ssim
 
 

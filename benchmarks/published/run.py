@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from benchmarks.generating import Generation, generate
 from benchmarks.provenance import command
 from benchmarks.published import contestants as field
 from benchmarks.published.contestants import Contestant, contestants, helper_settings
@@ -34,7 +35,7 @@ from deepcache_patch import OUTPUT, DeepCacheHelper, Uniform
 from deepcache_patch.cli.loading import choose_device, choose_dtype, load_pipeline
 from deepcache_patch.errors import first_line
 from deepcache_patch.measuring.environment import device_name, versions
-from deepcache_patch.measuring.generation import Generation, batched_call, generate
+from deepcache_patch.measuring.generation import batched_call
 from deepcache_patch.measuring.similarity import require_metrics
 from deepcache_patch.running.components import unets_of
 

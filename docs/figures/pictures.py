@@ -13,10 +13,10 @@ import torch
 
 from benchmarks.fidelity.run import Batch, batch_of
 from benchmarks.fidelity.subjects import emoji_prompts
+from benchmarks.generating import generate
 from benchmarks.train.training import MODELS
 from deepcache_patch import DeepCacheHelper
 from deepcache_patch.cli.loading import load_pipeline, use_scheduler
-from deepcache_patch.measuring.generation import generate
 from deepcache_patch.measuring.similarity import psnr
 
 STEPS = 25

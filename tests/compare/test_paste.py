@@ -7,6 +7,7 @@ import enum
 import math
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -46,16 +47,19 @@ def pipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return DiffusionPipeline.from_pretrained(str(tmp_path / "model"))
 
 
+def about_of(pipe: Any, call: dict[str, Any] = CALL) -> dict[str, Any]:
+    asked: Any = {"call": call, "seeds": [0], "repeats": 1}
+    return about(SimpleNamespace(pipe=pipe, helper=DeepCacheHelper(pipe), **asked), pipe.device)
+
+
 def offload_of(pipe: Any) -> Any:
-    helper = DeepCacheHelper(pipe)
-    return about(pipe, helper, CALL, seeds=[0], repeats=1, device=pipe.device)["offload"]
+    return about_of(pipe)["offload"]
 
 
 def set_up(pipe: Any) -> list[str]:
     """The lines by which the pipeline is made, but for the first."""
-    helper = DeepCacheHelper(pipe)
-    found = about(pipe, helper, CALL, seeds=[0], repeats=1, device=pipe.device)
-    return [line for line in python_of(found).splitlines() if line.startswith("pipe")][1:]
+    lines = python_of(about_of(pipe)).splitlines()
+    return [line for line in lines if line.startswith("pipe")][1:]
 
 
 # --- it makes the same --------------------------------------------------------------------------
@@ -338,8 +342,7 @@ def test_a_picture_is_said_by_its_file_where_all_are_that_one(pipe: Any) -> None
     known, unknown = flat((1, 2, 3)), flat((1, 2, 3))
     setattr(known, PICTURE_FILE, PictureFile("a.png", (8, 8)))
     pictures = {"a": known, "b": [known, known], "c": [known, unknown], "d": unknown, "e": []}
-    asked: Any = {"seeds": [0], "repeats": 1, "device": pipe.device}
-    call = about(pipe, DeepCacheHelper(pipe), pictures, **asked)["call"]
+    call = about_of(pipe, pictures)["call"]
     assert call == {**pictures, "a": "a.png", "b": "a.png"}
     assert call["a"].size == call["b"].size == (8, 8)
 

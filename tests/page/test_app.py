@@ -105,8 +105,8 @@ def test_the_page_has_a_field_for_each_argument_that_the_pipeline_takes() -> Non
     assert (page().fields.all["width"].value, page().fields.all["height"].value) == (16, 16)
     names = [name for name in PARAMETERS if name != "default"]
     assert page().fields.all["schedule"].choices == [(name, name) for name in names]
-    assert isinstance(ui.build_ui(CASES["ddpm"].load()), gradio.Blocks)
     ddpm = ui.Page(CASES["ddpm"].load())
+    assert isinstance(ddpm.blocks, gradio.Blocks)
     assert list(ddpm.fields.all) == [*helper, "num_inference_steps", "seed"]
     assert ddpm.fields.all["num_inference_steps"].value == 1000
 
@@ -492,11 +492,11 @@ def test_the_command_says_where_the_schedule_was_read(
     auto.learned[0].save(file)
     given: list[Any] = []
 
-    def launched(*_: Any, **options: Any) -> Any:
+    def opened(*_: Any, **options: Any) -> Any:
         given.append(options["schedule_file"])
         raise ValueError("seen")
 
-    monkeypatch.setattr(serving, "launch", launched)
+    monkeypatch.setattr(ui, "Page", opened)
     for schedule in (file, "uniform"):
         command = ["ui", str(ddpm), "--device", "cpu", "--port", "0", "--schedule", schedule]
         assert main(command) == 2
@@ -531,7 +531,7 @@ def test_the_page_is_served_to_this_machine_until_it_is_closed() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    with serving.launch(CASES["ddpm"].load(), port=port) as server:
+    with serving.Server(ui.Page(CASES["ddpm"].load()), "127.0.0.1", port) as server:
         assert server.address == f"http://127.0.0.1:{port}/"
         with urllib.request.urlopen(server.address) as answer:
             assert "<style>" in answer.read().decode()
@@ -585,7 +585,7 @@ def test_the_page_is_served_under_this_machines_own_names_only(host: str, code: 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         free = probe.getsockname()[1]
-    with serving.launch(CASES["ddpm"].load(), port=free) as served:
+    with serving.Server(ui.Page(CASES["ddpm"].load()), "127.0.0.1", free) as served:
         port = int(served.address.rstrip("/").rpartition(":")[2])
         connection = http.client.HTTPConnection("127.0.0.1", port)
         connection.request("GET", "/config", headers={"Host": f"{host}:{port}"})
@@ -668,4 +668,4 @@ def test_a_schedule_of_another_unet_is_refused() -> None:
     with pytest.raises(ValueError, match="this calibrated schedule does not fit: unet is a UNet2D"):
         ui.Page(CASES["sd"].load(), schedule=auto.learned[0])
     with pytest.raises(UnsupportedModelError):
-        ui.build_ui(CASES["sd-inpaint"].load())
+        ui.Page(CASES["sd-inpaint"].load())

@@ -35,6 +35,7 @@ from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
 from deepcache_patch import DeepCacheHelper  # noqa: E402
 from deepcache_patch.cli.loading import choose_device, choose_dtype, load_pipeline  # noqa: E402
 from deepcache_patch.page import serving  # noqa: E402
+from deepcache_patch.page.app import Page  # noqa: E402
 
 pytestmark = [
     pytest.mark.slow,
@@ -70,7 +71,7 @@ def server(_gradio_leaves_sockets_and_loops_open: None, pipe: Any) -> Iterator[s
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    with serving.launch(pipe, port=port) as served:
+    with serving.Server(Page(pipe), "127.0.0.1", port) as served:
         yield served
 
 

@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from deepcache_patch.schedules.forecast import Forecast
+from deepcache_patch.schedules.forecast import PREDICTIONS, Forecast
 from deepcache_patch.schedules.guide import Context
 from deepcache_patch.schedules.noise import ends_with, noise_levels
-from deepcache_patch.schedules.told_noise import PREDICTIONS, ToldNoise
+from deepcache_patch.schedules.told_noise import ToldNoise
 
 SIGMAS = [8.0, 4.0, 1.0, 0.25]
 

@@ -30,7 +30,7 @@ In Python: DeepCacheHelper(pipe, schedule=Calibrated.load("schedule.json")).
 @click.option(
     "--speedup", type=kinds.finite, metavar="X", help="goal: of the denoising loop, at least"
 )
-@options.full_steps("goal: steps that run in full")
+@click.option("--full-steps", type=kinds.positive, metavar="N", help="goal: steps that run in full")
 @click.option(
     "--psnr", type=kinds.finite, metavar="DB", help="goal: to the plain pictures, on average"
 )
@@ -73,7 +73,7 @@ def calibrate(
     _require_replaceable(output)
     with bad_input():
         pipe = asked.load()
-        seeds, call = asked.call_of(pipe, asked.prompts_given())
+        seeds, call = asked.call_of(pipe)
         require_branch(pipe, branch, model=asked.model)
         helper = DeepCacheHelper(pipe, first=first, last=last)
         arguments = batched_call(pipe, call, len(seeds))

@@ -71,7 +71,7 @@ def compare(
     with bad_input():
         settings = helper_arguments(schedule, interval=interval, speedup=speedup, branch=branch)
         pipe = asked.load()
-        seeds, call = asked.call_of(pipe, asked.prompts_given())
+        seeds, call = asked.call_of(pipe)
         require_branch(pipe, branch, model=asked.model)
         require_same_steps(pipe, call, settings.get("schedule"), f"--schedule {schedule}")
         helper = DeepCacheHelper(pipe, **settings, first=first, last=last, replay=replay)

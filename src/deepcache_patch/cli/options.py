@@ -201,25 +201,19 @@ def strength(about: str) -> Decorator:
     return click.option("--strength", type=share, metavar="X", help=about)
 
 
+def _file(name: str, about: str) -> Decorator:
+    """A file that is read."""
+    places = completing(places="file")
+    return click.option(name, type=Path, metavar="FILE", shell_complete=places, help=about)
+
+
 #: What `request.GenerationRequest` holds, but for model and `loading`.
 generation: Decorator = _together(
     click.option("--prompt", multiple=True, metavar="TEXT", help="may be given several times"),
-    click.option(
-        "--prompts",
-        type=Path,
-        metavar="FILE",
-        shell_complete=completing(places="file"),
-        help="text file, one prompt in a line",
-    ),
+    _file("--prompts", "text file, one prompt in a line"),
     click.option("--negative-prompt", metavar="TEXT"),
     click.option("--guidance-scale", type=finite, metavar="X", help="default: the pipeline's own"),
-    click.option(
-        "--image",
-        type=Path,
-        metavar="FILE",
-        shell_complete=completing(places="file"),
-        help="picture to begin with: image-to-image, or what the pipeline takes",
-    ),
+    _file("--image", "picture to begin with: image-to-image, or what the pipeline takes"),
     strength("with --image: how much may change, 0 to 1"),
     click.option("--height", type=positive, metavar="PIXELS"),
     click.option("--width", type=positive, metavar="PIXELS"),
@@ -290,11 +284,6 @@ window: Decorator = _together(
         for name in ("first", "last")
     )
 )
-
-
-def full_steps(about: str) -> Decorator:
-    """The number of full steps, and what it is for."""
-    return click.option("--full-steps", type=positive, metavar="N", help=about)
 
 
 def output(kind: str, **settings: Any) -> Decorator:

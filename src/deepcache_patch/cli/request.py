@@ -95,7 +95,7 @@ class GenerationRequest(PipelineRequest):
     def check(self) -> None:
         """Refuses what can be seen to be wrong before torch is imported."""
         super().check()
-        self.prompts_given()
+        self._prompts()
         if self.image is not None:
             picture_in(self.image)
 
@@ -104,16 +104,16 @@ class GenerationRequest(PipelineRequest):
 
         return pipe if self.image is None else image_to_image(pipe)
 
-    def prompts_given(self) -> list[str]:
+    def _prompts(self) -> list[str]:
         """Those of `--prompt`, then those in the file of `--prompts`."""
         return [*self.prompt, *([] if self.prompts is None else prompts_in(self.prompts))]
 
-    def call_of(self, pipe: Any, prompts: list[str]) -> tuple[range, dict[str, Any]]:
+    def call_of(self, pipe: Any) -> tuple[range, dict[str, Any]]:
         """Returns seeds and arguments for this pipeline, and refuses what it does not know."""
         from ..compare.steps import LISTS
         from ..measuring.generation import accepted_arguments, batched_call
 
-        name, accepted = type(pipe).__name__, accepted_arguments(pipe)
+        name, accepted, prompts = type(pipe).__name__, accepted_arguments(pipe), self._prompts()
         given = {**vars(self), "prompt": prompts or None, "num_inference_steps": self.steps}
         call = {key: given[key] for key in CALL_OPTIONS if given[key] is not None}
         sized = "height" in accepted or self.image is not None

@@ -96,7 +96,7 @@ def sweep(
         settings: dict[str, Any] = {"schedule": schedule, "interval": interval or INTERVALS}
         settings_of(**settings, branch=branch, steps=steps)
         pipe = asked.load()
-        seeds, call = asked.call_of(pipe, asked.prompts_given())
+        seeds, call = asked.call_of(pipe)
         for each in branch or ():
             require_branch(pipe, each, model=asked.model)
         if steps is not None and "num_inference_steps" in call:

@@ -44,15 +44,15 @@ def ui(*, schedule: str, host: str, port: int, **loading: Any) -> None:
     asked = PipelineRequest(**loading)
     asked.check()
     import_word()
-    from ..page.app import require_gradio
-    from ..page.serving import is_loopback, launch
+    from ..page.app import Page, require_gradio
+    from ..page.serving import Server, is_loopback
 
     require_gradio()
     free = _free_port(host, port)
     with bad_input():
         begin = schedule_given(schedule)
         file = None if schedule in SCHEDULES else schedule
-        page = launch(asked.load(), host=host, port=free, schedule=begin, schedule_file=file)
+        page = Server(Page(asked.load(), schedule=begin, schedule_file=file), host, free)
     if not is_loopback(host):
         warning = f"warning: whoever reaches {host} can use this page, without a password"
         complain(f"{PROGRAM} ui: {warning}")

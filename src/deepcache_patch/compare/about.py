@@ -6,19 +6,21 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from PIL import Image
 from torch import nn
 
 from ..measuring.environment import device_name
-from ..running.components import schedulers_of, unets_of
-from ..running.face import Helper
+from ..running.components import likeliest_scheduler, modules_of, unets_of
 from ..schedules.guide import AnySchedule
 from .steps import steps_of
+
+if TYPE_CHECKING:
+    from .contest import Contest
 
 #: Where a pipeline says from which files its adapters came: diffusers does not.
 LORA_FILES: Final = "_deepcache_patch_lora_files"
@@ -47,18 +49,12 @@ class PictureFile(str):
 
 
 def about(
-    pipe: Any,
-    helper: Helper,
-    call: Mapping[str, Any],
-    *,
-    seeds: Sequence[int],
-    repeats: int,
-    device: torch.device,
-    schedule: AnySchedule | None = None,
+    contest: Contest, device: torch.device, schedule: AnySchedule | None = None
 ) -> dict[str, Any]:
     """What was asked for, and where it ran; with the schedule, if one is the same for all."""
+    pipe, helper, call = contest.pipe, contest.helper, contest.call
     name, unet = next(iter(unets_of(pipe).items()))
-    schedulers = schedulers_of(pipe, name)()
+    scheduler = likeliest_scheduler(pipe, name)
     followed = {
         "interval": getattr(schedule, "interval", None),
         "branch": getattr(schedule, "branch", None),
@@ -68,7 +64,9 @@ def about(
     return {
         "model": getattr(pipe, "name_or_path", None) or type(pipe).__name__,
         "pipeline": type(pipe).__name__,
-        "scheduler": type(schedulers[0]).__name__.removesuffix("Scheduler") if schedulers else "",
+        "scheduler": ""
+        if scheduler is None
+        else type(scheduler).__name__.removesuffix("Scheduler"),
         "scheduler_settings": _changed_settings(pipe),
         "loras": _loras(pipe),
         "offload": _offload(pipe),
@@ -77,8 +75,8 @@ def about(
         "steps": steps_of(pipe, call),
         "first": helper.first,
         "last": helper.last,
-        "seeds": list(seeds),
-        "repeats": repeats,
+        "seeds": list(contest.seeds),
+        "repeats": contest.repeats,
         "call": {name: _named(value) for name, value in call.items()},
         **({} if schedule is None else followed),
     }
@@ -136,7 +134,7 @@ def _loras(pipe: Any) -> list[dict[str, Any]]:
 
 
 def _scales(pipe: Any) -> Iterator[tuple[str, float]]:
-    for part in networks_of(pipe).values():
+    for part in modules_of(pipe).values():
         layers: list[Any] = [*part.modules()]
         for module in layers:
             # A layer of peft's.
@@ -149,7 +147,7 @@ def _scales(pipe: Any) -> Iterator[tuple[str, float]]:
 def _offload(pipe: Any) -> str | None:
     """What of the pipeline waits on the CPU: "model" or "sequential"; `None` for nothing."""
     # What was loaded with device_map= has the same hooks, and may wait on the CPU as well.
-    networks = [each for each in networks_of(pipe).values() if not _is_mapped(each)]
+    networks = [each for each in modules_of(pipe).values() if not _is_mapped(each)]
     if any(type(hook).__name__ == "CpuOffload" for each in networks for hook in _hooks(each)):
         return "model"
     if _is_mapped(pipe):
@@ -166,9 +164,3 @@ def _hooks(module: nn.Module) -> Sequence[Any]:
     """Those of accelerate, one by one."""
     hook: Any = getattr(module, "_hf_hook", None)
     return () if hook is None else getattr(hook, "hooks", (hook,))
-
-
-def networks_of(pipe: Any) -> dict[str, nn.Module]:
-    """The pipeline's networks, by the names of its components."""
-    parts = {**getattr(pipe, "components", {}), **unets_of(pipe)}
-    return {name: part for name, part in parts.items() if isinstance(part, nn.Module)}

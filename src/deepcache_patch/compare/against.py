@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..measuring.generation import Timing
 from ..measuring.speed import WIDEST, Speed
-from .measures import Measure, looks_of, measures_of
+from .measures import Measured
 
 #: So many contestants are named in one sentence.
 _NAMED: Final = 3
 
 
-class Against:
+class Against(Measured):
     """The figures of one contestant; whoever inherits has its runs, round by round."""
 
     if TYPE_CHECKING:  # else they would be in the way of fields
@@ -29,10 +29,6 @@ class Against:
         def plain_times(self) -> tuple[Timing, ...]: ...
         @property
         def work(self) -> float | None: ...
-        @property
-        def psnr(self) -> tuple[float, ...] | None: ...
-
-        ssim = lpips = snr = psnr
 
     @property
     def speeds(self) -> Speed:
@@ -58,21 +54,6 @@ class Against:
     def work_speedup(self) -> float | None:
         """The most that the saved work allows for `speedup`: 1 / `work`."""
         return None if self.work is None else 1 / self.work
-
-    @property
-    def measures(self) -> tuple[Measure, ...]:
-        """Those that there are, of PSNR, SSIM, LPIPS and SNR."""
-        return measures_of((self.psnr, self.ssim, self.lpips, self.snr))
-
-    @property
-    def looks(self) -> str | None:
-        """The verdict on the results in words; `None` for sounds.
-
-        "no visible difference": all have at least 40 dB and SSIM 0.98. "shapes differ": one has
-        less than 25 dB or SSIM 0.90. "details move": all else. A video counts by the means over its
-        frames. The limits are a convention of this package; see `measures.looks_of`.
-        """
-        return looks_of(self.measures)
 
 
 def times_text(speedup: float) -> str:

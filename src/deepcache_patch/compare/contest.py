@@ -27,7 +27,6 @@ from ..running.face import Helper
 from ..running.stats import LastGeneration, Stats
 from ..schedules.guide import AnySchedule
 from ..schedules.plans import Uniform
-from .about import about
 from .fewer import full_calls_worth
 from .steps import STEP_ARGUMENTS, steps_of
 
@@ -166,11 +165,11 @@ class Contest:
         self._branches = self._branches or helper.branches
         return CachedRun(*run, stats, last, _work(self._branches, stats, last))
 
-    def measured(self, plain: Made, other: Made) -> dict[str, tuple[float, ...] | None]:
-        """How alike the results are, by the measures of their kind."""
+    def measured(self, plain: Made, other: Made) -> dict[str, tuple[float, ...]]:
+        """How alike the results are, by the measures of their kind: what `Measured` holds."""
         pairs = list(zip(plain.arrays, other.arrays, strict=True))
         if plain.kind == "sounds":
-            return {"psnr": None, "ssim": None, "snr": tuple(snr(*pair) for pair in pairs)}
+            return {"snr": tuple(snr(*pair) for pair in pairs)}
         measures: dict[str, _Distance] = {"psnr": psnr, "ssim": ssim}
         if self._perceptual and min(plain.arrays[0].shape[-3:-1]) >= SMALLEST_FOR_LPIPS:
             measures["lpips"] = self._perceptual
@@ -182,11 +181,6 @@ class Contest:
     def steps(self) -> Any:
         """As many as the call asks for, or else the pipeline's own number."""
         return steps_of(self.pipe, self.call)
-
-    def about(self, device: torch.device, schedule: AnySchedule | None = None) -> dict[str, Any]:
-        """See `about`."""
-        asked: Any = {"seeds": self.seeds, "repeats": self.repeats, "device": device}
-        return about(self.pipe, self.helper, self.call, **asked, schedule=schedule)
 
     def _with(self, steps: int | None) -> Sequence[_Call]:
         if steps is None:

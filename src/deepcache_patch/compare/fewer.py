@@ -91,6 +91,8 @@ class Fewer(Generic[_Run]):
 class FewerSteps(Against):
     """What the plain pipeline made with fewer steps, from the same seeds.
 
+    It is measured against the plain results of all steps.
+
     Attributes:
         steps: `num_inference_steps`: the least at which the work is not less than that of the
             generation with the helper.
@@ -98,10 +100,6 @@ class FewerSteps(Against):
         times: One for each repeat, each taken right after its cached counterpart.
         plain_times: Those of all steps in the same repeats.
         work: Of the U-Net, as a share of that of the plain pipeline, 0 to 1.
-        psnr: As in `Comparison`, against the plain results of all steps; so are the others.
-        ssim: Likewise.
-        lpips: Likewise.
-        snr: Likewise.
     """
 
     steps: int
@@ -109,10 +107,6 @@ class FewerSteps(Against):
     times: tuple[Timing, ...]
     plain_times: tuple[Timing, ...]
     work: float
-    psnr: tuple[float, ...] | None = None
-    ssim: tuple[float, ...] | None = None
-    lpips: tuple[float, ...] | None = None
-    snr: tuple[float, ...] | None = None
 
     @property
     def name(self) -> str:

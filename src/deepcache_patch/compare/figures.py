@@ -1,20 +1,14 @@
-"""The figures of a comparison: rows and lines of text for people, a dictionary for JSON. What is
-said of one contestant stands in `against`.
+"""The figures of a comparison as rows and lines of text. What is said of one contestant stands in
+`against`.
 """
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ..measuring.finite import finite
-from .against import (
-    figures_of,
-    range_text,
-    seconds_of,
-    times_text,
-)
+from .against import range_text, times_text
 
 if TYPE_CHECKING:
     from .outcome import Comparison
@@ -71,26 +65,3 @@ def rows_of(comparison: Comparison) -> list[tuple[str, ...]]:
             *([""] if fewer else []),
         ),
     ]
-
-
-def all_figures_of(comparison: Comparison) -> dict[str, Any]:
-    """The figures as JSON takes them; what is not finite is `None`."""
-    fewer = comparison.fewer
-    third = None
-    if fewer is not None:
-        third = {"steps": fewer.steps, **figures_of(fewer), **seconds_of(fewer.times)}
-    found = {
-        "kind": comparison.kind,
-        **figures_of(comparison),
-        "plain": seconds_of(comparison.plain_times),
-        "cached": seconds_of(comparison.times),
-        "full_calls": comparison.full_calls,
-        "shallow_calls": comparison.shallow_calls,
-        "cache_nbytes": comparison.cache_nbytes,
-        "plans": {name: str(plan) for name, plan in comparison.plans.items()},
-        "identical": comparison.identical,
-        "fewer_steps": third,
-        "fewer_steps_left_out": comparison.fewer_left_out,
-        "notes": comparison.notes,
-    }
-    return finite(found)  # type: ignore[no-any-return]

@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 SAME, DETAILS, SHAPES = "no visible difference", "details move", "shapes differ"
@@ -63,17 +64,43 @@ class Measure(NamedTuple):
         return f"{value:.{self.digits}f} {self.unit}".rstrip()
 
 
-def measures_of(values: Sequence[tuple[float, ...] | None]) -> tuple[Measure, ...]:
-    """Those that there are.
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """How alike a contestant's results are to the plain ones, by each measure that was taken.
 
-    Args:
-        values: Of PSNR, SSIM, LPIPS and SNR, in this order; `None` for one that was not taken.
+    Attributes:
+        psnr: For each picture, dB against the plain one; infinite where both are identical. For
+            each video, the mean over its frames. `None` for sounds.
+        ssim: Likewise; 1 where both are identical.
+        lpips: Likewise; 0 where both are identical. `None` also for pictures narrower than 32
+            pixels, and where the package `lpips` is not installed.
+        snr: For each sound, the ratio of signal to noise in dB; else `None`.
     """
-    return tuple(
-        Measure(name, each, unit, digits)
-        for (name, unit, digits), each in zip(_KNOWN, values, strict=True)
-        if each is not None
-    )
+
+    psnr: tuple[float, ...] | None = None
+    ssim: tuple[float, ...] | None = None
+    lpips: tuple[float, ...] | None = None
+    snr: tuple[float, ...] | None = None
+
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        """Those that were taken, of PSNR, SSIM, LPIPS and SNR."""
+        values = (self.psnr, self.ssim, self.lpips, self.snr)
+        return tuple(
+            Measure(name, each, unit, digits)
+            for (name, unit, digits), each in zip(_KNOWN, values, strict=True)
+            if each is not None
+        )
+
+    @property
+    def looks(self) -> str | None:
+        """The verdict on the results in words; `None` for sounds.
+
+        "no visible difference": all have at least 40 dB and SSIM 0.98. "shapes differ": one has
+        less than 25 dB or SSIM 0.90. "details move": all else. A video counts by the means over its
+        frames. The limits are a convention of this package; see `looks_of`.
+        """
+        return looks_of(self.measures)
 
 
 def looks_of(measures: Sequence[Measure]) -> str | None:

@@ -11,12 +11,13 @@ from typing import Any, Final
 from PIL import Image
 
 from ..measuring.environment import versions
+from ..measuring.finite import finite
 from ..measuring.generation import Timing
 from ..measuring.media import Kind, Result, kind_of
 from ..schedules.plans import Plan, place_of
-from .against import Against, doubts, only_one_full, speed_text
+from .against import Against, doubts, figures_of, only_one_full, seconds_of, speed_text
 from .fewer import FewerSteps
-from .figures import all_figures_of, looks_lines, rows_of
+from .figures import looks_lines, rows_of
 from .grid import picture_of
 from .saving import Saved, files_of
 
@@ -35,17 +36,11 @@ class Comparison(Against, Saved):
         plain_times: One for each repeat, in order.
         cached_times: One for each repeat, each taken right after its plain counterpart. Speeds are
             medians of the ratios of the two: see `measuring.speed.Speed`.
-        psnr: For each picture, dB against the plain one; infinite where both are identical. For
-            each video, the mean over its frames. `None` for sounds.
-        ssim: Likewise; 1 where both are identical.
         full_calls: U-Net calls of one cached generation that ran whole.
         shallow_calls: Those that ran only what lies above the branch.
         cache_nbytes: Largest size of the feature cache, in bytes.
         about: Model, pipeline, scheduler, device, dtype, steps, schedule, replay, seeds, repeats
             and the arguments of the call.
-        lpips: As `psnr`; 0 where both are identical. `None` for sounds, for pictures narrower than
-            32 pixels, and where the package `lpips` is not installed.
-        snr: For each sound, the ratio of signal to noise in dB; else `None`.
         plans: What ran in the last cached generation, for each U-Net by its name in the pipeline.
         work: Of the U-Net with the helper, in multiply-adds, as a share of that of the plain one,
             0 to 1. `None` where it is not known: for several U-Nets, and for some that are not
@@ -58,14 +53,10 @@ class Comparison(Against, Saved):
     cached: tuple[Result, ...]
     plain_times: tuple[Timing, ...]
     cached_times: tuple[Timing, ...]
-    psnr: tuple[float, ...] | None
-    ssim: tuple[float, ...] | None
     full_calls: int
     shallow_calls: int
     cache_nbytes: int
     about: Mapping[str, Any]
-    lpips: tuple[float, ...] | None = None
-    snr: tuple[float, ...] | None = None
     plans: Mapping[str, Plan] = field(default_factory=dict)
     work: float | None = None
     fewer: FewerSteps | None = None
@@ -203,7 +194,24 @@ class Comparison(Against, Saved):
 
         JSON has no infinity: the PSNR of identical pictures is `None`, and `identical` counts them.
         """
-        return {"versions": versions(), **self.about, "figures": all_figures_of(self)}
+        fewer, third = self.fewer, None
+        if fewer is not None:
+            third = {"steps": fewer.steps, **figures_of(fewer), **seconds_of(fewer.times)}
+        figures = {
+            "kind": self.kind,
+            **figures_of(self),
+            "plain": seconds_of(self.plain_times),
+            "cached": seconds_of(self.times),
+            "full_calls": self.full_calls,
+            "shallow_calls": self.shallow_calls,
+            "cache_nbytes": self.cache_nbytes,
+            "plans": {name: str(plan) for name, plan in self.plans.items()},
+            "identical": self.identical,
+            "fewer_steps": third,
+            "fewer_steps_left_out": self.fewer_left_out,
+            "notes": self.notes,
+        }
+        return {"versions": versions(), **self.about, "figures": finite(figures)}
 
     def to_html(self, *, command: str | None = None) -> str:
         """Returns one page that needs nothing else: the results under sliders, and the figures.

@@ -51,8 +51,6 @@ def page(comparison: Comparison, *, command: str | None = None) -> str:
         about,
         title=f"{comparison.title}: plain and DeepCache",
         comparison=comparison,
-        model=comparison.model,
-        setting=comparison.setting,
         prompt=prompt if isinstance(prompt, str) else None,
         tiles=list(_tiles(comparison)),
         pairs=pairs,

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..measuring.generation import Timing
 from ..running.face import Helper
+from .about import about
 from .contest import CachedRun, Contest, Run
 from .fewer import Fewer, FewerSteps
 from .outcome import Comparison
@@ -61,7 +62,7 @@ def compared(contest: Contest, plain: Sequence[Run], cached: Sequence[CachedRun]
         full_calls=last.stats.full_calls,
         shallow_calls=last.stats.shallow_calls,
         cache_nbytes=last.stats.cache_nbytes,
-        about=contest.about(reference.device, contest.helper.schedule),
+        about=about(contest, reference.device, contest.helper.schedule),
         plans={name: each.plan for name, each in last.last.items()},
         work=None if last.work is None else last.work / reference.time.calls,
     )

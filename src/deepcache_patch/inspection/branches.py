@@ -173,36 +173,29 @@ def branches_of(outline: Outline, example: Mapping[str, Any] | None) -> Branches
     anatomy = dissect(unet)
     number = len(anatomy.branches)
     title = f"{type(unet).__name__}: {number} branch{'' if number == 1 else 'es'}"
-    known: Sequence[tuple[float, torch.Tensor] | None] = [None] * number
-    output: Branch | None = Branch(OUTPUT, _EVERYTHING, 0.0, None, None)
+    unknown: list[tuple[None, None]] = [(None, None)] * number
+    known: Sequence[tuple[float | None, torch.Tensor | None]] = unknown
+    output: Branch | None = _branch(OUTPUT, _EVERYTHING, 0.0, None)
     try:
         example = example_from_config(unet) if example is None else example
         if example is not None and not _is_watched(unet):
             known = _measured(outline, anatomy, example)
             answer = Answer.of(outline.output, example)
-            made = None if answer is None else answer[1]
-            output = (
-                made
-                if made is None
-                else Branch(OUTPUT, _EVERYTHING, 0.0, tuple(made.shape), made.nbytes)
-            )
+            output = None if answer is None else _branch(OUTPUT, _EVERYTHING, 0.0, answer[1])
             sample = example[anatomy.sample_name]
             dtype = str(sample.dtype).removeprefix("torch.")
             title += f"; a call with {'×'.join(map(str, sample.shape))} in {dtype}"
     except Exception:  # whatever modules say that want to see values; the places are still known
-        known = [None] * number
-    return Branches(
-        title,
-        [
-            Branch(branch, place, None, None, None)
-            if each is None
-            else Branch(branch, place, each[0], tuple(each[1].shape), each[1].nbytes)
-            for branch, place, each in zip(
-                anatomy.branches, _places(unet, anatomy), known, strict=True
-            )
-        ],
-        output,
-    )
+        known = unknown
+    places = zip(anatomy.branches, _places(unet, anatomy), known, strict=True)
+    rows = [_branch(branch, place, *each) for branch, place, each in places]
+    return Branches(title, rows, output)
+
+
+def _branch(number: int, place: str, share: float | None, feature: torch.Tensor | None) -> Branch:
+    """One of a table; `None` for what is not known."""
+    size = (None, None) if feature is None else (tuple(feature.shape), feature.nbytes)
+    return Branch(number, place, share, *size)
 
 
 def _measured(

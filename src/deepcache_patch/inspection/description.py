@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
-from typing import Any
-
 from torch import nn
 
-from ..errors import DeepCacheWarning
-from ..learning.auto import Auto
-from ..running.components import schedulers_of
+from ..learning.auto import Auto, expected
+from ..running.components import likeliest_scheduler
 from ..running.face import Helper
 from ..running.stats import LastGeneration
-from ..schedules.guide import Context, planned
+from ..schedules.guide import Context
 from ..schedules.html import html_table
 from ..schedules.noise import timesteps_of
 from ..schedules.noise_aware import remark_on
@@ -75,7 +71,7 @@ def _replay(helper: Helper) -> str:
 
 def _expected(helper: Helper, window: Window) -> list[tuple[str, str]]:
     """The plan of a generation that has not been."""
-    (scheduler, *_) = [*schedulers_of(helper.pipe, "unet")(), None]
+    scheduler = likeliest_scheduler(helper.pipe, "unet")
     timesteps = None
     if getattr(scheduler, "num_inference_steps", None):
         timesteps = timesteps_of(scheduler)
@@ -85,11 +81,7 @@ def _expected(helper: Helper, window: Window) -> list[tuple[str, str]]:
         else:
             values, unet = tuple(map(float, timesteps.tolist())), nn.Identity()
             context = Context(len(values), values, scheduler, unet, window=window)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeepCacheWarning)
-                schedule: Any = helper.schedule
-                schedule = schedule.default if isinstance(schedule, Auto) else schedule
-                plan = planned(schedule, context)
+            plan = expected(helper.schedule, context)
     except Exception:  # it looks at the generation, or is for another number of steps
         return [("plan", "depends on the generation")]
     found = _strip("plan", plan)

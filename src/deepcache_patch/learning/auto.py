@@ -1,18 +1,19 @@
 """`Auto`: the first generation runs in full and is the calibration of all that follow."""
 
 import threading
+import warnings
 import weakref
 from pathlib import Path
 from typing import Any, Final
 
 from torch import nn
 
-from ..errors import InvalidSettingError, warn
+from ..errors import DeepCacheWarning, InvalidSettingError, warn
 from ..schedules.forecast import Forecast
 from ..schedules.guide import Context, Guide, PlannedGuide, planned
 from ..schedules.noise import ends_with
 from ..schedules.noise_aware import NoiseAware
-from ..schedules.plans import OUTPUT, Plan, place_of
+from ..schedules.plans import OUTPUT, OneBranch, Plan, place_of
 from ..schedules.replay import Replay
 from .calibrated_schedule import Calibrated, CalibratedGuide, Setting, load_all, save_all
 from .study import Study, StudyGuide
@@ -28,7 +29,18 @@ _REMEMBERED: Final = 64
 _LEARNING: Final = threading.RLock()
 
 
-class Auto:
+def expected(schedule: Any, context: Context) -> Plan:
+    """The plan of a generation that has not been; of `Auto`, what runs once it has learned.
+
+    Raises:
+        InvalidSettingError: As `planned` does.
+    """
+    with warnings.catch_warnings():  # what is said of a generation is said when it runs
+        warnings.simplefilter("ignore", DeepCacheWarning)
+        return planned(schedule.default if isinstance(schedule, Auto) else schedule, context)
+
+
+class Auto(OneBranch):
     """`NoiseAware`, that learns from the first generation how to go on from full steps.
 
     The first generation of each setting (U-Net, scheduler with its config, timesteps) runs in full;
@@ -78,11 +90,6 @@ class Auto:
                 raise InvalidSettingError(f"the folder of file={str(self.file)!r} does not exist")
             if self.file.exists():
                 self._learned = [(None, each) for each in load_all(self.file)]
-
-    @property
-    def branches(self) -> tuple[int, ...]:
-        """The branches that a plan may name."""
-        return (self.branch,)
 
     @property
     def learned(self) -> tuple[Calibrated, ...]:

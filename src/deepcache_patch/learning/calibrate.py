@@ -26,7 +26,7 @@ from ..patching.wrappers import unwrapped
 from ..running.components import unets_of
 from ..running.face import Helper
 from ..schedules.noise_aware import cheapest, usual_levels
-from ..schedules.plans import FULL, OUTPUT, Plan, number_between, whole_number
+from ..schedules.plans import OUTPUT, number_between, plan_with, whole_number
 from .calibrated_schedule import Calibrated, described
 from .reached import Reached
 from .study import Study, Studying
@@ -108,10 +108,8 @@ def _solved(study: Study, full_steps: int) -> Calibrated:
         raise InvalidSettingError("nothing was recorded: nothing can be learned")
     levels = (study.levels or usual_levels(study.num_steps))[:seen]
     protected = study.protected.intersection(range(seen))
-    full = {*cheapest(levels, full_steps, protected), *range(seen, study.num_steps)}
-    return study.learn(
-        Plan(FULL if step in full else study.branch for step in range(study.num_steps))
-    )
+    full = (*cheapest(levels, full_steps, protected), *range(seen, study.num_steps))
+    return study.learn(plan_with(full, study.num_steps, study.branch))
 
 
 def _unet_of(helper: Helper, study: Study) -> tuple[str, nn.Module]:

@@ -14,14 +14,14 @@ from torch import nn
 from ..errors import InvalidSettingError, warn
 from ..schedules.fit import KEEP
 from ..schedules.forecast import Forecast, Weights
-from ..schedules.guide import Context, ReplayGuide
+from ..schedules.guide import Context, PlannedGuide
 from ..schedules.html import html_table
-from ..schedules.plans import Explicit, Plan, PlanEntry
+from ..schedules.plans import Explicit, Plan
 from ..schedules.replay import Replay
 from . import schedule_file
 from .fingerprint import Fingerprint
 from .reached import Reached
-from .schedule_file import checked
+from .schedule_file import checked, short
 
 #: Digits of the weights in a file.
 _DIGITS: Final = 5
@@ -60,7 +60,7 @@ class Setting:
                 return f"{part} is a {its['class']}, not a {mine['class']}"
             if names:
                 name = names[0]
-                return f"{part} has {name}={_short(its.get(name))}, not {_short(mine.get(name))}"
+                return f"{part} has {name}={short(its.get(name))}, not {short(mine.get(name))}"
         if len(self.timesteps) != len(other.timesteps):
             return f"the generation has {len(other.timesteps)} steps, not {len(self.timesteps)}"
         if self.timesteps != other.timesteps:
@@ -68,11 +68,6 @@ class Setting:
             step, (mine, its) = next((s, pair) for s, pair in pairs if pair[0] != pair[1])
             return f"step {step} has timestep {its:g}, not {mine:g}"
         return None
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 200 else f"{text[:200]}…"
 
 
 def described(part: Any) -> dict[str, Any]:
@@ -262,19 +257,14 @@ class Calibrated:
             )
 
 
-class CalibratedGuide(ReplayGuide):
-    """Goes by a calibrated schedule."""
+class CalibratedGuide(PlannedGuide):
+    """Goes by the plan of a calibrated schedule, and by its weights."""
 
     def __init__(self, schedule: Calibrated, context: Context, replay: Replay) -> None:
-        super().__init__(context, schedule.branches, replay)
-        self._plan = schedule.entries
+        super().__init__(schedule, replay, context)
         if schedule.weights:
             self.keep = KEEP
             self._forecast = Forecast.of(context, weights=schedule.weights)
-
-    def entry(self, step: int) -> PlanEntry:
-        """The plan's."""
-        return self._plan[step]
 
 
 def load_all(path: str | Path) -> list[Calibrated]:

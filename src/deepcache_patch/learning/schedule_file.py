@@ -53,19 +53,19 @@ def read(path: Path) -> list[dict[str, Any]]:
         data = json.loads(text, object_pairs_hook=_unique, parse_constant=_constant)
         version = _fields("the file", data).get("version")
         if type(version) is not int:
-            raise InvalidSettingError(f"its version is {_short(version)}")
+            raise InvalidSettingError(f"its version is {short(version)}")
         found = [] if version != VERSION else _schedules(data)
     # What JSON may nest, and the memory that it takes, are bounded by Python only.
     except (ValueError, RecursionError, MemoryError) as error:
         reason = str(error) or type(error).__name__
         raise InvalidSettingError(
             f"{path} is no file of calibrated schedules, or a damaged one "
-            f"({_short(reason, as_it_is=True)}): give one that calibrate() has written, or "
+            f"({short(reason, as_it_is=True)}): give one that calibrate() has written, or "
             "calibrate anew"
         ) from error
     if version != VERSION:
         raise InvalidSettingError(
-            f"{path} has version {_short(version)} of the format, this package reads {VERSION}: "
+            f"{path} has version {short(version)} of the format, this package reads {VERSION}: "
             "calibrate anew"
         )
     return found
@@ -233,7 +233,7 @@ def _constant(name: str) -> float:
     return float(name)
 
 
-def _short(value: Any, *, as_it_is: bool = False) -> str:
+def short(value: Any, *, as_it_is: bool = False) -> str:
     """In one line that a person can read, whatever it is."""
     text = value if as_it_is and value.isprintable() else repr(value)
     return text if len(text) <= 200 else f"{text[:200]}…"

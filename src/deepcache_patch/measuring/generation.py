@@ -59,21 +59,6 @@ class Timing:
         )
 
 
-@dataclass(frozen=True)
-class Generation:
-    """What one generation made, and how long it took.
-
-    Attributes:
-        pictures: (pictures, height, width, channels), float32 in 0..1.
-        timing: Seconds and calls.
-        device: Where the U-Net ran.
-    """
-
-    pictures: np.ndarray
-    timing: Timing
-    device: torch.device
-
-
 def accepted_arguments(pipe: Any) -> dict[str, inspect.Parameter]:
     """Returns the parameters that the pipeline's `__call__` names.
 
@@ -173,45 +158,6 @@ def _sources(prompts: Any, count: int) -> int:
     return sources
 
 
-def generate(
-    pipe: Any,
-    denoiser: torch.nn.Module,
-    call: Mapping[str, Any],
-    seeds: Sequence[int],
-    *,
-    label: str,
-) -> Generation:
-    """Runs the pipeline once, with a generator for each seed, and times it.
-
-    The generators live on the CPU, so that a seed means the same picture on every device. Torch's
-    global generators are seeded, too.
-
-    Args:
-        pipe: The pipeline.
-        denoiser: The module that makes its denoising loop.
-        call: Arguments as `batched_call` completed them.
-        seeds: One for each picture.
-        label: Stands before the progress bar.
-
-    Raises:
-        TypeError: The pipeline returns no pictures, or not one for each seed.
-    """
-    output, timing, device = timed_call(pipe, [denoiser], call, seeds, label=label)
-    images = getattr(output, "images", None)
-    if images is None:
-        fields = ", ".join(getattr(output, "keys", list)()) or type(output).__name__
-        raise TypeError(
-            f"{type(pipe).__name__} returns no pictures, but {fields}: only pictures can be "
-            "compared here"
-        )
-    if len(images) != len(seeds):  # the batch of an input picture, say, decides instead
-        raise TypeError(
-            f"{type(pipe).__name__} made {len(images)} pictures for {len(seeds)} seeds: give as "
-            "many seeds as its inputs make pictures"
-        )
-    return Generation(as_floats(images), timing, device)
-
-
 def timed_call(
     pipe: Any,
     denoisers: Iterable[torch.nn.Module],
@@ -246,7 +192,10 @@ def timed_call(
 
 
 def seeded_call(pipe: Any, call: Mapping[str, Any], seeds: Sequence[int]) -> Any:
-    """Calls the pipeline with a generator for each seed; torch's global ones are seeded, too."""
+    """Calls the pipeline with a generator for each seed; torch's global ones are seeded, too.
+
+    The generators live on the CPU, so that a seed means the same picture on every device.
+    """
     # Some pipelines, the LDM ones among them, hand no generator to the scheduler.
     torch.manual_seed(seeds[0])
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]

@@ -121,9 +121,9 @@ def made_by(pipe: Any, output: Any, count: int) -> Made:
     return made
 
 
-def some_frames(video: Sequence[Image.Image], count: int = 3) -> dict[int, Image.Image]:
-    """At most `count` frames, evenly spaced, the first and the last among them, by their number."""
-    places = np.linspace(0, len(video) - 1, min(count, len(video))).round().astype(int)
+def some_frames(video: Sequence[Image.Image]) -> dict[int, Image.Image]:
+    """At most three frames, evenly spaced, the first and the last among them, by their number."""
+    places = np.linspace(0, len(video) - 1, min(3, len(video))).round().astype(int)
     return {int(place): video[place] for place in places}
 
 

@@ -53,19 +53,19 @@ class Speed:
 
     @property
     def quartiles(self) -> tuple[float, float]:
-        """The lower and the upper one of the ratios."""
-        low, high = np.quantile(self.ratios, [0.25, 0.75])
+        """Where the middle half of the ratios begins and ends, each one of them.
+
+        Of up to four ratios the half is all of them, of nine the middle five.
+        """
+        low = np.quantile(self.ratios, 0.25, method="lower")
+        high = np.quantile(self.ratios, 0.75, method="higher")
         return float(low), float(high)
 
     @property
     def is_steady(self) -> bool:
-        """Whether the timings agree enough to go by: see `WIDEST`.
-
-        Of up to four timings the half that counts is all of them, of nine the middle five.
-        """
-        low = np.quantile(self.ratios, 0.25, method="lower")
-        high = np.quantile(self.ratios, 0.75, method="higher")
-        return bool(high - low <= WIDEST * self.median)
+        """Whether the timings agree enough to go by: see `WIDEST`."""
+        low, high = self.quartiles
+        return high - low <= WIDEST * self.median
 
     def is_beyond(self, most: float | None) -> bool:
         """Whether the median is more than can be, if `most` is what the saved work allows."""

@@ -30,7 +30,7 @@ from .watch import StoppedError
 
 
 def require_gradio() -> None:
-    """Raises early, before a model is loaded, what `build_ui` would raise late.
+    """Raises early, before a model is loaded, what `Page` would raise late.
 
     Raises:
         ImportError: gradio or scikit-image is not installed.
@@ -39,27 +39,12 @@ def require_gradio() -> None:
     require_metrics()
 
 
-def build_ui(pipe: Any, *, schedule: Calibrated | str = DEFAULT) -> Any:
-    """Returns the page for a pipeline, a `gradio.Blocks`; nothing is served yet.
+class Page:
+    """The page, and what its events call; nothing is served yet.
 
     Args:
         pipe: A pipeline that makes a picture of a prompt, or of nothing.
         schedule: That it begins with: a name, or one that can be chosen beside those with a name.
-
-    Raises:
-        ImportError: gradio is not installed.
-        UnsupportedModelError: The page cannot drive this pipeline.
-        InvalidSettingError: The schedule is of another U-Net or scheduler.
-    """
-    return Page(pipe, schedule=schedule).blocks
-
-
-class Page:
-    """The page, and what its events call.
-
-    Args:
-        pipe: As for `build_ui`.
-        schedule: Likewise.
         schedule_file: Where a schedule without a name was read, as Python is to name it.
 
     Attributes:
@@ -67,6 +52,11 @@ class Page:
         trials: What makes the pictures.
         memory: What has been tried; all who look at the page see the same one.
         fields: The settings.
+
+    Raises:
+        ImportError: gradio is not installed.
+        UnsupportedModelError: The page cannot drive this pipeline.
+        InvalidSettingError: The schedule is of another U-Net or scheduler.
     """
 
     def __init__(

@@ -4,14 +4,12 @@ with a point for each. Both bring a try back. Made of gradio.
 
 from __future__ import annotations
 
-from base64 import b64encode
 from html import escape
-from io import BytesIO
 from typing import Any, Final
 
-from PIL import Image
-
 from ..compare.against import times_text
+from ..compare.pages import picture_uri
+from ..measuring.media import small
 from ..sweep.curve import ticks
 from .memory import Memory, Try
 
@@ -127,10 +125,6 @@ def plot(memory: Memory) -> str:
 
 
 def _thumbnail(made: Try) -> str:
-    small = made.trial.cached.convert("RGB")
-    small.thumbnail((2 * _THUMBNAIL, 2 * _THUMBNAIL), Image.Resampling.LANCZOS)
-    file = BytesIO()
-    small.save(file, format="WEBP", quality=85)
-    source = f"data:image/webp;base64,{b64encode(file.getvalue()).decode()}"
+    source = picture_uri(small(made.trial.cached, 2 * _THUMBNAIL), lossless=False)
     name = escape(f"picture of try {made.number}")
     return f'<img src="{source}" alt="{name}" width="{_THUMBNAIL}">'

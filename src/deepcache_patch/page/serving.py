@@ -7,34 +7,8 @@ import time
 from contextlib import AbstractContextManager
 from typing import Any
 
-from ..learning.calibrated_schedule import Calibrated
-from ..settings.by_name import DEFAULT
 from .app import Page, gradio
 from .markup import CSS, KEYS
-
-
-def launch(
-    pipe: Any,
-    *,
-    host: str = "127.0.0.1",
-    port: int = 7860,
-    schedule: Calibrated | str = DEFAULT,
-    schedule_file: str | None = None,
-) -> Server:
-    """Serves the page, to this machine only unless `host` says otherwise, and returns at once.
-
-    Args:
-        pipe: As for `build_ui`.
-        host: Address to listen on. There is no password.
-        port: TCP port, 1 to 65535.
-        schedule: As for `build_ui`.
-        schedule_file: As for `Page`.
-
-    Raises:
-        ImportError, UnsupportedModelError, InvalidSettingError: As `build_ui` does.
-        OSError: The port is taken.
-    """
-    return Server(Page(pipe, schedule=schedule, schedule_file=schedule_file), host, port)
 
 
 def is_loopback(host: str) -> bool:
@@ -58,8 +32,16 @@ def _only_as(host: str) -> list[Any]:
 class Server(AbstractContextManager["Server"]):
     """A page that is served until `close`, or until the end of a `with` block.
 
+    Args:
+        page: Served from here on.
+        host: Address to listen on. There is no password.
+        port: TCP port, 1 to 65535.
+
     Attributes:
         address: Of the page.
+
+    Raises:
+        OSError: The port is taken.
     """
 
     def __init__(self, page: Page, host: str, port: int) -> None:

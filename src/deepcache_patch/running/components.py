@@ -88,6 +88,11 @@ def schedulers_of(pipe: Any, name: str) -> Callable[[], list[Any]]:
     return lambda: [getattr(reference(), each, None) for each in names]
 
 
+def likeliest_scheduler(pipe: Any, name: str) -> Any:
+    """The first of `schedulers_of` that the pipeline has now; `None` if it has none."""
+    return next(iter(schedulers_of(pipe, name)()), None)
+
+
 def modules_later(pipe: Any) -> Callable[[], list[nn.Module]]:
     """Gives the modules that the pipeline has at the time, without keeping it alive."""
     if isinstance(pipe, nn.Module):

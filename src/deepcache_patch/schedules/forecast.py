@@ -13,6 +13,9 @@ import torch
 
 from ..cutting.features import Recorded
 
+#: What the output of a U-Net may mean.
+PREDICTIONS: Final = ("epsilon", "v_prediction", "sample")
+
 #: ln(sigma) beyond which noise says nothing any more of what is under it.
 _HIGHEST: Final = 5.0
 
@@ -42,7 +45,7 @@ class Forecast:
 
     Attributes:
         levels: ln(sigma) of each step.
-        prediction: What the output means: "epsilon", "v_prediction" or "sample".
+        prediction: What the output means, one of `PREDICTIONS`.
         strength: Share of the trend that is followed, from 0 (x0 is kept) to 1.
         weights: In the place of the trend, for the steps that are in it.
     """
@@ -66,7 +69,7 @@ class Forecast:
         config = getattr(scheduler, "config", None)
         config = config if isinstance(config, Mapping) else {}
         prediction: Any = config.get("prediction_type")
-        if prediction not in ("epsilon", "v_prediction", "sample"):
+        if prediction not in PREDICTIONS:
             return None
         known = isinstance(getattr(scheduler, "alphas_cumprod", None), torch.Tensor)
         if not known or config.get("use_flow_sigmas"):

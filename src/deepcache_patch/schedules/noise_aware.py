@@ -13,7 +13,7 @@ import numpy as np
 
 from .forecast import Forecast
 from .guide import Context
-from .plans import FULL, OUTPUT, Plan, number_between, whole_number
+from .plans import OUTPUT, OneBranch, Plan, number_between, plan_with, whole_number
 
 #: So few steps are all far apart: nothing that was tried wins over fewer steps there.
 FEW_STEPS: Final = 8
@@ -39,7 +39,7 @@ _FORBIDDEN: Final = 1e12
 
 
 @dataclass(frozen=True)
-class NoiseAware:
+class NoiseAware(OneBranch):
     """As many full steps as the interval leaves, where the noise levels ask for them.
 
     Let step i stand at sigma_i and its output be used over h_i = |ln sigma_i - ln sigma_(i+1)|, the
@@ -72,11 +72,6 @@ class NoiseAware:
         object.__setattr__(self, "interval", number_between("interval", self.interval, 1, 1000))
         object.__setattr__(self, "branch", whole_number("branch", self.branch, OUTPUT))
 
-    @property
-    def branches(self) -> tuple[int, ...]:
-        """The branches that a plan may name."""
-        return (self.branch,)
-
     def plan(self, num_steps: int) -> Plan:
         """One entry for each of `num_steps >= 1` steps whose noise levels are not known."""
         count = whole_number("num_steps", num_steps, 1)
@@ -87,9 +82,8 @@ class NoiseAware:
         possible = self.branch != OUTPUT or Forecast.of(context) is not None
         branch = self.branch if possible else 0
         if context.is_guess:  # of the places only the next one counts: evenly spaced
-            places = range(context.num_steps)
-            full = {int(place * self.interval) for place in places}
-            return Plan(FULL if step in full else branch for step in places)
+            count = context.num_steps
+            return plan_with((int(place * self.interval) for place in range(count)), count, branch)
         levels = context.levels() or usual_levels(context.num_steps)
         plan = self._plan(levels, context.protected, branch)
         left_out = context.num_steps > max(1, len(context.protected))
@@ -106,8 +100,7 @@ class NoiseAware:
         count = within(self.interval, steps, protected)
         if steps <= FEW_STEPS:
             count = steps
-        full = frozenset(cheapest(levels, max(1, count), protected))
-        return Plan(FULL if step in full else branch for step in range(steps))
+        return plan_with(cheapest(levels, max(1, count), protected), steps, branch)
 
 
 def remark_on(plan: Plan) -> str | None:

@@ -5,7 +5,7 @@ A schedule is any object with `plan(num_steps)`. Its plan names for each step of
 """
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol, TypeAlias, runtime_checkable
 
@@ -124,7 +124,7 @@ def number_between(name: str, value: Any, low: float, high: float) -> float:
     return float(value)
 
 
-class _OneBranch:
+class OneBranch:
     """What schedules share whose shallow steps all run at the same branch."""
 
     branch: int
@@ -136,7 +136,7 @@ class _OneBranch:
 
 
 @dataclass(frozen=True)
-class Uniform(_OneBranch):
+class Uniform(OneBranch):
     """The paper's 1:N: steps 0, N, 2N, … run in full, all others at one branch.
 
     Args:
@@ -163,11 +163,11 @@ class Uniform(_OneBranch):
     def plan(self, num_steps: int) -> Plan:
         """One entry for each of `num_steps >= 1` steps."""
         count = whole_number("num_steps", num_steps, 1)
-        return _plan(count, range(0, count, self.interval), self.branch)
+        return plan_with(range(0, count, self.interval), count, self.branch)
 
 
 @dataclass(frozen=True)
-class Centred(_OneBranch):
+class Centred(OneBranch):
     """The paper's non-uniform 1:N: as many full steps as `Uniform` has, densest round one step.
 
     With T steps and k = ⌈T / interval⌉ full ones, l runs over k + 1 evenly spaced points from
@@ -213,7 +213,7 @@ class Centred(_OneBranch):
         while power > 1:
             steps = self._full_steps(count, wanted, power)
             if len(steps) == wanted and steps[-1] < count:
-                return _plan(count, steps, self.branch)
+                return plan_with(steps, count, self.branch)
             power -= 0.02
         raise InvalidSettingError(
             f"there is no list of {wanted} full steps in {count} round step {self.center} for "
@@ -276,6 +276,7 @@ class Explicit:
         return f"Explicit({list(self.entries)})"
 
 
-def _plan(count: int, full_steps: Sequence[int], branch: int) -> Plan:
+def plan_with(full_steps: Iterable[int], count: int, branch: int) -> Plan:
+    """A plan of so many steps: these in full, the others at the branch."""
     full = frozenset(full_steps)
     return Plan(FULL if step in full else branch for step in range(count))

@@ -1,12 +1,9 @@
 """Noise levels that somebody has told, in the place of the scheduler that would know them."""
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
 import torch
-
-#: What the output of a U-Net may be told to mean.
-PREDICTIONS: Final = ("epsilon", "v_prediction", "sample")
 
 
 class ToldNoise:
@@ -18,7 +15,7 @@ class ToldNoise:
     Args:
         sigmas: The noise's standard deviation at each step, where the data's is 1; falling, above
             0.
-        prediction_type: What the U-Net's output means, one of `PREDICTIONS`, if it gets
+        prediction_type: What the U-Net's output means, one of `forecast.PREDICTIONS`, if it gets
             x / sqrt(1 + sigma²); `None` if that is not known, and nothing can be forecast.
     """
 

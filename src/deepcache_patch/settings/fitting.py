@@ -9,7 +9,7 @@ from ..errors import InvalidSettingError
 from ..learning.calibrated_schedule import Calibrated
 from ..patching.call import whole
 from ..patching.wrappers import unwrapped
-from ..running.components import is_sharded, schedulers_of, unets_of
+from ..running.components import is_sharded, likeliest_scheduler, unets_of
 from ..schedules.guide import AnySchedule, GuidingSchedule
 from ..schedules.plans import OUTPUT, Schedule
 from .by_name import as_given
@@ -47,6 +47,5 @@ def anatomies_for(pipe: Any, schedule: AnySchedule) -> dict[nn.Module, Anatomy]:
             anatomy.check_branch(branch)
     if isinstance(schedule, Calibrated):
         for name, unet in unets.items():
-            schedulers = schedulers_of(pipe, name)()
-            schedule.check(unwrapped(unet), schedulers[0] if schedulers else None)
+            schedule.check(unwrapped(unet), likeliest_scheduler(pipe, name))
     return anatomies

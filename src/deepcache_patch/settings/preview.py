@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from typing import Any, Final
 
 from torch import nn
 
-from ..errors import DeepCacheWarning, InvalidSettingError, first_line
-from ..learning.auto import Auto
+from ..errors import InvalidSettingError, first_line
+from ..learning.auto import Auto, expected
 from ..measuring.generation import accepted_arguments
 from ..patching.wrappers import unwrapped
-from ..running.components import schedulers_of, unets_of
+from ..running.components import likeliest_scheduler, unets_of
 from ..schedules.adaptive import Adaptive
-from ..schedules.guide import Context, planned
+from ..schedules.guide import Context
 from ..schedules.plans import Plan, Schedule, number_between, whole_number
 from ..schedules.window import NO_WINDOW, Window
 
@@ -64,9 +63,8 @@ def plan_of(
     if num_inference_steps is None and not given:
         parameter = None if isinstance(pipe, nn.Module) else accepted_arguments(pipe).get(_STEPS)
         num_inference_steps = parameter.default if parameter else None
-    (scheduler, *_) = [*schedulers_of(pipe, name)(), None]
     return plan_by(
-        scheduler,
+        likeliest_scheduler(pipe, name),
         schedule,
         num_inference_steps,
         window=window,
@@ -109,9 +107,7 @@ def plan_by(
     if not count:
         raise InvalidSettingError(f"with strength={strength:g}, none of the steps would run")
     context = Context(count, timesteps, scheduler, unet or nn.Identity(), window=window)
-    if isinstance(schedule, Auto):
-        schedule = schedule.default
-    if not isinstance(schedule, Schedule):
+    if not isinstance(schedule, Schedule | Auto):
         most = ""
         if isinstance(schedule, Adaptive):
             most = f", at most {schedule.most_full(context)} of {count} steps in full"
@@ -119,6 +115,4 @@ def plan_by(
             f"{type(schedule).__name__} decides while a generation runs{most}: there is no plan "
             "before it; `compare` and `last_generations` tell what ran"
         )
-    with warnings.catch_warnings():  # what is said of a generation is said when it runs
-        warnings.simplefilter("ignore", DeepCacheWarning)
-        return planned(schedule, context)
+    return expected(schedule, context)

@@ -1,34 +1,17 @@
-"""The figures of a sweep: aligned text and lines for people, a dictionary for JSON, and each
-setting as it is written in Python and on the command line. What is said of any row stands in
-`compare.against`.
+"""The figures of a sweep: its table's cells and its sentences for people, and what JSON has of
+each row. What is said of any row stands in `compare.against`.
 """
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
-from ..compare import paste
 from ..compare.against import doubts, figures_of, only_one_full, seconds_of, speed_text, times_text
-from ..measuring.environment import versions
-from ..measuring.finite import finite
-from ..measuring.media import kind_of
-from .knee import RULE, why_none
+from .knee import why_none
 
 if TYPE_CHECKING:
     from .outcome import Row, Sweep
-
-#: What stands before a setting's options where no command is known.
-_COMMAND: Final = "deepcache-patch compare MODEL --prompt TEXT"
-
-
-def table_of(sweep: Sweep) -> str:
-    """See `Sweep.table`."""
-    lines = _aligned([["", *columns_of(sweep)], *rows_of(sweep)])
-    knee, *said = said_of(sweep)
-    knee += f" {RULE}" if sweep.knee else ""
-    return "\n".join([*lines, "", *reading_of(sweep), knee, *said])
 
 
 def columns_of(sweep: Sweep) -> list[str]:
@@ -114,46 +97,13 @@ def said_of(sweep: Sweep) -> list[str]:
     return [knee_text(sweep), *(f"{each[0].upper()}{each[1:]}." for each in cautions_of(sweep))]
 
 
-def python_of(sweep: Sweep, row: Row) -> str:
-    """See `Sweep.python`."""
-    setting, about = row.setting, dict(sweep.about)
-    steps = row.steps if setting is None else setting.steps
-    about["call"] = {**about["call"], **({} if steps is None else {"num_inference_steps": steps})}
-    if setting is not None:
-        about["schedule"] = str(setting.made())
-        about |= {} if setting.file is None else {"schedule_file": setting.file}
-    return paste.python_of(about, saves=kind_of(row.results) == "pictures")
-
-
-def command_of(row: Row, command: str | None) -> str | None:
-    """See `Sweep.command`."""
-    options = None if row.setting is None else row.setting.options()
-    return None if options is None else f"{command or _COMMAND} {shlex.join(options)}"
-
-
-def all_figures_of(sweep: Sweep) -> dict[str, Any]:
-    """See `Sweep.to_dict`."""
-    knee = sweep.knee
-    found = {
-        "versions": versions(),
-        **sweep.about,
-        "figure_by": "work" if sweep.by_work else "time",
-        "knee": None if knee is None else {"name": knee.name, "steps": knee.steps},
-        "knee_rule": RULE,
-        "notes": cautions_of(sweep),
-        "plain": _figures(sweep, sweep.plain),
-        "settings": [_figures(sweep, row) for row in sweep.settings],
-        "fewer_steps": [_figures(sweep, row) for row in sweep.fewer],
-    }
-    return finite(found)  # type: ignore[no-any-return]
-
-
-def _figures(sweep: Sweep, row: Row) -> dict[str, Any]:
+def row_figures(sweep: Sweep, row: Row) -> dict[str, Any]:
+    """Those of one row, for JSON."""
     setting = row.setting
     found: dict[str, Any] = {"name": row.name, "steps": row.steps}
     if setting is not None:
         given = {name: getattr(setting, name) for name in ("schedule", "interval", "branch")}
-        found |= {**given, "plan": row.plan, "python": python_of(sweep, row)}
+        found |= {**given, "plan": row.plan, "python": sweep.python(row)}
         found |= {"fewer_steps": row.fewer, "fewer_steps_left_out": row.fewer_left_out}
         found["fewer_steps_are_better"] = sweep.beaten_by(row) is not None
     return {
@@ -170,7 +120,7 @@ def _steps(row: Row) -> str:
     return "own" if row.steps is None else str(row.steps)
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """Columns of text: marks and names to the left, figures to the right, the last as it is."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(_padded(row, widths)).rstrip() for row in rows]

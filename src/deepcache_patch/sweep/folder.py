@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..compare.measures import Measured
 from ..errors import InvalidSettingError
 from ..measuring.finite import finite
 from ..measuring.generation import Timing
@@ -144,7 +145,7 @@ def _read(place: Path, key: str, setting: Any) -> Row:
     known = {field.name: data[field.name] for field in fields(Row)}
     for name in ("times", "plain_times"):
         known[name] = tuple(Timing(**each) for each in data[name])
-    for name in ("psnr", "ssim", "lpips", "snr"):
+    for name in (field.name for field in fields(Measured)):
         known[name] = None if data[name] is None else tuple(map(float, data[name]))
     return Row(**{**known, "setting": setting, "results": tuple(results)})
 

@@ -4,6 +4,7 @@ as a table, a picture, JSON or a page. How it is made stands in `run`.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -11,20 +12,28 @@ from typing import Any, Final
 from PIL import Image
 
 from ..compare.against import Against, speed_text
+from ..compare.paste import python_of
 from ..compare.saving import Saved, files_of
+from ..measuring.environment import versions
+from ..measuring.finite import finite
 from ..measuring.generation import Timing
-from ..measuring.media import Result
+from ..measuring.media import Result, kind_of
 from . import figures
-from .knee import Point, knee_of
+from .knee import RULE, Point, knee_of
 from .settings import Setting
 
 #: What `Sweep.save_all` writes.
 FILES: Final = files_of("sweep")
 
+#: What stands before a setting's options where no command is known.
+_COMMAND: Final = "deepcache-patch compare MODEL --prompt TEXT"
+
 
 @dataclass(frozen=True)
 class Row(Against):
     """One contestant: a setting of the helper, or the plain pipeline with so many steps.
+
+    It is measured against the reference.
 
     Attributes:
         setting: Of the helper; `None` for the plain pipeline.
@@ -35,10 +44,6 @@ class Row(Against):
         worth: The U-Net's work, as the number of full calls that cost as much; `None` where it is
             not known.
         reference_calls: U-Net calls of the reference.
-        psnr: For each result, against the reference; infinite where both are identical.
-        ssim: Likewise; 1 where both are identical.
-        lpips: Likewise, where it was measured.
-        snr: Likewise, of sounds.
         full_calls: U-Net calls that ran whole.
         shallow_calls: Those that did not.
         plan: What ran, as a strip; of the first U-Net.
@@ -53,10 +58,6 @@ class Row(Against):
     plain_times: tuple[Timing, ...]
     worth: float | None
     reference_calls: int
-    psnr: tuple[float, ...] | None = None
-    ssim: tuple[float, ...] | None = None
-    lpips: tuple[float, ...] | None = None
-    snr: tuple[float, ...] | None = None
     full_calls: int = 0
     shallow_calls: int = 0
     plan: str = ""
@@ -170,7 +171,10 @@ class Sweep(Saved):
 
     def table(self) -> str:
         """Returns the figures as aligned text, and the knee, without a newline at the end."""
-        return figures.table_of(self)
+        lines = figures.aligned([["", *figures.columns_of(self)], *figures.rows_of(self)])
+        knee, *said = figures.said_of(self)
+        knee += f" {RULE}" if self.knee else ""
+        return "\n".join([*lines, "", *figures.reading_of(self), knee, *said])
 
     def __repr__(self) -> str:
         knee = f", knee at {self.knee.name}" if self.knee else ""
@@ -178,7 +182,14 @@ class Sweep(Saved):
 
     def python(self, row: Row) -> str:
         """Returns a script that makes the results of a row again, to be pasted."""
-        return figures.python_of(self, row)
+        setting, about = row.setting, dict(self.about)
+        steps = row.steps if setting is None else setting.steps
+        counted = {} if steps is None else {"num_inference_steps": steps}
+        about["call"] = {**about["call"], **counted}
+        if setting is not None:
+            about["schedule"] = str(setting.made())
+            about |= {} if setting.file is None else {"schedule_file": setting.file}
+        return python_of(about, saves=kind_of(row.results) == "pictures")
 
     def command(self, row: Row, command: str | None = None) -> str | None:
         """Returns a command that compares the setting of a row, to be pasted.
@@ -190,7 +201,8 @@ class Sweep(Saved):
         Returns:
             `None` where the command line has no words for it.
         """
-        return figures.command_of(row, command)
+        options = None if row.setting is None else row.setting.options()
+        return None if options is None else f"{command or _COMMAND} {shlex.join(options)}"
 
     def picture(self) -> Image.Image:
         """Draws the curve, and beneath it a row of results for each row of the table."""
@@ -205,7 +217,19 @@ class Sweep(Saved):
 
         JSON has no infinity: the PSNR of identical pictures is `None`.
         """
-        return figures.all_figures_of(self)
+        knee = self.knee
+        found = {
+            "versions": versions(),
+            **self.about,
+            "figure_by": "work" if self.by_work else "time",
+            "knee": None if knee is None else {"name": knee.name, "steps": knee.steps},
+            "knee_rule": RULE,
+            "notes": figures.cautions_of(self),
+            "plain": figures.row_figures(self, self.plain),
+            "settings": [figures.row_figures(self, row) for row in self.settings],
+            "fewer_steps": [figures.row_figures(self, row) for row in self.fewer],
+        }
+        return finite(found)  # type: ignore[no-any-return]
 
     def to_html(self, *, command: str | None = None) -> str:
         """Returns one page that needs nothing else: the curve, the table, results, settings.

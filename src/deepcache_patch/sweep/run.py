@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from torch import nn
 
-from ..compare.about import networks_of
+from ..compare.about import about
 from ..compare.contest import CachedRun, Contest, Run
 from ..compare.fewer import Fewer
 from ..errors import InvalidSettingError
@@ -22,7 +22,7 @@ from ..learning.auto import Auto
 from ..learning.fingerprint import Fingerprint
 from ..measuring.environment import versions
 from ..patching.wrappers import unwrapped
-from ..running.components import schedulers_of, unets_of
+from ..running.components import modules_of, schedulers_of, unets_of
 from ..running.face import Helper
 from .folder import Kept
 from .outcome import Row, Sweep
@@ -275,14 +275,14 @@ def _plain_key(steps: int) -> str:
 def _about(contest: Contest, settings: Sequence[Setting]) -> dict[str, Any]:
     device = getattr(contest.pipe, "_execution_device", None) or contest.pipe.device
     replay = str(contest.helper.replay)
-    return {**contest.about(device), "replay": replay, "settings": len(settings)}
+    return {**about(contest, device), "replay": replay, "settings": len(settings)}
 
 
 def _request(contest: Contest, about: Mapping[str, Any]) -> dict[str, Any]:
     """All that rows of one folder have in common."""
     shared = {name: value for name, value in about.items() if name not in _OWN}
     weights, adapters, schedulers = {}, {}, {}
-    for name, part in networks_of(contest.pipe).items():
+    for name, part in modules_of(contest.pipe).items():
         found = Fingerprint.of(unwrapped(part))
         weights[name] = None if found is None else found.to_dict()
         adapters[name] = adapters_of(part)

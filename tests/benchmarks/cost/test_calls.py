@@ -61,5 +61,5 @@ def test_only_functions_of_the_package_are_counted(pipe):
     assert function_calls(SteppedLoop(pipe, 2).seconds) == 0
     assert function_calls(lambda: sorted([2, 1], key=lambda each: each)) == 0
     uniform = Uniform(4)
-    # `plan`, `whole_number`, `_plan`, and a generator's eight entries and its end.
+    # `plan`, `whole_number`, `plan_with`, and a generator's eight entries and its end.
     assert function_calls(lambda: uniform.plan(8)) == 3 + 8 + 1

@@ -15,7 +15,8 @@ from benchmarks.fidelity import run as fidelity
 from benchmarks.fidelity.contestants import SAMPLERS, Contestant
 from benchmarks.fidelity.subjects import emoji_prompts
 from benchmarks.fidelity.work import Calls
-from deepcache_patch.measuring.generation import Generation, Timing
+from benchmarks.generating import Generation
+from deepcache_patch.measuring.generation import Timing
 
 
 class Module(torch.nn.Module):

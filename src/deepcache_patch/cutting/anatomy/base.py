@@ -175,6 +175,9 @@ class Anatomy(Dissected, ABC):
 
     A subclass finds the skips in `__init__`, calls `_found` at its end, and gives the cut.
 
+    Args:
+        unet: The U-Net; it is only looked at.
+
     Attributes:
         sample_name: The argument of the U-Net's `forward` that is denoised.
         timestep_name: The argument that says how far the denoising is.

@@ -20,9 +20,6 @@ from .layered import DownPath, LayeredAnatomy
 class BlockAnatomy(LayeredAnatomy):
     """The skips of a U-Net with down blocks and up blocks of layers, and how to cut it.
 
-    Args:
-        unet: The U-Net; it is only looked at.
-
     Raises:
         UnsupportedModelError: If it is not known which skips a block emits or consumes, or if those
             that are emitted do not add up to those that are consumed.

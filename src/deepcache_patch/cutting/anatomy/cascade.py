@@ -23,9 +23,6 @@ from .base import Anatomy, are_lists, cannot_cut
 class _ScaledAnatomy(Anatomy):
     """What both layouts share.
 
-    Args:
-        unet: The U-Net; it is only looked at.
-
     Raises:
         UnsupportedModelError: If its levels do not fit together, or if there are no two of them.
     """

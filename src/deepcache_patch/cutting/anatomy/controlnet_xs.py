@@ -28,9 +28,6 @@ _SAMPLERS = ("base_downsamplers", "ctrl_downsamplers")
 class ControlNetXSAnatomy(LayeredAnatomy):
     """The skips of a U-Net with ControlNet-XS, and how to cut it.
 
-    Args:
-        unet: The U-Net; it is only looked at.
-
     Raises:
         UnsupportedModelError: If the parts of a block do not go with its layers, or if the skips
             that are emitted do not add up to those that are consumed.

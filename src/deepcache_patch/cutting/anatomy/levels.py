@@ -89,9 +89,6 @@ class KBlockAnatomy(LevelAnatomy):
     last. The output of `conv_in` is not consumed. The deepest block with cross-attention emits
     `None`, so there is one skip less than there are levels.
 
-    Args:
-        unet: The U-Net; it is only looked at.
-
     Raises:
         UnsupportedModelError: If not all blocks are K-blocks, or those of a level do not match.
     """
@@ -148,9 +145,6 @@ class OneDimensionalAnatomy(LevelAnatomy):
 
     There may be fewer up blocks than down blocks: then the topmost down blocks emit in vain.
 
-    Args:
-        unet: The U-Net; it is only looked at.
-
     Raises:
         UnsupportedModelError: If there are more up blocks than down blocks, or unknown ones.
     """
@@ -188,9 +182,6 @@ class Kandinsky3Anatomy(LevelAnatomy):
     There is no middle block: the deepest down block, which emits no skip, and the first up block,
     which consumes none, are what every branch leaves out. The stand-in takes the place of the
     latter. `num_levels` stays as it is: the kept down blocks all emit, being above the deepest.
-
-    Args:
-        unet: The U-Net; it is only looked at.
 
     Raises:
         UnsupportedModelError: If there are not as many blocks on both ways as `num_levels` says.

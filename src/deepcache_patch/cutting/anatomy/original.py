@@ -22,9 +22,6 @@ class OriginalAnatomy(Anatomy):
     At the deepest branch only the middle block is left out; a U-Net without one (ComfyUI has such
     models) does not have that branch.
 
-    Args:
-        unet: The U-Net; it is only looked at.
-
     Raises:
         UnsupportedModelError: If it does not have as many output blocks as input blocks.
     """

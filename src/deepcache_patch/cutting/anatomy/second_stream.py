@@ -29,9 +29,6 @@ class SecondStreamAnatomy(LayeredAnatomy):
     Branch k keeps the producers of skips 0…k and the top k+1 resnets of the up path, with the one
     attention that follows all resnets of a block.
 
-    Args:
-        unet: The U-Net; it is only looked at.
-
     Raises:
         UnsupportedModelError: If a block is unknown, if the second stream ends below the top, or if
             the skips that are emitted do not add up to those that are consumed.
