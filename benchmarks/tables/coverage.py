@@ -26,12 +26,11 @@ def covered() -> str:
     ours, theirs = counts["ours"], counts["deepcache"]
     faster = theirs["exact"] + theirs["wrong"]
     return (
-        f"All {len(classes)} U-Net pipelines that run in diffusers "
-        f"{report['versions']['diffusers']} are run by the tests, with tiny models: "
-        f"{ours['exact']} run fewer layers. Each further call, with another size, batch, guidance, "
-        "strength or number of steps, makes what a fresh pipeline makes. "
-        f"{ours['in full']} run in full, with a warning that says why; {ours['refused']} are "
-        f"refused. With the published DeepCache 0.1.1 {faster} run fewer layers; in "
+        f"Tests run all {len(classes)} U-Net pipelines of diffusers "
+        f"{report['versions']['diffusers']}, with tiny models: {ours['exact']} run fewer layers, and "
+        "each further call, with another size, batch, guidance, strength or number of steps, makes "
+        f"what a fresh pipeline makes. {ours['in full']} run in full, with a warning that says why; "
+        f"{ours['refused']} are refused. With DeepCache 0.1.1 {faster} run fewer layers; in "
         f"{theirs['wrong']} of these a further call comes out wrong."
     )
 
