@@ -134,10 +134,11 @@ def no_grad():
 
 
 @pytest.fixture
-def same_kernels():
+def same_kernels(monkeypatch):
     """On a machine with CUDA, the same kernels run each time."""
-    with torch.backends.cudnn.flags(deterministic=True, benchmark=False):
-        yield
+    # Not by `cudnn.flags`, whose defaults switch cuDNN off and change how TF32 is set.
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
 
 
 @pytest.fixture(scope="module")
