@@ -27,11 +27,11 @@ def covered() -> str:
     faster = theirs["exact"] + theirs["wrong"]
     return (
         f"Tests run all {len(classes)} U-Net pipelines of diffusers "
-        f"{report['versions']['diffusers']}, with tiny models: {ours['exact']} run fewer layers, and "
-        "each further call, with another size, batch, guidance, strength or number of steps, makes "
-        f"what a fresh pipeline makes. {ours['in full']} run in full, with a warning that says why; "
-        f"{ours['refused']} are refused. With DeepCache 0.1.1 {faster} run fewer layers; in "
-        f"{theirs['wrong']} of these a further call comes out wrong."
+        f"{report['versions']['diffusers']}, with tiny models: {ours['exact']} run fewer layers, "
+        "and each further call, with another size, batch, guidance, strength or number of steps, "
+        f"makes what a fresh pipeline makes. {ours['in full']} run in full, with a warning that "
+        f"says why; {ours['refused']} are refused. With DeepCache 0.1.1 {faster} run fewer "
+        f"layers; in {theirs['wrong']} of these a further call comes out wrong."
     )
 
 

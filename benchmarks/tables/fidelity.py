@@ -70,19 +70,35 @@ def pictures() -> str:
     )
 
 
+def pictures_of_both() -> str:
+    """What was drawn for the table of `usual_samplers`."""
+    reports = [*_counted(), *_counted(RESULTS / "emoji")]
+    counts = {each["model"]: each["images"] for each in reports if each["sampler"] in _USUAL}
+    drawn = " and ".join(f"{images} of {model}" for model, images in counts.items())
+    guidance = results()[_SHOWN]["guidance_scale"]
+    return (
+        f"pictures of 64×64 pixels, {drawn}, from the models in `benchmarks/models`, "
+        f"guidance {guidance:g}"
+    )
+
+
 def samplers() -> str:
     """PSNR at one budget, for every sampler."""
-    return _at_one_budget(_counted())
+    header = ("PSNR in dB at 2.2 times the speed", *_COLUMNS)
+    return table(header, [(report["title"], *_psnrs(report, 2.2)) for report in _counted()])
 
 
 def usual_samplers() -> str:
-    """The same for the samplers of `_USUAL`."""
-    return _at_one_budget(report for report in _counted() if report["sampler"] in _USUAL)
-
-
-def _at_one_budget(reports: Iterable[Any]) -> str:
-    header = ("PSNR in dB at 2.2 times the speed", *_COLUMNS)
-    return table(header, [(report["title"], *_psnrs(report, 2.2)) for report in reports])
+    """The same for the samplers of `_USUAL`, on both models."""
+    reports = [*_counted(), *_counted(RESULTS / "emoji")]
+    header = ("PSNR in dB at 2.2 times the speed", "model", *_COLUMNS)
+    rows = [
+        (report["title"], report["model"], *_psnrs(report, 2.2))
+        for sampler in _USUAL
+        for report in reports
+        if report["sampler"] == sampler
+    ]
+    return table(header, rows)
 
 
 def curves() -> str:
@@ -232,6 +248,7 @@ TABLES: tuple[Callable[[], str], ...] = (
     pictures,
     samplers,
     usual_samplers,
+    pictures_of_both,
     curves,
     curves_on_emoji,
     quality,
