@@ -56,17 +56,10 @@ def measured_on() -> str:
     report = results()[_SHOWN]
     versions = report["versions"]
     return (
-        f"{pictures()}, {report['device']} with {report['threads']} thread, torch "
-        f"{versions['torch']}, diffusers {versions['diffusers']}; `{report['command']}`"
-    )
-
-
-def pictures() -> str:
-    """What was drawn for the table of `fidelity`."""
-    report = results()[_SHOWN]
-    return (
         f"{report['images']} pictures of 64×64 pixels from the model in `benchmarks/models/"
-        f"{report['model']}`, guidance {report['guidance_scale']:g}"
+        f"{report['model']}`, guidance {report['guidance_scale']:g}, {report['device']} with "
+        f"{report['threads']} thread, torch {versions['torch']}, diffusers "
+        f"{versions['diffusers']}; `{report['command']}`"
     )
 
 
@@ -245,7 +238,6 @@ def adaptive() -> str:
 TABLES: tuple[Callable[[], str], ...] = (
     fidelity,
     measured_on,
-    pictures,
     samplers,
     usual_samplers,
     pictures_of_both,
