@@ -25,6 +25,8 @@ from deepcache_patch.learning.reached import Reached
 from deepcache_patch.measuring.similarity import psnr
 from deepcache_patch.schedules.guide import Context
 
+pytestmark = pytest.mark.usefixtures("kept_tables")
+
 LDM = CASES["ldm"]
 
 

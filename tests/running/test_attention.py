@@ -320,7 +320,7 @@ ORDERS = [
             pytest.param(case, order, id="-".join([case.name, *order]))
             for case, order in [*((SD, order) for order in ORDERS), (SDXL, ORDERS[-1])]
         ],
-        ["sd-apply-enable-remove-disable", "sd-enable-apply-disable-remove"],
+        ["sd-enable-apply-disable-remove"],
     ),
 )
 def test_tomesd_and_a_helper_come_and_go_in_any_order(case, order):

@@ -29,6 +29,8 @@ from deepcache_patch.sweep.run import SweepInterrupted, adapters_of
 from deepcache_patch.sweep.settings import settings_of
 from deepcache_patch.sweep.turns import duration
 
+pytestmark = pytest.mark.usefixtures("kept_tables")
+
 #: Three settings of which the first two need as many fewer steps.
 ASKED: dict[str, Any] = {
     "schedule": ["default", "auto"],
