@@ -27,7 +27,7 @@ from deepcache_patch.cli.request import PipelineRequest
 from deepcache_patch.compare import run as comparison
 from deepcache_patch.compare.about import LORA_FILES
 
-pytestmark = pytest.mark.usefixtures("phases")
+pytestmark = pytest.mark.usefixtures("phases", "kept_tables")
 
 SD, SDXL = "sd", "sdxl"
 
@@ -305,7 +305,7 @@ def test_a_pipeline_that_cannot_be_offloaded_says_so(
 # --- pictures -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [SD, SDXL])
+@pytest.mark.parametrize("name", mostly_slow([SD, SDXL], 1))
 def test_image_to_image_end_to_end(
     name: str, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

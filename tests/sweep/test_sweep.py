@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from builders.cases import CASES, PROMPT, picture
+from builders.marks import mostly_slow
 from builders.outcomes import flat
 from builders.schedulers import with_scheduler
 from builders.sweeps import row
@@ -171,7 +172,7 @@ def test_a_calibrated_schedule_is_of_the_steps_that_strength_leaves() -> None:
             run_of(num_inference_steps=12, **call)
 
 
-@pytest.mark.parametrize("enabled", [False, True])
+@pytest.mark.parametrize("enabled", mostly_slow([False, True], 1))
 def test_the_counts_of_the_helper_are_its_own(enabled: bool) -> None:
     subject = helper(schedule=Uniform(3))
     with subject:
