@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from builders.adapters import lora
+from builders.marks import mostly_slow
 from builders.models import MODELS, model_folder
 from diffusers import DiffusionPipeline, StableDiffusionImg2ImgPipeline
 from PIL import Image

@@ -50,7 +50,6 @@ def conditional():
     return learned(*["c"] * STEPS)
 
 
-@pytest.mark.slow
 def test_guidance_that_begins_or_ends_midway_teaches_nothing_of_its_own(conditional):
     # From where the unconditional call came first it was the one that was studied, after steps of
     # the conditional one: what was learned was of no call.
