@@ -34,6 +34,8 @@ from deepcache_patch.inspection.branches import Branches
 from deepcache_patch.running.controlnet import AttachedCompanion
 from deepcache_patch.schedules.guide import PlannedGuide
 
+pytestmark = pytest.mark.usefixtures("kept_tables")
+
 NO_BRANCH_9 = (
     "branch 9 is out of range: this UNet2DConditionModel has 9 skip connections, so branches 0 to "
     "8; print(DeepCacheHelper(pipe).branches) shows them"
