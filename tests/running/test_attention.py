@@ -293,6 +293,7 @@ def merge(pipe):
     tomesd.apply_patch(pipe, ratio=0.5, max_downsample=2, use_rand=False)
 
 
+@pytest.mark.slow
 def test_tomesd_is_applied_and_removed_while_enabled():
     story = [
         Change("plain", lambda pipe: None),

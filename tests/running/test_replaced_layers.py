@@ -398,7 +398,7 @@ def counting(kind):
 
 
 @pytest.mark.parametrize("branch", BRANCHES)
-@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("when", mostly_slow(["before", "after"], ["after"]))
 def test_blocks_of_a_swapped_class_count_every_step(when, branch):
     # Swapped before enable(), the proof called them once more; after it, nobody noticed.
     plain, unet = small(), small()

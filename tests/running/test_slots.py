@@ -43,7 +43,7 @@ def said(embeds):
 # --- conditioning that changes from step to step ------------------------------------------------
 
 
-@BRANCHES
+@pytest.mark.parametrize("branch", mostly_slow([OUTPUT, 0], [0]), ids=["output", "branch 0"])
 def test_prompts_that_alternate_run_in_full_with_one_warning(branch):
     # With interval 2 all full steps had the first prompt, and the second one was lost.
     a, b = prompts(2)
@@ -307,7 +307,7 @@ def windows(starts, width=4):
     return [{"sample": canvas[:, :, start : start + width]} for start in starts]
 
 
-@BRANCHES
+@pytest.mark.parametrize("branch", mostly_slow([OUTPUT, 0], 1), ids=["output", "branch 0"])
 def test_windows_that_move_run_in_full_with_one_warning(branch):
     # Every window replayed the feature of what had been in another place.
     unet = unet2d_condition()
