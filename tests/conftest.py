@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from typing import Any
 
+import hypothesis  # noqa: F401
 import pytest
 import torch
 from torch import nn
@@ -17,9 +18,20 @@ from deepcache_patch.cli import terminal
 from deepcache_patch.cutting.anatomy import dissect
 from deepcache_patch.cutting.features import FeatureCache, Recorder, StandIn, first_tensor
 from deepcache_patch.learning import auto
+from deepcache_patch.settings import adjustable
 
 # The suite runs in several processes, so each takes one core.
 torch.set_num_threads(1)
+
+
+def pytest_collection_finish():
+    """What the libraries are made of is never looked at again by a collection of garbage.
+
+    It is half a million objects, and some tests collect at each step. hypothesis is imported here,
+    before: it asks what refers to the generators of other libraries, and frozen objects never do.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -128,6 +140,14 @@ def assert_refreshes_every_shallower_branch(
 
 
 @pytest.fixture
+def kept_tables(monkeypatch):
+    """Tables of branches are measured once: for tests that are of something else."""
+    from builders.tables import kept_branches  # which imports this file
+
+    monkeypatch.setattr(adjustable, "branches_of_pipeline", kept_branches)
+
+
+@pytest.fixture
 def no_grad():
     with torch.no_grad():
         yield
@@ -151,7 +171,10 @@ def quick_collections():
     gc.collect()
     gc.freeze()
     yield
+    # What the module has left is looked at once more; the libraries are not, from then on.
     gc.unfreeze()
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

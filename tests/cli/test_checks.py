@@ -16,7 +16,7 @@ from deepcache_patch.cli.main import COMMANDS, main
 from deepcache_patch.cli.request import PipelineRequest
 from deepcache_patch.compare import run as comparison
 
-pytestmark = pytest.mark.usefixtures("phases")
+pytestmark = pytest.mark.usefixtures("phases", "kept_tables")
 
 
 @cache

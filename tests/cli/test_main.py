@@ -22,7 +22,7 @@ from deepcache_patch.cli.names import SCHEDULER_OPTIONS
 from deepcache_patch.compare import run as comparison
 from deepcache_patch.compare.outcome import FILES
 
-pytestmark = pytest.mark.usefixtures("phases")
+pytestmark = pytest.mark.usefixtures("phases", "kept_tables")
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ from deepcache_patch.cli.main import main
 from deepcache_patch.cli.names import SCHEDULERS
 from deepcache_patch.settings.preview import plan_by
 
-pytestmark = pytest.mark.usefixtures("phases")
+pytestmark = pytest.mark.usefixtures("phases", "kept_tables")
 
 
 def run(*arguments: str) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from builders.adapters import lora
+from builders.marks import mostly_slow
 from builders.models import MODELS, model_folder
 from diffusers import DiffusionPipeline, StableDiffusionImg2ImgPipeline
 from PIL import Image
@@ -27,7 +28,7 @@ from deepcache_patch.cli.request import PipelineRequest
 from deepcache_patch.compare import run as comparison
 from deepcache_patch.compare.about import LORA_FILES
 
-pytestmark = pytest.mark.usefixtures("phases")
+pytestmark = pytest.mark.usefixtures("phases", "kept_tables")
 
 SD, SDXL = "sd", "sdxl"
 
@@ -305,7 +306,7 @@ def test_a_pipeline_that_cannot_be_offloaded_says_so(
 # --- pictures -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [SD, SDXL])
+@pytest.mark.parametrize("name", mostly_slow([SD, SDXL], 1))
 def test_image_to_image_end_to_end(
     name: str, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,6 +19,8 @@ from deepcache_patch.cli.request import PipelineRequest
 from deepcache_patch.sweep import run
 from deepcache_patch.sweep.outcome import FILES
 
+pytestmark = pytest.mark.usefixtures("kept_tables")
+
 
 @cache
 def pipeline() -> Any:

@@ -24,6 +24,8 @@ from deepcache_patch.measuring.generation import batched_call, labelled_progress
 from deepcache_patch.measuring.loop_clock import LoopClock
 from deepcache_patch.measuring.similarity import psnr, ssim
 
+pytestmark = pytest.mark.usefixtures("kept_tables")
+
 # --- figures ------------------------------------------------------------------------------------
 
 

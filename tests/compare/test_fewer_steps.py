@@ -28,6 +28,8 @@ from deepcache_patch.inspection.branches import Branch, Branches
 from deepcache_patch.measuring.similarity import psnr, ssim
 from deepcache_patch.running.stats import Stats
 
+pytestmark = pytest.mark.usefixtures("kept_tables")
+
 # --- how many steps -----------------------------------------------------------------------------
 
 

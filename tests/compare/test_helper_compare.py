@@ -24,6 +24,8 @@ from deepcache_patch.measuring.generation import calls_of, labelled_progress
 from deepcache_patch.measuring.media import Sound
 from deepcache_patch.measuring.similarity import lpips, snr
 
+pytestmark = pytest.mark.usefixtures("kept_tables")
+
 
 @pytest.fixture
 def deprecated_pipelines() -> Iterator[None]:

@@ -69,8 +69,8 @@ def set_up(pipe: Any) -> list[str]:
     ("schedule", "replay"),
     [
         (NoiseAware(2.5), "extrapolate"),
-        (Uniform(3), "reuse"),
-        (Centred(3, center=4), None),
+        pytest.param(Uniform(3), "reuse", marks=pytest.mark.slow),
+        pytest.param(Centred(3, center=4), None, marks=pytest.mark.slow),
         (Adaptive(0.5, (1,)), None),
         (Auto(3.0), None),
     ],

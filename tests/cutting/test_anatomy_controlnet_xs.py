@@ -30,7 +30,7 @@ def test_skips_are_counted(name):
 
 
 @pytest.mark.parametrize("control", [True, False], ids=["control", "no-control"])
-@pytest.mark.parametrize("name", mostly_slow(UNETS, ["2-levels", "attention-everywhere"]))
+@pytest.mark.parametrize("name", mostly_slow(UNETS, ["2-levels"]))
 def test_a_shallow_call_is_exact_at_every_branch(name, control):
     assert_exact_at_every_branch(UNETS[name][0](), lambda: inputs(apply_control=control))
 

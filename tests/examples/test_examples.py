@@ -263,7 +263,7 @@ def cache(tmp_path_factory):
     "name",
     mostly_slow(
         [name for name in SCRIPTS if name not in WITH_RAY],
-        ["first_picture", "migrate_from_deepcache", "server"],
+        ["first_picture", "migrate_from_deepcache"],
     ),
 )
 def test_what_a_script_says_of_real_models_is_so(name, run, cache, monkeypatch, tmp_path):

@@ -179,7 +179,7 @@ def test_the_helpers_own_calls_are_as_the_table_says(name):
             "stable-cascade-decoder",
             "stable-video-diffusion",
         ],
-        ["if", "stable-cascade-decoder"],
+        ["if"],
     ),
 )
 def test_the_calls_of_pipelines_are_as_the_table_says(name):

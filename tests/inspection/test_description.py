@@ -29,6 +29,8 @@ from deepcache_patch import (
 )
 from deepcache_patch.learning import auto
 
+pytestmark = pytest.mark.usefixtures("kept_tables")
+
 TIMESTEPS = torch.tensor([900, 700, 500, 300, 100])
 
 

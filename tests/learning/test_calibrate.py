@@ -25,6 +25,8 @@ from deepcache_patch.learning.reached import Reached
 from deepcache_patch.measuring.similarity import psnr
 from deepcache_patch.schedules.guide import Context
 
+pytestmark = pytest.mark.usefixtures("kept_tables")
+
 LDM = CASES["ldm"]
 
 
@@ -208,6 +210,7 @@ def test_run_may_return_what_the_pipeline_did(kind, pipe):
     assert len(found.plan(6).full_steps) == 1
 
 
+@pytest.mark.slow
 def test_the_mean_of_several_pictures_counts(pipe, monkeypatch):
     # The second picture is 20 dB closer: the mean reaches 30 dB with the first at 20.
     decibels = iter([20.0, 40.0] * 9)
@@ -234,7 +237,7 @@ def by_work(full, steps, share):
 
 
 @pytest.mark.parametrize("speedup", mostly_slow([1, 1.3, 2, 3], [2]))
-@pytest.mark.parametrize("branch", [0, 1])
+@pytest.mark.parametrize("branch", mostly_slow([0, 1], [1]))
 def test_the_most_full_steps_that_are_so_fast_by_work_are_taken(branch, speedup, clock, pipe):
     helper = DeepCacheHelper(pipe, schedule=Uniform())
     share = clock.shallow = helper.branches[branch].share
@@ -289,6 +292,7 @@ def test_a_shallow_call_that_takes_longer_than_its_work_costs_full_steps(clock, 
     assert clock.runs == 2 * (9 + 3)  # with 5 full steps, which is too slow, and with 4
 
 
+@pytest.mark.slow
 def test_no_more_full_steps_are_taken_away_than_twice_the_work_explains(clock, pipe, share):
     # With 1 of 12 steps in full it would not be twice as fast, either.
     clock.shallow = 0.9
@@ -506,7 +510,7 @@ def test_time_is_measured_with_a_clock_that_runs(pipe):
     mostly_slow([{"full_steps": 2}, {"psnr": 10}, {"speedup": 1.5}], 1),
     ids=["full_steps", "psnr", "speedup"],
 )
-@pytest.mark.parametrize("enabled", [True, False], ids=["enabled", "disabled"])
+@pytest.mark.parametrize("enabled", mostly_slow([True, False], 1), ids=["enabled", "disabled"])
 def test_a_helper_stays_enabled_or_disabled(enabled, asked, clock, pipe, untouched):
     run = partial(LDM.run, pipe, steps=6)
     plain = run()

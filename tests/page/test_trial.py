@@ -28,6 +28,8 @@ from deepcache_patch.page.watch import StoppedError
 from deepcache_patch.settings.by_name import PARAMETERS, named_schedule
 from deepcache_patch.settings.preview import num_steps
 
+pytestmark = pytest.mark.usefixtures("kept_tables")
+
 CALL = {"prompt": "a fox", "num_inference_steps": 6, "height": 16, "width": 16}
 
 

@@ -158,7 +158,7 @@ DISTRIBUTED = {
     "wrap",
     mostly_slow(
         [pytest.param(wrap, id=name) for name, wrap in WRAPPERS.items()],
-        ["dispatched-by-blocks", "sharded-by-blocks"],
+        ["sharded-by-blocks"],
     ),
 )
 def test_a_unet_that_stays_itself_is_helped(wrap):

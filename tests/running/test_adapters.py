@@ -213,7 +213,7 @@ PLUGGED = [
 
 @pytest.mark.parametrize(
     ("name", "other", "branch"),
-    mostly_slow([pytest.param(*row, id=row[0]) for row in PLUGGED], ["sd-adapter", "gligen"]),
+    mostly_slow([pytest.param(*row, id=row[0]) for row in PLUGGED], ["sd-adapter"]),
 )
 def test_what_is_plugged_in_is_accelerated_and_the_next_generation_is_right(name, other, branch):
     case = (_MULTI | CASES)[name]

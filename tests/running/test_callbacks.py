@@ -53,7 +53,8 @@ def _assert_right(load, run, changes=0):
             ("euler", {"timesteps": [980, 700, 420, 200, 30]}),
             ("dpm-multistep", {"timesteps": [980, 700, 420, 200, 30]}),
             ("lcm", {"timesteps": [999, 759, 499, 259, 99]}),
-        ]
+        ],
+        1,
     ),
     ids=lambda value: value if isinstance(value, str) else next(iter(value)),
 )

@@ -191,7 +191,7 @@ def test_a_controlnet_whose_residuals_are_not_changed_is_cut(how, schedule, monk
     assert "s" in kinds
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", mostly_slow(SCHEDULES, ["branch 0"]))
 @pytest.mark.parametrize("how", mostly_slow(["every second step", "guidance midway"], 1))
 def test_two_controlnets_whose_residuals_are_summed_are_whole(how, schedule, monkeypatch):
     pipe, arguments = CASES["sd-controlnet"].load(), LOOPS[how] | {"nets": 2}
@@ -320,7 +320,7 @@ def _by_class(controlnet, change):
     return undo
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", mostly_slow(SCHEDULES, ["default"]))
 @pytest.mark.parametrize("how", mostly_slow([_by_hook, _by_forward, _by_class], 1))
 def test_a_controlnet_that_weighs_in_its_own_call_is_whole(how, schedule, monkeypatch):
     pipe = CASES["sd-controlnet"].load()

@@ -112,6 +112,7 @@ def test_compiled_before_enable(form, dynamic, graphs, pictures):
     assert graphs.frame_count == 3 * plain
 
 
+@pytest.mark.slow
 def test_compiled_in_place_after_enable(graphs, pictures):
     unet = small_unet()
     helper = DeepCacheHelper(unet, schedule=Uniform()).enable()
@@ -232,6 +233,7 @@ def test_each_branch_of_a_plan_is_a_graph(graphs):
             assert graphs.frame_count == 4
 
 
+@pytest.mark.slow
 def test_more_graphs_than_dynamo_allows_one_module(graphs):
     # With `fullgraph`, dynamo fails where a piece of code would have more graphs than the limit.
     unet = small_unet()
@@ -375,6 +377,7 @@ def test_a_controlnet_that_is_cut_is_compiled_along(graphs):
 # --- copies -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "duplicate", mostly_slow([copy.deepcopy, lambda unet: pickle.loads(pickle.dumps(unet))], 1)
 )

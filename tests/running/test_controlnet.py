@@ -240,7 +240,6 @@ CONTROLS = [
         [pytest.param(*row, id="-".join([row[0], str(row[1]), *row[2]])) for row in CONTROLS],
         [
             *("sd-controlnet-4", "sd-controlnet-0-guess_mode-guidance_scale"),
-            "sd-controlnet-two-0-control_guidance_end",
         ],
     ),
 )

@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 from builders.loops import kinds_of_steps, loop
+from builders.marks import mostly_slow
 from builders.unets import inputs2d_condition, unet2d_condition
 from conftest import trace
 
@@ -19,7 +20,9 @@ from deepcache_patch import (
 
 
 @pytest.mark.parametrize("step", [0, 1], ids=["full", "shallow"])
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize(
+    "error", mostly_slow([RuntimeError, KeyboardInterrupt], [KeyboardInterrupt])
+)
 def test_after_a_failed_step_the_unet_is_whole_and_the_next_generation_right(step, error):
     unet = unet2d_condition()
     with DeepCacheHelper(unet, schedule=Uniform()):
@@ -153,7 +156,9 @@ def test_a_replaced_forward_is_called_inside(order):
     assert trace(unet) == before
 
 
-@pytest.mark.parametrize("step", [1, 2, 3], ids=["shallow", "shallow-again", "full"])
+@pytest.mark.parametrize(
+    "step", mostly_slow([1, 2, 3], [1, 3]), ids=["shallow", "shallow-again", "full"]
+)
 @pytest.mark.parametrize(
     ("owner", "name", "index"),
     [

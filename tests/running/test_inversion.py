@@ -74,7 +74,7 @@ def edict(pipe):
 TRIPS = {"by the pipeline": by_pipeline, "two coupled samples": edict}
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", mostly_slow(SCHEDULES, ["default"]))
 @pytest.mark.parametrize("there_and_back", mostly_slow(TRIPS.values(), 1), ids=TRIPS)
 def test_with_both_loops_paused_all_comes_back_as_without_a_helper(there_and_back, schedule):
     pipe = CASES["sd"].load()

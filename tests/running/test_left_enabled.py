@@ -216,6 +216,7 @@ def test_what_there_is_does_not_grow_with_generations(monkeypatch):
         assert found["shallow_calls"] > 0, name
 
 
+@pytest.mark.slow
 def test_what_there_is_does_not_grow_with_switching_on_and_off():
     pipe = toys.smallest("cpu", torch.float32)
     found = lifetime.of_cycles(pipe, 15)

@@ -191,7 +191,7 @@ def test_groups_of_several_blocks_run_in_full(far):
         assert (helper.stats.full_calls, helper.stats.shallow_calls) == (12, 3)
 
 
-@pytest.mark.parametrize("kind", ["leaf_level", "block_level"])
+@pytest.mark.parametrize("kind", mostly_slow(["leaf_level", "block_level"], 1))
 def test_streams_of_an_older_diffusers_run_in_full(far, kind, monkeypatch):
     # Before 0.37 a layer that its predecessor has not prefetched stayed where it was.
     case = CASES["sd"]

@@ -37,7 +37,7 @@ from deepcache_patch import (
 from deepcache_patch.running.callers import Callers
 
 STEPS = 8
-BRANCHES = pytest.mark.parametrize("branch", [OUTPUT, 0, 3])
+BRANCHES = pytest.mark.parametrize("branch", mostly_slow([OUTPUT, 0, 3]))
 
 load = kept(modular_sdxl)
 run = functools.partial(
@@ -65,7 +65,7 @@ CALLS = {
 }
 
 #: One that guides alone, and one that leaves layers out, some of which are kept at branch 3.
-QUICK = {("cfg", OUTPUT), ("pag", 3)}
+QUICK = {("pag", 3)}
 
 
 @pytest.mark.parametrize(
@@ -294,8 +294,7 @@ def test_a_modular_pipeline_is_compared_with_itself():
 
 
 # --- offloading -------------------------------------------------------------------------------
-
-
+@pytest.mark.slow
 def test_a_manager_that_offloads_leaves_every_picture_as_it_is(monkeypatch):
     # It asks how much memory the device has left, which a CPU does not say.
     monkeypatch.setattr(TorchDeviceBackend, "mem_get_info", lambda _: (0, 0))

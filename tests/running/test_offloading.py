@@ -42,7 +42,8 @@ if "cuda" in DEVICES:
 
 #: What moves weights in each way, and what only computes otherwise.
 QUICK = [
-    *(("sd", "model-offload", "cpu"), ("sd", "groups-of-leaves", "cpu"), ("sd", "slicing", "cpu")),
+    ("sd", "model-offload", "cpu"),
+    ("sd", "groups-of-leaves", "cpu"),
     ("sd-controlnet", "groups-of-blocks", "cpu"),
     *(run for run in RUNS if run[2] != "cpu"),  # where there is a device, all of them on it
 ]

@@ -8,15 +8,18 @@ import pytest
 import torch
 from builders.held import SD, loop
 from builders.kinds_of_calls import kinds_of_calls
+from builders.marks import mostly_slow
 from builders.patched import slowly
 from builders.unets import inputs2d_condition
 
 from deepcache_patch import DeepCacheHelper, Uniform
 from deepcache_patch.running.steps import StepTracker
 
-EITHER = pytest.mark.parametrize(
-    "options", [{"schedule": Uniform(3)}, {"schedule": Uniform(3, -1)}], ids=["branch 0", "output"]
-)
+OPTIONS = [
+    pytest.param({"schedule": Uniform(3)}, id="branch 0"),
+    pytest.param({"schedule": Uniform(3, -1)}, id="output"),
+]
+EITHER = pytest.mark.parametrize("options", OPTIONS)
 
 
 def evaluated(unet, timesteps):
@@ -44,7 +47,7 @@ def drawn(timesteps, count=48):
 FORMS = ["numbers", "tensors", "batches", "of the list", "copies of the list's"]
 
 
-@EITHER
+@pytest.mark.parametrize("options", mostly_slow(OPTIONS, 1))
 @pytest.mark.parametrize("form", slowly(FORMS, FORMS[1:2]))
 def test_evaluations_at_random_timesteps_are_plain(form, options):
     # Score distillation, a classifier by denoising, the loss of a validation: half of them replayed

@@ -43,6 +43,9 @@ class CountedCalls:
 QUICK = [("ldm", scheduler) for scheduler in CASES["ldm"].schedulers]
 QUICK += [(name, "ddim") for name in ("sd", "sdxl", "ddpm", "ddim")]
 
+#: One of each kind of U-Net, and one that begins midway.
+QUICK_CASES = ["sd", "sdxl-refiner", "ldm", "ldm-superresolution", "ddpm"]
+
 
 @pytest.mark.parametrize(("name", "scheduler"), mostly_slow(PAIRS, QUICK))
 def test_a_generation_runs_one_step_in_three_in_full_and_disable_is_exact(name, scheduler):
@@ -67,7 +70,7 @@ def test_a_generation_runs_one_step_in_three_in_full_and_disable_is_exact(name, 
     assert torch.equal(case.run(pipe, steps=8), plain)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", mostly_slow(CASES, QUICK_CASES))
 def test_interval_1_is_the_plain_pipeline(name):
     case = CASES[name]
     pipe = case.load()
@@ -76,7 +79,7 @@ def test_interval_1_is_the_plain_pipeline(name):
         assert torch.equal(case.run(pipe), plain)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", mostly_slow(CASES, QUICK_CASES))
 def test_the_approximation_is_what_makes_the_difference(name):
     # If a shallow step ran everything, or nothing were replayed, the pictures would be equal.
     case = CASES[name]

@@ -15,6 +15,7 @@ import pytest
 import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from builders.loops import loop
+from builders.marks import mostly_slow
 from builders.unets import unet2d_condition
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import nn
@@ -158,7 +159,9 @@ FORMS = [
 
 
 @pytest.mark.parametrize("branch", BRANCHES)
-@pytest.mark.parametrize("kind", [Controller, ControllerModule], ids=["object", "module"])
+@pytest.mark.parametrize(
+    "kind", mostly_slow([Controller, ControllerModule], 1), ids=["object", "module"]
+)
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
 def test_a_controller_of_layers_counts_every_step(form, kind, branch):
     plain, unet = small(), small()
@@ -395,7 +398,7 @@ def counting(kind):
 
 
 @pytest.mark.parametrize("branch", BRANCHES)
-@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("when", mostly_slow(["before", "after"], ["after"]))
 def test_blocks_of_a_swapped_class_count_every_step(when, branch):
     # Swapped before enable(), the proof called them once more; after it, nobody noticed.
     plain, unet = small(), small()

@@ -56,7 +56,7 @@ SHARING = {
             ("img2img-strength", "heun"),
             ("inpaint", "dpm-multistep"),
         ],
-        ["img2img", ("inpaint", "dpm-multistep")],
+        [("inpaint", "dpm-multistep")],
     ),
 )
 def test_pipelines_on_one_unet_take_turns_under_one_helper(name, scheduler):

@@ -43,7 +43,7 @@ def said(embeds):
 # --- conditioning that changes from step to step ------------------------------------------------
 
 
-@BRANCHES
+@pytest.mark.parametrize("branch", mostly_slow([OUTPUT, 0], [0]), ids=["output", "branch 0"])
 def test_prompts_that_alternate_run_in_full_with_one_warning(branch):
     # With interval 2 all full steps had the first prompt, and the second one was lost.
     a, b = prompts(2)
@@ -60,7 +60,7 @@ def test_prompts_that_alternate_run_in_full_with_one_warning(branch):
 
 @pytest.mark.parametrize(
     "options",
-    [{"schedule": Uniform(2)}, {"schedule": Uniform(5)}, {}],
+    mostly_slow([{"schedule": Uniform(2)}, {"schedule": Uniform(5)}, {}], 1),
     ids=["interval 2", "interval 5", "default"],
 )
 def test_a_callback_that_alternates_prompts_gives_the_plain_picture(options):
@@ -307,7 +307,7 @@ def windows(starts, width=4):
     return [{"sample": canvas[:, :, start : start + width]} for start in starts]
 
 
-@BRANCHES
+@pytest.mark.parametrize("branch", mostly_slow([OUTPUT, 0], 1), ids=["output", "branch 0"])
 def test_windows_that_move_run_in_full_with_one_warning(branch):
     # Every window replayed the feature of what had been in another place.
     unet = unet2d_condition()
@@ -381,7 +381,9 @@ class Referring(DiffusionPipeline):
 
 @pytest.mark.parametrize(("timestep", "features"), mostly_slow([(1234, 1), (0, 0)], quick=1))
 def test_a_reference_unet_holds_no_more_with_each_picture(timestep, features):
-    pipe = Referring(unet2d_condition(seed=1), unet2d_condition(), DDIMScheduler())
+    small = {"layers_per_block": 1, "block_out_channels": (8, 16)}
+    unets = (unet2d_condition(seed=seed, **small) for seed in (1, 0))
+    pipe = Referring(*unets, DDIMScheduler())
     one_feature = 2 * 8 * 8 * 8 * 4
     with DeepCacheHelper(pipe, schedule=Uniform()) as helper:
         attached = {each.name: each for each in helper._attachment.unets}["reference_unet"]

@@ -30,6 +30,8 @@ from deepcache_patch import (
 )
 from deepcache_patch.settings.preview import num_steps
 
+pytestmark = pytest.mark.usefixtures("kept_tables")
+
 SD = CASES["sd"]
 
 DPM = DPMSolverMultistepScheduler

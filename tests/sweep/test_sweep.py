@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from builders.cases import CASES, PROMPT, picture
+from builders.marks import mostly_slow
 from builders.outcomes import flat
 from builders.schedulers import with_scheduler
 from builders.sweeps import row
@@ -28,6 +29,8 @@ from deepcache_patch.sweep.outcome import FILES, Sweep
 from deepcache_patch.sweep.run import SweepInterrupted, adapters_of
 from deepcache_patch.sweep.settings import settings_of
 from deepcache_patch.sweep.turns import duration
+
+pytestmark = pytest.mark.usefixtures("kept_tables")
 
 #: Three settings of which the first two need as many fewer steps.
 ASKED: dict[str, Any] = {
@@ -169,7 +172,7 @@ def test_a_calibrated_schedule_is_of_the_steps_that_strength_leaves() -> None:
             run_of(num_inference_steps=12, **call)
 
 
-@pytest.mark.parametrize("enabled", [False, True])
+@pytest.mark.parametrize("enabled", mostly_slow([False, True], 1))
 def test_the_counts_of_the_helper_are_its_own(enabled: bool) -> None:
     subject = helper(schedule=Uniform(3))
     with subject:

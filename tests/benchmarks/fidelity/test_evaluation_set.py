@@ -108,6 +108,7 @@ def test_what_is_missing_is_made_as_it_was_and_the_rest_is_left(model, options, 
     assert [path.stat().st_mtime_ns for path in others] == times
 
 
+@pytest.mark.slow
 def test_the_schedules_make_different_pictures(make, tmp_path):
     kinds = (["--plain"], [], ["--auto"], ["--branch=2"])
     sets = [make(*kind, folder=tmp_path / str(kind))[1] for kind in kinds]
