@@ -26,7 +26,7 @@ def covered() -> str:
     ours, theirs = counts["ours"], counts["deepcache"]
     faster = theirs["exact"] + theirs["wrong"]
     return (
-        f"Tests run all {len(classes)} U-Net pipelines of diffusers "
+        f"Tests run all {len(classes)} U-Net pipelines that run in diffusers "
         f"{report['versions']['diffusers']}, with tiny models: {ours['exact']} run fewer layers, "
         "and each further call, with another size, batch, guidance, strength or number of steps, "
         f"makes what a fresh pipeline makes. {ours['in full']} run in full, with a warning that "

@@ -54,12 +54,13 @@ def _named(row: Row) -> str:
 def measured_on() -> str:
     """Where the table of `fidelity` comes from."""
     report = results()[_SHOWN]
-    versions = report["versions"]
+    versions, command = report["versions"], report["command"].partition(" --output")[0]
     return (
         f"{report['images']} pictures of 64×64 pixels from the model in `benchmarks/models/"
-        f"{report['model']}`, guidance {report['guidance_scale']:g}, {report['device']} with "
-        f"{report['threads']} thread, torch {versions['torch']}, diffusers "
-        f"{versions['diffusers']}; `{report['command']}`"
+        f"{report['model']}`, guidance {report['guidance_scale']:g}, {report['device']}, "
+        f"{report['threads']} thread of the CPU, torch {versions['torch']}, diffusers "
+        f"{versions['diffusers']}; `{command}`. The DDPM model: 32×32 pixels from `shapes-ddpm`, "
+        "without guidance."
     )
 
 

@@ -311,7 +311,7 @@ def main() -> None:
         if start
         else kept_tokenizer(texts, settings.checkpoint_dir)
     )
-    ids = token_ids(tokenizer, [*texts, ""]).to(settings.device)
+    ids = token_ids(tokenizer, [*texts, ""])
     text_encoder, unet = build_text_encoder(tokenizer), build_unet()
     if start:
         weights = StableDiffusionPipeline.from_pretrained(start, dtype=torch.float32)
@@ -320,6 +320,7 @@ def main() -> None:
     else:
         teach_reading(text_encoder, tokenizer, ids[:-1], settings)
     model = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
+    ids = ids.to(settings.device)
 
     def states_of(rows: torch.Tensor, emptied: torch.Tensor) -> torch.Tensor:
         states: torch.Tensor = text_encoder(ids[torch.where(emptied, len(texts), rows)])[0]

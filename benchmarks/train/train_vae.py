@@ -106,8 +106,6 @@ def train_decoder(folder: Path, pictures: torch.Tensor, settings: Settings) -> N
     vae.encoder.requires_grad_(False)
     vae.quant_conv.requires_grad_(False)
 
-    pictures = pictures.to(settings.device)
-
     def loss(generator: torch.Generator) -> torch.Tensor:
         rows = drawn_rows(len(pictures), settings, generator)
         target = as_input(pictures[rows], settings.device)

@@ -217,13 +217,18 @@ def train(
     recent: deque[torch.Tensor] = deque(maxlen=100)
     if path.exists():
         state = torch.load(path, map_location=device, weights_only=True)
+        begun = state.get("device", "cpu")
+        if begun != device.type:
+            raise ValueError(
+                f"{path} was begun on {begun}: go on with --device {begun}, or remove it"
+            )
         model.load_state_dict(state["model"])
         averaged.load_state_dict(state["averaged"])
         optimizer.load_state_dict(state["optimizer"])
         generator.set_state(state["generator"].cpu())
         torch.set_rng_state(state["global_random_state"].cpu())
         first = state["step"]
-        recent.extend(state["recent_losses"])
+        recent.extend(torch.as_tensor(state["recent_losses"], device=device))
 
     def save(step: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -235,6 +240,7 @@ def train(
             "generator": generator.get_state(),
             "global_random_state": torch.get_rng_state(),
             "step": step,
+            "device": device.type,
             "recent_losses": torch.stack([*recent]),
         }
         torch.save(state, partial)

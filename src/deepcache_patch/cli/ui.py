@@ -52,13 +52,13 @@ def ui(*, schedule: str, host: str, port: int, **loading: Any) -> None:
     with bad_input():
         begin = schedule_given(schedule)
         file = None if schedule in SCHEDULES else schedule
-        page = Server(Page(asked.load(), schedule=begin, schedule_file=file), host, free)
+        server = Server(Page(asked.load(), schedule=begin, schedule_file=file), host, free)
     if not is_loopback(host):
         warning = f"warning: whoever reaches {host} can use this page, without a password"
         complain(f"{PROGRAM} ui: {warning}")
-    with page, suppress(KeyboardInterrupt):
-        say(f"{page.address} (Ctrl-C ends it)")
-        page.wait()
+    with server, suppress(KeyboardInterrupt):
+        say(f"{server.address} (Ctrl-C ends it)")
+        server.wait()
 
 
 def _free_port(host: str, wanted: int) -> int:

@@ -55,6 +55,7 @@ def about(
     pipe, helper, call = contest.pipe, contest.helper, contest.call
     name, unet = next(iter(unets_of(pipe).items()))
     scheduler = likeliest_scheduler(pipe, name)
+    scheduler_name = "" if scheduler is None else type(scheduler).__name__
     followed = {
         "interval": getattr(schedule, "interval", None),
         "branch": getattr(schedule, "branch", None),
@@ -64,9 +65,7 @@ def about(
     return {
         "model": getattr(pipe, "name_or_path", None) or type(pipe).__name__,
         "pipeline": type(pipe).__name__,
-        "scheduler": ""
-        if scheduler is None
-        else type(scheduler).__name__.removesuffix("Scheduler"),
+        "scheduler": scheduler_name.removesuffix("Scheduler"),
         "scheduler_settings": _changed_settings(pipe),
         "loras": _loras(pipe),
         "offload": _offload(pipe),

@@ -21,7 +21,8 @@ class Reached:
             shallow call's cannot be counted. The same on every machine.
         speed: How many times as fast the denoising loop was, the median of the timings; `None` if
             it was not timed.
-        quartiles: The lower and the upper one of the timings; `None` if there are none.
+        quartiles: The least and the greatest of the middle half of the timings; `None` if there
+            are none.
         timings: How many there are, each of a plain run and an accelerated one.
         psnr: To the plain pictures, in dB, the mean; infinite for identical ones; `None` if it was
             not measured.

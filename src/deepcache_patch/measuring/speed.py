@@ -53,7 +53,7 @@ class Speed:
 
     @property
     def quartiles(self) -> tuple[float, float]:
-        """Where the middle half of the ratios begins and ends, each one of them.
+        """The least and the greatest ratio of the middle half; both were measured.
 
         Of up to four ratios the half is all of them, of nine the middle five.
         """

@@ -89,7 +89,7 @@ def schedulers_of(pipe: Any, name: str) -> Callable[[], list[Any]]:
 
 
 def likeliest_scheduler(pipe: Any, name: str) -> Any:
-    """The first of `schedulers_of` that the pipeline has now; `None` if it has none."""
+    """The first of `schedulers_of`; `None` if it is missing, or there are none."""
     return next(iter(schedulers_of(pipe, name)()), None)
 
 

@@ -278,9 +278,9 @@ def _about(contest: Contest, settings: Sequence[Setting]) -> dict[str, Any]:
     return {**about(contest, device), "replay": replay, "settings": len(settings)}
 
 
-def _request(contest: Contest, about: Mapping[str, Any]) -> dict[str, Any]:
+def _request(contest: Contest, told: Mapping[str, Any]) -> dict[str, Any]:
     """All that rows of one folder have in common."""
-    shared = {name: value for name, value in about.items() if name not in _OWN}
+    shared = {name: value for name, value in told.items() if name not in _OWN}
     weights, adapters, schedulers = {}, {}, {}
     for name, part in modules_of(contest.pipe).items():
         found = Fingerprint.of(unwrapped(part))
