@@ -511,3 +511,32 @@ def test_an_argument_is_told_as_it_may_be_typed_again(text: str) -> None:
 def test_a_lora_is_told_as_it_may_be_typed_again() -> None:
     for text in ("a:0.5", "a", "a:b", "a:b:2"):
         assert typed_lora(str(typed_lora(text))) == typed_lora(text)
+
+
+# --- what the model's card says -----------------------------------------------------------------
+
+
+@pytest.fixture
+def with_card(tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    shutil.copytree(model_folder(MODELS[SD]), folder)
+    card = "---\ninference:\n  parameters:\n    guidance_scale: 4.0\n---\n"
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    return folder
+
+
+def test_the_guidance_scale_of_the_card_is_taken_and_said(
+    with_card: Path, asked: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert compare(with_card) == 2
+    assert asked["guidance_scale"] == 4.0
+    said = "guidance scale 4, as the model's card says (--guidance-scale)"
+    assert capsys.readouterr().err.splitlines()[0] == said
+
+
+def test_a_guidance_scale_that_is_given_is_not_that_of_the_card(
+    with_card: Path, asked: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert compare(with_card, "--guidance-scale", 2) == 2
+    assert asked["guidance_scale"] == 2.0
+    assert "card" not in capsys.readouterr().err

@@ -364,6 +364,14 @@ def test_what_is_identical_is_called_so_in_the_verdict() -> None:
     assert same.verdict == "fewer steps at equal work (3 of 6): 18.00 dB, helper: identical"
 
 
+def test_the_verdict_says_what_to_do_where_the_helper_lost() -> None:
+    lost = outcome(psnr=(17.0, 17.5), fewer=fewer())
+    assert lost.verdict == (
+        "fewer steps at equal work (3 of 6): 18.00 dB, helper: 17.25 dB: "
+        "take fewer steps here, or a smaller interval"
+    )
+
+
 def test_a_single_picture_with_a_long_verdict_is_not_cut_off() -> None:
     one = {"psnr": (20.0,), "ssim": (0.5,), "about": {**ABOUT, "seeds": [0], "model": "m"}}
     small = {"plain": (flat((1, 2, 3)),), "cached": (flat((1, 2, 3)),), **one}

@@ -16,7 +16,7 @@ from .files import model_folder, picture_in, prompts_in
 from .loras import Lora, add_loras
 from .mistakes import BadInputError, bad_input, reason_of, require_package
 from .names import SCHEDULES
-from .terminal import phase, shows_bars
+from .terminal import complain, phase, shows_bars
 
 #: The share of a branch is known before a generation but for the text's length, which matters less.
 _MARGIN: Final = 1.01
@@ -112,6 +112,7 @@ class GenerationRequest(PipelineRequest):
         """Returns seeds and arguments for this pipeline, and refuses what it does not know."""
         from ..compare.steps import LISTS
         from ..measuring.generation import accepted_arguments, batched_call
+        from ..page.card import card_of
 
         name, accepted, prompts = type(pipe).__name__, accepted_arguments(pipe), self._prompts()
         given = {**vars(self), "prompt": prompts or None, "num_inference_steps": self.steps}
@@ -132,6 +133,10 @@ class GenerationRequest(PipelineRequest):
         call |= as_call(self.arguments, accepted, name)
         if "num_inference_steps" in accepted and not {*LISTS} & call.keys():
             call.setdefault("num_inference_steps", 50)
+        scale = card_of(pipe).defaults.get("guidance_scale")
+        if scale is not None and "guidance_scale" in accepted.keys() - call.keys():
+            call["guidance_scale"] = scale
+            complain(f"guidance scale {scale:g}, as the model's card says (--guidance-scale)")
 
         if len(prompts) == 1:
             call["prompt"] = prompts[0]

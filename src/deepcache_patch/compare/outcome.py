@@ -24,6 +24,9 @@ from .saving import Saved, files_of
 #: What `Comparison.save_all` writes.
 FILES: Final = files_of("comparison")
 
+#: What to do where fewer steps are closer to the plain results than the helper.
+LOST: Final = "take fewer steps here, or a smaller interval"
+
 
 @dataclass(frozen=True)
 class Comparison(Against, Saved):
@@ -81,13 +84,14 @@ class Comparison(Against, Saved):
 
     @property
     def verdict(self) -> str | None:
-        """Fewer steps and the helper in one line, or why there are no fewer steps; or `None`."""
+        """Fewer steps and the helper in one line, and if the helper lost; or why there are none."""
         fewer, reason = self.fewer, self.fewer_left_out
         if fewer is None:
             return None if reason is None else f"fewer steps at equal work: left out, {reason}"
-        theirs, ours = fewer.measures[0].text(), self.measures[0].text()
+        theirs, ours = fewer.measures[0], self.measures[0]
         steps = f"{fewer.steps} of {self.about['steps']}"
-        return f"fewer steps at equal work ({steps}): {theirs}, helper: {ours}"
+        said = f"fewer steps at equal work ({steps}): {theirs.text()}, helper: {ours.text()}"
+        return f"{said}: {LOST}" if theirs.mean > ours.mean else said
 
     @property
     def notes(self) -> tuple[str, ...]:
