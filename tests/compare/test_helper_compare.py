@@ -16,7 +16,7 @@ import torch
 import zoo
 from builders.cases import CASES, PROMPT
 from builders.unets import UNETS
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
 
 from deepcache_patch import DeepCacheHelper, DeepCacheWarning, Explicit, Uniform
 from deepcache_patch.compare.run import compare
@@ -342,3 +342,13 @@ def test_snr_follows_from_the_sums_of_squares() -> None:
     assert snr(signal, signal * np.float32(1.1)) == pytest.approx(20.0, abs=1e-5)
     assert snr(signal, signal.copy()) == math.inf
     assert snr(np.zeros(4), np.ones(4)) == -math.inf
+
+
+def test_the_spacing_of_the_noise_levels_stands_in_the_title() -> None:
+    pipe = CASES["sd"].load()
+    config = pipe.scheduler.config
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(config, use_karras_sigmas=True)
+    helper = DeepCacheHelper(pipe, schedule=Uniform(2))
+    outcome = helper.compare(num_inference_steps=2, fewer_steps=False, **PROMPT)
+    assert outcome.about["scheduler"] == "DPMSolverMultistep"
+    assert " · DPMSolverMultistep Karras · " in outcome.title

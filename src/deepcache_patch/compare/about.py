@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -48,6 +48,14 @@ class PictureFile(str):
         return made
 
 
+#: Settings of a scheduler that space its noise levels, and the words for them.
+_SPACINGS: Final = {
+    "use_karras_sigmas": "Karras",
+    "use_exponential_sigmas": "exponential",
+    "use_beta_sigmas": "beta",
+}
+
+
 def about(
     contest: Contest, device: torch.device, schedule: AnySchedule | None = None
 ) -> dict[str, Any]:
@@ -79,6 +87,13 @@ def about(
         "call": {name: _named(value) for name, value in call.items()},
         **({} if schedule is None else followed),
     }
+
+
+def sampler_of(about: Mapping[str, Any]) -> str:
+    """The scheduler and how its noise levels were spaced anew: "DPMSolverMultistep Karras"."""
+    changed = about.get("scheduler_settings") or {}
+    spacings = (word for setting, word in _SPACINGS.items() if changed.get(setting))
+    return " ".join((about["scheduler"], *spacings))
 
 
 def _named(value: Any) -> Any:

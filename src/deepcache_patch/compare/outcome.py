@@ -15,6 +15,7 @@ from ..measuring.finite import finite
 from ..measuring.generation import Timing
 from ..measuring.media import Kind, Result, kind_of
 from ..schedules.plans import Plan, place_of
+from .about import sampler_of
 from .against import Against, doubts, figures_of, only_one_full, seconds_of, speed_text
 from .fewer import FewerSteps
 from .figures import looks_lines, rows_of
@@ -136,7 +137,7 @@ class Comparison(Against, Saved):
             schedule = f"noise-aware, interval {about['interval']:g}, {place_of(about['branch'])}"
         if about["replay"] == "Reuse()":  # the other one is the default
             schedule += ", reuse"
-        return " · ".join(part for part in (steps, about["scheduler"], schedule) if part)
+        return " · ".join(part for part in (steps, sampler_of(about), schedule) if part)
 
     @property
     def numbered(self) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from PIL import Image
 
+from ..compare.about import sampler_of
 from ..compare.against import Against, speed_text
 from ..compare.paste import python_of
 from ..compare.saving import Saved, files_of
@@ -167,7 +168,7 @@ class Sweep(Saved):
     @property
     def title(self) -> str:
         """Model, scheduler and reference in one line."""
-        return " · ".join(part for part in (self.model, self.about["scheduler"]) if part)
+        return " · ".join(part for part in (self.model, sampler_of(self.about)) if part)
 
     def table(self) -> str:
         """Returns the figures as aligned text, and the knee, without a newline at the end."""
