@@ -66,8 +66,7 @@ def measured_on() -> str:
 
 def pictures_of_both() -> str:
     """What was drawn for the table of `usual_samplers`."""
-    reports = [*_counted(), *_counted(RESULTS / "emoji")]
-    counts = {each["model"]: each["images"] for each in reports if each["sampler"] in _USUAL}
+    counts = {each["model"]: each["images"] for each in _usual()}
     drawn = " and ".join(f"{images} of {model}" for model, images in counts.items())
     guidance = results()[_SHOWN]["guidance_scale"]
     return (
@@ -84,15 +83,15 @@ def samplers() -> str:
 
 def usual_samplers() -> str:
     """The same for the samplers of `_USUAL`, on both models."""
-    reports = [*_counted(), *_counted(RESULTS / "emoji")]
     header = ("PSNR in dB at 2.2 times the speed", "model", *_COLUMNS)
-    rows = [
-        (report["title"], report["model"], *_psnrs(report, 2.2))
-        for sampler in _USUAL
-        for report in reports
-        if report["sampler"] == sampler
-    ]
+    rows = [(each["title"], each["model"], *_psnrs(each, 2.2)) for each in _usual()]
     return table(header, rows)
+
+
+def _usual() -> list[Any]:
+    """The reports on the samplers of `_USUAL`, one after the other, each on both models."""
+    reports = [*_counted(), *_counted(RESULTS / "emoji")]
+    return [each for name in _USUAL for each in reports if each["sampler"] == name]
 
 
 def curves() -> str:

@@ -212,7 +212,12 @@ generation: Decorator = _together(
     click.option("--prompt", multiple=True, metavar="TEXT", help="may be given several times"),
     _file("--prompts", "text file, one prompt in a line"),
     click.option("--negative-prompt", metavar="TEXT"),
-    click.option("--guidance-scale", type=finite, metavar="X", help="default: the pipeline's own"),
+    click.option(
+        "--guidance-scale",
+        type=finite,
+        metavar="X",
+        help="default: the model card's, or the pipeline's own",
+    ),
     _file("--image", "picture to begin with: image-to-image, or what the pipeline takes"),
     strength("with --image: how much may change, 0 to 1"),
     click.option("--height", type=positive, metavar="PIXELS"),

@@ -31,6 +31,13 @@ PICTURE_FILE: Final = "_deepcache_patch_file"
 #: What people set of a scheduler; asked for where the model's own settings are out of reach.
 _SET: Final = ("algorithm_type", "use_karras_sigmas")
 
+#: Settings of a scheduler that space its noise levels, and the words for them.
+_SPACINGS: Final = {
+    "use_karras_sigmas": "Karras",
+    "use_exponential_sigmas": "exponential",
+    "use_beta_sigmas": "beta",
+}
+
 
 class PictureFile(str):
     """The name of a picture's file, which says more than the picture does.
@@ -46,14 +53,6 @@ class PictureFile(str):
         made = super().__new__(cls, name)
         made.size = size
         return made
-
-
-#: Settings of a scheduler that space its noise levels, and the words for them.
-_SPACINGS: Final = {
-    "use_karras_sigmas": "Karras",
-    "use_exponential_sigmas": "exponential",
-    "use_beta_sigmas": "beta",
-}
 
 
 def about(
