@@ -68,12 +68,12 @@ def test_a_text_pipeline_end_to_end(
     options = ["--steps", 12, "--images", 2, "--device", "cpu", "--output", output]
     assert run(sd, "--prompt", "a fox", *options) == 0
     out, err = capsys.readouterr()
-    assert out.splitlines()[0].split() == ["plain", "DeepCache", "5", "steps"]
+    assert out.splitlines()[0].split() == ["plain", "helper", "5", "steps"]
     assert "fewer steps at equal work (5 of 12): " in out
     assert out.splitlines()[-1] == f"picture: {output / 'comparison.png'}"
     assert err == ""  # no bars where nobody sees them move
     assert phases == [
-        *(f"loading {sd}", "warm-up", "plain", "cached", "fewer steps", "writing the report")
+        *(f"loading {sd}", "warm-up", "plain", "helper", "fewer steps", "writing the report")
     ]
     assert {path.name for path in output.iterdir()} == set(FILES)
     assert out.splitlines()[-2] == f"report: {output / 'comparison.html'}"

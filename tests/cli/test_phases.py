@@ -29,7 +29,7 @@ def test_a_log_has_a_line_for_each_phase_with_its_time_of_day(
     lines = capsys.readouterr().err.splitlines()
     assert all(re.match(r"[0-2]\d:[0-5]\d:[0-6]\d ", line) for line in lines)
     assert [line[9:] for line in lines] == [
-        *(f"loading {folder}", "warm-up", "plain", "cached", "fewer steps", "writing the report")
+        *(f"loading {folder}", "warm-up", "plain", "helper", "fewer steps", "writing the report")
     ]
 
 
@@ -41,7 +41,7 @@ def test_a_terminal_has_bars_and_no_line_for_what_they_show(
     words = ["--steps", "9", "--images", "1", "--device", "cpu", "--output", str(tmp_path)]
     assert main(["compare", str(model_folder(MODELS["ddpm"])), *words]) == 0
     err = capsys.readouterr().err
-    for label in ("warm-up", "plain", "cached", "fewer steps"):
+    for label in ("warm-up", "plain", "helper", "fewer steps"):
         assert f"{label}: 100%" in err
         assert not re.search(rf"^\d\d:\d\d:\d\d {label}$", err, re.MULTILINE)
 

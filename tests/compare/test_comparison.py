@@ -83,7 +83,7 @@ def test_missing_scikit_image_is_told_with_the_command_that_helps(
 
 def test_the_table_line_by_line() -> None:
     assert outcome().table().splitlines() == [
-        "                     plain     DeepCache",
+        "                     plain        helper",
         "denoising loop     5.000 s       2.000 s",
         "loop speedup                       2.00×",
         "loop range                    0.67–2.50×",
@@ -97,8 +97,8 @@ def test_the_table_line_by_line() -> None:
         "SSIM                              0.7500",
         "feature cache                   3.00 MiB",
         "",
-        "DeepCache: shapes differ (worst PSNR 20.00 dB, #1; SSIM 0.5000, #1)",
-        "half of the speeds differ by more than 20% of their median: DeepCache 0.67–2.50×; "
+        "helper: shapes differ (worst PSNR 20.00 dB, #1; SSIM 0.5000, #1)",
+        "half of the speeds differ by more than 20% of their median: helper 0.67–2.50×; "
         "they are rough",
     ]
 

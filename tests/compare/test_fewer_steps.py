@@ -166,7 +166,7 @@ def test_runs_are_taken_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(contest, "timed_call", noted)
     helper = DeepCacheHelper(CASES["ddpm"].load(), schedule=Uniform())
     made = helper.compare(num_inference_steps=6, repeats=2)
-    assert labels == ["warm-up", *["plain", "cached", "fewer steps"] * 2]
+    assert labels == ["warm-up", *["plain", "helper", "fewer steps"] * 2]
     assert len(made.plain_times) == len(made.cached_times) == len(made.fewer.times) == 2
 
 
@@ -211,7 +211,7 @@ def test_a_line_says_why_there_are_no_fewer_steps(
     pipe = with_scheduler(CASES["sd"].load(), scheduler)
     made = DeepCacheHelper(pipe, schedule=Uniform(interval)).compare(**call, **PROMPT)
     assert (made.fewer, made.fewer_left_out) == (None, reason)
-    assert made.columns == ("plain", "DeepCache")
+    assert made.columns == ("plain", "helper")
     assert f"\nfewer steps at equal work: left out, {reason}\n" in made.table()
     figures = made.to_dict()["figures"]
     assert (figures["fewer_steps"], figures["fewer_steps_left_out"]) == (None, reason)
@@ -273,7 +273,7 @@ def test_they_are_not_made_where_nobody_wants_them() -> None:
         )
     assert "".join(kinds) == "FsFs" + "FFFFFF" + "FssFss"
     assert (made.fewer, made.fewer_left_out, made.verdict) == (None, None, None)
-    assert made.columns == ("plain", "DeepCache")
+    assert made.columns == ("plain", "helper")
     assert "fewer" not in made.table()
     assert made.work is not None
 
@@ -284,7 +284,7 @@ def test_they_are_not_made_where_nobody_wants_them() -> None:
 def test_the_table_has_a_third_column_and_a_verdict() -> None:
     made = outcome(fewer=fewer(), work=0.4, plans={"unet": Plan(["full", 0, 0] * 2)})
     assert made.table().splitlines() == [
-        "                     plain     DeepCache       3 steps",
+        "                     plain        helper       3 steps",
         "denoising loop     5.000 s       2.000 s       2.500 s",
         "loop speedup                       2.00×         1.60×",
         "loop range                    0.67–2.50×    1.50–5.00×",
@@ -300,15 +300,15 @@ def test_the_table_has_a_third_column_and_a_verdict() -> None:
         "SSIM                              0.7500        0.5000",
         "feature cache                   3.00 MiB",
         "",
-        "DeepCache: shapes differ (worst PSNR 20.00 dB, #1; SSIM 0.5000, #1)",
+        "helper: shapes differ (worst PSNR 20.00 dB, #1; SSIM 0.5000, #1)",
         "3 steps: shapes differ (worst PSNR 17.00 dB, #1; SSIM 0.2500, #1)",
         "fewer steps at equal work (3 of 6): 18.00 dB, helper: 20.00 dB",
-        "half of the speeds differ by more than 20% of their median: DeepCache 0.67–2.50×; "
+        "half of the speeds differ by more than 20% of their median: helper 0.67–2.50×; "
         "3 steps 1.50–5.00×; they are rough",
         "",
         "plan            F··F··",
     ]
-    assert made.columns == ("plain", "DeepCache", "3 steps")
+    assert made.columns == ("plain", "helper", "3 steps")
     assert fewer(steps=1).name == "1 step"
 
 

@@ -238,7 +238,7 @@ def test_the_bars_say_which_generation_runs(capsys: pytest.CaptureFixture[str]) 
     helper = DeepCacheHelper(pipe, schedule="auto")
     assert compare(pipe, helper, num_inference_steps=9).about["replay"] is None
     err = capsys.readouterr().err
-    labels = ("warm-up", "calibration", "plain", "cached")
+    labels = ("warm-up", "calibration", "plain", "helper")
     found = [err.find(f"{label}: 100%") for label in labels]
     assert -1 not in found
     assert found == sorted(found)
@@ -250,7 +250,7 @@ def test_the_bars_number_what_is_made_one_by_one(capsys: pytest.CaptureFixture[s
     pipe.set_progress_bar_config()
     DeepCacheHelper(pipe, schedule=Uniform()).compare(seeds=range(2), num_inference_steps=2)
     err = capsys.readouterr().err
-    for label in ("warm-up", "plain 1/2", "plain 2/2", "cached 1/2", "cached 2/2"):
+    for label in ("warm-up", "plain 1/2", "plain 2/2", "helper 1/2", "helper 2/2"):
         assert f"{label}: 100%" in err
 
 

@@ -142,7 +142,7 @@ def test_the_page_refers_to_nothing_outside() -> None:
 def test_frames_of_videos_and_their_numbers() -> None:
     page = Page(videos().to_html())
     assert [img["alt"] for img in page.all("img", "cached")] == [
-        f"seed 7, DeepCache, frame {number}" for number in range(1, 6)
+        f"seed 7, helper, frame {number}" for number in range(1, 6)
     ]
     assert ["hidden" in img for img in page.all("img", "plain")] == [False, True, True, True, True]
     with Image.open(BytesIO(content(page.all("img", "plain")[3]["src"]))) as frame:
@@ -205,9 +205,9 @@ def test_verdict_rule_worst_and_notes_are_in_the_page() -> None:
     comparison = outcome(work=0.8, psnr=(math.inf, 30.6))
     page = Page(comparison.to_html())
     said = [text.strip() for text in page.texts if text.strip()]
-    assert "DeepCache: shapes differ (worst PSNR 30.60 dB, #2; SSIM 0.5000, #1)" in said
+    assert "helper: shapes differ (worst PSNR 30.60 dB, #2; SSIM 0.5000, #1)" in said
     assert RULE in said
-    assert "To the worst of DeepCache, #2" in said
+    assert "To the worst of the helper, #2" in said
     assert "#picture-2" in [link["href"] for link in page.all("a")]
     assert [figure["id"] for figure in page.all("figure")] == ["picture-1", "picture-2"]
     assert "mean of 2; worst 30.60 dB, #2; 1 of 2 identical" in said
@@ -222,11 +222,11 @@ def test_all_results_stand_in_a_table_that_can_be_sorted() -> None:
     assert re.findall('<button type="button">(.*?)</button>', table) == [
         *(
             "#",
-            "DeepCache PSNR",
-            "DeepCache SSIM",
+            "helper PSNR",
+            "helper SSIM",
             "3 steps PSNR",
             "3 steps SSIM",
-            "DeepCache verdict",
+            "helper verdict",
         ),
     ]
     cells = [re.findall('data-value="(.*?)">(.*?)</t[dh]>', row) for row in table.split("<tr>")[2:]]
@@ -280,12 +280,12 @@ def test_a_third_picture_lies_there_and_a_switch_chooses_two_of_three() -> None:
     said = [text.strip() for text in page.texts if text.strip()]
     start = said.index("Left and right of the divider")
     assert said[start + 1 : start + 4] == [
-        "plain and DeepCache",
+        "plain and helper",
         "plain and 3 steps",
-        "3 steps and DeepCache",
+        "3 steps and helper",
     ]
     assert comparison.verdict in said
-    assert "DeepCache: PSNR 20.00 dB · SSIM 0.5000" in said
+    assert "helper: PSNR 20.00 dB · SSIM 0.5000" in said
     assert "3 steps: PSNR 17.00 dB · SSIM 0.2500" in said
     assert "0.67–2.50×; by work at most 2.50×; 5.000 s → 2.000 s" in said
     assert "1.00–2.00×; by work at most 2.50×; 6.000 s → 4.000 s" in said
@@ -301,7 +301,7 @@ def test_every_figure_of_the_third_contestant_is_in_the_table_of_the_page() -> N
         tuple(re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row))
         for row in re.findall(r"<tr>(<th scope=.row.>.*?)</tr>", text)
     ]
-    assert tuple(heads) == comparison.columns == ("plain", "DeepCache", "3 steps")
+    assert tuple(heads) == comparison.columns == ("plain", "helper", "3 steps")
     assert rows == comparison.rows()
 
 
@@ -326,7 +326,7 @@ def test_frames_and_sounds_of_the_third_contestant() -> None:
     rows = (comparison.plain, comparison.cached, results)
     assert heard == [row[number].wav() for number in (0, 1) for row in rows]
     # Three quarters of the loudest is what is missing at most: not even twice that fits.
-    assert page.texts.count("Difference of DeepCache, ×1") == 2
+    assert page.texts.count("Difference of helper, ×1") == 2
     assert page.texts.count("Difference of 3 steps, ×1") == 2
     assert len(page.all("img", "residue")) == 4
     assert "3 steps: SNR 2.50 dB" in page.texts

@@ -133,7 +133,7 @@ def test_frames_play_pause_and_stand_side_by_side(show: Any) -> None:
     place.send_keys(Keys.HOME, Keys.ARROW_RIGHT)
     assert browser.execute_script(visible) == [
         "seed 7, plain, frame 2",
-        "seed 7, DeepCache, frame 2",
+        "seed 7, helper, frame 2",
     ]
     assert find(browser, ".player output").text == "2 / 5"
     find(browser, ".strip summary").click()
@@ -213,7 +213,7 @@ def test_the_switch_puts_two_of_three_pictures_under_the_divider(show: Any, widt
     browser = show(outcome(fewer=fewer()), width=width)
     plain, cached, third = (102, 51, 0), (100, 50, 0), (98, 49, 0)
     assert sides(browser) == (plain, cached)
-    names = ["#1 seed 0, plain", "#1 seed 0, DeepCache", "plain", "DeepCache"]
+    names = ["#1 seed 0, plain", "#1 seed 0, helper", "plain", "helper"]
     assert browser.execute_script(SEEN) == names
     choose(browser, "fewer")
     assert sides(browser) == (plain, third)
@@ -221,7 +221,7 @@ def test_the_switch_puts_two_of_three_pictures_under_the_divider(show: Any, widt
     assert browser.execute_script(SEEN) == names
     choose(browser, "both")
     assert sides(browser) == (third, cached)
-    names = ["#1 seed 0, DeepCache", "#1 seed 0, 3 steps", "DeepCache", "3 steps"]
+    names = ["#1 seed 0, helper", "#1 seed 0, 3 steps", "helper", "3 steps"]
     assert browser.execute_script(SEEN) == names
     left, right = (
         browser.execute_script(

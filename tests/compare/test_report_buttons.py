@@ -38,7 +38,7 @@ def test_a_click_shows_each_contestant_1_to_1(show: Any, width: int) -> None:
     assert browser.execute_script(SHOWN) == [["#2 seed 1, 3 steps", 64, "visible"]]
     browser.find_elements("css selector", ".choice")[1].click()
     mouse(browser).send_keys("zz").perform()
-    assert browser.execute_script(SHOWN) == [["#2 seed 1, DeepCache", 256, "visible"]]
+    assert browser.execute_script(SHOWN) == [["#2 seed 1, helper", 256, "visible"]]
     assert find(browser, ".zoom").text == "4:1"
     assert find(browser, "dialog").rect["width"] <= width
     mouse(browser).send_keys(Keys.ESCAPE).perform()
@@ -57,7 +57,7 @@ def test_all_contestants_blink_until_they_are_told_to_stop(show: Any, by: str) -
     mouse(browser).double_click(find(browser, ".stage")).perform()
     toggle()
     assert "Blink" in pressed(browser)
-    for name in ("DeepCache", "3 steps", "plain", "DeepCache"):
+    for name in ("helper", "3 steps", "plain", "helper"):
         WebDriverWait(browser, 5, 0.02).until(lambda _, name=name: name in pressed(browser))
     toggle()
     (stopped,) = pressed(browser)

@@ -40,10 +40,10 @@ def test_one_run_has_no_range_but_a_word_of_caution() -> None:
         ([(4.0, 2.0), (4.0, 2.0)], 0.5, []),
         ([(4.0, 2.0), (8.0, 4.0)], 0.5, []),  # a machine that is slower for both
         ([(3.7, 2.0), (4.4, 2.0)], 0.5, []),  # by less than 20 % of their median
-        ([(3.6, 2.0), (4.5, 2.0)], 0.5, ["by more than 20% of their median: DeepCache 1.80–2.25×"]),
+        ([(3.6, 2.0), (4.5, 2.0)], 0.5, ["by more than 20% of their median: helper 1.80–2.25×"]),
         ([(4.0, 2.0), (4.0, 2.0), (4.0, 2.0), (4.0, 2.0), (4.0, 9.0)], 0.5, []),  # outvoted
         ([(4.8, 2.0), (4.8, 2.0)], 0.5, []),
-        ([(5.0, 2.0), (5.0, 2.0)], 0.5, ["DeepCache 2.50× of at most 2.00×;"]),
+        ([(5.0, 2.0), (5.0, 2.0)], 0.5, ["helper 2.50× of at most 2.00×;"]),
         ([(5.0, 2.0), (5.0, 2.0)], None, []),
     ],
 )
@@ -74,7 +74,7 @@ def test_the_worst_is_named_by_its_number() -> None:
 
 
 def test_a_plan_with_one_full_step_is_remarked_on_and_no_error() -> None:
-    note = "only the first step ran in full: DeepCache; a smaller interval comes closer"
+    note = "only the first step ran in full: helper; a smaller interval comes closer"
     for plan, said in {(FULL, 0, 0): True, (FULL, 0, FULL): False, (FULL,): False}.items():
         assert (note in outcome(plans={"unet": Plan(plan)}).notes) == said
 
@@ -95,7 +95,7 @@ def test_a_plan_with_one_full_step_is_remarked_on_and_no_error() -> None:
 def test_the_worst_picture_decides_the_verdict_in_words(psnr: Any, ssim: Any, looks: str) -> None:
     made = outcome(psnr=psnr, ssim=ssim)
     assert (made.looks, made.to_dict()["figures"]["looks"]) == (looks, looks)
-    assert f"DeepCache: {looks} (worst PSNR " in made.table()
+    assert f"helper: {looks} (worst PSNR " in made.table()
 
 
 def test_the_rule_names_the_limits_and_whose_they_are() -> None:

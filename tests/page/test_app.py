@@ -229,7 +229,7 @@ def test_pictures_and_report_can_be_downloaded() -> None:
     files = [shown[name] for name in ("plain", "cached", "report")]
     assert all(file["interactive"] for file in files)
     paths = [Path(file["value"]) for file in files]
-    assert [path.name for path in paths] == ["plain.png", "deepcache.png", "comparison.html"]
+    assert [path.name for path in paths] == ["plain.png", "helper.png", "comparison.html"]
     saved = [Image.open(path).tobytes() for path in paths[:2]]
     assert saved == [picture.tobytes() for picture in shown["pictures"]]
     assert paths[2].read_text(encoding="utf-8").lower().startswith("<!doctype html>")
@@ -364,9 +364,9 @@ def test_steps_are_told_by_half_and_number() -> None:
     bar: list[tuple[Any, str]] = []
     told = ui._told_on(lambda steps, desc: bar.append((steps, desc)))
     told("plain", 23, 50)
-    told("cached", 12, 50)
+    told("helper", 12, 50)
     told("warm-up", 3, None)
-    assert bar == [((23, 50), "plain"), ((12, 50), "DeepCache"), ((3, None), "warm-up")]
+    assert bar == [((23, 50), "plain"), ((12, 50), "helper"), ((3, None), "warm-up")]
 
 
 def test_defaults_and_prompts_are_those_of_the_models_card(tmp_path: Path) -> None:

@@ -215,9 +215,9 @@ def test_settings_by_the_keyboard_then_both_pictures_under_the_slider(
     assert plain[:2] == cached[:2] == [64, 64]
     assert plain[2] != cached[2]
     names = [each.get_attribute("alt") for each in browser.all("#pictures img")]
-    assert names == ["plain picture", "picture with DeepCache"]
+    assert names == ["plain picture", "picture with the helper"]
     rows = [row.text.split() for row in browser.all("#figures tr")]
-    assert rows[0] == ["plain", "DeepCache"]
+    assert rows[0] == ["plain", "helper"]
     assert ["full", "calls", "16", "6"] in rows
     assert ["shallow", "calls", "0", "10"] in rows
 

@@ -103,14 +103,14 @@ def test_no_network_is_built_to_measure_a_trial(monkeypatch: pytest.MonkeyPatch)
 def test_the_plain_picture_is_kept_while_only_the_helper_changes(labels: list[str]) -> None:
     trials = Trials(CASES["sd"].load())
     first = trials.run(CALL, seed=0, schedule=Uniform(3))
-    assert labels == ["warm-up", "plain", "cached"]
+    assert labels == ["warm-up", "plain", "helper"]
     again = trials.run(CALL, seed=0, schedule=Uniform(2), replay="reuse")
-    assert labels[3:] == ["cached"]
+    assert labels[3:] == ["helper"]
     assert again.kept
     assert again.comparison.plain_times == first.comparison.plain_times
     for call, seed in ((CALL, 1), ({**CALL, "prompt": "a hen"}, 1)):
         assert not trials.run(call, seed=seed, schedule=Uniform(3)).kept
-    assert labels[4:] == ["plain", "cached"] * 2
+    assert labels[4:] == ["plain", "helper"] * 2
     assert trials.run(CALL, seed=0, schedule=Uniform(3)).kept  # one of before, brought back
 
 
@@ -145,7 +145,7 @@ def test_auto_learns_once_from_another_picture(labels: list[str]) -> None:
         found = trials.run({**CALL, "num_inference_steps": 12}, seed=0, schedule=schedule)
         assert found.comparison.shallow_calls == 8
         assert found.comparison.plan == schedule.learned[-1].entries
-    assert labels == ["warm-up", "plain", "calibration", "cached", "cached"]
+    assert labels == ["warm-up", "plain", "calibration", "helper", "helper"]
 
 
 def test_the_plan_of_an_adaptive_schedule_is_the_one_that_ran() -> None:
@@ -213,7 +213,7 @@ def test_each_step_of_each_half_is_told(case: str, steps: int, heard: list[int])
     # Forecasts call nothing of the U-Net, and are steps all the same.
     trials.run(call, seed=0, schedule=Uniform(3, -1), told=lambda *step: told.append(step))
     assert told == [
-        (label, step, steps) for label in ("warm-up", "plain", "cached") for step in heard
+        (label, step, steps) for label in ("warm-up", "plain", "helper") for step in heard
     ]
 
 
@@ -227,7 +227,7 @@ def test_a_step_of_two_calls_is_one_step() -> None:
     ]
 
 
-@pytest.mark.parametrize("half", ["warm-up", "plain", "cached"])
+@pytest.mark.parametrize("half", ["warm-up", "plain", "helper"])
 def test_stop_ends_a_trial_at_the_next_block_and_the_next_one_runs(half: str) -> None:
     pipe = CASES["sd"].load()
     before = trace(pipe.unet)
@@ -254,7 +254,7 @@ def test_stop_ends_a_trial_at_the_next_block_and_the_next_one_runs(half: str) ->
     again = trials.run(CALL, seed=0, schedule=Uniform(3))
     assert again.plain == untouched.plain
     assert again.cached == untouched.cached
-    assert again.kept == (half == "cached")
+    assert again.kept == (half == "helper")
 
 
 def test_stop_ends_a_trial_within_a_step() -> None:

@@ -1,4 +1,4 @@
-"""The command `compare`: the same pictures without and with DeepCache."""
+"""The command `compare`: the same pictures without and with the helper."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def compare(
     as_json: bool,
     **generation: Any,
 ) -> None:
-    """Generates the same pictures without and with DeepCache, and compares them.
+    """Generates the same pictures without and with the helper, and compares them.
 
     And once more without it, with fewer steps at equal work.
     """

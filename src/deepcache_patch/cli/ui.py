@@ -37,7 +37,7 @@ Prints the address of the page; Ctrl-C ends it.
     help="default: 7860; 0 takes a free one",
 )
 def ui(*, schedule: str, host: str, port: int, **loading: Any) -> None:
-    """Serves a page that makes pictures without and with DeepCache.
+    """Serves a page that makes pictures without and with the helper.
 
     It begins with the schedule of --schedule; others can be chosen.
     """

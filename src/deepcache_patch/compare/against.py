@@ -13,6 +13,9 @@ from ..measuring.generation import Timing
 from ..measuring.speed import WIDEST, Speed
 from .measures import Measured
 
+#: What stands beside "plain": its column, its label, its progress bar.
+HELPER: Final = "helper"
+
 #: So many contestants are named in one sentence.
 _NAMED: Final = 3
 

@@ -27,6 +27,7 @@ from ..running.face import Helper
 from ..running.stats import LastGeneration, Stats
 from ..schedules.guide import AnySchedule
 from ..schedules.plans import Uniform
+from .against import HELPER
 from .fewer import full_calls_worth
 from .steps import STEP_ARGUMENTS, steps_of
 
@@ -155,7 +156,7 @@ class Contest:
         self.helper.disable()
         return Run(*self._generate(self._with(steps), label))
 
-    def cached(self, steps: int | None = None, label: str = "cached") -> CachedRun:
+    def cached(self, steps: int | None = None, label: str = HELPER) -> CachedRun:
         """A run with the helper, by its schedule."""
         helper = self.helper
         helper.disable()

@@ -110,7 +110,7 @@ class FewerSteps(Against):
 
     @property
     def name(self) -> str:
-        """What it is called beside "plain" and "DeepCache"."""
+        """What it is called beside "plain" and "helper"."""
         return f"{self.steps} step{'' if self.steps == 1 else 's'}"
 
 

@@ -16,7 +16,7 @@ from ..measuring.generation import Timing
 from ..measuring.media import Kind, Result, kind_of
 from ..schedules.plans import Plan, place_of
 from .about import sampler_of
-from .against import Against, doubts, figures_of, only_one_full, seconds_of, speed_text
+from .against import HELPER, Against, doubts, figures_of, only_one_full, seconds_of, speed_text
 from .fewer import FewerSteps
 from .figures import looks_lines, rows_of
 from .grid import picture_of
@@ -102,7 +102,7 @@ class Comparison(Against, Saved):
         (of up to four, all), or are by as much above what the work allows; that only one step ran
         in full.
         """
-        ran = {"DeepCache": str(self.plan)}
+        ran = {HELPER: str(self.plan)}
         return *doubts(self.contestants), *only_one_full(ran)
 
     @property
@@ -182,12 +182,12 @@ class Comparison(Against, Saved):
 
     @property
     def contestants(self) -> dict[str, Against]:
-        """What stands beside plain, by its name: "DeepCache", and the fewer steps if there are."""
-        return {"DeepCache": self, **({self.fewer.name: self.fewer} if self.fewer else {})}
+        """What stands beside plain, by its name: "helper", and the fewer steps if there are."""
+        return {HELPER: self, **({self.fewer.name: self.fewer} if self.fewer else {})}
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The contestants: "plain", "DeepCache", and the fewer steps if there are any."""
+        """The contestants: "plain", "helper", and the fewer steps if there are any."""
         return ("plain", *self.contestants)
 
     def rows(self) -> list[tuple[str, ...]]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from ..schedules.plans import Plan, place_of
-from .against import range_text, times_text
+from .against import HELPER, range_text, times_text
 from .figures import looks_lines
 from .grid import DIFFERENCE_FACTOR, SMALLEST_CELL, waveform_differences
 from .measures import DETAILS, RULE, SAME, SHAPES, looks_of
@@ -49,7 +49,7 @@ def page(comparison: Comparison, *, command: str | None = None) -> str:
         __package__,
         "report",
         about,
-        title=f"{comparison.title}: plain and DeepCache",
+        title=f"{comparison.title}: plain and {HELPER}",
         comparison=comparison,
         prompt=prompt if isinstance(prompt, str) else None,
         tiles=list(_tiles(comparison)),

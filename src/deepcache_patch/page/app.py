@@ -214,7 +214,7 @@ class Page:
         scheduler = type(pipe.scheduler).__name__.removesuffix("Scheduler")
         dtype = str(pipe.dtype).removeprefix("torch.")
         about = f"{type(pipe).__name__}, {scheduler}, {dtype} on {pipe.device}"
-        return f"## {escape(short)} with and without DeepCache\n{about}"
+        return f"## {escape(short)} with and without the helper\n{about}"
 
     def _wire(self, blocks: Any) -> None:
         gr, fields = self._gr, self.fields.all
@@ -276,7 +276,7 @@ def _told_on(bar: Callable[..., Any]) -> Told:
     """Steps as gradio's progress: "plain - 46.0%", and in the corner "23/50 steps"."""
 
     def told(label: str, step: int, steps: int | None) -> None:
-        bar((step, steps), desc="DeepCache" if label == "cached" else label)
+        bar((step, steps), desc=label)
 
     return told
 

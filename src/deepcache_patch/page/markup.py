@@ -57,7 +57,7 @@ new MutationObserver(() => {
     handle.ariaLabel = "where the plain picture ends";
   }
   document.querySelectorAll("#pictures img").forEach((picture, second) => {
-    const name = second ? "picture with DeepCache" : "plain picture";
+    const name = second ? "picture with the helper" : "plain picture";
     if (picture.alt !== name) picture.alt = name;
   });
 }).observe(document.documentElement, {childList: true, subtree: true});

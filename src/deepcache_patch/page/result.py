@@ -40,7 +40,7 @@ class Result:
         self._saving = Lock()  # several tabs may show tries at once
         with gr.Tab("Both pictures"):
             self.pictures = gr.ImageSlider(
-                label="plain (left) and DeepCache (right)",
+                label="plain (left) and helper (right)",
                 format="png",
                 type="pil",
                 interactive=False,
@@ -57,7 +57,7 @@ class Result:
             self.factor = gr.Slider(1, 64, value=DIFFERENCE_FACTOR, step=1, label="Amplified by")
         self._told = gr.HTML(elem_id="figures")
         with gr.Row():
-            names = ("Plain picture", "DeepCache picture", "Report")
+            names = ("Plain picture", "Helper picture", "Report")
             self._files = [
                 gr.DownloadButton(f"⬇ {name}", size="sm", min_width=100, interactive=False)
                 for name in names
@@ -93,7 +93,7 @@ class Result:
         folder, trial = Path(self._folder.name) / str(made.number), made.trial
         contents = {
             "plain.png": trial.plain,
-            "deepcache.png": trial.cached,
+            "helper.png": trial.cached,
             "comparison.html": trial.comparison,
         }
         with self._saving:

@@ -149,7 +149,7 @@ class Trials:
             schedule: See `DeepCacheHelper`.
             replay: Likewise.
             schedule_file: Where the schedule was read, which the comparison's `about` says then.
-            told: Is called after each step of "warm-up", "plain", "calibration" and "cached".
+            told: Is called after each step of "warm-up", "plain", "calibration" and "helper".
             stop: Once it is set, the trial ends at the next block of a network.
 
         Raises:
