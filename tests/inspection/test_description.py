@@ -93,6 +93,33 @@ def test_after_a_generation_it_says_what_ran_and_where_the_others_were_cut(clock
     assert "  ran       F·F·F\n" in str(helper)
 
 
+@pytest.mark.parametrize("is_enabled", [True, False])
+def test_after_a_change_what_ran_is_told_to_be_of_the_settings_before(clock, is_enabled):
+    # `print(helper)` showed it as if the new settings had made it.
+    unet = unet2d_condition()
+    helper = DeepCacheHelper(unet, schedule=Uniform(2)).enable()
+    loop(unet)
+    if not is_enabled:
+        helper.disable()
+    helper.set(interval=3)
+    lines = str(helper).splitlines()
+    at = lines.index("  ran       F·F·F")
+    assert lines[at + 1 : at + 3] == [
+        "            with the settings before",
+        "  plan      F··F··F··F··F··F··F··F··F··F··F··F··F··F··F··F··F· (of 50 steps)",
+    ]
+    assert lines[-2:] == [
+        "  last      5 steps in 2.5 s, 2 steps/s, with the settings before",
+        "            3 of 5 calls in full, the others at branch 0",
+    ]
+    assert helper.last_generations["unet"].is_outdated
+    helper.enable()
+    loop(unet)
+    assert not helper.last_generations["unet"].is_outdated
+    assert "before" not in str(helper)
+    assert "  ran       F··F·" in str(helper).splitlines()
+
+
 def test_above_the_output_the_share_of_the_work_is_known():
     pipe = CASES["sd"].load()
     with DeepCacheHelper(pipe, schedule=Uniform(4, branch=-1)) as helper:

@@ -22,10 +22,14 @@ _STRIP_WIDTH, _STRIP_LENGTH = 60, 240
 #: For calls that are of no loop, as far as a helper knows.
 _CURE = "helper.generation(...) tells of a loop of your own"
 
+#: Of a generation after which settings were changed.
+_OUTDATED = "with the settings before"
+
 
 def rows(helper: Helper) -> list[tuple[str, str]]:
     """What there is to say of the helper, line by line; a continued line has no name."""
-    stats, several = helper.stats, len(helper.last_generations) > 1
+    stats, lasts = helper.stats, helper.last_generations
+    several = len(lasts) > 1
     state = "enabled" if helper.enabled else "not enabled: calls run plainly and are not counted"
     found = [("pipeline", f"{type(helper.pipe).__name__}, {state}")]
     for name, module in helper.attached.items():
@@ -35,9 +39,10 @@ def rows(helper: Helper) -> list[tuple[str, str]]:
     if window:
         found.append(("in full", str(window)))
     found.append(("replay", _replay(helper)))
-    for name, last in helper.last_generations.items():
+    for name, last in lasts.items():
         found += _strip(f"ran in {name}" if several else "ran", last.plan)
-    if not helper.last_generations and not stats.full_calls:
+        found += [("", _OUTDATED)] if last.is_outdated else []
+    if any(last.is_outdated for last in lasts.values()) or not (lasts or stats.full_calls):
         found += _expected(helper, window)
     generations = f"{stats.generations} generation{'s' * (stats.generations != 1)}"
     calls = f"{stats.full_calls} in full, {stats.shallow_calls} shallow, in {generations}"
@@ -45,9 +50,10 @@ def rows(helper: Helper) -> list[tuple[str, str]]:
     if stats.unplaced_calls:
         found.append(("", f"{stats.unplaced_calls} of them at no known step: {_CURE}"))
     found += [("cache", f"{stats.cache_nbytes / 2**20:.2f} MiB at most")]
-    for name, last in helper.last_generations.items():
+    for name, last in lasts.items():
         found.append((f"last of {name}" if several else "last", _speed(last)))
-        found += [("", _work(last)), *_remarks(helper, last.plan, is_past=True)]
+        found.append(("", _work(last)))
+        found += [] if last.is_outdated else _remarks(helper, last.plan, is_past=True)
     return found
 
 
@@ -107,7 +113,8 @@ def _strip(name: str, plan: Plan) -> list[tuple[str, str]]:
 def _speed(last: LastGeneration) -> str:
     steps = len(last.plan)
     rate = f", {steps / last.seconds:.3g} steps/s" if last.seconds else ""
-    return f"{steps} step{'s' * (steps != 1)} in {last.seconds:.3g} s{rate}"
+    outdated = f", {_OUTDATED}" if last.is_outdated else ""
+    return f"{steps} step{'s' * (steps != 1)} in {last.seconds:.3g} s{rate}{outdated}"
 
 
 def _work(last: LastGeneration) -> str:

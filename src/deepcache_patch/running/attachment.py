@@ -8,6 +8,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from typing import Any, Final
 
 from torch import nn
@@ -158,6 +159,7 @@ class Attachment:
         """Be led by another from the next call on, which is a first step."""
         for each in self.unets:
             each.follow(begin)
+        self._last = {name: replace(each, is_outdated=True) for name, each in self._last.items()}
 
     def generation(self, told: Told) -> Block:
         """A `with` block that is one generation of this thread or asyncio task.

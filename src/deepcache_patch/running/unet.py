@@ -133,6 +133,8 @@ class AttachedUNet:
         with self._lock:
             self._begin = begin
             self.reset()
+            if self._course is not None:
+                self._course.is_outdated = True
 
     def reset(self) -> None:
         """Forget the current generation of every thread."""
