@@ -210,6 +210,14 @@ NO_BRANCH_9 = "branch 9 is out of range: this UNet2DConditionModel has 9 skip co
         ({}, {"schedule": "uniform", "replay": Reuse}, "the class Reuse: did you mean Reuse()?"),
         ({}, {"schedule": Adaptive}, "the class Adaptive: did you mean Adaptive()?"),
         ({}, {"schedule": "unifrom"}, "did you mean 'uniform'?"),
+        # It was Python's own error, by the name of a class that nobody has to know.
+        (
+            {},
+            {"intervall": 3, "branch": 1},
+            "there is no setting 'intervall': did you mean 'interval'? There are interval, branch, "
+            "speedup, schedule, first, last, replay",
+        ),
+        ({}, {"foo": 1}, "there is no setting 'foo'; there are interval, branch, speedup, "),
         (
             {"interval": 2.5},
             {"schedule": "uniform"},

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from .errors import InvalidSettingError, no_such
 from .helper import DeepCacheHelper
 from .running.attachment import (
     SWITCHING,
@@ -18,7 +17,7 @@ from .running.attachment import (
     release_left_behind,
 )
 from .running.components import modules_of
-from .settings.changed import SettingsGiven
+from .settings.changed import SettingsGiven, require_known
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -55,9 +54,7 @@ def enable(
     """
     modules_of(pipe)  # what is no pipeline has none
     check_can_keep(pipe)
-    for name in settings:
-        if name not in SettingsGiven.__annotations__:
-            raise InvalidSettingError(no_such("setting", name, SettingsGiven.__annotations__))
+    require_known(settings)
     with SWITCHING:
         mine = [helper for helper in helpers_of(pipe) if helper.pipe is pipe]
         helper: DeepCacheHelper

@@ -14,11 +14,11 @@ from ..schedules.guide import AnySchedule
 from ..schedules.noise_aware import NoiseAware
 from ..schedules.replay import Replay
 from .by_name import ReplayName, ScheduleName, branch_of, uniform_of
-from .changed import DEFAULT, Settings, SettingsGiven
+from .changed import DEFAULT, Settings, SettingsGiven, require_known
 from .fitting import anatomies_for
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing_extensions import Never, Self
 
 #: What `set` takes.
 _SETTINGS: Final = tuple(SettingsGiven.__annotations__)
@@ -102,6 +102,7 @@ class Adjustable:
         first: float | None = None,
         last: float | None = None,
         replay: Replay | ReplayName | None = None,
+        **unknown: "Never",
     ) -> "Self":
         """Change settings, before or while enabled, and return the helper.
 
@@ -113,15 +114,16 @@ class Adjustable:
         A generation that is under way goes on as if it were a new one, with a full step.
 
         Raises:
-            InvalidSettingError: If an argument is out of range, is not of this schedule, or does
-                not fit a U-Net; or if the schedule brings a replay of its own (`Auto`) where
-                another than the default is in force.
+            InvalidSettingError: If an argument is no setting, is out of range, is not of this
+                schedule, or does not fit a U-Net; or if the schedule brings a replay of its own
+                (`Auto`) where another than the default is in force.
             UnsupportedModelError: If the pipeline's U-Net was replaced by one that cannot be cut.
 
         Example:
             >>> helper = DeepCacheHelper(pipe, interval=3).enable()  # doctest: +SKIP
             >>> helper.set(branch=0, first=2)  # interval=3 stays  # doctest: +SKIP
         """
+        require_known(unknown)
         given = {
             "interval": interval,
             "branch": branch,

@@ -4,11 +4,11 @@ change it, and when that is in force, stands in `adjustable`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypedDict
 
-from ..errors import InvalidSettingError
+from ..errors import InvalidSettingError, no_such
 from ..learning.auto import Auto
 from ..schedules.guide import AnySchedule, Context, Guide, guides_of
 from ..schedules.noise_aware import NoiseAware
@@ -35,6 +35,17 @@ class SettingsGiven(TypedDict, total=False):
     first: float
     last: float
     replay: Replay | ReplayName | None
+
+
+def require_known(names: Iterable[str]) -> None:
+    """Refuses names that no setting has.
+
+    Raises:
+        InvalidSettingError: It names the first, the one that may be meant, and all that there are.
+    """
+    for name in names:
+        if name not in SettingsGiven.__annotations__:
+            raise InvalidSettingError(no_such("setting", name, SettingsGiven.__annotations__))
 
 
 @dataclass(frozen=True)
