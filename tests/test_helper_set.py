@@ -88,6 +88,18 @@ def test_what_is_given_changes_and_the_rest_stays(unet, before, changes, expecte
     assert schedule_after(unet, before, changes) == str(expected)
 
 
+def test_a_speedup_reckons_with_the_branch_in_force_and_its_interval_is_shown_rounded(unet):
+    # It was shown with seventeen digits.
+    helper = DeepCacheHelper(unet, branch=0).set(speedup=1.5)
+    share = helper.branches[0].share
+    assert helper.branch == 0
+    assert helper.interval == pytest.approx((1 - share) / (1 / 1.5 - share), rel=1e-12)
+    shown = f"NoiseAware(interval={helper.interval:g}, branch=0)"
+    assert len(shown) < len(str(helper.schedule))
+    assert repr(helper) == f"DeepCacheHelper(UNet2DConditionModel, {shown}, disabled)"
+    assert f"  schedule  {shown}" in str(helper).splitlines()
+
+
 def test_several_changes_add_up(unet):
     helper = DeepCacheHelper(unet).set(interval=4).set(branch=2).set(schedule="uniform")
     assert helper.schedule == Uniform(4, 2)

@@ -17,7 +17,7 @@ from .running.pause import Pause
 from .running.stats import LOGGER, LastGeneration, Stats
 from .running.told import told_by
 from .schedules.guide import AnySchedule
-from .schedules.plans import OUTPUT, Plan
+from .schedules.plans import OUTPUT, Plan, schedule_text
 from .schedules.replay import Replay
 from .settings.adjustable import Adjustable
 from .settings.by_name import ReplayName, ScheduleName
@@ -414,7 +414,8 @@ class DeepCacheHelper(Adjustable):
     def __repr__(self) -> str:
         state = "enabled" if self.enabled else "disabled"
         window = f", {self._settings.window}" if self._settings.window else ""
-        return f"DeepCacheHelper({type(self._pipe).__name__}, {self.schedule}{window}, {state})"
+        schedule = schedule_text(self.schedule)
+        return f"DeepCacheHelper({type(self._pipe).__name__}, {schedule}{window}, {state})"
 
     def __str__(self) -> str:
         return as_text(self)

@@ -12,7 +12,7 @@ from ..schedules.guide import Context
 from ..schedules.html import html_table
 from ..schedules.noise import timesteps_of
 from ..schedules.noise_aware import remark_on
-from ..schedules.plans import OUTPUT, Plan, place_of
+from ..schedules.plans import OUTPUT, Plan, place_of, schedule_text
 from ..schedules.window import Window
 
 #: What the plan is shown for until a generation tells how many steps there are.
@@ -34,7 +34,7 @@ def rows(helper: Helper) -> list[tuple[str, str]]:
     found = [("pipeline", f"{type(helper.pipe).__name__}, {state}")]
     for name, module in helper.attached.items():
         found.append((name, f"{module}, patched"))
-    found.append(("schedule", str(helper.schedule)))
+    found.append(("schedule", schedule_text(helper.schedule)))
     window = Window(helper.first, helper.last)
     if window:
         found.append(("in full", str(window)))

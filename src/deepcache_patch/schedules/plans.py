@@ -106,6 +106,14 @@ def whole_number(name: str, value: Any, minimum: int) -> int:
     return number
 
 
+def schedule_text(schedule: Any) -> str:
+    """A schedule as a person reads it: an interval that follows from a speedup has many digits."""
+    interval = getattr(schedule, "interval", None)
+    if not isinstance(interval, float):
+        return str(schedule)
+    return str(schedule).replace(f"interval={interval}", f"interval={interval:g}")
+
+
 def place_of(branch: int) -> str:
     """Where a shallow step is cut, as a sentence says it."""
     return "above the output" if branch == OUTPUT else f"at branch {branch}"

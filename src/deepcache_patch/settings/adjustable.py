@@ -111,6 +111,10 @@ class Adjustable:
         its name takes over the interval and the branch that were given before. A schedule that is
         an object is taken as it is. If anything is refused, nothing changes.
 
+        A `speedup` sets the interval for the branch that is in force, and that stays: one from 0
+        needs more steps left out for the same speed than -1, since its shallow steps cost work.
+        `set(speedup=2, branch=-1)` goes back to the default's.
+
         A generation that is under way goes on as if it were a new one, with a full step.
 
         Raises:

@@ -10,7 +10,7 @@ from dataclasses import fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from ..errors import InvalidSettingError, no_such
-from ..schedules.plans import Centred, Uniform, number_between
+from ..schedules.plans import Centred, Uniform, number_between, schedule_text
 
 if TYPE_CHECKING:
     from ..schedules.guide import AnySchedule
@@ -239,6 +239,7 @@ def uniform_of(
         is_default = isinstance(schedule, NoiseAware)
         lacking = "cache_interval" if is_default else "both cache_interval and cache_branch_id"
         raise InvalidSettingError(
-            f"the schedule is {schedule!r}: to replace it by a uniform one, give {lacking}"
+            f"the schedule is {schedule_text(schedule)}: to replace it by a uniform one, "
+            f"give {lacking}"
         )
     return Uniform(interval, branch)
