@@ -59,18 +59,39 @@ def test_why_there_is_no_knee_is_said(points: Any, why: str) -> None:
     assert why in why_none(points)
 
 
+@pytest.mark.parametrize(
+    ("places", "expected"),
+    [
+        ([(0.5, 0.5), (0.1, 0.5), (0.51, 0.52), (0.5, 0.6)], [0, 0, 1, 0]),
+        ([(0.5, 0.5)] * 5, [0, -1, 1, -2, 2]),
+        ([(1.0, 0.5)] * 3, [0, -1, -2]),  # to the right they would leave the picture
+        # A mark that was moved hid one that it had not been near to: one step left or right does.
+        ([(0.54, 0.5), (0.5, 0.5), (0.51, 0.5)], [0, 0, -2]),
+    ],
+)
+def test_no_mark_covers_another(places: Any, expected: list[int]) -> None:
+    assert asides(places) == expected
+
+
 def test_points_that_would_cover_each_other_are_drawn_side_by_side() -> None:
-    assert asides([(0.5, 0.5), (0.1, 0.5), (0.51, 0.52), (0.5, 0.6)]) == [-0.5, 0, 0.5, 0]
-    assert asides([(0.5, 0.5)] * 3) == [-1, 0, 1]
     same = row(2.5, 38, made().settings[2].setting)
     sweep = made(settings=(*made().settings, same))
     points = curve_of(sweep).points
-    assert {point.mark: point.aside for point in points if point.aside} == {"3": -0.5, "5": 0.5}
+    assert {point.mark: point.aside for point in points if point.aside} == {"5": -1}
     (knee,) = (point for point in points if point.is_knee)
     assert (knee.mark, knee.row is sweep.knee) == ("3", True)
     page = sweep.to_html()
-    assert page.count('transform="translate(-12.0 0)"') == 1
-    assert page.count('transform="translate(12.0 0)"') == 1
+    assert page.count('<a class="point" transform="translate(-32 0)"') == 1
+    assert page.count('width="32" height="2" transform="translate(-32 -1)"/>') == 1
+    moved = "a mark that would cover another is moved aside, and a line leads to its place"
+    assert (moved in page, moved in made().to_html()) == (True, False)
+
+
+def test_fewer_steps_make_way_for_settings() -> None:
+    fewer = (row(2.5, 38, steps=10, plan=""), row(1.5, 25, steps=16, plan=""))
+    points = curve_of(made(fewer=fewer)).points
+    assert [(each.mark, each.aside) for each in points][:3] == [("10", -1), ("16", 0), ("1", 0)]
+    assert not any(each.aside for each in points[1:])
 
 
 def test_the_knee_does_not_depend_on_units() -> None:

@@ -18,7 +18,7 @@ from deepcache_patch import Uniform
 from deepcache_patch.compare.paste import python_of
 from deepcache_patch.measuring.generation import Timing
 from deepcache_patch.sweep.figures import cautions_of, rows_of
-from deepcache_patch.sweep.outcome import FILES
+from deepcache_patch.sweep.outcome import FILES, Sweep
 from deepcache_patch.sweep.settings import Setting
 
 
@@ -86,6 +86,51 @@ def test_a_setting_that_fewer_steps_beat_is_marked_everywhere(better: bool) -> N
     assert [each["fewer_steps_are_better"] for each in sweep.to_dict()["settings"]] == [
         *(False, False, better, False),
     ]
+
+
+def without_knee(*qualities: float) -> Sweep:
+    """Two settings, 1.5 and 2 times as fast, beside fewer steps of 30 dB."""
+    speeds = {16: 1.5, 12: 2.0}
+    settings = [
+        row(speed, quality, Setting(interval=speed, steps=24), fewer=steps)
+        for (steps, speed), quality in zip(speeds.items(), qualities, strict=True)
+    ]
+    fewer = [row(speed, 30, steps=steps, plan="") for steps, speed in speeds.items()]
+    return made(settings=tuple(settings), fewer=tuple(fewer), about={**ABOUT, "settings": 2})
+
+
+@pytest.mark.parametrize(
+    ("qualities", "place", "said"),
+    [
+        ((40, 29), 0, "Take interval 1.5 with 24 steps: 1.50× by work, PSNR 40.00 dB (1 in"),
+        ((40, 31), 1, "Take interval 2 with 24 steps: 2.00× by work, PSNR 31.00 dB (2 in"),
+        ((29, 30), 1, "Take interval 2 with 24 steps: 2.00× by work, PSNR 30.00 dB (2 in"),
+        ((29, 29), None, "Take none of them: fewer steps at equal work are better than every"),
+    ],
+)
+def test_without_a_knee_the_fastest_setting_above_fewer_steps_is_named(
+    qualities: tuple[float, float], place: int | None, said: str
+) -> None:
+    sweep = without_knee(*qualities)
+    found = None if place is None else sweep.settings[place]
+    assert sweep.knee is None
+    assert sweep.fastest_unbeaten is found
+    rule = " the figure), the fastest setting that fewer steps at equal work do not beat."
+    said = f"There is no knee: it takes three settings, and here are two settings. {said}"
+    said += " setting." if found is None else rule
+    assert said in sweep.table().splitlines()
+    assert f'<p class="knee-text">{said}</p>' in sweep.to_html()
+    assert f'data-first="setting-{1 + (place or 0)}"' in sweep.to_html()
+    named = json.loads(sweep.to_json())["fastest_unbeaten"]
+    assert named == (None if found is None else {"name": found.name, "steps": 24})
+
+
+def test_where_fewer_steps_were_not_made_nothing_is_said_of_them() -> None:
+    sweep = replace(without_knee(40, 29), fewer=())
+    assert sweep.fastest_unbeaten is None
+    assert "There is no knee: it takes three settings, and here are two settings." in (
+        sweep.table().splitlines()
+    )
 
 
 def test_a_setting_of_which_one_step_alone_ran_in_full_is_remarked_on() -> None:

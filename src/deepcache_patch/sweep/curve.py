@@ -5,8 +5,9 @@ height. Drawn from it are the figure of the page and that of the picture.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from .figures import mark_of
@@ -18,8 +19,12 @@ if TYPE_CHECKING:
 #: From the left and from the bottom, 0 to 1.
 Place: TypeAlias = tuple[float, float]
 
-#: Points that lie nearer than this in both directions would cover each other's number.
-_NEAR: Final = (0.025, 0.05)
+#: Points that lie nearer than this in both directions would cover each other's number. The first is
+#: also how far one of them is moved.
+_NEAR: Final = (0.038, 0.058)
+
+#: Moved further to the right than this, a mark would leave the picture.
+_RIGHTMOST: Final = 1.025
 
 
 @dataclass(frozen=True)
@@ -32,8 +37,7 @@ class Point:
         x: From the left, 0 to 1.
         y: From the bottom, 0 to 1; identical results stand at the top.
         is_knee: Whether it is the knee.
-        aside: How many marks it is drawn to the right of its place, so that those that share the
-            place are seen, too.
+        aside: By how many marks it is drawn to the right of its place, so that it covers no other.
     """
 
     row: Row
@@ -41,7 +45,7 @@ class Point:
     x: float
     y: float
     is_knee: bool
-    aside: float
+    aside: int
 
 
 @dataclass(frozen=True)
@@ -80,10 +84,12 @@ def curve_of(sweep: Sweep) -> Curve:
 
     marks = {id(row): mark_of(sweep, row) or str(row.steps) for row in rows}
     knee = sweep.knee
-    places = [place(row) for row in rows]
+    places, first = [place(row) for row in rows], len(sweep.fewer)
+    moved = asides([*places[first:], *places[:first]])  # settings rather stand where they belong
+    moved = moved[len(sweep.settings) :] + moved[: len(sweep.settings)]
     points = tuple(
         Point(row, marks[id(row)], *where, row is knee, aside)
-        for row, where, aside in zip(rows, places, asides(places), strict=True)
+        for row, where, aside in zip(rows, places, moved, strict=True)
     )
     measure = rows[0].measures[0]
     front = front_of([(sweep.speed_of(row), row.quality) for row in sweep.settings])
@@ -98,23 +104,32 @@ def curve_of(sweep: Sweep) -> Curve:
     )
 
 
-def asides(places: Sequence[Place]) -> list[float]:
-    """How many marks each is to be moved to the right, so that none covers another."""
-    groups: list[list[int]] = []
-    for number, (x, y) in enumerate(places):
-        for group in groups:
-            other_x, other_y = places[group[0]]
-            if abs(x - other_x) < _NEAR[0] and abs(y - other_y) < _NEAR[1]:
-                group.append(number)
-                break
-        else:
-            groups.append([number])
-    found = {
-        number: place - (len(group) - 1) / 2
-        for group in groups
-        for place, number in enumerate(group)
-    }
-    return [found[number] for number in range(len(places))]
+def asides(places: Sequence[Place]) -> list[int]:
+    """By how many marks each is to be moved to the right, so that none covers one before it."""
+    found: list[int] = []
+    taken: list[Place] = []
+    for x, y in places:
+        aside = next(
+            steps
+            for steps in _to_try()
+            if (not steps or x + steps * _NEAR[0] <= _RIGHTMOST)
+            and not any(_is_near((x + steps * _NEAR[0], y), other) for other in taken)
+        )
+        found.append(aside)
+        taken.append((x + aside * _NEAR[0], y))
+    return found
+
+
+def _to_try() -> Iterator[int]:
+    """Where it is, then ever further to the left and to the right."""
+    yield 0
+    for steps in count(1):
+        yield from (-steps, steps)
+
+
+def _is_near(one: Place, other: Place) -> bool:
+    across, upwards = abs(one[0] - other[0]), abs(one[1] - other[1])
+    return across < _NEAR[0] - 1e-9 and upwards < _NEAR[1]
 
 
 def ticks(low: float, high: float) -> list[float]:

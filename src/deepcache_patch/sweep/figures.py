@@ -78,18 +78,34 @@ def cautions_of(sweep: Sweep) -> list[str]:
 
 
 def knee_text(sweep: Sweep) -> str:
-    """The setting at the knee in a sentence, or why there is none."""
+    """The setting at the knee in a sentence, or why there is none, and what to take then."""
     knee = sweep.knee
     if knee is None:
-        return f"There is no knee: {why_none(sweep.points)}."
-    by = "by work" if sweep.by_work else "in time"
-    measure = knee.measures[0]
-    text = f"The knee is {knee.name}"
-    text += f" with {knee.steps} steps" if knee.steps else ""
-    text += f": {times_text(sweep.speed_of(knee))} {by}, {measure.name} {measure.text()}"
-    text += f" ({mark_of(sweep, knee)} in the figure)."
+        return f"There is no knee: {why_none(sweep.points)}.{_instead(sweep)}"
+    text = f"The knee is {_told(sweep, knee)}."
     better = sweep.beaten_by(knee)
     return text if better is None else f"{text} But {better.steps} plain steps are better."
+
+
+def _instead(sweep: Sweep) -> str:
+    """What to take without a knee; nothing where no setting has fewer steps beside it."""
+    found = sweep.fastest_unbeaten
+    if found is not None:
+        rule = "the fastest setting that fewer steps at equal work do not beat"
+        return f" Take {_told(sweep, found)}, {rule}."
+    if all(sweep.beaten_by(row) for row in sweep.settings):
+        return " Take none of them: fewer steps at equal work are better than every setting."
+    return ""
+
+
+def _told(sweep: Sweep, row: Row) -> str:
+    """A setting with its steps, speed, quality and number."""
+    by = "by work" if sweep.by_work else "in time"
+    measure, steps = row.measures[0], f" with {row.steps} steps" if row.steps else ""
+    return (
+        f"{row.name}{steps}: {times_text(sweep.speed_of(row))} {by}, {measure.name} "
+        f"{measure.text()} ({mark_of(sweep, row)} in the figure)"
+    )
 
 
 def said_of(sweep: Sweep) -> list[str]:

@@ -142,6 +142,16 @@ class Sweep(Saved):
         return None if found is None else self._apart[found]
 
     @property
+    def fastest_unbeaten(self) -> Row | None:
+        """The fastest setting that is at least as good as fewer steps at equal work.
+
+        `None` where each one is beaten by them, or they were not made.
+        """
+        known = [row for row in self.settings if row.fewer in self.fewer_of]
+        unbeaten = [row for row in known if self.beaten_by(row) is None]
+        return max(unbeaten, key=lambda row: (self.speed_of(row), row.quality), default=None)
+
+    @property
     def points(self) -> list[Point]:
         """Speed and quality of each setting that is not identical to plain: what has a knee."""
         return [(self.speed_of(row), row.quality) for row in self._apart]
@@ -218,13 +228,13 @@ class Sweep(Saved):
 
         JSON has no infinity: the PSNR of identical pictures is `None`.
         """
-        knee = self.knee
         found = {
             "versions": versions(),
             **self.about,
             "figure_by": "work" if self.by_work else "time",
-            "knee": None if knee is None else {"name": knee.name, "steps": knee.steps},
+            "knee": _named(self.knee),
             "knee_rule": RULE,
+            "fastest_unbeaten": _named(self.fastest_unbeaten),
             "notes": figures.cautions_of(self),
             "plain": figures.row_figures(self, self.plain),
             "settings": [figures.row_figures(self, row) for row in self.settings],
@@ -241,3 +251,8 @@ class Sweep(Saved):
         from .report import page  # only it needs jinja2
 
         return page(self, command=command)
+
+
+def _named(row: Row | None) -> dict[str, Any] | None:
+    """A setting as JSON names it."""
+    return None if row is None else {"name": row.name, "steps": row.steps}

@@ -25,7 +25,16 @@ _LARGEST: Final = 256
 _SIZE: Final = (900, 420)
 _ABOVE: Final = 124
 _LEFT: Final = 80
-_BELOW: Final = 70
+_BELOW: Final = 116
+
+#: From a mark to where it is drawn, if it would cover another there.
+_ASIDE: Final = 34
+
+#: What the marks are.
+_LEGEND: Final = (
+    "Filled: the setting of that number beneath. White: the plain pipeline with so many steps. "
+    "Ringed: the knee. A mark that would cover another is moved aside; a line leads to its place."
+)
 
 _ACCENT: Final = (31, 95, 174)
 _KNEE: Final = (180, 84, 10)
@@ -79,9 +88,13 @@ def _drawn(curve: Curve, title: str, said: Sequence[str]) -> Image.Image:
     draw.text(_moved(at(1, 0), 0, 42), curve.x_title, FAINT, font, anchor="rm")
     draw.line([at(*place) for place in curve.fewer], FAINT, 1)
     draw.line([at(*place) for place in curve.front], _ACCENT, 2)
-    for point in curve.points:
+    legend = "\n".join(wrapped(drawable(_LEGEND), font, width))
+    draw.multiline_text(_moved(at(0, 0), 0, 62), legend, FAINT, font)
+    middles = [_moved(at(point.x, point.y), _ASIDE * point.aside, 0) for point in curve.points]
+    for point, middle in zip(curve.points, middles, strict=True):
+        draw.line([at(point.x, point.y), middle], INK, 2)
+    for point, middle in zip(curve.points, middles, strict=True):
         is_plain = point.row.setting is None
-        middle = _moved(at(point.x, point.y), 26 * point.aside, 0)
         if point.is_knee:
             draw.circle(middle, 18, outline=_KNEE, width=3)
         draw.circle(middle, 12, "white" if is_plain else _ACCENT, FAINT if is_plain else "white")

@@ -51,7 +51,7 @@ def page(sweep: Sweep, *, command: str | None = None) -> str:
         plain=[picture_uri(small(each, _LARGEST)) for each in sweep.plain.results],
         cards={id: _card(sweep, row, command) for id, row in zip(ids[1:], shown[1:], strict=True)},
         id_of=lambda row: _id(sweep, row),
-        first=_id(sweep, sweep.knee or sweep.settings[0]),
+        first=_id(sweep, sweep.knee or sweep.fastest_unbeaten or sweep.settings[0]),
         sharp=min(still(sweep.plain.results[0]).size) < SMALLEST_CELL,
     )
 
