@@ -73,6 +73,22 @@ def test_the_worst_is_named_by_its_number() -> None:
     assert videos().numbered == ["seed 7"]
 
 
+@pytest.mark.parametrize(
+    ("steps", "full", "is_said"),
+    [(8, 4, False), (9, 4, True), (15, 6, True), (16, 6, False), (12, 8, False)],
+)
+def test_a_plan_of_few_steps_says_that_the_pictures_move(
+    steps: int, full: int, is_said: bool
+) -> None:
+    # `print(helper)` and the command `plan` said so, but not the pictures themselves.
+    said = "with 15 steps or fewer pictures move far from the plain ones: lower the interval"
+    made = outcome(plans={"unet": Plan([FULL] * full + [-1] * (steps - full))})
+    assert (said in made.notes) == is_said
+    assert (said in made.to_dict()["figures"]["notes"]) == is_said
+    assert (said in made.table().splitlines()) == is_said
+    assert (f'<p class="note caution">{said[0].upper()}{said[1:]}' in made.to_html()) == is_said
+
+
 def test_a_plan_with_one_full_step_is_remarked_on_and_no_error() -> None:
     note = "only the first step ran in full: helper; a smaller interval comes closer"
     for plan, said in {(FULL, 0, 0): True, (FULL, 0, FULL): False, (FULL,): False}.items():
