@@ -230,7 +230,12 @@ generation: Decorator = _together(
         metavar="N",
         help="of the first picture (default: 0)",
     ),
-    click.option("--images", type=positive, metavar="N", help="default: 4, or one for each prompt"),
+    click.option(
+        "--images",
+        type=positive,
+        metavar="N",
+        help="how many in total, shared out evenly to the prompts (default: 4, or one for each)",
+    ),
     click.option(
         "--call",
         "arguments",
