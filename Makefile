@@ -5,14 +5,14 @@ VENVS := .venv
 .PHONY: help demo ui test test-all test-ui test-ray test-k-diffusion test-matrix test-oldest coverage \
 	mutation lint types check tables bench-quick docs dist clean
 
-# The main job on a trained pipeline: pictures without and with the helper, side by side.
+# The main job on a trained pipeline: pictures without and with the helper as it is by default.
 demo: $(VENVS)/demo/ready
 	$(VENVS)/demo/bin/python -m deepcache_patch compare benchmarks/models/shapes \
 		--prompt "a small red circle above a large blue square" \
 		--prompt "a large green triangle left of a small yellow circle" \
 		--prompt "a large red star above a small blue triangle" \
 		--prompt "a small blue star, a large yellow circle and a small red triangle" \
-		--guidance-scale 4 --scheduler ddim --steps 50 --interval 3 --branch 0 --repeats 3 --output demo
+		--guidance-scale 4 --scheduler ddim --steps 50 --repeats 3 --output demo
 
 # The same as a page in the browser, to play with.
 ui: $(VENVS)/ui/ready

@@ -1,4 +1,4 @@
-"""`make help` names every target, each in one line."""
+"""`make help` names every target, each in one line; and what `make demo` shows."""
 
 import re
 import shutil
@@ -29,3 +29,20 @@ def test_help_has_a_line_for_each_target():
 def test_targets_that_are_no_files_are_phony():
     text = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert set(re.findall(r"^([a-z-]+):", text, re.MULTILINE)) == set(targets())
+
+
+def test_the_demo_shows_the_default():
+    # It showed the DeepCache of the paper, at interval 3 and branch 0.
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    recipe = re.search(r"^demo:.*\n((?:\t.*\n)+)", text, re.MULTILINE)[1]
+    settings = {
+        "--interval",
+        "--speedup",
+        "--branch",
+        "--schedule",
+        "--replay",
+        "--first",
+        "--last",
+    }
+    assert "deepcache_patch compare" in recipe
+    assert settings.isdisjoint(recipe.split())
