@@ -39,7 +39,7 @@ SD, LDM = CASES["sd"], CASES["ldm"]
 #: In a loop whose length nobody knows, an error of a feature in a step over its rate, exactly; and
 #: what a step k after the full one adds is UNIT * GAP * rate * k.
 GAP = 0.11
-UNIT = GAP * 2**1.25
+UNIT = GAP * 2**1.1
 
 
 def context(steps, **given):

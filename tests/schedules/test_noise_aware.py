@@ -50,7 +50,7 @@ def cost(levels, full):
             last = step
         else:
             drift = abs(level - levels[last])
-            total += used[step] * drift * (1 + math.exp(level)) ** 1.25
+            total += used[step] * drift * (1 + math.exp(level)) ** 1.1
     return total
 
 

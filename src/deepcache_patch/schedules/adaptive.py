@@ -40,13 +40,13 @@ class Adaptive:
 
     Let step i stand at sigma_i and its output be used over h_i = |ln sigma_i - ln sigma_(i+1)|, the
     last one over 1. Computed from what step a has left, branch b is expected to add the error
-    rate_b · h_i · |ln sigma_i - ln sigma_a| · (1 + sigma_i)^1.25 to the picture, as a part of it.
+    rate_b · h_i · |ln sigma_i - ln sigma_a| · (1 + sigma_i)^1.1 to the picture, as a part of it.
     The shallowest branch is run with which the errors since the last full step stay below the
     tolerance; it refreshes those above it. If there is none, the step is full. With rates that do
     not change this puts full steps where `NoiseAware` does, for another budget in each generation.
 
     The rate is measured where a branch is recorded: the relative error of what would have been
-    replayed there, as x0 has it, in each ln(sigma) and (1 + sigma)^1.25. The picture of a batch
+    replayed there, as x0 has it, in each ln(sigma) and (1 + sigma)^1.1. The picture of a batch
     that changes most counts; and a new rate takes the place of the old by the share
     (2 / (1 + sigma))^2, at most 1, since under strong noise it says little. Errors are computed on
     the device and copied without waiting; they are used two steps later, whether they arrived

@@ -23,7 +23,7 @@ KEEP: Final = 3
 
 #: Share of each square that is added to it before it divides: what is fitted stays near the trend.
 #: It was measured (docs/experiments.md), with one picture to fit on.
-_RIDGE: Final = 1.0
+_RIDGE: Final = 8.0
 
 #: No fitted weight is larger.
 LARGEST: Final = 100.0

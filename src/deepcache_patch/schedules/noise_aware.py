@@ -23,7 +23,7 @@ SHORT: Final = 15
 
 #: How much more an error costs under strong noise, where it changes what is drawn: (1 + sigma)^g.
 #: Chosen on one model and judged on others; docs/experiments.md has what was tried.
-_EARLY: Final = 1.25
+_EARLY: Final = 1.1
 
 #: How far the last step's output is used, in ln(sigma): what follows it is free of noise.
 _LAST: Final = 1.0
@@ -44,7 +44,7 @@ class NoiseAware(OneBranch):
 
     Let step i stand at sigma_i and its output be used over h_i = |ln sigma_i - ln sigma_(i+1)|, the
     last one over 1. Computed from what the full step a before it has left, it costs
-    h_i · |ln sigma_i - ln sigma_a| · (1 + sigma_i)^1.25. The plan is the one that costs the least
+    h_i · |ln sigma_i - ln sigma_a| · (1 + sigma_i)^1.1. The plan is the one that costs the least
     in sum, exactly, by dynamic programming. Where the levels are not known, those of a usual
     generation are taken, evenly spaced. A generation of 8 steps or fewer runs in full, with a
     warning. Where nobody knows how many steps there will be, full steps are evenly spaced.
