@@ -83,9 +83,9 @@ def test_more_protected_steps_than_the_budget_all_run_in_full():
     ("scheduler", "steps", "strength", "plan"),
     [
         ("dpm-leading", 25, 1.0, "FFFF·F·F··F···F···F···F·F"),
-        ("dpm-linspace", 25, 1.0, "FFFFF·F·F··F····F····F··F"),
-        ("dpm-trailing", 25, 1.0, "FFFFF·F·F··F····F····F··F"),
-        ("dpm-karras", 25, 1.0, "FFF·F·F·F··F··F···F··F··F"),
+        ("dpm-linspace", 25, 1.0, "FFFF·F·F··F···F···F···F·F"),
+        ("dpm-trailing", 25, 1.0, "FFFF·F·F··F···F···F···F·F"),
+        ("dpm-karras", 25, 1.0, "FF·F·F·F·F··F··F··F··F··F"),
         ("euler", 30, 1.0, "FFFF·F·F··F··F···F····F···F·FF"),
         ("ddim", 50, 1.0, "FFFFFFF·F·F·F·F··F··F···F···F····F····F···F··F·FFF"),
         ("ddim", 50, 0.5, "F··F··F···F··F··F··F·FFFF"),

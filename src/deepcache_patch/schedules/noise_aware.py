@@ -62,7 +62,7 @@ class NoiseAware(OneBranch):
 
     Example:
         >>> print(NoiseAware(interval=2.5).plan(25))
-        FFFF·F·F··F···F···F····F·
+        FFF·F·F·F··F···F···F····F
     """
 
     interval: float = 2.2
