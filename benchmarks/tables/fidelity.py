@@ -16,7 +16,7 @@ _SHOWN = "dpm-25"
 #: Those of the README's table, at the numbers of steps that people take.
 _USUAL = ("dpm-25", "dpm-karras-25", "unipc-20", "euler-30")
 
-#: Whose speed by work differs from a budget by no larger part than this has kept it.
+#: Whose speed by work differs from that of a row by no larger part than this keeps it.
 _KEPT = 0.05
 
 
@@ -77,13 +77,12 @@ def pictures_of_both() -> str:
 
 def samplers() -> str:
     """PSNR at one budget, for every sampler."""
-    header = ("PSNR in dB at 2.2 times the speed", *_COLUMNS)
-    return table(header, [(report["title"], *_psnrs(report, 2.2)) for report in _counted()])
+    return _at_budgets(_counted(), 2.2)
 
 
 def usual_samplers() -> str:
     """The same for the samplers of `_USUAL`, on both models."""
-    header = ("PSNR in dB at 2.2 times the speed", "model", *_COLUMNS)
+    header = ("PSNR in dB", "model", "speed", *_COLUMNS)
     rows = [(each["title"], each["model"], *_psnrs(each, 2.2)) for each in _usual()]
     return table(header, rows)
 
@@ -96,7 +95,7 @@ def _usual() -> list[Any]:
 
 def curves() -> str:
     """PSNR at both budgets, for every sampler."""
-    return _at_both_budgets(_counted())
+    return _at_budgets(_counted(), *SPEEDS)
 
 
 def curves_on_emoji() -> str:
@@ -109,17 +108,13 @@ def curves_on_emoji() -> str:
         for each in reports
     }
     return (
-        "The same on another model, `emoji`, which none of the constants was chosen on "
-        f"({'; '.join(sorted(drawn))}):\n\n{_at_both_budgets(reports)}"
+        "The same on another model, `emoji`, on which all but two of the constants were not "
+        f"chosen ({'; '.join(sorted(drawn))}):\n\n{_at_budgets(reports, *SPEEDS)}"
     )
 
 
-def _at_both_budgets(reports: Iterable[Any]) -> str:
-    rows = [
-        (report["title"], f"{speed:.1f}×", *_psnrs(report, speed))
-        for report in reports
-        for speed in SPEEDS
-    ]
+def _at_budgets(reports: Iterable[Any], *speeds: float) -> str:
+    rows = [(report["title"], *_psnrs(report, speed)) for report in reports for speed in speeds]
     return table(("PSNR in dB", "speed", *_COLUMNS), rows)
 
 
@@ -128,7 +123,8 @@ def quality() -> str:
     header = ("read back · Fréchet distance · worst tenth in dB", *_COLUMNS)
     rows = []
     for report in _counted():
-        cells = [_quality_of(nearest(report["rows"], family, 2.2)) for family in _FAMILIES]
+        speed = _equal_work(report["rows"], 2.2)
+        cells = [_quality_of(nearest(report["rows"], family, speed)) for family in _FAMILIES]
         best = _best_other(report["rows"], 2.2)
         rows.append((report["title"], *cells, _quality_of(best, named=True)))
     return table(header, rows)
@@ -154,22 +150,29 @@ def _counted(folder: Path = RESULTS) -> list[Any]:
     return [report for report in reports if report["rows"]]
 
 
-def _psnrs(report: Any, speed: float) -> list[str]:
+def _psnrs(report: Any, budget: float) -> list[str]:
+    """The speed of the row, and the PSNR of each column."""
     rows = report["rows"]
-    best = _best_other(rows, speed)
+    speed, best = _equal_work(rows, budget), _best_other(rows, budget)
     return [
-        *(_psnr_of(rows, family, speed) for family in _FAMILIES),
+        f"{speed:.2f}×",
+        *(_psnr_of(rows, family, budget, speed) for family in _FAMILIES),
         "–" if best is None else _decibels(best["psnr"]) + _aside(best, speed, _title(best)),
     ]
 
 
-def _psnr_of(rows: Sequence[Row], family: str, speed: float) -> str:
+def _equal_work(rows: Sequence[Row], budget: float) -> float:
+    """The speed by work at which all are compared: of the default, as full steps are whole."""
+    default = fitted_to(rows, "default", budget)
+    return budget if default is None else 1 / default["work_sd15"]
+
+
+def _psnr_of(rows: Sequence[Row], family: str, budget: float, speed: float) -> str:
     """Of who was fitted to the budget, else from the curve, else of the nearest.
 
-    With the speed of who did not keep the budget.
+    With the speed of who has another than the row.
     """
-    fitted = fitted_to(rows, family, speed)
-    value = psnr_at(rows, family, speed)
+    fitted, value = fitted_to(rows, family, budget), psnr_at(rows, family, speed)
     near = fitted or nearest(rows, family, speed)
     if near is None or (fitted is None and value is not None):
         return _decibels(value)
