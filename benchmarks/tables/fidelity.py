@@ -55,12 +55,17 @@ def measured_on() -> str:
     """Where the table of `fidelity` comes from."""
     report = results()[_SHOWN]
     versions, command = report["versions"], report["command"].partition(" --output")[0]
+    later = "".join(
+        f"; {' and '.join(each['families'])} beside plain pictures of their own: "
+        f"{each['device']}, torch {each['versions']['torch']}"
+        for each in report.get("updates", ())
+    )
     return (
         f"{report['images']} pictures of 64×64 pixels from the model in `benchmarks/models/"
         f"{report['model']}`, guidance {report['guidance_scale']:g}, {report['device']}, "
         f"{report['threads']} thread of the CPU, torch {versions['torch']}, diffusers "
-        f"{versions['diffusers']}; `{command}`. The DDPM model: 32×32 pixels from `shapes-ddpm`, "
-        "without guidance."
+        f"{versions['diffusers']}; `{command}`{later}. The DDPM model: 32×32 pixels from "
+        "`shapes-ddpm`, without guidance."
     )
 
 
