@@ -80,6 +80,20 @@ def test_the_readme_has_the_usual_samplers_only_on_each_model(monkeypatch):
     )
 
 
+def test_who_was_measured_later_is_told_apart(monkeypatch):
+    about = {"images": 8, "model": "shapes", "guidance_scale": 4.0, "threads": 1}
+    first = {"device": "A GPU", "versions": {"torch": "2.11", "diffusers": "0.42.1"}}
+    later = {"families": ["auto", "default"], "device": "A Chip", "versions": {"torch": "2.13"}}
+    report = {**about, **first, "command": "python -m x --output y", "updates": [later]}
+    monkeypatch.setattr(fidelity, "results", lambda: {"dpm-25": report})
+    assert fidelity.measured_on() == (
+        "8 pictures of 64×64 pixels from the model in `benchmarks/models/shapes`, guidance 4, "
+        "A GPU, 1 thread of the CPU, torch 2.11, diffusers 0.42.1; `python -m x`; auto and default "
+        "beside plain pictures of their own: A Chip, torch 2.13. The DDPM model: 32×32 pixels from "
+        "`shapes-ddpm`, without guidance."
+    )
+
+
 def test_curves_have_both_speeds_and_say_where_nothing_was_measured():
     header, _, *rows = fidelity.curves().splitlines()
     assert header == (
