@@ -25,6 +25,10 @@ from .transfer import HostCopy
 #: early steps get is worth more to a picture than what it can still be given when this is known.
 _USUAL_RATE: Final = 0.085
 
+#: How much more an error costs under strong noise: more than to `NoiseAware`, as errors that come
+#: early are measured too late to be made good.
+_EARLY: Final = 1.25
+
 #: Up to which sigma a measured rate is taken as it is: under more noise all pictures change alike.
 _TELLING: Final = 1.0
 
@@ -40,13 +44,13 @@ class Adaptive:
 
     Let step i stand at sigma_i and its output be used over h_i = |ln sigma_i - ln sigma_(i+1)|, the
     last one over 1. Computed from what step a has left, branch b is expected to add the error
-    rate_b · h_i · |ln sigma_i - ln sigma_a| · (1 + sigma_i)^1.1 to the picture, as a part of it.
+    rate_b · h_i · |ln sigma_i - ln sigma_a| · (1 + sigma_i)^1.25 to the picture, as a part of it.
     The shallowest branch is run with which the errors since the last full step stay below the
     tolerance; it refreshes those above it. If there is none, the step is full. With rates that do
-    not change this puts full steps where `NoiseAware` does, for another budget in each generation.
+    not change this puts full steps about where `NoiseAware` does, with a budget for each generation.
 
     The rate is measured where a branch is recorded: the relative error of what would have been
-    replayed there, as x0 has it, in each ln(sigma) and (1 + sigma)^1.1. The picture of a batch
+    replayed there, as x0 has it, in each ln(sigma) and (1 + sigma)^1.25. The picture of a batch
     that changes most counts; and a new rate takes the place of the old by the share
     (2 / (1 + sigma))^2, at most 1, since under strong noise it says little. Errors are computed on
     the device and copied without waiting; they are used two steps later, whether they arrived
@@ -149,8 +153,8 @@ class AdaptiveGuide(ReplayGuide):
             levels, sigmas = -_USUAL_GAP * np.arange(steps), np.ones(steps)
             used = np.full(steps, _USUAL_GAP)
         self._level: list[float] = levels.tolist()
-        self._early: list[float] = early_weights(sigmas).tolist()
-        self._weight: list[float] = (used * early_weights(sigmas)).tolist()
+        self._early: list[float] = early_weights(sigmas, _EARLY).tolist()
+        self._weight: list[float] = (used * self._early).tolist()
         self._trust = np.minimum(1, ((1 + _TELLING) / (1 + sigmas)) ** 2).tolist()
         self._reach = sigmas.tolist()
         if forecast is not None:

@@ -22,7 +22,7 @@ FEW_STEPS: Final = 8
 SHORT: Final = 15
 
 #: How much more an error costs under strong noise, where it changes what is drawn: (1 + sigma)^g.
-#: Chosen on one model and judged on others; docs/experiments.md has what was tried.
+#: Chosen on two models that differ in it; docs/experiments.md has what was tried.
 _EARLY: Final = 1.1
 
 #: How far the last step's output is used, in ln(sigma): what follows it is free of noise.
@@ -129,9 +129,9 @@ def how_long_used(levels: Any) -> Any:
     return np.append(np.abs(np.diff(levels)), _LAST)
 
 
-def early_weights(sigmas: Any) -> Any:
+def early_weights(sigmas: Any, power: float) -> Any:
     """How much more an error costs under so much noise."""
-    return (1 + np.asarray(sigmas)) ** _EARLY
+    return (1 + np.asarray(sigmas)) ** power
 
 
 def cheapest(
@@ -154,7 +154,7 @@ def cheapest(
     protected = protected | {0}
     count = min(max(full_steps, len(protected)), steps)
     level = np.asarray(levels)
-    weight = how_long_used(level) * early_weights(np.exp(level))
+    weight = how_long_used(level) * early_weights(np.exp(level), _EARLY)
     weight[sorted(protected)] = _FORBIDDEN
     # between[b, d]: all that lies between the full steps b - 1 - d and b; b may be the end.
     widest = min(steps, max(_WIDEST, 8 * steps // count))
