@@ -50,7 +50,7 @@ def cost(levels, full):
             last = step
         else:
             drift = abs(level - levels[last])
-            total += used[step] * drift * (1 + math.exp(level)) ** 1.1
+            total += used[step] * drift * (1 + min(math.exp(level), 8)) ** 1.1
     return total
 
 
@@ -85,7 +85,7 @@ def test_more_protected_steps_than_the_budget_all_run_in_full():
         ("dpm-leading", 25, 1.0, "FFFF·F·F··F···F···F···F·F"),
         ("dpm-linspace", 25, 1.0, "FFFF·F·F··F···F···F···F·F"),
         ("dpm-trailing", 25, 1.0, "FFFF·F·F··F···F···F···F·F"),
-        ("dpm-karras", 25, 1.0, "FF·F·F·F·F··F··F··F··F··F"),
+        ("dpm-karras", 25, 1.0, "F·F·F·F·F·F··F··F··F·F·F"),
         ("euler", 30, 1.0, "FFFF·F·F··F··F···F····F···F·FF"),
         ("ddim", 50, 1.0, "FFFFFFF·F·F·F·F··F··F···F···F····F····F···F··F·FFF"),
         ("ddim", 50, 0.5, "F··F··F···F··F··F··F·FFFF"),

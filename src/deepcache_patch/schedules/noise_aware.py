@@ -25,6 +25,9 @@ SHORT: Final = 15
 #: Chosen on two models that differ in it; docs/experiments.md has what was tried.
 _EARLY: Final = 1.1
 
+#: Up to which sigma: above it all pictures look alike, and are mended alike.
+_STRONG: Final = 8.0
+
 #: How far the last step's output is used, in ln(sigma): what follows it is free of noise.
 _LAST: Final = 1.0
 
@@ -44,8 +47,8 @@ class NoiseAware(OneBranch):
 
     Let step i stand at sigma_i and its output be used over h_i = |ln sigma_i - ln sigma_(i+1)|, the
     last one over 1. Computed from what the full step a before it has left, it costs
-    h_i · |ln sigma_i - ln sigma_a| · (1 + sigma_i)^1.1. The plan is the one that costs the least
-    in sum, exactly, by dynamic programming. Where the levels are not known, those of a usual
+    h_i · |ln sigma_i - ln sigma_a| · (1 + min(sigma_i, 8))^1.1. The plan is the one that costs the
+    least in sum, exactly, by dynamic programming. Where the levels are not known, those of a usual
     generation are taken, evenly spaced. A generation of 8 steps or fewer runs in full, with a
     warning. Where nobody knows how many steps there will be, full steps are evenly spaced.
 
@@ -154,7 +157,7 @@ def cheapest(
     protected = protected | {0}
     count = min(max(full_steps, len(protected)), steps)
     level = np.asarray(levels)
-    weight = how_long_used(level) * early_weights(np.exp(level), _EARLY)
+    weight = how_long_used(level) * early_weights(np.minimum(np.exp(level), _STRONG), _EARLY)
     weight[sorted(protected)] = _FORBIDDEN
     # between[b, d]: all that lies between the full steps b - 1 - d and b; b may be the end.
     widest = min(steps, max(_WIDEST, 8 * steps // count))
