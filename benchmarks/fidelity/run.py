@@ -236,7 +236,12 @@ def updated(before: dict[str, Any], report: dict[str, Any]) -> dict[str, Any]:
         return sorted(kept + new, key=lambda row: order.index(row["family"]))
 
     note = {key: report[key] for key in ("command", "versions", "device", "threads", "cpu_share")}
-    notes = [*before.get("updates", []), {"families": sorted(measured_now), **note}]
+    earlier = (
+        {**each, "families": [one for one in each["families"] if one not in measured_now]}
+        for each in before.get("updates", [])
+    )
+    kept_notes = [each for each in earlier if each["families"]]
+    notes = [*kept_notes, {"families": sorted(measured_now), **note}]
     return {**before, "updates": notes, "rows": merged("rows"), "failed": merged("failed")}
 
 

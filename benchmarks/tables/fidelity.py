@@ -16,6 +16,9 @@ _SHOWN = "dpm-25"
 #: Those of the README's table, at the numbers of steps that people take.
 _USUAL = ("dpm-25", "dpm-karras-25", "unipc-20", "euler-30")
 
+#: The budget of tables that have one only.
+_SHOWN_SPEED = SPEEDS[-1]
+
 #: Whose speed by work differs from that of a row by no larger part than this keeps it.
 _KEPT = 0.05
 
@@ -55,17 +58,20 @@ def measured_on() -> str:
     """Where the table of `fidelity` comes from."""
     report = results()[_SHOWN]
     versions, command = report["versions"], report["command"].partition(" --output")[0]
-    later = "".join(
-        f"; {' and '.join(each['families'])} beside plain pictures of their own: "
-        f"{each['device']}, torch {each['versions']['torch']}"
-        for each in report.get("updates", ())
-    )
     return (
         f"{report['images']} pictures of 64×64 pixels from the model in `benchmarks/models/"
         f"{report['model']}`, guidance {report['guidance_scale']:g}, {report['device']}, "
         f"{report['threads']} thread of the CPU, torch {versions['torch']}, diffusers "
-        f"{versions['diffusers']}; `{command}`{later}. The DDPM model: 32×32 pixels from "
-        "`shapes-ddpm`, without guidance."
+        f"{versions['diffusers']}; `{command}`{_measured_later(report)}. "
+        "The DDPM model: 32×32 pixels from `shapes-ddpm`, without guidance."
+    )
+
+
+def _measured_later(report: Any) -> str:
+    return "".join(
+        f"; {' and '.join(each['families'])} were measured later, against plain pictures of their "
+        f"own, on {each['device']} with torch {each['versions']['torch']}"
+        for each in report.get("updates", ())
     )
 
 
@@ -82,13 +88,13 @@ def pictures_of_both() -> str:
 
 def samplers() -> str:
     """PSNR at one budget, for every sampler."""
-    return _at_budgets(_counted(), 2.2)
+    return _at_budgets(_counted(), _SHOWN_SPEED)
 
 
 def usual_samplers() -> str:
     """The same for the samplers of `_USUAL`, on both models."""
     header = ("PSNR in dB", "model", "speed", *_COLUMNS)
-    rows = [(each["title"], each["model"], *_psnrs(each, 2.2)) for each in _usual()]
+    rows = [(each["title"], each["model"], *_psnrs(each, _SHOWN_SPEED)) for each in _usual()]
     return table(header, rows)
 
 
@@ -113,8 +119,8 @@ def curves_on_emoji() -> str:
         for each in reports
     }
     return (
-        "The same on another model, `emoji`, on which all but two of the constants were not "
-        f"chosen ({'; '.join(sorted(drawn))}):\n\n{_at_budgets(reports, *SPEEDS)}"
+        "The same on another model, `emoji`, without which most of the constants were chosen "
+        f"({'; '.join(sorted(drawn))}):\n\n{_at_budgets(reports, *SPEEDS)}"
     )
 
 
@@ -128,9 +134,9 @@ def quality() -> str:
     header = ("read back · Fréchet distance · worst tenth in dB", *_COLUMNS)
     rows = []
     for report in _counted():
-        speed = _equal_work(report["rows"], 2.2)
+        speed = _equal_work(report["rows"], _SHOWN_SPEED)
         cells = [_quality_of(nearest(report["rows"], family, speed)) for family in _FAMILIES]
-        best = _best_other(report["rows"], 2.2)
+        best = _best_other(report["rows"], _SHOWN_SPEED)
         rows.append((report["title"], *cells, _quality_of(best, named=True)))
     return table(header, rows)
 
@@ -192,9 +198,9 @@ def _aside(row: Row, speed: float, *words: str) -> str:
     return f" ({', '.join(said)})" if said else ""
 
 
-def _best_other(rows: Sequence[Row], speed: float) -> Row | None:
+def _best_other(rows: Sequence[Row], budget: float) -> Row | None:
     """The rival without a column that came nearest to the plain pictures at the budget."""
-    found = (fitted_to(rows, family, speed) for family in RIVALS if family not in _FAMILIES)
+    found = (fitted_to(rows, family, budget) for family in RIVALS if family not in _FAMILIES)
     known = [row for row in found if row is not None and row["psnr"] is not None]
     return max(known, key=lambda row: row["psnr"], default=None)
 

@@ -9,7 +9,7 @@ from builders.schedulers import SCHEDULERS
 from diffusers import DDIMScheduler
 
 from deepcache_patch import FULL, NoiseAware, Plan, Uniform
-from deepcache_patch.schedules.fit import fitted
+from deepcache_patch.schedules.fit import _nearest, fitted
 from deepcache_patch.schedules.forecast import Forecast
 from deepcache_patch.schedules.guide import Context, planned
 
@@ -46,6 +46,12 @@ def course(context, denoised, plan, weights):
         output = forecast.answer(step, x, x0)
         sample = scheduler.step(output, timestep, sample, return_dict=False)[0]
     return torch.stack(inputs)
+
+
+def test_what_would_undo_an_error_is_damped_to_a_ninth():
+    older, newer = torch.tensor([[1.0, 2.0], [2.0, 4.0]])
+    missed = 3 * (newer - older)
+    assert _nearest(missed, [newer, older], (0.5,)) == pytest.approx((0.5 + 3 / 9,), rel=1e-12)
 
 
 @pytest.mark.parametrize("name", ["ddim", "euler", "dpm-multistep", "unipc"])

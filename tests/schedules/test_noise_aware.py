@@ -29,6 +29,10 @@ SPACINGS = {
     "dpm-trailing": lambda: DPMSolverMultistepScheduler(timestep_spacing="trailing", **BETAS),
     "dpm-karras": lambda: DPMSolverMultistepScheduler(use_karras_sigmas=True, **BETAS),
     "euler": lambda: EulerDiscreteScheduler(timestep_spacing="leading", **BETAS),
+    "ddpm-linear": lambda: DDIMScheduler(beta_schedule="linear"),  # sigma from 128
+    "euler-video": lambda: EulerDiscreteScheduler(
+        sigma_min=0.002, sigma_max=700.0, use_karras_sigmas=True, timestep_type="continuous"
+    ),
     "ddim": lambda: DDIMScheduler(set_alpha_to_one=False, **BETAS),
 }
 
@@ -85,9 +89,11 @@ def test_more_protected_steps_than_the_budget_all_run_in_full():
         ("dpm-leading", 25, 1.0, "FFFF·F·F··F···F···F···F·F"),
         ("dpm-linspace", 25, 1.0, "FFFF·F·F··F···F···F···F·F"),
         ("dpm-trailing", 25, 1.0, "FFFF·F·F··F···F···F···F·F"),
-        ("dpm-karras", 25, 1.0, "F·F·F·F·F·F··F··F··F·F·F"),
+        ("dpm-karras", 25, 1.0, "F·F·F·F·F·F··F··F··F··F·F"),
         ("euler", 30, 1.0, "FFFF·F·F··F··F···F····F···F·FF"),
         ("ddim", 50, 1.0, "FFFFFFF·F·F·F·F··F··F···F···F····F····F···F··F·FFF"),
+        ("ddpm-linear", 50, 1.0, "FFFFFFF·F·F·F·F·F·F·F··F···F····F·····F····F··F·FF"),
+        ("euler-video", 25, 1.0, "F··F·F·F·F·F·F·F··F··F·F·"),
         ("ddim", 50, 0.5, "F··F··F···F··F··F··F·FFFF"),
     ],
 )

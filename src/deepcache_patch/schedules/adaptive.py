@@ -25,9 +25,9 @@ from .transfer import HostCopy
 #: early steps get is worth more to a picture than what it can still be given when this is known.
 _USUAL_RATE: Final = 0.085
 
-#: How much more an error costs under strong noise: more than to `NoiseAware`, as errors that come
-#: early are measured too late to be made good.
-_EARLY: Final = 1.25
+#: (1 + sigma)^this is how much more an error costs under noise: more than in `NoiseAware`, as an
+#: early error is measured late, when it can no longer be made good.
+_POWER: Final = 1.25
 
 #: Up to which sigma a measured rate is taken as it is: under more noise all pictures change alike.
 _TELLING: Final = 1.0
@@ -47,7 +47,8 @@ class Adaptive:
     rate_b · h_i · |ln sigma_i - ln sigma_a| · (1 + sigma_i)^1.25 to the picture, as a part of it.
     The shallowest branch is run with which the errors since the last full step stay below the
     tolerance; it refreshes those above it. If there is none, the step is full. With rates that do
-    not change this puts full steps about where `NoiseAware` does, with a budget for each generation.
+    not change, and sigmas up to about 15, this puts full steps about where `NoiseAware` does, as
+    many as the tolerance asks for.
 
     The rate is measured where a branch is recorded: the relative error of what would have been
     replayed there, as x0 has it, in each ln(sigma) and (1 + sigma)^1.25. The picture of a batch
@@ -153,7 +154,7 @@ class AdaptiveGuide(ReplayGuide):
             levels, sigmas = -_USUAL_GAP * np.arange(steps), np.ones(steps)
             used = np.full(steps, _USUAL_GAP)
         self._level: list[float] = levels.tolist()
-        self._early: list[float] = early_weights(sigmas, _EARLY).tolist()
+        self._early: list[float] = early_weights(sigmas, _POWER).tolist()
         self._weight: list[float] = (used * self._early).tolist()
         self._trust = np.minimum(1, ((1 + _TELLING) / (1 + sigmas)) ** 2).tolist()
         self._reach = sigmas.tolist()

@@ -21,8 +21,8 @@ from .plans import FULL, PlanEntry
 #: How many full steps a shallow one goes on from.
 KEEP: Final = 3
 
-#: Share of each square that is added to it before it divides: what is fitted stays near the trend.
-#: It was measured (docs/experiments.md), with one picture to fit on.
+#: How many times each square is added to itself before it divides: what is fitted stays near the
+#: trend. Chosen on two models (docs/experiments.md).
 _RIDGE: Final = 8.0
 
 #: No fitted weight is larger.

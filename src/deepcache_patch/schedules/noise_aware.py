@@ -21,11 +21,11 @@ FEW_STEPS: Final = 8
 #: Up to here what is left out shows, with this plan and with fewer steps.
 SHORT: Final = 15
 
-#: How much more an error costs under strong noise, where it changes what is drawn: (1 + sigma)^g.
-#: Chosen on two models that differ in it; docs/experiments.md has what was tried.
-_EARLY: Final = 1.1
+#: (1 + sigma)^this is how much more an error costs under noise, where it changes what is drawn.
+#: Chosen on two models, to one of which early errors matter less; see docs/experiments.md.
+_POWER: Final = 1.1
 
-#: Up to which sigma: above it all pictures look alike, and are mended alike.
+#: Above this sigma it costs no more than there: nothing of the picture is to be seen yet.
 _STRONG: Final = 8.0
 
 #: How far the last step's output is used, in ln(sigma): what follows it is free of noise.
@@ -133,7 +133,7 @@ def how_long_used(levels: Any) -> Any:
 
 
 def early_weights(sigmas: Any, power: float) -> Any:
-    """How much more an error costs under so much noise."""
+    """How much more an error costs under so much noise: of each sigma, 1 where there is none."""
     return (1 + np.asarray(sigmas)) ** power
 
 
@@ -157,7 +157,7 @@ def cheapest(
     protected = protected | {0}
     count = min(max(full_steps, len(protected)), steps)
     level = np.asarray(levels)
-    weight = how_long_used(level) * early_weights(np.minimum(np.exp(level), _STRONG), _EARLY)
+    weight = how_long_used(level) * early_weights(np.minimum(np.exp(level), _STRONG), _POWER)
     weight[sorted(protected)] = _FORBIDDEN
     # between[b, d]: all that lies between the full steps b - 1 - d and b; b may be the end.
     widest = min(steps, max(_WIDEST, 8 * steps // count))

@@ -89,8 +89,8 @@ def test_who_was_measured_later_is_told_apart(monkeypatch):
     assert fidelity.measured_on() == (
         "8 pictures of 64×64 pixels from the model in `benchmarks/models/shapes`, guidance 4, "
         "A GPU, 1 thread of the CPU, torch 2.11, diffusers 0.42.1; `python -m x`; auto and default "
-        "beside plain pictures of their own: A Chip, torch 2.13. The DDPM model: 32×32 pixels from "
-        "`shapes-ddpm`, without guidance."
+        "were measured later, against plain pictures of their own, on A Chip with torch 2.13. The "
+        "DDPM model: 32×32 pixels from `shapes-ddpm`, without guidance."
     )
 
 
@@ -126,7 +126,7 @@ def test_emoji_have_the_same_table_and_results_of_their_own(monkeypatch):
     monkeypatch.setattr(fidelity, "results", folders.__getitem__)
     said, table = fidelity.curves_on_emoji().split("\n\n")
     assert said == (
-        "The same on another model, `emoji`, on which all but two of the constants were not "
-        "chosen (96 pictures, guidance 4, A Chip):"
+        "The same on another model, `emoji`, without which most of the constants were chosen (96 "
+        "pictures, guidance 4, A Chip):"
     )
     assert table == expected
