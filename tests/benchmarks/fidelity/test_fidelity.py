@@ -255,3 +255,23 @@ def test_what_makes_no_sense_is_refused_before_anything_is_drawn(
     with pytest.raises(SystemExit):
         started(*arguments)
     assert f"error: {said}" in capsys.readouterr().err
+
+
+def test_a_later_run_takes_the_place_of_the_same_families_and_its_note_that_of_theirs():
+    def report(command, *families):
+        rows = [{"family": family, "by": command} for family in families]
+        about = {"versions": {}, "device": "A Chip", "threads": 1, "cpu_share": 1.0}
+        return {"command": command, **about, "rows": rows, "failed": []}
+
+    first = report("first", "plain", "default", "auto", "zeus")
+    second = fidelity.updated(first, report("second", "plain", "default", "auto"))
+    third = fidelity.updated(second, report("third", "plain", "auto"))
+    assert third["command"] == "first"
+    assert [(row["family"], row["by"]) for row in third["rows"]] == [
+        ("plain", "first"),
+        ("default", "second"),
+        ("auto", "third"),
+        ("zeus", "first"),
+    ]
+    noted = [(each["families"], each["command"]) for each in third["updates"]]
+    assert noted == [(["default"], "second"), (["auto"], "third")]
