@@ -66,7 +66,7 @@ def test_why_there_is_no_knee_is_said(points: Any, why: str) -> None:
         ([(0.5, 0.5)] * 5, [0, -1, 1, -2, 2]),
         ([(1.0, 0.5)] * 3, [0, -1, -2]),  # to the right they would leave the picture
         # A mark that was moved hid one that it had not been near to: one step left or right does.
-        ([(0.54, 0.5), (0.5, 0.5), (0.51, 0.5)], [0, 0, -2]),
+        ([(0.56, 0.5), (0.5, 0.5), (0.51, 0.5)], [0, 0, -2]),
     ],
 )
 def test_no_mark_covers_another(places: Any, expected: list[int]) -> None:
@@ -80,9 +80,12 @@ def test_points_that_would_cover_each_other_are_drawn_side_by_side() -> None:
     assert {point.mark: point.aside for point in points if point.aside} == {"5": -1}
     (knee,) = (point for point in points if point.is_knee)
     assert (knee.mark, knee.row is sweep.knee) == ("3", True)
+    aside = next(point for point in points if point.aside)
+    assert (aside.x, aside.drawn_x) == (0.6, 0.6 - 0.053)
     page = sweep.to_html()
-    assert page.count('<a class="point" transform="translate(-32 0)"') == 1
-    assert page.count('width="32" height="2" transform="translate(-32 -1)"/>') == 1
+    y = f"{100 - 100 * aside.y:.2f}%"
+    assert page.count(f'<line class="lead" x1="60.00%" y1="{y}" x2="54.70%" y2="{y}"/>') == 1
+    assert page.count('<line class="lead"') == page.count('<circle cx="54.70%"') == 1
     moved = "a mark that would cover another is moved aside, and a line leads to its place"
     assert (moved in page, moved in made().to_html()) == (True, False)
 

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 Place: TypeAlias = tuple[float, float]
 
 #: Points that lie nearer than this in both directions would cover each other's number. The first is
-#: also how far one of them is moved.
-_NEAR: Final = (0.038, 0.058)
+#: also how far one of them is moved. On a narrow page, the plot has 280 pixels and smaller marks.
+_NEAR: Final = (0.053, 0.058)
 
 #: Moved further to the right than this, a mark would leave the picture.
 _RIGHTMOST: Final = 1.025
@@ -46,6 +46,11 @@ class Point:
     y: float
     is_knee: bool
     aside: int
+
+    @property
+    def drawn_x(self) -> float:
+        """Where the mark is drawn, from the left."""
+        return self.x + self.aside * _NEAR[0]
 
 
 @dataclass(frozen=True)

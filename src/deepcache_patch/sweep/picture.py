@@ -27,9 +27,6 @@ _ABOVE: Final = 124
 _LEFT: Final = 80
 _BELOW: Final = 116
 
-#: From a mark to where it is drawn, if it would cover another there.
-_ASIDE: Final = 34
-
 #: What the marks are.
 _LEGEND: Final = (
     "Filled: the setting of that number beneath. White: the plain pipeline with so many steps. "
@@ -90,7 +87,7 @@ def _drawn(curve: Curve, title: str, said: Sequence[str]) -> Image.Image:
     draw.line([at(*place) for place in curve.front], _ACCENT, 2)
     legend = "\n".join(wrapped(drawable(_LEGEND), font, width))
     draw.multiline_text(_moved(at(0, 0), 0, 62), legend, FAINT, font)
-    middles = [_moved(at(point.x, point.y), _ASIDE * point.aside, 0) for point in curve.points]
+    middles = [at(point.drawn_x, point.y) for point in curve.points]
     for point, middle in zip(curve.points, middles, strict=True):
         draw.line([at(point.x, point.y), middle], INK, 2)
     for point, middle in zip(curve.points, middles, strict=True):
