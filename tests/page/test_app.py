@@ -312,7 +312,7 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return messages
 
 
-STOPPED = "Stopped. The pictures are those of before."
+STOPPED = "Stopped. No new pictures were made."
 WAITS = "Another tab's pictures are made first. Then these are."
 
 

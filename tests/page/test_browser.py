@@ -257,7 +257,8 @@ def test_stop_in_the_midst_of_a_run_then_another_run(browser: Browser, pipe: Any
     browser.button("Stop").click()
     browser.wait(lambda: browser.button("Generate both pictures").is_enabled())
     assert not browser.button("Stop").is_enabled()
-    browser.wait(lambda: browser.told("Stopped."))
+    # It spoke of pictures of before, where there were none.
+    browser.wait(lambda: browser.told("Stopped. No new pictures were made."))
     assert browser.all("#pictures img") == browser.all("#figures table") == []
     assert "_compiled_call_impl" not in vars(pipe.unet)
 

@@ -120,7 +120,7 @@ class Page:
             try:
                 trial = self.trials.run(**self.fields.asked(given), told=told, stop=stop)
             except StoppedError:
-                self._gr.Info("Stopped. The pictures are those of before.")
+                self._gr.Info("Stopped. No new pictures were made.")
                 return self._nothing_new()
             finally:
                 self._stops.pop(tab, None)
