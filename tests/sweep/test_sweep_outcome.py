@@ -17,7 +17,7 @@ from PIL import Image
 from deepcache_patch import Uniform
 from deepcache_patch.compare.paste import python_of
 from deepcache_patch.measuring.generation import Timing
-from deepcache_patch.sweep.figures import cautions_of, rows_of
+from deepcache_patch.sweep.figures import cautions_of, knee_text, rows_of
 from deepcache_patch.sweep.outcome import FILES, Sweep
 from deepcache_patch.sweep.settings import Setting
 
@@ -39,9 +39,8 @@ def test_the_table_names_settings_speeds_likeness_and_the_knee() -> None:
     assert len({line.index("× (") for line in lines[2:7]}) == 1
     text = made().table()
     assert "against the plain pipeline with 24 steps" in text
-    assert (
-        "The knee is auto, interval 2.2 with 24 steps: 2.50× by work, PSNR 38.00 dB (3 in" in text
-    )
+    knee = "The knee is auto, interval 2.2 with 24 steps: 2.50× by work, PSNR 38.00 dB, shapes diff"
+    assert f"{knee}er (3 in the figure). Of the settings" in text
     assert "lies highest above the straight line" in text
     assert not cautions_of(made())
     assert repr(made().fewer[0]) == "Row(plain, 16 steps: 1.57× (1.50–1.65×), PSNR 25.00 dB)"
@@ -88,49 +87,99 @@ def test_a_setting_that_fewer_steps_beat_is_marked_everywhere(better: bool) -> N
     ]
 
 
-def without_knee(*qualities: float) -> Sweep:
-    """Two settings, 1.5 and 2 times as fast, beside fewer steps of 30 dB."""
+def without_knee(*qualities: float, ssim: tuple[float, float] = (0.95, 0.95)) -> Sweep:
+    """Two settings, 1.5 and 2 times as fast, beside fewer steps of 30 dB.
+
+    The worse of the two pictures of a setting is 1 dB beneath its quality.
+    """
     speeds = {16: 1.5, 12: 2.0}
     settings = [
-        row(speed, quality, Setting(interval=speed, steps=24), fewer=steps)
-        for (steps, speed), quality in zip(speeds.items(), qualities, strict=True)
+        row(speed, quality, Setting(interval=speed, steps=24), fewer=steps, ssim=(alike, alike))
+        for (steps, speed), quality, alike in zip(speeds.items(), qualities, ssim, strict=True)
     ]
     fewer = [row(speed, 30, steps=steps, plan="") for steps, speed in speeds.items()]
     return made(settings=tuple(settings), fewer=tuple(fewer), about={**ABOUT, "settings": 2})
 
 
+NO_KNEE = "There is no knee: it takes three settings, and here are two settings."
+SLOWER, FASTER = (
+    "Take interval 1.5 with 24 steps: 1.50× by",
+    "Take interval 2 with 24 steps: 2.00× by",
+)
+
+
 @pytest.mark.parametrize(
-    ("qualities", "place", "said"),
+    ("qualities", "ssim", "place", "said"),
     [
-        ((40, 29), 0, "Take interval 1.5 with 24 steps: 1.50× by work, PSNR 40.00 dB (1 in"),
-        ((40, 31), 1, "Take interval 2 with 24 steps: 2.00× by work, PSNR 31.00 dB (2 in"),
-        ((29, 30), 1, "Take interval 2 with 24 steps: 2.00× by work, PSNR 30.00 dB (2 in"),
-        ((29, 29), None, "Take none of them: fewer steps at equal work are better than every"),
+        ((40, 29), (0.95, 0.95), 0, f"{SLOWER} work, PSNR 40.00 dB, details move (1 in"),
+        ((40, 31), (0.95, 0.95), 1, f"{FASTER} work, PSNR 31.00 dB, details move (2 in"),
+        ((29, 30), (0.95, 0.95), 1, f"{FASTER} work, PSNR 30.00 dB, details move (2 in"),
+        # It named the faster one, of whose pictures one had lost a square.
+        ((42, 31), (0.99, 0.99), 0, f"{SLOWER} work, PSNR 42.00 dB, no visible difference (1 in"),
+        ((42, 41), (0.99, 0.99), 1, f"{FASTER} work, PSNR 41.00 dB, no visible difference (2 in"),
+        ((32, 31), (0.95, 0.85), 0, f"{SLOWER} work, PSNR 32.00 dB, details move (1 in"),
     ],
 )
-def test_without_a_knee_the_fastest_setting_above_fewer_steps_is_named(
-    qualities: tuple[float, float], place: int | None, said: str
+def test_without_a_knee_the_fastest_setting_with_the_best_verdict_is_named(
+    qualities: tuple[float, float], ssim: tuple[float, float], place: int, said: str
 ) -> None:
-    sweep = without_knee(*qualities)
-    found = None if place is None else sweep.settings[place]
+    sweep = without_knee(*qualities, ssim=ssim)
+    found = sweep.settings[place]
     assert sweep.knee is None
     assert sweep.fastest_unbeaten is found
-    rule = " the figure), the fastest setting that fewer steps at equal work do not beat."
-    said = f"There is no knee: it takes three settings, and here are two settings. {said}"
-    said += " setting." if found is None else rule
+    rule = "the fastest setting with this verdict that fewer steps at equal work do not beat."
+    said = f"{NO_KNEE} {said} the figure), {rule}"
     assert said in sweep.table().splitlines()
     assert f'<p class="knee-text">{said}</p>' in sweep.to_html()
-    assert f'data-first="setting-{1 + (place or 0)}"' in sweep.to_html()
+    assert f'data-first="setting-{1 + place}"' in sweep.to_html()
     named = json.loads(sweep.to_json())["fastest_unbeaten"]
-    assert named == (None if found is None else {"name": found.name, "steps": 24})
+    assert named == {"name": found.name, "steps": 24}
+
+
+SHAPES_DIFFER = (
+    "shapes differ, or fewer steps at equal work are better. A smaller interval comes closer."
+)
+
+
+@pytest.mark.parametrize(
+    ("qualities", "ssim", "said"),
+    [
+        ((29, 29), (0.95, 0.95), "fewer steps at equal work are better than every setting."),
+        ((40, 31), (0.85, 0.85), SHAPES_DIFFER),
+        ((40, 29), (0.85, 0.95), SHAPES_DIFFER),
+    ],
+)
+def test_without_a_knee_a_setting_that_is_beaten_or_moves_shapes_is_not_named(
+    qualities: tuple[float, float], ssim: tuple[float, float], said: str
+) -> None:
+    sweep = without_knee(*qualities, ssim=ssim)
+    assert sweep.fastest_unbeaten is None
+    said = f"{NO_KNEE} Take none of them: {said}"
+    assert said in sweep.table().splitlines()
+    assert f'<p class="knee-text">{said}</p>' in sweep.to_html()
+    assert 'data-first="setting-1"' in sweep.to_html()
+    assert json.loads(sweep.to_json())["fastest_unbeaten"] is None
+
+
+def test_of_sounds_which_have_no_verdict_the_fastest_above_fewer_steps_is_named() -> None:
+    sweep = without_knee(40, 31)
+    sounds = {"psnr": None, "ssim": None}
+    sweep = replace(
+        sweep,
+        settings=tuple(replace(each, snr=each.psnr, **sounds) for each in sweep.settings),
+        fewer=tuple(replace(each, snr=each.psnr, **sounds) for each in sweep.fewer),
+    )
+    assert sweep.fastest_unbeaten is sweep.settings[1]
+    assert knee_text(sweep) == (
+        f"{NO_KNEE} {FASTER} work, SNR 31.00 dB (2 in the figure), the fastest setting that fewer "
+        "steps at equal work do not beat."
+    )
 
 
 def test_where_fewer_steps_were_not_made_nothing_is_said_of_them() -> None:
     sweep = replace(without_knee(40, 29), fewer=())
     assert sweep.fastest_unbeaten is None
-    assert "There is no knee: it takes three settings, and here are two settings." in (
-        sweep.table().splitlines()
-    )
+    assert NO_KNEE in sweep.table().splitlines()
 
 
 def test_a_setting_of_which_one_step_alone_ran_in_full_is_remarked_on() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..compare.against import doubts, figures_of, only_one_full, seconds_of, speed_text, times_text
+from ..compare.measures import SHAPES
 from .knee import why_none
 
 if TYPE_CHECKING:
@@ -91,20 +92,27 @@ def _instead(sweep: Sweep) -> str:
     """What to take without a knee; nothing where no setting has fewer steps beside it."""
     found = sweep.fastest_unbeaten
     if found is not None:
-        rule = "the fastest setting that fewer steps at equal work do not beat"
+        verdict = " with this verdict" if found.looks else ""
+        rule = f"the fastest setting{verdict} that fewer steps at equal work do not beat"
         return f" Take {_told(sweep, found)}, {rule}."
     if all(sweep.beaten_by(row) for row in sweep.settings):
         return " Take none of them: fewer steps at equal work are better than every setting."
+    if sweep.fewer and all(sweep.beaten_by(row) or row.looks == SHAPES for row in sweep.settings):
+        return (
+            " Take none of them: shapes differ, or fewer steps at equal work are better. "
+            "A smaller interval comes closer."
+        )
     return ""
 
 
 def _told(sweep: Sweep, row: Row) -> str:
-    """A setting with its steps, speed, quality and number."""
+    """A setting with its steps, speed, quality, verdict and number."""
     by = "by work" if sweep.by_work else "in time"
     measure, steps = row.measures[0], f" with {row.steps} steps" if row.steps else ""
+    looks = f", {row.looks}" if row.looks else ""
     return (
         f"{row.name}{steps}: {times_text(sweep.speed_of(row))} {by}, {measure.name} "
-        f"{measure.text()} ({mark_of(sweep, row)} in the figure)"
+        f"{measure.text()}{looks} ({mark_of(sweep, row)} in the figure)"
     )
 
 

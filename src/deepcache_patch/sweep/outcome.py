@@ -13,6 +13,7 @@ from PIL import Image
 
 from ..compare.about import sampler_of
 from ..compare.against import Against, speed_text
+from ..compare.measures import DETAILS, SAME
 from ..compare.paste import python_of
 from ..compare.saving import Saved, files_of
 from ..measuring.environment import versions
@@ -143,13 +144,18 @@ class Sweep(Saved):
 
     @property
     def fastest_unbeaten(self) -> Row | None:
-        """The fastest setting that is at least as good as fewer steps at equal work.
+        """The fastest of the settings with the best verdict that fewer steps do not beat.
 
-        `None` where each one is beaten by them, or they were not made.
+        Each of them is at least as good as fewer steps at equal work. `None` where each setting is
+        beaten by them, or they were not made, or shapes differ with each that is not beaten.
         """
         known = [row for row in self.settings if row.fewer in self.fewer_of]
         unbeaten = [row for row in known if self.beaten_by(row) is None]
-        return max(unbeaten, key=lambda row: (self.speed_of(row), row.quality), default=None)
+        for looks in (SAME, DETAILS, None):  # sounds have no verdict
+            alike = [row for row in unbeaten if row.looks == looks]
+            if alike:
+                return max(alike, key=lambda row: (self.speed_of(row), row.quality))
+        return None
 
     @property
     def points(self) -> list[Point]:
