@@ -233,6 +233,17 @@ def test_the_switch_puts_two_of_three_pictures_under_the_divider(show: Any, widt
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
 
 
+def test_a_button_stands_beside_a_heading_of_two_lines(show: Any) -> None:
+    # It stood on a line of its own between the heading and the figures.
+    prompt = "a large green triangle left of a small yellow circle"
+    about = {**ABOUT, "call": {"prompt": [prompt, prompt]}}
+    browser = show(outcome(fewer=fewer(), about=about), width=390)
+    heading, button = find(browser, ".pair .heading"), find(browser, ".pair .open")
+    assert heading.size["height"] > 1.5 * 0.875 * 16 * 1.4
+    assert button.location["y"] == heading.location["y"]
+    assert button.location["x"] >= heading.location["x"] + heading.size["width"]
+
+
 def test_the_difference_is_that_of_the_two_that_are_chosen(show: Any) -> None:
     browser = show(outcome(fewer=fewer()))
     find(browser, "#difference").click()
