@@ -106,7 +106,10 @@ class Browser:
         )
 
     def button(self, text: str) -> Any:
-        (found,) = [each for each in self.all("button") if each.text.strip() == text]
+        def named() -> list[Any]:
+            return [each for each in self.all("button") if each.text.strip() == text]
+
+        (found,) = self.wait(named)  # gradio may put others in their places meanwhile
         return found
 
     def generate(self) -> None:
@@ -341,6 +344,35 @@ def test_a_row_or_a_point_brings_its_try_back(browser: Browser, pipe: Any) -> No
     browser.driver.refresh()  # the page remembers; the browser need not
     browser.wait(lambda: len(browser.rows()) == 2)
     assert browser.complaints() == []
+
+
+def test_the_other_tab_shows_progress_and_a_large_difference(browser: Browser) -> None:
+    # Progress stood on the first tab alone, and the difference of small pictures was small.
+    browser.one("#prompt textarea").send_keys(PROMPTS[1])
+    browser.type_into("number input for Steps", "40")
+    browser.wait(lambda: "Planned: " in browser.one("#strip").text)
+    browser.button("Difference").click()
+    browser.generate()
+    browser.wait(lambda: "plain" in browser.progress())
+    browser.wait(lambda: browser.shows_try(1))
+    browser.wait(lambda: browser.one("#difference img").size["width"] > 300)
+    assert browser.complaints() == []
+
+
+def test_python_scrolls_and_the_page_does_not(browser: Browser) -> None:
+    # A narrow page grew as wide as the longest line.
+    browser.type_into("number input for Steps", "10")
+    browser.one("#prompt textarea").send_keys(PROMPTS[1], Keys.ENTER)
+    browser.wait(lambda: browser.shows_try(1))
+    width = browser.driver.execute_script("return window.innerWidth")
+    (opener,) = [each for each in browser.all("button") if "as Python" in each.text]
+    opener.click()
+    hidden = "const lines = document.querySelector('#python .cm-scroller');"
+    hidden += "return lines && lines.scrollWidth > lines.clientWidth"
+    browser.wait(lambda: browser.driver.execute_script(hidden))
+    sizes = "return [document.documentElement.scrollWidth, window.innerWidth]"
+    scrolled, now = browser.driver.execute_script(sizes)
+    assert scrolled <= now == width
 
 
 def test_results_stand_before_settings_where_the_page_is_narrow(browser: Browser) -> None:

@@ -249,7 +249,7 @@ class Page:
             generate,
             inputs,
             [*self._shows, *self.gallery.all],
-            show_progress_on=self.result.pictures,
+            show_progress_on=[self.result.pictures, self.result.residue],
             concurrency_limit=1,
             trigger_mode="once",
             api_visibility="private",

@@ -13,7 +13,7 @@ from ..schedules.plans import FULL, OUTPUT, Plan
 from .trial import Trial
 
 CSS: Final = """
-.gradio-container { max-width: 1280px !important; margin: 0 auto !important; }
+.gradio-container { max-width: min(1280px, 100%) !important; margin: 0 auto !important; }
 @media (max-width: 640px) {
   .gradio-container .main.app { padding: 8px !important; }
   .figures table { font-size: var(--text-sm); }
@@ -33,6 +33,8 @@ CSS: Final = """
 .figures table th:first-child { text-align: left !important; font-weight: normal;
   padding-left: 0 !important; }
 #die { align-self: center; }
+#difference .image-frame { width: 100%; }
+#difference img { width: 100%; max-height: 500px; object-fit: contain !important; }
 #plot svg { display: block; overflow: visible; width: calc(100% - 52px); height: 210px;
   margin: 8px 12px 24px 40px; }
 #plot line { stroke: var(--border-color-primary); }
