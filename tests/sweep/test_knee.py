@@ -65,12 +65,19 @@ def test_why_there_is_no_knee_is_said(points: Any, why: str) -> None:
         ([(0.5, 0.5), (0.1, 0.5), (0.51, 0.52), (0.5, 0.6)], [0, 0, 1, 0]),
         ([(0.5, 0.5)] * 5, [0, -1, 1, -2, 2]),
         ([(1.0, 0.5)] * 3, [0, -1, -2]),  # to the right they would leave the picture
+        ([(0.0, 0.5)] * 3, [0, 1, 2]),  # to the left they would cover the ticks
         # A mark that was moved hid one that it had not been near to: one step left or right does.
         ([(0.56, 0.5), (0.5, 0.5), (0.51, 0.5)], [0, 0, -2]),
     ],
 )
 def test_no_mark_covers_another(places: Any, expected: list[int]) -> None:
     assert asides(places) == expected
+
+
+def test_where_there_is_no_room_left_a_mark_stays() -> None:
+    moved = asides([(0.5, 0.5)] * 40)
+    assert len(set(moved)) == len([each for each in moved if each]) + 1
+    assert moved[-1] == 0
 
 
 def test_points_that_would_cover_each_other_are_drawn_side_by_side() -> None:

@@ -5,9 +5,8 @@ height. Drawn from it are the figure of the page and that of the picture.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import count
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from .figures import mark_of
@@ -23,8 +22,12 @@ Place: TypeAlias = tuple[float, float]
 #: also how far one of them is moved. On a narrow page, the plot has 280 pixels and smaller marks.
 _NEAR: Final = (0.053, 0.058)
 
-#: Moved further to the right than this, a mark would leave the picture.
-_RIGHTMOST: Final = 1.025
+#: A mark that is moved stays between these: further left are the texts of the ticks, further right
+#: the picture ends.
+_EDGES: Final = (0.0, 1.025)
+
+#: By how many marks one may be moved, the nearest first.
+_STEPS: Final = sorted(range(-20, 21), key=abs)
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,8 @@ class Point:
         x: From the left, 0 to 1.
         y: From the bottom, 0 to 1; identical results stand at the top.
         is_knee: Whether it is the knee.
-        aside: By how many marks it is drawn to the right of its place, so that it covers no other.
+        aside: By how many marks it is drawn to the right of its place, or to the left where that is
+            negative, so that it covers no other.
     """
 
     row: Row
@@ -89,12 +93,10 @@ def curve_of(sweep: Sweep) -> Curve:
 
     marks = {id(row): mark_of(sweep, row) or str(row.steps) for row in rows}
     knee = sweep.knee
-    places, first = [place(row) for row in rows], len(sweep.fewer)
-    moved = asides([*places[first:], *places[:first]])  # settings rather stand where they belong
-    moved = moved[len(sweep.settings) :] + moved[: len(sweep.settings)]
+    in_turn = sweep.settings + sweep.fewer  # settings keep their places, fewer steps make way
+    moved = dict(zip(map(id, in_turn), asides([place(row) for row in in_turn]), strict=True))
     points = tuple(
-        Point(row, marks[id(row)], *where, row is knee, aside)
-        for row, where, aside in zip(rows, places, moved, strict=True)
+        Point(row, marks[id(row)], *place(row), row is knee, moved[id(row)]) for row in rows
     )
     measure = rows[0].measures[0]
     front = front_of([(sweep.speed_of(row), row.quality) for row in sweep.settings])
@@ -110,31 +112,31 @@ def curve_of(sweep: Sweep) -> Curve:
 
 
 def asides(places: Sequence[Place]) -> list[int]:
-    """By how many marks each is to be moved to the right, so that none covers one before it."""
+    """By how many marks each is to be moved to the right, so that none covers one before it.
+
+    Where there is no room left beside it, it stays.
+    """
     found: list[int] = []
     taken: list[Place] = []
     for x, y in places:
+        moved = {steps: (x + steps * _NEAR[0], y) for steps in _STEPS}
         aside = next(
-            steps
-            for steps in _to_try()
-            if (not steps or x + steps * _NEAR[0] <= _RIGHTMOST)
-            and not any(_is_near((x + steps * _NEAR[0], y), other) for other in taken)
+            (
+                steps
+                for steps, (new, _) in moved.items()
+                if (not steps or _EDGES[0] <= new <= _EDGES[1])
+                and not any(_is_near(moved[steps], other) for other in taken)
+            ),
+            0,
         )
         found.append(aside)
-        taken.append((x + aside * _NEAR[0], y))
+        taken.append(moved[aside])
     return found
-
-
-def _to_try() -> Iterator[int]:
-    """Where it is, then ever further to the left and to the right."""
-    yield 0
-    for steps in count(1):
-        yield from (-steps, steps)
 
 
 def _is_near(one: Place, other: Place) -> bool:
     across, upwards = abs(one[0] - other[0]), abs(one[1] - other[1])
-    return across < _NEAR[0] - 1e-9 and upwards < _NEAR[1]
+    return across < _NEAR[0] - 1e-9 and upwards < _NEAR[1]  # neighbours are not, but for rounding
 
 
 def ticks(low: float, high: float) -> list[float]:

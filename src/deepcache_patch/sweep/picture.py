@@ -27,11 +27,12 @@ _ABOVE: Final = 124
 _LEFT: Final = 80
 _BELOW: Final = 116
 
-#: What the marks are.
+#: What the marks are: all, the knee, and those that are not in their places.
 _LEGEND: Final = (
-    "Filled: the setting of that number beneath. White: the plain pipeline with so many steps. "
-    "Ringed: the knee. A mark that would cover another is moved aside; a line leads to its place."
+    "Filled: the setting of that number beneath. White: the plain pipeline with so many steps."
 )
+_RINGED: Final = "Ringed: the knee."
+_MOVED: Final = "A mark that would cover another is moved aside; a line leads to its place."
 
 _ACCENT: Final = (31, 95, 174)
 _KNEE: Final = (180, 84, 10)
@@ -85,7 +86,10 @@ def _drawn(curve: Curve, title: str, said: Sequence[str]) -> Image.Image:
     draw.text(_moved(at(1, 0), 0, 42), curve.x_title, FAINT, font, anchor="rm")
     draw.line([at(*place) for place in curve.fewer], FAINT, 1)
     draw.line([at(*place) for place in curve.front], _ACCENT, 2)
-    legend = "\n".join(wrapped(drawable(_LEGEND), font, width))
+    told = [_LEGEND]
+    told += [_RINGED] * any(point.is_knee for point in curve.points)
+    told += [_MOVED] * any(point.aside for point in curve.points)
+    legend = "\n".join(wrapped(drawable(" ".join(told)), font, width))
     draw.multiline_text(_moved(at(0, 0), 0, 62), legend, FAINT, font)
     middles = [at(point.drawn_x, point.y) for point in curve.points]
     for point, middle in zip(curve.points, middles, strict=True):
