@@ -106,7 +106,7 @@ def test_after_a_change_what_ran_is_told_to_be_of_the_settings_before(clock, is_
     at = lines.index("  ran       F·F·F")
     assert lines[at + 1 : at + 3] == [
         "            with the settings before",
-        "  plan      F··F··F··F··F··F··F··F··F··F··F··F··F··F··F··F··F· (of 50 steps)",
+        "  plan      F··F· (of 5 steps)",
     ]
     assert lines[-2:] == [
         "  last      5 steps in 2.5 s, 2 steps/s, with the settings before",
@@ -118,6 +118,39 @@ def test_after_a_change_what_ran_is_told_to_be_of_the_settings_before(clock, is_
     assert not helper.last_generations["unet"].is_outdated
     assert "before" not in str(helper)
     assert "  ran       F··F·" in str(helper).splitlines()
+
+
+@pytest.mark.parametrize("is_enabled", [True, False])
+def test_what_ran_is_not_outdated_where_the_settings_are_what_they_were(is_enabled):
+    # Every call of `set` or `follow` made it so, whether or not anything was changed by it.
+    unet = unet2d_condition()
+    helper = DeepCacheHelper(unet, schedule=Uniform(2)).enable()
+    loop(unet)
+    if not is_enabled:
+        helper.disable()
+    before = str(helper)
+    helper.follow(helper.schedule)
+    helper.set(interval=2, first=0).set(schedule=Uniform(2), replay="extrapolate")
+    assert str(helper) == before
+    for change in ({"first": 1}, {"replay": "reuse"}, {"branch": 1}):
+        again = DeepCacheHelper(unet, schedule=Uniform(2))
+        helper.disable()
+        with again:
+            loop(unet)
+        again.set(**change)
+        assert again.last_generations["unet"].is_outdated
+
+
+def test_schedules_that_cannot_be_compared_are_others():
+    class Odd(Explicit):
+        def __eq__(self, other):
+            raise ValueError("the truth value of an array is ambiguous")
+
+    unet = unet2d_condition()
+    with DeepCacheHelper(unet, schedule=Odd([FULL] * 5)) as helper:
+        loop(unet)
+        helper.follow(Odd([FULL] * 5))
+        assert helper.last_generations["unet"].is_outdated
 
 
 def test_above_the_output_the_share_of_the_work_is_known():

@@ -253,6 +253,17 @@ def test_the_most_full_steps_that_are_so_fast_by_work_are_taken(branch, speedup,
     assert helper.schedule is found
 
 
+def test_what_ran_last_is_that_of_the_calibrated_schedule(clock, pipe):
+    # `print(helper)` said that it was with the settings before.
+    helper = DeepCacheHelper(pipe)
+    found = helper.calibrate(partial(LDM.run, pipe, steps=12), branch=0, speedup=2)
+    assert found.reached is not None
+    assert helper.last_generations["unet"].plan == found.entries
+    assert not helper.last_generations["unet"].is_outdated
+    helper.calibrate(partial(LDM.run, pipe, steps=12), branch=0, full_steps=3)  # to learn, in full
+    assert helper.last_generations["unet"].is_outdated
+
+
 @pytest.mark.parametrize("shallow", mostly_slow([0.0, 0.1], [0.1]))
 def test_a_shallow_call_that_takes_less_than_its_work_adds_no_full_steps(shallow, clock, pipe):
     clock.shallow = shallow

@@ -15,7 +15,7 @@ from ..schedules.noise_aware import remark_on
 from ..schedules.plans import OUTPUT, Plan, place_of, schedule_text
 from ..schedules.window import Window
 
-#: What the plan is shown for until a generation tells how many steps there are.
+#: What the plan is shown for where neither a generation nor the scheduler tells how many steps.
 _STEPS = 50
 #: How many signs of a strip stand in a line, and how many at most.
 _STRIP_WIDTH, _STRIP_LENGTH = 60, 240
@@ -41,19 +41,22 @@ def rows(helper: Helper) -> list[tuple[str, str]]:
     found.append(("replay", _replay(helper)))
     for name, last in lasts.items():
         found += _strip(f"ran in {name}" if several else "ran", last.plan)
-        found += [("", _OUTDATED)] if last.is_outdated else []
+        if last.is_outdated:
+            found.append(("", _OUTDATED))
     if any(last.is_outdated for last in lasts.values()) or not (lasts or stats.full_calls):
-        found += _expected(helper, window)
+        steps = next((len(last.plan) for last in lasts.values()), _STEPS)
+        found += _expected(helper, window, steps)
     generations = f"{stats.generations} generation{'s' * (stats.generations != 1)}"
     calls = f"{stats.full_calls} in full, {stats.shallow_calls} shallow, in {generations}"
     found.append(("calls", calls))
     if stats.unplaced_calls:
         found.append(("", f"{stats.unplaced_calls} of them at no known step: {_CURE}"))
-    found += [("cache", f"{stats.cache_nbytes / 2**20:.2f} MiB at most")]
+    found.append(("cache", f"{stats.cache_nbytes / 2**20:.2f} MiB at most"))
     for name, last in lasts.items():
         found.append((f"last of {name}" if several else "last", _speed(last)))
         found.append(("", _work(last)))
-        found += [] if last.is_outdated else _remarks(helper, last.plan, is_past=True)
+        if not last.is_outdated:
+            found += _remarks(helper, last.plan, is_past=True)
     return found
 
 
@@ -75,15 +78,15 @@ def _replay(helper: Helper) -> str:
     return str(helper.replay)
 
 
-def _expected(helper: Helper, window: Window) -> list[tuple[str, str]]:
-    """The plan of a generation that has not been."""
+def _expected(helper: Helper, window: Window, steps: int) -> list[tuple[str, str]]:
+    """The plan of a generation that has not been; of so many steps, if the scheduler has none."""
     scheduler = likeliest_scheduler(helper.pipe, "unet")
     timesteps = None
     if getattr(scheduler, "num_inference_steps", None):
         timesteps = timesteps_of(scheduler)
     try:
         if timesteps is None:
-            plan = helper.plan(_STEPS)
+            plan = helper.plan(steps)
         else:
             values, unet = tuple(map(float, timesteps.tolist())), nn.Identity()
             context = Context(len(values), values, scheduler, unet, window=window)

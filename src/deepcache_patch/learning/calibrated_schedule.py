@@ -87,9 +87,11 @@ def described(part: Any) -> dict[str, Any]:
     return {"class": kind.__name__, **public}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Calibrated:
     """A learned schedule with its own replay: see `DeepCacheHelper.calibrate`.
+
+    Two are equal if they do the same, whatever they reached.
 
     Attributes:
         setting: What it is valid for. A generation in another setting is refused.
@@ -109,14 +111,15 @@ class Calibrated:
 
     own_replay: ClassVar = True
 
-    setting: Setting
+    # Whatever has a mapping in it has no hash.
+    setting: Setting = field(hash=False)
     entries: Plan
-    weights: Weights = field(default_factory=dict)
-    reached: Reached | None = None
-    fingerprint: Fingerprint | None = None
+    weights: Weights = field(default_factory=dict, hash=False)
+    reached: Reached | None = field(default=None, compare=False)
+    fingerprint: Fingerprint | None = field(default=None, hash=False)
     #: Whose weights were compared.
     _compared: "weakref.WeakSet[nn.Module]" = field(
-        default_factory=weakref.WeakSet, init=False, repr=False
+        default_factory=weakref.WeakSet, init=False, repr=False, compare=False
     )
 
     @property

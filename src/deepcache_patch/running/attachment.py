@@ -155,11 +155,18 @@ class Attachment:
         release_left_behind(self._pipe)
         return bool(unets)
 
-    def follow(self, begin: Callable[[Context], Guide]) -> None:
-        """Be led by another from the next call on, which is a first step."""
+    def follow(self, begin: Callable[[Context], Guide], *, is_change: bool) -> None:
+        """Be led by another from the next call on, which is a first step.
+
+        Args:
+            begin: Gives each generation its guide.
+            is_change: Whether the guides are other ones than before.
+        """
         for each in self.unets:
-            each.follow(begin)
-        self._last = {name: replace(each, is_outdated=True) for name, each in self._last.items()}
+            each.follow(begin, is_change=is_change)
+        if is_change:
+            last = self._last.items()
+            self._last = {name: replace(each, is_outdated=True) for name, each in last}
 
     def generation(self, told: Told) -> Block:
         """A `with` block that is one generation of this thread or asyncio task.

@@ -58,7 +58,7 @@ class LastGeneration:
             an accelerator calls return before their work is done, by what fits into its queue:
             less than a step of a large U-Net.
         calibration: If it ran in full to be learned from, what for: "50 steps with DDIMScheduler".
-        is_outdated: Whether settings of the helper were changed since.
+        is_outdated: Whether the helper has gone by other settings since. Not part of the text.
     """
 
     plan: Plan
@@ -109,13 +109,11 @@ class Course:
 
     Attributes:
         calibration: What is learned from it, if anything is.
-        is_outdated: Whether another guide is to lead what comes next.
     """
 
     def __init__(self, unet: str) -> None:
         self._unet = unet
         self.calibration: str | None = None
-        self.is_outdated = False
         self._entries: list[tuple[int | None, PlanEntry]] = []
         self._full_calls = self._shallow_calls = 0
         self._start = self._end = time.perf_counter()
@@ -154,4 +152,4 @@ class Course:
         plan = Plan(entry for _, entry in list(self._entries))
         seconds = self._end - self._start
         calls = self._full_calls, self._shallow_calls
-        return LastGeneration(plan, *calls, seconds, self.calibration, self.is_outdated)
+        return LastGeneration(plan, *calls, seconds, self.calibration)

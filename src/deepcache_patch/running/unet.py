@@ -7,6 +7,7 @@ generation are led through: the guide is asked, features are recorded and replay
 import threading
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Final, cast
 
 import torch
@@ -80,6 +81,7 @@ class AttachedUNet:
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         self.example: dict[str, Any] | None = None
         self._course: Course | None = None
+        self._outdated: Course | None = None  # of the settings before
         self._told_of_changes = False
         self._doubts: set[str] = set()  # the kinds of those that were told
         self._tally = Tally()
@@ -95,7 +97,9 @@ class AttachedUNet:
     @property
     def last_generation(self) -> LastGeneration | None:
         """How the generation went that began last; `None` before the first."""
-        return self._course.so_far() if self._course is not None else None
+        if self._course is None:
+            return None
+        return replace(self._course.so_far(), is_outdated=self._course is self._outdated)
 
     @property
     def installed(self) -> bool:
@@ -128,13 +132,13 @@ class AttachedUNet:
             for session in list(self._sessions):
                 session.residuals.clear()
 
-    def follow(self, begin: Callable[[Context], Guide]) -> None:
+    def follow(self, begin: Callable[[Context], Guide], *, is_change: bool) -> None:
         """Be led by another from the next call on, which is a first step."""
         with self._lock:
             self._begin = begin
             self.reset()
-            if self._course is not None:
-                self._course.is_outdated = True
+            if is_change:
+                self._outdated = self._course
 
     def reset(self) -> None:
         """Forget the current generation of every thread."""

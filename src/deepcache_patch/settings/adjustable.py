@@ -182,8 +182,12 @@ class Adjustable:
         return found
 
     def _go_by(self, settings: Settings) -> None:
+        try:
+            is_change = settings != self._settings
+        except Exception:  # schedules of somebody's own that cannot be compared
+            is_change = True
         self._settings = settings
-        self._attachment.follow(settings.guides())
+        self._attachment.follow(settings.guides(), is_change=is_change)
 
     def _share_of(self, schedule: NoiseAware) -> float | None:
         """What a shallow call costs, as a part of a full one; of the U-Net where it is most."""

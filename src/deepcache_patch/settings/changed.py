@@ -50,7 +50,7 @@ def require_known(names: Iterable[str]) -> None:
 
 @dataclass(frozen=True)
 class Settings:
-    """What a helper goes by.
+    """What a helper goes by. Two are equal if that is the same, however it was given.
 
     Attributes:
         schedule: What is in force.
@@ -63,8 +63,8 @@ class Settings:
     schedule: AnySchedule
     replay: Replay
     window: Window
-    made: AnySchedule
-    words: Mapping[str, Any] = field(default_factory=dict)
+    made: AnySchedule = field(compare=False)
+    words: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def changed(
         self, given: Mapping[str, Any], share_of: Callable[[Any], float | None]
