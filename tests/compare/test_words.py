@@ -89,6 +89,16 @@ def test_a_plan_of_few_steps_says_that_the_pictures_move(
     assert (f'<p class="note caution">{said[0].upper()}{said[1:]}' in made.to_html()) == is_said
 
 
+def test_few_steps_are_not_remarked_on_where_nothing_moved_or_one_step_was_full() -> None:
+    # It was said beside "no visible difference", and after "a smaller interval comes closer".
+    said = "with 15 steps or fewer pictures move far from the plain ones: lower the interval"
+    plans = {"unet": Plan([FULL] * 4 + [-1] * 5)}
+    assert said in outcome(plans=plans, psnr=(40.0, 39.9), ssim=(1.0, 1.0)).notes
+    assert said not in outcome(plans=plans, psnr=(40.0, math.inf), ssim=(0.98, 1.0)).notes
+    assert said not in sounds(plans=plans).notes
+    assert said not in outcome(plans={"unet": Plan([FULL] + [-1] * 8)}).notes
+
+
 def test_a_plan_with_one_full_step_is_remarked_on_and_no_error() -> None:
     note = "only the first step ran in full: helper; a smaller interval comes closer"
     for plan, said in {(FULL, 0, 0): True, (FULL, 0, FULL): False, (FULL,): False}.items():

@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..measuring.generation import Timing
 from ..measuring.speed import WIDEST, Speed
-from .measures import Measured
+from ..schedules.noise_aware import remark_on
+from ..schedules.plans import FULL, OUTPUT, Plan
+from .measures import SAME, Measured
 
-#: What stands beside "plain": its column, its label, its progress bar.
+#: What stands beside "plain": its column, its label, its progress bar. In JSON, fields and classes
+#: of CSS it is "cached", as ever: programs and pages that were kept read these.
 HELPER: Final = "helper"
 
 #: So many contestants are named in one sentence.
@@ -115,6 +118,19 @@ def only_one_full(contestants: Mapping[str, str]) -> list[str]:
     named = [name for name, plan in contestants.items() if plan.count("F") == 1 < len(plan)]
     told = f"only the first step ran in full: {'; '.join(named)}; a smaller interval comes closer"
     return [told] if named else []
+
+
+def few_steps(each: Measured, plan: str) -> list[str]:
+    """A remark on pictures that so few steps have moved, in words, unless one step alone was full.
+
+    Args:
+        each: A contestant; nothing is said of sounds, nor where no difference is visible.
+        plan: What ran of it, as a strip.
+    """
+    if each.looks in (None, SAME) or plan.count("F") == 1:
+        return []
+    told = remark_on(Plan(FULL if sign == "F" else OUTPUT for sign in plan))
+    return [told] if told else []
 
 
 def figures_of(each: Against) -> dict[str, Any]:

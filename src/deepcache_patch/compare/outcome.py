@@ -14,10 +14,18 @@ from ..measuring.environment import versions
 from ..measuring.finite import finite
 from ..measuring.generation import Timing
 from ..measuring.media import Kind, Result, kind_of
-from ..schedules.noise_aware import remark_on
 from ..schedules.plans import Plan, place_of
 from .about import sampler_of
-from .against import HELPER, Against, doubts, figures_of, only_one_full, seconds_of, speed_text
+from .against import (
+    HELPER,
+    Against,
+    doubts,
+    few_steps,
+    figures_of,
+    only_one_full,
+    seconds_of,
+    speed_text,
+)
 from .fewer import FewerSteps
 from .figures import looks_lines, rows_of
 from .grid import picture_of
@@ -101,10 +109,14 @@ class Comparison(Against, Saved):
 
         That speeds are from one run; that half of them differ by more than 20 % of their median
         (of up to four, all), or are by as much above what the work allows; that only one step ran
-        in full; that there are so few steps that pictures move far.
+        in full; that there are so few steps that pictures move far, if they did.
         """
-        ran, few = {HELPER: str(self.plan)}, remark_on(self.plan)
-        return *doubts(self.contestants), *only_one_full(ran), *([few] if few else [])
+        ran = str(self.plan)
+        return (
+            *doubts(self.contestants),
+            *only_one_full({HELPER: ran}),
+            *few_steps(self, ran),
+        )
 
     @property
     def identical(self) -> int:
