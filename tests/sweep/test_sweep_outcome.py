@@ -182,6 +182,32 @@ def test_where_fewer_steps_were_not_made_nothing_is_said_of_them() -> None:
     assert NO_KNEE in sweep.table().splitlines()
 
 
+def test_nothing_to_take_is_said_where_some_are_beaten_and_of_others_it_is_not_known() -> None:
+    beaten, other = without_knee(29, 29).settings
+    unknown = replace(other, fewer=None, fewer_left_out="it has no steps")
+    sweep = replace(without_knee(29, 29), settings=(beaten, unknown))
+    assert sweep.fastest_unbeaten is None
+    assert knee_text(sweep) == NO_KNEE
+
+
+def test_nothing_to_take_is_said_of_no_setting() -> None:
+    # It said "Take none of them".
+    assert knee_text(replace(without_knee(29, 29), settings=())) == (
+        "There is no knee: it takes three settings, and here is no setting."
+    )
+
+
+def test_few_steps_are_remarked_on_once_where_pictures_moved() -> None:
+    said = "with 15 steps or fewer pictures move far from the plain ones: lower the interval"
+    moved = row(2, 30, Setting(interval=2, steps=12), steps=12, plan="F·" * 6)
+    alike = replace(moved, psnr=(50.0, 50.0), ssim=(1.0, 1.0))
+    more = replace(moved, steps=16, plan="F·" * 8)
+    assert said not in cautions_of(made(settings=(alike, more)))
+    sweep = made(settings=(moved, alike, moved))
+    assert cautions_of(sweep).count(said) == 1
+    assert f"{said[0].upper()}{said[1:]}." in sweep.table().splitlines()
+
+
 def test_a_setting_of_which_one_step_alone_ran_in_full_is_remarked_on() -> None:
     settings = (replace(made().settings[0], plan="F" + "·" * 23), *made().settings[1:])
     said = "Only the first step ran in full: interval 1.5, 24 steps; a smaller interval comes clos"

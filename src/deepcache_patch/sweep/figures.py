@@ -7,7 +7,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..compare.against import doubts, figures_of, only_one_full, seconds_of, speed_text, times_text
+from ..compare.against import (
+    doubts,
+    few_steps,
+    figures_of,
+    only_one_full,
+    seconds_of,
+    speed_text,
+    times_text,
+)
 from ..compare.measures import SHAPES
 from .knee import why_none
 
@@ -71,6 +79,7 @@ def cautions_of(sweep: Sweep) -> list[str]:
     beaten = [row.title for row in sweep.settings if sweep.beaten_by(row)]
     found = doubts({row.title: row for row in sweep.rows})
     found += only_one_full({row.title: row.plan for row in sweep.settings})
+    found += dict.fromkeys(said for row in sweep.settings for said in few_steps(row, row.plan))
     if beaten:
         found.append(f"fewer steps at equal work are better than: {'; '.join(beaten)}")
     if sweep.missing:
@@ -89,8 +98,13 @@ def knee_text(sweep: Sweep) -> str:
 
 
 def _instead(sweep: Sweep) -> str:
-    """What to take without a knee; nothing where no setting has fewer steps beside it."""
+    """What to take without a knee.
+
+    Nothing is said of no setting, nor where there is none to take and for some no reason against.
+    """
     found = sweep.fastest_unbeaten
+    if not sweep.settings:
+        return ""
     if found is not None:
         verdict = " with this verdict" if found.looks else ""
         rule = f"the fastest setting{verdict} that fewer steps at equal work do not beat"
@@ -108,7 +122,8 @@ def _instead(sweep: Sweep) -> str:
 def _told(sweep: Sweep, row: Row) -> str:
     """A setting with its steps, speed, quality, verdict and number."""
     by = "by work" if sweep.by_work else "in time"
-    measure, steps = row.measures[0], f" with {row.steps} steps" if row.steps else ""
+    measure = row.measures[0]
+    steps = f" with {row.steps} steps" if row.steps else ""
     looks = f", {row.looks}" if row.looks else ""
     return (
         f"{row.name}{steps}: {times_text(sweep.speed_of(row))} {by}, {measure.name} "
