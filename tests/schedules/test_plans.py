@@ -16,7 +16,26 @@ from deepcache_patch import (
     Schedule,
     Uniform,
 )
-from deepcache_patch.schedules.plans import number_between, whole_number
+from deepcache_patch.schedules.plans import number_between, schedule_text, whole_number
+
+
+@pytest.mark.parametrize(
+    ("schedule", "text"),
+    [
+        (
+            "NoiseAware(interval=1.7391304347826086, branch=0)",
+            "NoiseAware(interval=1.73913, branch=0)",
+        ),
+        ("Auto(interval=3.0, branch=-1)", "Auto(interval=3, branch=-1)"),
+        (Uniform(3), "Uniform(interval=3, branch=0)"),
+        # The interval stands in the name and in the value of another parameter.
+        ("Own(max_interval=3.05, interval=3.0)", "Own(max_interval=3.05, interval=3)"),
+        ("Own(interval=3.05, x=3.0)", "Own(interval=3.05, x=3.0)"),
+    ],
+    ids=str,
+)
+def test_an_interval_is_shown_rounded_and_nothing_else_is(schedule, text):
+    assert schedule_text(schedule) == text
 
 
 @pytest.mark.parametrize(

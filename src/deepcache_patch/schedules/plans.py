@@ -5,6 +5,7 @@ A schedule is any object with `plan(num_steps)`. Its plan names for each step of
 """
 
 import operator
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol, TypeAlias, runtime_checkable
@@ -108,10 +109,11 @@ def whole_number(name: str, value: Any, minimum: int) -> int:
 
 def schedule_text(schedule: Any) -> str:
     """A schedule as a person reads it: an interval that follows from a speedup has many digits."""
-    interval = getattr(schedule, "interval", None)
-    if not isinstance(interval, float):
-        return str(schedule)
-    return str(schedule).replace(f"interval={interval}", f"interval={interval:g}")
+
+    def shorter(found: re.Match[str]) -> str:
+        return f"interval={float(found[1]):g}"
+
+    return re.sub(r"\binterval=(\d+\.\d+)", shorter, str(schedule))
 
 
 def place_of(branch: int) -> str:
