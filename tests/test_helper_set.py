@@ -100,6 +100,12 @@ def test_a_speedup_reckons_with_the_branch_in_force_and_its_interval_is_shown_ro
     assert f"  schedule  {shown}" in str(helper).splitlines()
 
 
+def test_a_mistyped_setting_of_the_constructor_is_answered_by_the_one_that_is_meant(unet):
+    # It was a TypeError without a hint.
+    with pytest.raises(InvalidSettingError, match=r"'intervall': did you mean 'interval'\?"):
+        DeepCacheHelper(unet, intervall=3)
+
+
 def test_several_changes_add_up(unet):
     helper = DeepCacheHelper(unet).set(interval=4).set(branch=2).set(schedule="uniform")
     assert helper.schedule == Uniform(4, 2)

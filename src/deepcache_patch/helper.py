@@ -21,6 +21,7 @@ from .schedules.plans import OUTPUT, Plan, schedule_text
 from .schedules.replay import Replay
 from .settings.adjustable import Adjustable
 from .settings.by_name import ReplayName, ScheduleName
+from .settings.changed import require_known
 from .settings.fitting import anatomies_for
 from .settings.preview import plan_of
 from .versions import warn_of_untested
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     import os
 
     from diffusers import ModularPipeline
+    from typing_extensions import Never
 
     from .compare.outcome import Comparison
     from .sweep.outcome import Sweep
@@ -73,6 +75,7 @@ class DeepCacheHelper(Adjustable):
         last: How many at its end, likewise.
         replay: What a shallow step gets: `"extrapolate"` (default), `"reuse"`, which is the
             paper's, or any `Replay`. Not for schedules with one of their own (`Auto`).
+        unknown: Nothing. A mistyped setting is answered by the one that may be meant.
 
     Raises:
         UnsupportedModelError: If there is no U-Net here that can be cut.
@@ -92,7 +95,9 @@ class DeepCacheHelper(Adjustable):
         first: float = 0,
         last: float = 0,
         replay: Replay | ReplayName | None = None,
+        **unknown: "Never",
     ) -> None:
+        require_known(unknown)
         warn_of_untested()
         self._found: list[bool] = []  # by each `with` block that is open: enabled or not
         self._was_kept = False  # by the pipeline, when it was disabled: see `switches`

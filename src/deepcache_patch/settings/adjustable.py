@@ -111,9 +111,11 @@ class Adjustable:
         its name takes over the interval and the branch that were given before. A schedule that is
         an object is taken as it is. If anything is refused, nothing changes.
 
-        A `speedup` sets the interval for the branch that is in force, and that stays: one from 0
-        needs more steps left out for the same speed than -1, since its shallow steps cost work.
-        `set(speedup=2, branch=-1)` goes back to the default's.
+        The branch stays. A branch of 0 or more needs more steps left out than -1 for the same
+        speed, because its shallow steps cost work. `set(speedup=2, branch=-1)` takes the default's
+        branch again.
+
+        `unknown` is there to answer a mistyped setting by the one that may be meant.
 
         A generation that is under way goes on as if it were a new one, with a full step.
 
