@@ -49,9 +49,7 @@ def test_commands_that_generate_take_the_same_options() -> None:
 
 @pytest.mark.parametrize("command", ["compare", "sweep", "calibrate"])
 def test_the_number_of_images_is_told_to_be_a_total(command: str) -> None:
-    assert options_of(command)["--images"].help == (
-        "how many in total, shared out evenly to the prompts (default: 4, or one for each)"
-    )
+    assert "in total" in str(options_of(command)["--images"].help)
 
 
 def test_an_option_is_of_one_spelling_and_one_type_wherever_it_is_taken() -> None:

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from deepcache_patch.cli.compare import compare
+from deepcache_patch.settings.changed import SettingsGiven
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -35,14 +38,10 @@ def test_the_demo_shows_the_default():
     # It showed the DeepCache of the paper, at interval 3 and branch 0.
     text = (ROOT / "Makefile").read_text(encoding="utf-8")
     recipe = re.search(r"^demo:.*\n((?:\t.*\n)+)", text, re.MULTILINE)[1]
-    settings = {
-        "--interval",
-        "--speedup",
-        "--branch",
-        "--schedule",
-        "--replay",
-        "--first",
-        "--last",
-    }
+    settings = {f"--{name}" for name in SettingsGiven.__annotations__}
+    known = {name for option in compare.params for name in option.opts}
+    assert settings < known
     assert "deepcache_patch compare" in recipe
-    assert settings.isdisjoint(recipe.split())
+    given = set(re.findall(r"--[a-z-]+", recipe))
+    assert given < known
+    assert given.isdisjoint(settings)
