@@ -25,7 +25,10 @@ EXIT_INTERRUPTED: Final = 130
 
 #: Each command, which is of this name in the module of this name, and what the help says of it.
 COMMANDS: Final = {
-    "compare": "the same pictures without and with the helper: time, PSNR, SSIM, a page to look at",
+    "compare": (
+        "the same pictures without and with the helper (this package): time, PSNR, SSIM, a page to "
+        "look at"
+    ),
     "sweep": "many settings side by side: a curve of speed against quality, and which one to take",
     "calibrate": "learn the best schedule for a pipeline, and write it to a file",
     "branches": "the branches that a pipeline's U-Net has: place, cost, size",
