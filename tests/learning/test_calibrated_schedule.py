@@ -26,6 +26,7 @@ from deepcache_patch import (
 )
 from deepcache_patch.cutting.features import FeatureKey, Recorded
 from deepcache_patch.learning.calibrated_schedule import Setting, load_all, save_all
+from deepcache_patch.learning.reached import Reached
 from deepcache_patch.schedules.guide import Context
 
 SD, LDM = CASES["sd"], CASES["ldm"]
@@ -453,10 +454,14 @@ def test_guidance_dropped_midway_runs_in_full_once_and_goes_on(learned):
 # --- as an object -------------------------------------------------------------------------------
 
 
-def test_it_equals_itself_and_can_be_hashed(file):
+def test_it_equals_what_does_the_same_and_can_be_hashed(file):
     schedule = Calibrated.load(file)
     assert schedule == schedule
-    assert len({schedule, Calibrated.load(file)}) == 2
+    assert len({schedule, Calibrated.load(file), replace(schedule, reached=Reached(2.0))}) == 1
+    others = [replace(schedule, weights={(0,): (1.0,)}), replace(schedule, fingerprint=None)]
+    others.append(replace(schedule, entries=Plan([FULL] * len(schedule.entries))))
+    others.append(replace(schedule, setting=replace(schedule.setting, unet={"class": "Other"})))
+    assert len({schedule, *others}) == 5
 
 
 def test_its_name_does_not_spell_out_what_was_learned(learned):
