@@ -81,6 +81,9 @@ def schedule_after(unet, before, changes):
         ({"schedule": Uniform(4, 0)}, {"schedule": "auto", "speedup": 1}, Auto(1, 0)),
         ({"schedule": "auto"}, {"speedup": 1}, Auto(1)),
         ({"speedup": 1}, {"schedule": "uniform"}, Uniform(3, 0)),
+        ({"speedup": 1}, {"schedule": "auto"}, Auto(1)),
+        ({"speedup": 1}, {"schedule": "auto", "interval": 2}, Auto(2)),
+        ({"interval": 3}, {"schedule": "auto"}, Auto(3)),
     ],
 )
 def test_what_is_given_changes_and_the_rest_stays(unet, before, changes, expected):

@@ -368,7 +368,7 @@ def test_the_verdict_says_what_to_do_where_the_helper_lost() -> None:
     lost = outcome(psnr=(17.0, 17.5), fewer=fewer())
     assert lost.verdict == (
         "fewer steps at equal work (3 of 6): 18.00 dB, helper: 17.25 dB: "
-        "take fewer steps here, or a smaller interval"
+        "take fewer steps here, or try another interval"
     )
 
 

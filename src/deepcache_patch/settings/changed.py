@@ -15,6 +15,7 @@ from ..schedules.noise_aware import NoiseAware
 from ..schedules.replay import Replay
 from ..schedules.window import NO_WINDOW, Window
 from .by_name import (
+    TAKE_SPEEDUP,
     ReplayName,
     ScheduleName,
     branch_of,
@@ -57,7 +58,7 @@ class Settings:
         replay: What a shallow step gets, unless the schedule has a replay of its own.
         window: What runs in full whatever the schedule says.
         made: The last schedule that was made of words, whether or not it is still in force.
-        words: The `interval` and the `branch` among these words.
+        words: The `interval` or the `speedup`, and the `branch`, among these words.
     """
 
     schedule: AnySchedule
@@ -105,7 +106,8 @@ class Settings:
         if schedule is None and speedup is None:
             if not words:
                 return self
-            return self._made_of(self._words | words, with_parameters(self.schedule, words))
+            before = {name: value for name, value in self._words.items() if name != "speedup"}
+            return self._made_of(before | words, with_parameters(self.schedule, words))
         learns = schedule is None and isinstance(self.schedule, Auto)
         if schedule is None and not learns and not isinstance(self.schedule, NoiseAware):
             raise InvalidSettingError(
@@ -114,11 +116,12 @@ class Settings:
             )
         if schedule is not None and not isinstance(schedule, str):
             return replace(self, schedule=schedule_of(schedule, **words, speedup=speedup))
-        before = {
-            name: value
-            for name, value in self._words.items()
-            if name not in words and (name != "interval" or speedup is None)
-        }
+        before = {name: value for name, value in self._words.items() if name not in words}
+        wanted = before.pop("speedup", None)
+        if speedup is None and "interval" not in words and schedule in TAKE_SPEEDUP:
+            speedup = wanted
+        if speedup is not None:
+            before.pop("interval", None)
         try:
             named = "auto" if learns else schedule
             found = schedule_of(named, **before | words, speedup=speedup, share_of=share_of)
@@ -132,7 +135,8 @@ class Settings:
                 f"{error}; interval={before['interval']} was given before, and stays unless "
                 "another one is given"
             ) from error
-        return self._made_of(before | words, found)
+        reached = {} if speedup is None else {"speedup": speedup}
+        return self._made_of(before | words | reached, found)
 
     def _check_replay(self, schedule: AnySchedule) -> None:
         """Refuse a schedule that would put out of force the replay that somebody has chosen."""
@@ -149,7 +153,7 @@ class Settings:
 
     @property
     def _words(self) -> dict[str, Any]:
-        """The interval and the branch in force, as far as somebody has chosen them."""
+        """What `words` says, as far as it is in force, or what an object says."""
         if self.schedule is self.made:
             return dict(self.words)
         of_object = {
