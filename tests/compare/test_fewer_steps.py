@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -368,8 +369,10 @@ def test_the_verdict_says_what_to_do_where_the_helper_lost() -> None:
     lost = outcome(psnr=(17.0, 17.5), fewer=fewer())
     assert lost.verdict == (
         "fewer steps at equal work (3 of 6): 18.00 dB, helper: 17.25 dB: "
-        "take fewer steps here, or try another interval"
+        "take fewer steps here, or try another interval; the mean of 2 tells little, make 16"
     )
+    many = replace(lost, plain=lost.plain * 8)
+    assert many.verdict == lost.verdict.partition(";")[0]
 
 
 def test_a_single_picture_with_a_long_verdict_is_not_cut_off() -> None:

@@ -37,6 +37,9 @@ FILES: Final = files_of("comparison")
 #: What to do where fewer steps are closer to the plain results than the helper.
 LOST: Final = "take fewer steps here, or try another interval"
 
+#: The mean over fewer results is often decided by one of them.
+ENOUGH: Final = 16
+
 
 @dataclass(frozen=True)
 class Comparison(Against, Saved):
@@ -101,7 +104,11 @@ class Comparison(Against, Saved):
         theirs, ours = fewer.measures[0], self.measures[0]
         steps = f"{fewer.steps} of {self.about['steps']}"
         said = f"fewer steps at equal work ({steps}): {theirs.text()}, helper: {ours.text()}"
-        return f"{said}: {LOST}" if theirs.mean > ours.mean else said
+        if theirs.mean <= ours.mean:
+            return said
+        count = len(self.plain)
+        few = f"; the mean of {count} tells little, make {ENOUGH}" if count < ENOUGH else ""
+        return f"{said}: {LOST}{few}"
 
     @property
     def notes(self) -> tuple[str, ...]:
