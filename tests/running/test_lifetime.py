@@ -37,6 +37,7 @@ FEATURE = 2 * 8 * 8 * 8 * 4
 #: anywhere. Where they end is known when the next one begins.
 OPEN_END = {
     "karras-ve": "computes its noise levels itself",
+    "modular-sdxl-cfg-midway": "its last step has a call less than the one before",
     "score-sde-ve": "computes its noise levels itself",
     "sd-latent-upscale": "computes its noise levels itself",
     "sdxl-denoising-end": "leaves the rest to a refiner",

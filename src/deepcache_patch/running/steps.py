@@ -38,12 +38,12 @@ class StepTracker:
 
     def __init__(self) -> None:
         self._generation = -1
-        self._timelines = Timelines()
         self.reset()
 
     def reset(self) -> None:
         """Forget the current generation: the next call starts a new one."""
         self.unclear: str | None = None
+        self._timelines = Timelines()
         # What the current generation's indices count in; `None` for values of no known list. A
         # tensor is kept, not its address, so that the memory cannot go to another list.
         self._timeline: torch.Tensor | None = None
