@@ -124,7 +124,8 @@ def plan(
         from ..schedules.noise_aware import remark_on
 
         own = found.remark_on(plans[0]) if schedule == "auto" else None
-        for line in (_levels(scheduler, plans[0]), remark_on(plans[0]), own):
+        few = remark_on(len(plans[0]), len(plans[0].full_steps))
+        for line in (_levels(scheduler, plans[0]), few, own):
             if line is not None:
                 say(line)
     if branch > 0:  # all have branch 0

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Final
 from ..measuring.generation import Timing
 from ..measuring.speed import WIDEST, Speed
 from ..schedules.noise_aware import remark_on
-from ..schedules.plans import FULL, OUTPUT, Plan
 from .measures import SAME, Measured
 
 #: What stands beside "plain": its column, its label, its progress bar. In JSON, fields and classes
@@ -129,7 +128,7 @@ def few_steps(each: Measured, plan: str) -> list[str]:
     """
     if each.looks in (None, SAME) or plan.count("F") == 1:
         return []
-    told = remark_on(Plan(FULL if sign == "F" else OUTPUT for sign in plan))
+    told = remark_on(len(plan), plan.count("F"))
     return [told] if told else []
 
 

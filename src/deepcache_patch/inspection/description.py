@@ -102,7 +102,8 @@ def _expected(helper: Helper, window: Window, steps: int) -> list[tuple[str, str
 def _remarks(helper: Helper, plan: Plan, *, is_past: bool = False) -> list[tuple[str, str]]:
     schedule = helper.schedule
     own = schedule.remark_on(plan, is_past=is_past) if isinstance(schedule, Auto) else None
-    return [("", text) for text in (own, remark_on(plan)) if text]
+    few = remark_on(len(plan), len(plan.full_steps))
+    return [("", text) for text in (own, few) if text]
 
 
 def _strip(name: str, plan: Plan) -> list[tuple[str, str]]:

@@ -106,10 +106,10 @@ class NoiseAware(OneBranch):
         return plan_with(cheapest(levels, max(1, count), protected), steps, branch)
 
 
-def remark_on(plan: Plan) -> str | None:
+def remark_on(steps: int, full_steps: int) -> str | None:
     """What to know of a short plan, unless the interval is small: two thirds in full, or more."""
-    few = FEW_STEPS < len(plan) <= SHORT
-    if not few or 3 * len(plan.full_steps) >= 2 * len(plan):
+    few = FEW_STEPS < steps <= SHORT
+    if not few or 3 * full_steps >= 2 * steps:
         return None
     return f"with {SHORT} steps or fewer pictures move far from the plain ones: lower the interval"
 

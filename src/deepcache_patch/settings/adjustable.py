@@ -110,8 +110,8 @@ class Adjustable:
         `branch` and `speedup` change the schedule that is in force; its kind stays. A `schedule` by
         its name takes over the interval (or the speedup, if it has one) and the branch that were
         given before: `set(schedule="default", interval=2.2, branch=-1, replay="extrapolate")` is
-        what a helper has to which nothing was given. A schedule that is
-        an object is taken as it is. If anything is refused, nothing changes.
+        what a helper has to which nothing was given. A schedule that is an object is taken as it
+        is. If anything is refused, nothing changes.
 
         The branch stays. A branch of 0 or more needs more steps left out than -1 for the same
         speed, because its shallow steps cost work. `set(speedup=2, branch=-1)` takes the default's

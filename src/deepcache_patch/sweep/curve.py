@@ -120,15 +120,9 @@ def asides(places: Sequence[Place]) -> list[int]:
     taken: list[Place] = []
     for x, y in places:
         moved = {steps: (x + steps * _NEAR[0], y) for steps in _STEPS}
-        aside = next(
-            (
-                steps
-                for steps, (new, _) in moved.items()
-                if (not steps or _EDGES[0] <= new <= _EDGES[1])
-                and not any(_is_near(moved[steps], other) for other in taken)
-            ),
-            0,
-        )
+        within = (s for s in _STEPS if not s or _EDGES[0] <= moved[s][0] <= _EDGES[1])
+        free = (s for s in within if not any(_is_near(moved[s], other) for other in taken))
+        aside = next(free, 0)
         found.append(aside)
         taken.append(moved[aside])
     return found

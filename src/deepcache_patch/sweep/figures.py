@@ -102,9 +102,9 @@ def _instead(sweep: Sweep) -> str:
 
     Nothing is said of no setting, nor where there is none to take and for some no reason against.
     """
-    found = sweep.fastest_unbeaten
     if not sweep.settings:
         return ""
+    found = sweep.fastest_unbeaten
     if found is not None:
         verdict = " with this verdict" if found.looks else ""
         rule = f"the fastest setting{verdict} that fewer steps at equal work do not beat"
