@@ -60,9 +60,9 @@ def main() -> None:
         for row in _rows(name, arguments, device, dtype):
             print(_line(row), file=sys.stderr, flush=True)
             rows[_key(row)] = row
-        # After each network: what was measured in hours is not lost with the next one.
-        last = name == arguments.networks[-1]
-        write("speed", arguments, device, _figures(rows.values()), printed=last)
+            # What was measured in hours is not lost if a later row is cut off.
+            write("speed", arguments, device, _figures(rows.values()), printed=False)
+    write("speed", arguments, device, _figures(rows.values()))
 
 
 def _rows(
