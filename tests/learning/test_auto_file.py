@@ -16,7 +16,9 @@ from deepcache_patch import (
     InvalidSettingError,
     Uniform,
 )
+from deepcache_patch.learning import trials
 from deepcache_patch.learning.calibrated_schedule import load_all
+from deepcache_patch.learning.nearest import usual_way
 
 
 def test_a_file_lets_another_process_start_calibrated(tmp_path):
@@ -76,7 +78,8 @@ def test_a_copy_knows_what_was_learned(duplicate):
         assert counted(other, partial(LDM.run, pipe, steps=9)) == (4, 5)
 
 
-def test_another_plan_that_was_asked_for_is_not_for_auto_and_the_same_is(tmp_path):
+def test_another_plan_that_was_asked_for_is_not_for_auto_and_the_same_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(trials, "nearest_way", lambda study, *_: usual_way(study))
     file = tmp_path / "learned.json"
     pipe = loaded("ldm")
     runs = []

@@ -1,6 +1,7 @@
 """Weights that bring the chain of all steps back to where it was, without any call of a U-Net."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from builders.schedulers import SCHEDULERS
 from diffusers import DDIMScheduler
 
 from deepcache_patch import FULL, NoiseAware, Plan, Uniform
-from deepcache_patch.schedules.fit import _nearest, fitted
+from deepcache_patch.schedules.fit import DAMPING, _nearest, fitted, trend
 from deepcache_patch.schedules.forecast import Forecast
 from deepcache_patch.schedules.guide import Context, planned
 
@@ -51,7 +52,8 @@ def course(context, denoised, plan, weights):
 def test_what_would_undo_an_error_is_damped_to_a_ninth():
     older, newer = torch.tensor([[1.0, 2.0], [2.0, 4.0]])
     missed = 3 * (newer - older)
-    assert _nearest(missed, [newer, older], (0.5,)) == pytest.approx((0.5 + 3 / 9,), rel=1e-12)
+    weights = _nearest(missed, [newer, older], (0.5,), DAMPING)
+    assert weights == pytest.approx((0.5 + 3 / 9,), rel=1e-12)
 
 
 @pytest.mark.parametrize("name", ["ddim", "euler", "dpm-multistep", "unipc"])
@@ -79,6 +81,24 @@ def test_each_step_that_goes_on_from_two_full_ones_has_weights_but_the_last():
         (10, 7, 4, 2),
     ]
     assert [len(each) for each in weights.values()] == [1, 2, 2, 2, 2, 2]
+
+
+def test_the_weights_of_a_trend_are_those_without_weights():
+    context = prepared("ddim")
+    plan, denoised = planned(NoiseAware(2.2), context), settling(context)
+    half = Forecast.of(context, strength=0.5)
+    weights = trend(half, plan)
+    full: list[int] = []
+    for step, entry in enumerate(plan):
+        if entry == FULL:
+            full = [step, *full][:3]
+        elif len(full) > 1:
+            known = [denoised[each] for each in full]
+            followed = replace(half, strength=1.0, weights=weights).ahead(step, full, known)
+            assert torch.equal(followed, half.ahead(step, full, known))
+    assert [step for step, *_ in weights] == [
+        step for step in range(plan.full_steps[1], STEPS) if plan[step] != FULL
+    ]
 
 
 def test_of_steps_that_were_not_seen_there_are_none():

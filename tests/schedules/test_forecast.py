@@ -7,6 +7,7 @@ import torch
 from diffusers import (
     DDIMInverseScheduler,
     DDIMScheduler,
+    EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     UniPCMultistepScheduler,
 )
@@ -267,3 +268,15 @@ def test_half_precision_is_summed_in_float32(dtype):
     wide = [recorded(1, x.float(), output.float()), recorded(0, output.float(), x.float())]
     found = forecast.output(2, seen, later)
     assert torch.equal(found, forecast.output(2, wide, later.float()).to(dtype))
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.4])
+def test_half_of_the_strength_is_followed_where_noise_is_added(strength):
+    for scheduler, followed in (
+        (EulerAncestralDiscreteScheduler(), strength / 2),
+        (EulerDiscreteScheduler(), strength),
+    ):
+        scheduler.set_timesteps(8)
+        timesteps = tuple(scheduler.timesteps.tolist())
+        known = Context(8, timesteps, scheduler, torch.nn.Identity())
+        assert Forecast.of(known, strength=strength).strength == followed

@@ -9,7 +9,7 @@ import torch
 from builders.cases import CASES
 from builders.schedulers import SCHEDULERS
 
-from deepcache_patch.schedules.noise import noise_levels
+from deepcache_patch.schedules.noise import adds_noise, copied, noise_levels
 
 SD = CASES["sd"]
 
@@ -153,3 +153,64 @@ def test_sigmas_of_whole_steps_alone_do_not_say_those_of_the_midpoints():
     )
     timesteps = (900.0, 700.0, 500.0, 300.0)
     assert noise_levels(scheduler, timesteps) == noise_levels(plain, timesteps)
+
+
+# --- noise that is added --------------------------------------------------------------------------
+
+KDPM2_ANCESTRAL = diffusers.KDPM2AncestralDiscreteScheduler
+MULTISTEP = diffusers.DPMSolverMultistepScheduler
+
+#: Every one that the tests know, and others that add noise, not all of them in the first step.
+MAKERS = {
+    **SCHEDULERS,
+    "kdpm2-ancestral": lambda config: KDPM2_ANCESTRAL.from_config(config),
+    "dpm-sde": lambda config: MULTISTEP.from_config(config, algorithm_type="sde-dpmsolver++"),
+    "tcd": lambda config: diffusers.TCDScheduler.from_config(config),
+}
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_it_is_seen_which_schedulers_add_noise(name, config):
+    scheduler = MAKERS[name](config)
+    scheduler.set_timesteps(8)
+    before, random = state(scheduler), torch.random.get_rng_state()
+    adding = {"ddpm", "euler-ancestral", "lcm", "kdpm2-ancestral", "dpm-sde", "tcd"}
+    assert adds_noise(scheduler) is (name in adding)
+    assert state(scheduler) == before
+    assert torch.equal(torch.random.get_rng_state(), random)
+
+
+def test_it_is_looked_at_once_for_each_config(config, monkeypatch):
+    scheduler, _ = prepared("dpm-multistep", config)
+    steps = []
+    step = type(scheduler).step
+    monkeypatch.setattr(
+        type(scheduler), "step", lambda *args, **kwargs: steps.append(1) or step(*args, **kwargs)
+    )
+    assert not adds_noise(scheduler)
+    assert not adds_noise(scheduler)
+    assert len(steps) == 4
+    scheduler.register_to_config(algorithm_type="sde-dpmsolver++")
+    assert adds_noise(scheduler)
+    assert len(steps) == 5
+
+
+class Refuses(diffusers.DDPMScheduler):
+    def step(self, *args, **kwargs):
+        raise RuntimeError("not without the pipeline")
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [None, SimpleNamespace(timesteps=torch.tensor([3, 2])), Refuses()],
+    ids=["none", "no step", "raises"],
+)
+def test_what_cannot_be_tried_adds_none(scheduler):
+    assert adds_noise(scheduler) is False
+
+
+def test_a_scheduler_that_holds_a_model_is_not_copied(config):
+    scheduler, _ = prepared("euler-ancestral", config)
+    scheduler.unet = torch.nn.Linear(1, 1)
+    assert copied(scheduler) is None
+    assert adds_noise(scheduler) is False

@@ -7,7 +7,12 @@ import math
 import pytest
 import torch
 from builders.schedulers import SCHEDULERS
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+)
 
 import deepcache_patch.schedules.noise_aware
 from deepcache_patch import DeepCacheWarning, InvalidSettingError, NoiseAware
@@ -45,7 +50,7 @@ def context(scheduler, steps, *, strength=1.0, window=None):
     return made if window is None else Context(**{**vars(made), "window": window})
 
 
-def cost(levels, full):
+def cost(levels, full, power=1.1):
     """What a plan costs, as the docstring of `NoiseAware` says it."""
     used = [abs(b - a) for a, b in itertools.pairwise(levels)] + [1.0]
     last, total = 0, 0.0
@@ -54,7 +59,7 @@ def cost(levels, full):
             last = step
         else:
             drift = abs(level - levels[last])
-            total += used[step] * drift * (1 + min(math.exp(level), 8)) ** 1.1
+            total += used[step] * drift * (1 + min(math.exp(level), 8)) ** power
     return total
 
 
@@ -168,3 +173,14 @@ def test_a_branch_out_of_range_is_refused():
 
 def test_the_examples_of_the_docstrings_are_right():
     assert doctest.testmod(deepcache_patch.schedules.noise_aware).failed == 0
+
+
+def test_where_noise_is_added_early_steps_weigh_less():
+    ancestral = context(EulerAncestralDiscreteScheduler(**BETAS), 12)
+    plain = context(EulerDiscreteScheduler(**BETAS), 12)
+    assert ancestral.levels() == plain.levels()
+    for known, power in ((ancestral, 0.8), (plain, 1.1)):
+        full = NoiseAware(2.4).plan_for(known).full_steps
+        others = itertools.combinations(range(1, 12), 4)
+        least = min(cost(known.levels(), {0, *other}, power) for other in others)
+        assert math.isclose(cost(known.levels(), set(full), power), least, rel_tol=1e-12)

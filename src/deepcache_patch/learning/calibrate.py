@@ -18,22 +18,24 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from ..errors import InvalidSettingError, warn
-from ..measuring.generation import as_floats, labelled_progress
-from ..measuring.loop_clock import LoopClock
+from ..measuring.generation import labelled_progress
 from ..measuring.similarity import psnr as decibels
 from ..measuring.speed import Speed, measured_speed
 from ..patching.wrappers import unwrapped
 from ..running.components import unets_of
 from ..running.face import Helper
-from ..schedules.noise_aware import cheapest, usual_levels
-from ..schedules.plans import OUTPUT, number_between, plan_with, whole_number
+from ..schedules.plans import OUTPUT, number_between, whole_number
 from .calibrated_schedule import Calibrated, described
 from .reached import Reached
 from .study import Study, Studying
+from .trials import Trials, closeness
 
 #: Time may say that a shallow call is dearer than its work: twice as dear, or this share of a full
 #: one where that is more. What is beyond comes from a machine that is busy.
 _OVERHEAD: Final = 0.1
+
+#: With how many times less full steps ways are compared for a goal in dB, before it is known.
+_USUAL: Final = 2.2
 
 
 def calibrate(
@@ -71,16 +73,15 @@ def calibrate(
         helper.follow(studying)
         helper.enable()
         first = run()
-        study = studying.study
-        name, unet = _unet_of(helper, study)
-        share = _share(helper, name, study)
+        name, unet = _unet_of(helper, studying.study)
+        share = _share(helper, name, studying.study)
+        trials = Trials(helper, run, studying.study, unet, share)
         if full_steps is not None:
-            found = _solved(study, full_steps)
-            found = replace(found, reached=Reached.of(_work(study, found, share)))
+            found = _with_so_many(trials, full_steps, first)
         elif speedup is not None:
-            found = _fast_enough(helper, run, study, speedup, first, unet, share)
+            found = _fast_enough(trials, speedup, first)
         else:
-            found = _good_enough(helper, run, study, _pictures(first), float(psnr or 0), share)
+            found = _good_enough(trials, float(psnr or 0), first)
         undo.pop_all()
     helper.follow(found)
     if not enabled:
@@ -101,17 +102,6 @@ def _labelled(pipe: Any, run: Callable[[], Any]) -> Callable[[], Any]:
     return labelled
 
 
-def _solved(study: Study, full_steps: int) -> Calibrated:
-    """The schedule with so many full steps; steps that `run` did not come to are full, too."""
-    seen = study.seen
-    if not seen:
-        raise InvalidSettingError("nothing was recorded: nothing can be learned")
-    levels = (study.levels or usual_levels(study.num_steps))[:seen]
-    protected = study.protected.intersection(range(seen))
-    full = (*cheapest(levels, full_steps, protected), *range(seen, study.num_steps))
-    return study.learn(plan_with(full, study.num_steps, study.branch))
-
-
 def _unet_of(helper: Helper, study: Study) -> tuple[str, nn.Module]:
     """The component's name, and the U-Net, that was studied: of equal ones, the first."""
     unets = unets_of(helper.pipe).items()
@@ -129,29 +119,26 @@ def _share(helper: Helper, name: str, study: Study) -> float | None:
     return share
 
 
-def _work(study: Study, found: Calibrated, share: float | None) -> float | None:
-    """How many times less work the plan is, in the steps that a generation runs."""
-    if share is None:
-        return None
-    steps = study.seen
-    full = sum(step < steps for step in found.entries.full_steps)
-    return steps / (full + (steps - full) * share)
-
-
 def _most_full_steps(speedup: float, steps: int, cost: float) -> int:
     """With which it is so fast if a shallow call costs this part of a full one; may be below 1."""
     return math.floor((steps / speedup - steps * cost) / (1 - cost) + 1e-9)
 
 
-def _fast_enough(
-    helper: Helper,
-    run: Callable[[], Any],
-    study: Study,
-    speedup: float,
-    first: Any,
-    unet: nn.Module,
-    share: float | None,
-) -> Calibrated:
+def _with_so_many(trials: Trials, full_steps: int, first: Any) -> Calibrated:
+    """So many full steps; `first` is what the studied run returned."""
+    _tell(trials.see_plain(first))
+    found = trials.way(full_steps).schedule(trials.study, full_steps)
+    close = closeness(trials.plain, trials.made(found)) if trials.plain else []
+    return replace(found, reached=Reached.of(trials.work(found), decibels=close))
+
+
+def _tell(obstacle: str | None) -> None:
+    """Says why plans are not compared, if so."""
+    if obstacle:
+        warn(f"plans are not compared, and the default's is taken: {obstacle}")
+
+
+def _fast_enough(trials: Trials, speedup: float, first: Any) -> Calibrated:
     """The most full steps with which it is so fast: by work, and then seen by time.
 
     Only steady timings, three of four of which are below the goal, take full steps away, and never
@@ -159,15 +146,11 @@ def _fast_enough(
     `_OVERHEAD`.
 
     Args:
-        helper: It is followed with what is tried.
-        run: As it was given.
-        study: Of the first run.
+        trials: With what is tried.
         speedup: The goal.
-        first: What that run returned.
-        unet: Whose loop is timed.
-        share: The work of a shallow call, as a part of a full one's.
+        first: What the studied run returned.
     """
-    steps = study.seen
+    study, share, steps = trials.study, trials.share, trials.study.seen
     if share is None:
         raise InvalidSettingError(
             "speedup cannot be a goal here, because the work of this U-Net's shallow calls cannot "
@@ -183,29 +166,19 @@ def _fast_enough(
     dearest = min(max(2 * share, _OVERHEAD), 0.99)
     least = max(_most_full_steps(speedup, steps, dearest), -(-count // 2))
 
-    def seconds() -> float:
-        with LoopClock(unet) as clock:
-            run()
-        return clock.seconds
-
-    def plain_seconds() -> float:
-        with helper.paused():
-            return seconds()
-
-    with helper.paused():
-        again = run()  # the first calls of a kind may compile, or choose kernels
+    _tell(trials.see_plain(first))  # the first calls of a kind may compile, or choose kernels
+    way = trials.way(count)
     while True:
-        found = _solved(study, count)
-        helper.follow(found)
-        fast = run()  # likewise
-        speed = measured_speed(plain_seconds, seconds, goal=speedup)
+        found = way.schedule(study, count)
+        fast = trials.made(found)  # likewise
+        speed = measured_speed(trials.plain_seconds, trials.seconds, goal=speedup)
         too_slow = speed.is_steady and speed.quartiles[1] < speedup
         if not too_slow or count <= least:
             break
         cost = (steps / speed.median - count) / (steps - count)
         fewer = _most_full_steps(speedup, steps, min(cost, dearest))
         count = max(min(fewer, count - 1), least)
-    reached = Reached.of(_work(study, found, share), speed, _closeness(first, again, fast))
+    reached = Reached.of(trials.work(found), speed, closeness(trials.plain, fast))
     _warn_of_time(speedup, speed, too_slow, f"{count} of {steps} steps in full", reached)
     return replace(found, reached=reached)
 
@@ -231,31 +204,20 @@ def _warn_of_time(
     warn(message)
 
 
-def _good_enough(
-    helper: Helper,
-    run: Callable[[], Any],
-    study: Study,
-    plain: list[np.ndarray],
-    psnr: float,
-    share: float | None,
-) -> Calibrated:
+def _good_enough(trials: Trials, psnr: float, first: Any) -> Calibrated:
     """The fewest full steps with which the pictures are so close to the plain ones, on average."""
-    with helper.paused():
-        again = _pictures(run())
-    if not _are_equal(plain, again):
-        raise InvalidSettingError(
-            "run() makes other pictures each time, so psnr cannot be measured: give the pipeline "
-            "a seeded generator in it"
-        )
+    obstacle = trials.see_plain(first)
+    if obstacle:
+        raise InvalidSettingError(f"with psnr=, {obstacle}")
+    low, high = 1, trials.study.seen
+    way = trials.way(max(1, int(high / _USUAL)))
 
     def tried(count: int) -> tuple[float, Calibrated]:
-        found = _solved(study, count)
-        helper.follow(found)
-        close = [decibels(*pair) for pair in zip(plain, _pictures(run()), strict=True)]
-        reached = Reached.of(_work(study, found, share), decibels=close)
+        found = way.schedule(trials.study, count)
+        close = [decibels(*pair) for pair in zip(trials.plain, trials.made(found), strict=True)]
+        reached = Reached.of(trials.work(found), decibels=close)
         return float(np.mean(close)), replace(found, reached=reached)
 
-    low, high = 1, study.seen
     best = None
     while low < high:
         count = (low + high) // 2
@@ -265,51 +227,3 @@ def _good_enough(
         else:
             low = count + 1
     return tried(high)[1] if best is None else best
-
-
-def _are_equal(pictures: list[np.ndarray], others: list[np.ndarray]) -> bool:
-    return len(pictures) == len(others) and all(map(np.array_equal, pictures, others))
-
-
-def _closeness(plain: Any, again: Any, fast: Any) -> list[float]:
-    """The PSNR of each picture, from what plain runs and an accelerated one returned.
-
-    There is none if they returned no pictures, or the plain ones differ; and without scikit-image.
-    """
-    first, second, third = map(_pictures_in, (plain, again, fast))
-    # Latents have as many axes, but no colours in the last one.
-    seen = first and {each.shape for each in first} == {each.shape for each in third}
-    if not seen or first[0].shape[-1] not in (1, 3, 4) or not _are_equal(first, second):
-        return []
-    try:
-        found = [decibels(*pair) for pair in zip(first, third, strict=True)]
-    except ImportError:
-        return []
-    return [] if any(map(math.isnan, found)) else found
-
-
-def _pictures(result: Any) -> list[np.ndarray]:
-    """What `run` returned: pictures, a pipeline's output with pictures, or a list of those.
-
-    Raises:
-        InvalidSettingError: If there are none.
-    """
-    found = _pictures_in(result)
-    if not found:
-        raise InvalidSettingError(
-            "with psnr=, run() must return what the pipeline returned, with pictures; it returned "
-            f"{type(result).__name__}"
-        )
-    return found
-
-
-def _pictures_in(result: Any) -> list[np.ndarray]:
-    """The same, or none."""
-    if isinstance(result, list | tuple) and any(hasattr(each, "images") for each in result):
-        several = [_pictures_in(each) for each in result]
-        return list(itertools.chain(*several)) if all(several) else []
-    try:
-        found = list(as_floats(getattr(result, "images", result)))
-    except (TypeError, ValueError, RuntimeError):  # RuntimeError: of tensors with gradients
-        return []
-    return found if found and found[0].ndim == 3 else []

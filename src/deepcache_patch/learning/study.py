@@ -8,10 +8,11 @@ from typing import Any, Final
 import torch
 
 from ..errors import InvalidSettingError
-from ..schedules.fit import copied, fitted
+from ..schedules.fit import DAMPING, fitted
 from ..schedules.forecast import Forecast, Weights, channels
 from ..schedules.guide import Context, FinishedCall, Guide
-from ..schedules.noise import ends_with
+from ..schedules.noise import copied, ends_with
+from ..schedules.noise_aware import power_of
 from ..schedules.plans import OUTPUT, Plan
 from ..schedules.transfer import sent
 from .calibrated_schedule import Calibrated, Setting
@@ -85,6 +86,7 @@ class Study:
         self.setting = Setting.of(context)
         self.fingerprint = Fingerprint.of(context.unet)  # read now, while nothing is under way
         self.levels = context.levels()
+        self.power = power_of(context)
         self.protected = context.protected
         self.num_steps = context.num_steps
         self.forecast = Forecast.of(context) if branch == OUTPUT else None
@@ -115,11 +117,12 @@ class Study:
             known = self._x0(call.position.step, sample, output)
         line.denoised.append(torch.zeros(0, device=sample.device) if known is None else known)
 
-    def learn(self, plan: Plan) -> Calibrated:
+    def learn(self, plan: Plan, *, damping: float = DAMPING) -> Calibrated:
         """How to go by a plan; without weights where nothing is known that any could follow from.
 
         Args:
             plan: With an entry for each step of the generation.
+            damping: As of `fitted`.
         """
         weights: Weights = {}
         generations = (each.denoised for each in self._begun())
@@ -127,7 +130,12 @@ class Study:
         alike = itertools.takewhile(lambda each: len(each) == len(steps[0]) > 0, steps)
         denoised = [each.cpu() for each in alike]
         if self.forecast is not None and self._scheduler is not None and denoised:
-            weights = fitted(torch.stack(denoised), self._scheduler, self.forecast, plan)
+            x0 = torch.stack(denoised)
+            weights = fitted(x0, self._scheduler, self.forecast, plan, damping)
+        return self.goes_by(plan, weights)
+
+    def goes_by(self, plan: Plan, weights: Weights) -> Calibrated:
+        """A schedule for this setting."""
         return Calibrated(self.setting, plan, weights, fingerprint=self.fingerprint)
 
     def _begun(self) -> list[Watched]:

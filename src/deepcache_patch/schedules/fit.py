@@ -6,7 +6,6 @@ x0 that were seen, and each shallow step is fitted such that the two meet again.
 """
 
 import copy
-import inspect
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 
 from .forecast import Forecast, Weights
+from .noise import copied, seeded
 from .plans import FULL, PlanEntry
 
 #: How many full steps a shallow one goes on from.
@@ -23,7 +23,7 @@ KEEP: Final = 3
 
 #: How many times each square is added to itself before it divides: what is fitted stays near the
 #: trend. Chosen on two models (docs/experiments.md).
-_RIDGE: Final = 8.0
+DAMPING: Final = 8.0
 
 #: No fitted weight is larger.
 LARGEST: Final = 100.0
@@ -31,7 +31,11 @@ LARGEST: Final = 100.0
 
 @torch.no_grad()
 def fitted(
-    denoised: torch.Tensor, scheduler: Any, forecast: Forecast, plan: Sequence[PlanEntry]
+    denoised: torch.Tensor,
+    scheduler: Any,
+    forecast: Forecast,
+    plan: Sequence[PlanEntry],
+    damping: float = DAMPING,
 ) -> Weights:
     """Weights for `Forecast`, for the steps of a plan that go on from two full ones or more.
 
@@ -40,43 +44,42 @@ def fitted(
         scheduler: As it was before the first step. It is copied, not changed.
         forecast: What the weights stay near.
         plan: One entry for each step of the generation, more than were seen or as many.
+        damping: How many times each square is added to itself before it divides, from 0.
 
     Returns:
         None for a scheduler that adds noise, or that cannot be followed, and where x0 is not
         finite.
     """
     try:
-        found = _followed(denoised, scheduler, forecast, plan)
+        found = _followed(denoised, scheduler, forecast, plan, damping)
     except Exception:  # whatever a scheduler of somebody else's raises for such a sample
         return {}
     usable = all(abs(each) <= LARGEST for weights in found.values() for each in weights)
     return found if usable else {}
 
 
-def copied(scheduler: Any) -> Any:
-    """A copy of a scheduler, to be followed; `None` for one that cannot be copied.
-
-    Nor is one copied that has a function in the place of a method: it may drive the original.
-    """
-    own = vars(scheduler).items()
-    if any(callable(each) and hasattr(type(scheduler), name) for name, each in own):
-        return None
-    try:
-        return copy.deepcopy(scheduler)
-    except Exception:  # such as one that holds a lock
-        return None
+def trend(forecast: Forecast, plan: Sequence[PlanEntry]) -> Weights:
+    """The weights of a forecast's own trend, for the steps of a plan that have one."""
+    found: dict[tuple[int, ...], tuple[float, ...]] = {}
+    full: tuple[int, ...] = ()
+    for step, entry in enumerate(plan):
+        if entry == FULL:
+            full = (step, *full)[:KEEP]
+        elif len(full) > 1:
+            key = (step, *full)
+            found[key] = forecast.weights_of(step, full)
+    return found
 
 
 def _followed(
-    denoised: torch.Tensor, scheduler: Any, forecast: Forecast, plan: Sequence[PlanEntry]
+    denoised: torch.Tensor,
+    scheduler: Any,
+    forecast: Forecast,
+    plan: Sequence[PlanEntry],
+    damping: float,
 ) -> dict[tuple[int, ...], tuple[float, ...]]:
-    own = copy.deepcopy(scheduler)
-    for name, value in vars(own).items():  # after `add_noise`, some are on the device
-        if isinstance(value, torch.Tensor):
-            setattr(own, name, value.cpu())
-    options = {}
-    if "generator" in inspect.signature(own.step).parameters:  # torch's own is left alone
-        options["generator"] = torch.Generator().manual_seed(0)
+    own = copied(scheduler)
+    options = seeded(own)
     found: dict[tuple[int, ...], tuple[float, ...]] = {}
     full: list[tuple[int, torch.Tensor]] = []
     is_same_until = next((step for step, entry in enumerate(plan) if entry != FULL), len(plan))
@@ -104,9 +107,9 @@ def _followed(
                 meeting = forecast.denoised(step, inputs[1], outputs[1] + nudge)
                 share = _share(forecast.levels, plan, step)
                 wanted = torch.lerp(x0[0], meeting, share)
-                weights = _nearest(wanted - ahead, known, forecast.weights_of(step, steps))
+                slope = forecast.weights_of(step, steps)
                 key = (step, *steps)
-                found[key] = weights
+                found[key] = _nearest(wanted - ahead, known, slope, damping)
                 ahead = replace(forecast, weights=found).ahead(step, steps, known)
         else:
             # The U-Net takes what is left of an error for data, as far as it is small against σ.
@@ -132,13 +135,16 @@ def _share(levels: Sequence[float], plan: Sequence[PlanEntry], step: int) -> flo
 
 
 def _nearest(
-    missed: torch.Tensor, known: Sequence[torch.Tensor], trend: tuple[float, ...]
+    missed: torch.Tensor,
+    known: Sequence[torch.Tensor],
+    slope: tuple[float, ...],
+    damping: float,
 ) -> tuple[float, ...]:
     """The weights that leave the least of what the trend has missed, and stay near it."""
     changes = [newer - older for newer, older in itertools.pairwise(known)]
     matrix = torch.stack([each.flatten() for each in changes]).double().numpy()
     products = matrix @ matrix.T
-    damped = products + np.diag(_RIDGE * np.diag(products) + 1e-12)
+    damped = products + np.diag(damping * np.diag(products) + 1e-12)
     more = np.linalg.solve(damped, matrix @ missed.flatten().double().numpy())
-    near = np.pad(trend, (0, len(changes) - len(trend)))
+    near = np.pad(slope, (0, len(changes) - len(slope)))
     return tuple((near + more).tolist())

@@ -19,6 +19,9 @@ PREDICTIONS: Final = ("epsilon", "v_prediction", "sample")
 #: ln(sigma) beyond which noise says nothing any more of what is under it.
 _HIGHEST: Final = 5.0
 
+#: How much of a trend still holds where the sampler adds noise; see docs/experiments.md.
+_AFTER_NOISE: Final = 0.5
+
 #: By a shallow step and the full steps that it goes on from, the newest first: how much of each
 #: change from one of these to the next newer is added to the newest.
 Weights: TypeAlias = Mapping[tuple[int, ...], tuple[float, ...]]
@@ -29,6 +32,9 @@ class Generation(Protocol):
 
     @property
     def scheduler(self) -> Any: ...  # noqa: D102
+
+    @property
+    def adds_noise(self) -> bool: ...  # noqa: D102
 
     def levels(self) -> tuple[float, ...] | None: ...  # noqa: D102
 
@@ -61,6 +67,9 @@ class Forecast:
     ) -> "Forecast | None":
         """For a generation; `None` where it is not sure what its samples and outputs mean.
 
+        Half of the given strength is followed where the sampler adds noise, which moves x0 off its
+        trend.
+
         That is so without `alphas_cumprod` or a known `prediction_type`, with the noise levels of
         flow matching, and where noise rises: inversion calls the U-Net with a sample that has less
         of it than the timestep says.
@@ -79,6 +88,8 @@ class Forecast:
             return None
         if any(after > before for before, after in itertools.pairwise(levels)):
             return None
+        if generation.adds_noise:
+            strength *= _AFTER_NOISE
         return cls(levels, prediction, strength, weights or {})
 
     def output(self, step: int, recorded: Sequence[Recorded], sample: torch.Tensor) -> torch.Tensor:

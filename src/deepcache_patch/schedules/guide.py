@@ -11,7 +11,7 @@ from torch import nn
 from ..cutting.features import Recorded
 from ..errors import InvalidSettingError, warn
 from .forecast import Forecast
-from .noise import noise_levels
+from .noise import adds_noise, noise_levels
 from .plans import FULL, OUTPUT, Explicit, Plan, PlanEntry, Schedule
 from .replay import Extrapolate, Replay
 from .window import NO_WINDOW, Window
@@ -63,6 +63,11 @@ class Context:
         if not self.timesteps:
             return None
         return noise_levels(self.scheduler, self.timesteps, is_own=self.is_own)
+
+    @property
+    def adds_noise(self) -> bool:
+        """Whether the scheduler adds noise in its steps."""
+        return adds_noise(self.scheduler)
 
 
 class Position(NamedTuple):

@@ -1,13 +1,22 @@
-"""How much noise is left at a scheduler's steps. It is looked at, and never changed."""
+"""The noise in a scheduler's steps: how much is left, and if more is added. It is never changed."""
 
+import copy
+import inspect
+import weakref
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
 
 #: A standard deviation that is as good as none.
-_LEAST = 1e-4
+_LEAST: Final = 1e-4
+
+#: Of so many steps it is tried whether they add noise; some samplers do only in every second one.
+_TRIED: Final = 4
+
+#: Whether a scheduler adds noise, with the config that it had then.
+_ADDING: Final[weakref.WeakKeyDictionary[Any, tuple[Any, bool]]] = weakref.WeakKeyDictionary()
 
 
 def noise_levels(
@@ -56,3 +65,65 @@ def ends_with(scheduler: Any, timesteps: Sequence[float]) -> bool:
     if known is None:
         return False
     return bool(timesteps) and known.tolist()[-len(timesteps) :] == list(timesteps)
+
+
+def adds_noise(scheduler: Any) -> bool:
+    """Whether a scheduler's steps add noise, by themselves and not because of how they are called.
+
+    A copy takes steps from a sample without anything in it, with outputs that say that there is
+    nothing: whatever is there afterwards was added. It is looked at once for each config.
+
+    Args:
+        scheduler: After `set_timesteps`.
+
+    Returns:
+        False where it cannot be tried.
+    """
+    config = getattr(scheduler, "config", None)
+    try:
+        known = _ADDING.get(scheduler)
+        if known is None or known[0] != config:
+            known = config, _is_found_to_add(scheduler)
+            _ADDING[scheduler] = known
+    except Exception:  # whatever a scheduler of somebody else's raises; it may have no hash
+        return False
+    return known[1]
+
+
+@torch.no_grad()
+def _is_found_to_add(scheduler: Any) -> bool:
+    own = copied(scheduler)
+    sample = torch.zeros(1, 1, 8, 1, device="cpu")
+    with torch.random.fork_rng(devices=[]):  # some draw from the global one
+        for timestep in own.timesteps[:_TRIED]:
+            output = own.scale_model_input(sample, timestep)
+            sample = own.step(output, timestep, sample, **seeded(own), return_dict=False)[0]
+            if sample.any():
+                return True
+    return False
+
+
+def copied(scheduler: Any) -> Any:
+    """A copy of a scheduler to take steps with, on the CPU; `None` for one that cannot be copied.
+
+    Nor is one copied that has a function in the place of a method, which may drive the original; or
+    one that holds a model, which would be copied, too.
+    """
+    for name, value in vars(scheduler).items():
+        drives = callable(value) and hasattr(type(scheduler), name)
+        if drives or isinstance(value, torch.nn.Module):
+            return None
+    try:
+        own = copy.deepcopy(scheduler)
+    except Exception:  # such as one that holds a lock
+        return None
+    for name, value in vars(own).items():  # after `add_noise`, some are on the device
+        if isinstance(value, torch.Tensor):
+            setattr(own, name, value.cpu())
+    return own
+
+
+def seeded(scheduler: Any) -> dict[str, torch.Generator]:
+    """A generator, if its `step` takes one: torch's own is left alone."""
+    takes_one = "generator" in inspect.signature(scheduler.step).parameters
+    return {"generator": torch.Generator().manual_seed(0)} if takes_one else {}

@@ -25,6 +25,9 @@ SHORT: Final = 15
 #: Chosen on two models, to one of which early errors matter less; see docs/experiments.md.
 _POWER: Final = 1.1
 
+#: The same where the sampler adds noise: what comes later covers a part of an early error.
+_POWER_UNDER_NOISE: Final = 0.8
+
 #: Above this sigma it costs no more than there: nothing of the picture is to be seen yet.
 _STRONG: Final = 8.0
 
@@ -47,10 +50,11 @@ class NoiseAware(OneBranch):
 
     Let step i stand at sigma_i and its output be used over h_i = |ln sigma_i - ln sigma_(i+1)|, the
     last one over 1. Computed from what the full step a before it has left, it costs
-    h_i · |ln sigma_i - ln sigma_a| · (1 + min(sigma_i, 8))^1.1. The plan is the one that costs the
-    least in sum, exactly, by dynamic programming. Where the levels are not known, those of a usual
-    generation are taken, evenly spaced. A generation of 8 steps or fewer runs in full, with a
-    warning. Where nobody knows how many steps there will be, full steps are evenly spaced.
+    h_i · |ln sigma_i - ln sigma_a| · (1 + min(sigma_i, 8))^1.1, with ^0.8 where the sampler adds
+    noise. The plan is the one that costs the least in sum, exactly, by dynamic programming. Where
+    the levels are not known, those of a usual generation are taken, evenly spaced. A generation of
+    8 steps or fewer runs in full, with a warning. Where nobody knows how many steps there will be,
+    full steps are evenly spaced.
 
     Args:
         interval: One full step in so many, at least 1, a whole number or not: at most
@@ -88,7 +92,7 @@ class NoiseAware(OneBranch):
             count = context.num_steps
             return plan_with((int(place * self.interval) for place in range(count)), count, branch)
         levels = context.levels() or usual_levels(context.num_steps)
-        plan = self._plan(levels, context.protected, branch)
+        plan = self._plan(levels, context.protected, branch, power_of(context))
         left_out = context.num_steps > max(1, len(context.protected))
         if self.interval > 1 and left_out and context.num_steps <= FEW_STEPS:
             context.warn_once(
@@ -98,12 +102,18 @@ class NoiseAware(OneBranch):
             )
         return plan
 
-    def _plan(self, levels: tuple[float, ...], protected: frozenset[int], branch: int) -> Plan:
+    def _plan(
+        self,
+        levels: tuple[float, ...],
+        protected: frozenset[int],
+        branch: int,
+        power: float = _POWER,
+    ) -> Plan:
         steps = len(levels)
         count = within(self.interval, steps, protected)
         if steps <= FEW_STEPS:
             count = steps
-        return plan_with(cheapest(levels, max(1, count), protected), steps, branch)
+        return plan_with(cheapest(levels, max(1, count), protected, power), steps, branch)
 
 
 def remark_on(steps: int, full_steps: int) -> str | None:
@@ -122,6 +132,11 @@ def within(interval: float, steps: int, protected: frozenset[int]) -> int:
     return len(protected) + int((steps - len(protected)) / interval + 1e-9)
 
 
+def power_of(context: Context) -> float:
+    """Of 1 + sigma, in what a plan costs."""
+    return _POWER_UNDER_NOISE if context.adds_noise else _POWER
+
+
 def usual_levels(steps: int) -> tuple[float, ...]:
     """ln(sigma) of each step of a usual generation."""
     return tuple(np.linspace(*_USUAL, steps).tolist())
@@ -138,7 +153,10 @@ def early_weights(sigmas: Any, power: float) -> Any:
 
 
 def cheapest(
-    levels: Sequence[float], full_steps: int, protected: frozenset[int] = frozenset()
+    levels: Sequence[float],
+    full_steps: int,
+    protected: frozenset[int] = frozenset(),
+    power: float = _POWER,
 ) -> tuple[int, ...]:
     """The full steps of the cheapest plan; see `NoiseAware` for what a plan costs.
 
@@ -149,6 +167,7 @@ def cheapest(
         levels: ln(sigma) of each step.
         full_steps: How many run in full, at least 1.
         protected: Those that do in any case. Where they are more than `full_steps`, they are all.
+        power: Of 1 + sigma: how much more an error costs under noise.
 
     Returns:
         The steps, rising; the first is 0.
@@ -157,7 +176,7 @@ def cheapest(
     protected = protected | {0}
     count = min(max(full_steps, len(protected)), steps)
     level = np.asarray(levels)
-    weight = how_long_used(level) * early_weights(np.minimum(np.exp(level), _STRONG), _POWER)
+    weight = how_long_used(level) * early_weights(np.minimum(np.exp(level), _STRONG), power)
     weight[sorted(protected)] = _FORBIDDEN
     # between[b, d]: all that lies between the full steps b - 1 - d and b; b may be the end.
     widest = min(steps, max(_WIDEST, 8 * steps // count))

@@ -1,0 +1,93 @@
+"""Which plan with so many full steps, and which way to go on from them, comes nearest to what the
+plain pipeline makes.
+
+What suits one model and sampler does not suit another, and no rule for all was found: so it is
+tried, on pictures of which the plain ones are known.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Final, NamedTuple
+
+from ..errors import InvalidSettingError
+from ..schedules.fit import DAMPING, trend
+from ..schedules.noise_aware import cheapest, usual_levels
+from ..schedules.plans import plan_with
+from .calibrated_schedule import Calibrated
+from .study import Study
+
+#: Weights of early steps that plans are tried with, beside the default's, as powers of 1 + sigma;
+#: without one, full steps are evenly spaced.
+POWERS: Final = (0.0, 0.8, 1.1, 1.5, None)
+
+
+class Way(NamedTuple):
+    """How to make a schedule with so many full steps.
+
+    Attributes:
+        power: Of 1 + sigma, how much more an error costs under noise; `None` to space the full
+            steps evenly.
+        strength: The share of the trend that is followed, from 0 to 1.
+        damping: Of what is fitted; `None` where nothing is, and the trend is followed.
+    """
+
+    power: float | None
+    strength: float = 1.0
+    damping: float | None = None
+
+    def schedule(self, study: Study, full_steps: int) -> Calibrated:
+        """Goes by so many full steps; those that the study did not come to are full, too.
+
+        Raises:
+            InvalidSettingError: If nothing was recorded.
+        """
+        seen = study.seen
+        if not seen:
+            raise InvalidSettingError("nothing was recorded: nothing can be learned")
+        levels = (study.levels or usual_levels(study.num_steps))[:seen]
+        protected = study.protected.intersection(range(seen))
+        if self.power is None:
+            full = cheapest(range(seen), full_steps, protected, power=0)
+        else:
+            full = cheapest(levels, full_steps, protected, self.power)
+        plan = plan_with((*full, *range(seen, study.num_steps)), study.num_steps, study.branch)
+        if self.damping is not None:
+            return study.learn(plan, damping=self.damping)
+        if study.forecast is None or self.strength == 1:
+            return study.goes_by(plan, {})
+        forecast = replace(study.forecast, strength=self.strength * study.forecast.strength)
+        return study.goes_by(plan, trend(forecast, plan))
+
+
+def usual_way(study: Study) -> Way:
+    """What is taken where nothing can be tried: the default's plan, and what is fitted."""
+    return Way(study.power, damping=DAMPING)
+
+
+def nearest_way(study: Study, full_steps: int, error: Callable[[Calibrated], float]) -> Way:
+    """First the plan is chosen, then how to go on by it.
+
+    Args:
+        study: Of the plain pictures.
+        full_steps: How many there are.
+        error: Makes the pictures by a schedule, and says how far they are from the plain ones.
+    """
+    known: list[tuple[Calibrated, float]] = []
+
+    def nearest(ways: Iterable[Way]) -> Way:
+        return min(ways, key=error_of)
+
+    def error_of(way: Way) -> float:
+        schedule = way.schedule(study, full_steps)
+        for other, its in known:
+            if other == schedule:
+                return its
+        known.append((schedule, error(schedule)))
+        return known[-1][1]
+
+    best = nearest(Way(power) for power in (study.power, *POWERS))
+    others = (
+        best._replace(strength=0.5),
+        *(best._replace(damping=each) for each in (1.0, DAMPING)),
+    )
+    return nearest((best, *others))
