@@ -196,15 +196,40 @@ def _default(pipe: Any, sampler: Sampler) -> Iterator[Contestant]:
 
 
 def _auto(pipe: Any, sampler: Sampler) -> Iterator[Contestant]:
+    for speed, full_steps, calls in _budgets(pipe, sampler, 0):
+        settings = {"speed": speed, "full_steps": full_steps, "branch": OUTPUT}
+        schedule = Auto(interval=calls / full_steps)
+        yield _auto_of(pipe, sampler, f"auto, {full_steps} full steps", settings, schedule)
+
+
+def _auto_of(
+    pipe: Any, sampler: Sampler, name: str, settings: dict[str, Any], schedule: Auto
+) -> Contestant:
+    around = _helper(pipe, schedule=schedule)
+
+    def fit(run: Run) -> None:
+        with around():
+            run()
+
+    return Contestant(name, "auto", sampler.steps, settings, around, fit)
+
+
+def _calibrated(pipe: Any, sampler: Sampler) -> Iterator[Contestant]:
     for speed, full_steps, _ in _budgets(pipe, sampler, 0):
         around = _helper(pipe)
-
-        def fit(run: Run, around: Any = around, full_steps: int = full_steps) -> None:
-            around().calibrate(run, full_steps=full_steps)
-
         settings = {"speed": speed, "full_steps": full_steps, "branch": OUTPUT}
-        name = f"auto, {full_steps} full steps"
-        yield Contestant(name, "auto", sampler.steps, settings, around, fit)
+
+        def fit(
+            run: Run,
+            around: Any = around,
+            full_steps: int = full_steps,
+            settings: dict[str, Any] = settings,
+        ) -> None:
+            found = around().calibrate(run, full_steps=full_steps)
+            settings["plan"] = list(found.entries.full_steps)
+
+        name = f"calibrated, {full_steps} full steps"
+        yield Contestant(name, "calibrated", sampler.steps, settings, around, fit)
 
 
 def _planned(title: str, rival: Any, plan: Callable[[int, int], list[int]]) -> Any:
@@ -297,14 +322,9 @@ def _adaptive(pipe: Any, sampler: Sampler) -> Iterator[Contestant]:
 
 def _spanning_auto(pipe: Any, sampler: Sampler) -> Iterator[Contestant]:
     for interval in _intervals(sampler):
-        around = _helper(pipe, schedule=Auto(interval=interval))
-
-        def fit(run: Run, around: Any = around) -> None:
-            with around():
-                run()
-
         settings = {"interval": interval, "branch": OUTPUT}
-        yield Contestant(f"auto, interval {interval}", "auto", sampler.steps, settings, around, fit)
+        schedule = Auto(interval=interval)
+        yield _auto_of(pipe, sampler, f"auto, interval {interval}", settings, schedule)
 
 
 def _intervals(sampler: Sampler) -> tuple[int, ...]:
@@ -323,6 +343,7 @@ FAMILIES: dict[str, Callable[[Any, Sampler], Iterator[Contestant]]] = {
     "deepcache 0.1.1": _deepcache,
     "default": _default,
     "auto": _auto,
+    "calibrated": _calibrated,
     "spectrum": _planned("Spectrum", Spectrum, plans.spectrum),
     "zeus": _planned("ZEUS", Zeus, plans.zeus),
     "adaptivediffusion": _fitted("AdaptiveDiffusion", AdaptiveDiffusion),
@@ -339,7 +360,10 @@ FAMILIES: dict[str, Callable[[Any, Sampler], Iterator[Contestant]]] = {
 RIVALS = ("spectrum", "zeus", "adaptivediffusion", "sada", "easycache", "output reuse")
 
 #: Who takes part unless it is said otherwise.
-BY_DEFAULT = ("plain", "fewer steps", "deepcache 0.1.1", "default", "auto", *RIVALS)
+BY_DEFAULT = (
+    *("plain", "fewer steps", "deepcache 0.1.1", "default", "auto", "calibrated"),
+    *RIVALS,
+)
 
 #: Those that draw a curve, in the place of their namesakes.
 SPANNING = {

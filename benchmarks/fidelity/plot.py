@@ -29,9 +29,10 @@ STYLES = {
     "fewer steps": ("#000000", "s"),
     "deepcache 0.1.1": ("#999999", "x"),
     "default": ("#0072b2", "^"),
-    "auto": ("#d55e00", "*"),
+    "auto": ("#56b4e9", "*"),
+    "calibrated": ("#d55e00", "*"),
     "spectrum": ("#009e73", "D"),
-    "zeus": ("#56b4e9", "v"),
+    "zeus": ("#f0e442", "v"),
     "adaptivediffusion": ("#e69f00", "P"),
     "sada": ("#cc79a7", "X"),
     "easycache": ("#b8860b", "<"),
@@ -91,7 +92,7 @@ def _panel(axes: Axes, report: dict[str, Any]) -> None:
         dots = points(report["rows"], family)
         if not dots:
             continue
-        thick = family in ("default", "auto")
+        thick = family in ("default", "auto", "calibrated")
         axes.plot(
             *zip(*envelope(report["rows"], family), strict=True),
             color=colour,

@@ -95,7 +95,7 @@ class Record:
         fit = self.contestant.fit
         if fit is not None:
             with self._failing():
-                fit(lambda: self._run(pipe, batch))
+                fit(lambda: self._run(pipe, batch).pictures)
 
     def _run(self, pipe: Any, batch: Batch) -> Generation:
         call = batch.call | {"num_inference_steps": self.contestant.steps}
@@ -235,7 +235,8 @@ def updated(before: dict[str, Any], report: dict[str, Any]) -> dict[str, Any]:
         new = [row for row in report[part] if row["family"] in measured_now]
         return sorted(kept + new, key=lambda row: order.index(row["family"]))
 
-    note = {key: report[key] for key in ("command", "versions", "device", "threads", "cpu_share")}
+    kept = ("command", "versions", "device", "threads", "cpu_share", "calibration")
+    note = {key: report[key] for key in kept}
     earlier = (
         {**each, "families": [one for one in each["families"] if one not in measured_now]}
         for each in before.get("updates", [])

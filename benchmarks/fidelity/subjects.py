@@ -24,7 +24,7 @@ from benchmarks.train.shapes import caption, draw, training_scene
 from benchmarks.train.training import MODELS
 
 CALIBRATION_SEED = 6502
-CALIBRATION_PICTURES = 4
+CALIBRATION_PICTURES = 8
 DRAWINGS_SEED = 8080
 DRAWINGS = 2000
 

@@ -147,6 +147,7 @@ _FAMILIES = {
     "deepcache 0.1.1": "DeepCache 0.1.1",
     "default": "default",
     "auto": "auto",
+    "calibrated": "calibrated",
     "spectrum": "Spectrum",
 }
 _COLUMNS = (*_FAMILIES.values(), "best of the other rivals")

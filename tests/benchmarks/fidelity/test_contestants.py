@@ -106,11 +106,12 @@ def test_a_fitted_rival_runs_with_the_threshold_that_keeps_its_budget():
     assert easycache.settings["threshold"] > 0
 
 
-def test_auto_learns_a_plan_for_its_budget():
+@pytest.mark.parametrize("family", ["auto", "calibrated"])
+def test_what_learns_has_as_many_full_steps_as_its_budget_allows(family):
     case = CASES["sd"]
     pipe = case.load()
-    _, slower, faster = contestants(pipe, SAMPLERS["ddim-20"], ["auto"])
-    faster.fit(lambda: case.run(pipe, steps=20))
+    _, slower, faster = contestants(pipe, SAMPLERS["ddim-20"], [family])
+    faster.fit(lambda: case.run(pipe, steps=20).numpy())
     with faster.around(), field.work.counting(pipe.unet) as deep:
         case.run(pipe, steps=20)
     assert deep.calls == faster.settings["full_steps"] == 9

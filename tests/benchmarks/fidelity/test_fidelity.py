@@ -13,7 +13,7 @@ import torch
 from benchmarks.fidelity import curves
 from benchmarks.fidelity import run as fidelity
 from benchmarks.fidelity.contestants import SAMPLERS, Contestant
-from benchmarks.fidelity.subjects import emoji_prompts
+from benchmarks.fidelity.subjects import CALIBRATION_PICTURES, emoji_prompts
 from benchmarks.fidelity.work import Calls
 from benchmarks.generating import Generation
 from deepcache_patch.measuring.generation import Timing
@@ -84,7 +84,7 @@ def test_what_is_fitted_is_not_measured():
     pipe, ran = Pipe(), []
     record = fidelity.Record(Contestant("auto", "auto", 3, fit=lambda run: ran.append(run())))
     record.fit(pipe, BATCH)
-    assert [made.timing.calls for made in ran] == [3]
+    assert [pictures.shape[0] for pictures in ran] == [len(BATCH.seeds)]
     assert (record.generations, record.calls) == ([], [])
 
 
@@ -212,7 +212,10 @@ def test_a_sampler_is_measured_on_the_model_emoji(started, monkeypatch):
     assert list(files) == ["emoji/euler-20.json"]
     report = json.loads(files["emoji/euler-20.json"].read_text(encoding="utf-8"))
     assert (report["model"], report["sampler"], report["images"]) == ("emoji", "euler-20", 2)
-    assert report["calibration"] == {"seeds": [2, 5], "prompts": emoji_prompts(2)[1]}
+    assert report["calibration"] == {
+        "seeds": [2, 1 + CALIBRATION_PICTURES],
+        "prompts": emoji_prompts(2)[1],
+    }
     assert report["feature_dimensions"] == 1
     assert report["failed"] == []
     plain, *faster = report["rows"]
@@ -241,8 +244,8 @@ def test_a_sampler_is_measured_on_the_model_emoji(started, monkeypatch):
             "of the two models takes no prompt; shapes-ddpm goes with ddpm-100\n",
         ),
         (
-            ["--model", "emoji", "--images", "1711"],
-            "--images 1711: the model emoji has no more than 1710 prompts\n",
+            ["--model", "emoji", "--images", "1714"],
+            "--images 1714: the model emoji has no more than 1706 prompts\n",
         ),
         (["--device", "nowhere"], "device 'nowhere' cannot be used here; this machine has "),
     ],
@@ -261,6 +264,7 @@ def test_a_later_run_takes_the_place_of_the_same_families_and_its_note_that_of_t
     def report(command, *families):
         rows = [{"family": family, "by": command} for family in families]
         about = {"versions": {}, "device": "A Chip", "threads": 1, "cpu_share": 1.0}
+        about["calibration"] = {"seeds": [8, 15]}
         return {"command": command, **about, "rows": rows, "failed": []}
 
     first = report("first", "plain", "default", "auto", "zeus")

@@ -6,7 +6,12 @@ import torch
 
 from benchmarks.fidelity import subjects
 from benchmarks.fidelity.contestants import SAMPLERS
-from benchmarks.fidelity.subjects import SUBJECTS, emoji_prompts, shape_prompts
+from benchmarks.fidelity.subjects import (
+    CALIBRATION_PICTURES,
+    SUBJECTS,
+    emoji_prompts,
+    shape_prompts,
+)
 from benchmarks.train.emoji_classifier import EmojiClassifier
 from benchmarks.train.evaluate import EVALUATION_SEED, fresh_scenes
 from benchmarks.train.shape_classifier import as_batch
@@ -26,29 +31,31 @@ def test_every_model_of_a_sampler_has_a_subject():
 @pytest.mark.parametrize("prompts_of", [shape_prompts, emoji_prompts])
 def test_calibration_prompts_are_not_those_of_the_pictures(prompts_of):
     prompts, others = prompts_of(64)
-    assert (len(prompts), len(set(others))) == (64, 4)
+    assert (len(prompts), len(set(others))) == (64, CALIBRATION_PICTURES)
     assert set(others).isdisjoint(prompts)
 
 
 def test_a_caption_that_is_drawn_is_no_calibration_prompt(monkeypatch):
-    series = [training_scene(subjects.CALIBRATION_SEED, index) for index in range(6)]
+    count = CALIBRATION_PICTURES + 2
+    series = [training_scene(subjects.CALIBRATION_SEED, index) for index in range(count)]
     monkeypatch.setattr(subjects, "fresh_scenes", lambda images: [series[0], series[3]])
     _, others = shape_prompts(2)
-    assert others == [caption(series[index]) for index in (1, 2, 4, 5)]
+    assert others == [caption(series[index]) for index in range(count) if index not in (0, 3)]
 
 
 def test_emoji_are_drawn_with_the_seed_of_the_evaluation():
     known = EmojiClassifier.from_pretrained(MODELS / "emoji-classifier").config.prompts
     order = np.random.default_rng(EVALUATION_SEED).permutation(len(known))
     prompts, others = emoji_prompts(9)
-    assert [*prompts, *others] == [known[index] for index in order[:13]]
+    assert [*prompts, *others] == [known[index] for index in order[: 9 + CALIBRATION_PICTURES]]
 
 
 def test_no_emoji_is_asked_for_twice():
-    prompts, others = emoji_prompts(1710)
+    most = 1714 - CALIBRATION_PICTURES  # of 857 emoji in two styles
+    prompts, others = emoji_prompts(most)
     assert len({*prompts, *others}) == 1714
-    with pytest.raises(ValueError, match=r"--images 1711: .* no more than 1710 prompts"):
-        emoji_prompts(1711)
+    with pytest.raises(ValueError, match=rf"--images {most + 1}: .* no more than {most} prompts"):
+        emoji_prompts(most + 1)
 
 
 def test_an_emoji_is_found_where_the_classifier_reads_its_prompt(monkeypatch):

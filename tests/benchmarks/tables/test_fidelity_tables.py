@@ -42,7 +42,7 @@ def reports(monkeypatch):
 def test_fewer_steps_are_read_off_at_equal_work():
     # 0.45, the default's, is 2/5 of the way from 1/2 to 3/8.
     assert fidelity.samplers().splitlines()[2] == (
-        "| A | 2.22× | 36.0 | 35.0 (2.00×) | 44.0 | – | 46.0 | 43.0 (SADA) |"
+        "| A | 2.22× | 36.0 | 35.0 (2.00×) | 44.0 | – | – | 46.0 | 43.0 (SADA) |"
     )
 
 
@@ -55,7 +55,7 @@ def test_who_did_not_keep_the_budget_is_shown_with_its_speed(monkeypatch):
     ]
     report = {"title": "A", "sampler": "dpm-25", "rows": rows}
     monkeypatch.setattr(fidelity, "results", lambda folder=None: {"a": report})
-    only = "| A | 2.20× | – | – | 44.0 | – | – | 43.0 (SADA, 2.00×) |"
+    only = "| A | 2.20× | – | – | 44.0 | – | – | – | 43.0 (SADA, 2.00×) |"
     assert fidelity.samplers().splitlines()[2:] == [only]
     assert fidelity.curves().splitlines()[2].endswith("| 41.0 (ZEUS, 1.61×) |")
 
@@ -71,8 +71,8 @@ def test_the_readme_has_the_usual_samplers_only_on_each_model(monkeypatch):
     header, _, *rows = fidelity.usual_samplers().splitlines()
     assert header.startswith("| PSNR in dB | model | speed | fewer steps |")
     assert rows == [
-        "| A | shapes | 2.20× | – | – | 44.0 | – | – | – |",
-        "| A | emoji | 2.20× | – | – | 41.0 | – | – | – |",
+        "| A | shapes | 2.20× | – | – | 44.0 | – | – | – | – |",
+        "| A | emoji | 2.20× | – | – | 41.0 | – | – | – | – |",
     ]
     assert fidelity.pictures_of_both() == (
         "pictures of 64×64 pixels, 8 of shapes and 4 of emoji, from the models in "
@@ -97,19 +97,19 @@ def test_who_was_measured_later_is_told_apart(monkeypatch):
 def test_curves_have_both_speeds_and_say_where_nothing_was_measured():
     header, _, *rows = fidelity.curves().splitlines()
     assert header == (
-        "| PSNR in dB | speed | fewer steps | DeepCache 0.1.1 | default | auto | Spectrum "
-        "| best of the other rivals |"
+        "| PSNR in dB | speed | fewer steps | DeepCache 0.1.1 | default | auto | calibrated "
+        "| Spectrum | best of the other rivals |"
     )
     assert rows == [
-        "| A | 1.80× | 40.0 (2.00×) | 35.0 (2.00×) | 44.0 (2.22×) | – | 46.0 (2.27×) | – |",
-        "| A | 2.22× | 36.0 | 35.0 (2.00×) | 44.0 | – | 46.0 | 43.0 (SADA) |",
+        "| A | 1.80× | 40.0 (2.00×) | 35.0 (2.00×) | 44.0 (2.22×) | – | – | 46.0 (2.27×) | – |",
+        "| A | 2.22× | 36.0 | 35.0 (2.00×) | 44.0 | – | – | 46.0 | 43.0 (SADA) |",
     ]
 
 
 def test_quality_says_what_a_mean_hides():
     assert fidelity.quality().splitlines()[2] == (
-        "| A | 50% · 1.2 · 30.0 | 50% · 1.2 · 25.0 | 50% · 1.2 · 34.0 | – | 50% · 1.2 · 36.0 "
-        "| 50% · 1.2 · 33.0 (SADA) |"
+        "| A | 50% · 1.2 · 30.0 | 50% · 1.2 · 25.0 | 50% · 1.2 · 34.0 | – | – "
+        "| 50% · 1.2 · 36.0 | 50% · 1.2 · 33.0 (SADA) |"
     )
 
 
