@@ -274,8 +274,15 @@ class DeepCacheHelper(Adjustable):
     ) -> Calibrated:
         """Learn the best schedule for what `run` does, go by it, and return it, to be saved.
 
-        `run` is called several times: at first in full, to record, and then to measure. Use other
-        prompts in it than those by which you judge the result. Give one of the three goals.
+        `run` is called about ten times, twice of them in full, and more often to be timed or for a
+        goal in dB. Use other prompts in it than those by which you judge the result, eight or more
+        pictures. Give one of the three goals.
+
+        With so many full steps five plans are tried, by how much early errors cost, and then three
+        other ways to go on from full steps by the nearest plan: half of the trend, and what was
+        learned from the full run, damped much or little. What comes nearest to the plain pictures
+        is taken. If `run` does not return the same pictures each time there is nothing to
+        compare: then it is the default's plan, and what was learned, with a warning.
 
         For `speedup`, the number of full steps follows from the work of a shallow call (the
         branch's `share`), which is the same each time. Then plain and accelerated runs are timed in
@@ -288,13 +295,14 @@ class DeepCacheHelper(Adjustable):
         if `run` makes the same pictures each time and returns them (and scikit-image is installed).
 
         Args:
-            run: Calls the pipeline once or more, always with the same steps. For `psnr` it makes
-                the same pictures each time and returns what the pipeline returned, or a list.
+            run: Calls the pipeline once or more, always with the same steps, makes the same
+                pictures each time (by seeded generators), and returns what the pipeline returned,
+                or a list.
             speedup: How many times as fast the denoising loop shall be; 1 or more.
             full_steps: How many steps shall run in full, at least 1.
             psnr: How close the pictures shall be to the plain ones, in dB on average.
-            branch: Of the shallow steps: -1, above the output, or at least 0, where only the
-                number of full steps is found.
+            branch: Of the shallow steps: -1, above the output, or at least 0, where only plans
+                are compared.
 
         Raises:
             InvalidSettingError: If the goal or `run` is not what it has to be, or out of reach.
