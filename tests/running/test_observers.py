@@ -11,6 +11,7 @@ from deepcache_patch.cutting.anatomy import dissect
 from deepcache_patch.cutting.features import StandIn
 from deepcache_patch.running import observers
 from deepcache_patch.running.observers import keeper_of, observer_of
+from deepcache_patch.running.walk import Parts
 
 MAPS = []
 
@@ -74,7 +75,7 @@ def closed_over():
 def reason(processor, branch=0):
     unet = unet2d_condition()
     unet.mid_block.attentions[0].transformer_blocks[0].attn1.processor = processor
-    return observer_of(unet, dissect(unet).cut(branch, StandIn(), {}))
+    return observer_of(Parts(unet), dissect(unet).cut(branch, StandIn(), {}))
 
 
 @pytest.mark.parametrize(
@@ -100,7 +101,7 @@ def test_what_may_keep_maps_is_named(processor):
 def test_a_layer_that_is_kept_may_be_watched():
     unet = unet2d_condition()
     unet.up_blocks[-1].attentions[-1].transformer_blocks[0].attn1.processor = KeepsInItself()
-    assert observer_of(unet, dissect(unet).cut(0, StandIn(), {})) is None
+    assert observer_of(Parts(unet), dissect(unet).cut(0, StandIn(), {})) is None
 
 
 # --- what is said of whom ---------------------------------------------------------------------
@@ -153,7 +154,7 @@ def adding():
 
 
 def keeper(network, kept=(), blocks=()):
-    return keeper_of(network, set(kept), set(blocks))
+    return keeper_of(Parts(network), set(kept), set(blocks))
 
 
 BY_FORWARD = "the function in the place of Plain.forward"
@@ -247,10 +248,10 @@ def test_all_that_is_said_of_one_that_keeps():
 
 def test_without_a_cut_every_layer_is_looked_at():
     last = layer(keeps)
-    assert observer_of(layers(last=last), None).startswith(f"{BY_FORWARD} of last may keep ")
+    assert observer_of(Parts(layers(last=last)), None).startswith(f"{BY_FORWARD} of last may keep ")
     block = Collects()
-    assert observer_of(layers(last=block), None) is not None
-    assert observer_of(layers(last=block), None, {block}) is None
+    assert observer_of(Parts(layers(last=block)), None) is not None
+    assert observer_of(Parts(layers(last=block)), None, {block}) is None
 
 
 @pytest.mark.parametrize("home", ["DeepCache", "DeepCache.extension.deepcache"])
@@ -259,16 +260,16 @@ def test_the_other_package_is_told_by_who_made_the_forward(home):
         return hidden
 
     forward.__module__ = home
-    assert observer_of(layer(forward), None) == (
+    assert observer_of(Parts(layer(forward)), None) == (
         "DeepCacheSDHelper of the DeepCache package is enabled, too, and each would replay what "
         "the other has replayed: call its disable() to be fast"
     )
     forward.__module__ = "somebodys.DeepCache"
-    assert observer_of(layer(forward), None) is None
+    assert observer_of(Parts(layer(forward)), None) is None
 
 
 def test_offloading_that_needs_every_layer_is_said_last(monkeypatch):
-    monkeypatch.setattr(observers, "offloading_of", lambda unet: ("offloaded", unet))
+    monkeypatch.setattr(observers, "offloading_of", lambda parts: ("offloaded", parts.network))
     network = layers(first=Plain())
-    assert observer_of(network, None) == ("offloaded", network)
-    assert observer_of(layer(keeps), None).startswith(BY_FORWARD)
+    assert observer_of(Parts(network), None) == ("offloaded", network)
+    assert observer_of(Parts(layer(keeps)), None).startswith(BY_FORWARD)

@@ -10,18 +10,21 @@ profilers have them, too. What code can keep is judged in `keeping`.
 from collections.abc import Set
 from functools import partial
 from types import FunctionType, MethodType
-from typing import Any
+from typing import Any, Final
 
 from torch import nn
 
 from ..cutting.cut import Cut
 from .keeping import attributes_of, can_keep, is_known_class, is_plain, module_can_keep
 from .offloading import offloading_of
-from .walk import every_module
+from .walk import Parts
+
+#: What stands in the place of a module's code where it is among its attributes.
+_REPLACED: Final = frozenset(("forward", "_call_impl"))
 
 
 def observer_of(
-    unet: nn.Module, cut: Cut | None, blocks: Set[nn.Module] = frozenset()
+    parts: Parts, cut: Cut | None, blocks: Set[nn.Module] = frozenset()
 ) -> str | None:
     """Say what needs the layers that the cut leaves out: what keeps something, offloading.
 
@@ -30,56 +33,52 @@ def observer_of(
     nobody's attributes. Without a cut everything is left out.
 
     Args:
-        unet: The U-Net.
+        parts: Of the U-Net.
         cut: What leaves the layers out.
         blocks: The U-Net and its blocks, which hand lists of skips on.
     """
-    made_by = str(getattr(vars(unet).get("forward"), "__module__", None))
+    made_by = str(getattr(vars(parts.network).get("forward"), "__module__", None))
     if made_by.partition(".")[0] == "DeepCache":
         return (
             "DeepCacheSDHelper of the DeepCache package is enabled, too, and each would replay "
             "what the other has replayed: call its disable() to be fast"
         )
-    kept: set[nn.Module] = set()
-    if cut is not None:
-        with cut.applied():
-            kept = set(every_module(unet))
-    found = keeper_of(unet, kept, blocks)
+    found = keeper_of(parts, frozenset() if cut is None else parts.kept_by(cut), blocks)
     if found is not None:
         what, cure = found
         return (
             f"{what} may keep what it sees at each step, and shallow steps leave that layer out: "
             f"{cure} to be fast"
         )
-    return offloading_of(unet)
+    return offloading_of(parts)
 
 
 def keeper_of(
-    unet: nn.Module, kept: Set[nn.Module], blocks: Set[nn.Module]
+    parts: Parts, kept: Set[nn.Module], blocks: Set[nn.Module]
 ) -> tuple[str, str] | None:
     """Name the first module that may keep something or count, and what is to be done about it.
 
     Args:
-        unet: The U-Net.
+        parts: Of the U-Net.
         kept: The modules that are not looked at.
         blocks: As in `observer_of`.
     """
-    kinds: dict[type, tuple[bool, bool]] = {}
-    for module in every_module(unet):
+    unet = parts.network
+    # Asking a module for what it lacks takes it longer than all the rest.
+    may_be_asked = {kind for kind in parts.kinds if _has_by_class(kind, "processor")}
+    unknown = {kind for kind in parts.kinds if not is_known_class(kind)}
+    harmless: set[type] = set()
+    for module in parts.with_any(_REPLACED | {"processor"}, unknown | may_be_asked):
         if module in kept:
             continue
-        kind = type(module)
-        if kind not in kinds:
-            kinds[kind] = is_known_class(kind), _has_by_class(kind, "processor")
-        is_known, may_be_asked = kinds[kind]
-        # Asking a module for what it lacks takes it longer than all the rest.
-        if may_be_asked or "processor" in module._modules or "processor" in vars(module):
+        kind, own = type(module), vars(module)
+        if kind in may_be_asked or "processor" in module._modules or "processor" in own:
             processor = getattr(module, "processor", None)
-            if _processor_keeps(processor):
+            if _processor_keeps(processor, harmless):
                 what = f"the attention processor {_name(processor)}{_place(unet, module)}"
                 return what, "set diffusers' own processors"
-        is_replaced = not vars(module).keys().isdisjoint(("forward", "_call_impl"))
-        if is_known and not is_replaced:
+        is_replaced = not own.keys().isdisjoint(_REPLACED)
+        if kind not in unknown and not is_replaced:
             continue
         if module_can_keep(module, for_one_call=module in blocks):
             what = f"the class {kind.__name__}{_place(unet, module)}"
@@ -103,13 +102,24 @@ def _place(unet: nn.Module, module: nn.Module) -> str:
     return f" of {name}" if name else ""
 
 
-def _processor_keeps(processor: Any) -> bool:
+def _processor_keeps(processor: Any, harmless: set[type]) -> bool:
+    """Whether it may keep something.
+
+    Args:
+        processor: Of one layer.
+        harmless: Classes of diffusers whose objects without attributes do not; grows.
+    """
     if processor is None:
         return False
+    kind = type(processor)
+    if kind in harmless and not vars(processor):
+        return False
     if not isinstance(processor, FunctionType | MethodType | partial):
-        own = not type(processor).__module__.startswith("diffusers.models.")
+        own = not kind.__module__.startswith("diffusers.models.")
         if own and not all(map(is_plain, attributes_of(processor))):
             return True
+        if not own and not getattr(processor, "__dict__", True) and not can_keep(processor):
+            harmless.add(kind)
     return module_can_keep(processor) if isinstance(processor, nn.Module) else can_keep(processor)
 
 

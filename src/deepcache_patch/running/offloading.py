@@ -10,7 +10,7 @@ from typing import Any, Final
 import diffusers
 from torch import nn
 
-from .walk import every_module
+from .walk import Parts
 
 #: Hooks that move a whole model to the device when it is called: accelerate's, and that of
 #: diffusers' `ComponentsManager`.
@@ -23,13 +23,10 @@ _STORING: Final = ("diffusers.hooks.group_offloading", "diffusers.hooks.layerwis
 _LOADS_AFTER_A_GAP: Final = (0, 37)
 
 
-def offloading_of(unet: nn.Module) -> str | None:
+def offloading_of(parts: Parts) -> str | None:
     """Say what in the U-Net's offloading needs every layer to run, if something does."""
     version = tuple(int(part) for part in diffusers.__version__.split(".")[:2])
-    for module in every_module(unet):
-        own = vars(module)
-        if "_hf_hook" not in own and "_diffusers_hook" not in own:
-            continue
+    for module in parts.with_any({"_hf_hook", "_diffusers_hook"}):
         group = _group_of(module)
         if group is not None and group.onload_leader not in (None, module):
             return (

@@ -19,7 +19,7 @@ from ..schedules.plans import OUTPUT
 from .observers import keeper_of, observer_of
 from .offloading import bring_whole, computing_hooks
 from .proof import copied, obstacle_to_a_second_run, put_back, same, tensors_of, unnoticed
-from .walk import every_module
+from .walk import Parts
 
 
 class UNetCuts:
@@ -43,8 +43,9 @@ class UNetCuts:
         self._proofs: dict[int, bool] = {}
         self._obstacle: str | None = None  # to a proof in this generation, once it was looked for
         self._looked = False
-        # The attributes of what may get a hook, as it was last seen. A hook is looked for in each
-        # call, which takes twice as long or more behind weak references.
+        # All the U-Net's modules, once they were looked for, and the attributes of those that may
+        # get a hook: that is looked for in each call.
+        self._parts: Parts | None = None
         self._may_be_hooked: list[dict[str, Any]] = []
         self.looks = 0
 
@@ -69,7 +70,7 @@ class UNetCuts:
         self.anatomy = dissect(self._unet)
         self._cuts.clear()
         self._proofs.clear()
-        self._look_for_hooks()
+        self._parts_now()
         return True
 
     def record(self, branches: Iterable[int]) -> None:
@@ -79,7 +80,7 @@ class UNetCuts:
             InvalidSettingError: If the U-Net lacks one.
         """
         self._looked = False
-        self._look_for_hooks()
+        self._parts_now()
         for branch in set(branches) - {OUTPUT}:  # nothing is cut there
             self.anatomy.check_branch(branch)
             self._recorders.setdefault(branch, Recorder())
@@ -90,11 +91,12 @@ class UNetCuts:
         found = [(id(own), *computing_hooks(own["_diffusers_hook"])) for own in hooked]
         return tuple([each for each in found if len(each) > 1])
 
-    def _look_for_hooks(self) -> None:
-        # Guiders leave out attention and blocks, and nothing as small as torch's own layers.
-        modules = every_module(self._unet)
-        kinds = {kind for kind in {*map(type, modules)} if kind.__module__[:6] != "torch."}
-        self._may_be_hooked = [vars(each) for each in modules if type(each) in kinds]
+    def _parts_now(self) -> Parts:
+        if self._parts is None or not self._parts.is_current:
+            self._parts = Parts(self._unet)
+            # Guiders leave out attention and blocks, and nothing as small as torch's own layers.
+            self._may_be_hooked = self._parts.attributes()
+        return self._parts
 
     def applied(
         self, branch: int | None, tapped: tuple[int, ...], feature: torch.Tensor | None
@@ -106,11 +108,14 @@ class UNetCuts:
             tapped: The branches that are recorded, all of them shallower.
             feature: What a shallow call replays, shaped as it was recorded.
         """
+        cut = self._cut(branch, tapped)
+        return cut.applied() if branch is None else self._replaying(cut, feature)
+
+    def _cut(self, branch: int | None, tapped: tuple[int, ...] = ()) -> Cut:
         if (branch, tapped) not in self._cuts:
             recorders = {each: self._recorders[each] for each in tapped}
             self._cuts[branch, tapped] = self.anatomy.cut(branch, self._stand_in, recorders)
-        cut = self._cuts[branch, tapped]
-        return cut.applied() if branch is None else self._replaying(cut, feature)
+        return self._cuts[branch, tapped]
 
     @contextmanager
     def _replaying(self, cut: Cut, feature: torch.Tensor | None) -> Iterator[None]:
@@ -134,8 +139,8 @@ class UNetCuts:
 
     def watcher(self, branch: int) -> str | None:
         """Say who needs the layers that a cut at the branch leaves out; see `observer_of`."""
-        cut = None if branch == OUTPUT else self.anatomy.cut(branch, self._stand_in, {})
-        return observer_of(self._unet, cut, self.anatomy.blocks)
+        cut = None if branch == OUTPUT else self._cut(branch)
+        return observer_of(self._parts_now(), cut, self.anatomy.blocks)
 
     def doubt(self, branch: int) -> str | None:
         """Say why a cut at the branch may give something else, if it may; see `prove`."""
@@ -165,7 +170,7 @@ class UNetCuts:
         if self.anatomy.is_known or all(branch in self._proofs for branch in tapped):
             return None
         if not self._looked:
-            found = keeper_of(self._unet, frozenset(), self.anatomy.blocks)
+            found = keeper_of(self._parts_now(), frozenset(), self.anatomy.blocks)
             self._obstacle = found[0] if found else obstacle_to_a_second_run(self._unet)
             self._looked = True
         return None if self._obstacle is not None else copied((args, kwargs), tensors=False)

@@ -1,11 +1,18 @@
 """All modules of a network, as `nn.Module.modules` gives them, in a small part of its time.
 
-A U-Net of a thousand modules is walked through at the start of each generation, and once more
-before its first shallow call. What is looked for there is known in `shallow`, `observers` and
-`offloading`.
+A U-Net has a thousand modules or two. It is walked through once, and again only when it has become
+another one; whether it has is seen at the start of each generation, and once more before its first
+shallow call. What is looked for there is known in `shallow`, `observers` and `offloading`.
 """
 
+from collections.abc import Container, Set
+from itertools import chain
+from operator import is_
+from typing import Any
+
 from torch import nn
+
+from ..cutting.cut import Cut
 
 
 def every_module(network: nn.Module) -> list[nn.Module]:
@@ -20,3 +27,63 @@ def every_module(network: nn.Module) -> list[nn.Module]:
             if children:  # most have none
                 todo += reversed(children.values())
     return list(found)
+
+
+class Parts:
+    """The modules of a network as it was walked through.
+
+    Args:
+        network: Is held, and all of its modules are.
+
+    Attributes:
+        network: Likewise.
+        modules: As `every_module` gives them.
+        kinds: Their classes, each once.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+        self.modules = every_module(network)
+        self._types = [*map(type, self.modules)]
+        self.kinds = [*dict.fromkeys(self._types)]
+        self._own = [*map(vars, self.modules)]
+        self._children = [each._modules for each in self.modules]
+        self._sizes = [*map(len, self._children)]
+        self._with_children = [each for each in self._children if each]
+        self._found = [*self._all_children()]
+        self._kept: dict[Cut, Set[nn.Module]] = {}
+
+    def _all_children(self) -> chain[nn.Module | None]:
+        return chain.from_iterable([each.values() for each in self._with_children])
+
+    @property
+    def is_current(self) -> bool:
+        """Whether a walk would find the same modules, of the same classes."""
+        return (
+            [*map(len, self._children)] == self._sizes
+            and all(map(is_, self._all_children(), self._found))
+            and all(map(is_, map(type, self.modules), self._types))
+        )
+
+    def kept_by(self, cut: Cut) -> Set[nn.Module]:
+        """The modules that are there while the cut is applied."""
+        if cut not in self._kept:
+            with cut.applied():
+                self._kept[cut] = frozenset(every_module(self.network))
+        return self._kept[cut]
+
+    def attributes(self) -> list[dict[str, Any]]:
+        """Those of each module that is not one of torch's own."""
+        ours = {kind for kind in self.kinds if kind.__module__[:6] != "torch."}
+        return [own for own, kind in zip(self._own, self._types, strict=True) if kind in ours]
+
+    def with_any(self, names: Set[str], kinds: Container[type] = ()) -> list[nn.Module]:
+        """The modules that have an attribute or a child of these names, or are of these classes."""
+        every = zip(self.modules, self._types, self._own, self._children, strict=True)
+        return [
+            module
+            for module, kind, own, children in every
+            if not own.keys().isdisjoint(names)
+            or kind in kinds
+            or (children and not children.keys().isdisjoint(names))
+        ]
