@@ -154,7 +154,7 @@ def adding():
 
 
 def keeper(network, kept=(), blocks=()):
-    return keeper_of(Parts(network), set(kept), set(blocks))
+    return keeper_of(network, network.modules(), set(kept), set(blocks))
 
 
 BY_FORWARD = "the function in the place of Plain.forward"
@@ -269,7 +269,7 @@ def test_the_other_package_is_told_by_who_made_the_forward(home):
 
 
 def test_offloading_that_needs_every_layer_is_said_last(monkeypatch):
-    monkeypatch.setattr(observers, "offloading_of", lambda parts: ("offloaded", parts.network))
+    monkeypatch.setattr(observers, "offloading_of", lambda modules: ("offloaded", [*modules]))
     network = layers(first=Plain())
-    assert observer_of(Parts(network), None) == ("offloaded", network)
+    assert observer_of(Parts(network), None) == ("offloaded", [network, network.first])
     assert observer_of(Parts(layer(keeps)), None).startswith(BY_FORWARD)

@@ -7,10 +7,10 @@ one, and counts would be short. Forward hooks are not looked at, nor accelerate'
 profilers have them, too. What code can keep is judged in `keeping`.
 """
 
-from collections.abc import Set
+from collections.abc import Iterable, Set
 from functools import partial
 from types import FunctionType, MethodType
-from typing import Any, Final
+from typing import Any
 
 from torch import nn
 
@@ -18,9 +18,6 @@ from ..cutting.cut import Cut
 from .keeping import attributes_of, can_keep, is_known_class, is_plain, module_can_keep
 from .offloading import offloading_of
 from .walk import Parts
-
-#: What stands in the place of a module's code where it is among its attributes.
-_REPLACED: Final = frozenset(("forward", "_call_impl"))
 
 
 def observer_of(
@@ -43,42 +40,46 @@ def observer_of(
             "DeepCacheSDHelper of the DeepCache package is enabled, too, and each would replay "
             "what the other has replayed: call its disable() to be fast"
         )
-    found = keeper_of(parts, frozenset() if cut is None else parts.kept_by(cut), blocks)
+    modules = parts.marked({each for each in parts.kinds if _is_to_be_seen(each)})
+    kept = frozenset() if cut is None else parts.kept_by(cut)
+    found = keeper_of(parts.network, modules, kept, blocks)
     if found is not None:
         what, cure = found
         return (
             f"{what} may keep what it sees at each step, and shallow steps leave that layer out: "
             f"{cure} to be fast"
         )
-    return offloading_of(parts)
+    return offloading_of(modules)
 
 
 def keeper_of(
-    parts: Parts, kept: Set[nn.Module], blocks: Set[nn.Module]
+    unet: nn.Module, modules: Iterable[nn.Module], kept: Set[nn.Module], blocks: Set[nn.Module]
 ) -> tuple[str, str] | None:
     """Name the first module that may keep something or count, and what is to be done about it.
 
     Args:
-        parts: Of the U-Net.
-        kept: The modules that are not looked at.
+        unet: The U-Net.
+        modules: Of the U-Net.
+        kept: Those that are not looked at.
         blocks: As in `observer_of`.
     """
-    unet = parts.network
-    # Asking a module for what it lacks takes it longer than all the rest.
-    may_be_asked = {kind for kind in parts.kinds if _has_by_class(kind, "processor")}
-    unknown = {kind for kind in parts.kinds if not is_known_class(kind)}
+    kinds: dict[type, tuple[bool, bool]] = {}
     harmless: set[type] = set()
-    for module in parts.with_any(_REPLACED | {"processor"}, unknown | may_be_asked):
+    for module in modules:
         if module in kept:
             continue
-        kind, own = type(module), vars(module)
-        if kind in may_be_asked or "processor" in module._modules or "processor" in own:
+        kind = type(module)
+        if kind not in kinds:
+            kinds[kind] = is_known_class(kind), _has_by_class(kind, "processor")
+        is_known, may_be_asked = kinds[kind]
+        # Asking a module for what it lacks takes it longer than all the rest.
+        if may_be_asked or "processor" in module._modules or "processor" in vars(module):
             processor = getattr(module, "processor", None)
             if _processor_keeps(processor, harmless):
                 what = f"the attention processor {_name(processor)}{_place(unet, module)}"
                 return what, "set diffusers' own processors"
-        is_replaced = not own.keys().isdisjoint(_REPLACED)
-        if kind not in unknown and not is_replaced:
+        is_replaced = not vars(module).keys().isdisjoint(("forward", "_call_impl"))
+        if is_known and not is_replaced:
             continue
         if module_can_keep(module, for_one_call=module in blocks):
             what = f"the class {kind.__name__}{_place(unet, module)}"
@@ -86,6 +87,11 @@ def keeper_of(
                 what = f"the function in the place of {kind.__name__}.forward{_place(unet, module)}"
             return what, "take it out" if is_replaced else "use diffusers' own class"
     return None
+
+
+def _is_to_be_seen(kind: type[nn.Module]) -> bool:
+    """Whether each module of the class is to be looked at, or those alone that have a mark."""
+    return not is_known_class(kind) or _has_by_class(kind, "processor")
 
 
 def _has_by_class(kind: type[nn.Module], name: str) -> bool:

@@ -4,13 +4,11 @@ Memory savers bring a layer's weights to the device when it runs, or just before
 the layer itself, and never notice that others are left out; this knows those that do not.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 import diffusers
 from torch import nn
-
-from .walk import Parts
 
 #: Hooks that move a whole model to the device when it is called: accelerate's, and that of
 #: diffusers' `ComponentsManager`.
@@ -23,10 +21,13 @@ _STORING: Final = ("diffusers.hooks.group_offloading", "diffusers.hooks.layerwis
 _LOADS_AFTER_A_GAP: Final = (0, 37)
 
 
-def offloading_of(parts: Parts) -> str | None:
-    """Say what in the U-Net's offloading needs every layer to run, if something does."""
+def offloading_of(modules: Iterable[nn.Module]) -> str | None:
+    """Say what in the offloading of a U-Net's modules needs every layer to run, if it does."""
     version = tuple(int(part) for part in diffusers.__version__.split(".")[:2])
-    for module in parts.with_any({"_hf_hook", "_diffusers_hook"}):
+    for module in modules:
+        own = vars(module)
+        if "_hf_hook" not in own and "_diffusers_hook" not in own:
+            continue
         group = _group_of(module)
         if group is not None and group.onload_leader not in (None, module):
             return (

@@ -170,7 +170,8 @@ class UNetCuts:
         if self.anatomy.is_known or all(branch in self._proofs for branch in tapped):
             return None
         if not self._looked:
-            found = keeper_of(self._parts_now(), frozenset(), self.anatomy.blocks)
+            modules = self._parts_now().modules
+            found = keeper_of(self._unet, modules, frozenset(), self.anatomy.blocks)
             self._obstacle = found[0] if found else obstacle_to_a_second_run(self._unet)
             self._looked = True
         return None if self._obstacle is not None else copied((args, kwargs), tensors=False)

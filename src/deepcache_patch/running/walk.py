@@ -5,7 +5,7 @@ another one; whether it has is seen at the start of each generation, and once mo
 shallow call. What is looked for there is known in `shallow`, `observers` and `offloading`.
 """
 
-from collections.abc import Container, Set
+from collections.abc import Set
 from itertools import chain
 from operator import is_
 from typing import Any
@@ -62,7 +62,7 @@ class Parts:
         return (
             [*map(len, self._children)] == self._sizes
             and all(map(is_, self._all_children(), self._found))
-            and all(map(is_, map(type, self.modules), self._types))
+            and [*map(type, self.modules)] == self._types
         )
 
     def kept_by(self, cut: Cut) -> Set[nn.Module]:
@@ -77,13 +77,22 @@ class Parts:
         ours = {kind for kind in self.kinds if kind.__module__[:6] != "torch."}
         return [own for own, kind in zip(self._own, self._types, strict=True) if kind in ours]
 
-    def with_any(self, names: Set[str], kinds: Container[type] = ()) -> list[nn.Module]:
-        """The modules that have an attribute or a child of these names, or are of these classes."""
+    def marked(self, kinds: Set[type]) -> list[nn.Module]:
+        """The modules of some classes, and all that have a mark of their own.
+
+        That is an attention processor, a function in the place of a class's code, or a hook of
+        accelerate's or diffusers'.
+        """
         every = zip(self.modules, self._types, self._own, self._children, strict=True)
+        # All in one expression, because any call takes longer than all of these.
         return [
             module
             for module, kind, own, children in every
-            if not own.keys().isdisjoint(names)
+            if "processor" in own
+            or "forward" in own
+            or "_call_impl" in own
+            or "_hf_hook" in own
+            or "_diffusers_hook" in own
+            or "processor" in children
             or kind in kinds
-            or (children and not children.keys().isdisjoint(names))
         ]
