@@ -34,7 +34,8 @@ class Swap:
         `_modules`, and hides an entry of the same name there: swap where the name lives. Assigning
         to an existing key keeps the order of the children.
         """
-        place = vars(self.owner) if self.name in vars(self.owner) else self.owner._modules
+        own = vars(self.owner)  # asking the module itself takes it longer than all the rest
+        place = own if self.name in own else own["_modules"]
         before = place[self.name]
         place[self.name] = value
         return before

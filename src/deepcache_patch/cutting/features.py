@@ -38,7 +38,7 @@ class Recorder:
             return None
         repeated, self.repeated = self.repeated, False
         for tap in self.taps:
-            tap.passed = False
+            vars(tap)["passed"] = False
         if repeated:
             return None
         if self.in_graph:

@@ -35,6 +35,8 @@ class Telling:
     def current(self) -> Told | None:
         """The generation in whose block the caller is, the innermost; `None` outside of one."""
         told, skipped = self.told.get(), []
+        if told is None:
+            return None
         while told is not None and not _is_within(told):
             skipped.append(told)
             told = told.outer

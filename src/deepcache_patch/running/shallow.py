@@ -120,22 +120,26 @@ class UNetCuts:
     @contextmanager
     def _replaying(self, cut: Cut, feature: torch.Tensor | None) -> Iterator[None]:
         bring_whole(self._unet)
-        self._stand_in.feature = feature
+        vars(self._stand_in)["feature"] = feature  # not by a module's slow way
         try:
             with cut.applied():
                 yield
         finally:
-            self._stand_in.feature = None
+            vars(self._stand_in)["feature"] = None
 
     @property
     def ran_twice(self) -> bool:
         """Whether a layer was run more than once in the last call."""
-        return any(recorder.repeated for recorder in self._recorders.values())
+        return any([recorder.repeated for recorder in self._recorders.values()])
 
     def taken(self) -> dict[int, torch.Tensor]:
         """What the last call recorded, by branch; it is let go of here."""
-        taken = ((branch, recorder.take()) for branch, recorder in self._recorders.items())
-        return {branch: feature for branch, feature in taken if feature is not None}
+        taken = {}
+        for branch, recorder in self._recorders.items():
+            feature = recorder.take()
+            if feature is not None:
+                taken[branch] = feature
+        return taken
 
     def watcher(self, branch: int) -> str | None:
         """Say who needs the layers that a cut at the branch leaves out; see `observer_of`."""

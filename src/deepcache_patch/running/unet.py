@@ -224,23 +224,19 @@ class AttachedUNet:
     def _run(
         self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        arguments = self._anatomy.arguments(args, kwargs)
+        anatomy = self._cuts.anatomy
+        arguments = anatomy.arguments(args, kwargs)
+        sample = anatomy.sample(arguments)
         session = self._session()
-        paused = self._runs_plainly(self._anatomy.sample(arguments))
-        if paused:
-            is_unread = is_written_down(self._anatomy.sample(arguments))
-            session.passed(self._anatomy.timestep(arguments), is_written_down=is_unread)
+        if self._runs_plainly(sample):
+            session.passed(anatomy.timestep(arguments), is_written_down=is_written_down(sample))
             session.reset()  # what was recorded before this call is too old after it
-        position = None if paused else self._decision.position(session, arguments)
+            return self._in_full(session, original, args, kwargs, arguments)
+        position = self._decision.position(session, arguments)
         if position is None:
-            if not paused:
-                self._tally.called(None, is_placed=False)
-            changed = self._completed(session, None, arguments)
-            if changed is not None:
-                args, kwargs = self._anatomy.handed_over(changed, len(args))
-            output = original(*args, **kwargs)
-            if not paused:
-                session.course.called_anywhere()
+            self._tally.called(None, is_placed=False)
+            output = self._in_full(session, original, args, kwargs, arguments)
+            session.course.called_anywhere()
             return output
         try:
             guide = self._lead(session, position)
@@ -248,9 +244,9 @@ class AttachedUNet:
                 self.example = example_of(arguments)
             if self._cuts.look_again():
                 session.forget(midway=True)
-            anatomy = self._anatomy
-            sample, conditioning = anatomy.sample(arguments), anatomy.given(arguments)
-            slot = session.slot_of(position, sample, conditioning, self._cuts.hooks())
+                anatomy = self._cuts.anatomy
+                sample = anatomy.sample(arguments)
+            slot = session.slot_of(position, sample, anatomy.given(arguments), self._cuts.hooks())
             branch, feature = self._decision.branch(session, guide, position, slot, arguments)
             changed = self._completed(session, branch, arguments)
             self._tally.called(branch)
@@ -259,11 +255,16 @@ class AttachedUNet:
                 self._keep_recorded(session, guide, position, slot, arguments, feature, branch)
                 return feature
             if branch is not None:
-                changed = self._anatomy.trimmed(branch, changed or arguments) or changed
+                changed = anatomy.trimmed(branch, changed or arguments) or changed
             if changed is not None:
-                args, kwargs = self._anatomy.handed_over(changed, len(args))
-            recorded = (each for each in guide.branches if branch is None or each < branch)
-            tapped = tuple([each for each in recorded if each != OUTPUT])
+                args, kwargs = anatomy.handed_over(changed, len(args))
+            tapped = tuple(
+                [
+                    each
+                    for each in guide.branches
+                    if each != OUTPUT and (branch is None or each < branch)
+                ]
+            )
             given = self._cuts.to_prove(args, kwargs, tapped) if branch is None else None
             with self._cuts.applied(branch, tapped, feature):
                 output = original(*args, **kwargs)
@@ -271,9 +272,24 @@ class AttachedUNet:
             if branch is None:
                 self._cuts.prove(self._patch, original, given, output, tapped)
             self._keep_recorded(session, guide, position, slot, arguments, output, branch)
-        finally:
+        except BaseException:
             self._cuts.taken()
+            raise
         return output
+
+    def _in_full(
+        self,
+        session: Session,
+        original: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        arguments: dict[str, Any],
+    ) -> Any:
+        """A call of no step, with all that the U-Net needs."""
+        changed = self._completed(session, None, arguments)
+        if changed is not None:
+            args, kwargs = self._anatomy.handed_over(changed, len(args))
+        return original(*args, **kwargs)
 
     def _runs_plainly(self, sample: Any) -> bool:
         """Whether a call is to be that of a U-Net without a helper.
