@@ -212,8 +212,8 @@ def test_the_version_of_diffusers_decides_over_streams_only(far, version, taken,
     waiting, streamed = unet2d_condition(), unet2d_condition()
     in_groups(waiting, kind="leaf_level", stream=None)
     in_groups(streamed, kind="leaf_level", stream=Stream())
-    assert offloading_of(waiting) is None
-    assert (offloading_of(streamed) is None) == taken
+    assert offloading_of(waiting.modules()) is None
+    assert (offloading_of(streamed.modules()) is None) == taken
 
 
 @pytest.mark.parametrize("classes", [["UNet2DConditionModel"], ["CrossAttnUpBlock2D"]])

@@ -29,7 +29,7 @@ class Recorder:
         self.latest: torch.Tensor | None = None
         self.in_graph = False
         self.repeated = False
-        self.taps: weakref.WeakSet[Tap] = weakref.WeakSet()
+        self.taps: list[weakref.ref[Tap]] = []
 
     def take(self) -> torch.Tensor | None:
         """Return the feature, unless it is one of several, and let go of it."""
@@ -37,8 +37,10 @@ class Recorder:
         if latest is None:  # no tap was passed since
             return None
         repeated, self.repeated = self.repeated, False
-        for tap in self.taps:
-            vars(tap)["passed"] = False
+        for reference in self.taps:
+            tap = reference()
+            if tap is not None:
+                tap.passed = False
         if repeated:
             return None
         if self.in_graph:
@@ -74,7 +76,7 @@ class Tap(Around):
         super().__init__(inner)
         self.recorder = recorder
         self.passed = False
-        recorder.taps.add(self)
+        recorder.taps.append(weakref.ref(self, recorder.taps.remove))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return what `inner` returns."""

@@ -17,6 +17,7 @@ from ..patching.wrappers import unwrapped
 from ..running.components import unets_of
 from ..running.example import example_from_config
 from ..running.observers import observer_of
+from ..running.walk import Parts
 from ..schedules.html import html_table
 from ..schedules.plans import OUTPUT
 from .outline import Outline
@@ -221,7 +222,7 @@ def _measured(
 def _is_watched(unet: nn.Module) -> bool:
     """Whether a call would leave something in an attention processor."""
     everything = Cut([Swap(unet, name, None) for name in unet._modules])
-    return observer_of(unet, everything) is not None
+    return observer_of(Parts(unet), everything) is not None
 
 
 def _places(unet: nn.Module, anatomy: Anatomy) -> Iterator[str]:

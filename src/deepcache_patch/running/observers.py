@@ -20,9 +20,7 @@ from .offloading import offloading_of
 from .walk import Parts
 
 
-def observer_of(
-    parts: Parts, cut: Cut | None, blocks: Set[nn.Module] = frozenset()
-) -> str | None:
+def observer_of(parts: Parts, cut: Cut | None, blocks: Set[nn.Module] = frozenset()) -> str | None:
     """Say what needs the layers that the cut leaves out: what keeps something, offloading.
 
     Processors of `diffusers.models` and layers of libraries only compute. So does any other code,

@@ -130,7 +130,7 @@ class UNetCuts:
     @property
     def ran_twice(self) -> bool:
         """Whether a layer was run more than once in the last call."""
-        return any([recorder.repeated for recorder in self._recorders.values()])
+        return any(recorder.repeated for recorder in self._recorders.values())
 
     def taken(self) -> dict[int, torch.Tensor]:
         """What the last call recorded, by branch; it is let go of here."""

@@ -136,7 +136,7 @@ class Slot:
     def is_given(self, given: Mapping[str, _Mark]) -> bool:
         """Whether all of this is what the slot was given last."""
         return self._given.keys() == given.keys() and all(
-            [mark.is_of(given[name]) for name, mark in self._given.items()]
+            mark.is_of(given[name]) for name, mark in self._given.items()
         )
 
     @property
