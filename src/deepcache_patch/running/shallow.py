@@ -70,6 +70,7 @@ class UNetCuts:
         self.anatomy = dissect(self._unet)
         self._cuts.clear()
         self._proofs.clear()
+        self._parts = None
         self._parts_now()
         return True
 

@@ -258,13 +258,8 @@ class AttachedUNet:
                 changed = anatomy.trimmed(branch, changed or arguments) or changed
             if changed is not None:
                 args, kwargs = anatomy.handed_over(changed, len(args))
-            tapped = tuple(
-                [
-                    each
-                    for each in guide.branches
-                    if each != OUTPUT and (branch is None or each < branch)
-                ]
-            )
+            recorded = (each for each in guide.branches if branch is None or each < branch)
+            tapped = tuple([each for each in recorded if each != OUTPUT])
             given = self._cuts.to_prove(args, kwargs, tapped) if branch is None else None
             with self._cuts.applied(branch, tapped, feature):
                 output = original(*args, **kwargs)
