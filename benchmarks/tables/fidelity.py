@@ -1,5 +1,6 @@
 """The tables that say how near the pictures of faster pipelines come to the plain ones."""
 
+import statistics
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,10 +70,15 @@ def measured_on() -> str:
 
 def _measured_later(report: Any) -> str:
     return "".join(
-        f"; {' and '.join(each['families'])} were measured later, against plain pictures of their "
+        f"; {_and(each['families'])} were measured later, against plain pictures of their "
         f"own, on {each['device']} with torch {each['versions']['torch']}"
         for each in report.get("updates", ())
     )
+
+
+def _and(names: Sequence[str]) -> str:
+    """The names as one speaks them."""
+    return " and ".join([*([", ".join(names[:-1])] if names[1:] else []), names[-1]])
 
 
 def pictures_of_both() -> str:
@@ -92,10 +98,35 @@ def samplers() -> str:
 
 
 def usual_samplers() -> str:
-    """The same for the samplers of `_USUAL`, on both models."""
-    header = ("PSNR in dB", "model", "speed", *_COLUMNS)
-    rows = [(each["title"], each["model"], *_psnrs(each, _SHOWN_SPEED)) for each in _usual()]
+    """The same for the samplers of `_USUAL`, on both models, without `auto`."""
+    families = {family: title for family, title in _FAMILIES.items() if family != "auto"}
+    header = ("PSNR in dB", "model", "speed", *families.values(), _OTHERS)
+    rows = [
+        (each["title"], each["model"], *_psnrs(each, _SHOWN_SPEED, families)) for each in _usual()
+    ]
     return table(header, rows)
+
+
+def gains() -> str:
+    """How much nearer than the default is what has learned, over all rows of both models."""
+    reports = [*_counted(), *_counted(RESULTS / "emoji")]
+    learned = (f"`calibrate` {_gain(reports, 'calibrated')}", f"`auto` {_gain(reports, 'auto')}")
+    return f"To the default, over all samplers, both speeds and both models: {'; '.join(learned)}."
+
+
+def _gain(reports: Iterable[Any], family: str) -> str:
+    gained = []
+    for report in reports:
+        for budget in SPEEDS:
+            found = (fitted_to(report["rows"], each, budget) for each in (family, "default"))
+            its, default = (None if row is None else row["psnr"] for row in found)
+            if its is not None and default is not None:
+                gained.append(its - default)
+    if not gained:
+        return "–"
+    mean, below = statistics.fmean(gained), sum(gain < 0 for gain in gained)
+    told = f"{mean:+.1f} dB in the mean, from {min(gained):+.1f} to {max(gained):+.1f}"
+    return f"{told}, less in {below} of {len(gained)}".replace("-", "−")
 
 
 def _usual() -> list[Any]:
@@ -150,7 +181,8 @@ _FAMILIES = {
     "calibrated": "calibrated",
     "spectrum": "Spectrum",
 }
-_COLUMNS = (*_FAMILIES.values(), "best of the other rivals")
+_OTHERS = "best of the other rivals"
+_COLUMNS = (*_FAMILIES.values(), _OTHERS)
 
 
 def _counted(folder: Path = RESULTS) -> list[Any]:
@@ -162,13 +194,13 @@ def _counted(folder: Path = RESULTS) -> list[Any]:
     return [report for report in reports if report["rows"]]
 
 
-def _psnrs(report: Any, budget: float) -> list[str]:
+def _psnrs(report: Any, budget: float, families: Iterable[str] = _FAMILIES) -> list[str]:
     """The speed of the row, and the PSNR of each column."""
     rows = report["rows"]
     speed, best = _equal_work(rows, budget), _best_other(rows, budget)
     return [
         f"{speed:.2f}×",
-        *(_psnr_of(rows, family, budget, speed) for family in _FAMILIES),
+        *(_psnr_of(rows, family, budget, speed) for family in families),
         "–" if best is None else _decibels(best["psnr"]) + _aside(best, speed, _title(best)),
     ]
 
@@ -255,6 +287,7 @@ TABLES: tuple[Callable[[], str], ...] = (
     measured_on,
     samplers,
     usual_samplers,
+    gains,
     pictures_of_both,
     curves,
     curves_on_emoji,
