@@ -103,6 +103,14 @@ def test_a_speedup_reckons_with_the_branch_in_force_and_its_interval_is_shown_ro
     assert f"  schedule  {shown}" in str(helper).splitlines()
 
 
+def test_what_a_speedup_has_become_stays_when_the_branch_changes_and_the_schedule_then(unet):
+    # `auto` went back to 2.2.
+    helper = DeepCacheHelper(unet, speedup=3)
+    interval = helper.interval
+    assert helper.set(branch=0).schedule == NoiseAware(interval, 0)
+    assert str(helper.set(schedule="auto").schedule) == str(Auto(interval, 0))
+
+
 def test_a_mistyped_setting_of_the_constructor_is_answered_by_the_one_that_is_meant(unet):
     # It was a TypeError without a hint.
     with pytest.raises(InvalidSettingError, match=r"'intervall': did you mean 'interval'\?"):

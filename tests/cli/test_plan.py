@@ -249,6 +249,12 @@ def test_few_steps_run_in_full_and_the_plan_says_so(capsys: pytest.CaptureFixtur
             "Invalid value for '--scheduler': there is no scheduler 'of-this-name'; there are "
             f"{', '.join(SCHEDULERS)}, and the classes of diffusers",
         ),
+        (  # "euler" is as near by letters
+            "--scheduler euler-a",
+            "Invalid value for '--scheduler': there is no scheduler 'euler-a': did you mean "
+            "'euler-ancestral'? There are "
+            f"{', '.join(SCHEDULERS)}, and the classes of diffusers",
+        ),
         (
             "--scheduler EulerDiscretScheduler",
             "there is no scheduler 'EulerDiscretScheduler': did you mean 'EulerDiscreteScheduler'? "

@@ -184,3 +184,15 @@ def test_where_noise_is_added_early_steps_weigh_less():
         others = itertools.combinations(range(1, 12), 4)
         least = min(cost(known.levels(), {0, *other}, power) for other in others)
         assert math.isclose(cost(known.levels(), set(full), power), least, rel_tol=1e-12)
+
+
+def test_an_interval_beyond_the_steps_is_told():
+    known = context(EulerDiscreteScheduler(**BETAS), 12)
+    with pytest.warns(DeepCacheWarning) as caught:
+        plan = NoiseAware(100).plan_for(known)
+    assert [str(each.message) for each in caught] == [
+        "interval=100 is more than the 12 steps that the generation has: one of them runs in full, "
+        "and 12 times is the most; lower the interval, or the speedup"
+    ]
+    assert plan.full_steps == (0,)
+    assert NoiseAware(12).plan_for(known).full_steps == (0,)  # and nothing is said

@@ -100,6 +100,12 @@ class NoiseAware(OneBranch):
                 f"{FEW_STEPS} or fewer none can be left out without harm; to leave some out all "
                 "the same, give schedule=Uniform(2)"
             )
+        elif left_out and self.interval > context.num_steps:
+            context.warn_once(
+                f"interval={self.interval:g} is more than the {context.num_steps} steps that the "
+                f"generation has: one of them runs in full, and {context.num_steps} times is the "
+                "most; lower the interval, or the speedup"
+            )
         return plan
 
     def _plan(

@@ -106,7 +106,10 @@ class Settings:
         if schedule is None and speedup is None:
             if not words:
                 return self
-            before = {name: value for name, value in self._words.items() if name != "speedup"}
+            before = dict(self._words)
+            spedup = before.pop("speedup", None) is not None
+            if spedup and isinstance(self.schedule, NoiseAware | Auto):
+                before["interval"] = self.schedule.interval  # what the speedup has become
             return self._made_of(before | words, with_parameters(self.schedule, words))
         learns = schedule is None and isinstance(self.schedule, Auto)
         if schedule is None and not learns and not isinstance(self.schedule, NoiseAware):
