@@ -63,7 +63,7 @@ def no_such(kind: str, name: str, known: Collection[str], others: Collection[str
         others: Such as may be meant, too.
     """
     by_lower = {each.lower(): each for each in (*known, *others)}
-    begun = [each for each in by_lower if each.startswith(name.lower())]  # "euler-a"
+    begun = [each for each in by_lower if name and each.startswith(name.lower())]  # "euler-a"
     near = begun or get_close_matches(name.lower(), by_lower, n=1)
     meant = f": did you mean {by_lower[near[0]]!r}? There" if near else "; there"
     return f"there is no {kind} {name!r}{meant} are {', '.join(known)}"

@@ -274,15 +274,16 @@ class DeepCacheHelper(Adjustable):
     ) -> Calibrated:
         """Learn the best schedule for what `run` does, go by it, and return it, to be saved.
 
-        `run` is called about ten times, twice of them in full, and more often to be timed or for a
-        goal in dB. Use other prompts in it than those by which you judge the result, eight or more
-        pictures. Give one of the three goals.
+        `run` is called about ten times, two of them in full; more often if it is timed, or for a
+        goal in dB. Use other prompts in it than those by which you judge the result, eight pictures
+        or more. Give one of the three goals.
 
         With so many full steps five plans are tried, by how much early errors cost, and then three
-        other ways to go on from full steps by the nearest plan: half of the trend, and what was
-        learned from the full run, damped much or little. What comes nearest to the plain pictures
-        is taken. If `run` does not return the same pictures each time there is nothing to
-        compare: then it is the default's plan, and what was learned, with a warning.
+        other ways to go on from full steps by the nearest plan: half of the trend that the default
+        follows, and what was learned from the full run, damped little or much. What comes nearest
+        to the plain pictures is taken. If `run` does not return the same pictures each time there
+        is nothing to compare: then the default's plan and the learned weights are taken, with a
+        warning.
 
         For `speedup`, the number of full steps follows from the work of a shallow call (the
         branch's `share`), which is the same each time. Then plain and accelerated runs are timed in

@@ -1,5 +1,7 @@
 """Features are copied when recorded and when replayed, and kept under a key."""
 
+import gc
+
 import pytest
 import torch
 from torch import nn
@@ -158,3 +160,12 @@ def test_bytes_are_counted_and_released():
     assert cache.nbytes == (5 + 7) * 2
     cache.clear()
     assert cache.nbytes == 0
+
+
+def test_a_tap_that_is_gone_is_no_longer_known():
+    recorder = Recorder()
+    tap = Tap(nn.Identity(), recorder)
+    assert [reference() for reference in recorder.taps] == [tap]
+    del tap
+    gc.collect()
+    assert recorder.taps == []

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from builders.cases import CASES
 
-from deepcache_patch import DeepCacheHelper, Uniform
+from deepcache_patch import Calibrated, DeepCacheHelper, Uniform
 from deepcache_patch.learning.nearest import Way, nearest_way, usual_way
 from deepcache_patch.learning.study import Studying
 from deepcache_patch.schedules.noise_aware import cheapest
@@ -72,12 +72,45 @@ def test_each_plan_is_tried_once_and_then_each_way_to_go_on_by_the_nearest(study
     assert damped.weights == study.learn(half.entries).weights
 
 
+@pytest.mark.parametrize("going_on", [{"strength": 0.5}, {"damping": 1.0}, {"damping": 8.0}])
+def test_each_can_be_kept_in_a_file(going_on, study, tmp_path):
+    # Half of the trend was written, and refused when it was read.
+    schedule = Way(1.1, **going_on).schedule(study, 8)
+    schedule.save(tmp_path / "schedule.json")
+    loaded = Calibrated.load(tmp_path / "schedule.json")
+    assert loaded.entries == schedule.entries
+    assert loaded.weights.keys() == schedule.weights.keys()
+    for step, weights in schedule.weights.items():
+        assert loaded.weights[step] == pytest.approx(weights, rel=1e-4)  # five digits are kept
+
+
+def test_pictures_that_are_not_finite_are_not_near(study):
+    default = Way(1.1).schedule(study, 8)
+    assert nearest_way(study, 8, lambda each: math.inf if each == default else 1.0) == Way(0.0)
+
+
+def test_a_plan_whose_pictures_are_not_finite_is_not_taken():
+    pipe = LDM.load()
+    helper = DeepCacheHelper(pipe)
+
+    def run():
+        pictures = LDM.run(pipe, steps=12)
+        plan = getattr(helper.schedule, "entries", None)
+        return pictures * math.nan if plan == helper_plan else pictures
+
+    helper_plan = DeepCacheHelper(pipe, interval=12 / 5).plan(12)
+    found = helper.calibrate(run, full_steps=5)
+    assert len(found.entries.full_steps) == 5
+    assert found.entries != helper_plan
+
+
 def test_of_equally_near_ones_the_default_is_taken(study):
     assert nearest_way(study, 8, lambda _: 0.0) == Way(1.1)
 
 
 def test_where_nothing_can_be_compared_the_defaults_plan_is_taken_and_fitted(study):
     found = usual_way(study).schedule(study, 8)
+    assert found.weights
     assert found == study.learn(found.entries)
     assert found.entries.full_steps == cheapest(study.levels, 8)
 
@@ -92,7 +125,9 @@ def test_full_steps_are_as_many_as_asked_for_and_evenly_spaced_without_a_power(s
 def test_half_of_the_trend_is_half_the_weight(study):
     plan = Way(1.1).schedule(study, 8).entries
     whole = {step: study.forecast.weights_of(step[0], step[1:]) for step in half_of(study)}
-    assert half_of(study) == {step: (weight / 2,) for step, (weight,) in whole.items()}
+    assert half_of(study) == {
+        step: (weight / 2, *[0.0] * (len(step) - 3)) for step, (weight,) in whole.items()
+    }
     assert {step for step, *_ in whole} == {
         step for step in range(plan.full_steps[1], STEPS) if plan[step] != FULL
     }

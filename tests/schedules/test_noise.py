@@ -180,6 +180,30 @@ def test_it_is_seen_which_schedulers_add_noise(name, config):
     assert torch.equal(torch.random.get_rng_state(), random)
 
 
+@pytest.mark.parametrize("name", ["euler-ancestral", "lcm", "dpm-sde", "ddpm"])
+def test_it_does_not_matter_how_many_steps_there_are_or_how_far_it_is(name, config):
+    # After a generation, and with one step, it was said that none is added.
+    scheduler = MAKERS[name](config)
+    scheduler.set_timesteps(1)
+    assert adds_noise(scheduler)
+    other = MAKERS[name](config)
+    other.set_timesteps(8)
+    sample = torch.zeros(1, 1, 8, 1)
+    for timestep in other.timesteps:
+        sample = other.step(sample, timestep, sample, return_dict=False)[0]
+    assert adds_noise(other)
+
+
+def test_noise_beside_a_learned_variance_is_seen(config):
+    scheduler = diffusers.DDPMScheduler.from_config(config, variance_type="learned_range")
+    assert adds_noise(scheduler)
+
+
+def test_nan_is_not_noise(config):
+    scheduler, _ = prepared("ddim", config, rescale_betas_zero_snr=True)
+    assert not adds_noise(scheduler)
+
+
 def test_it_is_looked_at_once_for_each_config(config, monkeypatch):
     scheduler, _ = prepared("dpm-multistep", config)
     steps = []

@@ -191,8 +191,8 @@ def test_an_interval_beyond_the_steps_is_told():
     with pytest.warns(DeepCacheWarning) as caught:
         plan = NoiseAware(100).plan_for(known)
     assert [str(each.message) for each in caught] == [
-        "interval=100 is more than the 12 steps that the generation has: one of them runs in full, "
-        "and 12 times is the most; lower the interval, or the speedup"
+        "interval=100 is more than the 12 steps that the generation has: as few as possible run in "
+        "full; lower the interval, or the speedup"
     ]
     assert plan.full_steps == (0,)
     assert NoiseAware(12).plan_for(known).full_steps == (0,)  # and nothing is said

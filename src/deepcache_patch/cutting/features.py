@@ -37,7 +37,7 @@ class Recorder:
         if latest is None:  # no tap was passed since
             return None
         repeated, self.repeated = self.repeated, False
-        for reference in self.taps:
+        for reference in tuple(self.taps):  # one may be gone meanwhile
             tap = reference()
             if tap is not None:
                 tap.passed = False

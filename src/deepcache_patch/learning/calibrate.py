@@ -20,6 +20,7 @@ from torch import nn
 from ..errors import InvalidSettingError, warn
 from ..measuring.generation import labelled_progress
 from ..measuring.similarity import psnr as decibels
+from ..measuring.similarity import require_metrics
 from ..measuring.speed import Speed, measured_speed
 from ..patching.wrappers import unwrapped
 from ..running.components import unets_of
@@ -34,7 +35,8 @@ from .trials import Trials, closeness
 #: one where that is more. What is beyond comes from a machine that is busy.
 _OVERHEAD: Final = 0.1
 
-#: With how many times less full steps ways are compared for a goal in dB, before it is known.
+#: For a goal in dB nobody knows how many full steps there will be when ways are compared: one in so
+#: many then.
 _USUAL: Final = 2.2
 
 
@@ -60,6 +62,7 @@ def calibrate(
         whole_number("full_steps", full_steps, 1)
     if psnr is not None:
         number_between("psnr", psnr, 0, 200)
+        require_metrics()
     if not callable(run):
         raise InvalidSettingError(f"run must be a function that calls the pipeline, not {run!r}")
 

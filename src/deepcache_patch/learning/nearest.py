@@ -27,7 +27,7 @@ class Way(NamedTuple):
     Attributes:
         power: Of 1 + sigma, how much more an error costs under noise; `None` to space the full
             steps evenly.
-        strength: The share of the trend that is followed, from 0 to 1.
+        strength: How much of what the default follows of the trend, from 0 to 1.
         damping: Of what is fitted; `None` where nothing is, and the trend is followed.
     """
 

@@ -1,4 +1,4 @@
-"""Runs of a pipeline by what a calibration tries, and how far from the plain ones they come."""
+"""Runs of a pipeline by what a calibration tries, and how far its pictures are from plain ones."""
 
 import itertools
 import math
@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 from torch import nn
 
-from ..measuring.generation import as_floats
+from ..measuring.generation import stacked
 from ..measuring.loop_clock import LoopClock
 from ..measuring.similarity import psnr
 from ..running.face import Helper
@@ -17,8 +17,9 @@ from .calibrated_schedule import Calibrated
 from .nearest import Way, nearest_way, usual_way
 from .study import Study
 
-#: Squares of what differs, of floats in 0..1: two runs of one seed on a device that rounds as it
-#: comes (50 dB), and what is as good as nothing.
+#: Mean squares of the difference of two pictures, of floats in 0..1. Up to the first (50 dB) they
+#: are one picture, made twice on a device that does not add up in a fixed order. The second takes
+#: the place of 0, which has no logarithm.
 _ROUNDING: Final = 1e-5
 _NOTHING: Final = 1e-30
 
@@ -47,15 +48,15 @@ class Trials:
         """Run once more without the helper, and compare it with what the studied run returned.
 
         Returns:
-            Why they cannot be gone by, and the cure, if it is so.
+            Why the pictures cannot be compared, and the cure; `None` if they can.
         """
         with self.helper.paused():
             again = _pictures(self.run())
         found = _pictures(first)
         if not found:
             return (
-                "run() must return what the pipeline returned, with pictures; it returned "
-                f"{type(first).__name__}"
+                "run() must return what the pipeline returned, with pictures as PIL, NumPy or "
+                f"float32 on the CPU; it returned {type(first).__name__}"
             )
         if not _are_alike(found, again):
             return (
@@ -96,7 +97,8 @@ class Trials:
 
     def _error(self, pictures: list[np.ndarray]) -> float:
         """The mean over the pictures of the logarithm of the mean square: as PSNR, but falling."""
-        return float(np.mean(np.log(np.maximum(_squares(self.plain, pictures), _NOTHING))))
+        found = float(np.mean(np.log(np.maximum(_squares(self.plain, pictures), _NOTHING))))
+        return math.inf if math.isnan(found) else found  # nothing is less than NaN
 
 
 def _are_alike(pictures: list[np.ndarray], others: list[np.ndarray]) -> bool:
@@ -108,7 +110,7 @@ def _are_alike(pictures: list[np.ndarray], others: list[np.ndarray]) -> bool:
 
 
 def _squares(pictures: list[np.ndarray], others: list[np.ndarray]) -> list[float]:
-    """The mean square of what differs, of each."""
+    """The mean square of the difference, of each pair."""
     return [float(np.mean((a - b) ** 2)) for a, b in zip(pictures, others, strict=True)]
 
 
@@ -133,7 +135,7 @@ def _pictures(result: Any) -> list[np.ndarray]:
         several = [_pictures(each) for each in result]
         return list(itertools.chain(*several)) if all(several) else []
     try:
-        found = list(as_floats(getattr(result, "images", result)))
+        found = list(stacked(getattr(result, "images", result)))
     except (TypeError, ValueError, RuntimeError):  # RuntimeError: of tensors with gradients
         return []
     return found if found and found[0].ndim == 3 else []

@@ -33,7 +33,7 @@ class Parts:
     """The modules of a network as it was walked through.
 
     Args:
-        network: Is held, and all of its modules are.
+        network: Is held, and so are all of its modules; one that is replaced, until the next walk.
 
     Attributes:
         network: Likewise.

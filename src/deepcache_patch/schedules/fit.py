@@ -66,8 +66,8 @@ def trend(forecast: Forecast, plan: Sequence[PlanEntry]) -> Weights:
         if entry == FULL:
             full = (step, *full)[:KEEP]
         elif len(full) > 1:
-            key = (step, *full)
-            found[key] = forecast.weights_of(step, full)
+            slope, key = forecast.weights_of(step, full), (step, *full)
+            found[key] = (*slope, *[0.0] * (len(full) - 1 - len(slope)))
     return found
 
 

@@ -67,12 +67,12 @@ class Forecast:
     ) -> "Forecast | None":
         """For a generation; `None` where it is not sure what its samples and outputs mean.
 
-        Half of the given strength is followed where the sampler adds noise, which moves x0 off its
-        trend.
-
         That is so without `alphas_cumprod` or a known `prediction_type`, with the noise levels of
         flow matching, and where noise rises: inversion calls the U-Net with a sample that has less
         of it than the timestep says.
+
+        Where the sampler adds noise, only half of the given strength is followed, because noise
+        moves x0 off its trend.
         """
         scheduler = generation.scheduler
         config = getattr(scheduler, "config", None)

@@ -4,6 +4,7 @@ import copy
 import inspect
 import weakref
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, Final
 
 import numpy as np
@@ -15,7 +16,8 @@ _LEAST: Final = 1e-4
 #: Of so many steps it is tried whether they add noise; some samplers do only in every second one.
 _TRIED: Final = 4
 
-#: Whether a scheduler adds noise, with the config that it had then.
+#: Whether a scheduler adds noise, with the config that it had then. The one state in a module:
+#: plans, forecasts and previews ask, of any helper, and it takes milliseconds to find out.
 _ADDING: Final[weakref.WeakKeyDictionary[Any, tuple[Any, bool]]] = weakref.WeakKeyDictionary()
 
 
@@ -74,7 +76,7 @@ def adds_noise(scheduler: Any) -> bool:
     nothing: whatever is there afterwards was added. It is looked at once for each config.
 
     Args:
-        scheduler: After `set_timesteps`.
+        scheduler: Any, at any time; it need not have timesteps.
 
     Returns:
         False where it cannot be tried.
@@ -93,12 +95,17 @@ def adds_noise(scheduler: Any) -> bool:
 @torch.no_grad()
 def _is_found_to_add(scheduler: Any) -> bool:
     own = copied(scheduler)
+    if own is None:
+        return False
+    own.set_timesteps(_TRIED + 1)  # or it would depend on how many it has, and on how far it is
+    options = seeded(own)
+    parts = 2 if str(own.config.get("variance_type")).startswith("learned") else 1
     sample = torch.zeros(1, 1, 8, 1, device="cpu")
-    with torch.random.fork_rng(devices=[]):  # some draw from the global one
+    with nullcontext() if options else torch.random.fork_rng(devices=[]):
         for timestep in own.timesteps[:_TRIED]:
-            output = own.scale_model_input(sample, timestep)
-            sample = own.step(output, timestep, sample, **seeded(own), return_dict=False)[0]
-            if sample.any():
+            output = torch.cat([own.scale_model_input(sample, timestep)] * parts, dim=1)
+            sample = own.step(output, timestep, sample, **options, return_dict=False)[0]
+            if sample.nan_to_num().any():
                 return True
     return False
 

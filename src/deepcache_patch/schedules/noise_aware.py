@@ -103,8 +103,7 @@ class NoiseAware(OneBranch):
         elif left_out and self.interval > context.num_steps:
             context.warn_once(
                 f"interval={self.interval:g} is more than the {context.num_steps} steps that the "
-                f"generation has: one of them runs in full, and {context.num_steps} times is the "
-                "most; lower the interval, or the speedup"
+                "generation has: as few as possible run in full; lower the interval, or the speedup"
             )
         return plan
 

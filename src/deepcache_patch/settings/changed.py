@@ -107,8 +107,8 @@ class Settings:
             if not words:
                 return self
             before = dict(self._words)
-            spedup = before.pop("speedup", None) is not None
-            if spedup and isinstance(self.schedule, NoiseAware | Auto):
+            had_speedup = before.pop("speedup", None) is not None
+            if had_speedup and isinstance(self.schedule, NoiseAware | Auto):
                 before["interval"] = self.schedule.interval  # what the speedup has become
             return self._made_of(before | words, with_parameters(self.schedule, words))
         learns = schedule is None and isinstance(self.schedule, Auto)
