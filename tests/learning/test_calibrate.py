@@ -503,7 +503,8 @@ def test_without_the_same_pictures_each_time_there_is_no_psnr(kind, clock, pipe,
         found = DeepCacheHelper(pipe).calibrate(run, branch=0, speedup=1.5)
     obstacles = {
         "nothing": (
-            "run() must return what the pipeline returned, with pictures; it returned NoneType"
+            "run() must return what the pipeline returned, with pictures as PIL, NumPy or float32 on "
+            "the CPU; it returned NoneType"
         ),
         "other pictures": (
             "run() makes other pictures each time: give the pipeline a seeded generator in it"
@@ -690,7 +691,7 @@ FAILURES = {
         lambda pipe: lambda: (LDM.run(pipe, steps=4), None)[1],
         {"psnr": 30},
         InvalidSettingError,
-        r"with psnr=, run\(\) must return what the pipeline returned, with pictures; it returned",
+        r"with psnr=, run\(\) must return what the pipeline returned, .*; it returned NoneType",
     ),
     "no pictures returned": (
         lambda pipe: lambda: (LDM.run(pipe, steps=4), "done")[1],

@@ -272,9 +272,10 @@ def test_half_precision_is_summed_in_float32(dtype):
 
 @pytest.mark.parametrize("strength", [1.0, 0.4])
 def test_half_of_the_strength_is_followed_where_noise_is_added(strength):
+    betas = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
     for scheduler, followed in (
-        (EulerAncestralDiscreteScheduler(), strength / 2),
-        (EulerDiscreteScheduler(), strength),
+        (EulerAncestralDiscreteScheduler(**betas), strength / 2),
+        (EulerDiscreteScheduler(**betas), strength),
     ):
         scheduler.set_timesteps(8)
         timesteps = tuple(scheduler.timesteps.tolist())

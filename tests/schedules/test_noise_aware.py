@@ -190,7 +190,7 @@ def test_an_interval_beyond_the_steps_is_told():
     known = context(EulerDiscreteScheduler(**BETAS), 12)
     with pytest.warns(DeepCacheWarning) as caught:
         plan = NoiseAware(100).plan_for(known)
-    assert [str(each.message) for each in caught] == [
+    assert [str(each.message) for each in caught if each.category is DeepCacheWarning] == [
         "interval=100 is more than the 12 steps that the generation has: as few as possible run in "
         "full; lower the interval, or the speedup"
     ]
