@@ -239,6 +239,8 @@ NO_BRANCH_9 = "branch 9 is out of range: this UNet2DConditionModel has 9 skip co
         ({}, {"schedule": "uniform", "replay": Reuse}, "the class Reuse: did you mean Reuse()?"),
         ({}, {"schedule": Adaptive}, "the class Adaptive: did you mean Adaptive()?"),
         ({}, {"schedule": "unifrom"}, "did you mean 'uniform'?"),
+        ({}, {"schedule": ""}, "there is no schedule ''; there are default"),
+        ({}, {"schedule": "p.json"}, "a file is read by Calibrated.load('p.json')"),
         # It was Python's own error, by the name of a class that nobody has to know.
         (
             {},

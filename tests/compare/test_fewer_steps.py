@@ -369,7 +369,8 @@ def test_the_verdict_says_what_to_do_where_the_helper_lost() -> None:
     lost = outcome(psnr=(17.0, 17.5), fewer=fewer())
     assert lost.verdict == (
         "fewer steps at equal work (3 of 6): 18.00 dB, helper: 17.25 dB: "
-        "take fewer steps here, or try another interval; the mean of 2 tells little, make 16"
+        "take fewer steps here, try another interval, or let calibrate find a plan; the mean of 2 "
+        "tells little, make 16"
     )
     many = replace(lost, plain=lost.plain * 8)
     assert many.verdict == lost.verdict.partition(";")[0]

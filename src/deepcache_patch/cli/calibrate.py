@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -14,6 +14,10 @@ from .mistakes import BadInputError, bad_input, failure, reason_of
 from .request import GenerationRequest, require_branch, require_within_reach
 from .shown import json_of, plan_as_dict
 from .terminal import import_word, say
+
+#: With fewer pictures a plan may suit them and no others (docs/experiments.md).
+_ENOUGH: Final = 8
+_FEW: Final = "pictures compared: %d; what suits these may not suit others, so give 8 or more"
 
 _EXAMPLES = """\
 example:
@@ -95,7 +99,8 @@ def calibrate(
         return
     reached = f"{schedule.reached or ''}"
     counted = f"{len(plan.full_steps)} of {len(plan)} steps in full{reached and ': '}{reached}"
-    say(f"{plan}\n{counted}\nwritten to {output}")
+    few = f"\n{_FEW % len(seeds)}" if len(seeds) < _ENOUGH else ""
+    say(f"{plan}\n{counted}{few}\nwritten to {output}")
 
 
 def _require_replaceable(output: Path) -> None:

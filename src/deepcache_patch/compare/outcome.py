@@ -35,7 +35,7 @@ from .saving import Saved, files_of
 FILES: Final = files_of("comparison")
 
 #: What to do where fewer steps are closer to the plain results than the helper.
-LOST: Final = "take fewer steps here, or try another interval"
+LOST: Final = "take fewer steps here, try another interval, or let calibrate find a plan"
 
 #: The mean over fewer results is often decided by one of them.
 ENOUGH: Final = 16

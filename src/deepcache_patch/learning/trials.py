@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 from torch import nn
 
-from ..measuring.generation import stacked
+from ..measuring.generation import as_floats
 from ..measuring.loop_clock import LoopClock
 from ..measuring.similarity import psnr
 from ..running.face import Helper
@@ -55,8 +55,8 @@ class Trials:
         found = _pictures(first)
         if not found:
             return (
-                "run() must return what the pipeline returned, with pictures as PIL, NumPy or "
-                f"float32 on the CPU; it returned {type(first).__name__}"
+                "run() must return what the pipeline returned, with pictures as PIL or NumPy; it "
+                f"returned {type(first).__name__}"
             )
         if not _are_alike(found, again):
             return (
@@ -115,9 +115,8 @@ def _squares(pictures: list[np.ndarray], others: list[np.ndarray]) -> list[float
 
 
 def closeness(plain: list[np.ndarray], pictures: list[np.ndarray]) -> list[float]:
-    """The PSNR of each picture; none if there are no pictures, and without scikit-image."""
-    # Latents have as many axes, but no colours in the last one.
-    if not plain or plain[0].shape[-1] not in (1, 3, 4):
+    """The PSNR of each picture; none if there are no plain ones, and without scikit-image."""
+    if not plain:
         return []
     try:
         found = [psnr(*pair) for pair in zip(plain, pictures, strict=True)]
@@ -135,7 +134,8 @@ def _pictures(result: Any) -> list[np.ndarray]:
         several = [_pictures(each) for each in result]
         return list(itertools.chain(*several)) if all(several) else []
     try:
-        found = list(stacked(getattr(result, "images", result)))
+        found = list(as_floats(getattr(result, "images", result)))
     except (TypeError, ValueError, RuntimeError):  # RuntimeError: of tensors with gradients
         return []
-    return found if found and found[0].ndim == 3 else []
+    # Latents have as many axes, but no colours in the last one.
+    return found if found and found[0].ndim == 3 and found[0].shape[-1] in (1, 3, 4) else []

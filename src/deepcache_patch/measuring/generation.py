@@ -229,15 +229,10 @@ def with_inner(pipe: Any) -> list[Any]:
 
 
 def as_floats(images: Any) -> np.ndarray:
-    """Arrays, or PIL pictures where a pipeline knows no `output_type`, as floats in 0..1."""
-    return stacked(images).clip(0, 1)
-
-
-def stacked(images: Any) -> np.ndarray:
-    """The same, whatever the range of floats is: latents have another."""
-    found = np.stack([np.asarray(image) for image in images])
-    if found.dtype == np.uint8:
-        found = found / np.float32(255)
-    if found.ndim == 3:
-        found = found[..., None]
-    return found.astype(np.float32)
+    """Returns arrays, or PIL pictures where a pipeline knows no `output_type`, as floats."""
+    stacked = np.stack([np.asarray(image) for image in images])
+    if stacked.dtype == np.uint8:
+        stacked = stacked / np.float32(255)
+    if stacked.ndim == 3:
+        stacked = stacked[..., None]
+    return stacked.astype(np.float32).clip(0, 1)

@@ -56,7 +56,9 @@ def named_schedule(name: str, **given: Any) -> Any:
         InvalidSettingError: If the name is unknown, a parameter is another's or out of range.
     """
     if name not in PARAMETERS:
-        raise InvalidSettingError(no_such("schedule", name, PARAMETERS))
+        is_file = name.endswith(".json")
+        cure = f"; a file is read by Calibrated.load({name!r})" if is_file else ""
+        raise InvalidSettingError(no_such("schedule", name, PARAMETERS) + cure)
     given = {key: value for key, value in given.items() if value is not None}
     for key in given:
         if key not in PARAMETERS[name]:
@@ -107,10 +109,10 @@ def schedule_of(
                 "speedup goes with schedule='noise-aware', the default, or 'auto', and in the "
                 "place of interval: give speedup or interval"
             )
-        named = named_schedule(schedule or DEFAULT, **given)
+        named = named_schedule(DEFAULT if schedule is None else schedule, **given)
         given["interval"] = _interval_for(speedup, named.branch, share_of(named))
     if schedule is None or isinstance(schedule, str):
-        return named_schedule(schedule or DEFAULT, **given)
+        return named_schedule(DEFAULT if schedule is None else schedule, **given)
     if given:
         raise InvalidSettingError("give either schedule or interval and branch, not both")
     return schedule
