@@ -109,7 +109,7 @@ def usual_samplers() -> str:
 
 def gains() -> str:
     """How much nearer than the default is what has learned, over all rows of both models."""
-    reports = [*_counted(), *_counted(RESULTS / "emoji")]
+    reports = _on_both()
     learned = (f"`calibrate` {_gain(reports, 'calibrated')}", f"`auto` {_gain(reports, 'auto')}")
     return f"To the default, over all samplers, both speeds and both models: {'; '.join(learned)}."
 
@@ -131,8 +131,12 @@ def _gain(reports: Iterable[Any], family: str) -> str:
 
 def _usual() -> list[Any]:
     """The reports on the samplers of `_USUAL`, one after the other, each on both models."""
-    reports = [*_counted(), *_counted(RESULTS / "emoji")]
-    return [each for name in _USUAL for each in reports if each["sampler"] == name]
+    return [each for name in _USUAL for each in _on_both() if each["sampler"] == name]
+
+
+def _on_both() -> list[Any]:
+    """The reports whose work was counted, of the first model and of `emoji`."""
+    return [*_counted(), *_counted(RESULTS / "emoji")]
 
 
 def curves() -> str:

@@ -103,16 +103,17 @@ def schedule_of(
     """
     given = {"interval": interval, "branch": branch}
     given = {name: value for name, value in given.items() if value is not None}
+    schedule = DEFAULT if schedule is None else schedule
     if speedup is not None:
-        if schedule not in (None, *TAKE_SPEEDUP) or interval is not None:
+        if schedule not in TAKE_SPEEDUP or interval is not None:
             raise InvalidSettingError(
                 "speedup goes with schedule='noise-aware', the default, or 'auto', and in the "
                 "place of interval: give speedup or interval"
             )
-        named = named_schedule(DEFAULT if schedule is None else schedule, **given)
+        named = named_schedule(schedule, **given)
         given["interval"] = _interval_for(speedup, named.branch, share_of(named))
-    if schedule is None or isinstance(schedule, str):
-        return named_schedule(DEFAULT if schedule is None else schedule, **given)
+    if isinstance(schedule, str):
+        return named_schedule(schedule, **given)
     if given:
         raise InvalidSettingError("give either schedule or interval and branch, not both")
     return schedule
