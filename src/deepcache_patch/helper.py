@@ -293,8 +293,9 @@ class DeepCacheHelper(Adjustable):
         most twice its work, or a tenth of a full one if that is more. Where half of the timings
         spread over more than 20 % of their median, or only their median is below the goal, the plan
         stays as it is, with a warning; so it does, with another, where the goal is still not
-        reached. What was reached is in the schedule's `reached`: work, speed, its quartiles, PSNR
-        if `run` makes the same pictures each time and returns them (and scikit-image is installed).
+        reached. What was reached is in the schedule's `reached`: work, speed, its quartiles, and,
+        if `run` makes the same pictures each time and returns them, their PSNR, that of the default
+        with as many full steps, and how many pictures there are.
 
         Args:
             run: Calls the pipeline once or more, always with the same steps, makes the same

@@ -26,6 +26,8 @@ REACHED = {
     "timings": 5,
     "psnr": 38.2,
     "worst_psnr": 33.1,
+    "default_psnr": 35.4,
+    "pictures": 8,
 }
 
 WHOLE = {"version": 2, "schedules": [SCHEDULE]}

@@ -35,11 +35,12 @@ def study():
 
 
 def choose(study, wanted, full_steps=8):
-    """What is taken where this way is the nearest, and all that was tried."""
+    """What is taken where this way is the nearest, and all that was tried, each once."""
     tried = []
 
     def error(schedule):
-        tried.append(schedule)
+        if schedule not in tried:
+            tried.append(schedule)
         return 0.0 if schedule == wanted.schedule(study, full_steps) else 1.0
 
     return nearest_way(study, full_steps, error), tried
@@ -157,20 +158,20 @@ def test_what_calibrate_takes_is_the_nearest_of_all_that_it_tried(branch, monkey
     pipe = LDM.load()
     run = partial(LDM.run, pipe, steps=12)
     plain = run().numpy()
-    errors = {}
+    errors = []
 
     def spied(study, full_steps, error):
         def known(schedule):
-            errors[len(errors)] = schedule, error(schedule)
-            return errors[len(errors) - 1][1]
+            errors.append((schedule, error(schedule)))
+            return errors[-1][1]
 
         return nearest_way(study, full_steps, known)
 
     monkeypatch.setattr("deepcache_patch.learning.trials.nearest_way", spied)
     found = DeepCacheHelper(pipe, schedule=Uniform()).calibrate(run, branch=branch, full_steps=5)
-    schedule, least = min(errors.values(), key=lambda each: each[1])
+    schedule, least = min(errors, key=lambda each: each[1])
     assert found == schedule
     with DeepCacheHelper(pipe, schedule=found):
         square = np.mean((run().numpy() - plain) ** 2)
     # float32 that is added up in any order: a few parts in a million of what differs.
-    assert least == pytest.approx(math.log(square), abs=0.01)
+    assert least == pytest.approx(10 * math.log10(square), abs=0.05)

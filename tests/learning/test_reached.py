@@ -4,13 +4,13 @@ import json
 from dataclasses import replace
 
 import pytest
-from builders.plan_files import SCHEDULE
+from builders.plan_files import REACHED, SCHEDULE
 
 from deepcache_patch import Calibrated
 from deepcache_patch.learning.reached import Reached
 from deepcache_patch.measuring.speed import Speed
 
-ALL = Reached(2.1234567, 2.05, (1.98, 2.11), 5, 38.2, 33.1)
+ALL = Reached(2.1234567, 2.05, (1.98, 2.11), 5, 38.2, 33.1, 35.4, 8)
 TIMED = Reached(2.1234567, 2.05, (1.98, 2.11), 5)
 CLOSE = Reached(psnr=38.2, worst_psnr=33.1)
 SAME = Reached(psnr=float("inf"), worst_psnr=float("inf"))
@@ -18,8 +18,19 @@ SAME = Reached(psnr=float("inf"), worst_psnr=float("inf"))
 SAID = [
     (
         ALL,
-        "2.05× measured (1.98–2.11, 5 timings), 2.12× by work, 38.2 dB (worst 33.1)",
+        "2.05× measured (1.98–2.11, 5 timings), 2.12× by work, 38.2 dB (worst 33.1), "
+        "35.4 by default, 8 pictures",
         "2.05× measured, 38.2 dB",
+    ),
+    (
+        replace(CLOSE, default_psnr=38.2, pictures=7),  # the default was the nearest
+        "38.2 dB (worst 33.1), 7 pictures, too few to be sure: give 8 or more",
+        "38.2 dB",
+    ),
+    (
+        replace(SAME, default_psnr=38.2, pictures=1),
+        "identical pictures, 38.2 by default, 1 picture, too few to be sure: give 8 or more",
+        "identical pictures",
     ),
     (TIMED, "2.05× measured (1.98–2.11, 5 timings), 2.12× by work", "2.05× measured"),
     (replace(CLOSE, work=3.0), "3.00× by work, 38.2 dB (worst 33.1)", "3.00× by work, 38.2 dB"),
@@ -59,12 +70,21 @@ def test_a_file_from_before_it_was_kept_loads(tmp_path):
     assert "reached" not in loaded.to_dict()
 
 
+def test_a_file_from_before_the_default_was_compared_loads():
+    older = {name: REACHED[name] for name in ("work", "speed", "quartiles", "psnr", "worst_psnr")}
+    loaded = Calibrated.from_dict({**SCHEDULE, "reached": {**older, "timings": 5}})
+    assert loaded.reached == Reached(2.12, 2.05, (1.98, 2.11), 5, 38.2, 33.1)
+
+
 def test_it_is_made_of_timings_and_pictures():
     speed = Speed((1.0, 2.0, 3.0, 4.0, 5.0))
-    assert Reached.of(2.5, speed, [30.0, 20.0, 25.0]) == Reached(
-        2.5, 3.0, (2.0, 4.0), 5, 25.0, 20.0
-    )
+    close = [30.0, 20.0, 25.0]
+    assert Reached.of(2.5, speed, close) == Reached(2.5, 3.0, (2.0, 4.0), 5, 25.0, 20.0, None, 3)
+    assert Reached.of(None, None, close, [21.0, 23.0, 22.0]).default_psnr == 22.0
     assert Reached.of(None) == Reached()
+    nan = float("nan")
+    assert Reached.of(2.5, None, [nan, 20.0], close) == Reached(2.5)
+    assert Reached.of(2.5, None, close, [nan, 20.0, 1.0]) == Reached.of(2.5, None, close)
 
 
 def test_a_notebook_gets_what_was_reached_and_how_it_was_measured():
@@ -73,7 +93,7 @@ def test_a_notebook_gets_what_was_reached_and_how_it_was_measured():
     assert html.startswith("<table><caption>Calibrated</caption>")
     for text in (str(schedule.entries), *(text for _, text in ALL.rows)):
         assert f">{text}</td>" in html
-    assert [name for name, _ in ALL.rows] == ["speed", "", "PSNR"]
+    assert [name for name, _ in ALL.rows] == ["speed", "", "PSNR", "", ""]
     assert f">{schedule.setting.unet['class']}</td>" in html
     assert f">{schedule.setting.scheduler['class']}</td>" in html
 

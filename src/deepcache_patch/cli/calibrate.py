@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import click
 
@@ -14,10 +14,6 @@ from .mistakes import BadInputError, bad_input, failure, reason_of
 from .request import GenerationRequest, require_branch, require_within_reach
 from .shown import json_of, plan_as_dict
 from .terminal import import_word, say
-
-#: With fewer pictures a plan may suit them and no others (docs/experiments.md).
-_ENOUGH: Final = 8
-_FEW: Final = "pictures compared: %d; what suits these may not suit others, so give 8 or more"
 
 _EXAMPLES = """\
 example:
@@ -69,10 +65,7 @@ def calibrate(
     import_word()
     from ..helper import DeepCacheHelper
     from ..measuring.generation import batched_call, seeded_call
-    from ..measuring.similarity import require_metrics
 
-    if psnr is not None:
-        require_metrics()
     require_writable(output.parent, output)
     _require_replaceable(output)
     with bad_input():
@@ -99,8 +92,7 @@ def calibrate(
         return
     reached = f"{schedule.reached or ''}"
     counted = f"{len(plan.full_steps)} of {len(plan)} steps in full{reached and ': '}{reached}"
-    few = f"\n{_FEW % len(seeds)}" if len(seeds) < _ENOUGH else ""
-    say(f"{plan}\n{counted}{few}\nwritten to {output}")
+    say(f"{plan}\n{counted}\nwritten to {output}")
 
 
 def _require_replaceable(output: Path) -> None:

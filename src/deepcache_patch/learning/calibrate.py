@@ -19,8 +19,6 @@ from torch import nn
 
 from ..errors import InvalidSettingError, warn
 from ..measuring.generation import labelled_progress
-from ..measuring.similarity import psnr as decibels
-from ..measuring.similarity import require_metrics
 from ..measuring.speed import Speed, measured_speed
 from ..patching.wrappers import unwrapped
 from ..running.components import unets_of
@@ -29,7 +27,7 @@ from ..schedules.plans import OUTPUT, number_between, whole_number
 from .calibrated_schedule import Calibrated, described
 from .reached import Reached
 from .study import Study, Studying
-from .trials import Trials, closeness
+from .trials import Trials
 
 #: Time may say that a shallow call is dearer than its work: twice as dear, or this share of a full
 #: one where that is more. What is beyond comes from a machine that is busy.
@@ -62,7 +60,6 @@ def calibrate(
         whole_number("full_steps", full_steps, 1)
     if psnr is not None:
         number_between("psnr", psnr, 0, 200)
-        require_metrics()
     if not callable(run):
         raise InvalidSettingError(f"run must be a function that calls the pipeline, not {run!r}")
 
@@ -131,8 +128,7 @@ def _with_so_many(trials: Trials, full_steps: int, first: Any) -> Calibrated:
     """So many full steps; `first` is what the studied run returned."""
     _tell(trials.see_plain(first))
     found = trials.way(full_steps).schedule(trials.study, full_steps)
-    close = closeness(trials.plain, trials.made(found)) if trials.plain else []
-    return replace(found, reached=Reached.of(trials.work(found), decibels=close))
+    return replace(found, reached=trials.reached(found))
 
 
 def _tell(obstacle: str | None) -> None:
@@ -173,7 +169,7 @@ def _fast_enough(trials: Trials, speedup: float, first: Any) -> Calibrated:
     way = trials.way(count)
     while True:
         found = way.schedule(study, count)
-        fast = trials.made(found)  # likewise
+        trials.follow(found)  # likewise
         speed = measured_speed(trials.plain_seconds, trials.seconds, goal=speedup)
         too_slow = speed.is_steady and speed.quartiles[1] < speedup
         if not too_slow or count <= least:
@@ -181,7 +177,7 @@ def _fast_enough(trials: Trials, speedup: float, first: Any) -> Calibrated:
         cost = (steps / speed.median - count) / (steps - count)
         fewer = _most_full_steps(speedup, steps, min(cost, dearest))
         count = max(min(fewer, count - 1), least)
-    reached = Reached.of(trials.work(found), speed, closeness(trials.plain, fast))
+    reached = trials.reached(found, speed)
     _warn_of_time(speedup, speed, too_slow, f"{count} of {steps} steps in full", reached)
     return replace(found, reached=reached)
 
@@ -190,7 +186,7 @@ def _warn_of_time(
     speedup: float, speed: Speed, too_slow: bool, plan: str, reached: Reached
 ) -> None:
     """Says if time could not be gone by, or the goal was not reached."""
-    told = str(replace(reached, psnr=None, worst_psnr=None))
+    told = str(replace(reached, psnr=None))
     unsure = speed.median < speedup and not too_slow  # three of four are not below the goal
     if unsure or not speed.is_steady:
         message = (
@@ -215,18 +211,11 @@ def _good_enough(trials: Trials, psnr: float, first: Any) -> Calibrated:
     low, high = 1, trials.study.seen
     way = trials.way(max(1, int(high / _USUAL)))
 
-    def tried(count: int) -> tuple[float, Calibrated]:
-        found = way.schedule(trials.study, count)
-        close = [decibels(*pair) for pair in zip(trials.plain, trials.made(found), strict=True)]
-        reached = Reached.of(trials.work(found), decibels=close)
-        return float(np.mean(close)), replace(found, reached=reached)
-
-    best = None
     while low < high:
         count = (low + high) // 2
-        mean, found = tried(count)
-        if mean >= psnr:
-            high, best = count, found
+        if np.mean(trials.follow(way.schedule(trials.study, count))) >= psnr:
+            high = count
         else:
             low = count + 1
-    return tried(high)[1] if best is None else best
+    found = way.schedule(trials.study, high)
+    return replace(found, reached=trials.reached(found))

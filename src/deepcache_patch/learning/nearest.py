@@ -5,7 +5,7 @@ What suits one model and sampler does not suit another, and no rule for all was 
 tried, on pictures of which the plain ones are known.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Final, NamedTuple
 
@@ -70,24 +70,12 @@ def nearest_way(study: Study, full_steps: int, error: Callable[[Calibrated], flo
     Args:
         study: Of the plain pictures.
         full_steps: How many there are.
-        error: Makes the pictures by a schedule, and says how far they are from the plain ones.
+        error: How far the pictures by a schedule are from the plain ones.
     """
-    known: list[tuple[Calibrated, float]] = []
-
-    def nearest(ways: Iterable[Way]) -> Way:
-        return min(ways, key=error_of)
 
     def error_of(way: Way) -> float:
-        schedule = way.schedule(study, full_steps)
-        for other, its in known:
-            if other == schedule:
-                return its
-        known.append((schedule, error(schedule)))
-        return known[-1][1]
+        return error(way.schedule(study, full_steps))
 
-    best = nearest(Way(power) for power in (study.power, *POWERS))
-    others = (
-        best._replace(strength=0.5),
-        *(best._replace(damping=each) for each in (1.0, DAMPING)),
-    )
-    return nearest((best, *others))
+    best = min((Way(power) for power in (study.power, *POWERS)), key=error_of)
+    damped = (best._replace(damping=each) for each in (1.0, DAMPING))
+    return min((best, best._replace(strength=0.5), *damped), key=error_of)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final
 
 import numpy as np
 
 from ..measuring.speed import Speed
+
+#: With fewer pictures a plan may suit them and no others (docs/experiments.md).
+ENOUGH: Final = 8
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,8 @@ class Reached:
         psnr: To the plain pictures, in dB, the mean; infinite for identical ones; `None` if it was
             not measured.
         worst_psnr: Of the picture that is the least close.
+        default_psnr: The mean by the default schedule with as many full steps.
+        pictures: How many there are; 0 if they were not compared.
     """
 
     work: float | None = None
@@ -35,15 +40,24 @@ class Reached:
     timings: int = 0
     psnr: float | None = None
     worst_psnr: float | None = None
+    default_psnr: float | None = None
+    pictures: int = 0
 
     @classmethod
     def of(
-        cls, work: float | None, speed: Speed | None = None, decibels: Sequence[float] = ()
+        cls,
+        work: float | None,
+        speed: Speed | None = None,
+        decibels: Sequence[float] = (),
+        default: Sequence[float] = (),
     ) -> Reached:
         """From what was counted, the timings, and the PSNR of each picture, if there are any."""
         timed = (speed.median, speed.quartiles, len(speed.ratios)) if speed else (None, None, 0)
-        close = (float(np.mean(decibels)), min(decibels)) if decibels else (None, None)
-        return cls(work, *timed, *close)
+        found, mean = cls(work, *timed), _mean(decibels)
+        if mean is None:
+            return found
+        found = replace(found, psnr=mean, worst_psnr=min(decibels), pictures=len(decibels))
+        return replace(found, default_psnr=_mean(default))
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Reached:
@@ -80,6 +94,11 @@ class Reached:
         if self.work is not None:
             found.append(("" if found else "speed", f"{self.work:.2f}× by work"))
         found += [("PSNR", text) for text in self._closeness(worst=True)]
+        if self.psnr is not None and self.default_psnr not in (None, self.psnr):
+            found.append(("", f"{self.default_psnr:.1f} by default"))
+        if self.psnr is not None and self.pictures:
+            few = "" if self.pictures >= ENOUGH else f", too few to be sure: give {ENOUGH} or more"
+            found.append(("", f"{self.pictures} picture{'s' * (self.pictures > 1)}{few}"))
         return found
 
     def __str__(self) -> str:
@@ -91,3 +110,9 @@ class Reached:
         if math.isinf(self.worst_psnr):
             return ["identical pictures"]
         return [f"{self.psnr:.1f} dB" + (f" (worst {self.worst_psnr:.1f})" if worst else "")]
+
+
+def _mean(decibels: Sequence[float]) -> float | None:
+    """`None` where there are no pictures, or some that are not finite."""
+    found = float(np.mean(decibels)) if decibels else math.nan
+    return None if math.isnan(found) else found

@@ -36,6 +36,7 @@ _SCHEDULE: Final = {"unet", "scheduler", "timesteps", "plan", "weights"}
 _OPTIONAL: Final = {"reached", "fingerprint"}
 _WEIGHTS: Final = {"steps", "weights"}
 _REACHED: Final = {"work", "speed", "quartiles", "timings", "psnr", "worst_psnr"}
+_COMPARED: Final = {"default_psnr", "pictures"}
 
 #: Of each number in `reached`: they are told to a person.
 _MOST: Final = 1e6
@@ -107,7 +108,7 @@ def checked(data: Any) -> dict[str, Any]:
     _check_numbers("timesteps", schedule["timesteps"], sys.float_info.max, count=len(plan))
     _check_weights(plan, schedule["weights"])
     if "reached" in schedule:
-        _check_reached(_fields("reached", schedule["reached"], _REACHED))
+        _check_reached(_fields("reached", schedule["reached"], _REACHED, _COMPARED))
     if "fingerprint" in schedule:
         _check_fingerprint(_fields("fingerprint", schedule["fingerprint"]))
     return schedule
@@ -152,15 +153,20 @@ def _check_weights(plan: Plan, weights: Any) -> None:
 
 def _check_reached(reached: dict[str, Any]) -> None:
     """Each is there or `None`, and what belongs together is there together."""
-    timings = whole_number("timings of reached", reached["timings"], 0)
-    number_between("timings of reached", timings, 0, _MOST)
-    for name in ("work", "speed", "psnr", "worst_psnr"):
-        identical = name.endswith("psnr") and reached[name] == float("inf")
-        if reached[name] is not None and not identical:
-            number_between(f"{name} of reached", reached[name], 0, _MOST)
+    for name in ("timings", "pictures"):
+        count = whole_number(f"{name} of reached", reached.get(name, 0), 0)
+        number_between(f"{name} of reached", count, 0, _MOST)
+    for name in ("work", "speed", "psnr", "worst_psnr", "default_psnr"):
+        value = reached.get(name)
+        identical = name.endswith("psnr") and value == float("inf")
+        if value is not None and not identical:
+            number_between(f"{name} of reached", value, 0, _MOST)
     if reached["quartiles"] is not None:
         _check_numbers("quartiles of reached", reached["quartiles"], _MOST, count=2)
-    timed = {timings > 0, *(reached[name] is not None for name in ("speed", "quartiles"))}
+    timed = {
+        reached["timings"] > 0,
+        *(reached[name] is not None for name in ("speed", "quartiles")),
+    }
     if len(timed) > 1 or (reached["psnr"] is None) != (reached["worst_psnr"] is None):
         raise InvalidSettingError("reached has a part of what belongs together")
 

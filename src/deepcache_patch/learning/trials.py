@@ -11,17 +11,18 @@ from torch import nn
 
 from ..measuring.generation import as_floats
 from ..measuring.loop_clock import LoopClock
-from ..measuring.similarity import psnr
+from ..measuring.speed import Speed
 from ..running.face import Helper
 from .calibrated_schedule import Calibrated
 from .nearest import Way, nearest_way, usual_way
+from .reached import Reached
 from .study import Study
 
-#: Mean squares of the difference of two pictures, of floats in 0..1. Up to the first (50 dB) they
-#: are one picture, made twice on a device that does not add up in a fixed order. The second takes
-#: the place of 0, which has no logarithm.
-_ROUNDING: Final = 1e-5
-_NOTHING: Final = 1e-30
+#: PSNR in dB, from which two pictures are one, made twice on a device that does not add up in a
+#: fixed order.
+_ROUNDING: Final = 50.0
+#: That of identical pictures where a mean is needed: above what float32 can differ by.
+_IDENTICAL: Final = 300.0
 
 
 @dataclass
@@ -35,6 +36,7 @@ class Trials:
         unet: Whose loop is timed.
         share: The work of a shallow call, as a part of a full one's; `None` if it is not known.
         plain: What the plain pipeline makes; none if it is not the same each time.
+        tried: What the helper went by, and the PSNR of each picture then.
     """
 
     helper: Helper
@@ -43,6 +45,7 @@ class Trials:
     unet: nn.Module
     share: float | None
     plain: list[np.ndarray] = field(default_factory=list)
+    tried: list[tuple[Calibrated, list[float]]] = field(default_factory=list)
 
     def see_plain(self, first: Any) -> str | None:
         """Run once more without the helper, and compare it with what the studied run returned.
@@ -67,14 +70,34 @@ class Trials:
 
     def way(self, full_steps: int) -> Way:
         """How to go by so many full steps: the nearest of all ways, if they can be compared."""
-        if not self.plain:
-            return usual_way(self.study)
-        return nearest_way(self.study, full_steps, lambda found: self._error(self.made(found)))
+        return nearest_way(self.study, full_steps, self._error) if self.plain else self.usual_way
 
-    def made(self, schedule: Calibrated) -> list[np.ndarray]:
-        """The pictures by a schedule."""
+    @property
+    def usual_way(self) -> Way:
+        """What is taken where nothing can be compared."""
+        return usual_way(self.study)
+
+    def follow(self, schedule: Calibrated) -> list[float]:
+        """Go by a schedule, and run by it if that was not done before.
+
+        Returns:
+            The PSNR of each picture to the plain one, in dB; none if there are no plain ones.
+        """
         self.helper.follow(schedule)
-        return _pictures(self.run())
+        for other, known in self.tried:
+            if other == schedule:
+                return known
+        made = _pictures(self.run())
+        self.tried.append((schedule, _decibels(self.plain, made) if self.plain else []))
+        return self.tried[-1][1]
+
+    def reached(self, found: Calibrated, speed: Speed | None = None) -> Reached:
+        """What was reached with it, beside the default with as many full steps."""
+        if not self.plain:
+            return Reached.of(self.work(found), speed)
+        close = self.follow(found)
+        default = Way(self.study.power).schedule(self.study, self._full_steps(found))
+        return Reached.of(self.work(found), speed, close, self.follow(default))
 
     def plain_seconds(self) -> float:
         """Of the denoising loop without the helper."""
@@ -91,38 +114,31 @@ class Trials:
         """How many times less work the plan is, in the steps that a generation runs."""
         if self.share is None:
             return None
-        steps = self.study.seen
-        full = sum(step < steps for step in found.entries.full_steps)
+        steps, full = self.study.seen, self._full_steps(found)
         return steps / (full + (steps - full) * self.share)
 
-    def _error(self, pictures: list[np.ndarray]) -> float:
-        """The mean over the pictures of the logarithm of the mean square: as PSNR, but falling."""
-        found = float(np.mean(np.log(np.maximum(_squares(self.plain, pictures), _NOTHING))))
-        return math.inf if math.isnan(found) else found  # nothing is less than NaN
+    def _full_steps(self, found: Calibrated) -> int:
+        """How many of those that a generation runs."""
+        return sum(step < self.study.seen for step in found.entries.full_steps)
+
+    def _error(self, schedule: Calibrated) -> float:
+        """How far its pictures are from the plain ones: the mean PSNR, but falling."""
+        found = float(np.mean(np.minimum(self.follow(schedule), _IDENTICAL)))
+        return math.inf if math.isnan(found) else -found  # nothing is less than NaN
 
 
 def _are_alike(pictures: list[np.ndarray], others: list[np.ndarray]) -> bool:
     """Whether they are the same, but for the rounding of kernels that add up in any order."""
     if [each.shape for each in pictures] != [each.shape for each in others]:
         return False
-    squares = _squares(pictures, others)
-    return all(each <= _ROUNDING or math.isnan(each) for each in squares)
+    return all(each >= _ROUNDING or math.isnan(each) for each in _decibels(pictures, others))
 
 
-def _squares(pictures: list[np.ndarray], others: list[np.ndarray]) -> list[float]:
-    """The mean square of the difference, of each pair."""
-    return [float(np.mean((a - b) ** 2)) for a, b in zip(pictures, others, strict=True)]
-
-
-def closeness(plain: list[np.ndarray], pictures: list[np.ndarray]) -> list[float]:
-    """The PSNR of each picture; none if there are no plain ones, and without scikit-image."""
-    if not plain:
-        return []
-    try:
-        found = [psnr(*pair) for pair in zip(plain, pictures, strict=True)]
-    except ImportError:
-        return []
-    return [] if any(map(math.isnan, found)) else found
+def _decibels(pictures: list[np.ndarray], others: list[np.ndarray]) -> list[float]:
+    """The PSNR of each pair, of floats in 0..1."""
+    pairs = zip(pictures, others, strict=True)
+    squares = [float(np.mean(np.square(a - b), dtype=np.float64)) for a, b in pairs]
+    return [-10 * math.log10(each) if each else math.inf for each in squares]
 
 
 def _pictures(result: Any) -> list[np.ndarray]:
