@@ -148,7 +148,7 @@ class Settings:
         if in_force and chosen and getattr(schedule, "own_replay", False):
             raise InvalidSettingError(
                 f"{type(schedule).__name__} brings its own replay, and replay={self.replay!r} is "
-                "in force: call set(replay='extrapolate') before"
+                "in force: give replay='extrapolate' with the schedule, which takes that back"
             )
 
     def _made_of(self, words: Mapping[str, Any], schedule: AnySchedule) -> Settings:
