@@ -66,7 +66,8 @@ def test_before_the_first_generation_the_plan_is_an_example_of_fifty_steps():
         "  pipeline  UNet2DConditionModel, not enabled: calls run plainly and are not counted\n"
         "  schedule  Uniform(interval=10, branch=0)\n"
         "  replay    Reuse()\n"
-        "  plan      F·········F·········F·········F·········F········· (of 50 steps, for example)\n"
+        "  plan      F·········F·········F·········F·········F········· (of 50 steps, "
+        "for example)\n"
         "  calls     0 in full, 0 shallow, in 0 generations\n"
         "  cache     0.00 MiB at most"
     )
