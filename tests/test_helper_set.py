@@ -303,7 +303,6 @@ def test_a_schedule_with_a_replay_of_its_own_is_refused_where_another_is_in_forc
     assert isinstance(helper.schedule, Auto)
     assert helper.replay == Extrapolate()
     helper.set(first=1)
-    helper.set(replay="extrapolate")
     with pytest.raises(InvalidSettingError, match="leave replay='reuse' out"):
         helper.set(replay="reuse")
 

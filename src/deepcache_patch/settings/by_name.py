@@ -190,13 +190,11 @@ def replay_of(replay: Any, schedule: Any) -> Replay:
     """The replay that is meant by an argument.
 
     Raises:
-        InvalidSettingError: If none is, or if the schedule brings its own. "extrapolate" goes with
-            that, too: it is the default, and takes back what was given before.
+        InvalidSettingError: If none is, or if the schedule brings its own.
     """
     from ..schedules.replay import REPLAYS, Extrapolate, Replay  # which needs torch
 
-    is_default = replay is None or (isinstance(replay, str) and replay == "extrapolate")
-    if not is_default and getattr(schedule, "own_replay", False):
+    if replay is not None and getattr(schedule, "own_replay", False):
         raise InvalidSettingError(
             f"{type(schedule).__name__} brings its own replay: leave replay={replay!r} out"
         )

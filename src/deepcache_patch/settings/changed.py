@@ -82,7 +82,11 @@ class Settings:
         ends = {name: given[name] for name in ("first", "last") if name in given}
         found = self._other_schedule(given, share_of)
         if "replay" in given:
-            found = replace(found, replay=replay_of(given["replay"], found.schedule))
+            # Beside a schedule with its own, the default one takes back what was given before.
+            is_default = isinstance(given["replay"], str) and given["replay"] == "extrapolate"
+            takes_back = is_default and self.replay != DEFAULT.replay
+            schedule = None if takes_back else found.schedule
+            found = replace(found, replay=replay_of(given["replay"], schedule))
         else:
             self._check_replay(found.schedule)
         return replace(found, window=replace(self.window, **ends))
