@@ -294,13 +294,17 @@ def test_a_schedule_with_a_replay_of_its_own_is_refused_where_another_is_in_forc
     with pytest.raises(InvalidSettingError) as caught:
         helper.set(schedule=schedule)
     assert str(caught.value) == (
-        "Auto brings its own replay, and replay=Reuse() is in force: call set(replay='extrapolate')"
-        " before"
+        "Auto brings its own replay, and replay=Reuse() is in force: give replay='extrapolate' "
+        "with the schedule, which takes that back"
     )
-    assert helper.schedule == NoiseAware()
-    helper.set(replay="extrapolate").set(schedule=schedule)
+    assert (helper.schedule, helper.replay) == (NoiseAware(), Reuse())
+    # The cure was refused where it stood beside the schedule: "leave replay='extrapolate' out".
+    helper.set(schedule=schedule, replay="extrapolate")
     assert isinstance(helper.schedule, Auto)
+    assert helper.replay == Extrapolate()
     helper.set(first=1)
+    with pytest.raises(InvalidSettingError, match="leave replay='reuse' out"):
+        helper.set(replay="reuse")
 
 
 def test_a_schedule_with_a_replay_of_its_own_can_be_followed_for_a_while(unet):

@@ -325,7 +325,8 @@ class DeepCacheHelper(Adjustable):
 
         With `schedule="auto"` the calibration comes first, from other seeds. The helper is left as
         it was found, its counts too; those of one that is enabled begin anew. Needs scikit-image,
-        which the extra `compare` brings.
+        which the extra `compare` brings. The guidance scale is the pipeline's own unless it is
+        given; the command `compare` takes that of the model's card before.
 
         Args:
             seeds: One for each result; prompts share them out evenly. By default one a prompt.
@@ -351,7 +352,7 @@ class DeepCacheHelper(Adjustable):
     def sweep(
         self,
         *,
-        interval: float | Sequence[float] = (2, 3, 5),
+        interval: float | Sequence[float | None] | None = (2, None, 3, 5),
         schedule: AnySchedule | str | Sequence[AnySchedule | str] = "default",
         branch: int | Sequence[int | None] | None = None,
         seeds: Sequence[int] | None = None,

@@ -366,7 +366,7 @@ VALUES = st.one_of(
     st.text(max_size=8),
 )
 OPTIONS = {
-    "compare": "interval speedup schedule replay repeats",
+    "compare": "interval speedup full-steps schedule replay repeats",
     "calibrate": "speedup full-steps psnr out",
 }
 SHARED = (

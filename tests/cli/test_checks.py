@@ -12,6 +12,7 @@ from builders.cases import CASES
 
 import deepcache_patch
 from deepcache_patch import Auto, DeepCacheHelper, InvalidSettingError
+from deepcache_patch.cli.loading import use_scheduler
 from deepcache_patch.cli.main import COMMANDS, main
 from deepcache_patch.cli.request import PipelineRequest
 from deepcache_patch.compare import run as comparison
@@ -108,6 +109,43 @@ def test_the_window_reaches_the_helper(
     assert said(capsys, *known, *goal, *window).endswith("first=0.2, last=3")
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--full-steps 5 --interval 2", "give one of --interval and --full-steps, not both"),
+        ("--full-steps 5 --speedup 2", "give one of --speedup and --full-steps, not both"),
+        ("--full-steps 5 --schedule uniform", "--full-steps goes with --schedule default or auto"),
+        ("--full-steps 21 --steps 20", "--full-steps 21 is more than the generation has: 20"),
+        (
+            "--full-steps 3 --first 2 --last 1",
+            "--full-steps 3 leaves none beside the 3 of --first and --last: ask for more",
+        ),
+        (
+            "--full-steps 2 --call timesteps=[900,500,100]",
+            "--full-steps needs the number of steps, which is not known with --call timesteps: "
+            "give --interval",
+        ),
+    ],
+)
+def test_full_steps_that_a_comparison_cannot_have(options: str, message: str, capsys: Any) -> None:
+    assert said(capsys, "compare", "m", "--prompt", "a fox", *options.split()) == message
+
+
+@pytest.mark.parametrize(
+    "options", ["--full-steps 13 --steps 25", "--full-steps 13 --steps 25 --first 2 --last 0.1"]
+)
+def test_a_comparison_runs_as_many_full_steps_as_it_is_told(
+    options: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def note(_pipe: Any, helper: DeepCacheHelper, **call: Any) -> None:
+        plan = helper.plan(call["num_inference_steps"])
+        raise InvalidSettingError(f"{len(plan.full_steps)} of {len(plan)}")
+
+    monkeypatch.setattr(comparison, "compare", note)
+    call = ["compare", "m", "--prompt", "a fox", *options.split()]
+    assert said(capsys, *call).endswith(": 13 of 25")
+
+
 @pytest.mark.parametrize("command", ["compare", "calibrate"])
 def test_a_branch_that_there_is_not(command: str, prompts: list[Any], capsys: Any) -> None:
     known = prompts if command == "calibrate" else ["compare", "m", "--prompt", "a fox"]
@@ -127,6 +165,43 @@ def test_steps_that_a_file_was_not_calibrated_for(tmp_path: Path, capsys: Any) -
     assert said(capsys, *call, "--steps", 9) == (
         f"--schedule {file} was calibrated for 10 steps, and here are 9: give as many, or "
         "calibrate anew"
+    )
+
+
+@pytest.mark.parametrize("command", ["compare", "sweep", "ui"])
+def test_a_file_of_another_scheduler_names_the_option_that_cures_it(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    # It was "scheduler is a …, not a …; calibrate it anew", and nothing said how to ask for it.
+    monkeypatch.setattr("deepcache_patch.page.app.require_gradio", lambda: None)
+    pipe, auto, file = CASES["sd"].load(), Auto(), tmp_path / "schedule.json"
+    use_scheduler(pipe, "dpm-solver++-karras")
+    with DeepCacheHelper(pipe, schedule=auto):
+        CASES["sd"].run(pipe, steps=10)
+    auto.learned[0].save(file)
+    prompt = [] if command == "ui" else ["--prompt", "a fox", "--output", tmp_path / "new"]
+    call = [command, "m", "--schedule", file, *prompt]
+    message = (
+        f"--schedule {file} was calibrated with dpm-solver++-karras, and here is {{}}: give "
+        "--scheduler dpm-solver++-karras, or calibrate anew"
+    )
+    for here in ("euler", "dpm-solver++"):
+        other = CASES["sd"].load()
+        use_scheduler(other, here)
+        monkeypatch.setattr(PipelineRequest, "load", lambda _asked, other=other: other)
+        assert said(capsys, *call) == message.format(here)
+
+
+def test_no_scheduler_is_named_where_the_unet_is_another(tmp_path: Path, capsys: Any) -> None:
+    pipe, auto, file = CASES["ddpm"].load(), Auto(), tmp_path / "schedule.json"
+    use_scheduler(pipe, "ddim")
+    with DeepCacheHelper(pipe, schedule=auto):
+        CASES["ddpm"].run(pipe, steps=10)
+    auto.learned[0].save(file)
+    line = said(capsys, "compare", "m", "--prompt", "a", "--schedule", file, "--steps", 10)
+    assert line == (
+        "this calibrated schedule does not fit: unet is a UNet2DConditionModel, not a UNet2DModel; "
+        "calibrate it anew"
     )
 
 

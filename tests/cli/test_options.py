@@ -38,7 +38,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 SHARED = {
     *("--prompt", "--prompts", "--negative-prompt", "--guidance-scale", "--height", "--width"),
     *("--steps", "--seed", "--images", "--branch", "--scheduler", "--device", "--dtype"),
-    *("--speedup", "--first", "--last", "--output", "--json", "-h"),
+    *("--speedup", "--full-steps", "--first", "--last", "--output", "--json", "-h"),
     *("--variant", "--revision", "--lora", "--offload", "--image", "--strength", "--call"),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from builders.cases import CASES
 from builders.plan_files import VALID
 
 from deepcache_patch import DeepCacheHelper, NoiseAware
+from deepcache_patch.cli.kinds import scheduler_name
 from deepcache_patch.cli.main import main
 from deepcache_patch.cli.names import SCHEDULERS
 from deepcache_patch.settings.preview import plan_by
@@ -72,6 +74,44 @@ def test_a_plan_is_a_strip_and_a_count(
 ) -> None:
     assert run(*arguments.split()) == 0
     assert capsys.readouterr() == (f"{strip}\n{counted}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "full", "steps"),
+    [
+        ("--steps 25 --full-steps 13", 13, 25),
+        ("--steps 25 --full-steps 25", 25, 25),
+        ("--steps 25 --full-steps 1", 1, 25),
+        ("--steps 25 --full-steps 9 --schedule auto --branch 0", 9, 25),
+        ("--steps 25 --full-steps 7 --first 2 --last 0.1", 7, 25),
+        ("--steps 25 --full-steps 3 --last 2", 3, 25),
+        ("--steps 20 --full-steps 13 --scheduler heun", 13, 39),
+        ("--steps 40 --full-steps 13 --scheduler ddim --strength 0.75", 13, 30),
+        ("--steps 1000 --full-steps 333", 333, 1000),
+    ],
+)
+def test_so_many_steps_as_are_asked_for_run_in_full(
+    arguments: str, full: int, steps: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*arguments.split(), "--json") == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (len(shown["full_steps"]), shown["steps"]) == (full, steps)
+
+
+@pytest.mark.parametrize(
+    ("spelt", "known"),
+    [
+        *((name, "dpm-solver++") for name in ("dpmpp", "dpmpp-2m", "dpm++", "dpm++2m", "DPM++ 2M")),
+        *((name, "dpm-solver++-karras") for name in ("dpmpp_2m_karras", "DPM++ 2M Karras")),
+        ("dpmpp_2m_sde", "dpm-solver++-sde"),
+        ("DPM++ 2M SDE Karras", "dpm-solver++-sde-karras"),
+        ("euler_ancestral", "euler-ancestral"),
+        ("DPMSolver++", "dpm-solver++"),
+        *((name, name) for name in (*SCHEDULERS, "EulerDiscreteScheduler")),
+    ],
+)
+def test_a_scheduler_is_known_as_other_programs_write_it(spelt: str, known: str) -> None:
+    assert scheduler_name(spelt) == known
 
 
 def unchecked(others: str) -> str:
@@ -237,6 +277,30 @@ def test_few_steps_run_in_full_and_the_plan_says_so(capsys: pytest.CaptureFixtur
             "--schedule uniform --interval 2.5",
             "interval must be an integer of at least 1, not 2.5",
         ),
+        *(
+            (
+                f"--interval {fraction}",
+                f"Invalid value for '--interval': '{fraction}' is no finite number: write a "
+                "decimal, 1.92, or --full-steps 13 for 13 of 25 steps",
+            )
+            for fraction in ("25/13", "13/25")
+        ),
+        (
+            "--speedup 25/13",
+            "Invalid value for '--speedup': '25/13' is no finite number: write a decimal, 1.92",
+        ),
+        ("--interval 25/0", "Invalid value for '--interval': '25/0' is no finite number"),
+        ("--full-steps 9 --interval 2", "give one of --interval and --full-steps, not both"),
+        ("--full-steps 9 --speedup 2", "give one of --speedup and --full-steps, not both"),
+        (
+            "--schedule uniform --full-steps 9",
+            "--full-steps goes with --schedule default or auto",
+        ),
+        ("--steps 9 --full-steps 10", "--full-steps 10 is more than the generation has: 9"),
+        (
+            "--steps 20 --full-steps 5 --first 3 --last 0.1",
+            "--full-steps 5 leaves none beside the 5 of --first and --last: ask for more",
+        ),
         ("--interval 0.5", "Invalid value for '--interval': 0.5 is too small: 1 is the least"),
         ("--strength 0.5", "--strength goes with --scheduler"),
         ("--schedule uniform --spacing leading", "--spacing goes with --scheduler"),
@@ -254,6 +318,12 @@ def test_few_steps_run_in_full_and_the_plan_says_so(capsys: pytest.CaptureFixtur
             "Invalid value for '--scheduler': there is no scheduler 'euler-a': did you mean "
             "'euler-ancestral'? There are "
             f"{', '.join(SCHEDULERS)}, and the classes of diffusers",
+        ),
+        (  # "ddpm" is nearest by letters
+            "--scheduler dpmpp_sde",
+            "Invalid value for '--scheduler': there is no scheduler 'dpmpp_sde': did you mean one "
+            "of dpm-solver++, dpm-solver++-karras, dpm-solver++-sde, dpm-solver++-sde-karras, "
+            f"dpm-solver++-single? There are {', '.join(SCHEDULERS)}, and the classes of diffusers",
         ),
         (
             "--scheduler EulerDiscretScheduler",

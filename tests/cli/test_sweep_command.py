@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from functools import cache
 from pathlib import Path
@@ -13,6 +14,7 @@ from builders.cases import CASES
 from builders.sweeps import made
 from PIL import Image
 
+from deepcache_patch import DeepCacheHelper
 from deepcache_patch.cli.loading import image_to_image
 from deepcache_patch.cli.main import COMMANDS, commands, main
 from deepcache_patch.cli.request import PipelineRequest
@@ -90,7 +92,10 @@ def test_lists_reach_the_sweep_and_the_table_is_printed(
 
 def test_what_is_not_given_is_what_python_takes(asked: dict[str, Any], tmp_path: Path) -> None:
     assert main(["sweep", "m", "--prompt", "a", "--output", str(tmp_path)]) == 0
-    assert (asked["interval"], asked["schedule"], asked["branch"]) == ((2, 3, 5), ["default"], None)
+    assert (asked["schedule"], asked["branch"]) == (["default"], None)
+    assert asked["interval"] == inspect.signature(run.sweep).parameters["interval"].default
+    in_python = inspect.signature(DeepCacheHelper.sweep).parameters["interval"].default
+    assert asked["interval"] == in_python
     assert (asked["num_inference_steps"], asked["repeats"], asked["fewer_steps"]) == (50, 3, True)
 
 
@@ -162,6 +167,11 @@ def test_a_picture_is_told_by_its_file_and_another_one_in_it_is_another_sweep(
     [
         (["--interval", "2,0"], "Invalid value for '--interval': 0 is too small: 1 is the least"),
         (["--interval", "2,,3"], "Invalid value for '--interval': '' is no finite number"),
+        (  # there is no --full-steps here
+            ["--interval", "2,25/13"],
+            "Invalid value for '--interval': '25/13' is no finite number: write a decimal, 1.92 "
+            "(see --help)",
+        ),
         (["--steps", "20,x"], "'x' is no whole number"),
         (["--branch", "-2"], "-2 is too small: -1 is the least"),
         (["--schedule", "default,autp"], "there is no schedule 'autp': did you mean 'auto'?"),

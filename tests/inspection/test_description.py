@@ -60,13 +60,14 @@ def lines(caplog):
     return said
 
 
-def test_before_the_first_generation_the_plan_is_that_of_fifty_steps():
+def test_before_the_first_generation_the_plan_is_an_example_of_fifty_steps():
     assert str(DeepCacheHelper(unet2d_condition(), schedule=Uniform(10), replay="reuse")) == (
         "DeepCacheHelper\n"
         "  pipeline  UNet2DConditionModel, not enabled: calls run plainly and are not counted\n"
         "  schedule  Uniform(interval=10, branch=0)\n"
         "  replay    Reuse()\n"
-        "  plan      F·········F·········F·········F·········F········· (of 50 steps)\n"
+        "  plan      F·········F·········F·········F·········F········· (of 50 steps, "
+        "for example)\n"
         "  calls     0 in full, 0 shallow, in 0 generations\n"
         "  cache     0.00 MiB at most"
     )
@@ -254,7 +255,7 @@ def test_each_unet_has_a_plan_of_its_own():
     [
         (Explicit([FULL, 0, 1]), "depends on the generation"),
         (Adaptive(0.1), "depends on the generation"),
-        (Explicit([FULL] + [0, 1] * 24 + [0]), "F" + "01" * 24 + "0 (of 50 steps)"),
+        (Explicit([FULL] + [0, 1] * 24 + [0]), "F" + "01" * 24 + "0 (of 50 steps, for example)"),
     ],
 )
 def test_a_plan_that_is_not_known_yet_is_not_made_up(schedule, said):

@@ -196,3 +196,15 @@ def test_an_interval_beyond_the_steps_is_told():
     ]
     assert plan.full_steps == (0,)
     assert NoiseAware(12).plan_for(known).full_steps == (0,)  # and nothing is said
+
+
+def test_few_steps_that_run_in_full_are_told_with_the_cure_of_either_place():
+    known = context(EulerDiscreteScheduler(**BETAS), 8)
+    with pytest.warns(DeepCacheWarning) as caught:
+        plan = NoiseAware().plan_for(known)
+    assert [str(each.message) for each in caught if each.category is DeepCacheWarning] == [
+        "the generation has 8 steps and runs in full: with 8 or fewer none can be left out without "
+        "harm; to leave some out all the same, give schedule=Uniform(2), or --schedule uniform on "
+        "the command line"
+    ]
+    assert len(plan.full_steps) == 8

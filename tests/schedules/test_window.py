@@ -373,7 +373,8 @@ def test_a_helper_tells_its_window_and_the_plan_with_it():
         "  schedule  Uniform(interval=10, branch=0)\n"
         "  in full   first=3, last=0.04\n"
         "  replay    Extrapolate(strength=1.0)\n"
-        "  plan      FFF·······F·········F·········F·········F·······FF (of 50 steps)\n"
+        "  plan      FFF·······F·········F·········F·········F·······FF (of 50 steps, "
+        "for example)\n"
         "  calls     0 in full, 0 shallow, in 0 generations\n"
         "  cache     0.00 MiB at most"
     )

@@ -26,7 +26,7 @@ from deepcache_patch.measuring.media import Sound
 from deepcache_patch.sweep import run
 from deepcache_patch.sweep.folder import Kept
 from deepcache_patch.sweep.outcome import FILES, Sweep
-from deepcache_patch.sweep.run import SweepInterrupted, adapters_of
+from deepcache_patch.sweep.run import INTERVALS, SweepInterrupted, adapters_of
 from deepcache_patch.sweep.settings import settings_of
 from deepcache_patch.sweep.turns import duration
 
@@ -141,6 +141,18 @@ def test_an_interval_that_is_not_given_is_that_of_the_schedule() -> None:
     assert [each.name for each in settings_of(schedule="auto", interval=[None, 3], **NO_MORE)] == [
         *("auto, interval 2.2", "auto, interval 3"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "intervals"),
+    [("default", [2, 2.2, 3, 5]), ("uniform", [2, 3, 5]), ("adaptive", [2, 1.5, 3, 5])],
+)
+def test_the_interval_that_a_schedule_has_by_itself_is_among_those_that_are_tried(
+    schedule: str, intervals: list[float]
+) -> None:
+    # The default setting of the library was in no sweep unless it was asked for.
+    settings = settings_of(schedule=schedule, interval=INTERVALS, **NO_MORE)
+    assert [each.interval for each in settings] == intervals
 
 
 def test_a_list_says_which_steps_there_are(made: list[str]) -> None:

@@ -12,7 +12,13 @@ from . import options
 from .files import require_writable
 from .mistakes import bad_input, failure
 from .names import SCHEDULES
-from .request import GenerationRequest, helper_arguments, require_branch
+from .request import (
+    GenerationRequest,
+    helper_arguments,
+    interval_for_call,
+    require_branch,
+    require_own_scheduler,
+)
 from .terminal import import_word, phase, say
 
 _EXAMPLES = """\
@@ -33,7 +39,11 @@ Writes comparison.html, comparison.png and comparison.json into the output folde
 
 @options.command(_EXAMPLES)
 @options.comparing(
-    "deepcache-comparison", options.speedup, repeats=1, about="timed runs of each; medians"
+    "deepcache-comparison",
+    options.speedup,
+    options.full_steps,
+    repeats=1,
+    about="timed runs of each; medians",
 )
 @click.pass_obj
 def compare(
@@ -42,6 +52,7 @@ def compare(
     *,
     interval: float | None,
     speedup: float | None,
+    full_steps: int | None,
     branch: int | None,
     schedule: str,
     first: float,
@@ -65,15 +76,22 @@ def compare(
     from ..compare.steps import require_same_steps
     from ..helper import DeepCacheHelper
     from ..measuring.similarity import require_metrics
+    from ..schedules.window import Window
 
     require_metrics()
     require_writable(output, *(output / name for name in FILES))
     with bad_input():
-        settings = helper_arguments(schedule, interval=interval, speedup=speedup, branch=branch)
+        settings = helper_arguments(
+            schedule, interval=interval, speedup=speedup, branch=branch, full_steps=full_steps
+        )
+        window = Window(first, last)
         pipe = asked.load()
         seeds, call = asked.call_of(pipe)
         require_branch(pipe, branch, model=asked.model)
-        require_same_steps(pipe, call, settings.get("schedule"), f"--schedule {schedule}")
+        require_own_scheduler(pipe, settings["schedule"], schedule)
+        require_same_steps(pipe, call, settings["schedule"], f"--schedule {schedule}")
+        if full_steps is not None:
+            settings["interval"] = interval_for_call(pipe, call, full_steps, window)
         helper = DeepCacheHelper(pipe, **settings, first=first, last=last, replay=replay)
     with bad_input(f"{type(pipe).__name__}: "), failure(pipe):
         outcome = helper.compare(seeds=seeds, repeats=repeats, fewer_steps=fewer_steps, **call)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 
 from ..errors import no_such
-from .names import SCHEDULES, may_be_scheduler, no_such_scheduler
+from .names import SCHEDULES, friendly_name, may_be_scheduler, no_such_scheduler
 
 if TYPE_CHECKING:
     _ParamType = click.ParamType[Any]
@@ -56,7 +57,7 @@ def share(text: str) -> float:
 
 def at_least_one(text: str) -> float:
     """A number from 1 up, whole or not; a whole one is an `int`."""
-    number = _between(text, finite, 1, math.inf)
+    number = _between(text, _interval, 1, math.inf)
     return int(number) if number.is_integer() else number
 
 
@@ -67,8 +68,35 @@ def finite(text: str) -> float:
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise click.BadParameter(f"{text!r} is no finite number")
+        fraction = _fraction(text)
+        cure = "" if fraction is None else f": write a decimal, {_decimal(*fraction)}"
+        raise click.BadParameter(f"{text!r} is no finite number{cure}")
     return number
+
+
+def _interval(text: str) -> float:
+    """As `finite`; of steps over full steps, it names the option that takes the latter."""
+    fraction = _fraction(text)
+    if fraction is None:
+        return finite(text)
+    full, steps = sorted(fraction)  # 13/25 is meant so, too
+    context = click.get_current_context(silent=True)
+    known = () if context is None else {each.name for each in context.command.params}
+    more = f", or --full-steps {full} for {full} of {steps} steps" if "full_steps" in known else ""
+    raise click.BadParameter(
+        f"{text!r} is no finite number: write a decimal, {_decimal(steps, full)}{more}"
+    )
+
+
+def _fraction(text: str) -> tuple[int, int] | None:
+    """What stands above and below the stroke, both at least 1; `None` where it is no fraction."""
+    found = re.fullmatch(r"0*([1-9]\d{0,5})/0*([1-9]\d{0,5})", text, re.ASCII)
+    return None if found is None else (int(found[1]), int(found[2]))
+
+
+def _decimal(above: int, below: int) -> str:
+    """The fraction with two digits, rounded down: as an interval, no full step is lost."""
+    return f"{100 * above // below / 100:g}"
 
 
 def folder(path: Path) -> Path:
@@ -115,9 +143,10 @@ def steps_or_share(text: str) -> float:
 
 def scheduler_name(text: str) -> str:
     """A name of a scheduler, as far as it can be told without diffusers."""
-    if not may_be_scheduler(text):
+    name = friendly_name(text)
+    if not may_be_scheduler(name):
         raise click.BadParameter(no_such_scheduler(text))
-    return text
+    return name
 
 
 def schedule_name(text: str) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Final
+import re
+from collections.abc import Collection, Mapping
+from typing import Any, Final
 
 from ..errors import no_such
 
@@ -51,6 +52,44 @@ SCHEDULER_OPTIONS: Final[dict[str, dict[str, object]]] = {
 }
 
 
+def _letters(name: str) -> str:
+    """What two spellings of a name have in common: "DPM++ 2M" and "dpmpp_2m"."""
+    return re.sub("[^a-z0-9]", "", name.lower().replace("+", "p"))
+
+
+#: By these letters other programs know some of them; the known names have letters of their own.
+_BY_LETTERS: Final = {
+    **{_letters(name): name for name in SCHEDULERS},
+    "dpmpp": "dpm-solver++",
+    "dpmpp2m": "dpm-solver++",
+    "dpmpp2mkarras": "dpm-solver++-karras",
+    "dpmpp2msde": "dpm-solver++-sde",
+    "dpmpp2msdekarras": "dpm-solver++-sde-karras",
+}
+
+
+def friendly_name(text: str) -> str:
+    """The known name that is spelt so by other programs, or the text itself."""
+    return _BY_LETTERS.get(_letters(text), text)
+
+
+def name_of_scheduler(described: Mapping[str, Any]) -> str:
+    """What to type for a scheduler, by its class and config: its friendly name, or its class.
+
+    Args:
+        described: The config, and the name of the class as "class".
+    """
+    kind = str(described.get("class"))
+    fitting = {
+        name: options
+        for name in SCHEDULERS
+        if SCHEDULERS[name] == kind
+        for options in [SCHEDULER_OPTIONS.get(name, {})]
+        if all(described.get(key) == value for key, value in options.items())
+    }
+    return max(fitting, key=lambda name: len(fitting[name]), default=kind)
+
+
 def no_such_scheduler(name: str, theirs: Collection[str] = ()) -> str:
     """What to say of a scheduler that there is not.
 
@@ -58,7 +97,14 @@ def no_such_scheduler(name: str, theirs: Collection[str] = ()) -> str:
         name: What was typed.
         theirs: Classes of diffusers that may be meant, too.
     """
-    return f"{no_such('scheduler', name, SCHEDULERS, theirs)}, and the classes of diffusers"
+    said = no_such("scheduler", name, SCHEDULERS, theirs)
+    if _letters(name).startswith("dpmpp"):  # to which "ddpm" is nearest, by letters
+        family = ", ".join(each for each in SCHEDULERS if each.startswith("dpm-solver++"))
+        said = (
+            f"there is no scheduler {name!r}: did you mean one of {family}? "
+            f"There are {', '.join(SCHEDULERS)}"
+        )
+    return f"{said}, and the classes of diffusers"
 
 
 def may_be_scheduler(name: str) -> bool:

@@ -216,7 +216,8 @@ generation: Decorator = _together(
         "--guidance-scale",
         type=finite,
         metavar="X",
-        help="default: the model card's, or the pipeline's own",
+        help="default: the model card's, or else the pipeline's own, which Python's compare takes "
+        "always",
     ),
     _file("--image", "picture to begin with: image-to-image, or what the pipeline takes"),
     strength("with --image: how much may change, 0 to 1"),
@@ -270,6 +271,14 @@ speedup: Decorator = click.option(
     type=finite,
     metavar="X",
     help="in the place of --interval: so many times less work for the U-Net",
+)
+
+full_steps: Decorator = click.option(
+    "--full-steps",
+    type=positive,
+    metavar="N",
+    help="in the place of --interval: so many steps run in full, those of --first and --last "
+    "among them",
 )
 
 branch: Decorator = click.option(

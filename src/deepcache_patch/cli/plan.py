@@ -9,7 +9,7 @@ import click
 from . import kinds, options
 from .mistakes import BadInputError, bad_input
 from .names import PROGRAM, SCHEDULES
-from .request import read_schedule, require_speedup_alone
+from .request import interval_leaving, read_schedule, require_one_amount
 from .shown import json_of, plan_as_dict
 from .terminal import import_word, say
 
@@ -52,6 +52,7 @@ _USUAL: Final = {
 @options.schedule
 @options.interval
 @options.speedup
+@options.full_steps
 @options.branch
 @click.option(
     "--center", type=kinds.whole, metavar="STEP", help="of centred: where full steps are densest"
@@ -84,6 +85,7 @@ def plan(
     spacing: str | None,
     strength: float | None,
     speedup: float | None,
+    full_steps: int | None,
     as_json: bool,
     **parameters: Any,
 ) -> None:
@@ -91,10 +93,13 @@ def plan(
     is_arithmetic = scheduler is None and schedule in ("uniform", "centred")
     if not is_arithmetic:
         import_word()
+    from ..schedules.plans import Uniform
     from ..schedules.window import Window
     from ..settings.by_name import TAKE_SPEEDUP, named_schedule
 
-    require_speedup_alone(schedule, interval=parameters["interval"], speedup=speedup)
+    require_one_amount(
+        schedule, interval=parameters["interval"], speedup=speedup, full_steps=full_steps
+    )
     given = {name: value for name, value in parameters.items() if value is not None}
     wanted = {"scheduler": scheduler, "spacing": spacing, "strength": strength}
     wanted = {name: value for name, value in wanted.items() if value is not None}
@@ -108,11 +113,14 @@ def plan(
         if schedule not in SCHEDULES:
             plans = [window.protect(each) for each in _plans_in(schedule, steps, given | wanted)]
         else:
-            found, steps = named_schedule(schedule, **given), steps or _STEPS
+            steps, built = steps or _STEPS, _scheduler(scheduler, spacing)
+            if full_steps is not None:
+                every = _planned(Uniform(1), built, steps, window, strength)
+                given["interval"] = interval_leaving(full_steps, len(every), window)
+            found = named_schedule(schedule, **given)
             if is_arithmetic:
                 plans = [window.protect(found.plan(steps))]
             else:
-                built = _scheduler(scheduler, spacing)
                 plans = [_planned(found, built, steps, window, strength)]
     if as_json:
         shown = [plan_as_dict(each) for each in plans]

@@ -7,16 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import floor
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import InvalidSettingError, first_line
 from .arguments import CALL_OPTIONS, Argument, as_call
 from .files import model_folder, picture_in, prompts_in
 from .loras import Lora, add_loras
 from .mistakes import BadInputError, bad_input, reason_of, require_package
-from .names import SCHEDULES
+from .names import SCHEDULES, name_of_scheduler
 from .terminal import complain, phase, shows_bars
+
+if TYPE_CHECKING:
+    from ..schedules.window import Window
 
 #: The share of a branch is known before a generation but for the text's length, which matters less.
 _MARGIN: Final = 1.01
@@ -225,21 +229,88 @@ def schedule_given(name: str) -> Any:
     return name if name in SCHEDULES else read_schedule(name)
 
 
-def require_speedup_alone(schedule: str, *, interval: float | None, speedup: float | None) -> None:
-    """Refuses `--speedup` beside what says as much, or where nothing goes by it."""
+def require_one_amount(
+    schedule: str, *, interval: float | None, speedup: float | None, full_steps: int | None
+) -> None:
+    """Refuses what says in two ways how much runs in full, or where nothing goes by it."""
     from ..settings.by_name import TAKE_SPEEDUP
 
-    if speedup is not None and schedule not in TAKE_SPEEDUP:
-        raise BadInputError("--speedup goes with --schedule default or auto")
-    if speedup is not None and interval is not None:
-        raise BadInputError("give one of --interval and --speedup, not both")
+    given = {"--interval": interval, "--speedup": speedup, "--full-steps": full_steps}
+    names = [name for name, value in given.items() if value is not None]
+    for name in names:
+        if name != "--interval" and schedule not in TAKE_SPEEDUP:
+            raise BadInputError(f"{name} goes with --schedule default or auto")
+    if len(names) > 1:
+        raise BadInputError(f"give one of {names[0]} and {names[1]}, not both")
+
+
+def interval_leaving(full_steps: int, steps: int, window: Window) -> float:
+    """The interval by which so many of a generation's steps run in full.
+
+    Args:
+        full_steps: Those that the window protects are among them.
+        steps: Of the generation.
+        window: What runs in full in any case.
+    """
+    if full_steps > steps:
+        raise BadInputError(f"--full-steps {full_steps} is more than the generation has: {steps}")
+    protected = len(window.steps(steps))
+    if full_steps <= protected:
+        raise BadInputError(
+            f"--full-steps {full_steps} leaves none beside the {protected} of --first and --last: "
+            "ask for more"
+        )
+    # Rounded down, so that it is the same where it is written with six digits.
+    return floor(10_000 * (steps - protected) / (full_steps - protected)) / 10_000
+
+
+def interval_for_call(pipe: Any, call: Mapping[str, Any], full_steps: int, window: Window) -> float:
+    """The same, by the steps that a call has, as far as it is known."""
+    from ..compare.steps import STEP_ARGUMENTS, strength_of
+    from ..schedules.plans import Uniform
+    from ..settings.preview import num_steps, plan_of
+
+    count = call.get("num_inference_steps")
+    told = [name for name in STEP_ARGUMENTS if name != "strength" and call.get(name) is not None]
+    if told or num_steps(pipe, count) is None:
+        because = f"with --call {told[0]}" if told else f"of a {type(pipe).__name__}"
+        raise BadInputError(
+            f"--full-steps needs the number of steps, which is not known {because}: give --interval"
+        )
+    steps = len(plan_of(pipe, Uniform(1), count, strength=strength_of(pipe, call)))
+    return interval_leaving(full_steps, steps, window)
+
+
+def require_own_scheduler(pipe: Any, schedule: Any, file: str) -> None:
+    """Refuses a calibrated schedule of another scheduler, where `--scheduler` is the cure."""
+    from ..learning.calibrated_schedule import Calibrated, described
+    from ..patching.wrappers import unwrapped
+    from ..running.components import likeliest_scheduler, unets_of
+
+    if not isinstance(schedule, Calibrated):
+        return
+    for name, unet in unets_of(pipe).items():
+        if described(unwrapped(unet)) != dict(schedule.setting.unet):
+            return  # no scheduler would make it fit
+        here = name_of_scheduler(described(likeliest_scheduler(pipe, name)))
+        wanted = name_of_scheduler(schedule.setting.scheduler)
+        if here != wanted:
+            raise BadInputError(
+                f"--schedule {file} was calibrated with {wanted}, and here is {here}: give "
+                f"--scheduler {wanted}, or calibrate anew"
+            )
 
 
 def helper_arguments(
-    schedule: str, *, interval: float | None, speedup: float | None, branch: int | None
+    schedule: str,
+    *,
+    interval: float | None,
+    speedup: float | None,
+    branch: int | None,
+    full_steps: int | None,
 ) -> dict[str, Any]:
-    """Arguments of `DeepCacheHelper`."""
-    require_speedup_alone(schedule, interval=interval, speedup=speedup)
+    """Arguments of `DeepCacheHelper`, but for `--full-steps`: see `interval_for_call`."""
+    require_one_amount(schedule, interval=interval, speedup=speedup, full_steps=full_steps)
     if schedule not in SCHEDULES and (interval, branch) != (None, None):
         raise BadInputError("--interval and --branch stand in the file of --schedule already")
     given = {"interval": interval, "branch": branch, "speedup": speedup}

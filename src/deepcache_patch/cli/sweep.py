@@ -13,7 +13,7 @@ from . import kinds, options
 from .files import require_writable
 from .mistakes import bad_input, failure
 from .names import PROGRAM, SCHEDULES
-from .request import GenerationRequest, require_branch, schedule_given
+from .request import GenerationRequest, require_branch, require_own_scheduler, schedule_given
 from .terminal import complain, import_word, say
 
 _EXAMPLES = """\
@@ -28,7 +28,7 @@ after Ctrl-C, the same command goes on.
 
 #: Options that take a list here, and what their help says.
 _LISTS: Final = {
-    "interval": "one full step in X; several with commas (default: 2,3,5)",
+    "interval": "one full step in X; several with commas (default: 2, 3, 5 and the schedule's own)",
     "branch": "of the shallow steps, -1 or from 0; several with commas (default: the schedule's)",
     "schedule": f"{', '.join(SCHEDULES)}, or files that `calibrate` wrote; several with commas "
     "(default: default)",
@@ -91,14 +91,15 @@ def sweep(
     require_metrics()
     require_writable(output, *(output / name for name in FILES))
     with bad_input():
-        for name in schedule:
-            schedule_given(name)  # or it is refused, before a model is loaded
+        found = [schedule_given(name) for name in schedule]  # before a model is loaded
         settings: dict[str, Any] = {"schedule": schedule, "interval": interval or INTERVALS}
         settings_of(**settings, branch=branch, steps=steps)
         pipe = asked.load()
         seeds, call = asked.call_of(pipe)
         for each in branch or ():
             require_branch(pipe, each, model=asked.model)
+        for name, made in zip(schedule, found, strict=True):
+            require_own_scheduler(pipe, made, name)
         if steps is not None and "num_inference_steps" in call:
             call["num_inference_steps"] = steps
         helper = DeepCacheHelper(pipe, first=first, last=last, replay=replay)

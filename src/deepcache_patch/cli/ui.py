@@ -11,7 +11,7 @@ import click
 from . import kinds, options
 from .mistakes import BadInputError, bad_input, reason_of
 from .names import PROGRAM, SCHEDULES
-from .request import PipelineRequest, schedule_given
+from .request import PipelineRequest, require_own_scheduler, schedule_given
 from .terminal import complain, import_word, say
 
 _EXAMPLES = """\
@@ -52,7 +52,9 @@ def ui(*, schedule: str, host: str, port: int, **loading: Any) -> None:
     with bad_input():
         begin = schedule_given(schedule)
         file = None if schedule in SCHEDULES else schedule
-        server = Server(Page(asked.load(), schedule=begin, schedule_file=file), host, free)
+        pipe = asked.load()
+        require_own_scheduler(pipe, begin, schedule)
+        server = Server(Page(pipe, schedule=begin, schedule_file=file), host, free)
     if not is_loopback(host):
         warning = f"warning: whoever reaches {host} can use this page, without a password"
         complain(f"{PROGRAM} ui: {warning}")

@@ -44,7 +44,7 @@ def rows(helper: Helper) -> list[tuple[str, str]]:
         if last.is_outdated:
             found.append(("", _OUTDATED))
     if any(last.is_outdated for last in lasts.values()) or not (lasts or stats.full_calls):
-        steps = next((len(last.plan) for last in lasts.values()), _STEPS)
+        steps = next((len(last.plan) for last in lasts.values()), None)
         found += _expected(helper, window, steps)
     generations = f"{stats.generations} generation{'s' * (stats.generations != 1)}"
     calls = f"{stats.full_calls} in full, {stats.shallow_calls} shallow, in {generations}"
@@ -78,7 +78,7 @@ def _replay(helper: Helper) -> str:
     return str(helper.replay)
 
 
-def _expected(helper: Helper, window: Window, steps: int) -> list[tuple[str, str]]:
+def _expected(helper: Helper, window: Window, steps: int | None) -> list[tuple[str, str]]:
     """The plan of a generation that has not been; of so many steps, if the scheduler has none."""
     scheduler = likeliest_scheduler(helper.pipe, "unet")
     timesteps = None
@@ -86,7 +86,7 @@ def _expected(helper: Helper, window: Window, steps: int) -> list[tuple[str, str
         timesteps = timesteps_of(scheduler)
     try:
         if timesteps is None:
-            plan = helper.plan(steps)
+            plan = helper.plan(_STEPS if steps is None else steps)
         else:
             values, unet = tuple(map(float, timesteps.tolist())), nn.Identity()
             context = Context(len(values), values, scheduler, unet, window=window)
@@ -95,8 +95,9 @@ def _expected(helper: Helper, window: Window, steps: int) -> list[tuple[str, str
         return [("plan", "depends on the generation")]
     found = _strip("plan", plan)
     name, text = found[-1]
+    guess = ", for example" if timesteps is None and steps is None else ""
     remarks = _remarks(helper, plan)
-    return [*found[:-1], (name, f"{text} (of {len(plan)} steps)"), *remarks]
+    return [*found[:-1], (name, f"{text} (of {len(plan)} steps{guess})"), *remarks]
 
 
 def _remarks(helper: Helper, plan: Plan, *, is_past: bool = False) -> list[tuple[str, str]]:

@@ -98,7 +98,7 @@ class NoiseAware(OneBranch):
             context.warn_once(
                 f"the generation has {context.num_steps} steps and runs in full: with "
                 f"{FEW_STEPS} or fewer none can be left out without harm; to leave some out all "
-                "the same, give schedule=Uniform(2)"
+                "the same, give schedule=Uniform(2), or --schedule uniform on the command line"
             )
         elif left_out and self.interval > context.num_steps:
             context.warn_once(

@@ -124,7 +124,8 @@ class Adjustable:
         Raises:
             InvalidSettingError: If an argument is no setting, is out of range, is not of this
                 schedule, or does not fit a U-Net; or if the schedule brings a replay of its own
-                (`Auto`) where another than the default is in force.
+                (`Auto`) where another than the default is in force: `replay="extrapolate"` with it
+                takes that back.
             UnsupportedModelError: If the pipeline's U-Net was replaced by one that cannot be cut.
 
         Example:

@@ -82,7 +82,11 @@ class Settings:
         ends = {name: given[name] for name in ("first", "last") if name in given}
         found = self._other_schedule(given, share_of)
         if "replay" in given:
-            found = replace(found, replay=replay_of(given["replay"], found.schedule))
+            # Beside a schedule with its own, the default one takes back what was given before.
+            is_default = isinstance(given["replay"], str) and given["replay"] == "extrapolate"
+            takes_back = is_default and self.replay != DEFAULT.replay
+            schedule = None if takes_back else found.schedule
+            found = replace(found, replay=replay_of(given["replay"], schedule))
         else:
             self._check_replay(found.schedule)
         return replace(found, window=replace(self.window, **ends))
@@ -148,7 +152,7 @@ class Settings:
         if in_force and chosen and getattr(schedule, "own_replay", False):
             raise InvalidSettingError(
                 f"{type(schedule).__name__} brings its own replay, and replay={self.replay!r} is "
-                "in force: call set(replay='extrapolate') before"
+                "in force: give replay='extrapolate' with the schedule, which takes that back"
             )
 
     def _made_of(self, words: Mapping[str, Any], schedule: AnySchedule) -> Settings:

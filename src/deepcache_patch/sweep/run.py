@@ -29,8 +29,8 @@ from .outcome import Row, Sweep
 from .settings import Setting, require_fitting, settings_of
 from .turns import Turns
 
-#: Whole, because some schedules take no others.
-INTERVALS: Final = (2, 3, 5)
+#: Whole, because some schedules take no others; `None` is each schedule's own.
+INTERVALS: Final = (2, None, 3, 5)
 
 #: Steps of a pipeline that is told none, to foretell how long a run takes.
 _USUAL: Final = 50
