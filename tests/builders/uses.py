@@ -4,6 +4,7 @@ They count a layer's calls, change the prompt midway, ask the U-Net something ou
 trace it, and leave guidance out of some steps. Each rule says what has to come of it.
 """
 
+import copy
 import functools
 import warnings
 from collections.abc import Callable
@@ -174,7 +175,8 @@ class Uses(RuleBasedStateMachine):
     def ask_the_unet_out_of_a_loop(self, data, amid, seed):
         """What is asked beside a picture is answered as by the plain U-Net."""
         run, unet = self.run(data)._replace(shared=False), self.site.pipe.unet
-        levels = [each for each in (947, 501, 333, 87) if not self._is_step(each)]
+        steps = self._timesteps(dict(run.call)["steps"])
+        levels = [each for each in (947, 501, 333, 87) if each not in steps]
         asked = [
             arguments_of(self.name, unet, seed=seed) | {"timestep": torch.tensor(each)}
             for each in levels
@@ -202,8 +204,11 @@ class Uses(RuleBasedStateMachine):
         self.helper.reset()  # a loop of one's own ends
         self.check(run, self.in_force)
 
-    def _is_step(self, level: int) -> bool:
-        return any(float(each) == level for each in self.site.pipe.scheduler.timesteps)
+    def _timesteps(self, steps: int) -> list[float]:
+        # Of a copy: a scheduler that was just changed has none before the first loop.
+        scheduler = copy.deepcopy(self.site.pipe.scheduler)
+        scheduler.set_timesteps(steps)
+        return scheduler.timesteps.tolist()
 
     @precondition(lambda self: not (self.orphaned or self.wrapped or self.has("compile")))
     @rule(data=st.data(), seed=st.integers(1, 2))
