@@ -1,4 +1,7 @@
-"""Full or shallow? What each call of a U-Net runs is decided here and nowhere else.
+"""Full or shallow? What each call of a U-Net runs is decided here.
+
+Two things are seen elsewhere: `unet` lets some calls run plainly, and `session` makes a step full
+if a full one before it was left out, or if blocks were replaced in it.
 
 The guide says what a step shall be, `steps` where a call stands, `shallow` whether the U-Net may be
 cut, the session what was recorded. Here these are weighed. When in doubt, a call runs in full. What
@@ -97,6 +100,7 @@ class FullOrShallow:
         step, because others were left out. Full is also what somebody watches the left-out layers
         of.
         """
+        # A full step is `FULL` for the guide; from here on `None` is the branch of a full call.
         entry, anatomy = session.entry, self._cuts.anatomy
         if entry != FULL and slot.others and session.slots.changes > 1:
             named = " and ".join(slot.others)

@@ -144,7 +144,10 @@ class Guide:
         """Look at a call that is over; called after each that recorded something, or could."""
 
     def finish(self) -> None:
-        """Another generation begins, or the last step is over; not called after an error."""
+        """Another generation begins, or the block of one that was told is over.
+
+        Not called after a reset, such as an error in a call brings.
+        """
 
 
 @runtime_checkable

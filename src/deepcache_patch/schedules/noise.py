@@ -16,8 +16,8 @@ _LEAST: Final = 1e-4
 #: Of so many steps it is tried whether they add noise; some samplers do only in every second one.
 _TRIED: Final = 4
 
-#: Whether a scheduler adds noise, with the config that it had then. The one state in a module:
-#: plans, forecasts and previews ask, of any helper, and it takes milliseconds to find out.
+#: Whether a scheduler adds noise, with the config that it had then. In the module, because plans,
+#: forecasts and previews ask, of any helper, and it takes milliseconds to find out.
 _ADDING: Final[weakref.WeakKeyDictionary[Any, tuple[Any, bool]]] = weakref.WeakKeyDictionary()
 
 
