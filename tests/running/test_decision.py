@@ -14,7 +14,7 @@ from deepcache_patch.running.decision import MAX_SLOTS, FullOrShallow
 from deepcache_patch.running.session import Session
 from deepcache_patch.running.slots import Slot, marks
 from deepcache_patch.running.told import told_by
-from deepcache_patch.schedules.guide import Position
+from deepcache_patch.schedules.context import Position
 
 TIMESTEPS = torch.tensor([900, 700, 500, 300])
 SAMPLE = torch.zeros(2, 4, 8, 8)

@@ -12,7 +12,7 @@ from deepcache_patch.running.session import Session
 from deepcache_patch.running.steps import StepTracker
 from deepcache_patch.running.told import told_by
 from deepcache_patch.running.told_steps import ToldSteps
-from deepcache_patch.schedules.guide import Position
+from deepcache_patch.schedules.context import Position
 
 TIMESTEPS = torch.tensor([900, 700, 500])
 SAMPLE = torch.zeros(2)

@@ -8,9 +8,10 @@ from typing import Any, Final
 import torch
 
 from ..errors import InvalidSettingError
+from ..schedules.context import Context, FinishedCall
 from ..schedules.fit import DAMPING, fitted
 from ..schedules.forecast import Forecast, Weights, channels
-from ..schedules.guide import Context, FinishedCall, Guide
+from ..schedules.guide import Guide
 from ..schedules.noise import copied, ends_with
 from ..schedules.noise_aware import power_of
 from ..schedules.plans import OUTPUT, Plan
@@ -85,7 +86,7 @@ class Study:
     def __init__(self, context: Context, branch: int) -> None:
         self.setting = Setting.of(context)
         self.fingerprint = Fingerprint.of(context.unet)  # read now, while nothing is under way
-        self.levels = context.levels()
+        self.levels = context.levels
         self.power = power_of(context)
         self.protected = context.protected
         self.num_steps = context.num_steps

@@ -17,7 +17,8 @@ from ..cutting.anatomy import Anatomy
 from ..errors import AlreadyEnabledError, UnsupportedModelError
 from ..patching.call import CallPatch, call_patch_of
 from ..patching.wrappers import layers_of, unwrapped
-from ..schedules.guide import Context, Guide
+from ..schedules.context import Context
+from ..schedules.guide import Guide
 from .blocks import Block, Telling
 from .callers import Callers
 from .components import controlnets_of, modules_later, modules_of, schedulers_of, unets_of

@@ -15,7 +15,8 @@ import torch
 
 from ..cutting.features import FeatureKey, Recorded
 from ..errors import warn
-from ..schedules.guide import Guide, Position
+from ..schedules.context import Position
+from ..schedules.guide import Guide
 from ..schedules.noise import timesteps_of
 from ..schedules.plans import FULL, OUTPUT
 from .callers import Callers

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from ..cutting.features import FeatureCache
-from ..schedules.guide import Guide, Position
+from ..schedules.context import Position
+from ..schedules.guide import Guide
 from ..schedules.plans import FULL, PlanEntry
 from .residuals import Residuals
 from .slots import Slot, Slots, marks

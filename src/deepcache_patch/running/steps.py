@@ -11,7 +11,7 @@ from typing import Final
 
 import torch
 
-from ..schedules.guide import Position
+from ..schedules.context import Position
 from .strides import Strides, Way
 from .timelines import ROUNDING, SAME, Expected, Place, Timelines, same_timeline, turns_back
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..schedules.guide import Position
+from ..schedules.context import Position
 from .timelines import (
     ROUNDING,
     SAME,

@@ -19,7 +19,8 @@ from ..cutting.features import FeatureKey, Recorded
 from ..errors import ChangedResidualsError, warn
 from ..patching.call import CallPatch
 from ..patching.wrappers import unwrapped
-from ..schedules.guide import Context, FinishedCall, Guide, Position
+from ..schedules.context import Context, FinishedCall, Position
+from ..schedules.guide import Guide
 from ..schedules.noise import timesteps_of
 from ..schedules.plans import OUTPUT
 from .callers import Callers

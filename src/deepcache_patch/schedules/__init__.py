@@ -4,9 +4,9 @@ The schedules: `noise_aware` has the default, `plans` those that count steps, `a
 that decides as it goes. Those that are learned are in `learning`, by what `fit` says of full
 generations. `window` is what runs in full whatever they say.
 
-One generation: `guide` is what each schedule gives to lead through it. What a shallow step gets is
-made by `replay`, and above the output by `forecast`. Both go by the noise levels that `noise`
-reads from the scheduler, or `told_noise` has in its place. `transfer` gets a number off the device
-without waiting. `html` is here because a plan shows itself as a table in notebooks; other rooms use
-it, too.
+One generation: `context` is what is known of it, `guide` what each schedule gives to lead through
+it. What a shallow step gets is made by `replay`, and above the output by `forecast`. Both go by the
+noise levels that `noise` reads from the scheduler, or `told_noise` has in its place. `transfer`
+gets a number off the device without waiting. `html` is here because a plan shows itself as a table
+in notebooks; other rooms use it, too.
 """
