@@ -77,12 +77,10 @@ class House:
     """A decision and all that it weighs."""
 
     def __init__(self, *entries, by_pipeline=True, timesteps=TIMESTEPS):
-        self.cuts, self.session = Cuts(), Session()
+        self.cuts, self.session = Cuts(), Session(by_pipeline=lambda: by_pipeline)
         self.scheduler = SimpleNamespace(timesteps=timesteps)
         self.schedulers = [self.scheduler]
-        self.by_pipeline = by_pipeline
-        callers = SimpleNamespace(are_pipelines=lambda: self.by_pipeline)
-        self.decision = FullOrShallow(self.cuts, lambda: self.schedulers, callers)
+        self.decision = FullOrShallow(self.cuts, lambda: self.schedulers)
         self.guide = Guide(*entries)
 
     def position(self, timestep, sample=SAMPLE, session=None):

@@ -19,7 +19,6 @@ from ..schedules.context import Position
 from ..schedules.guide import Guide
 from ..schedules.noise import timesteps_of
 from ..schedules.plans import FULL, OUTPUT
-from .callers import Callers
 from .session import Session
 from .shallow import UNetCuts
 from .slots import Slot
@@ -36,15 +35,11 @@ class FullOrShallow:
     Args:
         cuts: Of the U-Net.
         schedulers_of: Gives the pipeline's schedulers, the likeliest for this U-Net first.
-        callers: Of the U-Net.
     """
 
-    def __init__(
-        self, cuts: UNetCuts, schedulers_of: Callable[[], Sequence[Any]], callers: Callers
-    ) -> None:
+    def __init__(self, cuts: UNetCuts, schedulers_of: Callable[[], Sequence[Any]]) -> None:
         self._cuts = cuts
         self._schedulers_of = schedulers_of
-        self._callers = callers
         self._warned: set[str] = set()
 
     def position(self, session: Session, arguments: Mapping[str, Any]) -> Position | None:
@@ -61,12 +56,12 @@ class FullOrShallow:
             refusal = "gradients are enabled: wrap the denoising loop in torch.no_grad()"
         if refusal is not None:
             self.warn(refusal)
-            session.passed(timestep)
+            session.tracker.passed(timestep)
             return None
         told = session.told and session.told.scheduler
         session.scheduler = told or driving_scheduler(self._schedulers_of(), timestep)
         timesteps = timesteps_of(session.scheduler)
-        position = session.locate(timestep, timesteps, self._callers.are_pipelines)
+        position = session.locate(timestep, timesteps)
         if position is None and session.tracker.unclear is None:
             session.forget()
             return None
@@ -132,8 +127,7 @@ class FullOrShallow:
         guide, timesteps = session.guide, timesteps_of(session.scheduler)
         if torch.is_grad_enabled() or guide is None or not self._cuts.anatomy.is_current:
             return None
-        by_pipeline = self._callers.are_pipelines
-        position = session.locate(timestep, timesteps, by_pipeline, ahead=True)
+        position = session.locate(timestep, timesteps, ahead=True)
         if position is None or position.generation != session.generation:
             return None
         if position.step >= guide.num_steps or position.order >= MAX_SLOTS:

@@ -74,7 +74,7 @@ class AttachedUNet:
         self._unet = unwrapped(patch.module)
         self._cuts = UNetCuts(self._unet, anatomy)
         self._begin = begin
-        self._decision = FullOrShallow(self._cuts, schedulers_of, callers)
+        self._decision = FullOrShallow(self._cuts, schedulers_of)
         self._paused = paused
         self._callers = callers
         self._told = told
@@ -156,7 +156,7 @@ class AttachedUNet:
             self._sessions.discard(session)
             if guide is not None:
                 guide.finish()
-            doubt = session.doubt()
+            doubt = session.tracker.doubt()
             if doubt is None or failed or not self.installed or doubt.kind in self._doubts:
                 return
             self._doubts.add(doubt.kind)
@@ -230,7 +230,8 @@ class AttachedUNet:
         sample = anatomy.sample(arguments)
         session = self._session()
         if self._runs_plainly(sample):
-            session.passed(anatomy.timestep(arguments), is_written_down=is_written_down(sample))
+            timestep = anatomy.timestep(arguments)
+            session.tracker.passed(timestep, is_written_down=is_written_down(sample))
             session.reset()  # what was recorded before this call is too old after it
             return self._in_full(session, original, args, kwargs, arguments)
         position = self._decision.position(session, arguments)
@@ -318,7 +319,8 @@ class AttachedUNet:
         try:
             session: Session = self._local.session
         except AttributeError:
-            session = self._local.session = Session()
+            session = Session(by_pipeline=self._callers.are_pipelines)
+            self._local.session = session
             self._sessions.add(session)
         return session
 

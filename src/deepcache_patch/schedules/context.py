@@ -1,4 +1,4 @@
-"""What is known of a generation: when it begins, where a call stands in it, what a call has made."""
+"""What is known of a generation: when it begins, where a call stands in it, what a call made."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
