@@ -9,7 +9,7 @@ is then done stands in `unet`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 
@@ -27,6 +27,24 @@ from .timelines import driving_scheduler
 #: How many calls of one step are kept apart. More are no denoising loop that is known, and each
 #: would hold a feature of its own: they run in full.
 MAX_SLOTS: Final = 64
+
+
+class Call(NamedTuple):
+    """One call of a U-Net, as far as it is known before it runs.
+
+    Attributes:
+        guide: What leads its generation. A reset within the call takes it from the session.
+        position: Where it stands.
+        slot: The one of its step.
+        sample: What it denoises.
+        arguments: All of them, by name.
+    """
+
+    guide: Guide
+    position: Position
+    slot: Slot
+    sample: torch.Tensor
+    arguments: dict[str, Any]
 
 
 class FullOrShallow:
@@ -78,17 +96,8 @@ class FullOrShallow:
             return None
         return position
 
-    def branch(
-        self,
-        session: Session,
-        guide: Guide,
-        position: Position,
-        slot: Slot,
-        arguments: dict[str, Any],
-    ) -> tuple[int | None, Any]:
-        """The branch and the feature to replay, or two `None` for a full call.
-
-        Above the output nothing is left to run: there it is what the call returns.
+    def branch(self, session: Session, call: Call) -> tuple[int | None, Sequence[Recorded]]:
+        """The branch and what there is to replay, the newest first; of a full call `None` and none.
 
         Full is what the guide says is full, and whatever has no feature of its own to replay: the
         first step, a call of another shape or dtype than the one that recorded, more calls than the
@@ -97,7 +106,7 @@ class FullOrShallow:
         of.
         """
         # A full step is `FULL` for the guide; from here on `None` is the branch of a full call.
-        entry, anatomy = session.entry, self._cuts.anatomy
+        entry, slot = session.entry, call.slot
         if entry != FULL and slot.others and session.slots.changes > 1:
             named = " and ".join(slot.others)
             self.warn(
@@ -105,16 +114,14 @@ class FullOrShallow:
             )
         recorded = self.to_replay(session, slot)
         if entry == FULL or not recorded or slot.is_earlier:
-            return None, None
-        if recorded[0].key != FeatureKey.of(anatomy.sample(arguments)):
-            return None, None
-        if entry != OUTPUT:
-            return entry, guide.feature(position.step, entry, recorded)
-        answer = recorded[0].answer
-        if answer is None or answer.asked != arguments.get("return_dict"):
-            return None, None
-        made = guide.output(position.step, recorded, anatomy.sample(arguments))
-        return entry, answer.with_tensor(made.clone())  # the pipeline may write into it
+            return None, ()
+        if recorded[0].key != FeatureKey.of(call.sample):
+            return None, ()
+        if entry == OUTPUT:
+            answer = recorded[0].answer
+            if answer is None or answer.asked != call.arguments.get("return_dict"):
+                return None, ()
+        return entry, recorded
 
     def coming(self, session: Session, timestep: Any, sample: torch.Tensor) -> int | None:
         """The branch of the coming call, as far as it can be foreseen; `None` for one in full.
