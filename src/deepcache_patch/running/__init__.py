@@ -17,8 +17,9 @@ that `walk` finds, `keeping` follows that code to all that it reaches and says w
 be kept there, and `bytecode` says what each function on the way reads and writes.
 
 One pipeline: `components` finds its parts, `attachment` takes their calls over and gives them back,
-`compiling` compiles them. One helper: `pause`, and `face`, which says what other rooms ask of it.
-`stats` and `example` keep what has happened.
+`owners` says which helper the pipeline keeps and whose its parts are, `compiling` compiles them.
+One helper: `pause`, and `face`, which says what other rooms ask of it. `stats` and `example` keep
+what has happened.
 
 What can be cut is known in `cutting`, which steps are full in `schedules`.
 """

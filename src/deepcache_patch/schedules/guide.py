@@ -108,6 +108,8 @@ class PlannedGuide(ReplayGuide):
 class ProtectingGuide(Guide):
     """Another guide, but for the steps that run in full whatever it says.
 
+    It is for guides of others: those of this package know the window, and say so themselves.
+
     Args:
         guide: Is asked and told everything, as if it were alone.
         protected: Those steps.
