@@ -12,7 +12,7 @@ from ..schedules.context import Context, FinishedCall
 from ..schedules.fit import DAMPING, fitted
 from ..schedules.forecast import Forecast, Weights, channels
 from ..schedules.guide import Guide
-from ..schedules.noise import copied, ends_with
+from ..schedules.noise import copied_scheduler, ends_with
 from ..schedules.noise_aware import power_of
 from ..schedules.plans import OUTPUT, Plan
 from ..schedules.transfer import sent
@@ -94,7 +94,7 @@ class Study:
         #: Of the shallow steps; where no forecast is possible, 0 instead of -1.
         self.branch = branch if branch != OUTPUT or self.forecast else 0
         # As it is before its first step. Nothing of the U-Net is kept, or it would stay alive.
-        self._scheduler = copied(context.scheduler)
+        self._scheduler = copied_scheduler(context.scheduler)
         self._generations: list[Watched] = []
         self._chosen: dict[tuple[int, torch.device], torch.Tensor] = {}
 

@@ -20,13 +20,13 @@ from ..patching.call import CallPatch, call_patch_of
 from ..patching.wrappers import layers_of, unwrapped
 from ..schedules.context import Context
 from ..schedules.guide import Guide
-from .blocks import Block, Telling
 from .callers import Callers
 from .components import controlnets_of, modules_later, modules_of, schedulers_of, unets_of
 from .controlnet import AttachedCompanion
 from .owners import release_left_behind
 from .stats import LastGeneration, Stats
 from .told import Told
+from .told_blocks import Block, Telling
 from .unet import AttachedUNet
 
 #: Held by whoever installs or removes patches: two threads must not find the same U-Net free, and
