@@ -437,5 +437,5 @@ class AttachedUNet:
 def _forecast(call: Call, recorded: Sequence[Recorded]) -> Any:
     """What a call above the output returns: the guide's output, in what the U-Net returned."""
     made = call.guide.output(call.position.step, recorded, call.sample)
-    answer = cast(Answer, recorded[0].answer)  # one without is not replayed
+    answer: Any = recorded[0].answer  # what has none is not replayed
     return answer.with_tensor(made.clone())  # the pipeline may write into it
