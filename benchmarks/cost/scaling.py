@@ -32,7 +32,8 @@ from benchmarks.provenance import options, prepare, write
 from benchmarks.timing import seconds
 from deepcache_patch import OUTPUT, Auto, Centred, DeepCacheHelper, NoiseAware, Schedule, Uniform
 from deepcache_patch.learning.study import Study
-from deepcache_patch.schedules.guide import Context, FinishedCall, Position, planned
+from deepcache_patch.schedules.context import Context, FinishedCall, Position
+from deepcache_patch.schedules.guide import planned
 
 INTERVAL = 3
 STEPS = (10, 50, 100, 1000)
@@ -190,7 +191,7 @@ def learning(steps: int, size: int, device: torch.device) -> dict[str, float]:
     scheduler = DDIMScheduler()
     scheduler.set_timesteps(steps)
     timesteps = tuple(map(float, scheduler.timesteps.tolist()))
-    context = Context(steps, timesteps, scheduler, torch.nn.Identity())
+    context = Context(steps, timesteps, scheduler)
     study = Study(context, OUTPUT)
     generator = torch.Generator().manual_seed(0)
     first, last, output = (

@@ -8,7 +8,7 @@ from typing import Any, Final
 from .errors import InvalidSettingError
 from .helper import DeepCacheHelper
 from .running.components import unets_of
-from .schedules.guide import Context
+from .schedules.context import Context
 from .schedules.plans import FULL, Plan, Uniform, whole_number
 
 #: How that package wraps single layers; here no layer is wrapped.

@@ -11,8 +11,9 @@ from torch import nn
 from .inspection.description import as_html, as_text
 from .learning.calibrate import calibrate
 from .learning.calibrated_schedule import Calibrated
-from .running.attachment import SWITCHING, Attachment, keep, kept_by, let_go
+from .running.attachment import SWITCHING, Attachment
 from .running.compiling import compile_in_place
+from .running.owners import keep, kept_by, let_go
 from .running.pause import Pause
 from .running.stats import LOGGER, LastGeneration, Stats
 from .running.told import told_by

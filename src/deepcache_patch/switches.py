@@ -1,5 +1,5 @@
 """`enable` and `disable`: a pipeline is accelerated by one call, and plain again by another, and
-nobody has to keep a helper. What keeps it meanwhile stands in `running/attachment.py`.
+nobody has to keep a helper. What keeps it meanwhile stands in `running/owners.py`.
 """
 
 from typing import TYPE_CHECKING
@@ -8,15 +8,9 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from .helper import DeepCacheHelper
-from .running.attachment import (
-    SWITCHING,
-    check_can_keep,
-    helpers_of,
-    keep,
-    let_go,
-    release_left_behind,
-)
+from .running.attachment import SWITCHING
 from .running.components import modules_of
+from .running.owners import check_can_keep, helpers_of, keep, let_go, release_left_behind
 from .settings.changed import SettingsGiven, require_known
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """Calls that are over, told to a guide as a U-Net with a helper does; but no U-Net is there."""
 
 from deepcache_patch.cutting.features import FeatureCache, FeatureKey, Recorded
-from deepcache_patch.schedules.guide import FinishedCall, Position
+from deepcache_patch.schedules.context import FinishedCall, Position
 
 
 class Told:

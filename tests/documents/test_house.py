@@ -1,5 +1,6 @@
-"""What `docs/design.md` draws of the package's rooms is what the imports are."""
+"""What `docs/design.md` draws of the package's rooms is what the imports are; rooms have maps."""
 
+import ast
 from itertools import permutations
 from pathlib import Path
 
@@ -14,6 +15,11 @@ PACKAGE = "deepcache_patch"
 #: Known by everything, or knowing only the way in.
 GROUND = {"errors", "versions"}
 DOOR = "__main__"
+#: Whose first paragraphs say of each module what it is for.
+MAPPED = [
+    *("settings", "inspection", "learning", "measuring"),
+    *("running", "schedules", "cutting", "patching"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -50,3 +56,12 @@ def test_the_table_names_every_room_once(arrows):
     named = [name.strip(" `/").removesuffix(".py") for row in rows for name in row.split(",")]
     rooms = {room for arrow in arrows for room in arrow}
     assert sorted(named) == sorted(rooms | GROUND)
+
+
+@pytest.mark.parametrize("room", MAPPED)
+def test_the_map_of_a_room_names_each_of_its_modules(room):
+    folder = ROOT / "src" / PACKAGE / room
+    text = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8")))
+    modules = {each.stem for each in folder.iterdir() if each.suffix == ".py" or each.is_dir()}
+    missing = {name for name in modules if not name.startswith("__") and f"`{name}`" not in text}
+    assert not missing

@@ -24,7 +24,7 @@ from deepcache_patch.learning import calibrate, nearest, trials
 from deepcache_patch.learning.reached import Reached
 from deepcache_patch.learning.trials import Trials
 from deepcache_patch.measuring.similarity import psnr
-from deepcache_patch.schedules.guide import Context
+from deepcache_patch.schedules.context import Context
 from deepcache_patch.schedules.noise_aware import cheapest
 
 pytestmark = pytest.mark.usefixtures("kept_tables")
@@ -281,7 +281,7 @@ def test_timings_that_agree_and_are_fast_enough_are_taken_three_times(clock, pip
 
     found = DeepCacheHelper(pipe).calibrate(run, branch=0, speedup=2)
     assert clock.runs == 3 * 2
-    levels = context_of(pipe, 12).levels()
+    levels = context_of(pipe, 12).levels
     plans = {cheapest(levels, 5, power=power) for power in (0, 0.8, 1.1, 1.5)}
     plans.add(cheapest(range(12), 5, power=0))  # evenly spaced
     # To learn, once more without the helper, and by each plan.

@@ -27,7 +27,7 @@ from deepcache_patch import (
 from deepcache_patch.cutting.features import FeatureKey, Recorded
 from deepcache_patch.learning.calibrated_schedule import Setting, load_all, save_all
 from deepcache_patch.learning.reached import Reached
-from deepcache_patch.schedules.guide import Context
+from deepcache_patch.schedules.context import Context
 
 SD, LDM = CASES["sd"], CASES["ldm"]
 
@@ -375,7 +375,7 @@ def x0(step, value):
 
 
 def guide(weights):
-    context = Context(5, (800.0, 600.0, 400.0, 200.0, 0.0), SCHEDULER, torch.nn.Identity())
+    context = Context(5, (800.0, 600.0, 400.0, 200.0, 0.0), SCHEDULER)
     plan = Plan([FULL, FULL, FULL, -1, -1])
     setting = Setting.of(context)
     return Calibrated(setting, plan, weights).begin(context, Extrapolate())

@@ -25,13 +25,16 @@ class Walk:
     """Calls of one tracker; each is an entry of a list, or else a value."""
 
     def __init__(self, timesteps=None, caller=by_pipeline):
-        self.tracker, self.timesteps, self.caller = StepTracker(), timesteps, caller
+        self.timesteps, self.caller = timesteps, caller
+        self.tracker = StepTracker(lambda: self.caller())
 
     def at(self, *calls, caller=None):
+        self.caller, usual = caller or self.caller, self.caller
         found = []
         for call in calls:
             timestep = self.timesteps[call] if isinstance(call, int) else call
-            found.append(self.tracker.locate(timestep, self.timesteps, caller or self.caller))
+            found.append(self.tracker.locate(timestep, self.timesteps))
+        self.caller = usual
         return [None if each is None else (each.generation, each.step) for each in found]
 
 

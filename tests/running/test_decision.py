@@ -10,11 +10,11 @@ from diffusers import DDIMScheduler
 from deepcache_patch import FULL, OUTPUT, DeepCacheWarning
 from deepcache_patch.cutting.answer import Answer
 from deepcache_patch.cutting.features import FeatureKey, Recorded
-from deepcache_patch.running.decision import MAX_SLOTS, FullOrShallow
+from deepcache_patch.running.decision import MAX_SLOTS, Call, FullOrShallow
 from deepcache_patch.running.session import Session
 from deepcache_patch.running.slots import Slot, marks
 from deepcache_patch.running.told import told_by
-from deepcache_patch.schedules.guide import Position
+from deepcache_patch.schedules.context import Position
 
 TIMESTEPS = torch.tensor([900, 700, 500, 300])
 SAMPLE = torch.zeros(2, 4, 8, 8)
@@ -54,35 +54,24 @@ class Cuts:
 
 
 class Guide:
-    """Replays what was recorded, and says what it was asked."""
+    """Says what a step is, and no more is asked of it here."""
 
     def __init__(self, *entries):
-        self.entries, self.asked = entries or (FULL, 0, 0, 0), []
+        self.entries = entries or (FULL, 0, 0, 0)
         self.num_steps = len(self.entries)
 
     def entry(self, step):
         return self.entries[step]
-
-    def feature(self, step, branch, recorded):
-        self.asked.append((step, branch))
-        return recorded[0].feature
-
-    def output(self, step, recorded, sample):
-        self.asked.append((step, OUTPUT))
-        assert sample is SAMPLE
-        return recorded[0].feature
 
 
 class House:
     """A decision and all that it weighs."""
 
     def __init__(self, *entries, by_pipeline=True, timesteps=TIMESTEPS):
-        self.cuts, self.session = Cuts(), Session()
+        self.cuts, self.session = Cuts(), Session(by_pipeline=lambda: by_pipeline)
         self.scheduler = SimpleNamespace(timesteps=timesteps)
         self.schedulers = [self.scheduler]
-        self.by_pipeline = by_pipeline
-        callers = SimpleNamespace(are_pipelines=lambda: self.by_pipeline)
-        self.decision = FullOrShallow(self.cuts, lambda: self.schedulers, callers)
+        self.decision = FullOrShallow(self.cuts, lambda: self.schedulers)
         self.guide = Guide(*entries)
 
     def position(self, timestep, sample=SAMPLE, session=None):
@@ -107,9 +96,8 @@ class House:
 
     def branch(self, step=1, slot=None, sample=SAMPLE, **arguments):
         at = Position(0, step, 0, 4)
-        return self.decision.branch(
-            self.session, self.guide, at, slot or self.slot, {"sample": sample} | arguments
-        )
+        call = Call(self.guide, at, slot or self.slot, sample, {"sample": sample} | arguments)
+        return self.decision.branch(self.session, call)
 
     def coming(self, timestep, sample=SAMPLE):
         with torch.no_grad():
@@ -221,29 +209,28 @@ def test_where_no_step_follows_nothing_is_said_of_that():
 
 def test_a_shallow_step_replays_what_its_slot_has_recorded():
     house = House().begin()
-    branch, feature = house.branch()
+    branch, (recorded,) = house.branch()
     assert branch == 0
-    assert feature is FEATURE
-    assert house.guide.asked == [(1, 0)]
+    assert recorded.feature is FEATURE
 
 
 def test_a_full_step_replays_nothing():
     house = House(FULL, FULL, 0, 0).begin()
-    assert house.branch() == (None, None)
+    assert house.branch() == (None, ())
 
 
 def test_a_slot_that_has_recorded_nothing_runs_in_full():
     house = House().begin()
     other = Slot(1, 1, {})
-    assert house.branch(slot=other) == (None, None)
+    assert house.branch(slot=other) == (None, ())
     house.put(branch=1, slot=1)
-    assert house.branch(slot=other) == (None, None)
+    assert house.branch(slot=other) == (None, ())
 
 
 def test_a_call_that_comes_earlier_in_its_step_runs_in_full():
     house = House().begin()
     house.slot.is_earlier = True
-    assert house.branch() == (None, None)
+    assert house.branch() == (None, ())
     house.slot.is_earlier = False
     assert house.branch()[0] == 0
 
@@ -255,35 +242,33 @@ def test_a_call_that_comes_earlier_in_its_step_runs_in_full():
 )
 def test_a_call_of_another_shape_or_dtype_runs_in_full(sample):
     house = House().begin()
-    assert house.branch(sample=sample) == (None, None)
+    assert house.branch(sample=sample) == (None, ())
 
 
 def test_what_was_recorded_before_the_last_full_step_is_too_old():
     house = House(FULL, FULL, 0, 0).begin()
     house.session.enter(house.guide, 2)
     assert house.session.last_full == 1
-    assert house.branch(2) == (None, None)
+    assert house.branch(2) == (None, ())
     house.put(step=1)
     assert house.branch(2)[0] == 0
     house.put(step=2)
     assert house.branch(2)[0] == 0
 
 
-def test_above_the_output_what_was_returned_is_made_anew():
+def test_above_the_output_a_call_has_to_ask_for_what_was_returned():
     house = House(FULL, OUTPUT, OUTPUT, OUTPUT)
     house.begin(branch=OUTPUT, answer=Answer(tuple, None, False))
-    branch, (made,) = house.branch(return_dict=False)
+    branch, (recorded,) = house.branch(return_dict=False)
     assert branch == OUTPUT
-    assert torch.equal(made, FEATURE)
-    assert made.data_ptr() != FEATURE.data_ptr()  # the pipeline may write into it
-    assert house.guide.asked == [(1, OUTPUT)]
+    assert recorded.feature is FEATURE
     for asked in ({}, {"return_dict": True}):
-        assert house.branch(**asked) == (None, None)
+        assert house.branch(**asked) == (None, ())
 
 
 def test_above_the_output_there_has_to_be_an_answer():
     house = House(FULL, OUTPUT, OUTPUT, OUTPUT).begin(branch=OUTPUT)
-    assert house.branch() == (None, None)
+    assert house.branch() == (None, ())
 
 
 @pytest.mark.parametrize(("changes", "count"), [(0, 0), (1, 0), (2, 1)])
@@ -314,7 +299,7 @@ def test_where_shallow_calls_are_no_good_it_is_said_once(why):
     house = House().begin()
     getattr(house.cuts, why)[0] = "somebody looks"
     with pytest.warns(DeepCacheWarning, match="runs in full: somebody looks$") as said:
-        assert [house.branch(), house.branch()] == [(None, None)] * 2
+        assert [house.branch(), house.branch()] == [(None, ())] * 2
     assert len(said) == 1
 
 

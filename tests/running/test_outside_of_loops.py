@@ -98,8 +98,8 @@ def by_hand():
 
 
 def steps_of(calls, timesteps=None):
-    tracker = StepTracker()
-    found = [tracker.locate(call, timesteps, by_hand) for call in calls]
+    tracker = StepTracker(by_hand)
+    found = [tracker.locate(call, timesteps) for call in calls]
     return [None if each is None else (each.generation, each.step) for each in found]
 
 
@@ -121,11 +121,11 @@ def test_calls_that_jump_are_of_no_loop_until_four_steps_in_a_row_are_alike():
 
 
 def test_another_list_ends_it_at_its_head():
-    tracker, timesteps = StepTracker(), torch.arange(980, -1, -20)
+    tracker, timesteps = StepTracker(by_hand), torch.arange(980, -1, -20)
     for index in (30, 3, 12):
-        tracker.locate(timesteps[index], timesteps, by_hand)
+        tracker.locate(timesteps[index], timesteps)
     again = timesteps.clone()
-    positions = [tracker.locate(each, again, by_hand) for each in again[:3]]
+    positions = [tracker.locate(each, again) for each in again[:3]]
     assert [(each.generation, each.step) for each in positions] == [(1, 0), (1, 1), (1, 2)]
 
 
@@ -181,10 +181,8 @@ def test_a_loop_over_computed_timesteps_is_one_generation(scheduler, form):
 def test_timesteps_that_are_the_schedulers_but_for_rounding_have_its_length(form):
     scheduler = diffusers.EulerDiscreteScheduler()
     scheduler.set_timesteps(20)
-    tracker = StepTracker()
-    positions = [
-        tracker.locate(form(each), scheduler.timesteps, by_hand) for each in scheduler.timesteps
-    ]
+    tracker = StepTracker(by_hand)
+    positions = [tracker.locate(form(each), scheduler.timesteps) for each in scheduler.timesteps]
     assert [(each.generation, each.step) for each in positions] == [(0, i) for i in range(20)]
     assert {each.num_steps for each in positions} == {20}
 

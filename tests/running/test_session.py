@@ -12,7 +12,7 @@ from deepcache_patch.running.session import Session
 from deepcache_patch.running.steps import StepTracker
 from deepcache_patch.running.told import told_by
 from deepcache_patch.running.told_steps import ToldSteps
-from deepcache_patch.schedules.guide import Position
+from deepcache_patch.schedules.context import Position
 
 TIMESTEPS = torch.tensor([900, 700, 500])
 SAMPLE = torch.zeros(2)
@@ -28,10 +28,6 @@ class Guide:
     def entry(self, step):
         self.asked.append(step)
         return self.entries[step]
-
-
-def by_pipeline():
-    return True
 
 
 def call(session, order=0, text=None, *, step=0, hooks=()):
@@ -58,12 +54,12 @@ def test_a_session_of_a_generation_that_was_told_goes_by_what_was_told():
     session = told()
     assert session.told is not None
     assert type(session.tracker) is ToldSteps
-    assert session.locate(9.0, None, by_pipeline).step == 0
+    assert session.locate(9.0, None).step == 0
 
 
 def test_a_reset_forgets_the_generation():
     session = Session()
-    session.locate(TIMESTEPS[0], TIMESTEPS, by_pipeline)
+    session.locate(TIMESTEPS[0], TIMESTEPS)
     session.guide, session.scheduler = Guide(), SimpleNamespace()
     session.watched[0, 0] = "somebody looks"
     session.entry = 0
@@ -73,7 +69,7 @@ def test_a_reset_forgets_the_generation():
     assert (session.guide, session.scheduler, session.watched) == (None, None, {})
     assert (session.entry, session.cache.nbytes, session.slots.at(0)) == (FULL, 0, None)
     assert call(session).number == first.number + 1  # none comes twice
-    assert session.locate(TIMESTEPS[1], TIMESTEPS, by_pipeline) == Position(1, 0, 0, 2)
+    assert session.locate(TIMESTEPS[1], TIMESTEPS) == Position(1, 0, 0, 2)
 
 
 def test_a_reset_finishes_how_the_generation_went():
@@ -87,18 +83,16 @@ def test_a_reset_finishes_how_the_generation_went():
 
 def test_looking_ahead_remembers_nothing():
     session = Session()
-    ahead = [
-        session.locate(each, TIMESTEPS, by_pipeline, ahead=True) for each in (TIMESTEPS[0],) * 2
-    ]
+    ahead = [session.locate(each, TIMESTEPS, ahead=True) for each in (TIMESTEPS[0],) * 2]
     assert ahead == [Position(0, 0, 0, 3)] * 2
-    found = [session.locate(TIMESTEPS[0], TIMESTEPS, by_pipeline) for _ in range(2)]
+    found = [session.locate(TIMESTEPS[0], TIMESTEPS) for _ in range(2)]
     assert found == [Position(0, 0, 0, 3), Position(0, 0, 1, 3)]
 
 
 def test_who_calls_is_asked():
-    session = Session()
-    session.locate(TIMESTEPS[1], TIMESTEPS, lambda: False)
-    assert session.locate(TIMESTEPS[0], TIMESTEPS, lambda: False) is None
+    session = Session(by_pipeline=lambda: False)
+    session.locate(TIMESTEPS[1], TIMESTEPS)
+    assert session.locate(TIMESTEPS[0], TIMESTEPS) is None
 
 
 # --- calls that ran plainly ---------------------------------------------------------------------
@@ -106,41 +100,39 @@ def test_who_calls_is_asked():
 
 def test_calls_that_ran_plainly_are_counted_where_steps_are_told():
     session = told()
-    session.passed(9.0)
-    assert session.locate(5.0, None, by_pipeline).step == 1
+    session.tracker.passed(9.0)
+    assert session.locate(5.0, None).step == 1
 
 
 def test_what_is_written_down_has_no_value_to_be_read():
     session = told()
-    missed = []
-    session.tracker.miss = lambda: missed.append(1)
-    session.passed(torch.tensor(9.0), is_written_down=True)
-    assert missed == [1]
-    session.passed(torch.tensor(9.0))
-    session.passed(5.0, is_written_down=True)
-    assert missed == [1]
-    assert session.locate(1.0, None, by_pipeline).step == 2
+    session.tracker.passed(torch.tensor(9.0))
+    session.tracker.passed(5.0, is_written_down=True)
+    assert session.locate(1.0, None).step == 2
+    session = told()
+    session.tracker.passed(torch.tensor(9.0), is_written_down=True)
+    assert session.locate(5.0, None) is None
+    assert session.tracker.unclear.startswith("a call within the block of generation() was traced")
 
 
 def test_a_call_without_a_timestep_counts_nowhere():
     session = told()
-    session.passed(None)
-    session.passed(None, is_written_down=True)
-    assert session.locate(9.0, None, by_pipeline).step == 0
+    session.tracker.passed(None)
+    session.tracker.passed(None, is_written_down=True)
+    assert session.locate(9.0, None).step == 0
 
 
 def test_elsewhere_they_do_not_count():
     session = Session()
-    session.passed(TIMESTEPS[0])
-    assert session.locate(TIMESTEPS[1], TIMESTEPS, by_pipeline) == Position(0, 0, 0, 2)
+    session.tracker.passed(TIMESTEPS[0])
+    assert session.locate(TIMESTEPS[1], TIMESTEPS) == Position(0, 0, 0, 2)
 
 
 def test_only_a_generation_that_was_told_may_be_in_doubt():
-    assert Session().doubt() is None
+    assert Session().tracker.doubt() is None
     session = told()
-    assert session.doubt() is None
-    session.tracker.doubt = lambda: "others"
-    assert session.doubt() == "others"
+    session.locate(9.0, None)
+    assert session.tracker.doubt().kind == "too few"
 
 
 # --- steps --------------------------------------------------------------------------------------
@@ -232,7 +224,7 @@ def test_slots_are_known_by_conditioning_and_hooks():
 def test_a_list_of_two_steps_is_a_short_one(length, number):
     session, texts = Session(), [torch.zeros(2, 2) for _ in range(2)]
     for step, text in enumerate(texts):
-        session.locate(TIMESTEPS[step], TIMESTEPS[:length], by_pipeline)
+        session.locate(TIMESTEPS[step], TIMESTEPS[:length])
         session.slots.next_step()
         found = call(session, text=text, step=step)
     assert found.number == number

@@ -366,7 +366,7 @@ def test_calls_that_torch_func_maps_are_counted(helper, unet):
 
     class Listening(NoiseAware):
         def plan_for(self, context):
-            levels.append(len(context.levels()))
+            levels.append(len(context.levels))
             return [FULL] + [0] * (context.num_steps - 1)
 
     helper.follow(Listening())

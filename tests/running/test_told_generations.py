@@ -191,7 +191,7 @@ def test_after_an_error_in_a_call_the_loop_goes_on_from_its_step():
 
     class Listening(NoiseAware):
         def plan_for(self, context):
-            levels.append(context.levels())
+            levels.append(context.levels)
             return [FULL] + [0] * (context.num_steps - 1)
 
     with DeepCacheHelper(unet, schedule=Listening()) as helper, helper.generation(**SIGMAS):
@@ -213,7 +213,7 @@ def test_steps_that_run_plainly_are_counted(amid):
 
     class Listening(NoiseAware):
         def plan_for(self, context):
-            heard.append(context.levels())
+            heard.append(context.levels)
             return [FULL] * context.num_steps
 
     with DeepCacheHelper(unet, schedule=Listening()) as helper, helper.generation(**SIGMAS):

@@ -22,10 +22,8 @@ from deepcache_patch import (
     Reuse,
 )
 from deepcache_patch.schedules.adaptive import AdaptiveGuide
-from deepcache_patch.schedules.guide import (
-    Context,
-    GuidingSchedule,
-)
+from deepcache_patch.schedules.context import Context
+from deepcache_patch.schedules.guide import GuidingSchedule
 from deepcache_patch.schedules.noise_aware import (
     cheapest,
     early_weights,
@@ -43,7 +41,7 @@ UNIT = GAP * 2**1.25
 
 
 def context(steps, **given):
-    return Context(steps, None, None, torch.nn.Identity(), **given)
+    return Context(steps, None, None, **given)
 
 
 def plan_of(schedule, values, steps, *, is_guess=True, **given):

@@ -10,9 +10,10 @@ from builders.schedulers import SCHEDULERS
 from diffusers import DDIMScheduler
 
 from deepcache_patch import FULL, NoiseAware, Plan, Uniform
+from deepcache_patch.schedules.context import Context
 from deepcache_patch.schedules.fit import DAMPING, _nearest, fitted, trend
 from deepcache_patch.schedules.forecast import Forecast
-from deepcache_patch.schedules.guide import Context, planned
+from deepcache_patch.schedules.guide import planned
 
 STEPS = 12
 CONFIG = CASES["sd"].load().scheduler.config
@@ -22,13 +23,13 @@ def prepared(name, **options):
     scheduler = SCHEDULERS[name](CONFIG | options)
     scheduler.set_timesteps(STEPS)
     timesteps = tuple(map(float, scheduler.timesteps.tolist()))
-    return Context(len(timesteps), timesteps, scheduler, torch.nn.Identity())
+    return Context(len(timesteps), timesteps, scheduler)
 
 
 def settling(context, numbers=64):
     """An x0 that settles, of each step: in sigma, and a little otherwise."""
     start, slope, other = torch.randn(3, numbers, generator=torch.Generator().manual_seed(0))
-    sigmas = torch.tensor(context.levels()).exp()[:, None]
+    sigmas = torch.tensor(context.levels).exp()[:, None]
     return start + slope * sigmas / (1 + sigmas) + other * sigmas.sqrt() / (3 + sigmas)
 
 

@@ -14,8 +14,8 @@ from diffusers import (
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from deepcache_patch.cutting.features import FeatureKey, Recorded
+from deepcache_patch.schedules.context import Context
 from deepcache_patch.schedules.forecast import Forecast
-from deepcache_patch.schedules.guide import Context
 
 #: ln(sigma) of four steps.
 LEVELS = (1.5, 1.0, 0.25, -0.5)
@@ -226,7 +226,7 @@ def test_a_forecast_needs_to_know_what_the_output_means(scheduler, known):
     if scheduler is not None:
         scheduler.set_timesteps(10)
         timesteps = tuple(scheduler.timesteps.tolist())
-    context = Context(10, timesteps, scheduler, torch.nn.Identity())
+    context = Context(10, timesteps, scheduler)
     assert (Forecast.of(context) is not None) is known
 
 
@@ -279,5 +279,5 @@ def test_half_of_the_strength_is_followed_where_noise_is_added(strength):
     ):
         scheduler.set_timesteps(8)
         timesteps = tuple(scheduler.timesteps.tolist())
-        known = Context(8, timesteps, scheduler, torch.nn.Identity())
+        known = Context(8, timesteps, scheduler)
         assert Forecast.of(known, strength=strength).strength == followed

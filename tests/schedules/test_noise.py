@@ -9,7 +9,7 @@ import torch
 from builders.cases import CASES
 from builders.schedulers import SCHEDULERS
 
-from deepcache_patch.schedules.noise import adds_noise, copied, noise_levels
+from deepcache_patch.schedules.noise import adds_noise, copied_scheduler, noise_levels
 
 SD = CASES["sd"]
 
@@ -236,5 +236,5 @@ def test_what_cannot_be_tried_adds_none(scheduler):
 def test_a_scheduler_that_holds_a_model_is_not_copied(config):
     scheduler, _ = prepared("euler-ancestral", config)
     scheduler.unet = torch.nn.Linear(1, 1)
-    assert copied(scheduler) is None
+    assert copied_scheduler(scheduler) is None
     assert adds_noise(scheduler) is False

@@ -5,7 +5,6 @@ import itertools
 import math
 
 import pytest
-import torch
 from builders.schedulers import SCHEDULERS
 from diffusers import (
     DDIMScheduler,
@@ -16,7 +15,7 @@ from diffusers import (
 
 import deepcache_patch.schedules.noise_aware
 from deepcache_patch import DeepCacheWarning, InvalidSettingError, NoiseAware
-from deepcache_patch.schedules.guide import Context
+from deepcache_patch.schedules.context import Context
 from deepcache_patch.schedules.noise_aware import FEW_STEPS, cheapest
 from deepcache_patch.schedules.window import Window
 
@@ -46,7 +45,7 @@ def context(scheduler, steps, *, strength=1.0, window=None):
     """Of a generation by this scheduler, of which the last steps run."""
     scheduler.set_timesteps(steps)
     timesteps = scheduler.timesteps[steps - int(steps * strength) :].tolist()
-    made = Context(len(timesteps), tuple(timesteps), scheduler, torch.nn.Identity())
+    made = Context(len(timesteps), tuple(timesteps), scheduler)
     return made if window is None else Context(**{**vars(made), "window": window})
 
 
@@ -149,14 +148,14 @@ def test_a_protected_generation_of_few_steps_has_nothing_to_warn_of():
 
 
 def test_without_a_scheduler_the_top_of_the_unet_runs():
-    unknown = Context(12, tuple(range(12, 0, -1)), None, torch.nn.Identity())
+    unknown = Context(12, tuple(range(12, 0, -1)), None)
     assert NoiseAware().plan_for(unknown).branches == (0,)
     assert NoiseAware().plan_for(unknown).full_steps == NoiseAware().plan(12).full_steps
     assert NoiseAware(branch=3).plan_for(unknown).branches == (3,)
 
 
 def test_where_the_number_of_steps_is_a_guess_full_steps_are_evenly_spaced():
-    guess = Context(10, None, None, torch.nn.Identity(), is_guess=True)
+    guess = Context(10, None, None, is_guess=True)
     assert str(NoiseAware(2.5).plan_for(guess)) == "F·F··F·F··"
 
 
@@ -178,12 +177,12 @@ def test_the_examples_of_the_docstrings_are_right():
 def test_where_noise_is_added_early_steps_weigh_less():
     ancestral = context(EulerAncestralDiscreteScheduler(**BETAS), 12)
     plain = context(EulerDiscreteScheduler(**BETAS), 12)
-    assert ancestral.levels() == plain.levels()
+    assert ancestral.levels == plain.levels
     for known, power in ((ancestral, 0.8), (plain, 1.1)):
         full = NoiseAware(2.4).plan_for(known).full_steps
         others = itertools.combinations(range(1, 12), 4)
-        least = min(cost(known.levels(), {0, *other}, power) for other in others)
-        assert math.isclose(cost(known.levels(), set(full), power), least, rel_tol=1e-12)
+        least = min(cost(known.levels, {0, *other}, power) for other in others)
+        assert math.isclose(cost(known.levels, set(full), power), least, rel_tol=1e-12)
 
 
 def test_an_interval_beyond_the_steps_is_told():

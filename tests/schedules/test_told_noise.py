@@ -3,10 +3,9 @@
 import math
 
 import pytest
-import torch
 
+from deepcache_patch.schedules.context import Context
 from deepcache_patch.schedules.forecast import PREDICTIONS, Forecast
-from deepcache_patch.schedules.guide import Context
 from deepcache_patch.schedules.noise import ends_with, noise_levels
 from deepcache_patch.schedules.told_noise import ToldNoise
 
@@ -23,6 +22,6 @@ def test_it_knows_the_levels_that_it_was_told():
 
 @pytest.mark.parametrize("prediction", [None, *PREDICTIONS])
 def test_an_output_is_forecast_if_its_meaning_was_told(prediction):
-    context = Context(4, tuple(SIGMAS), ToldNoise(SIGMAS, prediction), torch.nn.Identity())
+    context = Context(4, tuple(SIGMAS), ToldNoise(SIGMAS, prediction))
     forecast = Forecast.of(context)
     assert (forecast and forecast.prediction) == prediction

@@ -28,12 +28,8 @@ from deepcache_patch import (
     Reuse,
     Uniform,
 )
-from deepcache_patch.schedules.guide import (
-    Context,
-    Guide,
-    guides_of,
-    planned,
-)
+from deepcache_patch.schedules.context import Context
+from deepcache_patch.schedules.guide import Guide, guides_of, planned
 from deepcache_patch.schedules.window import Window
 
 
@@ -114,7 +110,7 @@ def test_the_example_is_right():
 
 
 def context(steps, window, **more):
-    return Context(steps, None, None, torch.nn.Identity(), window=window, **more)
+    return Context(steps, None, None, window=window, **more)
 
 
 def test_a_plan_is_made_with_its_window():

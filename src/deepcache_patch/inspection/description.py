@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from torch import nn
-
 from ..learning.auto import Auto, expected
 from ..running.components import likeliest_scheduler
 from ..running.face import Helper
 from ..running.stats import LastGeneration
-from ..schedules.guide import Context
+from ..schedules.context import Context
 from ..schedules.html import html_table
 from ..schedules.noise import timesteps_of
 from ..schedules.noise_aware import remark_on
@@ -88,8 +86,8 @@ def _expected(helper: Helper, window: Window, steps: int | None) -> list[tuple[s
         if timesteps is None:
             plan = helper.plan(_STEPS if steps is None else steps)
         else:
-            values, unet = tuple(map(float, timesteps.tolist())), nn.Identity()
-            context = Context(len(values), values, scheduler, unet, window=window)
+            values = tuple(map(float, timesteps.tolist()))
+            context = Context(len(values), values, scheduler, window=window)
             plan = expected(helper.schedule, context)
     except Exception:  # it looks at the generation, or is for another number of steps
         return [("plan", "depends on the generation")]

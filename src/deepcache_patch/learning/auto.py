@@ -9,8 +9,9 @@ from typing import Any, Final
 from torch import nn
 
 from ..errors import DeepCacheWarning, InvalidSettingError, warn
+from ..schedules.context import Context
 from ..schedules.forecast import Forecast
-from ..schedules.guide import Context, Guide, PlannedGuide, planned
+from ..schedules.guide import Guide, PlannedGuide, planned
 from ..schedules.noise import ends_with
 from ..schedules.noise_aware import NoiseAware
 from ..schedules.plans import OUTPUT, OneBranch, Plan, place_of

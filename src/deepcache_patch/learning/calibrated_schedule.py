@@ -12,9 +12,10 @@ from typing import Any, ClassVar, Final
 from torch import nn
 
 from ..errors import InvalidSettingError, warn
+from ..schedules.context import Context
 from ..schedules.fit import KEEP
 from ..schedules.forecast import Forecast, Weights
-from ..schedules.guide import Context, PlannedGuide
+from ..schedules.guide import PlannedGuide
 from ..schedules.html import html_table
 from ..schedules.plans import Explicit, Plan
 from ..schedules.replay import Replay

@@ -8,10 +8,11 @@ from typing import Any, Final
 import torch
 
 from ..errors import InvalidSettingError
+from ..schedules.context import Context, FinishedCall
 from ..schedules.fit import DAMPING, fitted
 from ..schedules.forecast import Forecast, Weights, channels
-from ..schedules.guide import Context, FinishedCall, Guide
-from ..schedules.noise import copied, ends_with
+from ..schedules.guide import Guide
+from ..schedules.noise import copied_scheduler, ends_with
 from ..schedules.noise_aware import power_of
 from ..schedules.plans import OUTPUT, Plan
 from ..schedules.transfer import sent
@@ -85,7 +86,7 @@ class Study:
     def __init__(self, context: Context, branch: int) -> None:
         self.setting = Setting.of(context)
         self.fingerprint = Fingerprint.of(context.unet)  # read now, while nothing is under way
-        self.levels = context.levels()
+        self.levels = context.levels
         self.power = power_of(context)
         self.protected = context.protected
         self.num_steps = context.num_steps
@@ -93,7 +94,7 @@ class Study:
         #: Of the shallow steps; where no forecast is possible, 0 instead of -1.
         self.branch = branch if branch != OUTPUT or self.forecast else 0
         # As it is before its first step. Nothing of the U-Net is kept, or it would stay alive.
-        self._scheduler = copied(context.scheduler)
+        self._scheduler = copied_scheduler(context.scheduler)
         self._generations: list[Watched] = []
         self._chosen: dict[tuple[int, torch.device], torch.Tensor] = {}
 

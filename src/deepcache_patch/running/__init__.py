@@ -1,17 +1,25 @@
 """What happens while a pipeline runs with a helper attached, call by call.
 
-One U-Net: `unet` leads its calls through a generation, `decision` says which run in full and which
-shallow, `shallow` cuts them. `steps` tells where a call stands, `session` keeps what a thread
-has of its generation, `slots` tells the calls of one step apart, `callers` and `tracing` say what
-a call is for, `observers` and `offloading` who needs the layers that a shallow call leaves out;
-`proof` runs a cut U-Net unnoticed; `controlnet` cuts what feeds the U-Net. One pipeline:
-`components` finds its parts, `attachment` takes their calls over and gives them back, `compiling`
-compiles them. One helper: `pause`, and `face`, which says what other rooms ask of it. `stats` and
-`example` keep what has happened.
+One call of a U-Net: `unet` leads it through its generation, `decision` says whether it runs in full
+or shallow, `shallow` cuts the U-Net, and `proof` runs a cut one unnoticed. `session` keeps what a
+thread has of its generation, `slots` tells the calls of one step apart, `callers` and `tracing` say
+what a call is for, `offloading` who moves weights about.
 
-Who watches is found from the top down: `observers` looks at the code of each module that `walk`
-finds, `keeping` follows that code to all that it reaches and says whether something can be kept
-there, and `bytecode` says what each function on the way reads and writes.
+Which step it is of: `steps` locates a call, `timelines` finds its entry in a list of timesteps, and
+`strides` tells a loop that leaves entries out from calls of none. In loops of a person's own:
+`told` is what was told of one, `told_blocks` finds the calls that are within its `with` block,
+`told_steps` takes the place of `steps`.
+
+What feeds the U-Net: `controlnet` cuts it, `residuals` sees whether what it gave arrives.
+
+Who watches the layers that a shallow call leaves out: `observers` looks at the code of each module
+that `walk` finds, `keeping` follows that code to all that it reaches and says whether something can
+be kept there, and `bytecode` says what each function on the way reads and writes.
+
+One pipeline: `components` finds its parts, `attachment` takes their calls over and gives them back,
+`owners` says which helper the pipeline keeps and whose its parts are, `compiling` compiles them.
+One helper: `pause`, and `face`, which says what other rooms ask of it. `stats` and `example` keep
+what has happened.
 
 What can be cut is known in `cutting`, which steps are full in `schedules`.
 """

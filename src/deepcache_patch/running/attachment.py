@@ -1,12 +1,13 @@
 """All of one pipeline that a helper is attached to: its U-Nets, and the ControlNets that feed them.
 
 Here patches are put on and taken off, all of them or none. What a patched call does stands in
-`unet` and `controlnet`; when a user wants it, in `deepcache_patch.helper`.
+`unet` and `controlnet`; when a user wants it, in `deepcache_patch.helper`; whose a patched U-Net
+is, in `owners`.
 """
 
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import Any, Final
@@ -17,17 +18,16 @@ from ..cutting.anatomy import Anatomy
 from ..errors import AlreadyEnabledError, UnsupportedModelError
 from ..patching.call import CallPatch, call_patch_of
 from ..patching.wrappers import layers_of, unwrapped
-from ..schedules.guide import Context, Guide
-from .blocks import Block, Telling
+from ..schedules.context import Context
+from ..schedules.guide import Guide
 from .callers import Callers
 from .components import controlnets_of, modules_later, modules_of, schedulers_of, unets_of
 from .controlnet import AttachedCompanion
+from .owners import release_left_behind
 from .stats import LastGeneration, Stats
 from .told import Told
+from .told_blocks import Block, Telling
 from .unet import AttachedUNet
-
-#: Where a pipeline keeps the helper that nobody else needs to keep.
-_KEPT: Final = "_deepcache_patch_helper"
 
 #: Held by whoever installs or removes patches: two threads must not find the same U-Net free, and
 #: before it is patched it has no lock of its own.
@@ -212,82 +212,6 @@ class Attachment:
         return {each.unet for each in self.unets} | {each.controlnet for each in self.companions}
 
 
-class _Kept:
-    """Keeps a helper alive in the dictionary of its pipeline; copies and pickles keep none."""
-
-    def __init__(self, pipe: Any, helper: Any) -> None:
-        self.owner = weakref.ref(pipe)  # a shallow copy has this very object, too
-        self.helper = helper
-
-    def __reduce__(self) -> Any:
-        return type(None), ()  # so that a pickle is read without this package
-
-
-def check_can_keep(pipe: Any) -> None:
-    """Refuse what `keep` cannot be called with.
-
-    Raises:
-        UnsupportedModelError: If the pipeline has no dictionary of attributes.
-    """
-    if not hasattr(pipe, "__dict__"):
-        raise UnsupportedModelError(
-            f"{type(pipe).__name__} takes no further attribute, so it cannot keep its helper: keep "
-            "one yourself, helper = DeepCacheHelper(pipe).enable()"
-        )
-
-
-def keep(pipe: Any, helper: Any) -> None:
-    """Let the pipeline hold its helper, which lives as long as the pipeline then, not its U-Net."""
-    vars(pipe)[_KEPT] = _Kept(pipe, helper)
-
-
-def let_go(pipe: Any) -> None:
-    """Undo `keep`. Harmless where nothing is kept."""
-    getattr(pipe, "__dict__", {}).pop(_KEPT, None)
-
-
-def kept_by(pipe: Any) -> Any:
-    """The helper that the pipeline keeps, if any."""
-    kept = getattr(pipe, "__dict__", {}).get(_KEPT)
-    return kept.helper if isinstance(kept, _Kept) and kept.owner() is pipe else None
-
-
-def helpers_of(pipe: Any) -> list[Any]:
-    """The helper that the pipeline keeps, and those that are enabled on its U-Nets.
-
-    They may be another pipeline's that has the same U-Nets. Of those that are enabled on its
-    ControlNets, only its own: another pipeline with other U-Nets may have the same ControlNet.
-    """
-    found = [kept_by(pipe), *(patch.tag() for patch in _patches_of(_unets_now(pipe)))]
-    of_controlnets = [patch.tag() for patch in _patches_of(controlnets_of(pipe))]
-    found.extend(each for each in of_controlnets if each is not None and each.pipe is pipe)
-    return list(dict.fromkeys(helper for helper in found if helper is not None))
-
-
 def _last_of(unets: tuple[AttachedUNet, ...]) -> dict[str, LastGeneration]:
     found = {each.name: each.last_generation for each in unets}
     return {name: last for name, last in found.items() if last is not None}
-
-
-def release_left_behind(pipe: Any) -> None:
-    """Remove the patches of helpers that were deleted while they were enabled."""
-    for patch in list(_patches_of([*_unets_now(pipe), *controlnets_of(pipe)])):
-        if patch.tag() is None:
-            patch.remove()
-
-
-def _unets_now(pipe: Any) -> list[nn.Module]:
-    """The pipeline's U-Nets; none where it got something else in the place of its U-Net."""
-    try:
-        return list(unets_of(pipe).values())
-    except UnsupportedModelError:
-        return []
-
-
-def _patches_of(modules: Iterable[nn.Module]) -> Iterator[CallPatch]:
-    """Those of U-Nets and ControlNets."""
-    for module in dict.fromkeys(modules):
-        for patched in layers_of(module):
-            patch = call_patch_of(patched)
-            if patch is not None:
-                yield patch

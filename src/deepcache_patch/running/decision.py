@@ -1,4 +1,7 @@
-"""Full or shallow? What each call of a U-Net runs is decided here and nowhere else.
+"""Full or shallow? What each call of a U-Net runs is decided here.
+
+Two things are seen elsewhere: `unet` lets some calls run plainly, and `session` makes a step full
+if a full one before it was left out, or if blocks were replaced in it.
 
 The guide says what a step shall be, `steps` where a call stands, `shallow` whether the U-Net may be
 cut, the session what was recorded. Here these are weighed. When in doubt, a call runs in full. What
@@ -6,16 +9,16 @@ is then done stands in `unet`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 
 from ..cutting.features import FeatureKey, Recorded
 from ..errors import warn
-from ..schedules.guide import Guide, Position
+from ..schedules.context import Position
+from ..schedules.guide import Guide
 from ..schedules.noise import timesteps_of
 from ..schedules.plans import FULL, OUTPUT
-from .callers import Callers
 from .session import Session
 from .shallow import UNetCuts
 from .slots import Slot
@@ -26,21 +29,35 @@ from .timelines import driving_scheduler
 MAX_SLOTS: Final = 64
 
 
+class Call(NamedTuple):
+    """One call of a U-Net, as far as it is known before it runs.
+
+    Attributes:
+        guide: What leads its generation. A reset within the call takes it from the session.
+        position: Where it stands.
+        slot: The one of its step.
+        sample: What it denoises.
+        arguments: All of them, by name.
+    """
+
+    guide: Guide
+    position: Position
+    slot: Slot
+    sample: torch.Tensor
+    arguments: dict[str, Any]
+
+
 class FullOrShallow:
     """Decides what each call of one U-Net runs, and warns once of each reason to run in full.
 
     Args:
         cuts: Of the U-Net.
         schedulers_of: Gives the pipeline's schedulers, the likeliest for this U-Net first.
-        callers: Of the U-Net.
     """
 
-    def __init__(
-        self, cuts: UNetCuts, schedulers_of: Callable[[], Sequence[Any]], callers: Callers
-    ) -> None:
+    def __init__(self, cuts: UNetCuts, schedulers_of: Callable[[], Sequence[Any]]) -> None:
         self._cuts = cuts
         self._schedulers_of = schedulers_of
-        self._callers = callers
         self._warned: set[str] = set()
 
     def position(self, session: Session, arguments: Mapping[str, Any]) -> Position | None:
@@ -57,12 +74,12 @@ class FullOrShallow:
             refusal = "gradients are enabled: wrap the denoising loop in torch.no_grad()"
         if refusal is not None:
             self.warn(refusal)
-            session.passed(timestep)
+            session.tracker.passed(timestep)
             return None
         told = session.told and session.told.scheduler
         session.scheduler = told or driving_scheduler(self._schedulers_of(), timestep)
         timesteps = timesteps_of(session.scheduler)
-        position = session.locate(timestep, timesteps, self._callers.are_pipelines)
+        position = session.locate(timestep, timesteps)
         if position is None and session.tracker.unclear is None:
             session.forget()
             return None
@@ -79,17 +96,8 @@ class FullOrShallow:
             return None
         return position
 
-    def branch(
-        self,
-        session: Session,
-        guide: Guide,
-        position: Position,
-        slot: Slot,
-        arguments: dict[str, Any],
-    ) -> tuple[int | None, Any]:
-        """The branch and the feature to replay, or two `None` for a full call.
-
-        Above the output nothing is left to run: there it is what the call returns.
+    def branch(self, session: Session, call: Call) -> tuple[int | None, Sequence[Recorded]]:
+        """The branch and what there is to replay, the newest first; of a full call `None` and none.
 
         Full is what the guide says is full, and whatever has no feature of its own to replay: the
         first step, a call of another shape or dtype than the one that recorded, more calls than the
@@ -97,7 +105,8 @@ class FullOrShallow:
         step, because others were left out. Full is also what somebody watches the left-out layers
         of.
         """
-        entry, anatomy = session.entry, self._cuts.anatomy
+        # A full step is `FULL` for the guide; from here on `None` is the branch of a full call.
+        entry, slot = session.entry, call.slot
         if entry != FULL and slot.others and session.slots.changes > 1:
             named = " and ".join(slot.others)
             self.warn(
@@ -105,16 +114,14 @@ class FullOrShallow:
             )
         recorded = self.to_replay(session, slot)
         if entry == FULL or not recorded or slot.is_earlier:
-            return None, None
-        if recorded[0].key != FeatureKey.of(anatomy.sample(arguments)):
-            return None, None
-        if entry != OUTPUT:
-            return entry, guide.feature(position.step, entry, recorded)
-        answer = recorded[0].answer
-        if answer is None or answer.asked != arguments.get("return_dict"):
-            return None, None
-        made = guide.output(position.step, recorded, anatomy.sample(arguments))
-        return entry, answer.with_tensor(made.clone())  # the pipeline may write into it
+            return None, ()
+        if recorded[0].key != FeatureKey.of(call.sample):
+            return None, ()
+        if entry == OUTPUT:
+            answer = recorded[0].answer
+            if answer is None or answer.asked != call.arguments.get("return_dict"):
+                return None, ()
+        return entry, recorded
 
     def coming(self, session: Session, timestep: Any, sample: torch.Tensor) -> int | None:
         """The branch of the coming call, as far as it can be foreseen; `None` for one in full.
@@ -127,8 +134,7 @@ class FullOrShallow:
         guide, timesteps = session.guide, timesteps_of(session.scheduler)
         if torch.is_grad_enabled() or guide is None or not self._cuts.anatomy.is_current:
             return None
-        by_pipeline = self._callers.are_pipelines
-        position = session.locate(timestep, timesteps, by_pipeline, ahead=True)
+        position = session.locate(timestep, timesteps, ahead=True)
         if position is None or position.generation != session.generation:
             return None
         if position.step >= guide.num_steps or position.order >= MAX_SLOTS:

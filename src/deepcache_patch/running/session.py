@@ -8,14 +8,15 @@ from typing import Any
 import torch
 
 from ..cutting.features import FeatureCache
-from ..schedules.guide import Guide, Position
+from ..schedules.context import Position
+from ..schedules.guide import Guide
 from ..schedules.plans import FULL, PlanEntry
 from .residuals import Residuals
 from .slots import Slot, Slots, marks
 from .stats import Course
 from .steps import StepTracker
 from .told import Told
-from .told_steps import Doubt, ToldSteps
+from .told_steps import ToldSteps
 
 
 class Session:
@@ -23,9 +24,10 @@ class Session:
 
     Args:
         told: The one generation that it is for, if somebody has told of it.
+        by_pipeline: Whether a pipeline makes the call that is located.
 
     Attributes:
-        told: Likewise.
+        told: The generation, likewise.
         tracker: Locates the U-Net's calls.
         cache: The deep features.
         generation: The number of the one that is under way.
@@ -40,9 +42,11 @@ class Session:
             they are.
     """
 
-    def __init__(self, told: Told | None = None) -> None:
+    def __init__(
+        self, told: Told | None = None, by_pipeline: Callable[[], bool] = lambda: True
+    ) -> None:
         self.told = told
-        self.tracker = StepTracker() if told is None else ToldSteps(told)
+        self.tracker = StepTracker(by_pipeline) if told is None else ToldSteps(told)
         self.cache = FeatureCache()
         self.generation = -1
         self.course = Course("")
@@ -75,34 +79,11 @@ class Session:
         self._calls = self._calls_before = 0  # of this step and of the one before
 
     def locate(
-        self,
-        timestep: Any,
-        timesteps: torch.Tensor | None,
-        by_pipeline: Callable[[], bool],
-        *,
-        ahead: bool = False,
+        self, timestep: Any, timesteps: torch.Tensor | None, *, ahead: bool = False
     ) -> Position | None:
         """Where a U-Net call with this timestep stands; `ahead` of the call, remember nothing."""
         tracker = copy.copy(self.tracker) if ahead else self.tracker
-        return tracker.locate(timestep, timesteps, by_pipeline)
-
-    def passed(self, timestep: Any, *, is_written_down: bool = False) -> None:
-        """A call ran plainly. It is counted where the steps are told, and known by their order.
-
-        Args:
-            timestep: What the U-Net got.
-            is_written_down: Whether it may have no value, if it is a tensor.
-        """
-        if not isinstance(self.tracker, ToldSteps) or timestep is None:
-            return
-        if is_written_down and isinstance(timestep, torch.Tensor):
-            self.tracker.miss()
-        else:
-            self.tracker.locate(timestep)
-
-    def doubt(self) -> Doubt | None:
-        """What to say at the end of a generation that was told, if its steps may be others."""
-        return self.tracker.doubt() if isinstance(self.tracker, ToldSteps) else None
+        return tracker.locate(timestep, timesteps)
 
     def enter(self, guide: Guide, step: int) -> None:
         """Ask the guide what the step is, once for each; a full one left out is made up for."""

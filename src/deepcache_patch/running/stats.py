@@ -97,8 +97,13 @@ class Tally:
 
     def so_far(self) -> Stats:
         """What was counted until now."""
-        calls = self._full, self._shallow
-        return Stats(self._generations, *calls, self._nbytes, self._unplaced)
+        return Stats(
+            generations=self._generations,
+            full_calls=self._full,
+            shallow_calls=self._shallow,
+            cache_nbytes=self._nbytes,
+            unplaced_calls=self._unplaced,
+        )
 
 
 class Course:
@@ -150,6 +155,10 @@ class Course:
     def so_far(self) -> LastGeneration:
         """How it went until now."""
         plan = Plan(entry for _, entry in list(self._entries))
-        seconds = self._end - self._start
-        calls = self._full_calls, self._shallow_calls
-        return LastGeneration(plan, *calls, seconds, self.calibration)
+        return LastGeneration(
+            plan,
+            full_calls=self._full_calls,
+            shallow_calls=self._shallow_calls,
+            seconds=self._end - self._start,
+            calibration=self.calibration,
+        )

@@ -7,13 +7,14 @@ they go on as one does (`strides`), or astray: of none, such as a loss at a rand
 """
 
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 import torch
 
-from ..schedules.guide import Position
+from ..schedules.context import Position
 from .strides import Strides, Way
 from .timelines import ROUNDING, SAME, Expected, Place, Timelines, same_timeline, turns_back
+from .told_steps import Doubt
 
 #: How many steps in a row have to be alike for calls that were astray to be a loop.
 _PROOF: Final = 4
@@ -31,12 +32,16 @@ _UNCLEAR: Final = (
 class StepTracker:
     """Locates the U-Net calls of one thread from the timesteps that they get.
 
+    Args:
+        by_pipeline: Whether a pipeline makes the call that is located; asked where that matters.
+
     Attributes:
         unclear: Why the last call has no position, if its step could not be told; `None` if it has
             one, or is of no generation.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, by_pipeline: Callable[[], bool] = lambda: True) -> None:
+        self._by_pipeline = by_pipeline
         self._generation = -1
         self.reset()
 
@@ -85,17 +90,13 @@ class StepTracker:
         return tuple(self._values[self._first :])
 
     def locate(
-        self,
-        timestep: torch.Tensor | float,
-        timesteps: torch.Tensor | None = None,
-        by_pipeline: Callable[[], bool] = lambda: True,
+        self, timestep: torch.Tensor | float, timesteps: torch.Tensor | None = None
     ) -> Position | None:
         """Return where this call stands, and remember it.
 
         Args:
             timestep: What the U-Net got: a number, or a tensor of shape `()`, `(1,)` or `(batch,)`.
             timesteps: The scheduler's timesteps, shape `(steps,)`, if there is a scheduler.
-            by_pipeline: Whether a pipeline makes the call; asked where that matters.
 
         Returns:
             The position, or `None` if there is none: the samples of the batch are at different
@@ -109,17 +110,17 @@ class StepTracker:
         last = self._place
         if last is None or not same_timeline(place.timeline, last.timeline):
             # Whoever was astray may begin a loop at the head of another list.
-            if self._astray and not place.is_head and not by_pipeline():
+            if self._astray and not place.is_head and not self._by_pipeline():
                 self._go_astray(place)
                 return None
-            return self._begin(place, by_pipeline())
+            return self._begin(place, self._by_pipeline())
         way = self._way(place, last)
         if self._astray:
-            return self._find_back(place, way, by_pipeline)
+            return self._find_back(place, way)
         if way is not None and way.far == 0:
             self._order += 1
             return self._position()
-        if way is not None and (way.is_next or self._goes_on(way, by_pipeline)):
+        if way is not None and (way.is_next or self._goes_on(way)):
             self._strides = self._strides.after(way)
             self._calls_before, self._order = self._order + 1, 0
             self._step += 1
@@ -127,14 +128,21 @@ class StepTracker:
             return self._position()
         # One step and then another that is not the next, with more of them to come: that was none.
         is_over = self._step > 0 or (self._length or 0) - 1 == self._index
-        if is_over or by_pipeline():
-            return self._begin(place, by_pipeline())
+        if is_over or self._by_pipeline():
+            return self._begin(place, self._by_pipeline())
         self._go_astray(place)
         return None
 
-    def _goes_on(self, way: Way, by_pipeline: Callable[[], bool]) -> bool:
+    def passed(self, timestep: Any, *, is_written_down: bool = False) -> None:
+        """A call ran plainly: it is none of a loop, and does not count."""
+
+    def doubt(self) -> Doubt | None:
+        """`None`: nobody has told which steps there are, so they cannot be others."""
+        return None
+
+    def _goes_on(self, way: Way) -> bool:
         """Whether a step of this generation may be where the next entry of its list is not."""
-        if by_pipeline():
+        if self._by_pipeline():
             return self._pipelines
         return self._is_loop and not self._pipelines and self._strides.fits(way)
 
@@ -160,11 +168,9 @@ class StepTracker:
         self._astray, self._strides, self._index = True, Strides(), None
         self._stand(place)
 
-    def _find_back(
-        self, place: Place, way: Way | None, by_pipeline: Callable[[], bool]
-    ) -> Position | None:
+    def _find_back(self, place: Place, way: Way | None) -> Position | None:
         """A call after those that were astray: as they are, or the first of a loop."""
-        if by_pipeline():
+        if self._by_pipeline():
             return self._begin(place, True)
         if place.entry == 0:  # or a loss that was drawn there: only the next entry goes on
             return self._begin(place, False, is_loop=False)

@@ -1,7 +1,7 @@
 """What a person tells of a generation whose loop is their own: `DeepCacheHelper.generation`.
 
-Here what is told is checked and kept. Which calls are within the block is found in `blocks`, and
-where a call of such a generation stands in `told_steps`.
+Here what is told is checked and kept. Which calls are within the block is found in `told_blocks`,
+and where a call of such a generation stands in `told_steps`.
 """
 
 import asyncio

@@ -6,12 +6,11 @@ another value than that of the last call is the next step.
 """
 
 import statistics
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
-from ..schedules.guide import Position
+from ..schedules.context import Position
 from .timelines import (
     ROUNDING,
     SAME,
@@ -90,14 +89,12 @@ class ToldSteps:
         self,
         timestep: torch.Tensor | float,
         timesteps: torch.Tensor | None = None,
-        by_pipeline: Callable[[], bool] = lambda: True,
     ) -> Position | None:
         """Return where this call stands, and remember it.
 
         Args:
             timestep: What the U-Net got: a number, or a tensor of shape `()`, `(1,)` or `(batch,)`.
             timesteps: Is not looked at: what was told counts.
-            by_pipeline: Likewise.
 
         Returns:
             The position; `None` if there is none, and `unclear` says why.
@@ -122,9 +119,17 @@ class ToldSteps:
         step, steps = entry - self._first, len(self._values) - self._first
         return Position(self._generation, step, self._order, steps)
 
-    def miss(self) -> None:
-        """A call ran plainly whose timestep cannot be read."""
-        self._missed = self._missed or _UNREAD
+    def passed(self, timestep: Any, *, is_written_down: bool = False) -> None:
+        """A call ran plainly. It is counted, because steps may be known by their order.
+
+        Args:
+            timestep: What the U-Net got; `None` if it got none.
+            is_written_down: Whether it may have no value, if it is a tensor.
+        """
+        if is_written_down and isinstance(timestep, torch.Tensor):
+            self._missed = self._missed or _UNREAD
+        elif timestep is not None:
+            self.locate(timestep)
 
     def doubt(self) -> Doubt | None:
         """What to say at the end of this loop; `None` if nothing speaks against its steps."""

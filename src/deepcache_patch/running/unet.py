@@ -19,16 +19,16 @@ from ..cutting.features import FeatureKey, Recorded
 from ..errors import ChangedResidualsError, warn
 from ..patching.call import CallPatch
 from ..patching.wrappers import unwrapped
-from ..schedules.guide import Context, FinishedCall, Guide, Position
+from ..schedules.context import Context, FinishedCall, Position
+from ..schedules.guide import Guide
 from ..schedules.noise import timesteps_of
 from ..schedules.plans import OUTPUT
 from .callers import Callers
-from .decision import FullOrShallow
+from .decision import Call, FullOrShallow
 from .example import example_of
 from .residuals import Given, Source
 from .session import Session
 from .shallow import UNetCuts
-from .slots import Slot
 from .stats import Course, LastGeneration, Stats, Tally
 from .told import Told
 from .tracing import is_written_down
@@ -73,7 +73,7 @@ class AttachedUNet:
         self._unet = unwrapped(patch.module)
         self._cuts = UNetCuts(self._unet, anatomy)
         self._begin = begin
-        self._decision = FullOrShallow(self._cuts, schedulers_of, callers)
+        self._decision = FullOrShallow(self._cuts, schedulers_of)
         self._paused = paused
         self._callers = callers
         self._told = told
@@ -82,7 +82,7 @@ class AttachedUNet:
         self.example: dict[str, Any] | None = None
         self._course: Course | None = None
         self._outdated: Course | None = None  # of the settings before
-        self._told_of_changes = False
+        self._warned_of_changes = False
         self._doubts: set[str] = set()  # the kinds of those that were told
         self._tally = Tally()
         # A cut changes the U-Net for everybody, so calls take turns.
@@ -155,7 +155,7 @@ class AttachedUNet:
             self._sessions.discard(session)
             if guide is not None:
                 guide.finish()
-            doubt = session.doubt()
+            doubt = session.tracker.doubt()
             if doubt is None or failed or not self.installed or doubt.kind in self._doubts:
                 return
             self._doubts.add(doubt.kind)
@@ -187,8 +187,8 @@ class AttachedUNet:
             reason = "what it gave was changed before it reached the U-Net"
             if not source.is_own:
                 reason = "its forward is not the libraries', and may count its residuals"
-            if (source.changed or not source.is_own) and not self._told_of_changes:
-                self._told_of_changes = True
+            if (source.changed or not source.is_own) and not self._warned_of_changes:
+                self._warned_of_changes = True
                 warn(
                     f"{source.name} runs whole on every step: {reason}. To have it cut along, give "
                     "its residuals to the U-Net as they are and change conditioning_scale; "
@@ -229,7 +229,8 @@ class AttachedUNet:
         sample = anatomy.sample(arguments)
         session = self._session()
         if self._runs_plainly(sample):
-            session.passed(anatomy.timestep(arguments), is_written_down=is_written_down(sample))
+            timestep = anatomy.timestep(arguments)
+            session.tracker.passed(timestep, is_written_down=is_written_down(sample))
             session.reset()  # what was recorded before this call is too old after it
             return self._in_full(session, original, args, kwargs, arguments)
         position = self._decision.position(session, arguments)
@@ -247,26 +248,33 @@ class AttachedUNet:
                 anatomy = self._cuts.anatomy
                 sample = anatomy.sample(arguments)
             slot = session.slot_of(position, sample, anatomy.given(arguments), self._cuts.hooks())
-            branch, feature = self._decision.branch(session, guide, position, slot, arguments)
+            call = Call(guide, position, slot, sample, arguments)
+            branch, recorded = self._decision.branch(session, call)
+            feature = output = None
+            if branch == OUTPUT:
+                output = _forecast(call, recorded)
+            elif branch is not None:
+                feature = guide.feature(position.step, branch, recorded)
+            del recorded  # or the traceback of an error would keep all of it
             changed = self._completed(session, branch, arguments)
             self._tally.called(branch)
-            if branch == OUTPUT:
+            if branch == OUTPUT:  # nothing is left to run
                 session.course.called(position.step, position.order, branch)
-                self._keep_recorded(session, guide, position, slot, arguments, feature, branch)
-                return feature
+                self._keep_recorded(session, call, output, is_forecast=True)
+                return output
             if branch is not None:
                 changed = anatomy.trimmed(branch, changed or arguments) or changed
             if changed is not None:
                 args, kwargs = anatomy.handed_over(changed, len(args))
-            recorded = (each for each in guide.branches if branch is None or each < branch)
-            tapped = tuple([each for each in recorded if each != OUTPUT])
+            shallower = (each for each in guide.branches if branch is None or each < branch)
+            tapped = tuple([each for each in shallower if each != OUTPUT])
             given = self._cuts.to_prove(args, kwargs, tapped) if branch is None else None
             with self._cuts.applied(branch, tapped, feature):
                 output = original(*args, **kwargs)
             session.course.called(position.step, position.order, branch)
             if branch is None:
                 self._cuts.prove(self._patch, original, given, output, tapped)
-            self._keep_recorded(session, guide, position, slot, arguments, output, branch)
+            self._keep_recorded(session, call, output)
         except BaseException:
             self._cuts.taken()
             raise
@@ -317,7 +325,8 @@ class AttachedUNet:
         try:
             session: Session = self._local.session
         except AttributeError:
-            session = self._local.session = Session()
+            session = Session(by_pipeline=self._callers.are_pipelines)
+            self._local.session = session
             self._sessions.add(session)
         return session
 
@@ -339,12 +348,15 @@ class AttachedUNet:
                 timesteps = None
             # Without a list of timesteps nobody knows how many steps there will be.
             num_steps = position.num_steps or max(64, 2 * position.step)
-            scheduler = session.scheduler
-            is_own = session.tracker.runs_on(timesteps_of(scheduler))
-            is_guess = position.num_steps is None
-            is_told = session.told is not None
-            known = (num_steps, timesteps, scheduler, self._unet, is_own, is_guess)
-            context = Context(*known, is_told=is_told)
+            context = Context(
+                num_steps,
+                timesteps,
+                session.scheduler,
+                self._unet,
+                is_own=session.tracker.runs_on(timesteps_of(session.scheduler)),
+                is_guess=position.num_steps is None,
+                is_told=session.told is not None,
+            )
             guide = self._begin(context)
             self._cuts.record(guide.branches)
             session.guide, session.course.calibration = guide, guide.learns
@@ -376,16 +388,9 @@ class AttachedUNet:
         )
 
     def _keep_recorded(
-        self,
-        session: Session,
-        guide: Guide,
-        position: Position,
-        slot: Slot,
-        arguments: dict[str, Any],
-        output: Any,
-        branch: int | None,
+        self, session: Session, call: Call, output: Any, *, is_forecast: bool = False
     ) -> None:
-        sample = self._anatomy.sample(arguments)
+        guide, position, slot, sample, arguments = call
         if self._cuts.ran_twice:
             self._decision.warn(
                 "its layers were run more than once in it, by what somebody has put round its "
@@ -393,24 +398,44 @@ class AttachedUNet:
             )
         features = self._cuts.taken()
         answer = None
-        if OUTPUT in guide.branches and branch != OUTPUT:
+        if OUTPUT in guide.branches and not is_forecast:
             found = Answer.of(output, arguments)
             if found is None:
                 self._decision.warn("it returns more than one tensor, so none can be forecast")
             else:
                 answer, made = found
                 features[OUTPUT] = made.clone()
-        replaced = {place: session.cache.get(slot.number, place) for place in features}
-        seen = (replaced, slot.number, slot.instead_of)
-        guide.observe(FinishedCall(position, sample, output, features, *seen))
+        finished = FinishedCall(
+            position,
+            sample,
+            output,
+            features,
+            replaced={branch: session.cache.get(slot.number, branch) for branch in features},
+            slot=slot.number,
+            instead_of=slot.instead_of,
+        )
+        guide.observe(finished)
         last_step = position.step + 1 == position.num_steps
         session.called(slot, last_step=last_step)
         if last_step or not features:
             return
         keep = 1 if slot.is_earlier else guide.keep  # no trend leads on where calls are left out
         key = FeatureKey.of(sample)
-        for place, feature in features.items():
-            beside = (sample.clone(), answer) if place == OUTPUT else ()
-            recorded = Recorded(position.step, key, feature, *beside)
-            session.cache.put(slot.number, place, recorded, keep=keep)
+        for branch, feature in features.items():
+            is_output = branch == OUTPUT
+            recorded = Recorded(
+                position.step,
+                key,
+                feature,
+                sample=sample.clone() if is_output else None,
+                answer=answer if is_output else None,
+            )
+            session.cache.put(slot.number, branch, recorded, keep=keep)
         self._tally.held(sum(each.cache.nbytes for each in self._sessions))
+
+
+def _forecast(call: Call, recorded: Sequence[Recorded]) -> Any:
+    """What a call above the output returns: the guide's output, in what the U-Net returned."""
+    made = call.guide.output(call.position.step, recorded, call.sample)
+    answer: Any = recorded[0].answer  # what has none is not replayed
+    return answer.with_tensor(made.clone())  # the pipeline may write into it

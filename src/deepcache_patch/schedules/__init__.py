@@ -1,6 +1,12 @@
-"""Which steps run in full, and what a shallow one replays.
+"""Which steps run in full, and what a shallow one replays. No U-Net is called here.
 
-`plans` has the schedules that plan ahead, `adaptive` the one that decides as it goes; `guide` is
-what each of them gives to lead through one generation; `replay` makes the feature of a shallow
-step. No U-Net is called here. Plans that are learned from full generations are in `learning`.
+The schedules: `noise_aware` has the default, `plans` those that count steps, `adaptive` the one
+that decides as it goes. Those that are learned are in `learning`, by what `fit` says of full
+generations. `window` is what runs in full whatever they say.
+
+One generation: `context` is what is known of it, `guide` what each schedule gives to lead through
+it. What a shallow step gets is made by `replay`, and above the output by `forecast`. Both go by the
+noise levels that `noise` reads from the scheduler, or `told_noise` has in its place. `transfer`
+gets a number off the device without waiting. `html` is here because a plan shows itself as a table
+in notebooks; other rooms use it, too.
 """

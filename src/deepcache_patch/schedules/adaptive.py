@@ -14,8 +14,9 @@ import torch
 
 from ..cutting.features import FeatureKey, Recorded
 from ..errors import InvalidSettingError
+from .context import Context, FinishedCall
 from .forecast import Forecast
-from .guide import Context, FinishedCall, ReplayGuide
+from .guide import ReplayGuide
 from .noise_aware import FEW_STEPS, early_weights, how_long_used, usual_levels, within
 from .plans import FULL, OUTPUT, PlanEntry, number_between, whole_number
 from .replay import Replay
@@ -148,7 +149,7 @@ class AdaptiveGuide(ReplayGuide):
         possible = {max(each, OUTPUT if forecast else 0) for each in schedule.branches}
         super().__init__(context, tuple(sorted(possible)), replay)
         self._schedule, self._protected = schedule, context.protected
-        levels = np.asarray(context.levels() or usual_levels(steps))
+        levels = np.asarray(context.levels or usual_levels(steps))
         sigmas, used = np.exp(levels), how_long_used(levels)
         if context.is_guess:  # as if the noise stayed as strong as the picture
             levels, sigmas = -_USUAL_GAP * np.arange(steps), np.ones(steps)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from .forecast import Forecast, Weights
-from .noise import copied, seeded
+from .noise import copied_scheduler, seeded
 from .plans import FULL, PlanEntry
 
 #: How many full steps a shallow one goes on from.
@@ -78,7 +78,7 @@ def _followed(
     plan: Sequence[PlanEntry],
     damping: float,
 ) -> dict[tuple[int, ...], tuple[float, ...]]:
-    own = copied(scheduler)
+    own = copied_scheduler(scheduler)
     options = seeded(own)
     found: dict[tuple[int, ...], tuple[float, ...]] = {}
     full: list[tuple[int, torch.Tensor]] = []

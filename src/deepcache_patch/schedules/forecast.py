@@ -7,11 +7,12 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import torch
 
 from ..cutting.features import Recorded
+from .context import Context
 
 #: What the output of a U-Net may mean.
 PREDICTIONS: Final = ("epsilon", "v_prediction", "sample")
@@ -25,18 +26,6 @@ _AFTER_NOISE: Final = 0.5
 #: By a shallow step and the full steps that it goes on from, the newest first: how much of each
 #: change from one of these to the next newer is added to the newest.
 Weights: TypeAlias = Mapping[tuple[int, ...], tuple[float, ...]]
-
-
-class Generation(Protocol):
-    """What is known of a generation; `Context` is one."""
-
-    @property
-    def scheduler(self) -> Any: ...  # noqa: D102
-
-    @property
-    def adds_noise(self) -> bool: ...  # noqa: D102
-
-    def levels(self) -> tuple[float, ...] | None: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -63,7 +52,7 @@ class Forecast:
 
     @classmethod
     def of(
-        cls, generation: Generation, *, strength: float = 1.0, weights: Weights | None = None
+        cls, context: Context, *, strength: float = 1.0, weights: Weights | None = None
     ) -> "Forecast | None":
         """For a generation; `None` where it is not sure what its samples and outputs mean.
 
@@ -74,7 +63,7 @@ class Forecast:
         Where the sampler adds noise, only half of the given strength is followed, because noise
         moves x0 off its trend.
         """
-        scheduler = generation.scheduler
+        scheduler = context.scheduler
         config = getattr(scheduler, "config", None)
         config = config if isinstance(config, Mapping) else {}
         prediction: Any = config.get("prediction_type")
@@ -83,12 +72,12 @@ class Forecast:
         known = isinstance(getattr(scheduler, "alphas_cumprod", None), torch.Tensor)
         if not known or config.get("use_flow_sigmas"):
             return None
-        levels = generation.levels()
+        levels = context.levels
         if levels is None or (prediction == "epsilon" and max(levels) > _HIGHEST):
             return None
         if any(after > before for before, after in itertools.pairwise(levels)):
             return None
-        if generation.adds_noise:
+        if context.adds_noise:
             strength *= _AFTER_NOISE
         return cls(levels, prediction, strength, weights or {})
 

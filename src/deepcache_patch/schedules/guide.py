@@ -1,114 +1,18 @@
-"""What one generation of one U-Net goes by: which steps are full, and what is replayed."""
+"""What leads through one generation of one U-Net: which steps are full, and what is replayed."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
-from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import torch
-from torch import nn
 
 from ..cutting.features import Recorded
-from ..errors import InvalidSettingError, warn
+from ..errors import InvalidSettingError
+from .context import Context, FinishedCall
 from .forecast import Forecast
-from .noise import adds_noise, noise_levels
 from .plans import FULL, OUTPUT, Explicit, Plan, PlanEntry, Schedule
 from .replay import Extrapolate, Replay
 from .window import NO_WINDOW, Window
-
-
-@dataclass(frozen=True)
-class Context:
-    """What is known when a generation begins.
-
-    Attributes:
-        num_steps: How many steps it has.
-        timesteps: The values of the steps; `None` if there is no list of them.
-        scheduler: The pipeline's, after `set_timesteps`, or `None`.
-        unet: The U-Net inside `torch.compile`'s wrapper.
-        is_own: Whether the timesteps are the scheduler's own list, not another pipeline's.
-        is_guess: Whether `num_steps` is a guess, to be raised later.
-        window: What runs in full whatever the schedule says.
-        is_told: Whether somebody has told of it, because the loop is their own.
-        warned: What was said already by `warn_once`, since the helper was enabled.
-    """
-
-    num_steps: int
-    timesteps: tuple[float, ...] | None
-    scheduler: Any
-    unet: nn.Module
-    is_own: bool = True
-    is_guess: bool = False
-    window: Window = NO_WINDOW
-    is_told: bool = False
-    warned: set[str] = field(default_factory=set, compare=False, repr=False)
-
-    @property
-    def protected(self) -> frozenset[int]:
-        """The steps that run in full whatever the schedule says, as far as they are known."""
-        return self.window.steps(self.num_steps, is_guess=self.is_guess)
-
-    def warn_once(self, message: str) -> None:
-        """Warns, unless a generation before has."""
-        if message not in self.warned:
-            self.warned.add(message)
-            warn(message)
-
-    def levels(self) -> tuple[float, ...] | None:
-        """`noise_levels` of the steps."""
-        return self._levels
-
-    @cached_property  # plan, replay and forecast ask for it, and a device has to be waited for
-    def _levels(self) -> tuple[float, ...] | None:
-        if not self.timesteps:
-            return None
-        return noise_levels(self.scheduler, self.timesteps, is_own=self.is_own)
-
-    @property
-    def adds_noise(self) -> bool:
-        """Whether the scheduler adds noise in its steps."""
-        return adds_noise(self.scheduler)
-
-
-class Position(NamedTuple):
-    """Where a U-Net call stands.
-
-    Attributes:
-        generation: Counts denoising loops, from 0.
-        step: Counts the steps that this generation has run, from 0.
-        order: Which U-Net call of the step this is, from 0.
-        num_steps: How many steps this generation has if it runs every one to the end of its
-            timesteps, more than `step`; `None` when there is no list of timesteps.
-    """
-
-    generation: int
-    step: int
-    order: int
-    num_steps: int | None
-
-
-class FinishedCall(NamedTuple):
-    """A U-Net call that is over, for a guide to look at.
-
-    Attributes:
-        position: Where it stood.
-        sample: The U-Net's input, shape `(batch, channels, …)`.
-        output: What the U-Net returned.
-        features: What the call recorded, by branch, each of shape `(batch, channels, …)`.
-        replaced: What a shallow call in its place would have been made of: of each branch that it
-            recorded, what was recorded before for calls that are given the same, the newest first.
-        slot: A number that all calls of the generation have that are given the same.
-        instead_of: The slot that the step before had in the place of this one, which is new;
-            `None` for one that is not, or had no place.
-    """
-
-    position: Position
-    sample: torch.Tensor
-    output: Any
-    features: Mapping[int, torch.Tensor]
-    replaced: Mapping[int, Sequence[Recorded]] = {}
-    slot: int = 0
-    instead_of: int | None = None
 
 
 class Guide:
@@ -144,7 +48,10 @@ class Guide:
         """Look at a call that is over; called after each that recorded something, or could."""
 
     def finish(self) -> None:
-        """Another generation begins, or the last step is over; not called after an error."""
+        """Another generation begins, or the block of one that was told is over.
+
+        Not called after a reset, such as an error in a call brings.
+        """
 
 
 @runtime_checkable
@@ -170,7 +77,7 @@ class ReplayGuide(Guide):
         super().__init__(context.num_steps, branches, replay.keep)
         self._replay = replay
         # Read now, while nothing of this generation waits on the device.
-        self._levels = context.levels() if replay.keep > 1 else None
+        self._levels = context.levels if replay.keep > 1 else None
         self._forecast = None
         if OUTPUT in branches and isinstance(replay, Extrapolate):
             self._forecast = Forecast.of(context, strength=replay.strength)
@@ -200,6 +107,8 @@ class PlannedGuide(ReplayGuide):
 
 class ProtectingGuide(Guide):
     """Another guide, but for the steps that run in full whatever it says.
+
+    It is for guides of others: those of this package know the window, and say so themselves.
 
     Args:
         guide: Is asked and told everything, as if it were alone.

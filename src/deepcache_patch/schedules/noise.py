@@ -16,8 +16,8 @@ _LEAST: Final = 1e-4
 #: Of so many steps it is tried whether they add noise; some samplers do only in every second one.
 _TRIED: Final = 4
 
-#: Whether a scheduler adds noise, with the config that it had then. The one state in a module:
-#: plans, forecasts and previews ask, of any helper, and it takes milliseconds to find out.
+#: Whether a scheduler adds noise, with the config that it had then. In the module, because plans,
+#: forecasts and previews ask, of any helper, and it takes milliseconds to find out.
 _ADDING: Final[weakref.WeakKeyDictionary[Any, tuple[Any, bool]]] = weakref.WeakKeyDictionary()
 
 
@@ -94,7 +94,7 @@ def adds_noise(scheduler: Any) -> bool:
 
 @torch.no_grad()
 def _is_found_to_add(scheduler: Any) -> bool:
-    own = copied(scheduler)
+    own = copied_scheduler(scheduler)
     if own is None:
         return False
     own.set_timesteps(_TRIED + 1)  # or it would depend on how many it has, and on how far it is
@@ -110,7 +110,7 @@ def _is_found_to_add(scheduler: Any) -> bool:
     return False
 
 
-def copied(scheduler: Any) -> Any:
+def copied_scheduler(scheduler: Any) -> Any:
     """A copy of a scheduler to take steps with, on the CPU; `None` for one that cannot be copied.
 
     Nor is one copied that has a function in the place of a method, which may drive the original; or

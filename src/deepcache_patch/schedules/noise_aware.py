@@ -11,8 +11,8 @@ from typing import Any, Final
 
 import numpy as np
 
+from .context import Context
 from .forecast import Forecast
-from .guide import Context
 from .plans import OUTPUT, OneBranch, Plan, number_between, plan_with, whole_number
 
 #: So few steps are all far apart: nothing that was tried wins over fewer steps there.
@@ -91,7 +91,7 @@ class NoiseAware(OneBranch):
         if context.is_guess:  # of the places only the next one counts: evenly spaced
             count = context.num_steps
             return plan_with((int(place * self.interval) for place in range(count)), count, branch)
-        levels = context.levels() or usual_levels(context.num_steps)
+        levels = context.levels or usual_levels(context.num_steps)
         plan = self._plan(levels, context.protected, branch, power_of(context))
         left_out = context.num_steps > max(1, len(context.protected))
         if self.interval > 1 and left_out and context.num_steps <= FEW_STEPS:

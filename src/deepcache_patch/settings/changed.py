@@ -10,7 +10,8 @@ from typing import Any, Final, TypedDict
 
 from ..errors import InvalidSettingError, no_such
 from ..learning.auto import Auto
-from ..schedules.guide import AnySchedule, Context, Guide, guides_of
+from ..schedules.context import Context
+from ..schedules.guide import AnySchedule, Guide, guides_of
 from ..schedules.noise_aware import NoiseAware
 from ..schedules.replay import Replay
 from ..schedules.window import NO_WINDOW, Window

@@ -13,7 +13,7 @@ from ..measuring.generation import accepted_arguments
 from ..patching.wrappers import unwrapped
 from ..running.components import likeliest_scheduler, unets_of
 from ..schedules.adaptive import Adaptive
-from ..schedules.guide import Context
+from ..schedules.context import Context
 from ..schedules.plans import Plan, Schedule, number_between, whole_number
 from ..schedules.window import NO_WINDOW, Window
 
