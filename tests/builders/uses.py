@@ -177,10 +177,10 @@ class Uses(RuleBasedStateMachine):
         run, unet = self.run(data)._replace(shared=False), self.site.pipe.unet
         steps = self._timesteps(dict(run.call)["steps"])
         levels = [each for each in (947, 501, 333, 87) if each not in steps]
-        asked = [
-            arguments_of(self.name, unet, seed=seed) | {"timestep": torch.tensor(each)}
-            for each in levels
-        ]
+        given = arguments_of(self.name, unet, seed=seed)
+        if amid:  # residuals of nobody's would have its ControlNet run whole from then on
+            given = {name: value for name, value in given.items() if "residual" not in name}
+        asked = [given | {"timestep": torch.tensor(each)} for each in levels]
 
         def ask():
             with torch.no_grad():
