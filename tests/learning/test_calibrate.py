@@ -116,16 +116,34 @@ def counts(helper, run):
 # --- so many full steps -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("wanted", "full"), [(1, 1), (3, 3), (7, 7), (8, 8), (99, 8)])
-def test_as_many_full_steps_as_were_asked_for(wanted, full, pipe):
+@pytest.mark.parametrize("full", [1, 3, 7, 8])
+def test_as_many_full_steps_as_were_asked_for(full, pipe):
     run = partial(LDM.run, pipe, steps=8)
     helper = DeepCacheHelper(pipe, schedule=Uniform()).enable()
-    found = helper.calibrate(run, branch=0, full_steps=wanted)
+    found = helper.calibrate(run, branch=0, full_steps=full)
     assert isinstance(found, Calibrated)
     assert len(found.plan(8).full_steps) == full
     assert helper.schedule is found
     assert counts(helper, run) == (full, 8 - full)
     helper.disable()
+
+
+def test_more_full_steps_than_there_are_are_refused(pipe):
+    untouched, helper = trace(pipe.unet), DeepCacheHelper(pipe, schedule=Uniform())
+    with pytest.raises(InvalidSettingError) as caught:
+        helper.calibrate(partial(LDM.run, pipe, steps=8), branch=0, full_steps=9)
+    assert str(caught.value) == ("full_steps=9 is more than the generation has: 8; give fewer")
+    assert helper.schedule == Uniform()
+    assert trace(pipe.unet) == untouched
+
+
+def test_a_psnr_that_takes_all_steps_is_told(pipe):
+    with pytest.warns(DeepCacheWarning) as caught:
+        found = DeepCacheHelper(pipe).calibrate(partial(LDM.run, pipe, steps=5), psnr=200)
+    assert [str(each.message) for each in caught] == [
+        "psnr=200 takes all 5 steps in full, so nothing is faster; ask for less, or give full_steps"
+    ]
+    assert len(found.entries.full_steps) == 5
 
 
 def test_the_branch_is_the_one_that_was_asked_for(pipe):
@@ -215,14 +233,15 @@ def test_run_may_return_what_the_pipeline_did(kind, pipe):
 @pytest.mark.slow
 def test_the_mean_of_several_pictures_counts(pipe, monkeypatch):
     # The second picture is 20 dB closer: the mean reaches 30 dB with the first at 20.
-    decibels = iter([20.0, 40.0] * 9)
-    monkeypatch.setattr("deepcache_patch.learning.calibrate.decibels", lambda *_: next(decibels))
+    monkeypatch.setattr(Trials, "follow", lambda *_: [20.0, 40.0])
 
     def run():
         return [shown(pipe), shown(pipe)]
 
     assert len(DeepCacheHelper(pipe).calibrate(run, branch=0, psnr=30).plan(6).full_steps) == 1
-    assert len(DeepCacheHelper(pipe).calibrate(run, branch=0, psnr=30.1).plan(6).full_steps) == 6
+    with pytest.warns(DeepCacheWarning, match="psnr=30.1 takes all 6 steps in full"):
+        found = DeepCacheHelper(pipe).calibrate(run, branch=0, psnr=30.1)
+    assert len(found.plan(6).full_steps) == 6
 
 
 # --- so many times as fast ----------------------------------------------------------------------

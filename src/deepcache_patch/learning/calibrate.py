@@ -126,6 +126,11 @@ def _most_full_steps(speedup: float, steps: int, cost: float) -> int:
 
 def _with_so_many(trials: Trials, full_steps: int, first: Any) -> Calibrated:
     """So many full steps; `first` is what the studied run returned."""
+    if full_steps > trials.study.seen:
+        raise InvalidSettingError(
+            f"full_steps={full_steps} is more than the generation has: {trials.study.seen}; "
+            "give fewer"
+        )
     _tell(trials.see_plain(first))
     found = trials.way(full_steps).schedule(trials.study, full_steps)
     return replace(found, reached=trials.reached(found))
@@ -217,5 +222,10 @@ def _good_enough(trials: Trials, psnr: float, first: Any) -> Calibrated:
             high = count
         else:
             low = count + 1
+    if high == trials.study.seen > 1:
+        warn(
+            f"psnr={psnr:g} takes all {high} steps in full, so nothing is faster; ask for less, "
+            "or give full_steps"
+        )
     found = way.schedule(trials.study, high)
     return replace(found, reached=trials.reached(found))
