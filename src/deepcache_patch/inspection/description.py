@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from ..learning.auto import Auto, expected
+from ..learning.auto import Auto
 from ..running.components import likeliest_scheduler
 from ..running.face import Helper
 from ..running.stats import LastGeneration
 from ..schedules.context import Context
+from ..schedules.guide import expected
 from ..schedules.html import html_table
 from ..schedules.noise import timesteps_of
 from ..schedules.noise_aware import remark_on

@@ -1,14 +1,13 @@
 """`Auto`: the first generation runs in full and is the calibration of all that follow."""
 
 import threading
-import warnings
 import weakref
 from pathlib import Path
 from typing import Any, Final
 
 from torch import nn
 
-from ..errors import DeepCacheWarning, InvalidSettingError, warn
+from ..errors import InvalidSettingError, warn
 from ..schedules.context import Context
 from ..schedules.forecast import Forecast
 from ..schedules.guide import Guide, PlannedGuide, planned
@@ -28,17 +27,6 @@ _REMEMBERED: Final = 64
 
 #: Several U-Nets, each with a lock of its own, may share an `Auto`, and several of them a file.
 _LEARNING: Final = threading.RLock()
-
-
-def expected(schedule: Any, context: Context) -> Plan:
-    """The plan of a generation that has not been; of `Auto`, what runs once it has learned.
-
-    Raises:
-        InvalidSettingError: As `planned` does.
-    """
-    with warnings.catch_warnings():  # what is said of a generation is said when it runs
-        warnings.simplefilter("ignore", DeepCacheWarning)
-        return planned(schedule.default if isinstance(schedule, Auto) else schedule, context)
 
 
 class Auto(OneBranch):
@@ -97,9 +85,13 @@ class Auto(OneBranch):
         """What was learned so far or read from the file, the newest last."""
         return tuple(calibrated for _, calibrated in self._learned)
 
+    def plan_for(self, context: Context) -> Plan:
+        """What runs once it has learned, and where it cannot."""
+        return self.default.plan_for(context)
+
     def begin(self, context: Context, replay: Replay) -> Guide:
         """Lead through a generation: to learn, by what was learned, or as `NoiseAware` does."""
-        plan = planned(self.default, context)
+        plan = planned(self, context)
         if not self._can_learn(context, plan):
             self._tell(context, plan)
             return PlannedGuide(self.default, replay, context)

@@ -21,7 +21,8 @@ from ..helper import DeepCacheHelper
 from ..inspection.branches import Branches
 from ..learning.auto import Auto
 from ..measuring.generation import accepted_arguments, batched_call
-from ..schedules.plans import Plan, Schedule
+from ..schedules.guide import plans_ahead
+from ..schedules.plans import Plan
 from ..settings.by_name import named_schedule
 from ..settings.preview import num_steps, plan_of
 from .watch import watched
@@ -127,7 +128,7 @@ class Trials:
         Raises:
             InvalidSettingError: The schedule has none for so many steps.
         """
-        known = num_inference_steps is not None and isinstance(schedule, Schedule | Auto)
+        known = num_inference_steps is not None and plans_ahead(schedule)
         return plan_of(self._pipe, schedule, num_inference_steps) if known else None
 
     def run(

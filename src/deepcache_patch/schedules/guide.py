@@ -1,13 +1,14 @@
 """What leads through one generation of one U-Net: which steps are full, and what is replayed."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 
 from ..cutting.features import Recorded
-from ..errors import InvalidSettingError
+from ..errors import DeepCacheWarning, InvalidSettingError
 from .context import Context, FinishedCall
 from .forecast import Forecast
 from .plans import FULL, OUTPUT, Explicit, Plan, PlanEntry, Schedule
@@ -143,7 +144,19 @@ class ProtectingGuide(Guide):
         self._guide.finish()
 
 
-def planned(schedule: Schedule, context: Context) -> Plan:
+def plans_ahead(schedule: Any) -> bool:
+    """Whether a schedule has a plan before a generation: by `plan_for(context)`, or `plan(n)`."""
+    return hasattr(schedule, "plan_for") or hasattr(schedule, "plan")
+
+
+def expected(schedule: Any, context: Context) -> Plan:
+    """As `planned`, of a generation that has not been; so nothing is told of it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeepCacheWarning)
+        return planned(schedule, context)
+
+
+def planned(schedule: Any, context: Context) -> Plan:
     """The plan of a generation, with what its window protects in full.
 
     A schedule that has a method `plan_for(context)` is asked by that, any other by its

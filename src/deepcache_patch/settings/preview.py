@@ -8,13 +8,13 @@ from typing import Any, Final
 from torch import nn
 
 from ..errors import InvalidSettingError, first_line
-from ..learning.auto import Auto, expected
 from ..measuring.generation import accepted_arguments
 from ..patching.wrappers import unwrapped
 from ..running.components import likeliest_scheduler, unets_of
 from ..schedules.adaptive import Adaptive
 from ..schedules.context import Context
-from ..schedules.plans import Plan, Schedule, number_between, whole_number
+from ..schedules.guide import expected, plans_ahead
+from ..schedules.plans import Plan, number_between, whole_number
 from ..schedules.window import NO_WINDOW, Window
 
 #: The argument that says how many steps there are, of pipelines and schedulers.
@@ -107,7 +107,7 @@ def plan_by(
     if not count:
         raise InvalidSettingError(f"with strength={strength:g}, none of the steps would run")
     context = Context(count, timesteps, scheduler, unet or nn.Identity(), window=window)
-    if not isinstance(schedule, Schedule | Auto):
+    if not plans_ahead(schedule):
         most = ""
         if isinstance(schedule, Adaptive):
             most = f", at most {schedule.most_full(context)} of {count} steps in full"

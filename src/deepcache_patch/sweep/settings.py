@@ -16,6 +16,7 @@ from ..compare.steps import LISTS, require_same_steps, strength_of
 from ..errors import InvalidSettingError, no_such
 from ..learning.auto import Auto
 from ..learning.calibrated_schedule import Calibrated
+from ..schedules.guide import plans_ahead
 from ..schedules.noise_aware import FEW_STEPS, NoiseAware
 from ..schedules.plans import FULL, Schedule, whole_number
 from ..schedules.replay import Extrapolate
@@ -155,14 +156,12 @@ def require_fitting(settings: Iterable[Setting], pipe: Any, helper: Any, call: A
         require_same_steps(
             pipe, {**call, "num_inference_steps": setting.steps}, schedule, setting.name
         )
-        if isinstance(schedule, Auto):
-            schedule = NoiseAware(schedule.interval, schedule.branch)  # by whose plan it goes
-        if lists or num_steps(pipe, setting.steps) is None or not isinstance(schedule, Schedule):
+        if lists or num_steps(pipe, setting.steps) is None or not plans_ahead(schedule):
             continue
         strength = strength_of(pipe, call)
         plan = plan_of(pipe, schedule, setting.steps, window=window, strength=strength)
         if all(entry == FULL for entry in plan):
-            few = len(plan) <= FEW_STEPS and isinstance(schedule, NoiseAware)
+            few = len(plan) <= FEW_STEPS and isinstance(schedule, NoiseAware | Auto)
             cure = f"more than {FEW_STEPS} steps" if few else "a larger interval, or more steps"
             raise InvalidSettingError(
                 f"{setting.name} would run all of {len(plan)} steps in full, and be no faster: "
