@@ -291,12 +291,12 @@ class DeepCacheHelper(Adjustable):
         branch's `share`), which is the same each time. Then plain and accelerated runs are timed in
         turn: 3 times, or 9 where these vary or are too slow. Full steps are taken away only if the
         upper quartile is below the goal, at most half of them, and as if a shallow call cost at
-        most twice its work, or a tenth of a full one if that is more. Where half of the timings
-        spread over more than 20 % of their median, or only their median is below the goal, the plan
-        stays as it is, with a warning; so it does, with another, where the goal is still not
-        reached. What was reached is in the schedule's `reached`: work, speed, its quartiles, and,
-        if `run` makes the same pictures each time and returns them, their PSNR, that of the default
-        with as many full steps, and how many pictures there are.
+        most twice its work, or a tenth of a full one if that is more; plans are tried anew then.
+        Where half of the timings spread over more than 20 % of their median, or only their median
+        is below the goal, the plan stays as it is, with a warning; so it does, with another, where
+        the goal is still not reached. What was reached is in the schedule's `reached`: work, speed,
+        its quartiles, and, if `run` makes the same pictures each time and returns them, their PSNR,
+        that of the default with as many full steps, and how many pictures there are.
 
         Args:
             run: Calls the pipeline once or more, always with the same steps, makes the same

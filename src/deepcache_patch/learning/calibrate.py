@@ -132,7 +132,7 @@ def _with_so_many(trials: Trials, full_steps: int, first: Any) -> Calibrated:
             "give fewer"
         )
     _tell(trials.see_plain(first))
-    found = trials.way(full_steps).schedule(trials.study, full_steps)
+    found = trials.nearest(full_steps)
     return replace(found, reached=trials.reached(found))
 
 
@@ -154,7 +154,7 @@ def _fast_enough(trials: Trials, speedup: float, first: Any) -> Calibrated:
         speedup: The goal.
         first: What the studied run returned.
     """
-    study, share, steps = trials.study, trials.share, trials.study.seen
+    branch, share, steps = trials.study.branch, trials.share, trials.study.seen
     if share is None:
         raise InvalidSettingError(
             "speedup cannot be a goal here, because the work of this U-Net's shallow calls cannot "
@@ -163,7 +163,7 @@ def _fast_enough(trials: Trials, speedup: float, first: Any) -> Calibrated:
     count = _most_full_steps(speedup, steps, share)
     if count < 1:
         raise InvalidSettingError(
-            f"speedup={speedup} is out of reach: at branch {study.branch} at most "
+            f"speedup={speedup} is out of reach: at branch {branch} at most "
             f"{steps / (1 + (steps - 1) * share):.2f}×, with 1 of {steps} steps in full, as a "
             f"shallow call is {share:.1%} of a full one's work; ask for less"
         )
@@ -171,9 +171,8 @@ def _fast_enough(trials: Trials, speedup: float, first: Any) -> Calibrated:
     least = max(_most_full_steps(speedup, steps, dearest), -(-count // 2))
 
     _tell(trials.see_plain(first))  # the first calls of a kind may compile, or choose kernels
-    way = trials.way(count)
     while True:
-        found = way.schedule(study, count)
+        found = trials.nearest(count)
         trials.follow(found)  # likewise
         speed = measured_speed(trials.plain_seconds, trials.seconds, goal=speedup)
         too_slow = speed.is_steady and speed.quartiles[1] < speedup
@@ -216,9 +215,12 @@ def _good_enough(trials: Trials, psnr: float, first: Any) -> Calibrated:
     low, high = 1, trials.study.seen
     way = trials.way(max(1, int(high / _USUAL)))
 
+    def near(schedule: Calibrated) -> float:
+        return float(np.mean(trials.follow(schedule)))
+
     while low < high:
         count = (low + high) // 2
-        if np.mean(trials.follow(way.schedule(trials.study, count))) >= psnr:
+        if near(way.schedule(trials.study, count)) >= psnr:
             high = count
         else:
             low = count + 1
@@ -227,5 +229,6 @@ def _good_enough(trials: Trials, psnr: float, first: Any) -> Calibrated:
             f"psnr={psnr:g} takes all {high} steps in full, so nothing is faster; ask for less, "
             "or give full_steps"
         )
-    found = way.schedule(trials.study, high)
+    # What is nearest with as many as usual may not be with so many.
+    found = max(way.schedule(trials.study, high), trials.nearest(high), key=near)
     return replace(found, reached=trials.reached(found))

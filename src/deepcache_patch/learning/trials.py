@@ -70,12 +70,13 @@ class Trials:
 
     def way(self, full_steps: int) -> Way:
         """How to go by so many full steps: the nearest of all ways, if they can be compared."""
-        return nearest_way(self.study, full_steps, self._error) if self.plain else self.usual_way
+        if not self.plain:
+            return usual_way(self.study)
+        return nearest_way(self.study, full_steps, self._error)
 
-    @property
-    def usual_way(self) -> Way:
-        """What is taken where nothing can be compared."""
-        return usual_way(self.study)
+    def nearest(self, full_steps: int) -> Calibrated:
+        """The schedule with so many full steps that is nearest, if they can be compared."""
+        return self.way(full_steps).schedule(self.study, full_steps)
 
     def follow(self, schedule: Calibrated) -> list[float]:
         """Go by a schedule, and run by it if that was not done before.
