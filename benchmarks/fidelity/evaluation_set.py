@@ -307,7 +307,10 @@ def _learn(
     with DeepCacheHelper(pipe, schedule=auto):
         make(batch, range(beyond, beyond + len(batch)))
     if not auto.learned:
-        raise ValueError(f"--auto: a generation of {type(pipe).__name__} teaches nothing")
+        raise ValueError(
+            f"--auto: a generation of {type(pipe).__name__} teaches nothing: give more --steps, or "
+            "a smaller --interval"
+        )
 
 
 def _auto(file: Path, arguments: argparse.Namespace) -> Auto:

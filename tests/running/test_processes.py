@@ -15,7 +15,8 @@ from benchmarks.fidelity import evaluation_set
 
 ROOT = Path(__file__).resolve().parents[2]
 PICTURES = 40
-OPTIONS = ["--batch", "2", "--steps", "8", "--cpu"]
+#: With fewer full steps auto has nothing to learn from.
+OPTIONS = ["--batch", "2", "--steps", "16", "--interval", "2", "--cpu"]
 
 #: With `--cpu` of its own, accelerate 1.15 starts one process however many are asked for, unless it
 #: finds an MPI. What its name calls several GPUs starts any number; the script picks the device.
