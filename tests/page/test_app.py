@@ -129,7 +129,8 @@ def test_a_preview_goes_by_the_pipelines_noise_levels_and_forecasts_cost_nothing
     assert f'aria-label="plan: {plan}"' in shown
     assert shown.endswith("8 of 20 steps in full; 40% of the U-Net&#x27;s work</p>")
     shown = preview(page(), **default, num_inference_steps=6)
-    assert shown.endswith('<p class="faint">Planned: 6 of 6 steps in full</p>')
+    few = "generations of 8 steps or fewer run in full"
+    assert shown.endswith(f'<p class="faint">Planned: 6 of 6 steps in full; {few}</p>')
 
 
 def test_the_fields_begin_anew_where_they_mean_something_else() -> None:
@@ -176,6 +177,22 @@ def test_a_preview_of_auto_is_the_defaults_and_says_whether_it_learns(
     assert shown == default.replace("work</p>", f"work; {said}</p>") != default
 
 
+@pytest.mark.parametrize("schedule", ["noise-aware", "auto", "uniform"])
+@pytest.mark.parametrize(
+    ("steps", "interval", "said"), [(15, 2, True), (16, 2, False), (12, 1, False), (8, 2, False)]
+)
+def test_a_preview_says_what_so_few_steps_do(
+    schedule: str, steps: int, interval: float, said: bool
+) -> None:
+    # `print(helper)` and the command `plan` said so, but not the page.
+    given = {"interval": interval, "branch": -1, "num_inference_steps": steps}
+    shown = preview(page(), schedule=schedule, **given)
+    told = "; with 15 steps or fewer pictures move far from the plain ones: lower the interval"
+    assert (told in shown) == said
+    none = "Planned: 8 of 8 steps in full; generations of 8 steps or fewer run in full</p>"
+    assert (none in shown) == (steps == 8 and schedule != "uniform")
+
+
 def test_generate_gives_both_pictures_and_the_figures() -> None:
     shown = generated(page(), seed=5.0)  # as a browser has it
     plain, cached = shown["pictures"]
@@ -189,7 +206,8 @@ def test_generate_gives_both_pictures_and_the_figures() -> None:
     assert "Ran: 2 of 6 steps in full; " in shown["strip"]
     again = generated(page(), seed=5, interval=1)
     assert again["pictures"][0].tobytes() == plain.tobytes()
-    before = "<caption>Try 2, timed once; the plain picture and its times are those of before"
+    # "Those of before" did not say that a speed may be of two moments, nor how to have new ones.
+    before = "<caption>Try 2, timed once; the plain picture and its times are of an earlier run: "
     assert before in again["figures"]
     assert "<td>identical</td>" in again["figures"]
 

@@ -62,12 +62,12 @@ def test_why_there_is_no_knee_is_said(points: Any, why: str) -> None:
 @pytest.mark.parametrize(
     ("places", "expected"),
     [
-        ([(0.5, 0.5), (0.1, 0.5), (0.51, 0.52), (0.5, 0.6)], [0, 0, 1, 0]),
+        ([(0.5, 0.5), (0.1, 0.5), (0.51, 0.52), (0.5, 0.6)], [0, 0, -1, 0]),
         ([(0.5, 0.5)] * 5, [0, -1, 1, -2, 2]),
         ([(1.0, 0.5)] * 3, [0, -1, -2]),  # to the right they would leave the picture
         ([(0.0, 0.5)] * 3, [0, 1, 2]),  # to the left they would cover the ticks
         # A mark that was moved hid one that it had not been near to: one step left or right does.
-        ([(0.56, 0.5), (0.5, 0.5), (0.51, 0.5)], [0, 0, -2]),
+        ([(0.56, 0.5), (0.5, 0.5), (0.42, 0.5), (0.51, 0.5)], [0, 0, 0, -2]),
     ],
 )
 def test_no_mark_covers_another(places: Any, expected: list[int]) -> None:
@@ -88,11 +88,11 @@ def test_points_that_would_cover_each_other_are_drawn_side_by_side() -> None:
     (knee,) = (point for point in points if point.is_knee)
     assert (knee.mark, knee.row is sweep.knee) == ("3", True)
     aside = next(point for point in points if point.aside)
-    assert (aside.x, aside.drawn_x) == (0.6, 0.6 - 0.053)
+    assert (aside.x, aside.drawn_x) == (0.6, 0.6 - 0.075)
     page = sweep.to_html()
     y = f"{100 - 100 * aside.y:.2f}%"
-    assert page.count(f'<line class="lead" x1="60.00%" y1="{y}" x2="54.70%" y2="{y}"/>') == 1
-    assert page.count('<line class="lead"') == page.count('<circle cx="54.70%"') == 1
+    assert page.count(f'<line class="lead" x1="60.00%" y1="{y}" x2="52.50%" y2="{y}"/>') == 1
+    assert page.count('<line class="lead"') == page.count('<circle cx="52.50%"') == 1
     moved = "a mark that would cover another is moved aside, and a line leads to its place"
     assert (moved in page, moved in made().to_html()) == (True, False)
 

@@ -287,7 +287,9 @@ def test_the_page_has_a_point_and_a_card_for_each_row_and_fetches_nothing() -> N
     assert len(page.named("img")) == 6 + 2 + 5 * 2  # thumbnails, plain, cards
     assert not page.named("link")[1:]
     assert not re.findall(r"<[^>]+ style=", text)  # which the policy would refuse
-    assert "deepcache-patch compare a/model --interval 1.5 --steps 24" in text
+    # A line ended within the two hyphens of an option.
+    options = [f'<span class="option">{each}</span>' for each in ("--interval", "--steps")]
+    assert "deepcache-patch compare a/model {} 1.5 {} 24</code>".format(*options) in text
 
 
 def test_the_page_escapes_whatever_it_is_given() -> None:

@@ -91,13 +91,13 @@ def strip(plan: Plan, name: str) -> str:
     return f'<div class="strip" role="img" aria-label="{label}">{"".join(signs)}</div>'
 
 
-def planned(plan: Plan | None, shares: Sequence[float | None], remark: str | None = None) -> str:
+def planned(plan: Plan | None, shares: Sequence[float | None], remarks: Sequence[str] = ()) -> str:
     """The plan of settings that have not run, and what it costs.
 
     Args:
         plan: `None` where it is made while the picture is.
         shares: For each branch the work of a shallow call, 0 to 1; `None` where it is not known.
-        remark: What else there is to say of it.
+        remarks: What else there is to say of it.
     """
     if plan is None:
         return _faint("The plan is made while the picture is.")
@@ -105,8 +105,7 @@ def planned(plan: Plan | None, shares: Sequence[float | None], remark: str | Non
     known = [share_of[entry] for entry in plan]
     whole = len(plan.full_steps) == len(plan)
     work = None if whole or None in known else sum(filter(None, known)) / len(plan)
-    said = [f"Planned: {_described(plan, work)}", *([remark] if remark else [])]
-    return strip(plan, "plan") + _faint("; ".join(said))
+    return strip(plan, "plan") + _faint("; ".join([f"Planned: {_described(plan, work)}", *remarks]))
 
 
 def ran(comparison: Comparison) -> str:
@@ -131,7 +130,9 @@ def figures(trial: Trial, *, number: int) -> str:
     head = "".join(f'<th scope="col">{name}</th>' for name in ("", *comparison.columns))
     caption = f"Try {number}, timed once"
     if trial.kept:
-        caption += "; the plain picture and its times are those of before"
+        caption += (
+            "; the plain picture and its times are of an earlier run: another seed has new ones"
+        )
     if comparison.speeds.is_beyond(comparison.work_speedup):
         caption += "; faster than the work allows, so the machine was busy with something else"
     return (

@@ -18,15 +18,19 @@ if TYPE_CHECKING:
 #: From the left and from the bottom, 0 to 1.
 Place: TypeAlias = tuple[float, float]
 
-#: Points that lie nearer than this in both directions would cover each other's number. The first is
-#: also how far one of them is moved. On a narrow page, the plot has 280 pixels and smaller marks.
+#: Points that lie nearer than this in both directions would cover each other's number. On a narrow
+#: page, the plot has 280 pixels and smaller marks.
 _NEAR: Final = (0.053, 0.058)
+
+#: The stride by which one of them is moved then: wider, or the line to its place would be a pixel
+#: long there.
+_ASIDE: Final = 0.075
 
 #: A mark that is moved stays between these: further left are the texts of the ticks, further right
 #: the picture ends.
 _EDGES: Final = (0.0, 1.025)
 
-#: By how many marks one may be moved, the nearest first.
+#: By how many strides one may be moved, the nearest first.
 _STEPS: Final = sorted(range(-20, 21), key=abs)
 
 
@@ -40,8 +44,8 @@ class Point:
         x: From the left, 0 to 1.
         y: From the bottom, 0 to 1; identical results stand at the top.
         is_knee: Whether it is the knee.
-        aside: By how many marks it is drawn to the right of its place, or to the left where that is
-            negative, so that it covers no other.
+        aside: By how many strides it is drawn to the right of its place, or to the left where that
+            is negative, so that it covers no other.
     """
 
     row: Row
@@ -54,7 +58,7 @@ class Point:
     @property
     def drawn_x(self) -> float:
         """Where the mark is drawn, from the left."""
-        return self.x + self.aside * _NEAR[0]
+        return self.x + self.aside * _ASIDE
 
 
 @dataclass(frozen=True)
@@ -112,14 +116,14 @@ def curve_of(sweep: Sweep) -> Curve:
 
 
 def asides(places: Sequence[Place]) -> list[int]:
-    """By how many marks each is to be moved to the right, so that none covers one before it.
+    """By how many strides each is to be moved to the right, so that none covers one before it.
 
     Where there is no room left beside it, it stays.
     """
     found: list[int] = []
     taken: list[Place] = []
     for x, y in places:
-        moved = {steps: (x + steps * _NEAR[0], y) for steps in _STEPS}
+        moved = {steps: (x + steps * _ASIDE, y) for steps in _STEPS}
         within = (s for s in _STEPS if not s or _EDGES[0] <= moved[s][0] <= _EDGES[1])
         free = (s for s in within if not any(_is_near(moved[s], other) for other in taken))
         aside = next(free, 0)
