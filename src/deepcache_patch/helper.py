@@ -296,7 +296,7 @@ class DeepCacheHelper(Adjustable):
         is below the goal, the plan stays as it is, with a warning; so it does, with another, where
         the goal is still not reached. What was reached is in the schedule's `reached`: work, speed,
         its quartiles, and, if `run` makes the same pictures each time and returns them, their PSNR,
-        that of the default with as many full steps, and how many pictures there are.
+        that by the default's rule with as many full steps, and how many pictures there are.
 
         Args:
             run: Calls the pipeline once or more, always with the same steps, makes the same
@@ -304,7 +304,8 @@ class DeepCacheHelper(Adjustable):
                 or a list.
             speedup: How many times as fast the denoising loop shall be; 1 or more.
             full_steps: How many steps shall run in full, at least 1.
-            psnr: How close the pictures shall be to the plain ones, in dB on average.
+            psnr: How close the pictures shall be to the plain ones, in dB, on average over those that
+                are not identical.
             branch: Of the shallow steps: -1, above the output, or at least 0, where only plans
                 are compared.
 

@@ -117,8 +117,17 @@ def test_the_window_reaches_the_helper(
         ("--full-steps 5 --schedule uniform", "--full-steps goes with --schedule default or auto"),
         ("--full-steps 21 --steps 20", "--full-steps 21 is more than the generation has: 20"),
         (
-            "--full-steps 3 --first 2 --last 1",
-            "--full-steps 3 leaves none beside the 3 of --first and --last: ask for more",
+            "--full-steps 2 --first 2 --last 1",
+            "--full-steps 2 is fewer than run in full in any case, by --first and --last: 3",
+        ),
+        (
+            "--full-steps 1 --last 1",
+            "--full-steps 1 is fewer than run in full in any case, by --first and --last: 2",
+        ),
+        (
+            "--full-steps 4 --steps 8",
+            "--full-steps 4 of 8 steps: with 8 or fewer all run in full; take more --steps, or "
+            "--schedule uniform with --interval",
         ),
         (
             "--full-steps 2 --call timesteps=[900,500,100]",
@@ -132,7 +141,12 @@ def test_full_steps_that_a_comparison_cannot_have(options: str, message: str, ca
 
 
 @pytest.mark.parametrize(
-    "options", ["--full-steps 13 --steps 25", "--full-steps 13 --steps 25 --first 2 --last 0.1"]
+    "options",
+    [
+        "--full-steps 13 --steps 25",
+        "--full-steps 13 --steps 25 --first 2 --last 0.1",
+        "--full-steps 13 --steps 25 --first 10 --last 3",
+    ],
 )
 def test_a_comparison_runs_as_many_full_steps_as_it_is_told(
     options: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
@@ -190,6 +204,25 @@ def test_a_file_of_another_scheduler_names_the_option_that_cures_it(
         use_scheduler(other, here)
         monkeypatch.setattr(PipelineRequest, "load", lambda _asked, other=other: other)
         assert said(capsys, *call) == message.format(here)
+
+
+def test_no_scheduler_is_named_that_keeps_what_differs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    # "dpm-solver++" leaves Karras sigmas as they are: the same error came again.
+    pipe, auto, file = CASES["sd"].load(), Auto(), tmp_path / "schedule.json"
+    use_scheduler(pipe, "dpm-solver++")
+    with DeepCacheHelper(pipe, schedule=auto):
+        CASES["sd"].run(pipe, steps=10)
+    auto.learned[0].save(file)
+    other = CASES["sd"].load()
+    use_scheduler(other, "dpm-solver++-karras")
+    monkeypatch.setattr(PipelineRequest, "load", lambda _asked: other)
+    call = ["compare", "m", "--prompt", "a fox", "--schedule", file, "--steps", 10]
+    assert said(capsys, *call) == (
+        "this calibrated schedule does not fit: scheduler has use_karras_sigmas=True, not False; "
+        "calibrate it anew"
+    )
 
 
 def test_no_scheduler_is_named_where_the_unet_is_another(tmp_path: Path, capsys: Any) -> None:

@@ -298,8 +298,8 @@ def test_few_steps_run_in_full_and_the_plan_says_so(capsys: pytest.CaptureFixtur
         ),
         ("--steps 9 --full-steps 10", "--full-steps 10 is more than the generation has: 9"),
         (
-            "--steps 20 --full-steps 5 --first 3 --last 0.1",
-            "--full-steps 5 leaves none beside the 5 of --first and --last: ask for more",
+            "--steps 20 --full-steps 4 --first 3 --last 0.1",
+            "--full-steps 4 is fewer than run in full in any case, by --first and --last: 5",
         ),
         ("--interval 0.5", "Invalid value for '--interval': 0.5 is too small: 1 is the least"),
         ("--strength 0.5", "--strength goes with --scheduler"),

@@ -233,7 +233,7 @@ def test_run_may_return_what_the_pipeline_did(kind, pipe):
 @pytest.mark.slow
 def test_the_mean_of_several_pictures_counts(pipe, monkeypatch):
     # The second picture is 20 dB closer: the mean reaches 30 dB with the first at 20.
-    monkeypatch.setattr(Trials, "follow", lambda *_: [20.0, 40.0])
+    monkeypatch.setattr(Trials, "closeness_by", lambda *_: [20.0, 40.0])
 
     def run():
         return [shown(pipe), shown(pipe)]
@@ -242,6 +242,58 @@ def test_the_mean_of_several_pictures_counts(pipe, monkeypatch):
     with pytest.warns(DeepCacheWarning, match="psnr=30.1 takes all 6 steps in full"):
         found = DeepCacheHelper(pipe).calibrate(run, branch=0, psnr=30.1)
     assert len(found.plan(6).full_steps) == 6
+
+
+def test_full_steps_are_taken_away_while_the_nearest_plan_is_close_enough(pipe, monkeypatch):
+    # The number was looked for by one way to go, which for others is not the nearest.
+    ways = itertools.chain([nearest.Way(1.1)], itertools.repeat(nearest.Way(None)))
+    monkeypatch.setattr(trials, "nearest_way", lambda *_: next(ways))
+
+    def closeness(self, schedule):
+        count = len(schedule.entries.full_steps)
+        usual = nearest.Way(1.1).schedule(self.study, count)
+        return [60.0 if count >= (5 if schedule == usual else 2) else 40.0]
+
+    monkeypatch.setattr(Trials, "closeness_by", closeness)
+    found = DeepCacheHelper(pipe).calibrate(partial(LDM.run, pipe, steps=12), psnr=50)
+    assert len(found.entries.full_steps) == 2
+    assert (found.reached.psnr, found.reached.default_psnr) == (60.0, 40.0)
+
+
+def test_a_picture_that_is_identical_does_not_reach_the_goal_for_others(pipe):
+    # One black picture of a safety checker made the mean infinite, and one full step enough.
+    def run():
+        made = LDM.run(pipe, steps=12).numpy()
+        return [made[0], np.zeros_like(made[0])]
+
+    found = DeepCacheHelper(pipe).calibrate(run, branch=0, psnr=60)
+    alone = DeepCacheHelper(pipe).calibrate(lambda: run()[:1], branch=0, psnr=60)
+    assert found.entries == alone.entries
+    assert found.reached.psnr == alone.reached.psnr
+    assert found.reached.pictures == 2
+
+
+def test_pictures_that_are_fewer_than_before_are_refused(pipe):
+    counts = iter([2, 2, 1])
+
+    def run():
+        made = LDM.run(pipe, steps=12).numpy()
+        return [made[0]] * next(counts)
+
+    with pytest.raises(InvalidSettingError, match=r"run\(\) returned 1 pictures, and 2 before"):
+        DeepCacheHelper(pipe).calibrate(run, branch=0, full_steps=4)
+
+
+def test_plain_pictures_with_nan_are_refused_for_a_psnr(pipe):
+    with pytest.raises(InvalidSettingError, match="the plain pipeline makes pictures with NaN"):
+        DeepCacheHelper(pipe).calibrate(
+            lambda: LDM.run(pipe, steps=5).numpy() * np.nan, branch=0, psnr=40
+        )
+
+
+def test_of_few_steps_the_default_leaves_out_none_so_nothing_is_said_of_it(pipe):
+    found = DeepCacheHelper(pipe).calibrate(partial(LDM.run, pipe, steps=8), full_steps=3)
+    assert (found.reached.default_psnr, found.reached.pictures) == (None, 1)
 
 
 # --- so many times as fast ----------------------------------------------------------------------
@@ -320,16 +372,6 @@ def test_timings_that_agree_and_are_fast_enough_are_taken_three_times(clock, pip
     )
 
 
-def test_a_shallow_call_that_takes_longer_than_its_work_costs_full_steps(clock, pipe, share):
-    clock.shallow = 0.25
-    assert share < 0.25 < 2 * share
-    found = DeepCacheHelper(pipe).calibrate(partial(LDM.run, pipe, steps=12), branch=0, speedup=2)
-    assert len(found.plan(12).full_steps) == 4  # (12/2 - 12/4) / (1 - 1/4)
-    assert (found.reached.speed, found.reached.timings) == (2, 3)
-    assert clock.runs == 2 * (9 + 3)  # with 5 full steps, which is too slow, and with 4
-
-
-@pytest.mark.slow
 def test_each_number_of_full_steps_has_its_own_nearest_plan(clock, pipe, monkeypatch):
     # What was nearest with 10 full steps was taken with 9: 2.5 dB worse than the default there.
     asked = []
@@ -343,11 +385,18 @@ def test_each_number_of_full_steps_has_its_own_nearest_plan(clock, pipe, monkeyp
     run = partial(LDM.run, pipe, steps=12)
     found = DeepCacheHelper(pipe).calibrate(run, branch=0, speedup=2)
     assert asked == [5, 4] == [5, len(found.entries.full_steps)]
-    asked.clear()
-    found = DeepCacheHelper(pipe).calibrate(run, branch=0, psnr=found.reached.psnr)
-    assert asked == [5, len(found.entries.full_steps)]
 
 
+def test_a_shallow_call_that_takes_longer_than_its_work_costs_full_steps(clock, pipe, share):
+    clock.shallow = 0.25
+    assert share < 0.25 < 2 * share
+    found = DeepCacheHelper(pipe).calibrate(partial(LDM.run, pipe, steps=12), branch=0, speedup=2)
+    assert len(found.plan(12).full_steps) == 4  # (12/2 - 12/4) / (1 - 1/4)
+    assert (found.reached.speed, found.reached.timings) == (2, 3)
+    assert clock.runs == 2 * (9 + 3)  # with 5 full steps, which is too slow, and with 4
+
+
+@pytest.mark.slow
 def test_no_more_full_steps_are_taken_away_than_twice_the_work_explains(clock, pipe, share):
     # With 1 of 12 steps in full it would not be twice as fast, either.
     clock.shallow = 0.9
@@ -522,10 +571,10 @@ def test_a_number_of_full_steps_is_told_with_its_work_and_how_near_it_came(pipe,
 
 
 def test_a_psnr_is_told_with_the_worst_picture(pipe, share, monkeypatch):
-    monkeypatch.setattr(Trials, "follow", lambda *_: [20.0, 40.0])
+    monkeypatch.setattr(Trials, "closeness_by", lambda *_: [20.0, 40.0])
     found = DeepCacheHelper(pipe).calibrate(lambda: [shown(pipe), shown(pipe)], branch=0, psnr=30)
     assert found.reached == Reached(
-        work=by_work(1, 6, share), psnr=30.0, worst_psnr=20.0, default_psnr=30.0, pictures=2
+        work=by_work(1, 6, share), psnr=30.0, worst_psnr=20.0, pictures=2
     )
     assert str(found.reached) == (
         f"{by_work(1, 6, share):.2f}× by work, 30.0 dB (worst 20.0), "
@@ -795,7 +844,8 @@ def test_a_failure_on_the_way_leaves_everything_as_it_was(clock, pipe, untouched
 
 def test_outputs_that_are_not_finite_teach_nothing(pipe):
     handle = pipe.unet.conv_out.register_forward_hook(lambda _m, _a, output: output / 0)
-    found = DeepCacheHelper(pipe).calibrate(partial(LDM.run, pipe, steps=9), full_steps=4)
+    with pytest.warns(DeepCacheWarning, match="the plain pipeline makes pictures with NaN"):
+        found = DeepCacheHelper(pipe).calibrate(partial(LDM.run, pipe, steps=9), full_steps=4)
     handle.remove()
     assert len(found.entries.full_steps) == 4
     assert found.weights == {}

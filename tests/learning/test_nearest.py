@@ -173,5 +173,5 @@ def test_what_calibrate_takes_is_the_nearest_of_all_that_it_tried(branch, monkey
     assert found == schedule
     with DeepCacheHelper(pipe, schedule=found):
         square = np.mean((run().numpy() - plain) ** 2)
-    # float32 that is added up in any order: a few parts in a million of what differs.
+    # Pixels differ by a millionth, and float32, added up in any order, by a tenth of that.
     assert least == pytest.approx(10 * math.log10(square), abs=0.05)

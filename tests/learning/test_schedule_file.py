@@ -113,6 +113,10 @@ DAMAGED = {
     "no-speed": (reached(speed=None), "reached has a part of what belongs together"),
     "no-quartiles": (reached(quartiles=None), "reached has a part of what belongs together"),
     "no-timings": (reached(timings=0), "reached has a part of what belongs together"),
+    "default-without-psnr": (
+        reached(psnr=None, worst_psnr=None, pictures=0),
+        "reached has a part of what belongs together",
+    ),
     "no-worst": (reached(worst_psnr=None), "reached has a part of what belongs together"),
     "string-for-a-speed": (reached(speed="2x"), "speed of reached must be a number from 0 to"),
     "negative-work": (reached(work=-1), "work of reached must be a number from 0 to"),

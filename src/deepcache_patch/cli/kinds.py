@@ -69,7 +69,7 @@ def finite(text: str) -> float:
         number = math.nan
     if not math.isfinite(number):
         fraction = _fraction(text)
-        cure = "" if fraction is None else f": write a decimal, {_decimal(*fraction)}"
+        cure = "" if fraction is None else f": write a decimal, {fraction[0] / fraction[1]:.3g}"
         raise click.BadParameter(f"{text!r} is no finite number{cure}")
     return number
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import floor
+from math import floor, log10
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -252,16 +252,27 @@ def interval_leaving(full_steps: int, steps: int, window: Window) -> float:
         steps: Of the generation.
         window: What runs in full in any case.
     """
+    from ..schedules.noise_aware import FEW_STEPS
+
     if full_steps > steps:
         raise BadInputError(f"--full-steps {full_steps} is more than the generation has: {steps}")
-    protected = len(window.steps(steps))
-    if full_steps <= protected:
+    if full_steps < steps <= FEW_STEPS:
         raise BadInputError(
-            f"--full-steps {full_steps} leaves none beside the {protected} of --first and --last: "
-            "ask for more"
+            f"--full-steps {full_steps} of {steps} steps: with {FEW_STEPS} or fewer all run in "
+            "full; take more --steps, or --schedule uniform with --interval"
         )
+    protected = window.steps(steps)
+    if full_steps < len(protected | {0}):
+        raise BadInputError(
+            f"--full-steps {full_steps} is fewer than run in full in any case, by --first and "
+            f"--last: {len(protected | {0})}"
+        )
+    others, left = steps - len(protected), full_steps - len(protected)
+    if left == 0:
+        return others + 1  # so long that none comes beside them
     # Rounded down, so that it is the same where it is written with six digits.
-    return floor(10_000 * (steps - protected) / (full_steps - protected)) / 10_000
+    scale = 10.0 ** (5 - int(log10(others / left)))
+    return floor(scale * others / left) / scale
 
 
 def interval_for_call(pipe: Any, call: Mapping[str, Any], full_steps: int, window: Window) -> float:
@@ -292,13 +303,24 @@ def require_own_scheduler(pipe: Any, schedule: Any, file: str) -> None:
     for name, unet in unets_of(pipe).items():
         if described(unwrapped(unet)) != dict(schedule.setting.unet):
             return  # no scheduler would make it fit
-        here = name_of_scheduler(described(likeliest_scheduler(pipe, name)))
-        wanted = name_of_scheduler(schedule.setting.scheduler)
-        if here != wanted:
+        own, wanted = likeliest_scheduler(pipe, name), name_of_scheduler(schedule.setting.scheduler)
+        here = name_of_scheduler(described(own))
+        if here != wanted and _is_built_by(wanted, own, schedule):
             raise BadInputError(
                 f"--schedule {file} was calibrated with {wanted}, and here is {here}: give "
                 f"--scheduler {wanted}, or calibrate anew"
             )
+
+
+def _is_built_by(name: str, own: Any, schedule: Any) -> bool:
+    """Whether `--scheduler name` gives the scheduler of a calibrated schedule."""
+    from ..learning.calibrated_schedule import described
+    from .loading import scheduler_of
+
+    try:
+        return described(scheduler_of(name, own.config)) == dict(schedule.setting.scheduler)
+    except ValueError:  # not of diffusers
+        return False
 
 
 def helper_arguments(

@@ -13,7 +13,6 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, Final
 
-import numpy as np
 from diffusers import DiffusionPipeline
 from torch import nn
 
@@ -25,7 +24,7 @@ from ..running.components import unets_of
 from ..running.face import Helper
 from ..schedules.plans import OUTPUT, number_between, whole_number
 from .calibrated_schedule import Calibrated, described
-from .reached import Reached
+from .reached import Reached, mean_of
 from .study import Study, Studying
 from .trials import Trials
 
@@ -173,7 +172,7 @@ def _fast_enough(trials: Trials, speedup: float, first: Any) -> Calibrated:
     _tell(trials.see_plain(first))  # the first calls of a kind may compile, or choose kernels
     while True:
         found = trials.nearest(count)
-        trials.follow(found)  # likewise
+        trials.closeness_by(found)  # runs where nothing was compared: likewise
         speed = measured_speed(trials.plain_seconds, trials.seconds, goal=speedup)
         too_slow = speed.is_steady and speed.quartiles[1] < speedup
         if not too_slow or count <= least:
@@ -208,7 +207,11 @@ def _warn_of_time(
 
 
 def _good_enough(trials: Trials, psnr: float, first: Any) -> Calibrated:
-    """The fewest full steps with which the pictures are so close to the plain ones, on average."""
+    """The fewest full steps with which the pictures are so close to the plain ones, on average.
+
+    They are halved by one way to go, and then taken away one by one while the nearest of all ways
+    is close enough. Closeness does not always rise with the full steps, so still fewer may do.
+    """
     obstacle = trials.see_plain(first)
     if obstacle:
         raise InvalidSettingError(f"with psnr=, {obstacle}")
@@ -216,7 +219,7 @@ def _good_enough(trials: Trials, psnr: float, first: Any) -> Calibrated:
     way = trials.way(max(1, int(high / _USUAL)))
 
     def near(schedule: Calibrated) -> float:
-        return float(np.mean(trials.follow(schedule)))
+        return mean_of(trials.closeness_by(schedule))
 
     while low < high:
         count = (low + high) // 2
@@ -224,11 +227,13 @@ def _good_enough(trials: Trials, psnr: float, first: Any) -> Calibrated:
             high = count
         else:
             low = count + 1
+    # What is nearest with as many as usual may not be with so many.
+    found = max(way.schedule(trials.study, high), trials.nearest(high), key=near)
+    while high > 1 and near(fewer := trials.nearest(high - 1)) >= psnr:
+        high, found = high - 1, fewer
     if high == trials.study.seen > 1:
         warn(
             f"psnr={psnr:g} takes all {high} steps in full, so nothing is faster; ask for less, "
             "or give full_steps"
         )
-    # What is nearest with as many as usual may not be with so many.
-    found = max(way.schedule(trials.study, high), trials.nearest(high), key=near)
     return replace(found, reached=trials.reached(found))

@@ -30,7 +30,8 @@ class Reached:
         psnr: To the plain pictures, in dB, the mean; infinite for identical ones; `None` if it was
             not measured.
         worst_psnr: Of the picture that is the least close.
-        default_psnr: The mean by the default schedule with as many full steps.
+        default_psnr: The mean by the default's rule with as many full steps, at the same branch;
+            `None` where the default leaves out none.
         pictures: How many there are; 0 if they were not compared.
     """
 
@@ -53,11 +54,12 @@ class Reached:
     ) -> Reached:
         """From what was counted, the timings, and the PSNR of each picture, if there are any."""
         timed = (speed.median, speed.quartiles, len(speed.ratios)) if speed else (None, None, 0)
-        found, mean = cls(work, *timed), _mean(decibels)
-        if mean is None:
+        found, mean = cls(work, *timed), mean_of(decibels)
+        if math.isnan(mean):
             return found
         found = replace(found, psnr=mean, worst_psnr=min(decibels), pictures=len(decibels))
-        return replace(found, default_psnr=_mean(default))
+        usual = mean_of(default)
+        return found if math.isnan(usual) else replace(found, default_psnr=usual)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Reached:
@@ -112,7 +114,13 @@ class Reached:
         return [f"{self.psnr:.1f} dB" + (f" (worst {self.worst_psnr:.1f})" if worst else "")]
 
 
-def _mean(decibels: Sequence[float]) -> float | None:
-    """`None` where there are no pictures, or some that are not finite."""
-    found = float(np.mean(decibels)) if decibels else math.nan
-    return None if math.isnan(found) else found
+def mean_of(decibels: Sequence[float]) -> float:
+    """The mean PSNR, of those pictures that are not identical, if there are any.
+
+    One that is, such as a black one of a safety checker, would make it infinite. It is NaN where
+    there are none, or some that are not finite.
+    """
+    different = [each for each in decibels if each != math.inf]
+    if not different:
+        return math.inf if decibels else math.nan
+    return float(np.mean(different))

@@ -167,7 +167,9 @@ def _check_reached(reached: dict[str, Any]) -> None:
         reached["timings"] > 0,
         *(reached[name] is not None for name in ("speed", "quartiles")),
     }
-    if len(timed) > 1 or (reached["psnr"] is None) != (reached["worst_psnr"] is None):
+    compared = reached["psnr"] is not None
+    beside = reached.get("default_psnr") is not None or reached.get("pictures", 0) > 0
+    if len(timed) > 1 or compared != (reached["worst_psnr"] is not None) or beside > compared:
         raise InvalidSettingError("reached has a part of what belongs together")
 
 

@@ -9,20 +9,20 @@ from typing import Any, Final
 import numpy as np
 from torch import nn
 
+from ..errors import InvalidSettingError
 from ..measuring.generation import as_floats
 from ..measuring.loop_clock import LoopClock
 from ..measuring.speed import Speed
 from ..running.face import Helper
+from ..schedules.noise_aware import FEW_STEPS
 from .calibrated_schedule import Calibrated
 from .nearest import Way, nearest_way, usual_way
-from .reached import Reached
+from .reached import Reached, mean_of
 from .study import Study
 
 #: PSNR in dB, from which two pictures are one, made twice on a device that does not add up in a
 #: fixed order.
 _ROUNDING: Final = 50.0
-#: That of identical pictures where a mean is needed: above what float32 can differ by.
-_IDENTICAL: Final = 300.0
 
 
 @dataclass
@@ -61,6 +61,8 @@ class Trials:
                 "run() must return what the pipeline returned, with pictures as PIL or NumPy; it "
                 f"returned {type(first).__name__}"
             )
+        if any(np.isnan(each).any() for each in found):
+            return "the plain pipeline makes pictures with NaN: mend that first"
         if not _are_alike(found, again):
             return (
                 "run() makes other pictures each time: give the pipeline a seeded generator in it"
@@ -78,7 +80,7 @@ class Trials:
         """The schedule with so many full steps that is nearest, if they can be compared."""
         return self.way(full_steps).schedule(self.study, full_steps)
 
-    def follow(self, schedule: Calibrated) -> list[float]:
+    def closeness_by(self, schedule: Calibrated) -> list[float]:
         """Go by a schedule, and run by it if that was not done before.
 
         Returns:
@@ -89,16 +91,23 @@ class Trials:
             if other == schedule:
                 return known
         made = _pictures(self.run())
+        if self.plain and [each.shape for each in made] != [each.shape for each in self.plain]:
+            raise InvalidSettingError(
+                f"run() returned {len(made)} pictures, and {len(self.plain)} before, or others in "
+                "size: it has to make the same each time"
+            )
         self.tried.append((schedule, _decibels(self.plain, made) if self.plain else []))
         return self.tried[-1][1]
 
     def reached(self, found: Calibrated, speed: Speed | None = None) -> Reached:
-        """What was reached with it, beside the default with as many full steps."""
+        """What was reached with it, beside the default's rule with as many full steps."""
         if not self.plain:
             return Reached.of(self.work(found), speed)
-        close = self.follow(found)
-        default = Way(self.study.power).schedule(self.study, self._full_steps(found))
-        return Reached.of(self.work(found), speed, close, self.follow(default))
+        close, beside = self.closeness_by(found), []
+        if self.study.seen > FEW_STEPS:
+            default = Way(self.study.power).schedule(self.study, self._full_steps(found))
+            beside = self.closeness_by(default)
+        return Reached.of(self.work(found), speed, close, beside)
 
     def plain_seconds(self) -> float:
         """Of the denoising loop without the helper."""
@@ -124,7 +133,7 @@ class Trials:
 
     def _error(self, schedule: Calibrated) -> float:
         """How far its pictures are from the plain ones: the mean PSNR, but falling."""
-        found = float(np.mean(np.minimum(self.follow(schedule), _IDENTICAL)))
+        found = mean_of(self.closeness_by(schedule))
         return math.inf if math.isnan(found) else -found  # nothing is less than NaN
 
 
@@ -132,7 +141,7 @@ def _are_alike(pictures: list[np.ndarray], others: list[np.ndarray]) -> bool:
     """Whether they are the same, but for the rounding of kernels that add up in any order."""
     if [each.shape for each in pictures] != [each.shape for each in others]:
         return False
-    return all(each >= _ROUNDING or math.isnan(each) for each in _decibels(pictures, others))
+    return all(each >= _ROUNDING for each in _decibels(pictures, others))
 
 
 def _decibels(pictures: list[np.ndarray], others: list[np.ndarray]) -> list[float]:
