@@ -17,6 +17,8 @@ CSS: Final = """
 @media (max-width: 640px) {
   .gradio-container .main.app { padding: 8px !important; }
   .figures table { font-size: var(--text-sm); }
+  .gradio-container button.lg { font-size: var(--text-md); padding-inline: 8px;
+    white-space: nowrap; }
   #tries * { font-size: 11px; word-break: normal; }
   #tries :is(th, .body-cell, .cell-wrap) { padding: 2px !important; }
   #tries .cell-menu-button { display: none; }
