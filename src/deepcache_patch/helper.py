@@ -304,8 +304,8 @@ class DeepCacheHelper(Adjustable):
                 or a list.
             speedup: How many times as fast the denoising loop shall be; 1 or more.
             full_steps: How many steps shall run in full, at least 1.
-            psnr: How close the pictures shall be to the plain ones, in dB, on average over those that
-                are not identical.
+            psnr: How close the pictures shall be to the plain ones, in dB, on average over those
+                that are not identical.
             branch: Of the shallow steps: -1, above the output, or at least 0, where only plans
                 are compared.
 
