@@ -301,10 +301,11 @@ def test_the_page_escapes_whatever_it_is_given() -> None:
 
 def test_files_are_written_by_their_suffix(tmp_path: Path) -> None:
     sweep = made()
-    assert [path.name for path in sweep.save_all(tmp_path)] == list(FILES)
-    with Image.open(tmp_path / "sweep.png") as picture:
+    folder = tmp_path / "new" / "folder"
+    assert sweep.save_all(folder) == tuple(folder / name for name in FILES)
+    with Image.open(folder / "sweep.png") as picture:
         assert picture.size == sweep.picture().size
-    assert json.loads((tmp_path / "sweep.json").read_text()) == json.loads(sweep.to_json())
+    assert json.loads((folder / "sweep.json").read_text()) == json.loads(sweep.to_json())
     with pytest.raises(ValueError, match=r"cannot save a sweep as 'a.txt'; end in .html, .png"):
         sweep.save(tmp_path / "a.txt")
     assert "data:image/png;base64," in sweep._repr_html_()

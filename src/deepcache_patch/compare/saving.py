@@ -92,9 +92,12 @@ class Saved:
     ) -> tuple[Path, ...]:
         """Writes a picture, figures and a page (.png, .json, .html); returns their paths.
 
+        The folder is made if it is not there.
+
         Raises:
             OSError: One cannot be written. What was there is there still, unless a rename failed.
         """
+        Path(folder).mkdir(parents=True, exist_ok=True)
         paths = tuple(Path(folder) / name for name in files_of(self.kind_of_result))
         write_whole({path: self._encoded(path, command) for path in paths})
         return paths
