@@ -248,6 +248,12 @@ NO_BRANCH_9 = "branch 9 is out of range: this UNet2DConditionModel has 9 skip co
             "there is no setting 'intervall': did you mean 'interval'? There are interval, branch, "
             "speedup, schedule, first, last, replay",
         ),
+        (
+            {},
+            {"full_steps": 13},
+            "there is no setting 'full_steps'; there are interval, branch, speedup, schedule, "
+            "first, last, replay; give interval=steps / full_steps",
+        ),
         ({}, {"foo": 1}, "there is no setting 'foo'; there are interval, branch, speedup, "),
         (
             {"interval": 2.5},

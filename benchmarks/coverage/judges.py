@@ -66,6 +66,7 @@ JUDGES = {
     "running.callers": ("running/test_callers",),
     "running.tracing": ("running/test_written_down",),
     "running.attachment": _OF_THE_HELPER,
+    "running.owners": _OF_THE_HELPER,
     "helper": _OF_THE_HELPER,
 }
 

@@ -594,12 +594,12 @@ def test_without_the_same_pictures_each_time_there_is_no_psnr(kind, clock, pipe)
         found = DeepCacheHelper(pipe).calibrate(run, branch=0, speedup=1.5)
     obstacles = {
         "nothing": (
-            "run() must return what the pipeline returned, with pictures as PIL or NumPy; it "
-            "returned NoneType"
+            "run() must return what the pipeline returned, with pictures as PIL or NumPy, not "
+            "latents; it returned NoneType"
         ),
         "latents": (
-            "run() must return what the pipeline returned, with pictures as PIL or NumPy; it "
-            "returned Tensor"
+            "run() must return what the pipeline returned, with pictures as PIL or NumPy, not "
+            "latents; it returned Tensor"
         ),
         "other pictures": (
             "run() makes other pictures each time: give the pipeline a seeded generator in it"

@@ -58,8 +58,8 @@ class Trials:
         found = _pictures(first)
         if not found:
             return (
-                "run() must return what the pipeline returned, with pictures as PIL or NumPy; it "
-                f"returned {type(first).__name__}"
+                "run() must return what the pipeline returned, with pictures as PIL or NumPy, not "
+                f"latents; it returned {type(first).__name__}"
             )
         if any(np.isnan(each).any() for each in found):
             return "the plain pipeline makes pictures with NaN: mend that first"

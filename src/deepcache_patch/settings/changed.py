@@ -47,7 +47,9 @@ def require_known(names: Iterable[str]) -> None:
     """
     for name in names:
         if name not in SettingsGiven.__annotations__:
-            raise InvalidSettingError(no_such("setting", name, SettingsGiven.__annotations__))
+            cure = "; give interval=steps / full_steps" if name == "full_steps" else ""
+            known = no_such("setting", name, SettingsGiven.__annotations__)
+            raise InvalidSettingError(known + cure)
 
 
 @dataclass(frozen=True)
