@@ -33,7 +33,7 @@ from torch._subclasses import FakeTensor
 from benchmarks.networks.loop_pipeline import LoopPipeline
 from benchmarks.networks.toys import smallest
 from benchmarks.provenance import options, prepare, write
-from deepcache_patch import Adaptive, DeepCacheHelper, Uniform
+from deepcache_patch import Adaptive, Auto, DeepCacheHelper, Uniform
 from deepcache_patch.schedules.guide import AnySchedule
 
 #: Steps, pictures and size of the latents, one after the other. Readings are taken where the same
@@ -121,14 +121,14 @@ def main() -> None:
 
 def of_generations(pipe: LoopPipeline, times: int) -> dict[str, Any]:
     """So many generations of different kinds, by each schedule."""
-    schedules: dict[str, AnySchedule | str] = {
+    schedules: dict[str, AnySchedule] = {
         "uniform": Uniform(),
-        "auto": "auto",
+        "auto": Auto(1.2),  # so many full steps that it learns from most of them
         "adaptive": Adaptive(0.2, (0, 1)),  # runs both branches in the first of them
     }
     found: dict[str, Any] = {}
     for name, schedule in schedules.items():
-        with DeepCacheHelper(pipe, schedule=schedule) as helper:  # type: ignore[arg-type]
+        with DeepCacheHelper(pipe, schedule=schedule) as helper:
             found[name] = readings(lambda turn: _generation(pipe, turn), times)
             found[name]["full_calls"] = helper.stats.full_calls
             found[name]["shallow_calls"] = helper.stats.shallow_calls
