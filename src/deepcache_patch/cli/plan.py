@@ -129,13 +129,12 @@ def plan(
     for each in plans:
         say(f"{each}\n{each.counted}")
     if schedule in TAKE_SPEEDUP:
-        from ..schedules.noise_aware import remark_on
+        from ..schedules.noise_aware import FEW_STEPS, remarks_on
 
-        own = found.remark_on(plans[0]) if schedule == "auto" else None
-        few = remark_on(len(plans[0]), len(plans[0].full_steps))
-        for line in (_levels(scheduler, plans[0]), few, own):
-            if line is not None:
-                say(line)
+        if len(plans[0]) > FEW_STEPS:
+            say(_levels(scheduler))
+        for remark in remarks_on(found, plans[0]):
+            say(remark)
     if branch > 0:  # all have branch 0
         say(f"no model tells here whether there is a branch {branch}: {_TABLE} does")
 
@@ -176,12 +175,8 @@ def _planned(
     return plan
 
 
-def _levels(scheduler: str | None, plan: Plan) -> str:
+def _levels(scheduler: str | None) -> str:
     """What a plan by noise levels went by."""
-    from ..schedules.noise_aware import FEW_STEPS
-
-    if len(plan) <= FEW_STEPS:
-        return f"generations of {FEW_STEPS} steps or fewer run in full"
     if scheduler is None:
         return "by noise levels as of most schedulers; --scheduler NAME has its own"
     return f"by the noise levels of {scheduler}"

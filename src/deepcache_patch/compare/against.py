@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..measuring.generation import Timing
 from ..measuring.speed import WIDEST, Speed
-from ..schedules.noise_aware import remark_on
+from ..schedules.noise_aware import if_short
 from .measures import SAME, Measured
 
 #: What stands beside "plain": its column, its label, its progress bar. In JSON, fields and classes
@@ -128,7 +128,7 @@ def few_steps(each: Measured, plan: str) -> list[str]:
     """
     if each.looks in (None, SAME) or plan.count("F") == 1:
         return []
-    told = remark_on(len(plan), plan.count("F"))
+    told = if_short(len(plan), plan.count("F"))
     return [told] if told else []
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ..learning.auto import Auto
 from ..running.components import likeliest_scheduler
 from ..running.face import Helper
 from ..running.stats import LastGeneration
@@ -10,7 +9,7 @@ from ..schedules.context import Context
 from ..schedules.guide import expected
 from ..schedules.html import html_table
 from ..schedules.noise import timesteps_of
-from ..schedules.noise_aware import remark_on
+from ..schedules.noise_aware import remarks_on
 from ..schedules.plans import OUTPUT, Plan, place_of, schedule_text
 from ..schedules.window import Window
 
@@ -55,7 +54,8 @@ def rows(helper: Helper) -> list[tuple[str, str]]:
         found.append((f"last of {name}" if several else "last", _speed(last)))
         found.append(("", _work(last)))
         if not last.is_outdated:
-            found += _remarks(helper, last.plan, is_past=True)
+            remarks = remarks_on(helper.schedule, last.plan, is_past=True)
+            found += [("", each) for each in remarks]
     return found
 
 
@@ -95,15 +95,8 @@ def _expected(helper: Helper, window: Window, steps: int | None) -> list[tuple[s
     found = _strip("plan", plan)
     name, text = found[-1]
     guess = ", for example" if timesteps is None and steps is None else ""
-    remarks = _remarks(helper, plan)
+    remarks = [("", each) for each in remarks_on(helper.schedule, plan)]
     return [*found[:-1], (name, f"{text} (of {len(plan)} steps{guess})"), *remarks]
-
-
-def _remarks(helper: Helper, plan: Plan, *, is_past: bool = False) -> list[tuple[str, str]]:
-    schedule = helper.schedule
-    own = schedule.remark_on(plan, is_past=is_past) if isinstance(schedule, Auto) else None
-    few = remark_on(len(plan), len(plan.full_steps))
-    return [("", text) for text in (own, few) if text]
 
 
 def _strip(name: str, plan: Plan) -> list[tuple[str, str]]:

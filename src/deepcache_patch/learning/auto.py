@@ -111,7 +111,7 @@ class Auto(OneBranch):
             is_past: Whether it has run, so that the first need not be told.
         """
         if not plan.branches:
-            return None
+            return self.default.remark_on(plan, is_past=is_past)
         if plan.branches != (OUTPUT,):
             return f"auto: nothing is learned {place_of(plan.branches[0])}: as the default"
         if not self._is_worth_it(plan):

@@ -12,6 +12,7 @@ from torch import nn
 from ..errors import InvalidSettingError
 from ..measuring.generation import as_floats
 from ..measuring.loop_clock import LoopClock
+from ..measuring.similarity import psnr
 from ..measuring.speed import Speed
 from ..running.face import Helper
 from ..schedules.noise_aware import FEW_STEPS
@@ -96,7 +97,7 @@ class Trials:
                 f"run() returned {len(made)} pictures, and {len(self.plain)} before, or others in "
                 "size: it has to make the same each time"
             )
-        self.tried.append((schedule, _decibels(self.plain, made) if self.plain else []))
+        self.tried.append((schedule, _each_psnr(self.plain, made) if self.plain else []))
         return self.tried[-1][1]
 
     def reached(self, found: Calibrated, speed: Speed | None = None) -> Reached:
@@ -141,14 +142,11 @@ def _are_alike(pictures: list[np.ndarray], others: list[np.ndarray]) -> bool:
     """Whether they are the same, but for the rounding of kernels that add up in any order."""
     if [each.shape for each in pictures] != [each.shape for each in others]:
         return False
-    return all(each >= _ROUNDING for each in _decibels(pictures, others))
+    return all(each >= _ROUNDING for each in _each_psnr(pictures, others))
 
 
-def _decibels(pictures: list[np.ndarray], others: list[np.ndarray]) -> list[float]:
-    """The PSNR of each pair, of floats in 0..1."""
-    pairs = zip(pictures, others, strict=True)
-    squares = [float(np.mean(np.square(a - b), dtype=np.float64)) for a, b in pairs]
-    return [-10 * math.log10(each) if each else math.inf for each in squares]
+def _each_psnr(pictures: list[np.ndarray], others: list[np.ndarray]) -> list[float]:
+    return [psnr(one, other) for one, other in zip(pictures, others, strict=True)]
 
 
 def _pictures(result: Any) -> list[np.ndarray]:

@@ -15,11 +15,9 @@ from typing import Any
 
 from ..compare.paste import python_of
 from ..errors import DeepCacheError, first_line
-from ..learning.auto import Auto
 from ..learning.calibrated_schedule import Calibrated
 from ..measuring.similarity import require_metrics
-from ..schedules.noise_aware import FEW_STEPS, NoiseAware, remark_on
-from ..schedules.plans import Plan
+from ..schedules.noise_aware import remarks_on
 from ..settings.by_name import DEFAULT
 from .card import card_of
 from .fields import Fields
@@ -101,7 +99,7 @@ class Page:
         try:
             schedule, call = self.fields.schedule(given), self.fields.call(given)
             plan = self.trials.plan(schedule, call.get("num_inference_steps"))
-            return planned(plan, self.trials.shares, _remarks(schedule, plan) if plan else [])
+            return planned(plan, self.trials.shares, remarks_on(schedule, plan) if plan else [])
         except DeepCacheError as error:
             return wrong(first_line(error))
 
@@ -271,15 +269,6 @@ class Page:
         always: dict[str, Any] = {"trigger_mode": "always_last", **aside}
         gr.on(changes, self.strip, [shown, *inputs], strip, **always)
         blocks.load(self.gallery.of, None, self.gallery.all, **aside)
-
-
-def _remarks(schedule: Any, plan: Plan) -> list[str]:
-    """What there is to know of a plan before it runs: as `print(helper)` and `plan` tell it."""
-    own = schedule.remark_on(plan) if isinstance(schedule, Auto) else None
-    few = remark_on(len(plan), len(plan.full_steps))
-    if len(plan) <= FEW_STEPS and isinstance(schedule, NoiseAware | Auto):
-        few = f"generations of {FEW_STEPS} steps or fewer run in full"
-    return [said for said in (own, few) if said]
 
 
 def _told_on(bar: Callable[..., Any]) -> Told:

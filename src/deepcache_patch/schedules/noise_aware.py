@@ -107,6 +107,12 @@ class NoiseAware(OneBranch):
             )
         return plan
 
+    def remark_on(self, plan: Plan, *, is_past: bool = False) -> str | None:
+        """What to know of the plan: that it leaves nothing out, because it is so short."""
+        if len(plan) > FEW_STEPS:
+            return None
+        return f"generations of {FEW_STEPS} steps or fewer run in full"
+
     def _plan(
         self,
         levels: tuple[float, ...],
@@ -121,7 +127,20 @@ class NoiseAware(OneBranch):
         return plan_with(cheapest(levels, max(1, count), protected, power), steps, branch)
 
 
-def remark_on(steps: int, full_steps: int) -> str | None:
+def remarks_on(schedule: Any, plan: Plan, *, is_past: bool = False) -> list[str]:
+    """What to know of a plan, in sentences: what its schedule says of it, and if it is short.
+
+    Args:
+        schedule: Of any kind; it is asked by a method `remark_on`, if it has one.
+        plan: Of generations with it.
+        is_past: Whether it has run.
+    """
+    remark_on = getattr(schedule, "remark_on", None)
+    own = None if remark_on is None else remark_on(plan, is_past=is_past)
+    return [said for said in (own, if_short(len(plan), len(plan.full_steps))) if said]
+
+
+def if_short(steps: int, full_steps: int) -> str | None:
     """What to know of a short plan, unless the interval is small: two thirds in full, or more."""
     few = FEW_STEPS < steps <= SHORT
     if not few or 3 * full_steps >= 2 * steps:

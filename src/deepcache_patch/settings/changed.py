@@ -86,8 +86,7 @@ class Settings:
         found = self._other_schedule(given, share_of)
         if "replay" in given:
             # Beside a schedule with its own, the default one takes back what was given before.
-            is_default = isinstance(given["replay"], str) and given["replay"] == "extrapolate"
-            takes_back = is_default and self.replay != DEFAULT.replay
+            takes_back = isinstance(given["replay"], str) and given["replay"] == "extrapolate"
             schedule = None if takes_back else found.schedule
             found = replace(found, replay=replay_of(given["replay"], schedule))
         else:
