@@ -55,7 +55,7 @@ JUDGES = {
         "running/test_keeping",
         "running/test_observers",
     ),
-    "running.proof": ("running/test_unnoticed",),
+    "running.second_run": ("running/test_unnoticed",),
     "running.decision": ("running/test_decision",),
     "running.session": ("running/test_session", "running/test_decision"),
     "running.timelines": _OF_TIMESTEPS,

@@ -43,11 +43,16 @@ class Anatomy:
 class Cuts:
     def __init__(self):
         self.anatomy, self.looks = Anatomy(), 0
-        self.watchers, self.doubts, self.asked = {}, {}, []
+        self.watchers, self.asked = {}, []
 
     def watcher(self, branch):
         self.asked.append(branch)
         return self.watchers.get(branch)
+
+
+class Proof:
+    def __init__(self):
+        self.doubts = {}
 
     def doubt(self, branch):
         return self.doubts.get(branch)
@@ -68,10 +73,11 @@ class House:
     """A decision and all that it weighs."""
 
     def __init__(self, *entries, by_pipeline=True, timesteps=TIMESTEPS):
-        self.cuts, self.session = Cuts(), Session(by_pipeline=lambda: by_pipeline)
+        self.cuts, self.proof = Cuts(), Proof()
+        self.session = Session(by_pipeline=lambda: by_pipeline)
         self.scheduler = SimpleNamespace(timesteps=timesteps)
         self.schedulers = [self.scheduler]
-        self.decision = FullOrShallow(self.cuts, lambda: self.schedulers)
+        self.decision = FullOrShallow(self.cuts, self.proof, lambda: self.schedulers)
         self.guide = Guide(*entries)
 
     def position(self, timestep, sample=SAMPLE, session=None):
@@ -294,10 +300,11 @@ def test_that_is_not_said_of_a_full_step_or_of_the_same(others):
     house.branch()  # a warning is an error
 
 
-@pytest.mark.parametrize("why", ["watchers", "doubts"])
-def test_where_shallow_calls_are_no_good_it_is_said_once(why):
+@pytest.mark.parametrize("somebody", ["watches", "doubts"])
+def test_where_shallow_calls_are_no_good_it_is_said_once(somebody):
     house = House().begin()
-    getattr(house.cuts, why)[0] = "somebody looks"
+    reasons = house.cuts.watchers if somebody == "watches" else house.proof.doubts
+    reasons[0] = "somebody looks"
     with pytest.warns(DeepCacheWarning, match="runs in full: somebody looks$") as said:
         assert [house.branch(), house.branch()] == [(None, ())] * 2
     assert len(said) == 1

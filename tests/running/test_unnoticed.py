@@ -9,7 +9,7 @@ import torch
 from accelerate.hooks import AlignDevicesHook, ModelHook, SequentialHook, add_hook_to_module
 from torch import nn
 
-from deepcache_patch.running.proof import (
+from deepcache_patch.running.second_run import (
     copied,
     obstacle_to_a_second_run,
     put_back,

@@ -1,9 +1,10 @@
 """What happens while a pipeline runs with a helper attached, call by call.
 
 One call of a U-Net: `unet` leads it through its generation, `decision` says whether it runs in full
-or shallow, `shallow` cuts the U-Net, and `proof` runs a cut one unnoticed. `session` keeps what a
-thread has of its generation, `slots` tells the calls of one step apart, `callers` and `tracing` say
-what a call is for, `offloading` who moves weights about.
+or shallow, `shallow` cuts the U-Net, and `proof` tries out once whether one of somebody's own code
+can be cut, by a `second_run` that nobody notices. `session` keeps what a thread has of its
+generation, `slots` tells the calls of one step apart, `callers` and `tracing` say what a call is
+for, `offloading` who moves weights about.
 
 Which step it is of: `steps` locates a call, `timelines` finds its entry in a list of timesteps, and
 `strides` tells a loop that leaves entries out from calls of none. In loops of a person's own:

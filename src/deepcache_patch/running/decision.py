@@ -3,9 +3,9 @@
 Two things are seen elsewhere: `unet` lets some calls run plainly, and `session` makes a step full
 if a full one before it was left out, or if blocks were replaced in it.
 
-The guide says what a step shall be, `steps` where a call stands, `shallow` whether the U-Net may be
-cut, the session what was recorded. Here these are weighed. When in doubt, a call runs in full. What
-is then done stands in `unet`.
+The guide says what a step shall be, `steps` where a call stands, `shallow` who watches the layers
+that would be left out, `proof` whether the U-Net can be cut, the session what was recorded. Here
+these are weighed. When in doubt, a call runs in full. What is then done stands in `unet`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +19,7 @@ from ..schedules.context import Position
 from ..schedules.guide import Guide
 from ..schedules.noise import timesteps_of
 from ..schedules.plans import FULL, OUTPUT
+from .proof import Proof
 from .session import Session
 from .shallow import UNetCuts
 from .slots import Slot
@@ -52,11 +53,15 @@ class FullOrShallow:
 
     Args:
         cuts: Of the U-Net.
+        proof: Of these.
         schedulers_of: Gives the pipeline's schedulers, the likeliest for this U-Net first.
     """
 
-    def __init__(self, cuts: UNetCuts, schedulers_of: Callable[[], Sequence[Any]]) -> None:
+    def __init__(
+        self, cuts: UNetCuts, proof: Proof, schedulers_of: Callable[[], Sequence[Any]]
+    ) -> None:
         self._cuts = cuts
+        self._proof = proof
         self._schedulers_of = schedulers_of
         self._warned: set[str] = set()
 
@@ -156,7 +161,7 @@ class FullOrShallow:
         look = (entry, self._cuts.looks)
         if look not in session.watched:
             session.watched[look] = self._cuts.watcher(entry)
-        reason = session.watched[look] or self._cuts.doubt(entry)
+        reason = session.watched[look] or self._proof.doubt(entry)
         if reason is not None:
             self.warn(reason)
             return ()

@@ -1,142 +1,157 @@
-"""A second run of a U-Net that nobody notices, and whether it gave what the first one gave.
+"""Does a U-Net give the same where it is cut? Tried out once, where its code is somebody's own.
 
-Such a run shows that a cut U-Net gives what it gives whole; see `shallow`. It must not draw from
-anybody's random numbers, move counters, or write to what the call was given or gave.
+Where to cut is read from lists of blocks, which diffusers' own code runs one after the other. What
+other code does between them cannot be seen there. So a full call of such a U-Net is followed by
+shallow ones with the same input, which nobody notices: see `second_run`.
 """
 
-import random
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import nn
-from torch.nn.modules import module as torch_module
 
-from ..cutting.origin import LIBRARIES
-from .keeping import can_keep
+from ..patching.call import CallPatch
+from ..schedules.plans import OUTPUT
+from .observers import keeper_of
+from .second_run import copied, obstacle_to_a_second_run, put_back, same, tensors_of, unnoticed
+from .shallow import UNetCuts
 
-# Those whose random state can be read and set for all devices at once.
-_ACCELERATORS = ("cuda", "xpu")
 
+class Proof:
+    """At which branches one U-Net gives what it gives whole, as far as that was tried out.
 
-def obstacle_to_a_second_run(unet: nn.Module) -> str | None:
-    """Say which hook would notice a second run, or which device's random numbers could change.
-
-    Forward hooks of modules are no obstacle: those that may keep something are left out of it.
+    Args:
+        unet: Inside `torch.compile`'s wrapper.
+        cuts: Its own.
+        patch: Round its calls.
     """
-    for name, module in unet.named_modules():
-        for hook in _hooks_of(module):
-            is_own = type(hook).__module__.partition(".")[0] not in LIBRARIES
-            if is_own or getattr(hook, "_is_stateful", False):
-                return f"the hook {type(hook).__name__} at {name or type(unet).__name__}"
-    everywhere = (torch_module._global_forward_pre_hooks, torch_module._global_forward_hooks)
-    if any(can_keep(hook) for hooks in everywhere for hook in hooks.values()):
-        return "a hook on all modules"
-    kinds = {each.device.type for each in unet.parameters()}
-    kinds -= {"cpu", "meta", "mps", *_ACCELERATORS}
-    return f"the random state of the device {min(kinds)}" if kinds else None
 
+    def __init__(self, unet: nn.Module, cuts: UNetCuts, patch: CallPatch) -> None:
+        self._unet = unet
+        self._cuts = cuts
+        self._patch = patch
+        self._anatomy = cuts.anatomy  # when it was tried out
+        self._found: dict[int, bool] = {}
+        self._obstacle: str | None = None  # in this generation, once it was looked for
+        self._looked = False
 
-@contextmanager
-def unnoticed(unet: nn.Module) -> Iterator[None]:
-    """Leave random states, buffers and counting forward hooks as if nothing had been run."""
-    with ExitStack() as stack:
-        for get, put in _random_states():
-            stack.callback(put, get())
-        for buffer in unet.buffers():
-            stack.callback(_restore, buffer, buffer.detach().clone())
-        for module in unet.modules():
-            for name in ("_forward_pre_hooks", "_forward_hooks"):
-                hooks = vars(module)[name]
-                kept = {key: hook for key, hook in hooks.items() if not can_keep(hook)}
-                if len(kept) < len(hooks):
-                    stack.callback(vars(module).__setitem__, name, hooks)
-                    vars(module)[name] = type(hooks)(kept)
-        yield
+    def begin(self) -> None:
+        """A generation begins: somebody may have come who would notice, or gone."""
+        self._looked = False
 
+    def doubt(self, branch: int) -> str | None:
+        """Say why a cut at the branch may give something else, if it may; see `prove`."""
+        if branch == OUTPUT or self._cuts.anatomy.is_known or self._so_far().get(branch):
+            return None
+        theirs = (
+            f"{type(self._unet).__name__} has classes that are not diffusers', or functions in the "
+            "place of theirs, and "
+        )
+        if self._obstacle is not None:
+            return (
+                f"{theirs}whether it can be cut cannot be tried out, because {self._obstacle} "
+                "would notice"
+            )
+        return (
+            f"{theirs}cut at branch {branch} it does not give what it gives whole: something "
+            "happens between its layers that cannot be seen from their list"
+        )
 
-def copied(value: Any, *, tensors: bool) -> Any:
-    """The same with containers of its own, and tensors of its own if asked for."""
-    if isinstance(value, torch.Tensor):
-        return value.clone() if tensors else value
-    if isinstance(value, list):
-        return [copied(each, tensors=tensors) for each in value]
-    if type(value) is tuple:
-        return tuple(copied(each, tensors=tensors) for each in value)
-    if type(value) is dict:
-        return {key: copied(each, tensors=tensors) for key, each in value.items()}
-    return value
+    def to_prove(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], tapped: tuple[int, ...]
+    ) -> tuple[Any, Any] | None:
+        """The arguments of a full call as they are before it, if `prove` will need them.
 
+        Lists may be emptied by the call. Does nothing for a U-Net that runs diffusers' own code.
+        """
+        if self._cuts.anatomy.is_known or all(branch in self._so_far() for branch in tapped):
+            return None
+        if not self._looked:
+            modules, blocks = self._cuts.parts().modules, self._cuts.anatomy.blocks
+            found = keeper_of(self._unet, modules, frozenset(), blocks)
+            self._obstacle = found[0] if found else obstacle_to_a_second_run(self._unet)
+            self._looked = True
+        return None if self._obstacle is not None else copied((args, kwargs), tensors=False)
 
-def same(first: Any, second: Any) -> bool:
-    """Whether two outputs agree: their structure, and each tensor to the last bit."""
-    if type(first) is not type(second):
-        return False
-    if isinstance(first, torch.Tensor):
-        kinds = [(each.shape, each.dtype, each.device) for each in (first, second)]
-        return kinds[0] == kinds[1] and torch.equal(first, second)
-    if isinstance(first, Mapping):
-        return list(first) == list(second) and _all_same(first.values(), second.values())
-    if isinstance(first, list | tuple):
-        return len(first) == len(second) and _all_same(first, second)
-    if isinstance(first, bool | int | float | str | type(None)):
-        return bool(first == second)
-    if hasattr(first, "__dict__"):
-        return same(vars(first), vars(second))
-    return False
+    def prove(
+        self,
+        original: Callable[..., Any],
+        given: tuple[Any, Any] | None,
+        output: Any,
+        tapped: tuple[int, ...],
+    ) -> None:
+        """See, once for each branch, that a shallow call straight after a full one equals it.
 
+        An error in the shallow call says that it does not, and goes no further.
 
-def tensors_of(value: Any) -> list[torch.Tensor]:
-    """All tensors in an output."""
-    if isinstance(value, torch.Tensor):
-        return [value]
-    if isinstance(value, Mapping):
-        return [tensor for each in value.values() for tensor in tensors_of(each)]
-    if isinstance(value, list | tuple):
-        return [tensor for each in value for tensor in tensors_of(each)]
-    return tensors_of(vars(value)) if hasattr(value, "__dict__") else []
+        Args:
+            original: What the patch stands round.
+            given: What `to_prove` gave.
+            output: Of the full call.
+            tapped: The branches that it recorded.
+        """
+        if given is None:
+            return
+        found = self._so_far()
+        unproved = [branch for branch in tapped if branch not in found]
+        try:
+            with unnoticed(self._unet):
+                found |= self._tried(original, given, output, unproved)
+        except torch.cuda.OutOfMemoryError:
+            pass  # which says nothing of the U-Net: it is tried again after the next full call
+        except Exception:  # whatever the U-Net raises where it is cut
+            found |= dict.fromkeys(unproved, False)
 
+    def _tried(
+        self,
+        original: Callable[..., Any],
+        given: tuple[Any, Any],
+        output: Any,
+        branches: Sequence[int],
+    ) -> dict[int, bool]:
+        """Whether a shallow call gives the output, by branch; without those that recorded nothing.
 
-def put_back(tensors: Iterable[torch.Tensor], values: Iterable[torch.Tensor]) -> bool:
-    """Give tensors their values again; returns whether one had others."""
-    changed = [pair for pair in zip(tensors, values, strict=True) if not torch.equal(*pair)]
-    for tensor, value in changed:
-        tensor.copy_(value)
-    return bool(changed)
+        If the second run writes into the output, it is given its values again.
+        """
+        tensors = tensors_of(output)
+        values = [each.clone() for each in tensors]
+        try:
+            if branches and self._patch.compiled:
+                # Compiled code rounds otherwise when it is cut.
+                original = cast(Any, self._unet)._call_impl
+                output = self._whole(original, given, branches)
+            found = {each: self._equals(original, given, output, each) for each in branches}
+        finally:
+            changed = put_back(tensors, values)
+        return {each: equal and not changed for each, equal in found.items() if equal is not None}
 
+    def _whole(
+        self, original: Callable[..., Any], given: tuple[Any, Any], tapped: Sequence[int]
+    ) -> Any:
+        """The output of a full call that records anew."""
+        self._cuts.taken()  # or the taps would seem to be passed twice in one call
+        args, kwargs = copied(given, tensors=True)
+        with self._cuts.applied(None, tuple(tapped), None):
+            return copied(original(*args, **kwargs), tensors=True)
 
-def _all_same(first: Iterable[Any], second: Iterable[Any]) -> bool:
-    return all(same(a, b) for a, b in zip(first, second, strict=True))
+    def _equals(
+        self, original: Callable[..., Any], given: tuple[Any, Any], output: Any, branch: int
+    ) -> bool | None:
+        """Whether a shallow call gives the output; `None` if there is nothing to replay."""
+        feature, anatomy = self._cuts.latest(branch), self._cuts.anatomy
+        if feature is None:
+            return None
+        args, kwargs = copied(given, tensors=True)
+        arguments = anatomy.arguments(args, kwargs)
+        arguments = anatomy.trimmed(branch, arguments) or arguments
+        again, named = anatomy.handed_over(arguments, len(args))
+        with self._cuts.applied(branch, (), feature):
+            shallow = original(*again, **named)
+        return same(output, shallow)
 
-
-def _restore(buffer: torch.Tensor, value: torch.Tensor) -> None:
-    with torch.no_grad():
-        if buffer.shape == value.shape and buffer.device.type != "meta":
-            buffer.copy_(value)
-
-
-def _random_states() -> Iterator[tuple[Any, Any]]:
-    """What reads and what sets each random state of the process."""
-    yield random.getstate, random.setstate
-    yield np.random.get_state, np.random.set_state
-    yield torch.random.get_rng_state, torch.random.set_rng_state
-    for name in _ACCELERATORS:
-        backend = getattr(torch, name, None)
-        if backend is not None and backend.is_available() and backend.is_initialized():
-            yield backend.get_rng_state_all, backend.set_rng_state_all
-    if torch.backends.mps.is_available():
-        yield torch.mps.get_rng_state, torch.mps.set_rng_state
-
-
-def _hooks_of(module: nn.Module) -> Iterator[Any]:
-    """The hooks of accelerate and diffusers, which stand round a module's `forward`."""
-    hook: Any = vars(module).get("_hf_hook")
-    todo = [] if hook is None else [hook]
-    while todo:
-        hook = todo.pop()
-        yield hook
-        todo += getattr(hook, "hooks", ())
-    registry: Any = vars(module).get("_diffusers_hook")
-    yield from getattr(registry, "hooks", {}).values()
+    def _so_far(self) -> dict[int, bool]:
+        """Whether they were equal, by branch; of a changed U-Net nothing is known."""
+        if self._anatomy is not self._cuts.anatomy:
+            self._anatomy, self._found = self._cuts.anatomy, {}
+        return self._found

@@ -1,12 +1,12 @@
 """One U-Net as its calls see it: whole, with taps where it is recorded, or cut.
 
-How a call is made shallow is known here, and whether it may be; whether it shall be is decided in
-`decision`.
+How a call is made shallow is known here; whether it shall be is decided in `decision`, and whether
+a U-Net that is cut gives what it gives whole is tried out in `proof`.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,11 +14,9 @@ from torch import nn
 from ..cutting.anatomy import Anatomy, dissect
 from ..cutting.cut import Cut
 from ..cutting.features import Recorder, StandIn
-from ..patching.call import CallPatch
 from ..schedules.plans import OUTPUT
-from .observers import keeper_of, observer_of
+from .observers import observer_of
 from .offloading import bring_whole, computing_hooks
-from .proof import copied, obstacle_to_a_second_run, put_back, same, tensors_of, unnoticed
 from .walk import Parts
 
 
@@ -40,9 +38,6 @@ class UNetCuts:
         self._stand_in = StandIn()
         self._recorders: dict[int, Recorder] = {}
         self._cuts: dict[tuple[int | None, tuple[int, ...]], Cut] = {}
-        self._proofs: dict[int, bool] = {}
-        self._obstacle: str | None = None  # to a proof in this generation, once it was looked for
-        self._looked = False
         # All the U-Net's modules, once they were looked for, and the attributes of those that may
         # get a hook: that is looked for in each call.
         self._parts: Parts | None = None
@@ -69,9 +64,8 @@ class UNetCuts:
         self.looks += 1
         self.anatomy = dissect(self._unet)
         self._cuts.clear()
-        self._proofs.clear()
         self._parts = None
-        self._parts_now()
+        self.parts()
         return True
 
     def record(self, branches: Iterable[int]) -> None:
@@ -80,8 +74,7 @@ class UNetCuts:
         Raises:
             InvalidSettingError: If the U-Net lacks one.
         """
-        self._looked = False
-        self._parts_now()
+        self.parts()
         for branch in set(branches) - {OUTPUT}:  # nothing is cut there
             self.anatomy.check_branch(branch)
             self._recorders.setdefault(branch, Recorder())
@@ -92,7 +85,8 @@ class UNetCuts:
         found = [(id(own), *computing_hooks(own["_diffusers_hook"])) for own in hooked]
         return tuple([each for each in found if len(each) > 1])
 
-    def _parts_now(self) -> Parts:
+    def parts(self) -> Parts:
+        """All the U-Net's modules as they are now."""
         if self._parts is None or not self._parts.is_current:
             self._parts = Parts(self._unet)
             # Guiders leave out attention and blocks, and nothing as small as torch's own layers.
@@ -133,6 +127,11 @@ class UNetCuts:
         """Whether a layer was run more than once in the last call."""
         return any(recorder.repeated for recorder in self._recorders.values())
 
+    def latest(self, branch: int) -> torch.Tensor | None:
+        """What is recorded at the branch and was not yet taken, if it was recorded once."""
+        recorder = self._recorders[branch]
+        return None if recorder.repeated else recorder.latest
+
     def taken(self) -> dict[int, torch.Tensor]:
         """What the last call recorded, by branch; it is let go of here."""
         taken = {}
@@ -145,116 +144,4 @@ class UNetCuts:
     def watcher(self, branch: int) -> str | None:
         """Say who needs the layers that a cut at the branch leaves out; see `observer_of`."""
         cut = None if branch == OUTPUT else self._cut(branch)
-        return observer_of(self._parts_now(), cut, self.anatomy.blocks)
-
-    def doubt(self, branch: int) -> str | None:
-        """Say why a cut at the branch may give something else, if it may; see `prove`."""
-        if branch == OUTPUT or self.anatomy.is_known or self._proofs.get(branch):
-            return None
-        theirs = (
-            f"{type(self._unet).__name__} has classes that are not diffusers', or functions in the "
-            "place of theirs, and "
-        )
-        if self._obstacle is not None:
-            return (
-                f"{theirs}whether it can be cut cannot be tried out, because {self._obstacle} "
-                "would notice"
-            )
-        return (
-            f"{theirs}cut at branch {branch} it does not give what it gives whole: something "
-            "happens between its layers that cannot be seen from their list"
-        )
-
-    def to_prove(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], tapped: tuple[int, ...]
-    ) -> tuple[Any, Any] | None:
-        """The arguments of a full call as they are before it, if `prove` will need them.
-
-        Lists may be emptied by the call. Does nothing for a U-Net that runs diffusers' own code.
-        """
-        if self.anatomy.is_known or all(branch in self._proofs for branch in tapped):
-            return None
-        if not self._looked:
-            modules = self._parts_now().modules
-            found = keeper_of(self._unet, modules, frozenset(), self.anatomy.blocks)
-            self._obstacle = found[0] if found else obstacle_to_a_second_run(self._unet)
-            self._looked = True
-        return None if self._obstacle is not None else copied((args, kwargs), tensors=False)
-
-    def prove(
-        self,
-        patch: CallPatch,
-        original: Callable[..., Any],
-        given: tuple[Any, Any] | None,
-        output: Any,
-        tapped: tuple[int, ...],
-    ) -> None:
-        """See, once for each branch, that a shallow call straight after a full one equals it.
-
-        An error in the shallow call says that it does not, and goes no further.
-
-        Args:
-            patch: Round the U-Net's calls.
-            original: What the patch stands round.
-            given: What `to_prove` gave.
-            output: Of the full call.
-            tapped: The branches that it recorded.
-        """
-        if given is None:
-            return
-        unproved = [branch for branch in tapped if branch not in self._proofs]
-        try:
-            with unnoticed(self._unet):
-                self._proofs |= self._tried(patch, original, given, output, unproved)
-        except torch.cuda.OutOfMemoryError:
-            pass  # which says nothing of the U-Net: it is tried again after the next full call
-        except Exception:  # whatever the U-Net raises where it is cut
-            self._proofs |= dict.fromkeys(unproved, False)
-
-    def _tried(
-        self,
-        patch: CallPatch,
-        original: Callable[..., Any],
-        given: tuple[Any, Any],
-        output: Any,
-        branches: Sequence[int],
-    ) -> dict[int, bool]:
-        """Whether a shallow call gives the output, by branch; without those that recorded nothing.
-
-        If the second run writes into the output, it is given its values again.
-        """
-        tensors = tensors_of(output)
-        values = [each.clone() for each in tensors]
-        try:
-            if branches and patch.compiled:
-                # Compiled code rounds otherwise when it is cut.
-                original = cast(Any, self._unet)._call_impl
-                output = self._whole(original, given, branches)
-            found = {each: self._equals(original, given, output, each) for each in branches}
-        finally:
-            changed = put_back(tensors, values)
-        return {each: equal and not changed for each, equal in found.items() if equal is not None}
-
-    def _whole(
-        self, original: Callable[..., Any], given: tuple[Any, Any], tapped: Sequence[int]
-    ) -> Any:
-        """The output of a full call that records anew."""
-        self.taken()  # or the taps would seem to be passed twice in one call
-        args, kwargs = copied(given, tensors=True)
-        with self.applied(None, tuple(tapped), None):
-            return copied(original(*args, **kwargs), tensors=True)
-
-    def _equals(
-        self, original: Callable[..., Any], given: tuple[Any, Any], output: Any, branch: int
-    ) -> bool | None:
-        """Whether a shallow call gives the output; `None` if there is nothing to replay."""
-        recorder = self._recorders[branch]
-        if recorder.latest is None or recorder.repeated:
-            return None
-        args, kwargs = copied(given, tensors=True)
-        arguments = self.anatomy.arguments(args, kwargs)
-        arguments = self.anatomy.trimmed(branch, arguments) or arguments
-        again, named = self.anatomy.handed_over(arguments, len(args))
-        with self.applied(branch, (), recorder.latest):
-            shallow = original(*again, **named)
-        return same(output, shallow)
+        return observer_of(self.parts(), cut, self.anatomy.blocks)

@@ -26,6 +26,7 @@ from ..schedules.plans import OUTPUT
 from .callers import Callers
 from .decision import Call, FullOrShallow
 from .example import example_of
+from .proof import Proof
 from .residuals import Given, Source
 from .session import Session
 from .shallow import UNetCuts
@@ -73,7 +74,8 @@ class AttachedUNet:
         self._unet = unwrapped(patch.module)
         self._cuts = UNetCuts(self._unet, anatomy)
         self._begin = begin
-        self._decision = FullOrShallow(self._cuts, schedulers_of)
+        self._proof = Proof(self._unet, self._cuts, patch)
+        self._decision = FullOrShallow(self._cuts, self._proof, schedulers_of)
         self._paused = paused
         self._callers = callers
         self._told = told
@@ -268,12 +270,12 @@ class AttachedUNet:
                 args, kwargs = anatomy.handed_over(changed, len(args))
             shallower = (each for each in guide.branches if branch is None or each < branch)
             tapped = tuple([each for each in shallower if each != OUTPUT])
-            given = self._cuts.to_prove(args, kwargs, tapped) if branch is None else None
+            given = self._proof.to_prove(args, kwargs, tapped) if branch is None else None
             with self._cuts.applied(branch, tapped, feature):
                 output = original(*args, **kwargs)
             session.course.called(position.step, position.order, branch)
             if branch is None:
-                self._cuts.prove(self._patch, original, given, output, tapped)
+                self._proof.prove(original, given, output, tapped)
             self._keep_recorded(session, call, output)
         except BaseException:
             self._cuts.taken()
@@ -359,6 +361,7 @@ class AttachedUNet:
             )
             guide = self._begin(context)
             self._cuts.record(guide.branches)
+            self._proof.begin()
             session.guide, session.course.calibration = guide, guide.learns
         session.enter(guide, position.step)
         return guide
