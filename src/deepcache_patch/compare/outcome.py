@@ -115,8 +115,8 @@ class Comparison(Against, Saved):
         """Sentences on how far the figures are to be trusted; none where nothing speaks against it.
 
         That speeds are from one run; that half of them differ by more than 20 % of their median
-        (of up to four, all), or are by as much above what the work allows; that only one step ran
-        in full; that there are so few steps that pictures move far, if they did.
+        (of up to four, all); that one is above what the work allows; that only one step ran in
+        full; that there are so few steps that pictures move far, if they did.
         """
         ran = str(self.plan)
         return (
