@@ -63,6 +63,7 @@ def calibrate(
 
     asked, branch = GenerationRequest(**generation), OUTPUT if branch is None else branch
     asked.check()
+    asked.check_full_steps(full_steps)
     import_word()
     from ..helper import DeepCacheHelper
     from ..measuring.generation import batched_call, seeded_call
