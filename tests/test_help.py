@@ -30,5 +30,6 @@ def test_python_and_the_command_say_whose_guidance_scale_they_take(
     ) in " ".join((inspect.getdoc(DeepCacheHelper.compare) or "").split())
     assert main(["compare", "--help"]) == 0
     assert (
-        "default: the model card's, or else the pipeline's own, which Python's compare takes always"
+        "default: that of the model's card; if it names none, the pipeline's own; in Python "
+        "helper.compare does not read the card"
     ) in " ".join(capsys.readouterr().out.split())

@@ -31,12 +31,12 @@ ABOUT = {
 
 
 def row(speed: float, quality: float, setting: Setting | None = None, **changes: Any) -> Row:
-    """Two pictures, the second 2 dB worse; timed at `speed` and at 1.1 times that."""
+    """Two pictures, the second 2 dB worse; timed at `speed` and at 1/1.1 of it."""
     fields: dict[str, Any] = {
         "setting": setting,
         "steps": 24,
         "results": (flat((102, 51, 0)), flat((9, 9, 9))),
-        "times": (Timing(12 / speed, 13.0, 24), Timing(10 / speed, 13.0, 24)),
+        "times": (Timing(12 / speed, 13.0, 24), Timing(12.1 / speed, 13.0, 24)),
         "plain_times": (Timing(12.0, 26.0, 24), Timing(11.0, 26.0, 24)),
         "worth": 24 / speed,
         "reference_calls": 24,

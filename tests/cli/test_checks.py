@@ -61,8 +61,51 @@ def prompts(tmp_path: Path) -> list[Any]:
 def test_more_full_steps_than_steps(prompts: list[Any], capsys: Any) -> None:
     # They were found out, or taken for all steps, after a whole generation.
     options = ["--full-steps", 9, "--steps", 8]
-    message = "--full-steps 9 is more than the generation has: 8"
+    message = "--full-steps 9 is more than the generation has: 8; give 8 or fewer, or more --steps"
     assert said(capsys, *prompts, *options) == message
+
+
+@pytest.mark.parametrize("command", ["compare", "calibrate"])
+@pytest.mark.parametrize("known", ["option", "folder"])
+def test_more_full_steps_than_steps_are_refused_before_the_model_is_loaded(
+    command: str,
+    known: str,
+    prompts: list[Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
+) -> None:
+    # torch was imported and the model loaded before, and nothing said what to give.
+    def refuse(_: Any) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(PipelineRequest, "load", refuse)
+    index = tmp_path / "model_index.json"
+    index.write_text('{"scheduler": ["diffusers", "DDIMScheduler"]}')
+    monkeypatch.setattr("deepcache_patch.cli.request.model_folder", lambda *_: tmp_path)
+    words = prompts if command == "calibrate" else ["compare", "m", "--prompt", "a fox"]
+    scheduler = ["--scheduler", "ddim"] if known == "option" else []
+    options = [*scheduler, "--full-steps", 30, "--steps", 25]
+    message = "--full-steps 30 is more than --steps 25: give 25 or fewer, or more --steps"
+    assert said(capsys, *words, *options) == message
+
+
+def test_a_sampler_of_two_calls_a_step_may_have_more_full_steps_than_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    heun = CASES["sd"].load()
+    use_scheduler(heun, "heun")
+    monkeypatch.setattr(PipelineRequest, "load", lambda _asked: heun)
+
+    def note(_pipe: Any, helper: DeepCacheHelper, **call: Any) -> None:
+        plan = helper.plan(call["num_inference_steps"])
+        raise InvalidSettingError(f"{len(plan.full_steps)} of {len(plan)}")
+
+    monkeypatch.setattr(comparison, "compare", note)
+    call = ["compare", "m", "--prompt", "a fox", "--output", tmp_path / "new"]
+    full = [*call, "--full-steps", 30, "--steps", 25]
+    assert said(capsys, *full, "--scheduler", "heun").endswith(": 30 of 49")
+    assert said(capsys, *full).endswith(": 30 of 49")
 
 
 @pytest.mark.parametrize("speedup", ["20", "8.01", None])
@@ -115,7 +158,11 @@ def test_the_window_reaches_the_helper(
         ("--full-steps 5 --interval 2", "give one of --interval and --full-steps, not both"),
         ("--full-steps 5 --speedup 2", "give one of --speedup and --full-steps, not both"),
         ("--full-steps 5 --schedule uniform", "--full-steps goes with --schedule default or auto"),
-        ("--full-steps 21 --steps 20", "--full-steps 21 is more than the generation has: 20"),
+        (
+            "--full-steps 21 --steps 20",
+            "--full-steps 21 is more than the generation has: 20; "
+            "give 20 or fewer, or more --steps",
+        ),
         (
             "--full-steps 2 --first 2 --last 1",
             "--full-steps 2 is fewer than run in full in any case, by --first and --last: 3",
@@ -221,7 +268,8 @@ def test_no_scheduler_is_named_that_keeps_what_differs(
     call = ["compare", "m", "--prompt", "a fox", "--schedule", file, "--steps", 10]
     assert said(capsys, *call) == (
         "this calibrated schedule does not fit: scheduler has use_karras_sigmas=True, not False; "
-        "calibrate it anew"
+        "set the scheduler first: pipe.scheduler = DPMSolverMultistepScheduler.from_config("
+        "schedule.setting.scheduler), where schedule is this one, or calibrate it anew"
     )
 
 

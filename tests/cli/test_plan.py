@@ -296,7 +296,10 @@ def test_few_steps_run_in_full_and_the_plan_says_so(capsys: pytest.CaptureFixtur
             "--schedule uniform --full-steps 9",
             "--full-steps goes with --schedule default or auto",
         ),
-        ("--steps 9 --full-steps 10", "--full-steps 10 is more than the generation has: 9"),
+        (
+            "--steps 9 --full-steps 10",
+            "--full-steps 10 is more than the generation has: 9; give 9 or fewer, or more --steps",
+        ),
         (
             "--steps 20 --full-steps 4 --first 3 --last 0.1",
             "--full-steps 4 is fewer than run in full in any case, by --first and --last: 5",

@@ -366,14 +366,26 @@ def test_what_is_identical_is_called_so_in_the_verdict() -> None:
 
 
 def test_the_verdict_says_what_to_do_where_the_helper_lost() -> None:
-    lost = outcome(psnr=(17.0, 17.5), fewer=fewer())
+    lost = outcome(psnr=(16.5, 17.5), fewer=fewer())
     assert lost.verdict == (
-        "fewer steps at equal work (3 of 6): 18.00 dB, helper: 17.25 dB: "
-        "take fewer steps here, try another interval, or let calibrate find a plan; the mean of 2 "
-        "tells little, make 16"
+        "fewer steps at equal work (3 of 6): 18.00 dB, helper: 17.00 dB: "
+        "let `deepcache-patch calibrate` find a plan (in Python `helper.calibrate(run, "
+        "speedup=2)`), try another interval, or take fewer steps; the mean of 2 tells little, "
+        "make 16"
     )
     many = replace(lost, plain=lost.plain * 8)
     assert many.verdict == lost.verdict.partition(";")[0]
+
+
+@pytest.mark.parametrize("psnr", [(17.0, 17.02), (17.74, 17.74), (18.99, 18.99)])
+def test_a_difference_that_is_noise_is_called_none(psnr: tuple[float, float]) -> None:
+    # "take fewer steps here" was said at 0.26 dB, of two pictures.
+    near = outcome(psnr=psnr, fewer=fewer()).verdict
+    helper = f"helper: {sum(psnr) / 2:.2f} dB"
+    assert near == (
+        f"fewer steps at equal work (3 of 6): 18.00 dB, {helper}: equally close, as they differ by "
+        "less than 1 dB"
+    )
 
 
 def test_a_single_picture_with_a_long_verdict_is_not_cut_off() -> None:

@@ -24,6 +24,7 @@ from deepcache_patch.learning import calibrate, nearest, trials
 from deepcache_patch.learning.reached import Reached
 from deepcache_patch.learning.trials import Trials
 from deepcache_patch.measuring.similarity import psnr
+from deepcache_patch.running.stats import Stats
 from deepcache_patch.schedules.context import Context
 from deepcache_patch.schedules.noise_aware import cheapest
 
@@ -326,13 +327,21 @@ def test_the_most_full_steps_that_are_so_fast_by_work_are_taken(branch, speedup,
     assert helper.schedule is found
 
 
-def test_what_ran_last_is_that_of_the_calibrated_schedule(clock, pipe):
-    # `print(helper)` said that it was with the settings before.
-    helper = DeepCacheHelper(pipe)
-    found = helper.calibrate(partial(LDM.run, pipe, steps=12), branch=0, speedup=2)
-    assert found.reached is not None
-    assert helper.last_generations["unet"].plan == found.entries
-    assert not helper.last_generations["unet"].is_outdated
+@pytest.mark.parametrize("enabled", [True, False])
+def test_counts_begin_anew_after_a_calibration(enabled, clock, pipe):
+    # `print(helper)` showed the runs of the calibration, as if they were the user's.
+    helper, run = DeepCacheHelper(pipe), partial(LDM.run, pipe, steps=12)
+    if enabled:
+        helper.enable()
+    found = helper.calibrate(run, branch=0, speedup=2)
+    assert helper.enabled == enabled
+    assert (helper.stats, helper.last_generations) == (Stats(), {})
+    assert f"  plan      {found.entries} (of 12 steps)\n" in f"{helper}"
+    with helper:
+        run()
+        assert helper.stats.generations == 1
+        assert helper.last_generations["unet"].plan == found.entries
+    helper.disable()
 
 
 @pytest.mark.parametrize("shallow", mostly_slow([0.0, 0.1], [0.1]))
@@ -664,7 +673,7 @@ def test_a_helper_stays_enabled_or_disabled(enabled, asked, clock, pipe, untouch
     assert trace(pipe.unet) == untouched
 
 
-def test_the_pipelines_progress_bar_says_which_run_it_is(clock, pipe):
+def test_the_pipelines_progress_bar_says_which_run_it_is_and_of_how_many(clock, pipe):
     said = []
 
     def run():
@@ -673,9 +682,28 @@ def test_the_pipelines_progress_bar_says_which_run_it_is(clock, pipe):
 
     before = vars(pipe).get("_progress_bar_config")
     DeepCacheHelper(pipe).calibrate(run, branch=0, speedup=1)
-    assert said == [f"calibration, run {number}" for number in range(1, len(said) + 1)]
+    assert said == [f"calibration, run {number} of about 16" for number in range(1, 10)]
     assert len(said) == 3 + 6  # there is one plan in which all steps run in full
     assert vars(pipe).get("_progress_bar_config") == before
+
+
+@pytest.mark.parametrize("goal", mostly_slow([{"full_steps": 7}, {"psnr": 40}], [{"psnr": 40}]))
+def test_how_many_runs_a_goal_takes_is_said_before_the_first(goal, pipe):
+    # Thirty runs went by, and nothing told when they would end.
+    said = []
+
+    def run():
+        said.append(pipe._progress_bar_config["desc"])
+        return LDM.run(pipe, steps=18)
+
+    DeepCacheHelper(pipe).calibrate(run, **goal)
+    word, total = ("about", 31) if "psnr" in goal else ("at most", 10)
+    expected = [f"of {word} {total}"] * total + [f"instead of {word} {total}"] * 99
+    assert said == [
+        f"calibration, run {number} {of_all}"
+        for number, of_all in enumerate(expected[: len(said)], 1)
+    ]
+    assert len(said) <= total or "psnr" in goal
 
 
 def nothing():

@@ -239,7 +239,13 @@ def test_another_unet_or_scheduler_is_refused_before_anything_is_patched(name, l
     pipe = SD.load()
     change(pipe)
     before = trace(pipe.unet)
-    message = f"this calibrated schedule does not fit: {difference}; calibrate it anew"
+    cure = "calibrate it anew"
+    if name in ("scheduler", "scheduler-config"):
+        cure = (
+            "set the scheduler first: pipe.scheduler = DDIMScheduler.from_config("
+            f"schedule.setting.scheduler), where schedule is this one, or {cure}"
+        )
+    message = f"this calibrated schedule does not fit: {difference}; {cure}"
     with pytest.raises(InvalidSettingError) as caught:
         DeepCacheHelper(pipe, schedule=learned)
     assert str(caught.value) == message
@@ -257,6 +263,16 @@ def test_and_by_enable_if_it_was_replaced_since(name, learned):
         helper.enable()
     assert trace(pipe.unet) == before
     assert not helper.enabled
+
+
+@pytest.mark.parametrize("name", ["scheduler", "scheduler-config"])
+def test_the_cure_for_another_scheduler_is_one(name, learned):
+    pipe = SD.load()
+    KNOWN_BEFORE[name][0](pipe)
+    pipe.scheduler = diffusers.DDIMScheduler.from_config(learned.setting.scheduler)
+    with DeepCacheHelper(pipe, schedule=learned) as helper:
+        SD.run(pipe, steps=10)
+        assert helper.last_generations["unet"].plan == learned.entries
 
 
 def test_a_bare_unet_is_refused(learned):

@@ -25,7 +25,6 @@ from deepcache_patch import Auto, DeepCacheHelper, Plan, UnsupportedModelError
 from deepcache_patch.cli import ui as _command  # noqa: F401, before `phases` changes what it says with
 from deepcache_patch.cli.main import main
 from deepcache_patch.learning import auto
-from deepcache_patch.measuring import speed
 from deepcache_patch.measuring.generation import Timing
 from deepcache_patch.settings.by_name import PARAMETERS, named_schedule
 
@@ -212,23 +211,18 @@ def test_generate_gives_both_pictures_and_the_figures() -> None:
     assert "<td>identical</td>" in again["figures"]
 
 
-@pytest.mark.parametrize(
-    ("seconds", "widest", "said"), [(4.3, 0.2, False), (4.1, 0.2, True), (4.1, 0.3, False)]
-)
-def test_a_speed_that_the_work_does_not_allow_is_named(
-    seconds: float, widest: float, said: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(speed, "WIDEST", widest)  # the one rule, of reports too
+@pytest.mark.parametrize(("seconds", "said"), [(5.0, False), (4.9, True)])
+def test_a_speed_that_the_work_does_not_allow_is_named(seconds: float, said: bool) -> None:
     generated(page(), seed=5)
     trial = page().memory.find(1).trial
     changed = replace(
         trial.comparison,
         plain_times=(Timing(10.0, 11.0, 6),),
         cached_times=(Timing(seconds, 5.0, 6),),
-        work=0.5,  # at most 2×, and more than 2.4× is too much
+        work=0.5,  # at most 2×
     )
     told = figures(replace(trial, comparison=changed), number=1)
-    assert ("; faster than the work allows, so the machine was busy" in told) == said
+    assert ("; faster than the work allows: timings vary, or something" in told) == said
 
 
 def test_the_difference_is_amplified_and_cut_off() -> None:

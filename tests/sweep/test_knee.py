@@ -8,7 +8,7 @@ import pytest
 from builders.sweeps import made, row
 
 from deepcache_patch.sweep.curve import asides, curve_of, ticks
-from deepcache_patch.sweep.knee import front_of, knee_of, why_none
+from deepcache_patch.sweep.knee import BY_WORK, front_of, knee_of, why_none
 
 
 @pytest.mark.parametrize(
@@ -49,14 +49,20 @@ def test_the_knee_is_highest_above_the_line(points: Any, knee: int | None) -> No
         ([], "it takes three settings, and here is no setting"),
         ([(1, 30)], "it takes three settings, and here is one setting"),
         ([(1, 30), (2, 28)], "it takes three settings, and here are two settings"),
-        ([(1, 30), (2, 28), (3, 29)], "beats in both speed and quality, and of 3 there are two"),
-        ([(1, 30), (2, 31), (3, 32)], "beats in both speed and quality, and of 3 there is one"),
+        (
+            [(1, 30), (2, 28), (3, 29)],
+            "beats in both speed by work and quality, and of 3 there are two",
+        ),
+        (
+            [(1, 30), (2, 31), (3, 32)],
+            "beats in both speed by work and quality, and of 3 there is one",
+        ),
         ([(1, 30), (2, 15), (3, 10)], "the curve has no bend, since none lies above the line"),
     ],
 )
 def test_why_there_is_no_knee_is_said(points: Any, why: str) -> None:
     assert knee_of(points) is None
-    assert why in why_none(points)
+    assert why in why_none(points, BY_WORK)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +147,7 @@ def test_where_work_is_not_known_the_curve_goes_by_time() -> None:
     sweep = made(settings=tuple(settings), fewer=())
     assert not sweep.by_work
     assert [sweep.speed_of(each) for each in settings] == [each.speedup for each in settings]
-    assert curve_of(sweep).x_title == "times as fast, measured"
+    assert curve_of(sweep).x_title == sweep.speed_name == "measured speed"
 
 
 def test_identical_results_stand_at_the_top_and_are_no_knee() -> None:

@@ -24,27 +24,52 @@ from deepcache_patch.sweep.settings import Setting
 
 def test_the_table_names_settings_speeds_likeness_and_the_knee() -> None:
     lines = made().table().splitlines()
-    apart, same = "0.6250 shapes differ", "24 2.10× (2.00–2.20×) 2.00× 30.00 dB 29.00 dB, #2"
+    apart, same = "0.6250 shapes differ", "24 1.91× (1.82–2.00×) 2.00× 30.00 dB 29.00 dB, #2"
     assert [" ".join(line.split()) for line in lines[:7]] == [
-        "setting steps speed by work PSNR mean PSNR worst SSIM verdict fewer steps at equal work",
+        "setting steps measured speed speed by work PSNR mean PSNR worst SSIM verdict fewer steps "
+        "at equal work",
         "plain 24 1.00× 1.00× reference",
-        f"1 interval 1.5 24 1.57× (1.50–1.65×) 1.50× 40.00 dB 39.00 dB, #2 {apart} "
+        f"1 interval 1.5 24 1.43× (1.36–1.50×) 1.50× 40.00 dB 39.00 dB, #2 {apart} "
         "16 steps: 25.00 dB",
         f"2 uniform, interval 2, branch 0 {same} {apart} left out: it has no steps",
-        f"3 auto, interval 2.2 24 2.62× (2.50–2.75×) 2.50× 38.00 dB 37.00 dB, #2 {apart}",
-        f"4 auto, interval 3 24 3.67× (3.50–3.85×) 3.50× 20.00 dB 19.00 dB, #2 {apart}",
-        f"plain 16 1.57× (1.50–1.65×) 1.50× 25.00 dB 24.00 dB, #2 {apart}",
+        f"3 auto, interval 2.2 24 2.39× (2.27–2.50×) 2.50× 38.00 dB 37.00 dB, #2 {apart}",
+        f"4 auto, interval 3 24 3.34× (3.18–3.50×) 3.50× 20.00 dB 19.00 dB, #2 {apart}",
+        f"plain 16 1.43× (1.36–1.50×) 1.50× 25.00 dB 24.00 dB, #2 {apart}",
     ]
     assert lines[2][lines[0].index("setting") :].startswith("interval 1.5")  # columns stand in line
     assert len({line.index("× (") for line in lines[2:7]}) == 1
     text = made().table()
     assert "against the plain pipeline with 24 steps" in text
     knee = "The knee is auto, interval 2.2 with 24 steps: 2.50× by work, PSNR 38.00 dB, shapes diff"
-    assert f"{knee}er (3 in the figure). Of the settings" in text
+    rule = "Of the settings that no other one beats in both speed by work and quality, the knee is"
+    assert f"{knee}er (3 in the figure). {rule}" in text
     assert "lies highest above the straight line" in text
     assert not cautions_of(made())
-    assert repr(made().fewer[0]) == "Row(plain, 16 steps: 1.57× (1.50–1.65×), PSNR 25.00 dB)"
+    assert repr(made().fewer[0]) == "Row(plain, 16 steps: 1.43× (1.36–1.50×), PSNR 25.00 dB)"
     assert repr(made()) == "Sweep(a/model · DDIM: 4 settings, knee at auto, interval 2.2)"
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_it_is_said_by_which_speed_the_knee_was_found(known: bool) -> None:
+    # The sentence said "speed", and a row beneath had a higher one: the measured.
+    rows = made().settings
+    noisy = replace(rows[1], times=(Timing(4.0, 13.0, 24), Timing(4.0, 13.0, 24)))
+    rows = (rows[0], noisy, *rows[2:])
+    sweep = made(settings=rows if known else tuple(replace(each, worth=None) for each in rows))
+    name, other, why = {
+        True: ("speed by work", "by work", "The measured speed does not count here, because it"),
+        False: ("measured speed", "measured", "The speed by work is not known here."),
+    }[known]
+    rule = json.loads(sweep.to_json())["knee_rule"]
+    assert f"beats in both {name} and quality, the knee is" in rule
+    assert f" {why}" in rule
+    assert rule in sweep.table()
+    assert f'<p class="hint">{rule}</p>' in sweep.to_html()
+    knee = sweep.settings[2]
+    assert sweep.knee is knee
+    assert f"{sweep.speed_of(knee):.2f}× {other}, PSNR" in knee_text(sweep)
+    assert f'<p class="axis right">{name}</p>' in sweep.to_html()
+    assert noisy.speedup > knee.speedup
 
 
 def test_the_verdict_of_each_row_is_that_of_a_comparison() -> None:
@@ -60,7 +85,10 @@ def test_what_speaks_against_speeds_is_said_as_in_a_comparison() -> None:
     good, *others = made().settings
     fast = row(3, 30, Setting(interval=2, steps=24), worth=12)
     text = made(settings=(good, fast, *others)).table()
-    assert "Faster than the saved work allows: interval 2, 24 steps 3.15× of at most 2.00×;" in text
+    assert (
+        "Measured faster than the saved work allows: interval 2, 24 steps 2.86× of at most 2.00×; t"
+        in text
+    )
     once = {"times": (Timing(6.0, 13.0, 24),), "plain_times": (Timing(12.0, 26.0, 24),)}
     sweep = made(settings=tuple(replace(each, **once) for each in made().settings))
     said = "peeds from one run prove little: go by work, or take repeats=5 (--repeats 5)."
@@ -227,7 +255,7 @@ def test_json_holds_all_figures() -> None:
     assert found["figure_by"] == "work"
     first = found["settings"][0]
     assert (first["work"], first["work_speedup"], first["fewer_steps"]) == (1 / 1.5, 1.5, 16)
-    assert first["loop_speedup_each"] == pytest.approx([1.5, 1.65])
+    assert first["loop_speedup_each"] == pytest.approx([1.5, 1.5 / 1.1])
     assert first["call_speedup"] == 2.0
     assert (first["psnr"], first["psnr_each"]) == (40.0, [41.0, 39.0])
     assert found["plain"]["psnr"] is None  # identical: JSON has no infinity

@@ -53,7 +53,8 @@ def calibrate(
 ) -> None:
     """Generates pictures to learn which steps to compute in full, and how to make the others.
 
-    Give one goal: --speedup, --full-steps or --psnr.
+    Give one goal: --speedup, --full-steps or --psnr. The pipeline runs about ten times, more often
+    with --speedup, and about thirty times with --psnr; each run says which one it is.
     """
     if sum(goal is not None for goal in (speedup, full_steps, psnr)) != 1:
         raise click.UsageError("Give one of --speedup, --full-steps and --psnr, and only one")
@@ -62,6 +63,7 @@ def calibrate(
 
     asked, branch = GenerationRequest(**generation), OUTPUT if branch is None else branch
     asked.check()
+    asked.check_full_steps(full_steps)
     import_word()
     from ..helper import DeepCacheHelper
     from ..measuring.generation import batched_call, seeded_call

@@ -70,6 +70,7 @@ def compare(
     """
     asked = GenerationRequest(**generation)
     asked.check()
+    asked.check_full_steps(full_steps)
     import_word()
     # Here, so that --help and a mistyped option need not wait for torch.
     from ..compare.outcome import FILES

@@ -4,6 +4,7 @@ write to. All that can be wrong with them is found here, before a model is loade
 
 from __future__ import annotations
 
+import json
 import re
 import tempfile
 from pathlib import Path
@@ -42,6 +43,14 @@ def model_folder(model: str, revision: str | None = None) -> Path | None:
     if model.startswith((".", "/", "~")) or model.count("/") != 1:
         raise ValueError(f"there is no folder {model}")
     return None
+
+
+def scheduler_in(folder: Path) -> str | None:
+    """The class of a pipeline's scheduler; `None` where its folder does not tell."""
+    try:
+        return str(json.loads((folder / "model_index.json").read_bytes())["scheduler"][1])
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None  # whoever loads it says what is wrong
 
 
 def picture_in(path: Path) -> Any:

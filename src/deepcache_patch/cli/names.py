@@ -41,6 +41,12 @@ SCHEDULERS: Final = {
     "unipc": "UniPCMultistepScheduler",
 }
 
+#: Of which a step may have more than one timestep, or a generation one more than steps.
+_MORE_TIMESTEPS: Final = ("dpm-solver++-single", "heun", "kdpm2", "kdpm2-ancestral", "pndm")
+
+#: Classes of which each step has one timestep.
+ONE_TIMESTEP: Final = {SCHEDULERS[name] for name in SCHEDULERS if name not in _MORE_TIMESTEPS}
+
 _KARRAS: Final = {"use_karras_sigmas": True}
 _SDE: Final = {"algorithm_type": "sde-dpmsolver++"}
 

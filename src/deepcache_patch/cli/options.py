@@ -216,8 +216,8 @@ generation: Decorator = _together(
         "--guidance-scale",
         type=finite,
         metavar="X",
-        help="default: the model card's, or else the pipeline's own, which Python's compare takes "
-        "always",
+        help="default: that of the model's card; if it names none, the pipeline's own; in Python "
+        "helper.compare does not read the card",
     ),
     _file("--image", "picture to begin with: image-to-image, or what the pipeline takes"),
     strength("with --image: how much may change, 0 to 1"),
@@ -262,8 +262,8 @@ interval: Decorator = click.option(
     "--interval",
     type=at_least_one,
     metavar="X",
-    help="one full step in X, which uniform and centred take whole (default: 2.2; of "
-    "adaptive 1.5, of those 3)",
+    help="one step in X runs in full; a whole number for uniform and centred (default: 2.2; "
+    "for adaptive 1.5; for uniform and centred 3)",
 )
 
 speedup: Decorator = click.option(

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import InvalidSettingError, first_line
 from .arguments import CALL_OPTIONS, Argument, as_call
-from .files import model_folder, picture_in, prompts_in
+from .files import model_folder, picture_in, prompts_in, scheduler_in
 from .loras import Lora, add_loras
 from .mistakes import BadInputError, bad_input, reason_of, require_package
-from .names import SCHEDULES, name_of_scheduler
+from .names import ONE_TIMESTEP, SCHEDULERS, SCHEDULES, name_of_scheduler
 from .terminal import complain, phase, shows_bars
 
 if TYPE_CHECKING:
@@ -102,6 +102,22 @@ class GenerationRequest(PipelineRequest):
         self._prompts()
         if self.image is not None:
             picture_in(self.image)
+
+    def check_full_steps(self, full_steps: int | None) -> None:
+        """Refuses more of them than `--steps`, before torch is imported.
+
+        Only where each step has one timestep: Heun's method runs up to 49 in full with 25 steps.
+        """
+        if full_steps is None or self.steps is None or full_steps <= self.steps:
+            return
+        kind = SCHEDULERS.get(self.scheduler or "", self.scheduler)
+        if kind is None and (folder := model_folder(self.model, self.revision)) is not None:
+            kind = scheduler_in(folder)
+        if kind in ONE_TIMESTEP:
+            raise BadInputError(
+                f"--full-steps {full_steps} is more than --steps {self.steps}: give {self.steps} "
+                "or fewer, or more --steps"
+            )
 
     def _fitted(self, pipe: Any) -> Any:
         from .loading import image_to_image
@@ -198,8 +214,8 @@ def require_within_reach(
     steps = num_steps(pipe, call.get("num_inference_steps"))
     if steps is None:
         return
-    if (full_steps or 0) > steps:
-        raise BadInputError(f"--full-steps {full_steps} is more than the generation has: {steps}")
+    if full_steps is not None:
+        _require_so_many(full_steps, steps)
     if speedup is not None:
         branches, share = DeepCacheHelper(pipe).branches, None
         # It is known for the U-Net's own size: smaller pictures have a smaller one.
@@ -212,6 +228,14 @@ def require_within_reach(
                 f"--speedup {speedup:g} is out of reach: with 1 of {steps} steps in full "
                 f"at branch {branch}, the U-Net's work is 1/{most:.1f} of all; ask for less"
             )
+
+
+def _require_so_many(full_steps: int, steps: int) -> None:
+    if full_steps > steps:
+        raise BadInputError(
+            f"--full-steps {full_steps} is more than the generation has: {steps}; give {steps} or "
+            "fewer, or more --steps"
+        )
 
 
 def read_schedule(file: str, *, several: bool = False) -> Any:
@@ -254,8 +278,7 @@ def interval_leaving(full_steps: int, steps: int, window: Window) -> float:
     """
     from ..schedules.noise_aware import FEW_STEPS
 
-    if full_steps > steps:
-        raise BadInputError(f"--full-steps {full_steps} is more than the generation has: {steps}")
+    _require_so_many(full_steps, steps)
     if full_steps < steps <= FEW_STEPS:
         raise BadInputError(
             f"--full-steps {full_steps} of {steps} steps: with {FEW_STEPS} or fewer all run in "

@@ -99,7 +99,11 @@ def doubts(contestants: Mapping[str, Against]) -> list[str]:
         rule = f"half of the speeds differ by more than {WIDEST:.0%} of their median"
         found.append(f"{rule}: {_few(unsteady)}; they are rough")
     if beyond:
-        found.append(f"faster than the saved work allows: {_few(beyond)}; do not rely on it")
+        found.append(
+            f"measured faster than the saved work allows: {_few(beyond)}; timings vary, or "
+            "something else slowed the plain run: believe the work, or take more repeats "
+            "(--repeats N) on a quiet machine"
+        )
     return found
 
 

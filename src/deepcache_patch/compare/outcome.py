@@ -34,8 +34,16 @@ from .saving import Saved, files_of
 #: What `Comparison.save_all` writes.
 FILES: Final = files_of("comparison")
 
-#: What to do where fewer steps are closer to the plain results than the helper.
-LOST: Final = "take fewer steps here, try another interval, or let calibrate find a plan"
+#: What to do where fewer steps are closer to the plain results than the helper: what helps most
+#: comes first.
+LOST: Final = (
+    "let `deepcache-patch calibrate` find a plan (in Python `helper.calibrate(run, speedup=2)`), "
+    "try another interval, or take fewer steps"
+)
+
+#: dB. A smaller difference of two means is no reason to choose: where one picture turns out
+#: otherwise, the mean of 8 to 32 moves by 1 to 2 dB (docs/experiments.md).
+CLEAR: Final = 1.0
 
 #: The mean over fewer results is often decided by one of them.
 ENOUGH: Final = 16
@@ -97,13 +105,19 @@ class Comparison(Against, Saved):
 
     @property
     def verdict(self) -> str | None:
-        """Fewer steps and the helper in one line, and if the helper lost; or why there are none."""
+        """Fewer steps and the helper in one line, and who is closer; or why there are no fewer.
+
+        Where the means differ by less than 1 dB, both are called equally close. Else, if the helper
+        lost, it is said what to do.
+        """
         fewer, reason = self.fewer, self.fewer_left_out
         if fewer is None:
             return None if reason is None else f"fewer steps at equal work: left out, {reason}"
         theirs, ours = fewer.measures[0], self.measures[0]
         steps = f"{fewer.steps} of {self.about['steps']}"
         said = f"fewer steps at equal work ({steps}): {theirs.text()}, helper: {ours.text()}"
+        if abs(theirs.mean - ours.mean) < CLEAR:
+            return f"{said}: equally close, as they differ by less than {CLEAR:g} dB"
         if theirs.mean <= ours.mean:
             return said
         count = len(self.plain)
@@ -115,8 +129,8 @@ class Comparison(Against, Saved):
         """Sentences on how far the figures are to be trusted; none where nothing speaks against it.
 
         That speeds are from one run; that half of them differ by more than 20 % of their median
-        (of up to four, all), or are by as much above what the work allows; that only one step ran
-        in full; that there are so few steps that pictures move far, if they did.
+        (of up to four, all); that one is above what the work allows; that only one step ran in
+        full; that there are so few steps that pictures move far, if they did.
         """
         ran = str(self.plan)
         return (

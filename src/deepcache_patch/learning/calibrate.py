@@ -18,12 +18,13 @@ from torch import nn
 
 from ..errors import InvalidSettingError, warn
 from ..measuring.generation import labelled_progress
-from ..measuring.speed import Speed, measured_speed
+from ..measuring.speed import FEWEST, Speed, measured_speed
 from ..patching.wrappers import unwrapped
 from ..running.components import unets_of
 from ..running.face import Helper
 from ..schedules.plans import OUTPUT, number_between, whole_number
 from .calibrated_schedule import Calibrated, described
+from .nearest import TRIED
 from .reached import Reached, mean_of
 from .study import Study, Studying
 from .trials import Trials
@@ -35,6 +36,15 @@ _OVERHEAD: Final = 0.1
 #: For a goal in dB nobody knows how many full steps there will be when ways are compared: one in so
 #: many then.
 _USUAL: Final = 2.2
+
+#: By goal, how many runs it takes: two in full, what is tried, and what is timed. For a goal in dB
+#: ways are tried three times, and between there is a run for each halving of the steps: five with
+#: 17 to 32. Full steps that are taken away take more runs, so only the first is the most.
+_RUNS: Final = {
+    "full_steps": ("at most", 2 + TRIED),
+    "speedup": ("about", 2 + TRIED + 2 * FEWEST),
+    "psnr": ("about", 2 + 3 * TRIED + 5),
+}
 
 
 def calibrate(
@@ -63,7 +73,7 @@ def calibrate(
         raise InvalidSettingError(f"run must be a function that calls the pipeline, not {run!r}")
 
     studying = Studying(whole_number("branch", branch, OUTPUT))
-    run = _labelled(helper.pipe, run)
+    run = _labelled(helper.pipe, run, *_RUNS[given[0]])
     schedule, enabled = helper.schedule, helper.enabled
     with ExitStack() as undo:
         undo.callback(helper.follow, schedule)
@@ -82,20 +92,24 @@ def calibrate(
         else:
             found = _good_enough(trials, float(psnr or 0), first)
         undo.pop_all()
+    helper.disable()
     helper.follow(found)
+    helper.enable()  # so counts begin anew: what was tried is nothing that the user has run
     if not enabled:
         helper.disable()
     return found
 
 
-def _labelled(pipe: Any, run: Callable[[], Any]) -> Callable[[], Any]:
-    """Calls `run`, with which run it is before the pipeline's own progress bar."""
+def _labelled(pipe: Any, run: Callable[[], Any], word: str, total: int) -> Callable[[], Any]:
+    """Calls `run`, with which run it is, and of how many, before the pipeline's progress bar."""
     if not isinstance(pipe, DiffusionPipeline):
         return run
-    number = itertools.count(1)
+    numbers = itertools.count(1)
 
     def labelled() -> Any:
-        with labelled_progress(pipe, f"calibration, run {next(number)}"):
+        number = next(numbers)
+        of_all = f"of {word} {total}" if number <= total else f"instead of {word} {total}"
+        with labelled_progress(pipe, f"calibration, run {number} {of_all}"):
             return run()
 
     return labelled

@@ -257,8 +257,19 @@ class Calibrated:
         difference = self.setting.difference(here)
         if difference:
             raise InvalidSettingError(
-                f"this calibrated schedule does not fit: {difference}; calibrate it anew"
+                f"this calibrated schedule does not fit: {difference}; {self._cure(here)}"
             )
+
+    def _cure(self, here: Setting) -> str:
+        """What to do: where the scheduler alone differs, take the one of the calibration."""
+        other = here.scheduler != self.setting.scheduler
+        if here.unet != self.setting.unet or not other or here.scheduler["class"] == "NoneType":
+            return "calibrate it anew"
+        kind = self.setting.scheduler["class"]
+        return (
+            f"set the scheduler first: pipe.scheduler = {kind}.from_config("
+            "schedule.setting.scheduler), where schedule is this one, or calibrate it anew"
+        )
 
 
 class CalibratedGuide(PlannedGuide):

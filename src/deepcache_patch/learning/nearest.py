@@ -20,6 +20,10 @@ from .study import Study
 #: without one, full steps are evenly spaced.
 POWERS: Final = (0.0, 0.8, 1.1, 1.5, None)
 
+#: How many ways are tried for one number of full steps, at most: a plan for each of these, and
+#: three other ways to go on by the nearest.
+TRIED: Final = len(POWERS) + 3
+
 
 class Way(NamedTuple):
     """How to make a schedule with so many full steps.

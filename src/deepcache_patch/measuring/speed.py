@@ -19,7 +19,6 @@ FEWEST: Final = 3
 MOST: Final = 9
 
 #: Half of the timings lie in a range of at most this share of their median, or they vary too much.
-#: By as much may a speed exceed what the saved work allows.
 WIDEST: Final = 0.2
 
 
@@ -68,8 +67,11 @@ class Speed:
         return high - low <= WIDEST * self.median
 
     def is_beyond(self, most: float | None) -> bool:
-        """Whether the median is more than can be, if `most` is what the saved work allows."""
-        return most is not None and self.median > (1 + WIDEST) * most
+        """Whether the median is more than can be, if `most` is what the saved work allows.
+
+        Both are rounded to two digits, as a person reads them.
+        """
+        return most is not None and round(self.median, 2) > round(most, 2)
 
 
 def measured_speed(

@@ -136,7 +136,10 @@ def figures(trial: Trial, *, number: int) -> str:
             "; the plain picture and its times are of an earlier run: another seed has new ones"
         )
     if comparison.speeds.is_beyond(comparison.work_speedup):
-        caption += "; faster than the work allows, so the machine was busy with something else"
+        caption += (
+            "; faster than the work allows: timings vary, or something else slowed the plain run, "
+            "so believe the work"
+        )
     return (
         f'<div class="figures"><table><caption>{caption}.</caption>'
         f"<tr>{head}</tr>{body}</table></div>"

@@ -110,7 +110,7 @@ def curve_of(sweep: Sweep) -> Curve:
         tuple(sorted(place(row) for row in sweep.fewer)),
         tuple((_share(tick, x_ticks), f"{tick:g}×") for tick in x_ticks),
         tuple((_share(tick, y_ticks), f"{tick:g}") for tick in y_ticks),
-        "times less work for the U-Net" if sweep.by_work else "times as fast, measured",
+        sweep.speed_name,
         f"{measure.name}, {measure.unit}" if measure.unit else measure.name,
     )
 

@@ -17,7 +17,7 @@ from ..compare.against import (
     times_text,
 )
 from ..compare.measures import SHAPES
-from .knee import why_none
+from .knee import BY_WORK, MEASURED, why_none
 
 if TYPE_CHECKING:
     from .outcome import Row, Sweep
@@ -28,7 +28,7 @@ def columns_of(sweep: Sweep) -> list[str]:
     first, *others = [each.name for each in sweep.plain.measures]
     looks = ["verdict"] if sweep.plain.looks else []
     names = [f"{first} mean", f"{first} worst", *others, *looks]
-    return ["setting", "steps", "speed", "by work", *names, "fewer steps at equal work"]
+    return ["setting", "steps", MEASURED, BY_WORK, *names, "fewer steps at equal work"]
 
 
 def rows_of(sweep: Sweep) -> list[list[str]]:
@@ -66,8 +66,9 @@ def reading_of(sweep: Sweep) -> list[str]:
     rounds = max(len(row.times) for row in sweep.rows)
     times = "once" if rounds == 1 else f"{rounds} times in turn: median and range"
     notes = [
-        f"Speed and likeness are against the plain pipeline{steps}. Speed is that of the denoising "
-        f"loop, timed {times}. By work: the most that the U-Net's saved multiply-adds allow.",
+        f"Speeds and likeness are against the plain pipeline{steps}. The {MEASURED} is that of the "
+        f"denoising loop, timed {times}. The {BY_WORK} is the most that the U-Net's saved "
+        "multiply-adds allow.",
     ]
     if seeds > 1:
         notes.append(f"Likeness is over {seeds} results; #1 is the first of them.")
@@ -91,7 +92,7 @@ def knee_text(sweep: Sweep) -> str:
     """The setting at the knee in a sentence, or why there is none, and what to take then."""
     knee = sweep.knee
     if knee is None:
-        return f"There is no knee: {why_none(sweep.points)}.{_instead(sweep)}"
+        return f"There is no knee: {why_none(sweep.points, sweep.speed_name)}.{_instead(sweep)}"
     text = f"The knee is {_told(sweep, knee)}."
     better = sweep.beaten_by(knee)
     return text if better is None else f"{text} But {better.steps} plain steps are better."
@@ -121,7 +122,7 @@ def _instead(sweep: Sweep) -> str:
 
 def _told(sweep: Sweep, row: Row) -> str:
     """A setting with its steps, speed, quality, verdict and number."""
-    by = "by work" if sweep.by_work else "in time"
+    by = "by work" if sweep.by_work else "measured"
     measure = row.measures[0]
     steps = f" with {row.steps} steps" if row.steps else ""
     looks = f", {row.looks}" if row.looks else ""

@@ -8,11 +8,26 @@ from typing import Final, TypeAlias
 #: (speed, quality); more of each is better.
 Point: TypeAlias = tuple[float, float]
 
-#: The rule of `knee_of`, as a person reads it.
-RULE: Final = (
-    "Of the settings that no other one beats in both speed and quality, the knee is the one that "
-    "lies highest above the straight line from the slowest of them to the fastest."
-)
+#: The two speeds that a curve may go by, and why it goes by the one.
+BY_WORK: Final = "speed by work"
+MEASURED: Final = "measured speed"
+_WHY: Final = {
+    BY_WORK: "The measured speed does not count here, because it varies from run to run.",
+    MEASURED: "The speed by work is not known here.",
+}
+
+
+def rule_of(speed: str) -> str:
+    """The rule of `knee_of`, as a person reads it.
+
+    Args:
+        speed: `BY_WORK` or `MEASURED`.
+    """
+    return (
+        f"Of the settings that no other one beats in both {speed} and quality, the knee is the one "
+        f"that lies highest above the straight line from the slowest of them to the fastest. "
+        f"{_WHY[speed]}"
+    )
 
 
 def front_of(points: Sequence[Point]) -> list[int]:
@@ -26,7 +41,7 @@ def front_of(points: Sequence[Point]) -> list[int]:
 
 
 def knee_of(points: Sequence[Point]) -> int | None:
-    """The place of the point at the knee, by `RULE`; `None` where there is none.
+    """The place of the point at the knee, by `rule_of`; `None` where there is none.
 
     There is none where the front has fewer than three points, or none above the line.
     """
@@ -44,15 +59,15 @@ def knee_of(points: Sequence[Point]) -> int | None:
     return best if above(best) > 0 else None
 
 
-def why_none(points: Sequence[Point]) -> str:
-    """Why `knee_of` finds none, in words."""
+def why_none(points: Sequence[Point], speed: str) -> str:
+    """Why `knee_of` finds none, in words; `speed` as for `rule_of`."""
     front = len(front_of(points))
     if len(points) < 3:
         count = ("no setting", "one setting", "two settings")[len(points)]
         return f"it takes three settings, and here {'are' if len(points) > 1 else 'is'} {count}"
     if front < 3:
         return (
-            "it takes three settings that no other one beats in both speed and quality, and of "
+            f"it takes three settings that no other one beats in both {speed} and quality, and of "
             f"{len(points)} there {'is one' if front == 1 else 'are two'}"
         )
     return "the curve has no bend, since none lies above the line from the slowest to the fastest"

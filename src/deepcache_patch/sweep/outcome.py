@@ -21,7 +21,7 @@ from ..measuring.finite import finite
 from ..measuring.generation import Timing
 from ..measuring.media import Result, kind_of
 from . import figures
-from .knee import RULE, Point, knee_of
+from .knee import BY_WORK, MEASURED, Point, knee_of, rule_of
 from .settings import Setting
 
 #: What `Sweep.save_all` writes.
@@ -126,6 +126,11 @@ class Sweep(Saved):
         """Whether the figure goes by work, which is exact; else, where it is not known, by time."""
         return all(row.worth is not None for row in self.rows)
 
+    @property
+    def speed_name(self) -> str:
+        """By which speed figure and knee go: "speed by work" or "measured speed"."""
+        return BY_WORK if self.by_work else MEASURED
+
     def speed_of(self, row: Row) -> float:
         """How fast a row is as the figure has it: `work_speedup`, or the measured `speedup`."""
         by_work = row.work_speedup if self.by_work else None
@@ -137,7 +142,8 @@ class Sweep(Saved):
 
         Of the settings that no other one beats in both speed and quality, it is the one that lies
         highest above the straight line from the slowest of them to the fastest, in the figure's
-        scales. There is none if these are fewer than three, or if none lies above the line.
+        scales. There is none if these are fewer than three, or if none lies above the line. Speed
+        is `speed_of`: by work, or measured where the work is not known.
         """
         found = knee_of(self.points)
         return None if found is None else self._apart[found]
@@ -190,7 +196,7 @@ class Sweep(Saved):
         """Returns the figures as aligned text, and the knee, without a newline at the end."""
         lines = figures.aligned([["", *figures.columns_of(self)], *figures.rows_of(self)])
         knee, *said = figures.said_of(self)
-        knee += f" {RULE}" if self.knee else ""
+        knee += f" {rule_of(self.speed_name)}" if self.knee else ""
         return "\n".join([*lines, "", *figures.reading_of(self), knee, *said])
 
     def __repr__(self) -> str:
@@ -239,7 +245,7 @@ class Sweep(Saved):
             **self.about,
             "figure_by": "work" if self.by_work else "time",
             "knee": _named(self.knee),
-            "knee_rule": RULE,
+            "knee_rule": rule_of(self.speed_name),
             "fastest_unbeaten": _named(self.fastest_unbeaten),
             "notes": figures.cautions_of(self),
             "plain": figures.row_figures(self, self.plain),

@@ -31,7 +31,7 @@ _BELOW: Final = 116
 _LEGEND: Final = (
     "Filled: the setting of that number beneath. White: the plain pipeline with so many steps."
 )
-_RINGED: Final = "Ringed: the knee."
+_RINGED: Final = "Ringed: the knee of this curve."
 _MOVED: Final = "A mark that would cover another is moved aside; a line leads to its place."
 
 _ACCENT: Final = (31, 95, 174)

@@ -15,7 +15,7 @@ from ..compare.pages import picture_uri, rendered
 from ..measuring.media import small, still
 from . import figures
 from .curve import Curve, Place, curve_of
-from .knee import RULE
+from .knee import rule_of
 
 if TYPE_CHECKING:
     from .outcome import Row, Sweep
@@ -44,7 +44,7 @@ def page(sweep: Sweep, *, command: str | None = None) -> str:
         curve=curve,
         lines=list(_lines(curve)),
         knee=figures.knee_text(sweep),
-        rule=RULE,
+        rule=rule_of(sweep.speed_name),
         columns=figures.columns_of(sweep),
         reading=[*figures.reading_of(sweep), *([LOOKS_RULE] if sweep.plain.looks else [])],
         table=list(zip(ids, shown, figures.rows_of(sweep), thumbs, strict=True)),
