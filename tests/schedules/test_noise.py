@@ -67,6 +67,17 @@ def test_levels_never_rise(name, config):
     assert levels[0] > levels[-1]
 
 
+def test_levels_of_euler_are_its_sigmas_where_two_more_stand_behind_them(config):
+    # With "log_linear" it has a sigma that no step begins with before the closing 0. That was taken
+    # for a list of other things, and the table gave the levels of its timesteps, which are others:
+    # forecasts were wrong even where x0 never changes.
+    euler, timesteps = prepared("euler", config, interpolation_type="log_linear")
+    assert len(euler.sigmas) == len(timesteps) + 2
+    sigmas = euler.sigmas[: len(timesteps)].double()
+    assert noise_levels(euler, timesteps) == tuple(np.log(sigmas.numpy()).tolist())
+    assert noise_levels(euler, timesteps[3:]) == noise_levels(euler, timesteps)[3:]
+
+
 @pytest.mark.parametrize("name", ["ddim", "euler", "dpm-multistep", "heun", "pndm"])
 def test_a_generation_that_starts_late_has_the_last_levels(name, config):
     scheduler, timesteps = prepared(name, config)

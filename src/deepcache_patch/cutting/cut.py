@@ -5,9 +5,11 @@ lists, a stand-in for the middle, a tap that records); afterwards every child is
 whatever happened in between. Which children are to be swapped is known in `anatomy`.
 """
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import getitem, setitem
 from typing import Any
 
 from torch import nn
@@ -27,18 +29,17 @@ class Swap:
     name: str
     value: nn.Module | None
 
-    def exchange(self, value: Any) -> Any:
-        """Put `value` in the place, and return what stood there.
+    @property
+    def place(self) -> dict[str, Any]:
+        """Where the child stands by its name.
 
         A child that was `None` from the start is a plain entry of `vars(owner)`, not of
         `_modules`, and hides an entry of the same name there: swap where the name lives. Assigning
         to an existing key keeps the order of the children.
         """
         own = vars(self.owner)  # asking the module itself takes it longer than all the rest
-        place = own if self.name in own else own["_modules"]
-        before = place[self.name]
-        place[self.name] = value
-        return before
+        found: dict[str, Any] = own if self.name in own else own["_modules"]
+        return found
 
 
 def keep(swaps: list[Swap], owner: Any, name: str, kept: Iterable[nn.Module]) -> None:
@@ -61,12 +62,15 @@ class Cut:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Make every swap; undo those that were made, in reverse order, on the way out."""
-        undo: list[tuple[Swap, Any]] = []
+        """Make every swap at once; undo all of them at once on the way out."""
+        places, names = [swap.place for swap in self._swaps], [swap.name for swap in self._swaps]
+        before = list(map(getitem, places, names))
+        forth = map(setitem, places, names, [swap.value for swap in self._swaps])
+        back = map(setitem, places, names, before)
+        # Ctrl-C comes between two operations of Python's: each of these two is a single one, or it
+        # could leave a network cut.
         try:
-            for swap in self._swaps:
-                undo.append((swap, swap.exchange(swap.value)))
+            deque(forth, 0)
             yield
         finally:
-            for swap, before in reversed(undo):
-                swap.exchange(before)
+            deque(back, 0)
