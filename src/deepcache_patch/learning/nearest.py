@@ -11,14 +11,14 @@ from typing import Final, NamedTuple
 
 from ..errors import InvalidSettingError
 from ..schedules.fit import DAMPING, trend
-from ..schedules.noise_aware import cheapest, usual_levels
+from ..schedules.noise_aware import cheapest, cheapest_by, usual_levels
 from ..schedules.plans import plan_with
 from .calibrated_schedule import Calibrated
 from .study import Study
 
 #: Weights of early steps that plans are tried with, beside the default's, as powers of 1 + sigma;
 #: without one, full steps are evenly spaced.
-POWERS: Final = (0.0, 0.8, 1.1, 1.5, None)
+POWERS: Final = (0.0, 0.8, 1.0, 1.5, None)
 
 #: How many ways are tried for one number of full steps, at most: a plan for each of these, and
 #: three other ways to go on by the nearest.
@@ -51,7 +51,7 @@ class Way(NamedTuple):
         levels = (study.levels or usual_levels(study.num_steps))[:seen]
         protected = study.protected.intersection(range(seen))
         if self.power is None:
-            full = cheapest(range(seen), full_steps, protected, power=0)
+            full = cheapest_by(range(seen), [1] * seen, full_steps, protected)
         else:
             full = cheapest(levels, full_steps, protected, self.power)
         plan = plan_with((*full, *range(seen, study.num_steps)), study.num_steps, study.branch)

@@ -23,13 +23,17 @@ SHORT: Final = 15
 
 #: (1 + sigma)^this is how much more an error costs under noise, where it changes what is drawn.
 #: Chosen on two models, to one of which early errors matter less; see docs/experiments.md.
-_POWER: Final = 1.1
+_POWER: Final = 1.0
 
 #: The same where the sampler adds noise: what comes later covers a part of an early error.
 _POWER_UNDER_NOISE: Final = 0.8
 
 #: Above this sigma it costs no more than there: nothing of the picture is to be seen yet.
 _STRONG: Final = 8.0
+
+#: Far below this sigma x0 hardly moves any more, however far ln(sigma) falls. Karras sigmas have a
+#: quarter of their steps there.
+_FINE: Final = 0.05
 
 #: How far the last step's output is used, in ln(sigma): what follows it is free of noise.
 _LAST: Final = 1.0
@@ -50,11 +54,11 @@ class NoiseAware(OneBranch):
 
     Let step i stand at sigma_i and its output be used over h_i = |ln sigma_i - ln sigma_(i+1)|, the
     last one over 1. Computed from what the full step a before it has left, it costs
-    h_i · |ln sigma_i - ln sigma_a| · (1 + min(sigma_i, 8))^1.1, with ^0.8 where the sampler adds
-    noise. The plan is the one that costs the least in sum, exactly, by dynamic programming. Where
-    the levels are not known, those of a usual generation are taken, evenly spaced. A generation of
-    8 steps or fewer runs in full, with a warning. Where nobody knows how many steps there will be,
-    full steps are evenly spaced.
+    h_i · |ln(sigma_i + 0.05) - ln(sigma_a + 0.05)| · (1 + min(sigma_i, 8)), where the sampler adds
+    noise with the last factor to the power of 0.8. The plan is the one that costs the least in sum,
+    exactly, by dynamic programming. Where the levels are not known, those of a usual generation are
+    taken, evenly spaced. A generation of 8 steps or fewer runs in full, with a warning. Where
+    nobody knows how many steps there will be, full steps are evenly spaced.
 
     Args:
         interval: One full step in so many, at least 1, a whole number or not: at most
@@ -69,7 +73,7 @@ class NoiseAware(OneBranch):
 
     Example:
         >>> print(NoiseAware(interval=2.5).plan(25))
-        FFF·F·F·F··F···F···F····F
+        FFF·F·F·F··F··F···F····F·
     """
 
     interval: float = 2.2
@@ -184,9 +188,6 @@ def cheapest(
 ) -> tuple[int, ...]:
     """The full steps of the cheapest plan; see `NoiseAware` for what a plan costs.
 
-    Two full steps that are further apart than 64 steps, and than 8 times as far as they would be if
-    evenly spaced, are not looked for: a thousand steps are planned in a tenth of a second.
-
     Args:
         levels: ln(sigma) of each step.
         full_steps: How many run in full, at least 1.
@@ -196,18 +197,36 @@ def cheapest(
     Returns:
         The steps, rising; the first is 0.
     """
-    steps = len(levels)
+    sigmas = np.exp(levels)
+    weights = how_long_used(levels) * early_weights(np.minimum(sigmas, _STRONG), power)
+    return cheapest_by(np.log(sigmas + _FINE), weights, full_steps, protected)
+
+
+def cheapest_by(
+    places: Any, weights: Any, full_steps: int, protected: frozenset[int] = frozenset()
+) -> tuple[int, ...]:
+    """As `cheapest`, where a step costs its weight times how far it is from the full one before.
+
+    Two full steps that are further apart than 64 steps, and than 8 times as far as they would be if
+    evenly spaced, are not looked for: a thousand steps are planned in a tenth of a second.
+
+    Args:
+        places: Of each step, along any axis.
+        weights: Likewise.
+        full_steps: As of `cheapest`.
+        protected: Likewise.
+    """
+    place, weight = np.asarray(places, float), np.array(weights, float)
+    steps = len(place)
     protected = protected | {0}
     count = min(max(full_steps, len(protected)), steps)
-    level = np.asarray(levels)
-    weight = how_long_used(level) * early_weights(np.minimum(np.exp(level), _STRONG), power)
     weight[sorted(protected)] = _FORBIDDEN
     # between[b, d]: all that lies between the full steps b - 1 - d and b; b may be the end.
     widest = min(steps, max(_WIDEST, 8 * steps // count))
     between = np.full((steps + 1, widest), np.inf)
     for a in range(steps):
         until = min(a + widest, steps)
-        cost = np.abs(level[a + 1 : until] - level[a]) * weight[a + 1 : until]
+        cost = np.abs(place[a + 1 : until] - place[a]) * weight[a + 1 : until]
         between[np.arange(a + 1, until + 1), np.arange(until - a)] = np.append(0, np.cumsum(cost))
     # best[b]: the cheapest way to the full step b with so many full steps, b included.
     best = np.full(steps, np.inf)
