@@ -372,7 +372,7 @@ def test_outputs_that_are_not_finite_give_no_weights():
 # --- settings -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("replay", ["reuse", "extrapolate", Extrapolate(0.5)])
+@pytest.mark.parametrize("replay", ["reuse", Extrapolate(0.5)])
 @pytest.mark.parametrize("schedule", ["auto", Auto()], ids=["auto", "Auto"])
 def test_a_replay_is_refused_because_it_brings_its_own(schedule, replay):
     pipe = loaded("ldm")
@@ -380,6 +380,12 @@ def test_a_replay_is_refused_because_it_brings_its_own(schedule, replay):
     with pytest.raises(InvalidSettingError, match="Auto brings its own replay: leave replay="):
         DeepCacheHelper(pipe, schedule=schedule, replay=replay)
     assert trace(pipe.unet) == before
+
+
+def test_the_name_of_the_default_replay_asks_for_nothing():
+    # Given once more with `set`, it was refused: what stands by itself may be named.
+    helper = DeepCacheHelper(loaded("ldm"), schedule="auto", replay="extrapolate")
+    assert isinstance(helper.schedule, Auto)
 
 
 @pytest.mark.parametrize(

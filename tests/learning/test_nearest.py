@@ -17,7 +17,7 @@ LDM = CASES["ldm"]
 STEPS = 20
 
 #: Those that plans are tried with, in their order; `None` spaces full steps evenly.
-POWERS = (1.1, 0.0, 0.8, 1.5, None)
+POWERS = (1.0, 0.0, 0.8, 1.5, None)
 
 
 def studied(branch=OUTPUT, **settings):
@@ -76,7 +76,7 @@ def test_each_plan_is_tried_once_and_then_each_way_to_go_on_by_the_nearest(study
 @pytest.mark.parametrize("going_on", [{"strength": 0.5}, {"damping": 1.0}, {"damping": 8.0}])
 def test_each_can_be_kept_in_a_file(going_on, study, tmp_path):
     # Half of the trend was written, and refused when it was read.
-    schedule = Way(1.1, **going_on).schedule(study, 8)
+    schedule = Way(1.0, **going_on).schedule(study, 8)
     schedule.save(tmp_path / "schedule.json")
     loaded = Calibrated.load(tmp_path / "schedule.json")
     assert loaded.entries == schedule.entries
@@ -86,7 +86,7 @@ def test_each_can_be_kept_in_a_file(going_on, study, tmp_path):
 
 
 def test_pictures_that_are_not_finite_are_not_near(study):
-    default = Way(1.1).schedule(study, 8)
+    default = Way(1.0).schedule(study, 8)
     assert nearest_way(study, 8, lambda each: math.inf if each == default else 1.0) == Way(0.0)
 
 
@@ -106,7 +106,7 @@ def test_a_plan_whose_pictures_are_not_finite_is_not_taken():
 
 
 def test_of_equally_near_ones_the_default_is_taken(study):
-    assert nearest_way(study, 8, lambda _: 0.0) == Way(1.1)
+    assert nearest_way(study, 8, lambda _: 0.0) == Way(1.0)
 
 
 def test_where_nothing_can_be_compared_the_defaults_plan_is_taken_and_fitted(study):
@@ -124,7 +124,7 @@ def test_full_steps_are_as_many_as_asked_for_and_evenly_spaced_without_a_power(s
 
 
 def test_half_of_the_trend_is_half_the_weight(study):
-    plan = Way(1.1).schedule(study, 8).entries
+    plan = Way(1.0).schedule(study, 8).entries
     whole = {step: study.forecast.weights_of(step[0], step[1:]) for step in half_of(study)}
     assert half_of(study) == {
         step: (weight / 2, *[0.0] * (len(step) - 3)) for step, (weight,) in whole.items()
@@ -135,7 +135,7 @@ def test_half_of_the_trend_is_half_the_weight(study):
 
 
 def half_of(study):
-    return Way(1.1, strength=0.5).schedule(study, 8).weights
+    return Way(1.0, strength=0.5).schedule(study, 8).weights
 
 
 def test_what_is_protected_is_full_by_each_plan():

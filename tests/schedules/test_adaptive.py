@@ -121,9 +121,10 @@ def test_at_the_usual_rate_a_plan_costs_hardly_more_than_the_cheapest():
 def cost_of(levels, full_steps):
     """As `NoiseAware` says."""
     sigmas = torch.tensor(levels).exp()
-    weights = how_long_used(levels) * early_weights(sigmas.clamp(max=8), 1.1)
+    weights = how_long_used(levels) * early_weights(sigmas.clamp(max=8), 1.0)
+    places = (sigmas + 0.05).log()
     last = [max(full for full in full_steps if full <= step) for step in range(len(levels))]
-    return sum(weights[i] * abs(levels[i] - levels[a]) for i, a in enumerate(last))
+    return sum(weights[i] * abs(places[i] - places[a]) for i, a in enumerate(last))
 
 
 def test_the_picture_that_changes_most_counts():
