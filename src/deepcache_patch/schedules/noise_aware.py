@@ -31,8 +31,8 @@ _POWER_UNDER_NOISE: Final = 0.8
 #: Above this sigma it costs no more than there: nothing of the picture is to be seen yet.
 _STRONG: Final = 8.0
 
-#: Far below this sigma x0 hardly moves any more, however far ln(sigma) falls. Karras sigmas have a
-#: quarter of their steps there.
+#: Far below this sigma x0 hardly moves any more, however far ln(sigma) falls: Karras sigmas have
+#: many steps down there, of which few need be full.
 _FINE: Final = 0.05
 
 #: How far the last step's output is used, in ln(sigma): what follows it is free of noise.
