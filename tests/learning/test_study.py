@@ -27,7 +27,7 @@ def prompts(pipe):
 def learned(*steps, given=prompts):
     """The weights that are learned of a loop that calls the U-Net so in its steps."""
     pipe = loaded("sd")
-    made = given(pipe)
+    made, ran = given(pipe), []
 
     def run():
         pipe.scheduler.set_timesteps(STEPS)
@@ -37,11 +37,12 @@ def learned(*steps, given=prompts):
             ):
                 for each in calls:
                     pipe.unet(inputs(pipe, step), timestep, encoder_hidden_states=made[each])
+        ran.append(counted(helper))
 
     with DeepCacheHelper(pipe) as helper:
         with pytest.warns(DeepCacheWarning, match="plans are not compared"):  # nothing is returned
             found = helper.calibrate(run, full_steps=5)
-        assert counted(helper) == (sum(map(len, steps)), 0)
+        assert ran[0] == (sum(map(len, steps)), 0)
     assert found.weights
     return dict(found.weights)
 
