@@ -383,7 +383,7 @@ def test_a_replay_is_refused_because_it_brings_its_own(schedule, replay):
 
 
 def test_the_name_of_the_default_replay_asks_for_nothing():
-    # Given once more with `set`, it was refused: what stands by itself may be named.
+    # Given once more with `set`, it was refused: the default may be named.
     helper = DeepCacheHelper(loaded("ldm"), schedule="auto", replay="extrapolate")
     assert isinstance(helper.schedule, Auto)
 

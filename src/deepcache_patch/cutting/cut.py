@@ -67,8 +67,9 @@ class Cut:
         before = list(map(getitem, places, names))
         forth = map(setitem, places, names, [swap.value for swap in self._swaps])
         back = map(setitem, places, names, before)
-        # Ctrl-C comes between two operations of Python's: each of these two is a single one, or it
-        # could leave a network cut.
+        # Ctrl-C comes between two operations of Python's. So all swaps are one operation, and their
+        # undoing is another. Within contextlib's own lines it may still come while the swaps are
+        # made: they are undone then when whoever caught it lets go of its traceback.
         try:
             deque(forth, 0)
             yield

@@ -91,10 +91,10 @@ def calibrate(
             found = _fast_enough(trials, speedup, first)
         else:
             found = _good_enough(trials, float(psnr or 0), first)
+        helper.disable()
+        helper.follow(found)
+        helper.enable()  # so counts begin anew: what was tried is nothing that the user has run
         undo.pop_all()
-    helper.disable()
-    helper.follow(found)
-    helper.enable()  # so counts begin anew: what was tried is nothing that the user has run
     if not enabled:
         helper.disable()
     return found
@@ -108,8 +108,8 @@ def _labelled(pipe: Any, run: Callable[[], Any], word: str, total: int) -> Calla
 
     def labelled() -> Any:
         number = next(numbers)
-        of_all = f"of {word} {total}" if number <= total else f"instead of {word} {total}"
-        with labelled_progress(pipe, f"calibration, run {number} {of_all}"):
+        of_all = f" of {word} {total}" if number <= total else ", more than expected"
+        with labelled_progress(pipe, f"calibration, run {number}{of_all}"):
             return run()
 
     return labelled

@@ -32,7 +32,13 @@ def require_metrics() -> None:
 
 
 def psnr(reference: np.ndarray, other: np.ndarray) -> float:
-    """Returns the peak signal-to-noise ratio in dB: infinite for identical pictures."""
+    """Returns the peak signal-to-noise ratio in dB: infinite for identical pictures.
+
+    Raises:
+        ValueError: Their shapes differ.
+    """
+    if reference.shape != other.shape:
+        raise ValueError(f"pictures of other shapes: {reference.shape} and {other.shape}")
     error = float(np.square(np.subtract(reference, other, dtype=np.float64)).mean())
     return -10 * math.log10(error) if error else math.inf
 

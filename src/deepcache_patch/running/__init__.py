@@ -1,8 +1,8 @@
 """What happens while a pipeline runs with a helper attached, call by call.
 
 One call of a U-Net: `unet` leads it through its generation, `decision` says whether it runs in full
-or shallow, `shallow` cuts the U-Net, and `proof` tries out once whether one of somebody's own code
-can be cut, by a `second_run` that nobody notices. `session` keeps what a thread has of its
+or shallow, `shallow` cuts the U-Net, and `proof` tries out once whether a U-Net with somebody's own
+code can be cut, by a `second_run` that nobody notices. `session` keeps what a thread has of its
 generation, `slots` tells the calls of one step apart, `callers` and `tracing` say what a call is
 for, `offloading` who moves weights about.
 

@@ -53,7 +53,7 @@ class FullOrShallow:
 
     Args:
         cuts: Of the U-Net.
-        proof: Of these.
+        proof: Whether these cuts give what the whole U-Net gives.
         schedulers_of: Gives the pipeline's schedulers, the likeliest for this U-Net first.
     """
 

@@ -23,8 +23,8 @@ class Proof:
 
     Args:
         unet: Inside `torch.compile`'s wrapper.
-        cuts: Its own.
-        patch: Round its calls.
+        cuts: Of that U-Net.
+        patch: Round that U-Net's calls.
     """
 
     def __init__(self, unet: nn.Module, cuts: UNetCuts, patch: CallPatch) -> None:

@@ -1,6 +1,6 @@
 """A second run of a U-Net that nobody notices, and whether it gave what the first one gave.
 
-Such a run shows that a cut U-Net gives what it gives whole; see `shallow`. It must not draw from
+Such a run shows that a cut U-Net gives what it gives whole; see `proof`. It must not draw from
 anybody's random numbers, move counters, or write to what the call was given or gave.
 """
 

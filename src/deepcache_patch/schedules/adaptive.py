@@ -48,8 +48,8 @@ class Adaptive:
     rate_b · h_i · |ln sigma_i - ln sigma_a| · (1 + sigma_i)^1.25 to the picture, as a part of it.
     The shallowest branch is run with which the errors since the last full step stay below the
     tolerance; it refreshes those above it. If there is none, the step is full. With rates that do
-    not change, and sigmas up to about 15, this puts full steps about where `NoiseAware` does, as
-    many as the tolerance asks for.
+    not change, and sigmas up to about 15, this puts full steps about where `NoiseAware` does, but
+    more of them below sigma = 0.1; as many as the tolerance asks for.
 
     The rate is measured where a branch is recorded: the relative error of what would have been
     replayed there, as x0 has it, in each ln(sigma) and (1 + sigma)^1.25. The picture of a batch

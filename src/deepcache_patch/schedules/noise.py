@@ -42,7 +42,8 @@ def noise_levels(
         values = sigmas[known - len(timesteps) : known].double().cpu().numpy()
         # DPM++ SDE has those of whole steps alone, each twice; its timesteps tell the midpoints.
         doubled = (np.diff(values) == 0) & (np.diff(timesteps) != 0)
-        # After them stands a closing 0, or two of what no step begins with (Euler's "log_linear").
+        # After them stands a closing 0, or two entries with which no step begins: Euler's
+        # "log_linear".
         if known <= len(sigmas) <= known + 2 and not doubled.any():
             return tuple(np.log(np.maximum(values, _LEAST)).tolist())
     table = getattr(scheduler, "alphas_cumprod", None)

@@ -1,8 +1,8 @@
 """`NoiseAware`: full steps where the noise levels say, known before the first, nothing learned.
 
 What a sampler integrates over is ln(sigma), not the number of the step. So that is where the plan
-looks for its places, by one rule for every spacing. What a shallow step then gets is in `forecast`
-and `replay`.
+looks for its places, as far as x0 still moves, by one rule for every spacing. What a shallow step
+then gets is in `forecast` and `replay`.
 """
 
 from collections.abc import Sequence
@@ -54,11 +54,11 @@ class NoiseAware(OneBranch):
 
     Let step i stand at sigma_i and its output be used over h_i = |ln sigma_i - ln sigma_(i+1)|, the
     last one over 1. Computed from what the full step a before it has left, it costs
-    h_i · |ln(sigma_i + 0.05) - ln(sigma_a + 0.05)| · (1 + min(sigma_i, 8)), where the sampler adds
-    noise with the last factor to the power of 0.8. The plan is the one that costs the least in sum,
-    exactly, by dynamic programming. Where the levels are not known, those of a usual generation are
-    taken, evenly spaced. A generation of 8 steps or fewer runs in full, with a warning. Where
-    nobody knows how many steps there will be, full steps are evenly spaced.
+    h_i · |ln(sigma_i + 0.05) - ln(sigma_a + 0.05)| · (1 + min(sigma_i, 8)). Where the sampler adds
+    noise, the last factor is raised to the power of 0.8. The plan is the one that costs the least
+    in sum, exactly, by dynamic programming. Where the levels are not known, those of a usual
+    generation are taken, evenly spaced. A generation of 8 steps or fewer runs in full, with a
+    warning. Where nobody knows how many steps there will be, full steps are evenly spaced.
 
     Args:
         interval: One full step in so many, at least 1, a whole number or not: at most
@@ -211,8 +211,8 @@ def cheapest_by(
     evenly spaced, are not looked for: a thousand steps are planned in a tenth of a second.
 
     Args:
-        places: Of each step, along any axis.
-        weights: Likewise.
+        places: Where each step stands, on any scale.
+        weights: What each step costs for a distance of 1.
         full_steps: As of `cheapest`.
         protected: Likewise.
     """
