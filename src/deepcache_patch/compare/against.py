@@ -18,6 +18,9 @@ from .measures import SAME, Measured
 #: of CSS it is "cached", as ever: programs and pages that were kept read these.
 HELPER: Final = "helper"
 
+#: How a speed can be measured above what the saved work allows.
+WHY_BEYOND: Final = "timings vary, or something else slowed the plain run"
+
 #: So many contestants are named in one sentence.
 _NAMED: Final = 3
 
@@ -100,9 +103,8 @@ def doubts(contestants: Mapping[str, Against]) -> list[str]:
         found.append(f"{rule}: {_few(unsteady)}; they are rough")
     if beyond:
         found.append(
-            f"measured faster than the saved work allows: {_few(beyond)}; timings vary, or "
-            "something else slowed the plain run: believe the work, or take more repeats "
-            "(--repeats N) on a quiet machine"
+            f"measured faster than the saved work allows: {_few(beyond)}; {WHY_BEYOND}: believe "
+            "the work, or take more repeats (--repeats N) on a quiet machine"
         )
     return found
 

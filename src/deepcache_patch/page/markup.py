@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any, Final
 
+from ..compare.against import WHY_BEYOND
 from ..compare.outcome import Comparison
 from ..schedules.plans import FULL, OUTPUT, Plan
 from .trial import Trial
@@ -136,10 +137,7 @@ def figures(trial: Trial, *, number: int) -> str:
             "; the plain picture and its times are of an earlier run: another seed has new ones"
         )
     if comparison.speeds.is_beyond(comparison.work_speedup):
-        caption += (
-            "; faster than the work allows: timings vary, or something else slowed the plain run, "
-            "so believe the work"
-        )
+        caption += f"; faster than the work allows: {WHY_BEYOND}, so believe the work"
     return (
         f'<div class="figures"><table><caption>{caption}.</caption>'
         f"<tr>{head}</tr>{body}</table></div>"
