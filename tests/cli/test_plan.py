@@ -406,7 +406,10 @@ def test_the_plan_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     file.write_bytes(VALID)
     for more in ([], ["--steps", "5"]):
         assert run("--schedule", str(file), *more) == 0
-        shown = "FF·F·\n3 of 5 steps in full, the others above the output\n"
+        shown = (
+            "FF·F·\n3 of 5 steps in full, the others above the output\n"
+            "calibrated for 5 steps with DPMSolverMultistepScheduler\n"
+        )
         assert capsys.readouterr() == (shown, "")
     assert run("--schedule", str(file), "--last", "1") == 0
     assert capsys.readouterr().out.startswith("FF·FF\n4 of 5 steps in full")

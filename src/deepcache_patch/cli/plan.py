@@ -14,6 +14,7 @@ from .shown import json_of, plan_as_dict
 from .terminal import import_word, say
 
 if TYPE_CHECKING:
+    from ..learning.calibrated_schedule import Calibrated
     from ..schedules.plans import Plan
     from ..schedules.window import Window
 
@@ -105,13 +106,14 @@ def plan(
     wanted = {name: value for name, value in wanted.items() if value is not None}
     if wanted and scheduler is None:
         raise BadInputError(f"--{next(iter(wanted))} goes with --scheduler")
-    branch = given.get("branch", -1)
+    branch, calibrated = given.get("branch", -1), []
     with bad_input():
         window = Window(first, last)
         if speedup is not None:
             given["interval"] = _interval_for(speedup, branch)
         if schedule not in SCHEDULES:
-            plans = [window.protect(each) for each in _plans_in(schedule, steps, given | wanted)]
+            calibrated = _in_file(schedule, steps, given | wanted)
+            plans = [window.protect(each.entries) for each in calibrated]
         else:
             steps, built = steps or _STEPS, _scheduler(scheduler, spacing)
             if full_steps is not None:
@@ -126,8 +128,10 @@ def plan(
         shown = [plan_as_dict(each) for each in plans]
         say(json_of(shown[0] if len(shown) == 1 else shown))
         return
-    for each in plans:
+    for place, each in enumerate(plans):
         say(f"{each}\n{each.counted}")
+        if calibrated:
+            say(f"calibrated for {calibrated[place].setting.short}")
     if schedule in TAKE_SPEEDUP:
         from ..schedules.noise_aware import FEW_STEPS, remarks_on
 
@@ -182,14 +186,15 @@ def _levels(scheduler: str | None) -> str:
     return f"by the noise levels of {scheduler}"
 
 
-def _plans_in(file: str, steps: int | None, given: dict[str, Any]) -> list[Plan]:
-    plans = [each.entries for each in read_schedule(file, several=True)]
+def _in_file(file: str, steps: int | None, given: dict[str, Any]) -> list[Calibrated]:
+    """The schedules of a file, those for so many steps."""
+    found = read_schedule(file, several=True)
     if given:
         option = f"--{next(iter(given)).replace('_', '-')}"
         raise BadInputError(f"{option} does not go with the file of --schedule, which has its plan")
-    fitting = [plan for plan in plans if steps in (None, len(plan))]
+    fitting = [each for each in found if steps in (None, len(each.entries))]
     if not fitting:
-        lengths = " and ".join(str(length) for length in sorted({len(plan) for plan in plans}))
+        lengths = " and ".join(str(each) for each in sorted({len(each.entries) for each in found}))
         raise BadInputError(
             f"{file} was calibrated for {lengths or 'no'} steps, not {steps}: leave --steps out"
         )
