@@ -97,17 +97,17 @@ def test_what_speaks_against_speeds_is_said_as_in_a_comparison() -> None:
     assert sweep.picture().height > made().picture().height
 
 
-@pytest.mark.parametrize("better", [True, False])
-def test_a_setting_that_fewer_steps_beat_is_marked_everywhere(better: bool) -> None:
+@pytest.mark.parametrize(("quality", "better"), [(41, True), (39, True), (38.9, False)])
+def test_a_setting_that_fewer_steps_beat_is_marked_everywhere(quality: float, better: bool) -> None:
     settings = list(made().settings)
     settings[2] = replace(settings[2], fewer=10)
-    fewer = (*made().fewer, row(2.4, 41 if better else 37.9, steps=10, plan=""))
+    fewer = (*made().fewer, row(2.4, quality, steps=10, plan=""))
     sweep = made(settings=tuple(settings), fewer=fewer)
-    said = "fewer steps at equal work are better than: auto, interval 2.2, 24 steps"
-    assert (said in cautions_of(sweep)) == better
-    assert rows_of(sweep)[3][-1] == (
-        "10 steps: 41.00 dB, better" if better else "10 steps: 37.90 dB"
+    said = (
+        "fewer steps at equal work are better, by 1 dB or more, than: auto, interval 2.2, 24 steps"
     )
+    assert (said in cautions_of(sweep)) == better
+    assert rows_of(sweep)[3][-1] == f"10 steps: {quality:.2f} dB{', better' if better else ''}"
     assert (" But 10 plain steps are better." in sweep.table()) == better
     assert sweep.to_html().count('<tr class="knee beaten">') == better
     assert [each["fewer_steps_are_better"] for each in sweep.to_dict()["settings"]] == [

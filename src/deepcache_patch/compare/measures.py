@@ -16,6 +16,10 @@ SAME, DETAILS, SHAPES = "no visible difference", "details move", "shapes differ"
 _ALIKE: Final = (40.0, 0.98)
 _APART: Final = (25.0, 0.90)
 
+#: dB. A smaller difference of two means is no reason to choose: where one picture turns out
+#: otherwise, the mean of 8 to 32 moves by 1 to 2 dB (docs/experiments.md).
+CLEAR: Final = 1.0
+
 #: The rule of `looks_of`, in words.
 RULE: Final = (
     f"“{SAME}”: every result has at least {_ALIKE[0]:g} dB and SSIM {_ALIKE[1]:.2f}; "

@@ -29,6 +29,7 @@ from .against import (
 from .fewer import FewerSteps
 from .figures import looks_lines, rows_of
 from .grid import picture_of
+from .measures import CLEAR
 from .saving import Saved, files_of
 
 #: What `Comparison.save_all` writes.
@@ -40,10 +41,6 @@ LOST: Final = (
     "let `deepcache-patch calibrate` find a plan (in Python `helper.calibrate(run, speedup=2)`), "
     "try another interval, or take fewer steps"
 )
-
-#: dB. A smaller difference of two means is no reason to choose: where one picture turns out
-#: otherwise, the mean of 8 to 32 moves by 1 to 2 dB (docs/experiments.md).
-CLEAR: Final = 1.0
 
 #: The mean over fewer results is often decided by one of them.
 ENOUGH: Final = 16

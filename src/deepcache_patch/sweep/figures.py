@@ -16,7 +16,7 @@ from ..compare.against import (
     speed_text,
     times_text,
 )
-from ..compare.measures import SHAPES
+from ..compare.measures import CLEAR, SHAPES
 from .knee import BY_WORK, MEASURED, why_none
 
 if TYPE_CHECKING:
@@ -82,7 +82,8 @@ def cautions_of(sweep: Sweep) -> list[str]:
     found += only_one_full({row.title: row.plan for row in sweep.settings})
     found += dict.fromkeys(said for row in sweep.settings for said in few_steps(row, row.plan))
     if beaten:
-        found.append(f"fewer steps at equal work are better than: {'; '.join(beaten)}")
+        by = f"by {CLEAR:g} dB or more"
+        found.append(f"fewer steps at equal work are better, {by}, than: {'; '.join(beaten)}")
     if sweep.missing:
         found.append(f"broken off: {sweep.missing} of {sweep.about['settings']} are not there yet")
     return found

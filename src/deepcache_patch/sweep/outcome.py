@@ -13,7 +13,7 @@ from PIL import Image
 
 from ..compare.about import sampler_of
 from ..compare.against import Against, speed_text
-from ..compare.measures import DETAILS, SAME
+from ..compare.measures import CLEAR, DETAILS, SAME
 from ..compare.paste import python_of
 from ..compare.saving import Saved, files_of
 from ..measuring.environment import versions
@@ -173,9 +173,12 @@ class Sweep(Saved):
         return [row for row in self.settings if row.quality != float("inf")]
 
     def beaten_by(self, row: Row) -> Row | None:
-        """The plain pipeline with fewer steps at equal work, where it is closer than a setting."""
+        """The plain pipeline with fewer steps at equal work, where it is closer than a setting.
+
+        By 1 dB or more: a smaller difference means nothing, as in a comparison.
+        """
         found = None if row.fewer is None else self.fewer_of.get(row.fewer)
-        return found if found is not None and found.quality > row.quality else None
+        return found if found is not None and found.quality - row.quality >= CLEAR else None
 
     @property
     def fewer_of(self) -> Mapping[int, Row]:
