@@ -184,7 +184,7 @@ def recorded(monkeypatch):
 
     def noted(cache, slot, branch, recorded, **options):
         seen.append(weakref.ref(recorded.feature))
-        put(cache, slot, branch, recorded, **options)
+        return put(cache, slot, branch, recorded, **options)
 
     monkeypatch.setattr(FeatureCache, "put", noted)
     return seen

@@ -32,7 +32,9 @@ from deepcache_patch import (
 )
 from deepcache_patch.inspection.branches import Branches
 from deepcache_patch.running.controlnet import AttachedCompanion
-from deepcache_patch.schedules.guide import PlannedGuide
+from deepcache_patch.running.session import Session
+from deepcache_patch.running.shallow import UNetCuts
+from deepcache_patch.schedules.guide import Guide, PlannedGuide
 
 pytestmark = pytest.mark.usefixtures("kept_tables")
 
@@ -319,6 +321,39 @@ def test_a_schedule_that_guides_gets_the_replay_and_every_generations_context():
         assert kinds_of_steps(unet) == "FsFsFsF"
         assert kinds_of_steps(unet, steps=3) == "FsF"
     assert begun == [(7, replay), (3, replay)]
+
+
+class Looking(Guide):
+    """One that records nothing, and notes which calls it is told of."""
+
+    def __init__(self, num_steps, seen):
+        super().__init__(num_steps, ())
+        self.seen = seen
+
+    def observe(self, call):
+        self.seen.append((call.position.step, call.slot, dict(call.features)))
+
+
+def test_a_guide_that_records_nothing_is_told_of_every_call():
+    class Guiding:
+        def begin(self, context, replay):
+            return Looking(context.num_steps, seen)
+
+    seen, unet = [], unet2d_condition()
+    with DeepCacheHelper(unet, schedule=Guiding()) as helper:
+        assert kinds_of_steps(unet, steps=3) == "FFF"
+        assert helper.stats.cache_nbytes == 0
+    assert seen == [(step, 0, {}) for step in range(3)]
+
+
+def test_where_all_steps_are_full_calls_are_counted_and_not_looked_into(monkeypatch):
+    unet = unet2d_condition()
+    with DeepCacheHelper(unet, schedule=Uniform(1)) as helper:
+        monkeypatch.setattr(UNetCuts, "look_again", None)
+        monkeypatch.setattr(Session, "slot_of", None)
+        assert kinds_of_steps(unet, steps=3) == kinds_of_steps(unet, steps=3) == "FFF"
+        assert (helper.stats.generations, helper.stats.full_calls) == (2, 6)
+        assert [str(each.plan) for each in helper.last_generations.values()] == ["FFF"]
 
 
 def test_calibrate_hands_over_what_it_is_given(monkeypatch):

@@ -240,7 +240,7 @@ def through(session, *counts, last):
         for order in range(count):
             slot = call(session, order, texts[order], step=step)
             session.cache.put(slot.number, 0, RECORDED)
-            session.called(slot, last_step=last and step == len(counts) - 1)
+            session.called(Position(0, step, order, len(counts) if last else None), slot)
             held.append(session.cache.nbytes // RECORDED.nbytes)
     return held
 

@@ -13,13 +13,16 @@ from typing import Any, Final
 
 from torch import nn
 
-#: Modules whose frames stand between a caller and a patch.
-_BETWEEN: Final = ("torch", "wrapt", "accelerate", "contextlib", __name__.partition(".")[0])
+#: Packages whose frames stand between a caller and a patch. With a dot, for "torchvision" is none.
+_BETWEEN: Final = (
+    *("torch.", "wrapt.", "accelerate.", "contextlib."),
+    __name__.partition(".")[0] + ".",
+)
 
-#: Modules in which pipelines, and what they call their networks through, are defined.
+#: Where pipelines, and what they call their networks through, are defined, likewise.
 _PIPELINES: Final = (
-    *("diffusers.pipelines", "diffusers.modular_pipelines", "diffusers.experimental"),
-    *("diffusers.models", "diffusers_modules"),
+    *("diffusers.pipelines.", "diffusers.modular_pipelines.", "diffusers.experimental."),
+    *("diffusers.models.", "diffusers_modules."),
 )
 
 
@@ -43,9 +46,9 @@ class Callers:
         """Whether what calls the U-Net just now is a pipeline: this one, or one of diffusers."""
         frame: Any = sys._getframe()
         while frame is not None:
-            module = str(frame.f_globals.get("__name__"))
-            if not _is_in(module, _BETWEEN):
-                return frame.f_code in self._own or _is_in(module, _PIPELINES)
+            module = f"{frame.f_globals.get('__name__')}."
+            if not module.startswith(_BETWEEN):
+                return frame.f_code in self._own or module.startswith(_PIPELINES)
             frame = frame.f_back
         return False
 
@@ -68,10 +71,6 @@ def _with_blocks(pipe: Any) -> list[Any]:
         inner = getattr(each, "sub_blocks", None)
         found += inner.values() if isinstance(inner, Mapping) else ()
     return found
-
-
-def _is_in(module: str, packages: tuple[str, ...]) -> bool:
-    return any(module == each or module.startswith(each + ".") for each in packages)
 
 
 def _with_inner(code: CodeType) -> Iterator[CodeType]:

@@ -10,7 +10,7 @@ profilers have them, too. What code can keep is judged in `keeping`.
 from collections.abc import Iterable, Set
 from functools import partial
 from types import FunctionType, MethodType
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -38,9 +38,10 @@ def observer_of(parts: Parts, cut: Cut | None, blocks: Set[nn.Module] = frozense
             "DeepCacheSDHelper of the DeepCache package is enabled, too, and each would replay "
             "what the other has replayed: call its disable() to be fast"
         )
-    modules = parts.marked({each for each in parts.kinds if _is_to_be_seen(each)})
+    kinds = {each: _Kind.of(each) for each in parts.kinds}
+    modules = parts.marked({each for each, kind in kinds.items() if kind.is_to_be_seen})
     kept = frozenset() if cut is None else parts.kept_by(cut)
-    found = keeper_of(parts.network, modules, kept, blocks)
+    found = keeper_of(parts.network, modules, kept, blocks, kinds)
     if found is not None:
         what, cure = found
         return (
@@ -50,8 +51,34 @@ def observer_of(parts: Parts, cut: Cut | None, blocks: Set[nn.Module] = frozense
     return offloading_of(modules)
 
 
+class _Kind(NamedTuple):
+    """A class of modules.
+
+    Attributes:
+        is_known: Whether calls of its modules run code of libraries alone.
+        may_be_asked: Whether they may have a processor without having it among their own.
+    """
+
+    is_known: bool
+    may_be_asked: bool
+
+    @classmethod
+    def of(cls, kind: type[nn.Module]) -> "_Kind":
+        by_class = hasattr(kind, "processor") or kind.__getattr__ is not nn.Module.__getattr__
+        return cls(is_known_class(kind), by_class)
+
+    @property
+    def is_to_be_seen(self) -> bool:
+        """Whether each module of the class is to be looked at, or those alone that have a mark."""
+        return self.may_be_asked or not self.is_known
+
+
 def keeper_of(
-    unet: nn.Module, modules: Iterable[nn.Module], kept: Set[nn.Module], blocks: Set[nn.Module]
+    unet: nn.Module,
+    modules: Iterable[nn.Module],
+    kept: Set[nn.Module],
+    blocks: Set[nn.Module],
+    kinds: dict[type, _Kind] | None = None,
 ) -> tuple[str, str] | None:
     """Name the first module that may keep something or count, and what is to be done about it.
 
@@ -60,15 +87,16 @@ def keeper_of(
         modules: Of the U-Net.
         kept: Those that are not looked at.
         blocks: As in `observer_of`.
+        kinds: Their classes, as far as they have been looked at.
     """
-    kinds: dict[type, tuple[bool, bool]] = {}
+    kinds = {} if kinds is None else kinds
     harmless: set[type] = set()
     for module in modules:
         if module in kept:
             continue
         kind = type(module)
         if kind not in kinds:
-            kinds[kind] = is_known_class(kind), _has_by_class(kind, "processor")
+            kinds[kind] = _Kind.of(kind)
         is_known, may_be_asked = kinds[kind]
         # Asking a module for what it lacks takes it longer than all the rest.
         if may_be_asked or "processor" in module._modules or "processor" in vars(module):
@@ -85,16 +113,6 @@ def keeper_of(
                 what = f"the function in the place of {kind.__name__}.forward{_place(unet, module)}"
             return what, "take it out" if is_replaced else "use diffusers' own class"
     return None
-
-
-def _is_to_be_seen(kind: type[nn.Module]) -> bool:
-    """Whether each module of the class is to be looked at, or those alone that have a mark."""
-    return not is_known_class(kind) or _has_by_class(kind, "processor")
-
-
-def _has_by_class(kind: type[nn.Module], name: str) -> bool:
-    """Whether modules of the class may have the attribute without having it among their own."""
-    return hasattr(kind, name) or kind.__getattr__ is not nn.Module.__getattr__
 
 
 def _place(unet: nn.Module, module: nn.Module) -> str:

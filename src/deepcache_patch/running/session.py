@@ -110,12 +110,18 @@ class Session:
         given = marks(sample, conditioning, hooks)
         return self.slots.of(position.order, given, is_short=self.tracker.length == 2)
 
-    def called(self, slot: Slot, *, last_step: bool) -> None:
-        """A call is over; in the last step, let go of what only it and those before it needed."""
-        self._calls = slot.order + 1
-        if not last_step:
+    def called(self, position: Position, slot: Slot | None = None) -> None:
+        """A call is over; in the last step, let go of what only it and those before it needed.
+
+        Args:
+            position: Where it stood.
+            slot: The one that it was of, if anything is recorded.
+        """
+        self._calls = position.order + 1
+        if not position.is_last:
             return
-        self.cache.drop(slot.number)
+        if slot is not None:
+            self.cache.drop(slot.number)
         # A slot that the step before did without, such as guidance that ended, may never come.
         if self._calls >= self._calls_before:
             self.cache.clear()

@@ -245,41 +245,60 @@ class AttachedUNet:
             guide = self._lead(session, position)
             if position.step == position.order == 0:
                 self.example = example_of(arguments)
-            if self._cuts.look_again():
-                session.forget(midway=True)
-                anatomy = self._cuts.anatomy
-                sample = anatomy.sample(arguments)
-            slot = session.slot_of(position, sample, anatomy.given(arguments), self._cuts.hooks())
-            call = Call(guide, position, slot, sample, arguments)
-            branch, recorded = self._decision.branch(session, call)
-            feature = output = None
-            if branch == OUTPUT:
-                output = _forecast(call, recorded)
-            elif branch is not None:
-                feature = guide.feature(position.step, branch, recorded)
-            del recorded  # or the traceback of an error would keep all of it
-            changed = self._completed(session, branch, arguments)
-            self._tally.called(branch)
-            if branch == OUTPUT:  # nothing is left to run
-                session.course.called(position.step, position.order, branch)
-                self._keep_recorded(session, call, output, is_forecast=True)
+            if not guide.branches and not guide.looks:  # nothing is recorded or replayed
+                self._tally.called(None)
+                output = self._in_full(session, original, args, kwargs, arguments)
+                session.course.called(position.step, position.order, None)
+                session.called(position)
                 return output
-            if branch is not None:
-                changed = anatomy.trimmed(branch, changed or arguments) or changed
-            if changed is not None:
-                args, kwargs = anatomy.handed_over(changed, len(args))
-            shallower = (each for each in guide.branches if branch is None or each < branch)
-            tapped = tuple([each for each in shallower if each != OUTPUT])
-            given = self._proof.to_prove(args, kwargs, tapped) if branch is None else None
-            with self._cuts.applied(branch, tapped, feature):
-                output = original(*args, **kwargs)
-            session.course.called(position.step, position.order, branch)
-            if branch is None:
-                self._proof.prove(original, given, output, tapped)
-            self._keep_recorded(session, call, output)
+            return self._step(session, guide, position, original, args, kwargs, arguments)
         except BaseException:
             self._cuts.taken()
             raise
+
+    def _step(
+        self,
+        session: Session,
+        guide: Guide,
+        position: Position,
+        original: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        arguments: dict[str, Any],
+    ) -> Any:
+        """A call of a generation with shallow steps: in full, which may record, or shallow."""
+        if self._cuts.look_again():
+            session.forget(midway=True)
+        anatomy = self._cuts.anatomy
+        sample = anatomy.sample(arguments)
+        slot = session.slot_of(position, sample, anatomy.given(arguments), self._cuts.hooks())
+        call = Call(guide, position, slot, sample, arguments)
+        branch, recorded = self._decision.branch(session, call)
+        feature = output = None
+        if branch == OUTPUT:
+            output = _forecast(call, recorded)
+        elif branch is not None:
+            feature = guide.feature(position.step, branch, recorded)
+        del recorded  # or the traceback of an error would keep all of it
+        changed = self._completed(session, branch, arguments)
+        self._tally.called(branch)
+        if branch == OUTPUT:  # nothing is left to run
+            session.course.called(position.step, position.order, branch)
+            self._keep_recorded(session, call, output, is_forecast=True)
+            return output
+        if branch is not None:
+            changed = anatomy.trimmed(branch, changed or arguments) or changed
+        if changed is not None:
+            args, kwargs = anatomy.handed_over(changed, len(args))
+        shallower = (each for each in guide.branches if branch is None or each < branch)
+        tapped = tuple([each for each in shallower if each != OUTPUT])
+        given = self._proof.to_prove(args, kwargs, tapped) if branch is None else None
+        with self._cuts.applied(branch, tapped, feature):
+            output = original(*args, **kwargs)
+        session.course.called(position.step, position.order, branch)
+        if branch is None:
+            self._proof.prove(original, given, output, tapped)
+        self._keep_recorded(session, call, output)
         return output
 
     def _in_full(
@@ -408,22 +427,23 @@ class AttachedUNet:
             else:
                 answer, made = found
                 features[OUTPUT] = made.clone()
-        finished = FinishedCall(
-            position,
-            sample,
-            output,
-            features,
-            replaced={branch: session.cache.get(slot.number, branch) for branch in features},
-            slot=slot.number,
-            instead_of=slot.instead_of,
-        )
-        guide.observe(finished)
-        last_step = position.step + 1 == position.num_steps
-        session.called(slot, last_step=last_step)
-        if last_step or not features:
+        if guide.looks:
+            cache = session.cache
+            finished = FinishedCall(
+                position,
+                sample,
+                output,
+                features,
+                replaced={branch: cache.get(slot.number, branch) for branch in features},
+                slot=slot.number,
+                instead_of=slot.instead_of,
+            )
+            guide.observe(finished)
+        session.called(position, slot)
+        if position.is_last or not features:
             return
         keep = 1 if slot.is_earlier else guide.keep  # no trend leads on where calls are left out
-        key = FeatureKey.of(sample)
+        key, is_more = FeatureKey.of(sample), False
         for branch, feature in features.items():
             is_output = branch == OUTPUT
             recorded = Recorded(
@@ -433,8 +453,9 @@ class AttachedUNet:
                 sample=sample.clone() if is_output else None,
                 answer=answer if is_output else None,
             )
-            session.cache.put(slot.number, branch, recorded, keep=keep)
-        self._tally.held(sum(each.cache.nbytes for each in self._sessions))
+            is_more |= session.cache.put(slot.number, branch, recorded, keep=keep)
+        if is_more:
+            self._tally.held(sum(each.cache.nbytes for each in self._sessions))
 
 
 def _forecast(call: Call, recorded: Sequence[Recorded]) -> Any:

@@ -49,19 +49,16 @@ class Parts:
         self._own = [*map(vars, self.modules)]
         self._children = [each._modules for each in self.modules]
         self._sizes = [*map(len, self._children)]
-        self._with_children = [each for each in self._children if each]
-        self._found = [*self._all_children()]
+        self._views = [each.values() for each in self._children if each]
+        self._found = [*chain.from_iterable(self._views)]
         self._kept: dict[Cut, Set[nn.Module]] = {}
-
-    def _all_children(self) -> chain[nn.Module | None]:
-        return chain.from_iterable([each.values() for each in self._with_children])
 
     @property
     def is_current(self) -> bool:
         """Whether a walk would find the same modules, of the same classes."""
         return (
             [*map(len, self._children)] == self._sizes
-            and all(map(is_, self._all_children(), self._found))
+            and all(map(is_, chain.from_iterable(self._views), self._found))
             and [*map(type, self.modules)] == self._types
         )
 

@@ -80,6 +80,11 @@ class Position(NamedTuple):
     order: int
     num_steps: int | None
 
+    @property
+    def is_last(self) -> bool:
+        """Whether no step comes after this one, as far as that is known."""
+        return self.step + 1 == self.num_steps
+
 
 class FinishedCall(NamedTuple):
     """A U-Net call that is over, for a guide to look at.

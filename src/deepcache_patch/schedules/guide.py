@@ -45,6 +45,11 @@ class Guide:
         """The U-Net's output in a step above the output, made of those that were recorded."""
         return self.feature(step, OUTPUT, recorded)
 
+    @property
+    def looks(self) -> bool:
+        """Whether it has an `observe` of its own."""
+        return type(self).observe is not Guide.observe
+
     def observe(self, call: FinishedCall) -> None:
         """Look at a call that is over; called after each that recorded something, or could."""
 
