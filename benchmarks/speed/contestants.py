@@ -7,10 +7,10 @@ from functools import partial
 from typing import Any
 
 from benchmarks.deepcache import deepcache
-from benchmarks.networks.loop_pipeline import LoopPipeline, hand_cut
+from benchmarks.networks.loop_pipeline import LoopPipeline, hand_cut, twin
 from benchmarks.speed.race import Contestant, Generation, Loop
 from benchmarks.speed.tgate_tomesd import merged_tokens, t_gate
-from deepcache_patch import DeepCacheHelper, Uniform
+from deepcache_patch import FULL, DeepCacheHelper, Uniform
 
 #: Arguments of `torch.compile`; `None` for eager. A graph that breaks, or is compiled too often, is
 #: an error.
@@ -42,6 +42,7 @@ class Field:
         found: dict[str, Contestant] = {
             "plain": self._plain,
             "cut": self._cut,
+            "by hand": self._by_hand,
             "ours": partial(self._ours, replay="reuse"),
             "ours, extrapolating": self._ours,
         }
@@ -60,8 +61,22 @@ class Field:
         loop = self.loop
         arguments = pipe.call_arguments(batch=loop.batch * pipe.copies, size=loop.size)
         stack.enter_context(hand_cut(pipe, self.branch, arguments))
+        return self._plain(pipe, stack)
+
+    def _by_hand(self, pipe: LoopPipeline, stack: ExitStack) -> Generation:
+        """Each step by a whole network or by one that is cut, as ours: what no helper can beat."""
+        cut = twin(pipe)
+        self._cut(cut, stack)
         self._compile(pipe)
-        return partial(self.loop.generation, pipe)
+        whole, shallow = (
+            {"unet": each.unet, "controlnet": each.controlnet} for each in (pipe, cut)
+        )
+        plan = Uniform(self.interval, self.branch).plan(self.loop.steps)
+
+        def take(step: int) -> None:
+            vars(pipe).update(whole if plan[step] == FULL else shallow)
+
+        return partial(self.loop.generation, pipe, take)
 
     def _ours(
         self, pipe: LoopPipeline, stack: ExitStack, *, only_unet: bool = False, **replay: Any

@@ -47,13 +47,22 @@ class Loop:
         """How many turns a generation has."""
         return self.steps // self.turn
 
-    def generation(self, pipe: LoopPipeline) -> Iterator[float]:
-        """Run the pipeline's own loop; preparing the inputs is not timed."""
+    def generation(
+        self, pipe: LoopPipeline, before: Callable[[int], Any] = lambda step: None
+    ) -> Iterator[float]:
+        """Run the pipeline's own loop; preparing the inputs is not timed.
+
+        Args:
+            pipe: The pipeline.
+            before: Called before each step, with its number.
+        """
         steps = pipe.loop(self.steps, batch=self.batch, size=self.size, seed=self.seed)
+        numbers = iter(range(self.steps))
 
         def some() -> None:
-            for _ in itertools.islice(steps, self.turn):
-                pass
+            for number in itertools.islice(numbers, self.turn):
+                before(number)
+                next(steps)
 
         for _ in range(self.turns):
             yield seconds(some, pipe.device)

@@ -4,8 +4,9 @@ The networks are those of the catalogue, with random weights. For each interval 
 loop, the hand-cut one, this package and DeepCache 0.1.1 run in turns, in one process; so do tomesd
 and T-GATE, once for each network. The bound is N·T_full / (T_full + (N-1)·T_shallow), where T_full
 is a step of the plain loop, and T_shallow one of the same loop with the network cut by hand and no
-helper anywhere near: what a step does besides the network is in both. Run from the project's root:
-``python -m benchmarks.speed``.
+helper anywhere near: what a step does besides the network is in both. A loop whose steps alternate
+between a whole network and one that is cut by hand does what this package does, without a helper:
+"by hand". Run from the project's root: ``python -m benchmarks.speed``.
 """
 
 import argparse

@@ -2,10 +2,13 @@
 
 import json
 import sys
+from contextlib import ExitStack
 
 import pytest
+import torch
 
 from benchmarks.networks.catalogue import build
+from benchmarks.networks.loop_pipeline import twin
 from benchmarks.speed import run as speed
 from benchmarks.speed.contestants import Field
 from benchmarks.speed.race import Loop, race, typical
@@ -98,10 +101,25 @@ def test_everyone_of_a_field_runs_and_the_pipeline_stays_as_it_is(pipe):
     before = {name: set(vars(module)) for name, module in pipe.unet.named_modules()}
     field = Field(LOOP, "eager", interval=2, branch=0)
     outcome = race(pipe, LOOP, field.contestants(pipe), repeats=1, warm_up=1)
-    named = {"plain", "cut", "ours", "ours, extrapolating", "DeepCache 0.1.1"}
+    named = {"plain", "cut", "by hand", "ours", "ours, extrapolating", "DeepCache 0.1.1"}
     assert outcome.seconds.keys() == named
     assert outcome.failed == {}
     assert {name: set(vars(module)) for name, module in pipe.unet.named_modules()} == before
+
+
+def test_by_hand_the_steps_of_ours_run_in_full(pipe, monkeypatch):
+    loop, own, seen = Loop(steps=6, turn=2, batch=1, size=(16, 16), seed=0), twin(pipe), []
+    whole, predict = own.unet, own.predict
+
+    def noted(*args, **kwargs):
+        seen.append("F" if own.unet is whole else "·")
+        return predict(*args, **kwargs)
+
+    with ExitStack() as stack, torch.no_grad():
+        generation = Field(loop, "eager", interval=3, branch=0)._by_hand(own, stack)
+        monkeypatch.setitem(vars(own), "predict", noted)
+        assert len(list(generation())) == 3
+    assert "".join(seen) == "F··F··"
 
 
 @pytest.mark.parametrize(
