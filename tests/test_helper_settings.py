@@ -354,6 +354,9 @@ def test_where_all_steps_are_full_calls_are_counted_and_not_looked_into(monkeypa
         assert kinds_of_steps(unet, steps=3) == kinds_of_steps(unet, steps=3) == "FFF"
         assert (helper.stats.generations, helper.stats.full_calls) == (2, 6)
         assert [str(each.plan) for each in helper.last_generations.values()] == ["FFF"]
+        monkeypatch.undo()
+        helper.set(interval=2)
+        assert kinds_of_steps(unet, steps=3) == "FsF"
 
 
 def test_calibrate_hands_over_what_it_is_given(monkeypatch):

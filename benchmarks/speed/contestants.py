@@ -64,7 +64,7 @@ class Field:
         return self._plain(pipe, stack)
 
     def _by_hand(self, pipe: LoopPipeline, stack: ExitStack) -> Generation:
-        """Each step by a whole network or by one that is cut, as ours: what no helper can beat."""
+        """The network of each step of ours, whole or cut, and nothing recorded."""
         cut = twin(pipe)
         self._cut(cut, stack)
         self._compile(pipe)
@@ -74,6 +74,7 @@ class Field:
         plan = Uniform(self.interval, self.branch).plan(self.loop.steps)
 
         def take(step: int) -> None:
+            # Not by assignment: the pipeline would register each of them anew.
             vars(pipe).update(whole if plan[step] == FULL else shallow)
 
         return partial(self.loop.generation, pipe, take)

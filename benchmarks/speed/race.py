@@ -54,7 +54,7 @@ class Loop:
 
         Args:
             pipe: The pipeline.
-            before: Called before each step, with its number.
+            before: Called before each step, with its number; it is timed, too.
         """
         steps = pipe.loop(self.steps, batch=self.batch, size=self.size, seed=self.seed)
         numbers = iter(range(self.steps))

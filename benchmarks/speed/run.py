@@ -4,9 +4,9 @@ The networks are those of the catalogue, with random weights. For each interval 
 loop, the hand-cut one, this package and DeepCache 0.1.1 run in turns, in one process; so do tomesd
 and T-GATE, once for each network. The bound is N·T_full / (T_full + (N-1)·T_shallow), where T_full
 is a step of the plain loop, and T_shallow one of the same loop with the network cut by hand and no
-helper anywhere near: what a step does besides the network is in both. A loop whose steps alternate
-between a whole network and one that is cut by hand does what this package does, without a helper:
-"by hand". Run from the project's root: ``python -m benchmarks.speed``.
+helper anywhere near: what a step does besides the network is in both. "By hand" is a loop that runs
+the same network at each step as this package, a whole one or one that is cut, and records nothing.
+Run from the project's root: ``python -m benchmarks.speed``.
 """
 
 import argparse
@@ -130,7 +130,7 @@ def _bound(steps: int, full_steps: int, full: float, shallow: float) -> float:
 
 
 def _shown(outcome: Outcome, loop: Loop) -> dict[str, Any]:
-    """What a race has shown; "cut" alone is no way to make a picture."""
+    """What a race has shown; "cut" and "by hand" are no way to make a picture."""
     seconds = outcome.seconds
     plain = seconds.get("plain", math.nan)
     others = {name: each for name, each in seconds.items() if name != "plain"}
@@ -139,7 +139,9 @@ def _shown(outcome: Outcome, loop: Loop) -> dict[str, Any]:
         "spread": outcome.spread,
         "speedup": {name: plain / each for name, each in others.items()} if plain > 0 else {},
         "pictures_per_second": {
-            name: loop.batch / each for name, each in seconds.items() if name != "cut"
+            name: loop.batch / each
+            for name, each in seconds.items()
+            if name not in ("cut", "by hand")
         },
         "failed": outcome.failed,
     }

@@ -11,9 +11,9 @@ from typing import Any
 import diffusers
 import pytest
 from builders.cases import CASES
-from builders.plan_files import VALID
+from builders.plan_files import SCHEDULE, VALID, WHOLE
 
-from deepcache_patch import DeepCacheHelper, NoiseAware
+from deepcache_patch import FULL, DeepCacheHelper, NoiseAware
 from deepcache_patch.cli.kinds import scheduler_name
 from deepcache_patch.cli.main import main
 from deepcache_patch.cli.names import SCHEDULERS
@@ -411,6 +411,18 @@ def test_the_plan_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
             "calibrated for 5 steps with DPMSolverMultistepScheduler\n"
         )
         assert capsys.readouterr() == (shown, "")
+    shorter = SCHEDULE | {"timesteps": [801.0, 1.0], "plan": [FULL, -1], "weights": []}
+    file.write_text(json.dumps(WHOLE | {"schedules": [SCHEDULE, shorter]}), encoding="utf-8")
+    assert run("--schedule", str(file)) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "FF·F·",
+        "3 of 5 steps in full, the others above the output",
+        "calibrated for 5 steps with DPMSolverMultistepScheduler",
+        "F·",
+        "1 of 2 steps in full, the others above the output",
+        "calibrated for 2 steps with DPMSolverMultistepScheduler",
+    ]
+    file.write_bytes(VALID)
     assert run("--schedule", str(file), "--last", "1") == 0
     assert capsys.readouterr().out.startswith("FF·FF\n4 of 5 steps in full")
     for more, message in {

@@ -53,7 +53,7 @@ def test_the_first_arguments_are_handed_over_by_position():
 
 def test_what_a_call_is_given_are_the_tensors_that_do_not_move_with_the_steps():
     prompt, pooled, picture, label = (torch.full((2,), each) for each in (1.0, 2.0, 3.0, 4.0))
-    found = Minimal(Net()).given(
+    found = Minimal(Net()).conditioning(
         {
             "sample": torch.ones(1),
             "timestep": torch.ones(1),

@@ -273,6 +273,27 @@ def test_in_inference_mode_writes_are_noticed_before_residuals_are_made_anew():
         loop(pipe, None, every=2)
 
 
+def test_where_all_steps_become_full_midway_residuals_are_made_anew():
+    pipe = CASES["sd-controlnet"].load()
+
+    def through(target):
+        with DeepCacheHelper(target, schedule=Uniform(3), replay="reuse") as helper:
+
+            def run_in_full(down, middle):
+                helper.set(interval=1)
+                return down, middle
+
+            # From step 4 on: its ControlNet call was cut, if at all.
+            with kinds_of_calls(pipe.controlnet) as kinds:
+                return loop(pipe, run_in_full, changed_from=4), "".join(kinds)
+
+    cut, kinds = through(pipe)
+    assert kinds.startswith("FssFsF")
+    whole, kinds = through(pipe.unet)
+    assert set(kinds) == {"F"}
+    assert torch.equal(cut, whole)
+
+
 def test_a_helper_that_is_enabled_anew_looks_anew():
     pipe = CASES["sd-controlnet"].load()
     helper = DeepCacheHelper(pipe, schedule=Uniform(3)).enable()

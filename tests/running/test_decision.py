@@ -42,7 +42,7 @@ class Anatomy:
 
 class Cuts:
     def __init__(self):
-        self.anatomy, self.looks = Anatomy(), 0
+        self.anatomy, self.revision = Anatomy(), 0
         self.watchers, self.asked = {}, []
 
     def watcher(self, branch):
@@ -280,7 +280,7 @@ def test_above_the_output_there_has_to_be_an_answer():
 @pytest.mark.parametrize(("changes", "count"), [(0, 0), (1, 0), (2, 1)])
 def test_what_is_another_at_each_step_is_said_from_the_second_time_on(changes, count):
     house = House().begin()
-    house.slot.others = ("the prompt", "the size")
+    house.slot.differing = ("the prompt", "the size")
     house.session.slots.changes = changes
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
@@ -296,7 +296,7 @@ def test_what_is_another_at_each_step_is_said_from_the_second_time_on(changes, c
 @pytest.mark.parametrize("others", [(), ("the prompt",)])
 def test_that_is_not_said_of_a_full_step_or_of_the_same(others):
     house = House(FULL, FULL if others else 0, 0, 0).begin()
-    house.slot.others, house.session.slots.changes = others, 2
+    house.slot.differing, house.session.slots.changes = others, 2
     house.branch()  # a warning is an error
 
 
@@ -319,7 +319,7 @@ def test_who_watches_is_asked_once_for_each_branch_and_look():
     house.put(branch=1)
     house.branch(2)
     assert house.cuts.asked == [0, 1]
-    house.cuts.looks += 1
+    house.cuts.revision += 1
     house.branch(2)
     assert house.cuts.asked == [0, 1, 1]
 

@@ -39,7 +39,7 @@ def test_a_slot_that_is_new_takes_nobodys_place():
     walk = Walk()
     assert walk.slots.changes == 0
     slot = walk.slots.of(0, given(text()))
-    assert (slot.number, slot.instead_of, slot.is_earlier, slot.others) == (0, None, False, ())
+    assert (slot.number, slot.instead_of, slot.is_earlier, slot.differing) == (0, None, False, ())
     assert (slot.order, slot.is_called) == (0, True)
     assert walk.slots.at(0) is slot
     assert walk.slots.at(1) is None
@@ -50,9 +50,9 @@ def test_a_slot_in_anothers_place_names_it_and_what_differs():
     walk.step(given(first))
     assert walk.step(given(second)) == [1]
     (slot,) = walk.found
-    assert (slot.instead_of, slot.others) == (0, ("text",))
+    assert (slot.instead_of, slot.differing) == (0, ("text",))
     assert walk.step(given(second)) == [1]
-    assert (slot.others, walk.over, walk.slots.changes) == ((), [0], 1)
+    assert (slot.differing, walk.over, walk.slots.changes) == ((), [0], 1)
 
 
 def test_parts_of_one_memory_are_told_apart():
@@ -92,7 +92,7 @@ def test_labels_that_are_others_are_another_slot_though_nobody_has_the_old_ones(
     walk = Walk()
     walk.step(given(torch.tensor([1])))
     assert walk.step(given(torch.tensor([2]))) == [1]
-    assert walk.found[0].others == ("text",)
+    assert walk.found[0].differing == ("text",)
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["ends", "begins"])
@@ -100,7 +100,7 @@ def test_conditioning_that_begins_or_ends_is_another(first):
     walk, prompt, more = Walk(), text(), {"pooled": text()}
     walk.step(given(prompt, **(more if first else {})))
     assert walk.step(given(prompt, **({} if first else more))) == [1]
-    assert walk.found[0].others == ("pooled",)
+    assert walk.found[0].differing == ("pooled",)
 
 
 def test_other_hooks_are_another_slot_and_the_same_ones_are_not():
@@ -109,7 +109,7 @@ def test_other_hooks_are_another_slot_and_the_same_ones_are_not():
     assert walk.step(*calls) == [0, 1, 2]
     assert walk.step(*calls[::-1]) == [2, 1, 0]
     assert walk.step(given(prompt, hooks=("c",))) == [3]
-    assert walk.found[0].others == ("the hooks of its layers",)
+    assert walk.found[0].differing == ("the hooks of its layers",)
 
 
 def test_a_slot_is_earlier_if_calls_before_it_are_left_out():
@@ -123,7 +123,7 @@ def test_a_call_where_another_has_gone_on_takes_nobodys_place():
     walk, a, b, c = Walk(), text(), text(), text()
     walk.step(given(a), given(b))
     assert walk.step(given(b), given(c)) == [1, 2]
-    assert (walk.found[1].instead_of, walk.found[1].others) == (None, ())
+    assert (walk.found[1].instead_of, walk.found[1].differing) == (None, ())
 
 
 # --- conditioning made anew ---------------------------------------------------------------------
@@ -218,7 +218,7 @@ def test_a_part_between_two_entries_is_another_place(starts):
     walk, a, canvas = Walk(), text(), torch.zeros(8)
     walk.step(given(a, canvas[starts[0] : starts[0] + 4]))
     assert walk.step(given(a, canvas[starts[1] : starts[1] + 4])) == [1]
-    assert walk.found[0].others == ("the place of its sample",)
+    assert walk.found[0].differing == ("the place of its sample",)
 
 
 @pytest.mark.parametrize("size", [1, 3])

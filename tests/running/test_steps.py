@@ -208,6 +208,12 @@ def test_steps_that_are_left_out_do_not_count():
     assert walk(StepTracker(), [TIMESTEPS[0], TIMESTEPS[3]]) == [(0, 0, 0), (0, 1, 0)]
 
 
+def test_a_loop_that_leaves_entries_out_has_no_known_steps():
+    tracker = StepTracker()
+    found = [tracker.locate(TIMESTEPS[place]).num_steps for place in (0, 1, 3, 4, 0, 1)]
+    assert found == [5, 5, None, None, 5, 5]
+
+
 @pytest.mark.parametrize(
     "scheduler",
     [

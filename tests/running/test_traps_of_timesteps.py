@@ -17,15 +17,18 @@ from builders.kinds_of_calls import (
     scheduler_trace,
     told,
 )
+from builders.loops import kinds_of_steps, loop
 from builders.marks import mostly_slow
 from builders.schedulers import with_scheduler
-from builders.unets import inputs2d_condition
+from builders.unets import inputs2d_condition, unet2d_condition
 from builders.versions_needed import needs
 from conftest import trace
+from diffusers import DDIMScheduler, DiffusionPipeline, EulerDiscreteScheduler
 from zoo import CASES
 
 from deepcache_patch import (
     FULL,
+    OUTPUT,
     AlreadyEnabledError,
     Centred,
     DeepCacheHelper,
@@ -398,3 +401,42 @@ def test_trap_amused(name):
         with pytest.raises(UnsupportedModelError, match="UVit2DModel"):
             DeepCacheHelper(what, schedule=Uniform())
     assert trace(pipe.transformer) == before
+
+
+# --- loops that leave entries of their list out ---------------------------------------------------
+
+
+class UNetAndScheduler(DiffusionPipeline):
+    """What a loop of somebody's own has for a pipeline."""
+
+    def __init__(self, unet, scheduler):
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler)
+
+
+def test_where_entries_are_left_out_nothing_is_forecast_by_noise_levels():
+    # Steps were counted, and levels looked up by that: the forecast went by those of others.
+    scheduler = EulerDiscreteScheduler(beta_end=0.012, beta_schedule="scaled_linear")
+    pipe = UNetAndScheduler(unet2d_condition(), scheduler)
+    scheduler.set_timesteps(40)
+
+    def run(timesteps):
+        made = loop(pipe.unet, timesteps=timesteps)
+        return made, str(helper.last_generations["unet"].plan)
+
+    with DeepCacheHelper(pipe, interval=3, replay="reuse") as helper:
+        every, plan = run(scheduler.timesteps)
+        assert helper.last_generations["unet"].plan.branches == (OUTPUT,)
+        made, plan = run(scheduler.timesteps[::2])
+        assert plan == "FF·F··F··F··F··F··F·"
+        assert helper.last_generations["unet"].plan.branches == (0,)
+        assert torch.equal(run(scheduler.timesteps)[0], every)
+    explicit = Explicit([FULL if each == "F" else 0 for each in plan])
+    with DeepCacheHelper(pipe.unet, schedule=explicit, replay="reuse"):
+        assert torch.equal(loop(pipe.unet, timesteps=scheduler.timesteps[::2].clone()), made)
+
+
+def test_a_loop_over_a_table_of_its_own_is_as_fast_as_its_interval():
+    pipe = UNetAndScheduler(unet2d_condition(), DDIMScheduler())
+    with DeepCacheHelper(pipe, schedule=Uniform(3)):
+        assert kinds_of_steps(pipe.unet, timesteps=range(999, 0, -100)) == "FFsFssFssF"

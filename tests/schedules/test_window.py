@@ -173,6 +173,20 @@ def test_a_guide_of_somebody_elses_is_asked_for_every_step_and_told_of_every_cal
     assert type(alone) is Noting
 
 
+@pytest.mark.parametrize("observe", [None, print], ids=["observes nothing", "observes"])
+def test_a_protected_guide_observes_if_its_own_does(observe):
+    class Guiding:
+        def begin(self, context, replay):
+            found = Guide(context.num_steps, ())
+            if observe is not None:
+                found.observe = observe
+            return found
+
+    begun = context(4, Window())
+    for window in (Window(), Window(1, 1)):
+        assert guides_of(Guiding(), Reuse(), window)(begun).observes == (observe is not None)
+
+
 # --- what runs ------------------------------------------------------------------------------------
 
 

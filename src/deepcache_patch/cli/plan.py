@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -106,7 +107,8 @@ def plan(
     wanted = {name: value for name, value in wanted.items() if value is not None}
     if wanted and scheduler is None:
         raise BadInputError(f"--{next(iter(wanted))} goes with --scheduler")
-    branch, calibrated = given.get("branch", -1), []
+    branch = given.get("branch", -1)
+    calibrated: list[Calibrated] = []
     with bad_input():
         window = Window(first, last)
         if speedup is not None:
@@ -128,10 +130,10 @@ def plan(
         shown = [plan_as_dict(each) for each in plans]
         say(json_of(shown[0] if len(shown) == 1 else shown))
         return
-    for place, each in enumerate(plans):
+    for each, source in zip_longest(plans, calibrated):
         say(f"{each}\n{each.counted}")
-        if calibrated:
-            say(f"calibrated for {calibrated[place].setting.short}")
+        if source is not None:
+            say(f"calibrated for {source.setting.short}")
     if schedule in TAKE_SPEEDUP:
         from ..schedules.noise_aware import FEW_STEPS, remarks_on
 
@@ -187,7 +189,7 @@ def _levels(scheduler: str | None) -> str:
 
 
 def _in_file(file: str, steps: int | None, given: dict[str, Any]) -> list[Calibrated]:
-    """The schedules of a file, those for so many steps."""
+    """The schedules of a file, or those of them for `steps` steps."""
     found = read_schedule(file, several=True)
     if given:
         option = f"--{next(iter(given)).replace('_', '-')}"

@@ -174,7 +174,11 @@ class Recorded(NamedTuple):
 
 
 class FeatureCache:
-    """The newest deep features of each (slot, branch), as many as it is told to keep."""
+    """The newest deep features of each (slot, branch), as many as it is told to keep.
+
+    Filled by `AttachedUNet`, emptied by `Session`: at the start of a step, after calls of the last
+    one, and when all is forgotten.
+    """
 
     def __init__(self) -> None:
         self._recorded: dict[tuple[int, int], tuple[Recorded, ...]] = {}
@@ -201,7 +205,7 @@ class FeatureCache:
         is_alike = bool(before) and before[0].key == recorded.key
         now = (recorded, *before)[:keep] if is_alike else (recorded,)
         self._recorded[slot, branch] = now
-        return not is_alike or len(now) > len(before)
+        return len(now) > len(before) or recorded.nbytes > before[-1].nbytes
 
     def get(self, slot: int, branch: int) -> tuple[Recorded, ...]:
         """Return what was recorded, the newest first; all have the newest's key."""

@@ -13,16 +13,22 @@ from typing import Any, Final
 
 from torch import nn
 
-#: Packages whose frames stand between a caller and a patch. With a dot, for "torchvision" is none.
+#: Packages whose frames stand between a caller and a patch. The dot keeps "torchvision" out.
 _BETWEEN: Final = (
-    *("torch.", "wrapt.", "accelerate.", "contextlib."),
-    __name__.partition(".")[0] + ".",
+    "torch.",
+    "wrapt.",
+    "accelerate.",
+    "contextlib.",
+    f"{__name__.partition('.')[0]}.",
 )
 
-#: Where pipelines, and what they call their networks through, are defined, likewise.
+#: Where pipelines, and what they call their networks through, are defined. With a dot, too.
 _PIPELINES: Final = (
-    *("diffusers.pipelines.", "diffusers.modular_pipelines.", "diffusers.experimental."),
-    *("diffusers.models.", "diffusers_modules."),
+    "diffusers.pipelines.",
+    "diffusers.modular_pipelines.",
+    "diffusers.experimental.",
+    "diffusers.models.",
+    "diffusers_modules.",
 )
 
 

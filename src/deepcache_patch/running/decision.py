@@ -1,7 +1,8 @@
 """Full or shallow? What each call of a U-Net runs is decided here.
 
-Two things are seen elsewhere: `unet` lets some calls run plainly, and `session` makes a step full
-if a full one before it was left out, or if blocks were replaced in it.
+Some things are seen elsewhere: `unet` lets some calls run plainly, and in a generation that records
+nothing all of them in full; `session` makes a step full if a full one before it was left out, or if
+blocks were replaced in it.
 
 The guide says what a step shall be, `steps` where a call stands, `shallow` who watches the layers
 that would be left out, `proof` whether the U-Net can be cut, the session what was recorded. Here
@@ -112,13 +113,15 @@ class FullOrShallow:
         """
         # A full step is `FULL` for the guide; from here on `None` is the branch of a full call.
         entry, slot = session.entry, call.slot
-        if entry != FULL and slot.others and session.slots.changes > 1:
-            named = " and ".join(slot.others)
+        if entry == FULL:
+            return None, ()
+        if slot.differing and session.slots.changes > 1:
+            named = " and ".join(slot.differing)
             self.warn(
                 f"{named} is another at each step, and what was recorded is of the one before"
             )
         recorded = self.to_replay(session, slot)
-        if entry == FULL or not recorded or slot.is_earlier:
+        if not recorded or slot.is_earlier:
             return None, ()
         if recorded[0].key != FeatureKey.of(call.sample):
             return None, ()
@@ -144,6 +147,9 @@ class FullOrShallow:
             return None
         if position.step >= guide.num_steps or position.order >= MAX_SLOTS:
             return None
+        if position.num_steps is None and not session.is_guess:
+            return None
+        # This is kept: the U-Net's call will find that the step was entered.
         session.enter(guide, position.step)
         slot = session.slots.at(position.order)
         recorded = self.to_replay(session, slot) if slot is not None else ()
@@ -158,10 +164,10 @@ class FullOrShallow:
         recorded = session.cache.get(slot.number, entry)
         if not recorded or recorded[0].step < session.last_full:
             return ()
-        look = (entry, self._cuts.looks)
-        if look not in session.watched:
-            session.watched[look] = self._cuts.watcher(entry)
-        reason = session.watched[look] or self._proof.doubt(entry)
+        asked = (entry, self._cuts.revision)
+        if asked not in session.watched:
+            session.watched[asked] = self._cuts.watcher(entry)
+        reason = session.watched[asked] or self._proof.doubt(entry)
         if reason is not None:
             self.warn(reason)
             return ()

@@ -87,7 +87,7 @@ def keeper_of(
         modules: Of the U-Net.
         kept: Those that are not looked at.
         blocks: As in `observer_of`.
-        kinds: Their classes, as far as they have been looked at.
+        kinds: What is known of their classes; grows.
     """
     kinds = {} if kinds is None else kinds
     harmless: set[type] = set()

@@ -1,4 +1,4 @@
-"""What one thread has of the generation that it runs through one U-Net."""
+"""What one thread, or one block of `generation()`, has of what it runs through one U-Net."""
 
 import copy
 import itertools
@@ -22,6 +22,9 @@ from .told_steps import ToldSteps
 class Session:
     """Where the generation stands, what leads it, and what was recorded in it.
 
+    `reset` ends the generation, `forget` only drops what was recorded, `enter` begins a step, and
+    `called` ends a call.
+
     Args:
         told: The one generation that it is for, if somebody has told of it.
         by_pipeline: Whether a pipeline makes the call that is located.
@@ -32,13 +35,15 @@ class Session:
         cache: The deep features.
         generation: The number of the one that is under way.
         guide: Leads through it; `None` before its first call.
+        is_guess: Whether nobody knows how many steps it has, so that the guide goes by a guess.
         entry: What the guide wants the current step to be.
-        last_full: The last step that it wanted in full.
+        last_full: What was recorded before this step is not replayed: it is the last one that the
+            guide wanted in full, or in which blocks were replaced.
         scheduler: The one that drives this generation, or `None`.
         course: How that goes.
         residuals: What companions gave last.
         slots: The calls of its steps.
-        watched: By branch and look, why shallow calls are no good in this generation; `None` if
+        watched: By branch and revision, why shallow calls are no good in this generation; `None` if
             they are.
     """
 
@@ -61,6 +66,7 @@ class Session:
         self.course.finish()
         self.tracker.reset()
         self.guide: Guide | None = None
+        self.is_guess = False
         self.scheduler: Any = None
         self.forget()
 
@@ -114,8 +120,8 @@ class Session:
         """A call is over; in the last step, let go of what only it and those before it needed.
 
         Args:
-            position: Where it stood.
-            slot: The one that it was of, if anything is recorded.
+            position: The call's.
+            slot: The call's; `None` in a generation that records nothing.
         """
         self._calls = position.order + 1
         if not position.is_last:

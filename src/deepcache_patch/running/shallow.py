@@ -29,7 +29,7 @@ class UNetCuts:
 
     Attributes:
         anatomy: The U-Net's as it was last seen; see `look_again`.
-        looks: How often somebody's code came or went, or a block or layer was replaced.
+        revision: How often somebody's code came or went, or a block or layer was replaced.
     """
 
     def __init__(self, unet: nn.Module, anatomy: Anatomy) -> None:
@@ -42,10 +42,13 @@ class UNetCuts:
         # get a hook: that is looked for in each call.
         self._parts: Parts | None = None
         self._may_be_hooked: list[dict[str, Any]] = []
-        self.looks = 0
+        self.revision = 0
 
     def look_again(self) -> bool:
-        """Find the skips anew if a block or layer was replaced, or runs other code now.
+        """Find the skips anew if a block or one of its layers was replaced, or runs other code now.
+
+        What lies deeper, attention processors included, is not looked at here: `watcher` does that,
+        once for each generation, branch and revision.
 
         Returns:
             Whether what was recorded is of another U-Net than this has become.
@@ -58,10 +61,10 @@ class UNetCuts:
             was_known = anatomy.is_known
             if anatomy.runs_the_same or not anatomy.look_again_at_code():
                 return False
-            self.looks += 1
+            self.revision += 1
             if was_known and anatomy.is_known:
                 return False  # a function round the U-Net's calls, or in a layer that stays whole
-        self.looks += 1
+        self.revision += 1
         self.anatomy = dissect(self._unet)
         self._cuts.clear()
         self._parts = None

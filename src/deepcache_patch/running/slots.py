@@ -117,7 +117,7 @@ class Slot:
         order: Of its last call in the step, from 0.
         is_called: Whether the current step has called it.
         is_earlier: Whether it was called earlier in this step than before: calls are left out.
-        others: Whose place it took, by what was given there: the names of what differs.
+        differing: The names of what it is given otherwise than the slot whose place it took.
     """
 
     def __init__(self, number: int, order: int, given: Mapping[str, _Mark]) -> None:
@@ -126,7 +126,7 @@ class Slot:
         self.order = order
         self.is_called = True
         self.is_earlier = False
-        self.others: tuple[str, ...] = ()
+        self.differing: tuple[str, ...] = ()
         self._given = given
         self._before: dict[str, _Mark] = {}  # what was given in its place before
         self._steady: set[str] = set()  # what was the same in two steps
@@ -196,11 +196,11 @@ class Slot:
     def _called(self, order: int, given: Mapping[str, _Mark]) -> None:
         self._given = given
         self.is_earlier = order < self.order
-        self.order, self.is_called, self._is_replaced, self.others = order, True, False, ()
+        self.order, self.is_called, self._is_replaced, self.differing = order, True, False, ()
 
     def replace(self, other: "Slot", differing: tuple[str, ...]) -> None:
         """It comes in the place of another, which goes unless this step calls it later."""
-        self.others, self.instead_of = differing, other.number
+        self.differing, self.instead_of = differing, other.number
         self._late = all(other._is_late(name) for name in differing)
         self._before = dict(other._given)
         other._is_replaced = True

@@ -56,6 +56,7 @@ class StepTracker:
         self._first = self._step = self._order = self._calls_before = 0
         self._length: int | None = None  # of the timeline
         self._pipelines = False  # whether a pipeline has begun it
+        self._left_list = False  # gone on elsewhere: the entries are not its steps then
         self._is_loop = False  # whether it goes on without the next entry of its list, too
         # The last step: the list that its timestep is of, or beside; the entry, or how many it
         # would be; whether it is an entry; its value, where it was read.
@@ -124,6 +125,7 @@ class StepTracker:
             self._strides = self._strides.after(way)
             self._calls_before, self._order = self._order + 1, 0
             self._step += 1
+            self._left_list |= way.entries and not way.is_next
             self._stand(place)
             return self._position()
         # One step and then another that is not the next, with more of them to come: that was none.
@@ -154,7 +156,7 @@ class StepTracker:
         self._generation += 1
         self._pipelines = by_pipeline
         self._is_loop = place.is_head if is_loop is None else is_loop
-        self._astray = False
+        self._astray = self._left_list = False
         self._first, self._length = place.entry or 0, place.length
         self._step = self._order = self._calls_before = 0
         if not is_loop:
@@ -192,7 +194,8 @@ class StepTracker:
         self._place = place
 
     def _position(self) -> Position:
-        num_steps = None if self._length is None else self._length - self._first
+        length = None if self._left_list else self._length
+        num_steps = None if length is None else length - self._first
         if num_steps is not None and num_steps <= self._step:  # it has left its list behind
             num_steps = None
         if num_steps is None and self._place is not None and self._place.value == 0:

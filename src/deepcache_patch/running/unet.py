@@ -73,7 +73,7 @@ class AttachedUNet:
         self.name = name
         self._unet = unwrapped(patch.module)
         self._cuts = UNetCuts(self._unet, anatomy)
-        self._begin = begin
+        self._guide_of = begin
         self._proof = Proof(self._unet, self._cuts, patch)
         self._decision = FullOrShallow(self._cuts, self._proof, schedulers_of)
         self._paused = paused
@@ -137,7 +137,7 @@ class AttachedUNet:
     def follow(self, begin: Callable[[Context], Guide], *, is_change: bool) -> None:
         """Be led by another from the next call on, which is a first step."""
         with self._lock:
-            self._begin = begin
+            self._guide_of = begin
             self.reset()
             if is_change:
                 self._outdated = self._course
@@ -185,7 +185,8 @@ class AttachedUNet:
             if branch is None:
                 return None
             if session.residuals.trusts(source):
-                return max(branch, 0)  # it runs, whatever becomes of it
+                # At branch -1 the U-Net will not run, but the companion does: the least of it.
+                return max(branch, 0)
             reason = "what it gave was changed before it reached the U-Net"
             if not source.is_own:
                 reason = "its forward is not the libraries', and may count its residuals"
@@ -234,20 +235,21 @@ class AttachedUNet:
             timestep = anatomy.timestep(arguments)
             session.tracker.passed(timestep, is_written_down=is_written_down(sample))
             session.reset()  # what was recorded before this call is too old after it
-            return self._in_full(session, original, args, kwargs, arguments)
+            return self._unrecorded(session, original, args, kwargs, arguments)
         position = self._decision.position(session, arguments)
         if position is None:
+            output = self._unrecorded(session, original, args, kwargs, arguments)
             self._tally.called(None, is_placed=False)
-            output = self._in_full(session, original, args, kwargs, arguments)
             session.course.called_anywhere()
             return output
         try:
             guide = self._lead(session, position)
             if position.step == position.order == 0:
                 self.example = example_of(arguments)
-            if not guide.branches and not guide.looks:  # nothing is recorded or replayed
+            # Where no call can be shallow, neither slots nor replaced blocks matter.
+            if not guide.branches and not guide.observes:
+                output = self._unrecorded(session, original, args, kwargs, arguments)
                 self._tally.called(None)
-                output = self._in_full(session, original, args, kwargs, arguments)
                 session.course.called(position.step, position.order, None)
                 session.called(position)
                 return output
@@ -266,12 +268,13 @@ class AttachedUNet:
         kwargs: dict[str, Any],
         arguments: dict[str, Any],
     ) -> Any:
-        """A call of a generation with shallow steps: in full, which may record, or shallow."""
+        """A call of a generation in which something is recorded or observed: full, or shallow."""
         if self._cuts.look_again():
             session.forget(midway=True)
         anatomy = self._cuts.anatomy
         sample = anatomy.sample(arguments)
-        slot = session.slot_of(position, sample, anatomy.given(arguments), self._cuts.hooks())
+        given = anatomy.conditioning(arguments)
+        slot = session.slot_of(position, sample, given, self._cuts.hooks())
         call = Call(guide, position, slot, sample, arguments)
         branch, recorded = self._decision.branch(session, call)
         feature = output = None
@@ -284,7 +287,7 @@ class AttachedUNet:
         self._tally.called(branch)
         if branch == OUTPUT:  # nothing is left to run
             session.course.called(position.step, position.order, branch)
-            self._keep_recorded(session, call, output, is_forecast=True)
+            self._finish_call(session, call, output, is_forecast=True)
             return output
         if branch is not None:
             changed = anatomy.trimmed(branch, changed or arguments) or changed
@@ -292,16 +295,16 @@ class AttachedUNet:
             args, kwargs = anatomy.handed_over(changed, len(args))
         shallower = (each for each in guide.branches if branch is None or each < branch)
         tapped = tuple([each for each in shallower if each != OUTPUT])
-        given = self._proof.to_prove(args, kwargs, tapped) if branch is None else None
+        to_prove = self._proof.to_prove(args, kwargs, tapped) if branch is None else None
         with self._cuts.applied(branch, tapped, feature):
             output = original(*args, **kwargs)
         session.course.called(position.step, position.order, branch)
         if branch is None:
-            self._proof.prove(original, given, output, tapped)
-        self._keep_recorded(session, call, output)
+            self._proof.prove(original, to_prove, output, tapped)
+        self._finish_call(session, call, output)
         return output
 
-    def _in_full(
+    def _unrecorded(
         self,
         session: Session,
         original: Callable[..., Any],
@@ -309,7 +312,10 @@ class AttachedUNet:
         kwargs: dict[str, Any],
         arguments: dict[str, Any],
     ) -> Any:
-        """A call of no step, with all that the U-Net needs."""
+        """A call that runs everything, and in which nothing is recorded.
+
+        Full steps of a generation that records go through `_step`.
+        """
         changed = self._completed(session, None, arguments)
         if changed is not None:
             args, kwargs = self._anatomy.handed_over(changed, len(args))
@@ -335,6 +341,7 @@ class AttachedUNet:
         return 2 * len(self._anatomy.branches) + 1
 
     def _session(self) -> Session:
+        """That of the `generation()` block that the call is in; else the thread's."""
         told = self._told()
         if told is not None and told.is_anothers():
             return Session()  # of no generation
@@ -354,15 +361,12 @@ class AttachedUNet:
     def _lead(self, session: Session, position: Position) -> Guide:
         """What leads through the generation of this call, asked for the call's step."""
         if position.generation != session.generation:
-            session.generation = position.generation
-            finished, session.guide = session.guide, None
+            self._begin_generation(session, position.generation)
+        guide, is_guess = session.guide, position.num_steps is None
+        if guide is not None and position.step < guide.num_steps and is_guess > session.is_guess:
+            guide = None  # the loop has left its list, so the entries are not its steps
             session.forget()
-            if finished is not None:
-                finished.finish()
-            self._tally.begun()
-            session.course.finish()
-            self._course = session.course = Course(self.name)
-        guide = session.guide
+        # There is none, or there are more steps than were guessed.
         if guide is None or position.step >= guide.num_steps:
             timesteps = session.tracker.remaining()
             if timesteps is not None and len(timesteps) != position.num_steps:
@@ -375,15 +379,26 @@ class AttachedUNet:
                 session.scheduler,
                 self._unet,
                 is_own=session.tracker.runs_on(timesteps_of(session.scheduler)),
-                is_guess=position.num_steps is None,
+                is_guess=is_guess,
                 is_told=session.told is not None,
             )
-            guide = self._begin(context)
+            guide = self._guide_of(context)
             self._cuts.record(guide.branches)
             self._proof.begin()
-            session.guide, session.course.calibration = guide, guide.learns
+            session.guide, session.is_guess = guide, is_guess
+            session.course.calibration = guide.learns
         session.enter(guide, position.step)
         return guide
+
+    def _begin_generation(self, session: Session, number: int) -> None:
+        session.generation = number
+        finished, session.guide = session.guide, None
+        session.forget()
+        if finished is not None:
+            finished.finish()
+        self._tally.begun()
+        session.course.finish()
+        self._course = session.course = Course(self.name)
 
     def _completed(
         self, session: Session, branch: int | None, arguments: dict[str, Any]
@@ -409,9 +424,10 @@ class AttachedUNet:
             f"the generation again. {self._alone} makes all of them from the start"
         )
 
-    def _keep_recorded(
+    def _finish_call(
         self, session: Session, call: Call, output: Any, *, is_forecast: bool = False
     ) -> None:
+        """A call is over: let the guide observe it, tell the session, keep what was recorded."""
         guide, position, slot, sample, arguments = call
         if self._cuts.ran_twice:
             self._decision.warn(
@@ -427,14 +443,13 @@ class AttachedUNet:
             else:
                 answer, made = found
                 features[OUTPUT] = made.clone()
-        if guide.looks:
-            cache = session.cache
+        if guide.observes:
             finished = FinishedCall(
                 position,
                 sample,
                 output,
                 features,
-                replaced={branch: cache.get(slot.number, branch) for branch in features},
+                replaced={each: session.cache.get(slot.number, each) for each in features},
                 slot=slot.number,
                 instead_of=slot.instead_of,
             )
@@ -443,7 +458,8 @@ class AttachedUNet:
         if position.is_last or not features:
             return
         keep = 1 if slot.is_earlier else guide.keep  # no trend leads on where calls are left out
-        key, is_more = FeatureKey.of(sample), False
+        key = FeatureKey.of(sample)
+        is_more = False
         for branch, feature in features.items():
             is_output = branch == OUTPUT
             recorded = Recorded(

@@ -49,6 +49,7 @@ class Parts:
         self._own = [*map(vars, self.modules)]
         self._children = [each._modules for each in self.modules]
         self._sizes = [*map(len, self._children)]
+        # Views, which give the children of the time at which they are read.
         self._views = [each.values() for each in self._children if each]
         self._found = [*chain.from_iterable(self._views)]
         self._kept: dict[Cut, Set[nn.Module]] = {}

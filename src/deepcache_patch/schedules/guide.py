@@ -46,9 +46,9 @@ class Guide:
         return self.feature(step, OUTPUT, recorded)
 
     @property
-    def looks(self) -> bool:
+    def observes(self) -> bool:
         """Whether it has an `observe` of its own."""
-        return type(self).observe is not Guide.observe
+        return getattr(self.observe, "__func__", None) is not Guide.observe
 
     def observe(self, call: FinishedCall) -> None:
         """Look at a call that is over; called after each that recorded something, or could."""
@@ -139,6 +139,11 @@ class ProtectingGuide(Guide):
     def output(self, step: int, recorded: Sequence[Recorded], sample: torch.Tensor) -> torch.Tensor:
         """The guide's."""
         return self._guide.output(step, recorded, sample)
+
+    @property
+    def observes(self) -> bool:
+        """Whether the guide does."""
+        return self._guide.observes
 
     def observe(self, call: FinishedCall) -> None:
         """Let the guide look."""

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from benchmarks.networks.catalogue import build
-from benchmarks.networks.loop_pipeline import twin
 from benchmarks.speed import run as speed
 from benchmarks.speed.contestants import Field
 from benchmarks.speed.race import Loop, race, typical
+from deepcache_patch.cutting.features import StandIn
 
 LOOP = Loop(steps=4, turn=2, batch=1, size=(16, 16), seed=0)
 
@@ -107,18 +107,20 @@ def test_everyone_of_a_field_runs_and_the_pipeline_stays_as_it_is(pipe):
     assert {name: set(vars(module)) for name, module in pipe.unet.named_modules()} == before
 
 
-def test_by_hand_the_steps_of_ours_run_in_full(pipe, monkeypatch):
-    loop, own, seen = Loop(steps=6, turn=2, batch=1, size=(16, 16), seed=0), twin(pipe), []
-    whole, predict = own.unet, own.predict
-
-    def noted(*args, **kwargs):
-        seen.append("F" if own.unet is whole else "·")
-        return predict(*args, **kwargs)
-
+@pytest.mark.parametrize("name", ["ddpm-cifar10", "sd15-controlnet"])
+def test_by_hand_runs_whole_where_ours_does(name):
+    own = build(name, width=0.1)
+    loop = Loop(steps=6, turn=1, batch=1, size=(16, 16), seed=0)
+    whole, seen = (own.unet, own.controlnet), []
     with ExitStack() as stack, torch.no_grad():
-        generation = Field(loop, "eager", interval=3, branch=0)._by_hand(own, stack)
-        monkeypatch.setitem(vars(own), "predict", noted)
-        assert len(list(generation())) == 3
+        for _ in Field(loop, "eager", interval=3, branch=0)._by_hand(own, stack)():
+            if (own.unet, own.controlnet) == whole:
+                seen.append("F")
+                continue
+            seen.append("·")
+            assert type(own.unet.mid_block) is StandIn
+            if own.controlnet is not None:
+                assert len(own.controlnet.down_blocks) < len(whole[1].down_blocks)
     assert "".join(seen) == "F··F··"
 
 

@@ -265,7 +265,7 @@ class Anatomy(Dissected, ABC):
         named = {name: value for name, value in arguments.items() if name not in names}
         return tuple(arguments[name] for name in names), named
 
-    def given(self, arguments: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    def conditioning(self, arguments: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         """All tensors that say what a call is about: its prompt, labels, pictures, positions.
 
         Args:

@@ -182,9 +182,9 @@ class UniDiffuserAnatomy(UViTAnatomy):
         moving = (each for each in timesteps if isinstance(each, torch.Tensor))
         return next(moving, timesteps[0])
 
-    def given(self, arguments: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    def conditioning(self, arguments: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         """See `Anatomy.given`; not what is denoised, whose timestep moves."""
-        found = super().given(arguments)
+        found = super().conditioning(arguments)
         kinds = {"timestep_text": "prompt_embeds", "timestep_img": "image_embeds"}
         for timestep, name in kinds.items():
             if isinstance(arguments.get(timestep), torch.Tensor):
