@@ -162,10 +162,10 @@ def test_views_and_values_beside_the_list_are_steps_of_one_loop():
     assert Walk(SHORT).at(0, 590.0, 3, 150.0) == [(0, step) for step in range(4)]
 
 
-def test_more_steps_than_the_list_has_are_of_no_known_number():
+def test_steps_beside_the_list_are_of_no_known_number():
     walk, timesteps = Walk(), torch.tensor([900.0, 100.0])
     found = [walk.tracker.locate(call, timesteps) for call in (900.0, 600.0, 100.0)]
-    assert [(each.step, each.num_steps) for each in found] == [(0, 2), (1, 2), (2, None)]
+    assert [(each.step, each.num_steps) for each in found] == [(0, 2), (1, None), (2, None)]
 
 
 def test_nothing_follows_after_0():

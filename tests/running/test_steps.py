@@ -208,10 +208,18 @@ def test_steps_that_are_left_out_do_not_count():
     assert walk(StepTracker(), [TIMESTEPS[0], TIMESTEPS[3]]) == [(0, 0, 0), (0, 1, 0)]
 
 
-def test_a_loop_that_leaves_entries_out_has_no_known_steps():
+@pytest.mark.parametrize("third", [TIMESTEPS[3], 350], ids=["an entry", "none"])
+def test_a_loop_that_has_left_its_list_has_no_known_steps(third):
     tracker = StepTracker()
-    found = [tracker.locate(TIMESTEPS[place]).num_steps for place in (0, 1, 3, 4, 0, 1)]
+    calls = [TIMESTEPS[0], TIMESTEPS[1], third, TIMESTEPS[4], TIMESTEPS[0], TIMESTEPS[1]]
+    found = [tracker.locate(each, TIMESTEPS).num_steps for each in calls]
     assert found == [5, 5, None, None, 5, 5]
+
+
+def test_a_timestep_that_is_rounded_does_not_leave_the_list():
+    tracker = StepTracker()
+    calls = [TIMESTEPS[0], TIMESTEPS[1], 498.2, TIMESTEPS[3]]
+    assert [tracker.locate(each, TIMESTEPS).num_steps for each in calls] == [5, 5, 5, 5]
 
 
 @pytest.mark.parametrize(

@@ -125,8 +125,8 @@ class StepTracker:
             self._strides = self._strides.after(way)
             self._calls_before, self._order = self._order + 1, 0
             self._step += 1
-            self._left_list |= way.entries and not way.is_next
             self._stand(place)
+            self._left_list |= self._is_elsewhere(place, way)
             return self._position()
         # One step and then another that is not the next, with more of them to come: that was none.
         is_over = self._step > 0 or (self._length or 0) - 1 == self._index
@@ -147,6 +147,15 @@ class StepTracker:
         if self._by_pipeline():
             return self._pipelines
         return self._is_loop and not self._pipelines and self._strides.fits(way)
+
+    def _is_elsewhere(self, place: Place, way: Way) -> bool:
+        """Whether the step is not at the next entry of its list, nor but for rounding."""
+        if way.entries or self._index is None or place.value is None:
+            return way.entries and not way.is_next
+        values = [self._timelines.value_of(place.timeline, each) for each in (0, self._index)]
+        if values[0] is None or values[1] is None:
+            return False
+        return abs(place.value - values[1]) > ROUNDING * abs(values[0])
 
     def _begin(self, place: Place, by_pipeline: bool, *, is_loop: bool | None = None) -> Position:
         """A generation begins with this call; one at the head of its list is a loop's."""
