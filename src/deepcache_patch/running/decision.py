@@ -147,7 +147,7 @@ class FullOrShallow:
             return None
         if position.step >= guide.num_steps or position.order >= MAX_SLOTS:
             return None
-        if position.num_steps is None and not session.is_guess:
+        if session.has_lost_its_list(position):
             return None
         # This is kept: the U-Net's call will find that the step was entered.
         session.enter(guide, position.step)

@@ -91,6 +91,10 @@ class Session:
         tracker = copy.copy(self.tracker) if ahead else self.tracker
         return tracker.locate(timestep, timesteps)
 
+    def has_lost_its_list(self, position: Position) -> bool:
+        """Whether a list was known when the guide was made, and the loop has gone on beside it."""
+        return position.num_steps is None and not self.is_guess
+
     def enter(self, guide: Guide, step: int) -> None:
         """Ask the guide what the step is, once for each; a full one left out is made up for."""
         if step == self._entered:

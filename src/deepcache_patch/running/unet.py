@@ -362,9 +362,10 @@ class AttachedUNet:
         """What leads through the generation of this call, asked for the call's step."""
         if position.generation != session.generation:
             self._begin_generation(session, position.generation)
-        guide, is_guess = session.guide, position.num_steps is None
-        if guide is not None and position.step < guide.num_steps and is_guess > session.is_guess:
-            guide = None  # the loop has left its list, so the entries are not its steps
+        guide = session.guide
+        is_within = guide is not None and position.step < guide.num_steps
+        if is_within and session.has_lost_its_list(position):
+            guide = None  # it was made for the entries of that list
             session.forget()
         # There is none, or there are more steps than were guessed.
         if guide is None or position.step >= guide.num_steps:
@@ -379,13 +380,13 @@ class AttachedUNet:
                 session.scheduler,
                 self._unet,
                 is_own=session.tracker.runs_on(timesteps_of(session.scheduler)),
-                is_guess=is_guess,
+                is_guess=position.num_steps is None,
                 is_told=session.told is not None,
             )
             guide = self._guide_of(context)
             self._cuts.record(guide.branches)
             self._proof.begin()
-            session.guide, session.is_guess = guide, is_guess
+            session.guide, session.is_guess = guide, context.is_guess
             session.course.calibration = guide.learns
         session.enter(guide, position.step)
         return guide

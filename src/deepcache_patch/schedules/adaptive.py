@@ -178,7 +178,7 @@ class AdaptiveGuide(ReplayGuide):
     def observe(self, call: FinishedCall) -> None:
         """Begin to measure what would have been replayed in the place of what was recorded."""
         step = call.position.step
-        if step + 1 == call.position.num_steps:
+        if call.position.is_last:
             self._measured.clear()  # nothing is kept when the generation is over
             return
         for branch, before in call.replaced.items():

@@ -183,7 +183,7 @@ class UniDiffuserAnatomy(UViTAnatomy):
         return next(moving, timesteps[0])
 
     def conditioning(self, arguments: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-        """See `Anatomy.given`; not what is denoised, whose timestep moves."""
+        """See `Anatomy.conditioning`; not what is denoised, whose timestep moves."""
         found = super().conditioning(arguments)
         kinds = {"timestep_text": "prompt_embeds", "timestep_img": "image_embeds"}
         for timestep, name in kinds.items():
