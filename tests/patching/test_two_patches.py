@@ -21,6 +21,8 @@ from deepcache_patch import DeepCacheHelper, Uniform
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Already found a `peft_config`:UserWarning",
     "ignore:Adapter .* cannot be unmerged:UserWarning",
+    # Blocks' replaced functions note who saw them, so that no step is shallow then.
+    "ignore:a U-Net call runs in full. the function in the place of:UserWarning",
 )
 
 
@@ -113,6 +115,10 @@ def test_two_patches_and_a_helper_come_and_go_in_any_order(kinds, every):
                 assert stage.seen == expected.seen, (order, number)
                 assert not state or stage.left == expected.left, (order, number)
                 continue
-            assert not torch.equal(stage.picture, expected.picture), (order, number)
+            in_full = any(
+                OTHERS[kind].heeded and f"+{name}" in state and f"-{name}" not in state
+                for name, kind in zip("ab", kinds, strict=True)
+            )
+            assert torch.equal(stage.picture, expected.picture) is in_full, (order, number)
             # Whenever the helper came: the same others in the same order give the same picture.
             assert torch.equal(helped.setdefault(state, stage.picture), stage.picture)
