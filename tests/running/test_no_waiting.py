@@ -90,8 +90,10 @@ def test_no_call_but_the_first_waits_for_the_device(schedule):
     with DeepCacheHelper(unet, schedule=schedule) as helper, torch.no_grad():
         for _ in range(2):
             helper.reset()
-            for timestep in timesteps:
-                unet(**(given | {"timestep": timestep}))
-                torch.cuda.set_sync_debug_mode("error")
-            torch.cuda.set_sync_debug_mode("default")
+            try:
+                for timestep in timesteps:
+                    unet(**(given | {"timestep": timestep}))
+                    torch.cuda.set_sync_debug_mode("error")
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
     assert helper.stats.shallow_calls > 0

@@ -13,8 +13,7 @@ from torch import nn
 
 from ..errors import InvalidSettingError, warn
 from ..schedules.context import Context
-from ..schedules.fit import KEEP
-from ..schedules.forecast import Forecast, Weights
+from ..schedules.forecast import KEEP, Forecast, Weights
 from ..schedules.guide import PlannedGuide
 from ..schedules.html import html_table
 from ..schedules.plans import Explicit, Plan

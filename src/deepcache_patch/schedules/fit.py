@@ -14,12 +14,9 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from .forecast import Forecast, Weights
+from .forecast import KEEP, Forecast, Weights
 from .noise import copied_scheduler, seeded
 from .plans import FULL, PlanEntry
-
-#: How many full steps a shallow one goes on from.
-KEEP: Final = 3
 
 #: How many times each square is added to itself before it divides: what is fitted stays near the
 #: trend. Chosen on two models (docs/experiments.md).

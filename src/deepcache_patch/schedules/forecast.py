@@ -23,6 +23,17 @@ _HIGHEST: Final = 5.0
 #: How much of a trend still holds where the sampler adds noise; see docs/experiments.md.
 _AFTER_NOISE: Final = 0.5
 
+#: How many full steps a forecast goes on from.
+KEEP: Final = 3
+
+#: How much of what the forecasts between two full steps have missed is made good. Not all: a U-Net
+#: takes a part of it back itself. Chosen on two models (docs/experiments.md).
+_CORRECTED: Final = 0.7
+
+#: That much if ln(sigma) falls by no more than the first between the two, nothing from the second
+#: on: too much has happened meanwhile.
+_NEAR, _FAR = 0.25, 0.45
+
 #: By a shallow step and the full steps that it goes on from, the newest first: how much of each
 #: change from one of these to the next newer is added to the newest.
 Weights: TypeAlias = Mapping[tuple[int, ...], tuple[float, ...]]
@@ -38,16 +49,22 @@ class Forecast:
     (exponential in ln(sigma), by `_rate`), since x0 settles while the noise falls. From it and the
     shallow step's own input follows the output. Where weights are given, these say how to go on.
 
+    A full step shows what the forecasts before it have missed: their x0 lay between it and the full
+    step before. The first forecast after it makes a part of that good (a deferred correction). A
+    sampler adds x0 to sample / sigma in proportion to how far 1 / sigma rises in the step.
+
     Attributes:
         levels: ln(sigma) of each step.
         prediction: What the output means, one of `PREDICTIONS`.
         strength: Share of the trend that is followed, from 0 (x0 is kept) to 1.
+        correction: Share of what was missed that is made good, from 0 to 1.
         weights: In the place of the trend, for the steps that are in it.
     """
 
     levels: tuple[float, ...]
     prediction: str
     strength: float = 1.0
+    correction: float = 0.0
     weights: Weights = field(default_factory=dict)
 
     @classmethod
@@ -61,7 +78,8 @@ class Forecast:
         of it than the timestep says.
 
         Where the sampler adds noise, only half of the given strength is followed, because noise
-        moves x0 off its trend.
+        moves x0 off its trend, and nothing is made good. Nor is it where a step of the sampler
+        also uses what it remembers of those before.
         """
         scheduler = context.scheduler
         config = getattr(scheduler, "config", None)
@@ -77,9 +95,12 @@ class Forecast:
             return None
         if any(after > before for before, after in itertools.pairwise(levels)):
             return None
+        correction = 0.0
         if context.adds_noise:
             strength *= _AFTER_NOISE
-        return cls(levels, prediction, strength, weights or {})
+        elif context.is_single_step:
+            correction = _CORRECTED * strength
+        return cls(levels, prediction, strength, correction, weights or {})
 
     def output(self, step: int, recorded: Sequence[Recorded], sample: torch.Tensor) -> torch.Tensor:
         """The output of a step.
@@ -150,7 +171,30 @@ class Forecast:
     def weights_of(self, step: int, steps: Sequence[int]) -> tuple[float, ...]:
         """Those that are given, or else that of the trend; for two full steps at least."""
         given = self.weights.get((step, *steps))
-        return (self._slope(step, steps[0], steps[1]),) if given is None else given
+        if given is not None:
+            return given
+        slope = self._slope(step, steps[0], steps[1])
+        if step != steps[0] + 1 or len(steps) < KEEP:
+            return (slope,)
+        newest, older = self._missed(step, *steps[:KEEP])
+        return (slope + newest, older) if newest or older else (slope,)
+
+    def _missed(self, step: int, newest: int, older: int, oldest: int) -> tuple[float, float]:
+        """What to add to the weights so as to make good what was missed before the newest."""
+        levels = self.levels
+        gap = levels[older] - levels[newest]
+        share = self.correction * min(1.0, (_FAR - gap) / (_FAR - _NEAR))
+        if share <= 0 or gap <= 0 or step + 1 == len(levels):  # nothing comes after the last step
+            return 0.0, 0.0
+        inverse = [math.exp(-each) for each in levels]
+        rise = [after - before for before, after in itertools.pairwise(inverse)]
+        rate = _rate(math.exp(levels[older]))
+        moved = followed = 0.0
+        for each in range(older + 1, newest):
+            way = math.expm1(rate * (levels[each] - levels[older])) / math.expm1(-rate * gap)
+            moved += rise[each] * way
+            followed += rise[each] * self._slope(each, older, oldest)
+        return share * moved / rise[step], -share * followed / rise[step]
 
     def denoised(self, step: int, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         """x0 of a step, by its input and output."""

@@ -10,7 +10,7 @@ import torch
 from ..cutting.features import Recorded
 from ..errors import DeepCacheWarning, InvalidSettingError
 from .context import Context, FinishedCall
-from .forecast import Forecast
+from .forecast import KEEP, Forecast
 from .plans import FULL, OUTPUT, Explicit, Plan, PlanEntry, Schedule
 from .replay import Extrapolate, Replay
 from .window import NO_WINDOW, Window
@@ -87,6 +87,8 @@ class ReplayGuide(Guide):
         self._forecast = None
         if OUTPUT in branches and isinstance(replay, Extrapolate):
             self._forecast = Forecast.of(context, strength=replay.strength)
+        if self._forecast is not None and branches == (OUTPUT,):  # deep features would be large
+            self.keep = KEEP
 
     def feature(self, step: int, branch: int, recorded: Sequence[Recorded]) -> torch.Tensor:
         """The replay's."""

@@ -1,9 +1,12 @@
-"""The noise in a scheduler's steps: how much is left, and if more is added. It is never changed."""
+"""A scheduler's steps: how much noise is left, if more is added, if outputs are remembered.
+
+It is never changed.
+"""
 
 import copy
 import inspect
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any, Final
 
@@ -13,12 +16,14 @@ import torch
 #: A standard deviation that is as good as none.
 _LEAST: Final = 1e-4
 
-#: Of so many steps it is tried whether they add noise; some samplers do only in every second one.
+#: So many steps are tried; some samplers add noise only in every second one.
 _TRIED: Final = 4
 
-#: Whether a scheduler adds noise, with the config that it had then. In the module, because plans,
+#: What was found of a scheduler, with the config that it had then. In the module, because plans,
 #: forecasts and previews ask, of any helper, and it takes milliseconds to find out.
-_ADDING: Final[weakref.WeakKeyDictionary[Any, tuple[Any, bool]]] = weakref.WeakKeyDictionary()
+_FOUND: Final[weakref.WeakKeyDictionary[Any, tuple[Any, dict[str, bool]]]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 def noise_levels(
@@ -83,33 +88,75 @@ def adds_noise(scheduler: Any) -> bool:
     Returns:
         False where it cannot be tried.
     """
+    return _found(scheduler, "adds_noise", _is_found_to_add, otherwise=False)
+
+
+def remembers(scheduler: Any) -> bool:
+    """Whether a step depends on more than its own sample and output: a multistep method's does.
+
+    Copies take the same steps after another first one. It is looked at once for each config.
+
+    Args:
+        scheduler: Any, at any time; it need not have timesteps.
+
+    Returns:
+        True where it cannot be tried.
+    """
+    return _found(scheduler, "remembers", _is_found_to_remember, otherwise=True)
+
+
+def _found(scheduler: Any, name: str, tried: Callable[[Any], bool], *, otherwise: bool) -> bool:
     config = getattr(scheduler, "config", None)
     try:
-        known = _ADDING.get(scheduler)
+        known = _FOUND.get(scheduler)
         if known is None or known[0] != config:
-            known = config, _is_found_to_add(scheduler)
-            _ADDING[scheduler] = known
+            known = config, {}
+            _FOUND[scheduler] = known
+        if name not in known[1]:
+            own = copied_scheduler(scheduler)
+            if own is None:
+                return otherwise
+            own.set_timesteps(_TRIED + 1)  # or it would depend on how many, and on how far it is
+            known[1][name] = tried(own)
     except Exception:  # whatever a scheduler of somebody else's raises; it may have no hash
-        return False
-    return known[1]
+        return otherwise
+    return known[1][name]
+
+
+def _is_found_to_add(own: Any) -> bool:
+    sample = torch.zeros(1, 1, 8, 1, device="cpu")
+    for step in range(_TRIED):
+        sample = _stepped(own, step, sample)
+        if sample.nan_to_num().any():
+            return True
+    return False
+
+
+def _is_found_to_remember(own: Any) -> bool:
+    one = torch.ones(1, 1, 8, 1, device="cpu")
+    runs = []
+    for first in (one, 0 * one):
+        again = copy.deepcopy(own)
+        _stepped(again, 0, first)
+        runs.append([_stepped(again, step, one) for step in range(1, _TRIED)])
+    return not all(map(torch.equal, *runs))
 
 
 @torch.no_grad()
-def _is_found_to_add(scheduler: Any) -> bool:
-    own = copied_scheduler(scheduler)
-    if own is None:
-        return False
-    own.set_timesteps(_TRIED + 1)  # or it would depend on how many it has, and on how far it is
-    options = seeded(own)
+def _stepped(own: Any, step: int, sample: torch.Tensor) -> torch.Tensor:
+    """What a step makes of a sample, if the U-Net returns what it is given.
+
+    Args:
+        own: A scheduler; it takes the step. torch's own randomness is left alone.
+        step: Which.
+        sample: Before it, shape `(batch, channels, height, width)`.
+    """
+    timestep, options = own.timesteps[step], seeded(own)
     parts = 2 if str(own.config.get("variance_type")).startswith("learned") else 1
-    sample = torch.zeros(1, 1, 8, 1, device="cpu")
+    output = torch.cat([own.scale_model_input(sample, timestep)] * parts, dim=1)
     with nullcontext() if options else torch.random.fork_rng(devices=[]):
-        for timestep in own.timesteps[:_TRIED]:
-            output = torch.cat([own.scale_model_input(sample, timestep)] * parts, dim=1)
-            sample = own.step(output, timestep, sample, **options, return_dict=False)[0]
-            if sample.nan_to_num().any():
-                return True
-    return False
+        made: torch.Tensor = own.step(output, timestep, sample, **options, return_dict=False)[0]
+    return made
 
 
 def copied_scheduler(scheduler: Any) -> Any:
