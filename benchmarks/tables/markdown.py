@@ -18,11 +18,12 @@ def by_device(name: str, told: Callable[[Any], str]) -> str:
 
     Args:
         name: Of the benchmark.
-        told: Makes Markdown of one report.
+        told: Makes Markdown of one report; nothing of one that has nothing to do with it.
     """
     paths = sorted(RESULTS.glob(f"*/{name}.json"))
     reports = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-    return "\n\n".join(f"{told(each)}\n\n{_made_by(each)}" for each in reports) or "Not yet run."
+    found = [(told(each), _made_by(each)) for each in reports]
+    return "\n\n".join(f"{text}\n\n{by}" for text, by in found if text) or "Not yet run."
 
 
 def _made_by(report: Any) -> str:

@@ -116,6 +116,8 @@ def _controlnet(report: Any) -> str:
         (_form(row), str(row["interval"]), *_cells(row, shown))
         for row in _cached(_main(report), network="sd15-controlnet", branch=0)
     ]
+    if not rows:
+        return ""
     header = ("", "interval", "this package", "without cutting the ControlNet", shown[2], "at most")
     return f"{table(header, rows)}\n\n{_shape(report, 'sd15-controlnet')}"
 
@@ -148,7 +150,7 @@ def _rivals(report: Any) -> str:
         for row in report["rows"]
         if row["interval"] is None
     ]
-    return table(("", "tomesd 0.1.3, half the tokens", "T-GATE 1.0.0"), rows)
+    return table(("", "tomesd 0.1.3, half the tokens", "T-GATE 1.0.0"), rows) if rows else ""
 
 
 def _throughput(report: Any) -> str:
@@ -168,7 +170,7 @@ def _throughput(report: Any) -> str:
         if len(batches[row["network"]]) > 1
     ]
     header = ("pictures per second", "form", "batch", "interval", "plain", "reuse", "default")
-    return table((*header, names[-1]), rows) if rows else "Only one batch was run."
+    return table((*header, names[-1]), rows) if rows else ""
 
 
 def _cached(rows: Iterable[_Row], **wanted: Any) -> list[_Row]:
@@ -208,7 +210,8 @@ def _form(row: _Row) -> str:
 def _size(row: _Row) -> str:
     height, width = row["size"]
     narrowed = f", {row['width']:g} of the channels" if row["width"] != 1 else ""
-    return f"{height}×{width}{narrowed}"
+    several = f", batch {row['batch']}" if row["batch"] != 1 else ""
+    return f"{height}×{width}{narrowed}{several}"
 
 
 def _shape(report: Any, network: str) -> str:
@@ -216,8 +219,8 @@ def _shape(report: Any, network: str) -> str:
     if row is None:
         return "Not run."
     return (
-        f"The denoising loop of {row['steps']} steps at batch {row['batch']}, latents of "
-        f"{_size(row)}."
+        f"The denoising loop of {row['steps']} steps, latents of {_size(row)}, "
+        f"{report['options']['dtype']}."
     )
 
 

@@ -79,6 +79,7 @@ def test_only_the_first_call_of_a_generation_that_was_told_reads(reads):
     assert helper.stats.shallow_calls > 0
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype feature")
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize(
     "schedule", [Uniform(3), Auto(3), Adaptive(0.1)], ids=["uniform", "auto", "adaptive"]

@@ -1,12 +1,15 @@
 """Forecasts of the output: exact where x0 settles evenly, and the newest output where it cannot."""
 
+import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from diffusers import (
     DDIMInverseScheduler,
     DDIMScheduler,
+    DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     UniPCMultistepScheduler,
@@ -281,3 +284,118 @@ def test_half_of_the_strength_is_followed_where_noise_is_added(strength):
         timesteps = tuple(scheduler.timesteps.tolist())
         known = Context(8, timesteps, scheduler)
         assert Forecast.of(known, strength=strength).strength == followed
+
+
+# --- what was missed is made good -----------------------------------------------------------------
+
+BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+
+
+def known(scheduler, steps):
+    scheduler.set_timesteps(steps)
+    return Context(steps, tuple(scheduler.timesteps.tolist()), scheduler)
+
+
+def corrected(steps, *, gap, correction=1.0):
+    """A forecast whose ln(sigma) falls by `gap` in every two steps."""
+    levels = tuple(2.0 - gap / 2 * step for step in range(steps))
+    return Forecast(levels, "epsilon", correction=correction)
+
+
+def rate(sigma):
+    """As the class says."""
+    return 1 + 3 * sigma / (1 + sigma)
+
+
+@pytest.mark.parametrize("kind", [DDIMScheduler, EulerDiscreteScheduler])
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_the_sampler_comes_to_where_it_had_been_with_what_is_known_later(kind, prediction):
+    # Steps 20, 21 and 24 are full. At 24 it is known where those of 22 and 23 lay, between the two.
+    unclipped = {"clip_sample": False} if kind is DDIMScheduler else {}
+    scheduler = kind(**BETAS, **unclipped, prediction_type=prediction)
+    forecast = replace(Forecast.of(known(scheduler, 100)), correction=1.0)
+    x0 = {
+        step: torch.randn(1, 1, 2, 2, generator=generator(step)).double() for step in (20, 21, 24)
+    }
+    sigmas = {step: math.exp(forecast.levels[step]) for step in range(20, 26)}
+    settles = rate(sigmas[21])
+
+    def ends(forecast, between):
+        sample = torch.ones(1, 1, 2, 2, dtype=torch.float64)
+        if hasattr(scheduler, "_step_index"):
+            scheduler._step_index = 22
+        for step in range(22, 26):
+            if step == 24:
+                made = x0[24]
+            elif step == 25:
+                made = forecast.ahead(25, (24, 21, 20), [x0[24], x0[21], x0[20]])
+            else:
+                made = between(step)
+            inputs = scheduler.scale_model_input(sample, timestep := scheduler.timesteps[step])
+            output = forecast.answer(step, inputs, made)
+            sample = scheduler.step(output, timestep, sample, return_dict=False)[0].double()
+        return sample
+
+    def as_it_was_forecast(step):
+        return forecast.ahead(step, (21, 20), [x0[21], x0[20]])
+
+    def as_it_was(step):
+        way = (sigmas[21] ** settles - sigmas[step] ** settles) / (
+            sigmas[21] ** settles - sigmas[24] ** settles
+        )
+        return x0[21] + way * (x0[24] - x0[21])
+
+    trend = replace(forecast, correction=0.0)
+    expected, missed = ends(trend, as_it_was), ends(trend, as_it_was_forecast)
+    found = ends(forecast, as_it_was_forecast)
+    # Schedulers compute in float32.
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert (missed - expected).abs().max() > 1e-2
+
+
+def test_of_what_was_missed_less_is_made_good_the_further_full_steps_are_apart():
+    def newest(gap):
+        whole = corrected(8, gap=gap).weights_of(5, (4, 2, 0))
+        trend = corrected(8, gap=gap, correction=0.0).weights_of(5, (4, 2, 0))
+        assert len(trend) == 1
+        return (whole[0] - trend[0], *whole[1:])
+
+    def all_of_it(gap):
+        """By hand, for one forecast between steps 2 and 4."""
+        levels = corrected(8, gap=gap).levels
+        rise = [math.exp(-b) - math.exp(-a) for a, b in itertools.pairwise(levels)]
+        settles = rate(math.exp(levels[2]))
+        way = math.expm1(-settles * gap / 2) / math.expm1(-settles * gap)
+        slope = corrected(8, gap=gap).weights_of(3, (2, 0))[0]
+        return rise[3] / rise[5] * way, -rise[3] / rise[5] * slope
+
+    assert newest(0.25) == pytest.approx(all_of_it(0.25))
+    assert newest(0.1) == pytest.approx(all_of_it(0.1))
+    # In the middle between 0.25 and 0.45, and from there on.
+    assert newest(0.35) == pytest.approx([each / 2 for each in all_of_it(0.35)])
+    assert newest(0.46) == (0.0,)
+    assert newest(0.6) == (0.0,)
+
+
+@pytest.mark.parametrize(
+    ("step", "full"),
+    [(6, (4, 2, 0)), (5, (4, 2)), (5, (4, 3, 2)), (7, (6, 4, 2))],
+    ids=["the second after it", "two are known", "none was forecast", "the last step"],
+)
+def test_nothing_is_made_good(step, full):
+    trend = corrected(8, gap=0.2, correction=0.0)
+    assert corrected(8, gap=0.2).weights_of(step, full) == trend.weights_of(step, full)
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+def test_it_is_for_single_step_samplers_that_add_no_noise(strength):
+    for kind, share in (
+        (DDIMScheduler, 0.7),
+        (EulerDiscreteScheduler, 0.7),
+        (EulerAncestralDiscreteScheduler, 0.0),
+        (DPMSolverMultistepScheduler, 0.0),
+    ):
+        context = known(kind(**BETAS), 8)
+        assert Forecast.of(context, strength=strength).correction == share * strength
+        # The same timesteps, but somebody else's steps.
+        assert Forecast.of(replace(context, is_own=False), strength=strength).correction == 0

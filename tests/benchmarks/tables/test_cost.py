@@ -60,3 +60,10 @@ def test_each_device_has_its_table(results):
     told = cost.memory()
     assert told.count("| SD 1.5 | 2 | 64×64 | 5.0, +10.0 | 10.0, +15.0 | does not run |") == 2
     assert told.index("one, 2 threads") < told.index("two, 2 threads")
+
+
+def test_a_device_that_has_nothing_to_say_is_left_out(results):
+    for device in ("one", "two"):
+        written(results, device, {**MADE_BY, "device": device, "measured_on": "cuda", "rows": []})
+    told = markdown.by_device("memory", lambda report: report["device"].removeprefix("one"))
+    assert told.startswith("two\n\ntwo, 2 threads")
