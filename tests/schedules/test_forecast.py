@@ -399,3 +399,15 @@ def test_it_is_for_single_step_samplers_that_add_no_noise(strength):
         assert Forecast.of(context, strength=strength).correction == share * strength
         # The same timesteps, but somebody else's steps.
         assert Forecast.of(replace(context, is_own=False), strength=strength).correction == 0
+
+
+@pytest.mark.parametrize(("after", "most"), [(0.1, None), (0.03, None), (0.002, 4.0), (0.0, 0.0)])
+def test_a_short_step_makes_good_four_times_its_own_at_most(after, most):
+    # Full are 0, 2 and 4; the step that would make it good falls by `after`.
+    levels = (1.0, 0.95, 0.9, 0.8, 0.7, 0.6, 0.6 - after, -1.0)
+    whole = Forecast(levels, "epsilon", correction=1.0).weights_of(5, (4, 2, 0))
+    trend = Forecast(levels, "epsilon").weights_of(5, (4, 2, 0))
+    rise = [math.exp(-b) - math.exp(-a) for a, b in itertools.pairwise(levels)]
+    way = math.expm1(-rate(math.exp(0.9)) * 0.1) / math.expm1(-rate(math.exp(0.9)) * 0.2)
+    ratio = rise[3] / rise[5] if most is None else most
+    assert whole[0] - trend[0] == pytest.approx(ratio * way)

@@ -34,6 +34,10 @@ _CORRECTED: Final = 0.7
 #: on: too much has happened meanwhile.
 _NEAR, _FAR = 0.25, 0.45
 
+#: How much of 1 / sigma's rise one forecast makes good at most, in units of the rise in its own
+#: step: with timesteps of one's own it may be all too short.
+_MOST_AT_ONCE: Final = 4.0
+
 #: By a shallow step and the full steps that it goes on from, the newest first: how much of each
 #: change from one of these to the next newer is added to the newest.
 Weights: TypeAlias = Mapping[tuple[int, ...], tuple[float, ...]]
@@ -174,27 +178,32 @@ class Forecast:
         if given is not None:
             return given
         slope = self._slope(step, steps[0], steps[1])
-        if step != steps[0] + 1 or len(steps) < KEEP:
+        is_last = step + 1 == len(self.levels)  # nothing comes of what is left in the sample
+        if step != steps[0] + 1 or len(steps) < KEEP or is_last:
             return (slope,)
         newest, older = self._missed(step, *steps[:KEEP])
         return (slope + newest, older) if newest or older else (slope,)
 
     def _missed(self, step: int, newest: int, older: int, oldest: int) -> tuple[float, float]:
         """What to add to the weights so as to make good what was missed before the newest."""
-        levels = self.levels
-        gap = levels[older] - levels[newest]
+        gap = self.levels[older] - self.levels[newest]
         share = self.correction * min(1.0, (_FAR - gap) / (_FAR - _NEAR))
-        if share <= 0 or gap <= 0 or step + 1 == len(levels):  # nothing comes after the last step
+        missed = {each: self._rise(each) for each in range(older + 1, newest)}
+        own = self._rise(step)
+        if share <= 0 or gap <= 0 or own <= 0:
             return 0.0, 0.0
-        inverse = [math.exp(-each) for each in levels]
-        rise = [after - before for before, after in itertools.pairwise(inverse)]
-        rate = _rate(math.exp(levels[older]))
+        share /= max(own, sum(missed.values()) / _MOST_AT_ONCE)
+        rate = _rate(math.exp(self.levels[older]))
         moved = followed = 0.0
-        for each in range(older + 1, newest):
-            way = math.expm1(rate * (levels[each] - levels[older])) / math.expm1(-rate * gap)
-            moved += rise[each] * way
-            followed += rise[each] * self._slope(each, older, oldest)
-        return share * moved / rise[step], -share * followed / rise[step]
+        for each, rise in missed.items():
+            way = self.levels[older] - self.levels[each]
+            moved += rise * math.expm1(-rate * way) / math.expm1(-rate * gap)
+            followed += rise * self._slope(each, older, oldest)
+        return share * moved, -share * followed
+
+    def _rise(self, step: int) -> float:
+        """How far 1 / sigma rises in a step that another follows."""
+        return math.exp(-self.levels[step + 1]) - math.exp(-self.levels[step])
 
     def denoised(self, step: int, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         """x0 of a step, by its input and output."""
