@@ -18,7 +18,7 @@ def by_device(name: str, told: Callable[[Any], str]) -> str:
 
     Args:
         name: Of the benchmark.
-        told: Makes Markdown of one report; nothing of one that has nothing to do with it.
+        told: Makes Markdown of one report; an empty text if nothing in it is to be shown.
     """
     paths = sorted(RESULTS.glob(f"*/{name}.json"))
     reports = [json.loads(path.read_text(encoding="utf-8")) for path in paths]

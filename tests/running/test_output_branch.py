@@ -22,6 +22,7 @@ from deepcache_patch import (
     Stats,
     Uniform,
 )
+from deepcache_patch.schedules import forecast
 
 #: A third of the steps in full, nothing of the others.
 ABOVE = Uniform(3, OUTPUT)
@@ -143,13 +144,13 @@ def test_another_shape_in_the_middle_runs_in_full():
     assert (helper.stats.full_calls, helper.stats.shallow_calls) == (2, 0)
 
 
-def test_two_outputs_and_two_samples_are_kept_and_let_go_of():
+def test_three_outputs_and_three_samples_are_kept_and_let_go_of():
     pipe = CASES["sd"].load()
     with DeepCacheHelper(pipe, schedule=NoiseAware(2)) as helper:
         CASES["sd"].run(pipe, steps=12)
         assert held_bytes(helper) == 0
     latents = 2 * 4 * 8 * 8 * 4  # guidance makes two of each; 8×8 latents in float32
-    assert helper.stats.cache_nbytes == 2 * 2 * latents
+    assert helper.stats.cache_nbytes == 3 * 2 * latents
 
 
 def test_branches_and_the_output_may_take_turns():
@@ -227,3 +228,35 @@ def test_no_trend_leads_from_one_prompt_to_another(branch):
             for arguments in (without, with_prompt)[step >= 2 :]:
                 unet(**(arguments | {"timestep": timestep}))
     assert asked == [(1, [0]), (1, [0]), (3, [2]), (5, [4, 2])]
+
+
+# --- what was missed is made good -----------------------------------------------------------------
+
+
+def generated(made, **options):
+    """The sample of a loop of 50 steps that has told of its scheduler, and the most bytes kept."""
+    made.set_timesteps(50)
+    unet = unet2d_condition()
+    with DeepCacheHelper(unet, **options) as helper:
+        with helper.generation(scheduler=made):
+            sample, outputs = run(unet, made)
+        return sample, helper.stats.cache_nbytes // outputs[0].nbytes
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "kept"),
+    [
+        (DDIMScheduler, {}, 3),
+        (DDIMScheduler, {"schedule": Explicit(["full", -1, 0, "full", -1] * 10)}, None),
+        (DDIMScheduler, {"replay": "reuse"}, 1),
+        (DPMSolverMultistepScheduler, {}, 2),
+    ],
+    ids=["single-step", "with deep features", "reuse", "multistep"],
+)
+def test_by_three_full_outputs_what_was_missed_is_made_good(kind, options, kept, monkeypatch):
+    sample, most = generated(kind(), **options)
+    if kept is not None:  # with the sample of each
+        assert most == 2 * kept
+    monkeypatch.setattr(forecast, "_CORRECTED", 0.0)
+    trend, _ = generated(kind(), **options)
+    assert torch.equal(sample, trend) is (kept != 3)

@@ -396,9 +396,19 @@ def test_it_is_for_single_step_samplers_that_add_no_noise(strength):
         (DPMSolverMultistepScheduler, 0.0),
     ):
         context = known(kind(**BETAS), 8)
-        assert Forecast.of(context, strength=strength).correction == share * strength
+        assert Forecast.of(context, strength=strength).correction == share
         # The same timesteps, but somebody else's steps.
         assert Forecast.of(replace(context, is_own=False), strength=strength).correction == 0
+
+
+def test_half_of_the_strength_makes_good_half_of_what_half_of_the_trend_has_missed():
+    half, whole = (
+        Forecast(corrected(8, gap=0.2).levels, "epsilon", strength, 1.0) for strength in (0.5, 1.0)
+    )
+    of_half, of_whole = (each.weights_of(5, (4, 2, 0)) for each in (half, whole))
+    trend = replace(whole, correction=0.0).weights_of(5, (4, 2, 0))[0]
+    assert of_half[0] - trend / 2 == pytest.approx((of_whole[0] - trend) / 2)
+    assert of_half[1] == pytest.approx(of_whole[1] / 4)
 
 
 @pytest.mark.parametrize(("after", "most"), [(0.1, None), (0.03, None), (0.002, 4.0), (0.0, 0.0)])
@@ -411,3 +421,5 @@ def test_a_short_step_makes_good_four_times_its_own_at_most(after, most):
     way = math.expm1(-rate(math.exp(0.9)) * 0.1) / math.expm1(-rate(math.exp(0.9)) * 0.2)
     ratio = rise[3] / rise[5] if most is None else most
     assert whole[0] - trend[0] == pytest.approx(ratio * way)
+    slope = Forecast(levels, "epsilon").weights_of(3, (2, 0))[0]
+    assert whole[1:] == (pytest.approx((-ratio * slope,)) if ratio else ())

@@ -6,7 +6,7 @@ fast this generation changes, and so when the next full step is due.
 
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
@@ -191,9 +191,12 @@ class AdaptiveGuide(ReplayGuide):
     def _made(
         self, step: int, branch: int, recorded: Sequence[Recorded], sample: torch.Tensor
     ) -> torch.Tensor:
-        if branch == OUTPUT:
+        if branch != OUTPUT:
+            return self.feature(step, branch, recorded)
+        if self._forecast is None:
             return self.output(step, recorded, sample)
-        return self.feature(step, branch, recorded)
+        # What a forecast makes good of earlier ones is no error of its own.
+        return replace(self._forecast, correction=0.0).output(step, recorded, sample)
 
     def _learn(self, step: int) -> bool:
         """Bring the rates up to date, and say whether there was anything new."""

@@ -65,7 +65,7 @@ class Context:
 
     @property
     def is_single_step(self) -> bool:
-        """Whether a step of the scheduler is known to depend on nothing but its own call."""
+        """Whether a step of the scheduler was seen to depend on nothing but its own call."""
         return self.is_own and not remembers(self.scheduler)
 
 

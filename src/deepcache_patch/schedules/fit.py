@@ -56,7 +56,7 @@ def fitted(
 
 
 def trend(forecast: Forecast, plan: Sequence[PlanEntry]) -> Weights:
-    """The weights of a forecast's own trend, for the steps of a plan that have one."""
+    """The weights of a forecast that has learned none, for the steps of a plan that have some."""
     found: dict[tuple[int, ...], tuple[float, ...]] = {}
     full: tuple[int, ...] = ()
     for step, entry in enumerate(plan):

@@ -30,12 +30,14 @@ KEEP: Final = 3
 #: takes a part of it back itself. Chosen on two models (docs/experiments.md).
 _CORRECTED: Final = 0.7
 
-#: That much if ln(sigma) falls by no more than the first between the two, nothing from the second
-#: on: too much has happened meanwhile.
-_NEAR, _FAR = 0.25, 0.45
+#: So far may ln(sigma) fall between these two for all of that share.
+_NEAR: Final = 0.25
 
-#: How much of 1 / sigma's rise one forecast makes good at most, in units of the rise in its own
-#: step: with timesteps of one's own it may be all too short.
+#: From here on nothing is made good, because too much has happened meanwhile; between, on a line.
+_FAR: Final = 0.45
+
+#: What one forecast makes good of the rise of 1 / sigma, in units of the rise in its own step, at
+#: most. With timesteps of one's own that step may be very short.
 _MOST_AT_ONCE: Final = 4.0
 
 #: By a shallow step and the full steps that it goes on from, the newest first: how much of each
@@ -51,17 +53,20 @@ class Forecast:
     it is for all schedulers but those that `of` refuses. From a full step's input and output
     follows x0. That of a shallow step goes on from the last two, as a trend that dies out
     (exponential in ln(sigma), by `_rate`), since x0 settles while the noise falls. From it and the
-    shallow step's own input follows the output. Where weights are given, these say how to go on.
+    shallow step's own input follows the output.
 
     A full step shows what the forecasts before it have missed: their x0 lay between it and the full
-    step before. The first forecast after it makes a part of that good (a deferred correction). A
-    sampler adds x0 to sample / sigma in proportion to how far 1 / sigma rises in the step.
+    step before. The forecast of the step after it makes a part of that good, which numerical
+    analysis calls a deferred correction. Divided by its share of noise, a sample gains x0 in
+    proportion to how far 1 / sigma rises in a step of Euler's method or DDIM's.
+
+    Where weights are given, these say how to go on in the place of both.
 
     Attributes:
         levels: ln(sigma) of each step.
         prediction: What the output means, one of `PREDICTIONS`.
         strength: Share of the trend that is followed, from 0 (x0 is kept) to 1.
-        correction: Share of what was missed that is made good, from 0 to 1.
+        correction: Share of what was missed that is made good, from 0 to 1; times `strength`.
         weights: In the place of the trend, for the steps that are in it.
     """
 
@@ -103,7 +108,7 @@ class Forecast:
         if context.adds_noise:
             strength *= _AFTER_NOISE
         elif context.is_single_step:
-            correction = _CORRECTED * strength
+            correction = _CORRECTED
         return cls(levels, prediction, strength, correction, weights or {})
 
     def output(self, step: int, recorded: Sequence[Recorded], sample: torch.Tensor) -> torch.Tensor:
@@ -173,21 +178,30 @@ class Forecast:
         return sum(others, first)
 
     def weights_of(self, step: int, steps: Sequence[int]) -> tuple[float, ...]:
-        """Those that are given, or else that of the trend; for two full steps at least."""
+        """Those that are given, or else that of the trend and of what it has missed before.
+
+        Args:
+            step: Which.
+            steps: The full ones that it goes on from, the newest first, two at least.
+        """
         given = self.weights.get((step, *steps))
         if given is not None:
             return given
         slope = self._slope(step, steps[0], steps[1])
-        is_last = step + 1 == len(self.levels)  # nothing comes of what is left in the sample
+        is_last = step + 1 == len(self.levels)  # what becomes of it is not known
         if step != steps[0] + 1 or len(steps) < KEEP or is_last:
             return (slope,)
         newest, older = self._missed(step, *steps[:KEEP])
         return (slope + newest, older) if newest or older else (slope,)
 
     def _missed(self, step: int, newest: int, older: int, oldest: int) -> tuple[float, float]:
-        """What to add to the weights so as to make good what was missed before the newest."""
+        """What to add to the weights so as to make good what was missed before the newest.
+
+        With r the rise in a step, w the trend's weight and v how much of the way from the older to
+        the newest x0 had gone: sums of r·v and of -r·w over the steps between, divided by this r.
+        """
         gap = self.levels[older] - self.levels[newest]
-        share = self.correction * min(1.0, (_FAR - gap) / (_FAR - _NEAR))
+        share = self.strength * self.correction * min(1.0, (_FAR - gap) / (_FAR - _NEAR))
         missed = {each: self._rise(each) for each in range(older + 1, newest)}
         own = self._rise(step)
         if share <= 0 or gap <= 0 or own <= 0:

@@ -1,6 +1,6 @@
 """A scheduler's steps: how much noise is left, if more is added, if outputs are remembered.
 
-It is never changed.
+The scheduler is never changed.
 """
 
 import copy
@@ -94,7 +94,8 @@ def adds_noise(scheduler: Any) -> bool:
 def remembers(scheduler: Any) -> bool:
     """Whether a step depends on more than its own sample and output: a multistep method's does.
 
-    Copies take the same steps after another first one. It is looked at once for each config.
+    Two copies take a different first step and then the same ones: if the results differ, it does.
+    It is looked at once for each config.
 
     Args:
         scheduler: Any, at any time; it need not have timesteps.
@@ -113,11 +114,11 @@ def _found(scheduler: Any, name: str, tried: Callable[[Any], bool], *, otherwise
             known = config, {}
             _FOUND[scheduler] = known
         if name not in known[1]:
+            known[1][name] = otherwise
             own = copied_scheduler(scheduler)
-            if own is None:
-                return otherwise
-            own.set_timesteps(_TRIED + 1)  # or it would depend on how many, and on how far it is
-            known[1][name] = tried(own)
+            if own is not None:
+                own.set_timesteps(_TRIED + 2)  # or it would depend on how many, and how far it is
+                known[1][name] = tried(own)
     except Exception:  # whatever a scheduler of somebody else's raises; it may have no hash
         return otherwise
     return known[1][name]
