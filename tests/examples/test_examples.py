@@ -114,9 +114,9 @@ def test_image_to_image(run):
 
 
 def test_video(run):
-    # Of two full steps the output and its sample: 4 channels of 16×16 in float32 each, for four
+    # Of three full steps the output and its sample: 4 channels of 16×16 in float32 each, for four
     # frames and the two halves of guidance.
-    mebibytes = 2 * 2 * 2 * 4 * 4 * 16 * 16 * 4 / 2**20
+    mebibytes = 3 * 2 * 2 * 4 * 4 * 16 * 16 * 4 / 2**20
     assert run("video", STEPS, "--frames=4")[-2:] == [
         f"the cache held {mebibytes:.2f} MiB",
         "4 frames, 5 full and 7 shallow calls: out/video.gif",
