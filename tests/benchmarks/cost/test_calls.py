@@ -59,7 +59,7 @@ def test_own_time_is_what_lies_outside_forward(pipe, monkeypatch):
     outside = loop.split()
     assert not pipe.unet._forward_hooks
     assert not pipe.unet._forward_pre_hooks
-    # Read at the start, twice by the hooks, when the call returns, and when the device has finished.
+    # Read at the start, twice by hooks, when the call returns, and when the device has finished.
     assert inside == (4, 3 - 1)
     assert outside == (2, 1)
 
