@@ -1,7 +1,7 @@
 """The tables that say how fast the loops of the networks are, and how much work their calls."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.networks.catalogue import NETWORKS
@@ -107,7 +107,7 @@ def _summary(report: Any) -> str:
         if row["interval"] in (3, 5)
     ]
     header = ("SD 1.5, branch 0", "interval", "this package", "at most", "DeepCache 0.1.1")
-    return f"{table(header, rows)}\n\n{_shape(report, 'sd15')}"
+    return _raced(report, "sd15", header, rows)
 
 
 def _controlnet(report: Any) -> str:
@@ -116,10 +116,8 @@ def _controlnet(report: Any) -> str:
         (_form(row), str(row["interval"]), *_cells(row, shown))
         for row in _cached(_main(report), network="sd15-controlnet", branch=0)
     ]
-    if not rows:
-        return ""
     header = ("", "interval", "this package", "without cutting the ControlNet", shown[2], "at most")
-    return f"{table(header, rows)}\n\n{_shape(report, 'sd15-controlnet')}"
+    return _raced(report, "sd15-controlnet", header, rows)
 
 
 def _speeds(report: Any) -> str:
@@ -150,7 +148,7 @@ def _rivals(report: Any) -> str:
         for row in report["rows"]
         if row["interval"] is None
     ]
-    return table(("", "tomesd 0.1.3, half the tokens", "T-GATE 1.0.0"), rows) if rows else ""
+    return table(("", "tomesd 0.1.3, half the tokens", "T-GATE 1.0.0"), rows)
 
 
 def _throughput(report: Any) -> str:
@@ -170,7 +168,7 @@ def _throughput(report: Any) -> str:
         if len(batches[row["network"]]) > 1
     ]
     header = ("pictures per second", "form", "batch", "interval", "plain", "reuse", "default")
-    return table((*header, names[-1]), rows) if rows else ""
+    return table((*header, names[-1]), rows)
 
 
 def _cached(rows: Iterable[_Row], **wanted: Any) -> list[_Row]:
@@ -214,14 +212,13 @@ def _size(row: _Row) -> str:
     return f"{height}×{width}{narrowed}{several}"
 
 
-def _shape(report: Any, network: str) -> str:
+def _raced(report: Any, network: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of one network's rows, and the loop that they are of; an empty text without rows."""
     row = next((row for row in report["rows"] if row["network"] == network), None)
-    if row is None:
-        return "Not run."
-    return (
-        f"The denoising loop of {row['steps']} steps, latents of {_size(row)}, "
-        f"{report['options']['dtype']}."
-    )
+    if row is None or not rows:
+        return ""
+    loop = f"{row['steps']} steps, latents of {_size(row)}, {report['options']['dtype']}"
+    return f"{table(header, rows)}\n\nThe denoising loop of {loop}."
 
 
 def _cells(row: _Row, names: Iterable[str]) -> list[str]:
