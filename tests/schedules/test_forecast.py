@@ -23,6 +23,9 @@ from deepcache_patch.schedules.forecast import Forecast
 #: ln(sigma) of four steps.
 LEVELS = (1.5, 1.0, 0.25, -0.5)
 
+#: Of Stable Diffusion.
+BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+
 
 def parts(step):
     sigma = math.exp(LEVELS[step])
@@ -45,11 +48,18 @@ def recorded(step, x, output):
 def moving(step):
     """An x0 that settles at the rate that it has at step 1."""
     start, slope = (torch.randn(2, 3, 4, 4, generator=generator(seed)) for seed in (0, 1))
-    sigma = math.exp(LEVELS[1])
-    return (
-        start
-        + sigma ** -(rate := 1 + 3 * sigma / (1 + sigma)) * math.exp(LEVELS[step] * rate) * slope
-    )
+    settles = rate(math.exp(LEVELS[1]))
+    return start + math.exp((LEVELS[step] - LEVELS[1]) * settles) * slope
+
+
+def rate(sigma):
+    """How fast x0 settles in each ln(sigma)."""
+    return 1 + 3 * sigma / (1 + sigma)
+
+
+def known(scheduler, steps):
+    scheduler.set_timesteps(steps)
+    return Context(steps, tuple(scheduler.timesteps.tolist()), scheduler)
 
 
 def generator(seed):
@@ -275,36 +285,43 @@ def test_half_precision_is_summed_in_float32(dtype):
 
 @pytest.mark.parametrize("strength", [1.0, 0.4])
 def test_half_of_the_strength_is_followed_where_noise_is_added(strength):
-    betas = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
-    for scheduler, followed in (
-        (EulerAncestralDiscreteScheduler(**betas), strength / 2),
-        (EulerDiscreteScheduler(**betas), strength),
+    for kind, followed in (
+        (EulerAncestralDiscreteScheduler, strength / 2),
+        (EulerDiscreteScheduler, strength),
     ):
-        scheduler.set_timesteps(8)
-        timesteps = tuple(scheduler.timesteps.tolist())
-        known = Context(8, timesteps, scheduler)
-        assert Forecast.of(known, strength=strength).strength == followed
+        context = known(kind(**BETAS), 8)
+        assert Forecast.of(context, strength=strength).strength == followed
 
 
 # --- what was missed is made good -----------------------------------------------------------------
 
-BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+
+def missed(levels, most=None):
+    """What is added to both weights at step 5 after the full steps 4, 2 and 0, by hand.
+
+    Step 3 is the one that was forecast; `most` is what its share of 1 / sigma's rise is bounded to.
+    """
+    rise = [math.exp(-after) - math.exp(-before) for before, after in itertools.pairwise(levels)]
+    settles = rate(math.exp(levels[2]))
+    way = math.expm1(settles * (levels[3] - levels[2])) / math.expm1(
+        settles * (levels[4] - levels[2])
+    )
+    slope = Forecast(levels, "epsilon").weights_of(3, (2, 0))[0]
+    ratio = rise[3] / rise[5] if most is None else most
+    return (ratio * way, -ratio * slope) if ratio else (0.0,)
 
 
-def known(scheduler, steps):
-    scheduler.set_timesteps(steps)
-    return Context(steps, tuple(scheduler.timesteps.tolist()), scheduler)
+def added(levels):
+    """What is added to the weights at step 5 if all of it is to be made good."""
+    whole = Forecast(levels, "epsilon", correction=1.0).weights_of(5, (4, 2, 0))
+    (trend,) = Forecast(levels, "epsilon").weights_of(5, (4, 2, 0))
+    return (whole[0] - trend, *whole[1:])
 
 
 def corrected(steps, *, gap, correction=1.0):
     """A forecast whose ln(sigma) falls by `gap` in every two steps."""
     levels = tuple(2.0 - gap / 2 * step for step in range(steps))
     return Forecast(levels, "epsilon", correction=correction)
-
-
-def rate(sigma):
-    """As the class says."""
-    return 1 + 3 * sigma / (1 + sigma)
 
 
 @pytest.mark.parametrize("kind", [DDIMScheduler, EulerDiscreteScheduler])
@@ -354,27 +371,13 @@ def test_the_sampler_comes_to_where_it_had_been_with_what_is_known_later(kind, p
 
 
 def test_of_what_was_missed_less_is_made_good_the_further_full_steps_are_apart():
-    def newest(gap):
-        whole = corrected(8, gap=gap).weights_of(5, (4, 2, 0))
-        trend = corrected(8, gap=gap, correction=0.0).weights_of(5, (4, 2, 0))
-        assert len(trend) == 1
-        return (whole[0] - trend[0], *whole[1:])
-
-    def all_of_it(gap):
-        """By hand, for one forecast between steps 2 and 4."""
-        levels = corrected(8, gap=gap).levels
-        rise = [math.exp(-b) - math.exp(-a) for a, b in itertools.pairwise(levels)]
-        settles = rate(math.exp(levels[2]))
-        way = math.expm1(-settles * gap / 2) / math.expm1(-settles * gap)
-        slope = corrected(8, gap=gap).weights_of(3, (2, 0))[0]
-        return rise[3] / rise[5] * way, -rise[3] / rise[5] * slope
-
-    assert newest(0.25) == pytest.approx(all_of_it(0.25))
-    assert newest(0.1) == pytest.approx(all_of_it(0.1))
+    levels = {gap: corrected(8, gap=gap).levels for gap in (0.1, 0.25, 0.35, 0.46, 0.6)}
+    assert added(levels[0.25]) == pytest.approx(missed(levels[0.25]))
+    assert added(levels[0.1]) == pytest.approx(missed(levels[0.1]))
     # In the middle between 0.25 and 0.45, and from there on.
-    assert newest(0.35) == pytest.approx([each / 2 for each in all_of_it(0.35)])
-    assert newest(0.46) == (0.0,)
-    assert newest(0.6) == (0.0,)
+    assert added(levels[0.35]) == pytest.approx([each / 2 for each in missed(levels[0.35])])
+    assert added(levels[0.46]) == (0.0,)
+    assert added(levels[0.6]) == (0.0,)
 
 
 @pytest.mark.parametrize(
@@ -413,13 +416,6 @@ def test_half_of_the_strength_makes_good_half_of_what_half_of_the_trend_has_miss
 
 @pytest.mark.parametrize(("after", "most"), [(0.1, None), (0.03, None), (0.002, 4.0), (0.0, 0.0)])
 def test_a_short_step_makes_good_four_times_its_own_at_most(after, most):
-    # Full are 0, 2 and 4; the step that would make it good falls by `after`.
+    # The step that would make it good falls by `after`.
     levels = (1.0, 0.95, 0.9, 0.8, 0.7, 0.6, 0.6 - after, -1.0)
-    whole = Forecast(levels, "epsilon", correction=1.0).weights_of(5, (4, 2, 0))
-    trend = Forecast(levels, "epsilon").weights_of(5, (4, 2, 0))
-    rise = [math.exp(-b) - math.exp(-a) for a, b in itertools.pairwise(levels)]
-    way = math.expm1(-rate(math.exp(0.9)) * 0.1) / math.expm1(-rate(math.exp(0.9)) * 0.2)
-    ratio = rise[3] / rise[5] if most is None else most
-    assert whole[0] - trend[0] == pytest.approx(ratio * way)
-    slope = Forecast(levels, "epsilon").weights_of(3, (2, 0))[0]
-    assert whole[1:] == (pytest.approx((-ratio * slope,)) if ratio else ())
+    assert added(levels) == pytest.approx(missed(levels, most))
