@@ -76,7 +76,7 @@ class Saved:
         The file is written beside and then renamed: it is there whole or not at all.
 
         Args:
-            path: Of the file; its folder has to be there.
+            path: Of the file; its folder is made if it is not there.
             command: As for `to_html`.
 
         Raises:
@@ -84,7 +84,9 @@ class Saved:
             OSError: It cannot be written. What was there is there still.
         """
         path = Path(path)
-        write_whole({path: self._encoded(path, command)})
+        encoded = self._encoded(path, command)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole({path: encoded})
         return path
 
     def save_all(

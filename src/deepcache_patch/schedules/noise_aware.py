@@ -109,6 +109,8 @@ class NoiseAware(OneBranch):
                 f"interval={self.interval:g} is more than the {context.num_steps} steps that the "
                 "generation has: as few as possible run in full; lower the interval, or the speedup"
             )
+        elif remark := if_short(context.num_steps, len(plan.full_steps)):
+            context.warn_once(f"the generation has {context.num_steps} steps; {remark}")
         return plan
 
     def remark_on(self, plan: Plan, *, is_past: bool = False) -> str | None:
@@ -149,7 +151,7 @@ def if_short(steps: int, full_steps: int) -> str | None:
     few = FEW_STEPS < steps <= SHORT
     if not few or 3 * full_steps >= 2 * steps:
         return None
-    return f"with {SHORT} steps or fewer pictures move far from the plain ones: lower the interval"
+    return f"with {SHORT} steps or fewer pictures move far from the plain ones: try interval=1.5"
 
 
 def within(interval: float, steps: int, protected: frozenset[int]) -> int:
