@@ -475,18 +475,3 @@ def test_a_branch_that_the_unet_lacks_is_refused_before_anything_is_patched():
 def test_it_is_a_guiding_schedule_with_a_name():
     assert isinstance(Adaptive(), GuidingSchedule)
     assert repr(Adaptive(0.2, (2, 0))) == "Adaptive(0.2, (0, 2), interval=1.5, longest=10)"
-
-
-def test_what_a_forecast_makes_good_of_earlier_ones_is_no_error_of_its_own():
-    scheduler = DDIMScheduler()
-    scheduler.set_timesteps(50)
-    known = Context(50, tuple(scheduler.timesteps.tolist()), scheduler)
-    guide = Adaptive(0.1, branches=(-1,)).begin(known, Extrapolate())
-    trend, x = Forecast(Forecast.of(known).levels, "epsilon"), torch.ones(1, 1, 2, 2)
-    x0 = {step: torch.full_like(x, step**2 / 8) for step in (2, 4, 6)}
-    outputs = {step: trend.answer(step, x, x0[step]) for step in x0}
-    before = [Recorded(step, FeatureKey.of(x), outputs[step], x) for step in (6, 4, 2)]
-    true = trend.output(7, before[:2], 2 * x)
-    assert not torch.equal(guide.output(7, before, 2 * x), true)
-    guide.observe(FinishedCall(Position(0, 7, 0, 50), 2 * x, true, {-1: true}, {-1: before}))
-    assert guide._measured[0].error.value() == 0

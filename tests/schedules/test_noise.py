@@ -1,5 +1,6 @@
 """How much noise each step has: against formulas."""
 
+import random
 from types import SimpleNamespace
 
 import diffusers
@@ -13,7 +14,6 @@ from deepcache_patch.schedules.noise import (
     adds_noise,
     copied_scheduler,
     noise_levels,
-    remembers,
 )
 
 SD = CASES["sd"]
@@ -196,24 +196,6 @@ def test_it_is_seen_which_schedulers_add_noise(name, config):
     assert torch.equal(torch.random.get_rng_state(), random)
 
 
-#: Single-step methods; those of two calls for each step and multistep ones use what was before.
-SINGLE_STEP = {"ddim", "ddpm", "euler", "euler-ancestral", "lcm", "tcd"}
-
-
-@pytest.mark.parametrize("name", MAKERS)
-def test_it_is_seen_which_schedulers_remember(name, config):
-    scheduler = MAKERS[name](config)
-    scheduler.set_timesteps(8)
-    before, random = state(scheduler), torch.random.get_rng_state()
-    assert remembers(scheduler) is (name not in SINGLE_STEP)
-    assert state(scheduler) == before
-    assert torch.equal(torch.random.get_rng_state(), random)
-
-
-def test_a_multistep_method_of_first_order_remembers_nothing(config):
-    assert not remembers(MULTISTEP.from_config(config, solver_order=1))
-
-
 @pytest.mark.parametrize("name", ["euler-ancestral", "lcm", "dpm-sde", "ddpm"])
 def test_it_does_not_matter_how_many_steps_there_are_or_how_far_it_is(name, config):
     # After a generation, and with one step, it was said that none is added.
@@ -248,12 +230,9 @@ def test_it_is_looked_at_once_for_each_config(config, monkeypatch):
     assert not adds_noise(scheduler)
     assert not adds_noise(scheduler)
     assert len(steps) == 4
-    assert remembers(scheduler)
-    assert remembers(scheduler)
-    assert len(steps) == 4 + 2 * 4
     scheduler.register_to_config(algorithm_type="sde-dpmsolver++")
     assert adds_noise(scheduler)
-    assert len(steps) == 4 + 2 * 4 + 1
+    assert len(steps) == 4 + 1
 
 
 class Refuses(diffusers.DDPMScheduler):
@@ -266,9 +245,34 @@ class Refuses(diffusers.DDPMScheduler):
     [None, SimpleNamespace(timesteps=torch.tensor([3, 2])), Refuses()],
     ids=["none", "no step", "raises"],
 )
-def test_what_cannot_be_tried_adds_none_and_remembers(scheduler):
+def test_what_cannot_be_tried_adds_none(scheduler):
     assert adds_noise(scheduler) is False
-    assert remembers(scheduler) is True
+
+
+class DrawsElsewhere(diffusers.DDIMScheduler):
+    """Adds what the generators of torch, numpy and Python give, whatever its own one is."""
+
+    def step(self, output, timestep, sample, generator=None, return_dict=True):
+        made = super().step(output, timestep, sample, return_dict=False)[0]
+        drawn = torch.randn_like(made) + float(np.random.randn()) + random.random()
+        return (made + drawn,)
+
+
+def test_what_a_trial_draws_is_drawn_once_more(config):
+    scheduler = DrawsElsewhere.from_config(config)
+    draws = []
+    for is_tried in (False, True):
+        torch.manual_seed(0), np.random.seed(0), random.seed(0)
+        assert not is_tried or adds_noise(scheduler)
+        draws.append((torch.rand(1).item(), np.random.rand(), random.random()))
+    assert draws[0] == draws[1]
+
+
+def test_a_scheduler_that_holds_a_function_is_not_copied(config):
+    scheduler, _ = prepared("euler-ancestral", config)
+    scheduler.callback = lambda: None
+    assert copied_scheduler(scheduler) is None
+    assert adds_noise(scheduler) is False
 
 
 def test_a_scheduler_that_holds_a_model_is_not_copied(config):

@@ -191,10 +191,9 @@ class AdaptiveGuide(ReplayGuide):
     def _made(
         self, step: int, branch: int, recorded: Sequence[Recorded], sample: torch.Tensor
     ) -> torch.Tensor:
-        if branch != OUTPUT:
-            return self.feature(step, branch, recorded)
-        # By two: what a forecast makes good by a third is no error of its own.
-        return self.output(step, recorded[:2], sample)
+        if branch == OUTPUT:
+            return self.output(step, recorded, sample)
+        return self.feature(step, branch, recorded)
 
     def _learn(self, step: int) -> bool:
         """Bring the rates up to date, and say whether there was anything new."""

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..cutting.features import Recorded
 from ..errors import warn
-from .noise import adds_noise, noise_levels, remembers
+from .noise import adds_noise, noise_levels
 from .window import NO_WINDOW, Window
 
 
@@ -62,11 +62,6 @@ class Context:
     def adds_noise(self) -> bool:
         """Whether the scheduler adds noise in its steps."""
         return adds_noise(self.scheduler)
-
-    @property
-    def is_single_step(self) -> bool:
-        """Whether a step of the scheduler was seen to depend on nothing but its own call."""
-        return self.is_own and not remembers(self.scheduler)
 
 
 class Position(NamedTuple):

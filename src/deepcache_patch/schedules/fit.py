@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from .forecast import KEEP, Forecast, Weights
-from .noise import copied_scheduler, seeded
+from .noise import copied_scheduler, same_randomness, seeded
 from .plans import FULL, PlanEntry
 
 #: How many times each square is added to itself before it divides: what is fitted stays near the
@@ -48,7 +48,8 @@ def fitted(
         finite.
     """
     try:
-        found = _followed(denoised, scheduler, forecast, plan, damping)
+        with same_randomness():
+            found = _followed(denoised, scheduler, forecast, plan, damping)
     except Exception:  # whatever a scheduler of somebody else's raises for such a sample
         return {}
     usable = all(abs(each) <= LARGEST for weights in found.values() for each in weights)

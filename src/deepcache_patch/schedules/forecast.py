@@ -13,6 +13,7 @@ import torch
 
 from ..cutting.features import Recorded
 from .context import Context
+from .replay import safe_share
 
 #: What the output of a U-Net may mean.
 PREDICTIONS: Final = ("epsilon", "v_prediction", "sample")
@@ -26,19 +27,9 @@ _AFTER_NOISE: Final = 0.5
 #: How many full steps a forecast goes on from.
 KEEP: Final = 3
 
-#: How much of what the forecasts between two full steps have missed is made good. Not all: a U-Net
-#: takes a part of it back itself. Chosen on two models (docs/experiments.md).
-_CORRECTED: Final = 0.7
-
-#: So far may ln(sigma) fall between these two for all of that share.
-_NEAR: Final = 0.25
-
-#: From here on nothing is made good, because too much has happened meanwhile; between, on a line.
-_FAR: Final = 0.45
-
-#: What one forecast makes good of the rise of 1 / sigma, in units of the rise in its own step, at
-#: most. With timesteps of one's own that step may be very short.
-_MOST_AT_ONCE: Final = 4.0
+#: How far apart in ln(sigma) two full steps may lie so that the trend between them is followed: all
+#: of it up to half of this, none beyond; see `safe_share`. Chosen on two models.
+_REACH: Final = 0.8
 
 #: By a shallow step and the full steps that it goes on from, the newest first: how much of each
 #: change from one of these to the next newer is added to the newest.
@@ -55,25 +46,23 @@ class Forecast:
     (exponential in ln(sigma), by `_rate`), since x0 settles while the noise falls. From it and the
     shallow step's own input follows the output.
 
-    A full step shows what the forecasts before it have missed: their x0 lay between it and the full
-    step before. The forecast of the step after it makes a part of that good, which numerical
-    analysis calls a deferred correction. Divided by its share of noise, a sample gains x0 in
-    proportion to how far 1 / sigma rises in a step of Euler's method or DDIM's.
+    The trend is followed as far as it has held: less where the last full steps lie far apart, and
+    less where x0 has not gone on along it from the full steps before (see `_held`). Where guidance
+    is strong, forecasts that are always wrong on the same side make x0 swing about; then the newest
+    x0 is the better forecast.
 
-    Where weights are given, these say how to go on in the place of both.
+    Where weights are given, these say how to go on in the place of the trend.
 
     Attributes:
         levels: ln(sigma) of each step.
         prediction: What the output means, one of `PREDICTIONS`.
         strength: Share of the trend that is followed, from 0 (x0 is kept) to 1.
-        correction: Share of what was missed that is made good, from 0 to 1; times `strength`.
         weights: In the place of the trend, for the steps that are in it.
     """
 
     levels: tuple[float, ...]
     prediction: str
     strength: float = 1.0
-    correction: float = 0.0
     weights: Weights = field(default_factory=dict)
 
     @classmethod
@@ -87,8 +76,7 @@ class Forecast:
         of it than the timestep says.
 
         Where the sampler adds noise, only half of the given strength is followed, because noise
-        moves x0 off its trend, and nothing is made good. Nor is it where a step of the sampler
-        also uses what it remembers of those before.
+        moves x0 off its trend.
         """
         scheduler = context.scheduler
         config = getattr(scheduler, "config", None)
@@ -104,12 +92,9 @@ class Forecast:
             return None
         if any(after > before for before, after in itertools.pairwise(levels)):
             return None
-        correction = 0.0
         if context.adds_noise:
             strength *= _AFTER_NOISE
-        elif context.is_single_step:
-            correction = _CORRECTED
-        return cls(levels, prediction, strength, correction, weights or {})
+        return cls(levels, prediction, strength, weights or {})
 
     def output(self, step: int, recorded: Sequence[Recorded], sample: torch.Tensor) -> torch.Tensor:
         """The output of a step.
@@ -157,28 +142,49 @@ class Forecast:
     ) -> torch.Tensor:
         """The output, if these channels of the sample are what is denoised.
 
-        It is a sum of inputs and outputs, in float32: all that is known on the host is put together
-        before it, or each of the steps in between would be an operation of the device.
+        In float32. Nothing here waits for the device.
         """
-        of_x, of_x0 = self._in_output(step)
-        made = of_x * _some(sample, place, start, count).float()
-        shares = self._shares(step, [each.step for each in recorded])
-        for each, share in zip(recorded, shares, strict=False):  # older ones may have none
+        steps = [each.step for each in recorded]
+        denoised = []
+        for each in recorded:
             assert each.sample is not None
-            x, output = self._in_x0(each.step)
-            made.add_(_some(each.sample, place, start, count), alpha=of_x0 * share * x)
-            made.add_(_some(each.feature, place, 0, count), alpha=of_x0 * share * output)
+            x = _some(each.sample, place, start, count).float()
+            output = _some(each.feature, place, 0, count).float()
+            denoised.append(self.denoised(each.step, x, output))
+        ahead = self.ahead(step, steps, denoised)
+        if len(denoised) >= KEEP:
+            ahead = torch.lerp(denoised[0], ahead, self._held(steps, denoised))
+        made = self.answer(step, _some(sample, place, start, count).float(), ahead)
         return made.to(recorded[0].feature.dtype)
+
+    def _held(self, steps: Sequence[int], denoised: Sequence[torch.Tensor]) -> torch.Tensor | float:
+        """How much of the trend to follow, in each picture: all if it has held, none if it turned.
+
+        The trend before the newest full step said how far x0 would go until there. If x0 has gone
+        the share s of that, by the least squares, this is (1 + s) / 2, within 0 to 1. Shape
+        `(batch, 1, ...)`.
+        """
+        said = self._trend(steps[0], *steps[1:KEEP])
+        if said <= 0:
+            return 1.0
+        newest, older, oldest = denoised[:KEEP]
+        change, others = older - oldest, [*range(1, newest.ndim)]
+        length = change.square().sum(others, keepdim=True).clamp(min=1e-12)
+        share = ((newest - older) * change).sum(others, keepdim=True) / (said * length)
+        return ((1 + share) / 2).clamp(0, 1)
 
     def ahead(
         self, step: int, steps: Sequence[int], denoised: Sequence[torch.Tensor]
     ) -> torch.Tensor:
         """x0 of a step, forecast from that of full steps, the newest first."""
-        first, *others = map(torch.mul, denoised, self._shares(step, steps))
-        return sum(others, first)
+        (first, share), *others = zip(denoised, self._shares(step, steps), strict=False)
+        ahead = share * first
+        for each, share in others:  # the oldest may have none
+            ahead = torch.add(ahead, each, alpha=share)
+        return ahead
 
     def weights_of(self, step: int, steps: Sequence[int]) -> tuple[float, ...]:
-        """Those that are given, or else that of the trend and of what it has missed before.
+        """Those that are given, or else that of the trend.
 
         Args:
             step: Which.
@@ -187,47 +193,18 @@ class Forecast:
         given = self.weights.get((step, *steps))
         if given is not None:
             return given
-        slope = self._slope(step, steps[0], steps[1])
-        is_last = step + 1 == len(self.levels)  # what becomes of it is not known
-        if step != steps[0] + 1 or len(steps) < KEEP or is_last:
-            return (slope,)
-        newest, older = self._missed(step, *steps[:KEEP])
-        return (slope + newest, older) if newest or older else (slope,)
-
-    def _missed(self, step: int, newest: int, older: int, oldest: int) -> tuple[float, float]:
-        """What to add to the weights so as to make good what was missed before the newest.
-
-        With r the rise in a step, w the trend's weight and v how much of the way from the older to
-        the newest x0 had gone: sums of r·v and of -r·w over the steps between, divided by this r.
-        """
-        gap = self.levels[older] - self.levels[newest]
-        share = self.strength * self.correction * min(1.0, (_FAR - gap) / (_FAR - _NEAR))
-        missed = {each: self._rise(each) for each in range(older + 1, newest)}
-        own = self._rise(step)
-        if share <= 0 or gap <= 0 or own <= 0:
-            return 0.0, 0.0
-        share /= max(own, sum(missed.values()) / _MOST_AT_ONCE)
-        rate = _rate(math.exp(self.levels[older]))
-        moved = followed = 0.0
-        for each, rise in missed.items():
-            way = self.levels[older] - self.levels[each]
-            moved += rise * math.expm1(-rate * way) / math.expm1(-rate * gap)
-            followed += rise * self._slope(each, older, oldest)
-        return share * moved, -share * followed
-
-    def _rise(self, step: int) -> float:
-        """How far 1 / sigma rises in a step that another follows."""
-        return math.exp(-self.levels[step + 1]) - math.exp(-self.levels[step])
+        share = self.strength * safe_share(self.levels[steps[1]] - self.levels[steps[0]], _REACH)
+        return (share * self._trend(step, steps[0], steps[1]),)
 
     def denoised(self, step: int, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         """x0 of a step, by its input and output."""
         of_x, of_output = self._in_x0(step)
-        return of_x * x + of_output * output
+        return torch.add(of_x * x, output, alpha=of_output)
 
     def answer(self, step: int, x: torch.Tensor, denoised: torch.Tensor) -> torch.Tensor:
         """The output of a step, by its input and x0."""
         of_x, of_x0 = self._in_output(step)
-        return of_x * x + of_x0 * denoised
+        return torch.add(of_x * x, denoised, alpha=of_x0)
 
     def _in_x0(self, step: int) -> tuple[float, float]:
         """How much of a step's input and of its output is in its x0."""
@@ -253,14 +230,14 @@ class Forecast:
         sigma = math.exp(self.levels[step])
         return 1 / math.hypot(1, sigma), sigma / math.hypot(1, sigma)
 
-    def _slope(self, step: int, newest: int, older: int) -> float:
-        """How far to go beyond the newest, in units of what lies between the two."""
+    def _trend(self, step: int, newest: int, older: int) -> float:
+        """How far beyond the newest the trend goes, in units of what lies between the two."""
         ahead = self.levels[newest] - self.levels[step]
         behind = self.levels[older] - self.levels[newest]
         if ahead <= 0 or behind <= 0:  # the pairs of Heun's method
             return 0.0
         rate = _rate(math.exp(self.levels[newest]))
-        return -self.strength * math.expm1(-rate * ahead) / math.expm1(rate * behind)
+        return -math.expm1(-rate * ahead) / math.expm1(rate * behind)
 
 
 def _some(tensor: torch.Tensor, place: int, start: int, count: int) -> torch.Tensor:

@@ -87,8 +87,7 @@ class ReplayGuide(Guide):
         self._forecast = None
         if OUTPUT in branches and isinstance(replay, Extrapolate):
             self._forecast = Forecast.of(context, strength=replay.strength)
-            # A third of each; but deep features, of other branches, are large.
-            if self._forecast is not None and self._forecast.correction and len(branches) == 1:
+            if self._forecast is not None and len(branches) == 1:  # deep features are large
                 self.keep = KEEP
 
     def feature(self, step: int, branch: int, recorded: Sequence[Recorded]) -> torch.Tensor:

@@ -1,13 +1,14 @@
-"""A scheduler's steps: how much noise is left, if more is added, if outputs are remembered.
+"""A scheduler's steps: how much noise is left, and whether more is added.
 
 The scheduler is never changed.
 """
 
 import copy
 import inspect
+import random
 import weakref
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
 import numpy as np
@@ -19,11 +20,9 @@ _LEAST: Final = 1e-4
 #: So many steps are tried; some samplers add noise only in every second one.
 _TRIED: Final = 4
 
-#: What was found of a scheduler, with the config that it had then. In the module, because plans,
+#: Whether a scheduler adds noise, with the config that it had then. In the module, because plans,
 #: forecasts and previews ask, of any helper, and it takes milliseconds to find out.
-_FOUND: Final[weakref.WeakKeyDictionary[Any, tuple[Any, dict[str, bool]]]] = (
-    weakref.WeakKeyDictionary()
-)
+_FOUND: Final[weakref.WeakKeyDictionary[Any, tuple[Any, bool]]] = weakref.WeakKeyDictionary()
 
 
 def noise_levels(
@@ -88,59 +87,41 @@ def adds_noise(scheduler: Any) -> bool:
     Returns:
         False where it cannot be tried.
     """
-    return _found(scheduler, "adds_noise", _is_found_to_add, otherwise=False)
-
-
-def remembers(scheduler: Any) -> bool:
-    """Whether a step depends on more than its own sample and output: a multistep method's does.
-
-    Two copies take a different first step and then the same ones: if the results differ, it does.
-    It is looked at once for each config.
-
-    Args:
-        scheduler: Any, at any time; it need not have timesteps.
-
-    Returns:
-        True where it cannot be tried.
-    """
-    return _found(scheduler, "remembers", _is_found_to_remember, otherwise=True)
-
-
-def _found(scheduler: Any, name: str, tried: Callable[[Any], bool], *, otherwise: bool) -> bool:
     config = getattr(scheduler, "config", None)
     try:
         known = _FOUND.get(scheduler)
         if known is None or known[0] != config:
-            known = config, {}
-            _FOUND[scheduler] = known
-        if name not in known[1]:
-            known[1][name] = otherwise
-            own = copied_scheduler(scheduler)
-            if own is not None:
-                own.set_timesteps(_TRIED + 2)  # or it would depend on how many, and how far it is
-                known[1][name] = tried(own)
-    except Exception:  # whatever a scheduler of somebody else's raises; it may have no hash
-        return otherwise
-    return known[1][name]
+            known = _FOUND[scheduler] = config, _is_seen_to_add(scheduler)
+    except TypeError:  # it cannot be a key
+        return _is_seen_to_add(scheduler)
+    return known[1]
 
 
-def _is_found_to_add(own: Any) -> bool:
+def _is_seen_to_add(scheduler: Any) -> bool:
     sample = torch.zeros(1, 1, 8, 1, device="cpu")
-    for step in range(_TRIED):
-        sample = _stepped(own, step, sample)
-        if sample.nan_to_num().any():
-            return True
+    try:
+        own = copied_scheduler(scheduler)
+        own.set_timesteps(_TRIED + 2)  # or it would depend on how many, and how far it is
+        with same_randomness():
+            for step in range(_TRIED):
+                sample = _stepped(own, step, sample)
+                if sample.nan_to_num().any():
+                    return True
+    except Exception:  # whatever a scheduler of somebody else's raises
+        return False
     return False
 
 
-def _is_found_to_remember(own: Any) -> bool:
-    one = torch.ones(1, 1, 8, 1, device="cpu")
-    runs = []
-    for first in (one, 0 * one):
-        again = copy.deepcopy(own)
-        _stepped(again, 0, first)
-        runs.append([_stepped(again, step, one) for step in range(1, _TRIED)])
-    return not all(map(torch.equal, *runs))
+@contextmanager
+def same_randomness() -> Iterator[None]:
+    """What is drawn in the block is as if it had not been."""
+    of_numpy, of_python = np.random.get_state(), random.getstate()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        np.random.set_state(of_numpy)
+        random.setstate(of_python)
 
 
 @torch.no_grad()
@@ -148,28 +129,25 @@ def _stepped(own: Any, step: int, sample: torch.Tensor) -> torch.Tensor:
     """What a step makes of a sample, if the U-Net returns what it is given.
 
     Args:
-        own: A scheduler; it takes the step. torch's own randomness is left alone.
+        own: A scheduler; it takes the step.
         step: Which.
         sample: Before it, shape `(batch, channels, height, width)`.
     """
     timestep, options = own.timesteps[step], seeded(own)
     parts = 2 if str(own.config.get("variance_type")).startswith("learned") else 1
     output = torch.cat([own.scale_model_input(sample, timestep)] * parts, dim=1)
-    with nullcontext() if options else torch.random.fork_rng(devices=[]):
-        made: torch.Tensor = own.step(output, timestep, sample, **options, return_dict=False)[0]
+    made: torch.Tensor = own.step(output, timestep, sample, **options, return_dict=False)[0]
     return made
 
 
 def copied_scheduler(scheduler: Any) -> Any:
     """A copy of a scheduler to take steps with, on the CPU; `None` for one that cannot be copied.
 
-    Nor is one copied that has a function in the place of a method, which may drive the original; or
-    one that holds a model, which would be copied, too.
+    Nor is one copied that holds a function, which would be the original's and may drive it; or a
+    model, which would be copied, too.
     """
-    for name, value in vars(scheduler).items():
-        drives = callable(value) and hasattr(type(scheduler), name)
-        if drives or isinstance(value, torch.nn.Module):
-            return None
+    if any(callable(value) for value in vars(scheduler).values()):  # so is a model
+        return None
     try:
         own = copy.deepcopy(scheduler)
     except Exception:  # such as one that holds a lock

@@ -113,7 +113,11 @@ def damping(
     if levels is None:
         return 1.0
     ahead = min(step + 1, len(levels) - 1)  # the output of this step is used up to the next
-    gap = abs(levels[ahead] - levels[recorded])
+    return safe_share(abs(levels[ahead] - levels[recorded]), reach)
+
+
+def safe_share(gap: float, reach: float) -> float:
+    """1 up to half of the reach, 0 from the reach on: min(1, reach / gap - 1); see `damping`."""
     return min(1.0, max(0.0, reach / gap - 1)) if gap else 1.0
 
 
