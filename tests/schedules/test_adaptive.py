@@ -11,22 +11,18 @@ from builders.loops import Loop
 from builders.marks import mostly_slow
 from builders.unets import inputs2d_condition, unet2d_condition
 from conftest import trace
-from diffusers import DDIMScheduler
 
 from deepcache_patch import (
     FULL,
     Adaptive,
     DeepCacheHelper,
     DeepCacheWarning,
-    Extrapolate,
     InvalidSettingError,
     Plan,
     Reuse,
 )
-from deepcache_patch.cutting.features import FeatureKey, Recorded
 from deepcache_patch.schedules.adaptive import AdaptiveGuide
-from deepcache_patch.schedules.context import Context, FinishedCall, Position
-from deepcache_patch.schedules.forecast import Forecast
+from deepcache_patch.schedules.context import Context
 from deepcache_patch.schedules.guide import GuidingSchedule
 from deepcache_patch.schedules.noise_aware import (
     cheapest,
