@@ -309,7 +309,7 @@ def test_a_seed_of_minus_one_is_drawn_and_remembered(monkeypatch: pytest.MonkeyP
 def test_an_empty_prompt_is_asked_about_and_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(gradio, "Warning", said.append)
-    monkeypatch.setattr(page().trials, "run", lambda *_, **__: pytest.fail("was run"))
+    monkeypatch.setattr(page().runner, "run", lambda *_, **__: pytest.fail("was run"))
     for prompt in ("", "  \n"):
         assert set(map(str, generated(page(), prompt=prompt).values())) == {str(gradio.skip())}
     question = "What is the picture to show? Write a prompt, or take an example."
@@ -463,7 +463,7 @@ def test_a_pipeline_that_fails_is_a_line_on_the_page(monkeypatch: pytest.MonkeyP
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("out of memory <here>\nand nine more lines")
 
-    monkeypatch.setattr(page().trials, "run", fail)
+    monkeypatch.setattr(page().runner, "run", fail)
     with pytest.raises(gradio.Error) as error:
         generated(page())
     message = "StableDiffusionPipeline failed: out of memory &lt;here&gt;"

@@ -76,7 +76,7 @@ def waveform_differences(
     return factor, [[each.waveform(factor=factor) for each in row] for row in differences]
 
 
-def picture_of(comparison: Comparison) -> Image.Image:
+def comparison_picture(comparison: Comparison) -> Image.Image:
     """See `Comparison.grid`."""
     rows: list[Sequence[Any]] = [comparison.plain, comparison.cached]
     if comparison.fewer:

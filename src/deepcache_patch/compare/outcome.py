@@ -28,7 +28,7 @@ from .against import (
 )
 from .fewer import FewerSteps
 from .figures import looks_lines, rows_of
-from .grid import picture_of
+from .grid import comparison_picture
 from .measures import CLEAR
 from .saving import Saved, files_of
 
@@ -183,7 +183,7 @@ class Comparison(Against, Saved):
         Differences of pixels are amplified 8 times in every comparison, those of sounds as far as
         they fit. Of a video three frames, of a sound the waveform.
         """
-        return picture_of(self)
+        return comparison_picture(self)
 
     _drawn = grid
 

@@ -15,7 +15,7 @@ from ..schedules.noise import ends_with
 from ..schedules.noise_aware import NoiseAware
 from ..schedules.plans import OUTPUT, OneBranch, Plan, place_of
 from ..schedules.replay import Replay
-from .calibrated_schedule import Calibrated, CalibratedGuide, Setting, load_all, save_all
+from .calibrated_schedule import Calibrated, CalibratedGuide, ValidFor, load_all, save_all
 from .study import Study, StudyGuide
 
 #: With fewer full steps than these nothing is learned: what fits one picture does not carry over to
@@ -95,7 +95,7 @@ class Auto(OneBranch):
         if not self._can_learn(context, plan):
             self._tell(context, plan)
             return PlannedGuide(self.default, replay, context)
-        setting, unet = Setting.of(context), weakref.ref(context.unet)
+        setting, unet = ValidFor.of(context), weakref.ref(context.unet)
         for of, known in self._learned:
             if of in (None, unet) and (known.setting, known.entries) == (setting, plan):
                 if of is None:

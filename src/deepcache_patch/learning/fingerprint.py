@@ -15,7 +15,7 @@ from torch import nn
 from .schedule_file import LONGEST
 
 #: How many parameters are looked at, and how many numbers of each.
-PARAMETERS: Final = 16
+SAMPLED_PARAMETERS: Final = 16
 NUMBERS: Final = 4
 
 #: Two numbers are the same if rounding to bfloat16 may be all that lies between them.
@@ -45,7 +45,7 @@ class Fingerprint:
         """That of a U-Net; `None` if none of its weights can be read. Reads from the device."""
         known = dict(_readable(unet))
         names = list(known)
-        count = min(PARAMETERS, len(names))
+        count = min(SAMPLED_PARAMETERS, len(names))
         chosen = (names[place * len(names) // count] for place in range(count))
         found = {name: numbers for name in chosen if (numbers := _numbers(known[name]))}
         return cls(found) if found else None

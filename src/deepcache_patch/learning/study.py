@@ -16,7 +16,7 @@ from ..schedules.noise import copied_scheduler, ends_with
 from ..schedules.noise_aware import power_of
 from ..schedules.plans import OUTPUT, Plan
 from ..schedules.transfer import sent
-from .calibrated_schedule import Calibrated, Setting
+from .calibrated_schedule import Calibrated, ValidFor
 from .fingerprint import Fingerprint
 
 #: How many numbers of x0 are looked at in each step: memory is bounded.
@@ -84,7 +84,7 @@ class Study:
     """
 
     def __init__(self, context: Context, branch: int) -> None:
-        self.setting = Setting.of(context)
+        self.setting = ValidFor.of(context)
         self.fingerprint = Fingerprint.of(context.unet)  # read now, while nothing is under way
         self.levels = context.levels
         self.power = power_of(context)
@@ -220,7 +220,7 @@ class Studying:
             )
         if self._study is None:
             self._study = Study(context, self.branches[0])
-        difference = self._study.setting.difference(Setting.of(context))
+        difference = self._study.setting.difference(ValidFor.of(context))
         if difference:
             raise InvalidSettingError(
                 f"what is calibrated must be of one kind, but {difference}: calibrate one U-Net "

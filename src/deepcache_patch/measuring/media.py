@@ -95,8 +95,8 @@ class Made:
         if self.kind == "sounds":
             return tuple(Sound(array, self.rate) for array in self.arrays)
         if self.kind == "videos":
-            return tuple(tuple(picture_of(frame) for frame in video) for video in self.arrays)
-        return tuple(picture_of(array) for array in self.arrays)
+            return tuple(tuple(to_pil(frame) for frame in video) for video in self.arrays)
+        return tuple(to_pil(array) for array in self.arrays)
 
 
 def made_by(pipe: Any, output: Any, count: int) -> Made:
@@ -174,7 +174,7 @@ def _rate(pipe: Any) -> int:
     return int(getattr(pipe.unet.config, "sample_rate", None) or 16000)
 
 
-def picture_of(floats: np.ndarray) -> Image.Image:
+def to_pil(floats: np.ndarray) -> Image.Image:
     """Rounds a float picture to 8 bits, in RGB."""
     eight_bits = (np.nan_to_num(floats) * 255).round().astype(np.uint8)
     return Image.fromarray(eight_bits.squeeze(-1) if floats.shape[-1] == 1 else eight_bits).convert(

@@ -24,8 +24,8 @@ from .fields import Fields
 from .gallery import Gallery
 from .markup import planned, ran, wrong
 from .memory import Memory, Try
-from .result import Result, difference
-from .trial import Told, Trials
+from .result import ResultView, difference
+from .trial import OnStep, Runner
 from .watch import StoppedError
 
 
@@ -49,7 +49,7 @@ class Page:
 
     Attributes:
         blocks: The `gradio.Blocks`.
-        trials: What makes the pictures.
+        runner: What makes the pictures.
         memory: What has been tried; all who look at the page see the same one.
         fields: The settings.
 
@@ -68,18 +68,18 @@ class Page:
     ) -> None:
         self._gr = gradio()
         self._pipe = pipe
-        self.trials = Trials(pipe)
+        self.runner = Runner(pipe)
         self.memory = Memory()
         if not isinstance(schedule, str):
             schedule.check(pipe.unet, pipe.scheduler)
         self._stops: dict[str, Event] = {}  # of each tab that generates, or waits for its turn
         card = card_of(pipe)
-        self.fields = Fields(self._gr, self.trials, pipe, card, schedule, schedule_file)
+        self.fields = Fields(self._gr, self.runner, pipe, card, schedule, schedule_file)
         self.blocks = self._laid_out()
 
     def close(self) -> None:
         """Ends a trial that is under way, and deletes what was written."""
-        self.trials.close()
+        self.runner.close()
         self.result.close()
 
     # --- what the events call ---------------------------------------------------------------------
@@ -98,12 +98,12 @@ class Page:
             return ran(made.trial.comparison)
         try:
             schedule, call = self.fields.schedule(given), self.fields.call(given)
-            plan = self.trials.plan(schedule, call.get("num_inference_steps"))
-            return planned(plan, self.trials.shares, remarks_on(schedule, plan) if plan else [])
+            plan = self.runner.plan(schedule, call.get("num_inference_steps"))
+            return planned(plan, self.runner.shares, remarks_on(schedule, plan) if plan else [])
         except DeepCacheError as error:
             return wrong(first_line(error))
 
-    def generate(self, tab: str, told: Told, *values: Any) -> list[Any]:
+    def generate(self, tab: str, told: OnStep, *values: Any) -> list[Any]:
         """Runs the settings of a tab, and returns what all its outputs show then.
 
         Raises:
@@ -117,7 +117,7 @@ class Page:
         with self._said():
             given["seed"] = self.fields.seed(given)
             try:
-                trial = self.trials.run(**self.fields.asked(given), told=told, stop=stop)
+                trial = self.runner.run(**self.fields.asked(given), told=told, stop=stop)
             except StoppedError:
                 self._gr.Info("Stopped. No new pictures were made.")
                 return self._nothing_new()
@@ -196,7 +196,9 @@ class Page:
             with gr.Row():
                 with gr.Column(scale=6, min_width=280):
                     strip = gr.HTML(elem_id="strip")
-                    self.result = Result(gr, lambda made: python_of(made.trial.comparison.about))
+                    self.result = ResultView(
+                        gr, lambda made: python_of(made.trial.comparison.about)
+                    )
                 with gr.Column(scale=4, min_width=280):
                     self.fields.add_helper()
                     self.fields.add_call()
@@ -271,7 +273,7 @@ class Page:
         blocks.load(self.gallery.of, None, self.gallery.all, **aside)
 
 
-def _told_on(bar: Callable[..., Any]) -> Told:
+def _told_on(bar: Callable[..., Any]) -> OnStep:
     """Steps as gradio's progress: "plain - 46.0%", and in the corner "23/50 steps"."""
 
     def told(label: str, step: int, steps: int | None) -> None:

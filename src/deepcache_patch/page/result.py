@@ -21,7 +21,7 @@ from .memory import Try
 _MOST_FILES: Final = 8
 
 
-class Result:
+class ResultView:
     """The components that show a try.
 
     Args:

@@ -39,7 +39,7 @@ _NO_PICTURES: Final = {
 
 
 #: Called with what is being made, the step that is done, and how many there are, if that is known.
-Told: TypeAlias = Callable[[str, int, int | None], None]
+OnStep: TypeAlias = Callable[[str, int, int | None], None]
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Trial:
         return cast(tuple[float, ...], self.comparison.psnr)[0]
 
 
-class Trials:
+class Runner:
     """Makes trials of one pipeline, one at a time.
 
     Args:
@@ -139,7 +139,7 @@ class Trials:
         schedule: Any,
         replay: Any = None,
         schedule_file: str | None = None,
-        told: Told = lambda *_: None,
+        told: OnStep = lambda *_: None,
         stop: Event | None = None,
     ) -> Trial:
         """Generates with the helper, and without it unless that picture is there already.

@@ -13,7 +13,7 @@ from ..schedules.guide import Guide
 from ..schedules.plans import FULL, PlanEntry
 from .residuals import Residuals
 from .slots import Slot, Slots, marks
-from .stats import Course
+from .stats import GenerationRecord
 from .steps import StepTracker
 from .told import Told
 from .told_steps import ToldSteps
@@ -54,7 +54,7 @@ class Session:
         self.tracker = StepTracker(by_pipeline) if told is None else ToldSteps(told)
         self.cache = FeatureCache()
         self.generation = -1
-        self.course = Course("")
+        self.course = GenerationRecord("")
         # A reset may come between the companion's call and the U-Net's.
         self.residuals = Residuals()
         self._numbers = itertools.count()  # for slots: none comes twice in this session

@@ -106,7 +106,7 @@ class Tally:
         )
 
 
-class Course:
+class GenerationRecord:
     """Keeps what becomes a `LastGeneration`.
 
     Args:

@@ -30,7 +30,7 @@ from .proof import Proof
 from .residuals import Given, Source
 from .session import Session
 from .shallow import UNetCuts
-from .stats import Course, LastGeneration, Stats, Tally
+from .stats import GenerationRecord, LastGeneration, Stats, Tally
 from .told import Told
 from .tracing import is_written_down
 
@@ -82,8 +82,8 @@ class AttachedUNet:
         self._local = threading.local()
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         self.example: dict[str, Any] | None = None
-        self._course: Course | None = None
-        self._outdated: Course | None = None  # of the settings before
+        self._course: GenerationRecord | None = None
+        self._outdated: GenerationRecord | None = None  # of the settings before
         self._warned_of_changes = False
         self._doubts: set[str] = set()  # the kinds of those that were told
         self._tally = Tally()
@@ -399,7 +399,7 @@ class AttachedUNet:
             finished.finish()
         self._tally.begun()
         session.course.finish()
-        self._course = session.course = Course(self.name)
+        self._course = session.course = GenerationRecord(self.name)
 
     def _completed(
         self, session: Session, branch: int | None, arguments: dict[str, Any]

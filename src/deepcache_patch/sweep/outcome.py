@@ -21,8 +21,8 @@ from ..measuring.finite import finite
 from ..measuring.generation import Timing
 from ..measuring.media import Result, kind_of
 from . import figures
-from .knee import BY_WORK, MEASURED, Point, knee_of, rule_of
-from .settings import Setting
+from .knee import BY_WORK, MEASURED, SpeedQuality, knee_of, rule_of
+from .settings import SweepSetting
 
 #: What `Sweep.save_all` writes.
 FILES: Final = files_of("sweep")
@@ -53,7 +53,7 @@ class Row(Against):
         fewer_left_out: Why that is not known.
     """
 
-    setting: Setting | None
+    setting: SweepSetting | None
     steps: int | None
     results: tuple[Result, ...]
     times: tuple[Timing, ...]
@@ -164,7 +164,7 @@ class Sweep(Saved):
         return None
 
     @property
-    def points(self) -> list[Point]:
+    def points(self) -> list[SpeedQuality]:
         """Speed and quality of each setting that is not identical to plain: what has a knee."""
         return [(self.speed_of(row), row.quality) for row in self._apart]
 
@@ -232,9 +232,9 @@ class Sweep(Saved):
 
     def picture(self) -> Image.Image:
         """Draws the curve, and beneath it a row of results for each row of the table."""
-        from .picture import picture_of
+        from .picture import sweep_picture
 
-        return picture_of(self)
+        return sweep_picture(self)
 
     _drawn = picture
 

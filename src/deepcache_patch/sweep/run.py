@@ -26,7 +26,7 @@ from ..running.components import modules_of, schedulers_of, unets_of
 from ..running.face import Helper
 from .folder import Kept
 from .outcome import Row, Sweep
-from .settings import Setting, require_fitting, settings_of
+from .settings import SweepSetting, require_fitting, settings_of
 from .turns import Turns
 
 #: Whole, because some schedules take no others; `None` is each schedule's own.
@@ -110,7 +110,7 @@ class _Running:
     def __init__(
         self,
         contest: Contest,
-        settings: Sequence[Setting],
+        settings: Sequence[SweepSetting],
         smaller: Sequence[int],
         fewer_steps: bool,
         folder: Path | None,
@@ -159,7 +159,7 @@ class _Running:
         fewer = (self._plain_row(each) for each in sorted(filter(None, steps), reverse=True))
         return Sweep(plain, tuple(rows), tuple(filter(None, fewer)), self._about)
 
-    def _cached_with(self, setting: Setting) -> Row:
+    def _cached_with(self, setting: SweepSetting) -> Row:
         contest, key = self._contest, setting.key
         is_new = key not in self._schedules
         if is_new:
@@ -174,7 +174,7 @@ class _Running:
             run = contest.cached(setting.steps, label)
         return self._keep(setting, setting.steps or contest.steps, run)
 
-    def _rival(self, setting: Setting, row: Row) -> None:
+    def _rival(self, setting: SweepSetting, row: Row) -> None:
         """Runs fewer steps at equal work, if nobody has in this round; says how many they are."""
         if row.fewer is not None:
             self._plain_with(row.fewer)
@@ -196,7 +196,7 @@ class _Running:
             run = self._contest.plain(steps, label)
         return self._keep(None, steps, run)
 
-    def _keep(self, setting: Setting | None, steps: Any, run: Run) -> Row:
+    def _keep(self, setting: SweepSetting | None, steps: Any, run: Run) -> Row:
         """Adds a run to its row, or makes the row of it."""
         contest, plain = self._contest, self._plain or run
         is_reference = setting is None and steps == contest.steps
@@ -225,7 +225,7 @@ class _Running:
             self._kept.keep(key, row)
         return row
 
-    def _row(self, setting: Setting) -> Row | None:
+    def _row(self, setting: SweepSetting) -> Row | None:
         return self._kept.restored(setting.key, setting)
 
     def _plain_row(self, steps: int) -> Row | None:
@@ -254,7 +254,7 @@ class _Running:
             most = max(most, 1)
         return left + most * self._weight(None)[1]
 
-    def _weight(self, setting: Setting | None) -> tuple[str, float]:
+    def _weight(self, setting: SweepSetting | None) -> tuple[str, float]:
         """What is said of a run, and about how many full steps it has."""
         steps = self._contest.steps if setting is None else setting.steps
         named = "plain" if setting is None else setting.name
@@ -272,7 +272,7 @@ def _plain_key(steps: int) -> str:
     return f"plain-{steps}-steps"
 
 
-def _about(contest: Contest, settings: Sequence[Setting]) -> dict[str, Any]:
+def _about(contest: Contest, settings: Sequence[SweepSetting]) -> dict[str, Any]:
     device = getattr(contest.pipe, "_execution_device", None) or contest.pipe.device
     replay = str(contest.helper.replay)
     return {**about(contest, device), "replay": replay, "settings": len(settings)}

@@ -1,5 +1,5 @@
-"""`Setting`: one point of a sweep. Which ones are asked for, whether each fits the pipeline, and
-how each is written as options of the command line.
+"""`SweepSetting`: one point of a sweep. Which ones are asked for, whether each fits the pipeline,
+and how each is written as options of the command line.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ..settings.preview import num_steps, plan_of
 
 
 @dataclass(frozen=True)
-class Setting:
+class SweepSetting:
     """One setting of the helper, and a number of steps.
 
     Attributes:
@@ -86,7 +86,9 @@ class Setting:
         return [word for pair in pairs for word in pair]
 
 
-def settings_of(*, schedule: Any, interval: Any, branch: Any, steps: Any) -> tuple[Setting, ...]:
+def settings_of(
+    *, schedule: Any, interval: Any, branch: Any, steps: Any
+) -> tuple[SweepSetting, ...]:
     """All that are asked for: each schedule with each interval, branch and number of steps.
 
     Args:
@@ -105,18 +107,18 @@ def settings_of(*, schedule: Any, interval: Any, branch: Any, steps: Any) -> tup
     for count in counts:
         if count is not None:
             whole_number("num_inference_steps", count, 1)
-    found: list[Setting] = []
+    found: list[SweepSetting] = []
     for count, each in product(counts, schedules):
         named = NOISE_AWARE if each is None or (isinstance(each, str) and each == DEFAULT) else each
         if isinstance(named, str) and named in PARAMETERS:
             for place, value in product(branches, intervals):
                 own = schedule_of(named, value, place).interval  # or it is refused
-                found.append(Setting(named, own if value is None else value, place, count))
+                found.append(SweepSetting(named, own if value is None else value, place, count))
         elif isinstance(named, str | Path):
             file = str(named)
-            found.append(Setting(file, steps=count, given=_read(named), file=file))
+            found.append(SweepSetting(file, steps=count, given=_read(named), file=file))
         else:
-            found.append(Setting(str(named), steps=count, given=named))
+            found.append(SweepSetting(str(named), steps=count, given=named))
     for setting in found:
         setting.made()  # or it is refused
     return tuple({each.key: each for each in reversed(found)}.values())[::-1]
@@ -135,7 +137,7 @@ def listed(name: str, value: Any) -> list[Any]:
     return values
 
 
-def require_fitting(settings: Iterable[Setting], pipe: Any, helper: Any, call: Any) -> None:
+def require_fitting(settings: Iterable[SweepSetting], pipe: Any, helper: Any, call: Any) -> None:
     """Refuses what does not fit the pipeline, or would leave nothing out.
 
     Raises:
