@@ -162,7 +162,7 @@ class FullOrShallow:
         if entry == FULL:
             return ()
         recorded = session.cache.get(slot.number, entry)
-        if not recorded or recorded[0].step < session.last_full:
+        if not recorded or recorded[0].step < session.replayable_from:
             return ()
         asked = (entry, self._cuts.revision)
         if asked not in session.watched:

@@ -37,8 +37,8 @@ class Session:
         guide: Leads through it; `None` before its first call.
         is_guess: Whether nobody knows how many steps it has, so that the guide goes by a guess.
         entry: What the guide wants the current step to be.
-        last_full: What was recorded before this step is not replayed: it is the last one that the
-            guide wanted in full, or in which blocks were replaced.
+        replayable_from: The first step whose recordings may be replayed: the last one that the guide
+            wanted in full, or in which blocks were replaced.
         scheduler: The one that drives this generation, or `None`.
         course: How that goes.
         residuals: What companions gave last.
@@ -78,9 +78,9 @@ class Session:
         self.entry: PlanEntry = FULL
         self.watched: dict[tuple[int, int], str | None] = {}
         if midway:
-            self.last_full = self._entered
+            self.replayable_from = self._entered
             return
-        self.last_full = 0
+        self.replayable_from = 0
         self._entered = -1  # the step that the entry is of
         self._calls = self._calls_before = 0  # of this step and of the one before
 
@@ -105,7 +105,7 @@ class Session:
         self._calls, self._calls_before = 0, self._calls
         self.entry = FULL if FULL in entries else entries[-1]
         if self.entry == FULL:
-            self.last_full = step
+            self.replayable_from = step
         for number in self.slots.next_step():
             self.cache.drop(number)
 
