@@ -13,7 +13,7 @@ from .learning.calibrate import calibrate
 from .learning.calibrated_schedule import Calibrated
 from .running.attachment import SWITCHING, Attachment
 from .running.compiling import compile_in_place
-from .running.owners import keep, kept_by, let_go
+from .running.owners import held_by, hold, release
 from .running.pause import Pause
 from .running.stats import LOGGER, LastGeneration, Stats
 from .running.told import told_by
@@ -184,7 +184,7 @@ class DeepCacheHelper(Adjustable):
                 attachment.attach(anatomies, self._settings.guides())
                 LOGGER.info("%s, %s: enabled", type(self._pipe).__name__, self.schedule)
             if self._was_kept:
-                keep(self._pipe, self)
+                hold(self._pipe, self)
             return self
 
     def disable(self) -> None:
@@ -192,9 +192,9 @@ class DeepCacheHelper(Adjustable):
         with SWITCHING:
             if self._attachment.detach():
                 LOGGER.info("%s, %s: disabled", type(self._pipe).__name__, self.schedule)
-            if kept_by(self._pipe) is self:
+            if held_by(self._pipe) is self:
                 self._was_kept = True
-                let_go(self._pipe)
+                release(self._pipe)
 
     def __enter__(self) -> "DeepCacheHelper":
         with SWITCHING:

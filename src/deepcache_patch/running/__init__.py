@@ -14,11 +14,11 @@ Which step it is of: `steps` locates a call, `timelines` finds its entry in a li
 What feeds the U-Net: `controlnet` cuts it, `residuals` sees whether what it gave arrives.
 
 Who watches the layers that a shallow call leaves out: `observers` looks at the code of each module
-that `walk` finds, `keeping` follows that code to all that it reaches and says whether something can
-be kept there, and `bytecode` says what each function on the way reads and writes.
+that `walk` finds, `stateful` follows that code to all that it reaches and says whether something
+can be kept there, and `bytecode` says what each function on the way reads and writes.
 
 One pipeline: `components` finds its parts, `attachment` takes their calls over and gives them back,
-`owners` says which helper the pipeline keeps and whose its parts are, `compiling` compiles them.
+`owners` says which helper the pipeline holds and whose its parts are, `compiling` compiles them.
 One helper: `pause`, and `face`, which says what other rooms ask of it. `stats` and `example` keep
 what has happened.
 

@@ -23,7 +23,7 @@ from ..schedules.guide import Guide
 from .callers import Callers
 from .components import controlnets_of, modules_later, modules_of, schedulers_of, unets_of
 from .controlnet import AttachedCompanion
-from .owners import release_left_behind
+from .owners import remove_left_behind
 from .stats import LastGeneration, Stats
 from .told import Told
 from .told_blocks import Block, Telling
@@ -152,7 +152,7 @@ class Attachment:
             unet.detach()
         self._stats = sum((each.stats for each in unets), self._stats)
         self._last |= _last_of(unets)
-        release_left_behind(self._pipe)
+        remove_left_behind(self._pipe)
         return bool(unets)
 
     def follow(self, begin: Callable[[Context], Guide], *, is_change: bool) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 
 from ..patching.call import CallPatch
 from ..schedules.plans import OUTPUT
-from .observers import keeper_of
+from .observers import first_stateful
 from .second_run import copied, obstacle_to_a_second_run, put_back, same, tensors_of, unnoticed
 from .shallow import UNetCuts
 
@@ -69,7 +69,7 @@ class Proof:
             return None
         if not self._looked:
             modules, blocks = self._cuts.parts().modules, self._cuts.anatomy.blocks
-            found = keeper_of(self._unet, modules, frozenset(), blocks)
+            found = first_stateful(self._unet, modules, frozenset(), blocks)
             self._obstacle = found[0] if found else obstacle_to_a_second_run(self._unet)
             self._looked = True
         return None if self._obstacle is not None else copied((args, kwargs), tensors=False)

@@ -37,8 +37,8 @@ class Session:
         guide: Leads through it; `None` before its first call.
         is_guess: Whether nobody knows how many steps it has, so that the guide goes by a guess.
         entry: What the guide wants the current step to be.
-        replayable_from: The first step whose recordings may be replayed: the last one that the guide
-            wanted in full, or in which blocks were replaced.
+        replayable_from: The first step whose recordings may be replayed: the last one that the
+            guide wanted in full, or in which blocks were replaced.
         scheduler: The one that drives this generation, or `None`.
         course: How that goes.
         residuals: What companions gave last.
