@@ -260,7 +260,7 @@ def test_a_controlnets_call_that_waited_goes_to_whom_it_belongs_to_by_then(monke
             taken.set()
             assert waits.wait(PATIENCE)
             helper.disable()
-            CallPatch(pipe.controlnet, list, tag=None).install(other)
+            CallPatch(pipe.controlnet, list, installer=None).install(other)
 
     taken = threading.Event()
     monkeypatch.setattr(companion, "_current", lambda: companion._anatomy)

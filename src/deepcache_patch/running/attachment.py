@@ -21,7 +21,7 @@ from ..patching.wrappers import layers_of, unwrapped
 from ..schedules.context import Context
 from ..schedules.guide import Guide
 from .callers import Callers
-from .components import controlnets_of, modules_later, modules_of, schedulers_of, unets_of
+from .components import controlnets_of, modules_getter, modules_of, scheduler_getter, unets_of
 from .controlnet import AttachedCompanion
 from .owners import remove_left_behind
 from .stats import LastGeneration, Stats
@@ -42,17 +42,19 @@ class Attachment:
     Args:
         pipe: The pipeline, or a bare U-Net.
         paused: Whether calls run plainly; asked for each of them.
-        tag: Weakly, whose attachment this is; for whoever finds a patch.
+        installer: Weakly, whose attachment this is; for whoever finds a patch.
 
     Attributes:
         unets: One for each U-Net; none while detached.
         companions: One for each ControlNet that is cut, too.
     """
 
-    def __init__(self, pipe: Any, paused: Callable[[], bool], tag: "weakref.ref[Any]") -> None:
+    def __init__(
+        self, pipe: Any, paused: Callable[[], bool], installer: "weakref.ref[Any]"
+    ) -> None:
         self._pipe = pipe
         self._paused = paused
-        self._tag = tag
+        self._installer = installer
         self._telling = Telling()
         self.unets: tuple[AttachedUNet, ...] = ()
         self.companions: tuple[AttachedCompanion, ...] = ()
@@ -123,7 +125,7 @@ class Attachment:
                 self._patch_of(unet),
                 anatomy,
                 begin,
-                schedulers_of(self._pipe, names[unet]),
+                scheduler_getter(self._pipe, names[unet]),
                 self._paused,
                 callers,
                 self._telling.current,
@@ -192,12 +194,12 @@ class Attachment:
         return tuple(found)
 
     def _patch_of(self, module: nn.Module) -> CallPatch:
-        return CallPatch(module, modules_later(self._pipe), tag=self._tag)
+        return CallPatch(module, modules_getter(self._pipe), installer=self._installer)
 
     def _refuse_another(self, unet: nn.Module) -> None:
         for module in layers_of(unet):
             patch = call_patch_of(module)
-            if patch is not None and patch.tag() not in (None, self._tag()):
+            if patch is not None and patch.installer() not in (None, self._installer()):
                 raise AlreadyEnabledError(
                     f"another DeepCacheHelper is enabled on this {type(unwrapped(unet)).__name__}: "
                     "call its disable() first, or change it with its set()"

@@ -55,15 +55,15 @@ class FullOrShallow:
     Args:
         cuts: Of the U-Net.
         proof: Whether these cuts give what the whole U-Net gives.
-        schedulers_of: Gives the pipeline's schedulers, the likeliest for this U-Net first.
+        scheduler_getter: Gives the pipeline's schedulers, the likeliest for this U-Net first.
     """
 
     def __init__(
-        self, cuts: UNetCuts, proof: Proof, schedulers_of: Callable[[], Sequence[Any]]
+        self, cuts: UNetCuts, proof: Proof, scheduler_getter: Callable[[], Sequence[Any]]
     ) -> None:
         self._cuts = cuts
         self._proof = proof
-        self._schedulers_of = schedulers_of
+        self._scheduler_getter = scheduler_getter
         self._warned: set[str] = set()
 
     def position(self, session: Session, arguments: Mapping[str, Any]) -> Position | None:
@@ -83,7 +83,7 @@ class FullOrShallow:
             session.tracker.passed(timestep)
             return None
         told = session.told and session.told.scheduler
-        session.scheduler = told or driving_scheduler(self._schedulers_of(), timestep)
+        session.scheduler = told or driving_scheduler(self._scheduler_getter(), timestep)
         timesteps = timesteps_of(session.scheduler)
         position = session.locate(timestep, timesteps)
         if position is None and session.tracker.unclear is None:

@@ -64,8 +64,8 @@ def helpers_of(pipe: Any) -> list[Any]:
     They may be another pipeline's that has the same U-Nets. Of those that are enabled on its
     ControlNets, only its own: another pipeline with other U-Nets may have the same ControlNet.
     """
-    found = [held_by(pipe), *(patch.tag() for patch in _patches_of(_unets_now(pipe)))]
-    of_controlnets = [patch.tag() for patch in _patches_of(controlnets_of(pipe))]
+    found = [held_by(pipe), *(patch.installer() for patch in _patches_of(_unets_now(pipe)))]
+    of_controlnets = [patch.installer() for patch in _patches_of(controlnets_of(pipe))]
     found.extend(each for each in of_controlnets if each is not None and each.pipe is pipe)
     return list(dict.fromkeys(helper for helper in found if helper is not None))
 
@@ -73,7 +73,7 @@ def helpers_of(pipe: Any) -> list[Any]:
 def remove_left_behind(pipe: Any) -> None:
     """Remove the patches of helpers that were deleted while they were enabled."""
     for patch in list(_patches_of([*_unets_now(pipe), *controlnets_of(pipe)])):
-        if patch.tag() is None:
+        if patch.installer() is None:
             patch.remove()
 
 

@@ -50,7 +50,7 @@ class AttachedUNet:
         patch: Round the U-Net's calls, to be installed.
         anatomy: Of the U-Net inside `torch.compile`'s wrapper.
         begin: Gives what leads through a generation, at its first call.
-        schedulers_of: Gives the pipeline's schedulers, the likeliest for this U-Net first.
+        scheduler_getter: Gives the pipeline's schedulers, the likeliest for this U-Net first.
         paused: Whether calls run plainly; asked for each of them.
         callers: Who may call the U-Net.
         told: Gives the generation that the caller has told of, if it is in one.
@@ -65,7 +65,7 @@ class AttachedUNet:
         patch: CallPatch,
         anatomy: Anatomy,
         begin: Callable[[Context], Guide],
-        schedulers_of: Callable[[], Sequence[Any]],
+        scheduler_getter: Callable[[], Sequence[Any]],
         paused: Callable[[], bool],
         callers: Callers,
         told: Callable[[], Told | None],
@@ -75,7 +75,7 @@ class AttachedUNet:
         self._cuts = UNetCuts(self._unet, anatomy)
         self._guide_of = begin
         self._proof = Proof(self._unet, self._cuts, patch)
-        self._decision = FullOrShallow(self._cuts, self._proof, schedulers_of)
+        self._decision = FullOrShallow(self._cuts, self._proof, scheduler_getter)
         self._paused = paused
         self._callers = callers
         self._told = told

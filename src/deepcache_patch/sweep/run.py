@@ -22,7 +22,7 @@ from ..learning.auto import Auto
 from ..learning.fingerprint import Fingerprint
 from ..measuring.environment import versions
 from ..patching.wrappers import unwrapped
-from ..running.components import modules_of, schedulers_of, unets_of
+from ..running.components import modules_of, scheduler_getter, unets_of
 from ..running.face import Helper
 from .folder import Kept
 from .outcome import Row, Sweep
@@ -290,7 +290,7 @@ def _request(contest: Contest, told: Mapping[str, Any]) -> dict[str, Any]:
         # What begins with _ is the loading's own, in part in an order that each process draws.
         schedulers[name] = [
             {key: value for key, value in each.config.items() if not key.startswith("_")}
-            for each in schedulers_of(contest.pipe, name)()
+            for each in scheduler_getter(contest.pipe, name)()
         ]
     known = {"weights": weights, "adapters": adapters, "scheduler settings": schedulers}
     # The call itself: the name of a picture's file does not say what the picture is.
