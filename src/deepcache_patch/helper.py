@@ -181,7 +181,7 @@ class DeepCacheHelper(Adjustable):
             attachment = self._attachment
             if not (attachment.holds and attachment.stands_outside):
                 anatomies = anatomies_for(self._pipe, self.schedule)
-                attachment.attach(anatomies, self._settings.guides())
+                attachment.attach(anatomies, self._settings.guide_factory())
                 LOGGER.info("%s, %s: enabled", type(self._pipe).__name__, self.schedule)
             if self._was_kept:
                 hold(self._pipe, self)

@@ -18,8 +18,7 @@ from ..cutting.anatomy import Anatomy
 from ..errors import AlreadyEnabledError, UnsupportedModelError
 from ..patching.call import CallPatch, call_patch_of
 from ..patching.wrappers import layers_of, unwrapped
-from ..schedules.context import Context
-from ..schedules.guide import Guide
+from ..schedules.guide import GuideFactory
 from .callers import Callers
 from .components import controlnets_of, modules_getter, modules_of, scheduler_getter, unets_of
 from .controlnet import AttachedCompanion
@@ -102,14 +101,12 @@ class Attachment:
         self._keep_examples(self.unets)
         return self._examples
 
-    def attach(
-        self, anatomies: Mapping[nn.Module, Anatomy], begin: Callable[[Context], Guide]
-    ) -> None:
+    def attach(self, anatomies: Mapping[nn.Module, Anatomy], new_guide: GuideFactory) -> None:
         """Send calls here; wait for those that are under way. If it fails, nothing is attached.
 
         Args:
             anatomies: Of the pipeline's U-Nets, as it calls them.
-            begin: Gives each generation its guide.
+            new_guide: Gives each generation its guide.
 
         Raises:
             AlreadyEnabledError: If another helper that still exists is enabled on a U-Net.
@@ -121,14 +118,14 @@ class Attachment:
         callers = Callers(self._pipe)
         unets = tuple(
             AttachedUNet(
-                names[unet],
-                self._patch_of(unet),
-                anatomy,
-                begin,
-                scheduler_getter(self._pipe, names[unet]),
-                self._paused,
-                callers,
-                self._telling.current,
+                name=names[unet],
+                patch=self._patch_of(unet),
+                anatomy=anatomy,
+                new_guide=new_guide,
+                scheduler_getter=scheduler_getter(self._pipe, names[unet]),
+                paused=self._paused,
+                callers=callers,
+                told=self._telling.current,
             )
             for unet, anatomy in anatomies.items()
         )
@@ -157,15 +154,15 @@ class Attachment:
         remove_left_behind(self._pipe)
         return bool(unets)
 
-    def follow(self, begin: Callable[[Context], Guide], *, is_change: bool) -> None:
+    def follow(self, new_guide: GuideFactory, *, is_change: bool) -> None:
         """Be led by another from the next call on, which is a first step.
 
         Args:
-            begin: Gives each generation its guide.
+            new_guide: Gives each generation its guide.
             is_change: Whether the guides are other ones than before.
         """
         for each in self.unets:
-            each.follow(begin, is_change=is_change)
+            each.follow(new_guide, is_change=is_change)
         if is_change:
             last = self._last.items()
             self._last = {name: replace(each, is_outdated=True) for name, each in last}

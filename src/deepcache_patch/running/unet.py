@@ -20,7 +20,7 @@ from ..errors import ChangedResidualsError, warn
 from ..patching.call import CallPatch
 from ..patching.wrappers import unwrapped
 from ..schedules.context import Context, FinishedCall, Position
-from ..schedules.guide import Guide
+from ..schedules.guide import Guide, GuideFactory
 from ..schedules.noise import timesteps_of
 from ..schedules.plans import OUTPUT
 from .callers import Callers
@@ -49,7 +49,7 @@ class AttachedUNet:
         name: Of the component that it is.
         patch: Round the U-Net's calls, to be installed.
         anatomy: Of the U-Net inside `torch.compile`'s wrapper.
-        begin: Gives what leads through a generation, at its first call.
+        new_guide: Gives what leads through a generation, at its first call.
         scheduler_getter: Gives the pipeline's schedulers, the likeliest for this U-Net first.
         paused: Whether calls run plainly; asked for each of them.
         callers: Who may call the U-Net.
@@ -61,10 +61,11 @@ class AttachedUNet:
 
     def __init__(
         self,
+        *,
         name: str,
         patch: CallPatch,
         anatomy: Anatomy,
-        begin: Callable[[Context], Guide],
+        new_guide: GuideFactory,
         scheduler_getter: Callable[[], Sequence[Any]],
         paused: Callable[[], bool],
         callers: Callers,
@@ -73,7 +74,7 @@ class AttachedUNet:
         self.name = name
         self._unet = unwrapped(patch.module)
         self._cuts = UNetCuts(self._unet, anatomy)
-        self._guide_of = begin
+        self._new_guide = new_guide
         self._proof = Proof(self._unet, self._cuts, patch)
         self._decision = FullOrShallow(self._cuts, self._proof, scheduler_getter)
         self._paused = paused
@@ -134,10 +135,10 @@ class AttachedUNet:
             for session in list(self._sessions):
                 session.residuals.clear()
 
-    def follow(self, begin: Callable[[Context], Guide], *, is_change: bool) -> None:
+    def follow(self, new_guide: GuideFactory, *, is_change: bool) -> None:
         """Be led by another from the next call on, which is a first step."""
         with self._lock:
-            self._guide_of = begin
+            self._new_guide = new_guide
             self.reset()
             if is_change:
                 self._outdated = self._course
@@ -383,7 +384,7 @@ class AttachedUNet:
                 is_guess=position.num_steps is None,
                 is_told=session.told is not None,
             )
-            guide = self._guide_of(context)
+            guide = self._new_guide(context)
             self._cuts.record(guide.branches)
             self._proof.begin()
             session.guide, session.is_guess = guide, context.is_guess
