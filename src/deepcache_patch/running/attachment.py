@@ -21,7 +21,7 @@ from ..patching.wrappers import layers_of, unwrapped
 from ..schedules.guide import GuideFactory
 from .callers import Callers
 from .components import controlnets_of, modules_getter, modules_of, scheduler_getter, unets_of
-from .controlnet import AttachedCompanion
+from .controlnet import AttachedControlNet
 from .owners import remove_left_behind
 from .stats import LastGeneration, Stats
 from .told import Told
@@ -45,7 +45,7 @@ class Attachment:
 
     Attributes:
         unets: One for each U-Net; none while detached.
-        companions: One for each ControlNet that is cut, too.
+        controlnets: One for each ControlNet that is cut, too.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Attachment:
         self._installer = installer
         self._telling = Telling()
         self.unets: tuple[AttachedUNet, ...] = ()
-        self.companions: tuple[AttachedCompanion, ...] = ()
+        self.controlnets: tuple[AttachedControlNet, ...] = ()
         # Of what was detached.
         self._stats = Stats()
         self._last: dict[str, LastGeneration] = {}
@@ -129,24 +129,24 @@ class Attachment:
             )
             for unet, anatomy in anatomies.items()
         )
-        companions = self._companions_of(unets)
-        parts: list[AttachedUNet | AttachedCompanion] = [*unets, *companions]
+        controlnets = self._controlnets_of(unets)
+        parts: list[AttachedUNet | AttachedControlNet] = [*unets, *controlnets]
         with ExitStack() as undo:
             for each in parts:
                 undo.callback(each.detach)
                 each.attach()
             undo.pop_all()
-        self.unets, self.companions = unets, companions
+        self.unets, self.controlnets = unets, controlnets
         self._telling.attached()
         self._stats, self._last = Stats(), {}
 
     def detach(self) -> bool:
         """Leave all modules as they were, let go of what was recorded; whether there was any."""
         unets, self.unets = self.unets, ()
-        companions, self.companions = self.companions, ()
+        controlnets, self.controlnets = self.controlnets, ()
         self._keep_examples(unets)
-        for companion in companions:
-            companion.detach()
+        for controlnet in controlnets:
+            controlnet.detach()
         for unet in unets:
             unet.detach()
         self._stats = sum((each.stats for each in unets), self._stats)
@@ -180,14 +180,14 @@ class Attachment:
         for each in self.unets:
             each.reset()
 
-    def _companions_of(self, unets: tuple[AttachedUNet, ...]) -> tuple[AttachedCompanion, ...]:
+    def _controlnets_of(self, unets: tuple[AttachedUNet, ...]) -> tuple[AttachedControlNet, ...]:
         """One for each ControlNet that can be cut along with the pipeline's only U-Net."""
-        found: list[AttachedCompanion] = []
+        found: list[AttachedControlNet] = []
         for controlnet in controlnets_of(self._pipe) if len(unets) == 1 else ():
             # One that another pipeline has, too, is cut for the first of the two.
             if call_patch_of(controlnet) is None:
                 with suppress(UnsupportedModelError):  # then it runs whole
-                    found.append(AttachedCompanion(self._patch_of(controlnet), unets[0]))
+                    found.append(AttachedControlNet(self._patch_of(controlnet), unets[0]))
         return tuple(found)
 
     def _patch_of(self, module: nn.Module) -> CallPatch:
@@ -208,7 +208,7 @@ class Attachment:
                 self._examples[unwrapped(each.unet)] = each.example
 
     def _modules(self) -> set[nn.Module]:
-        return {each.unet for each in self.unets} | {each.controlnet for each in self.companions}
+        return {each.unet for each in self.unets} | {each.controlnet for each in self.controlnets}
 
 
 def _last_of(unets: tuple[AttachedUNet, ...]) -> dict[str, LastGeneration]:

@@ -136,7 +136,7 @@ class FullOrShallow:
 
         Args:
             session: As it is before that call.
-            timestep: What a companion got, which is called before the U-Net.
+            timestep: What a ControlNet got, which is called before the U-Net.
             sample: Likewise; it may differ from the U-Net's in its channels.
         """
         guide, timesteps = session.guide, timesteps_of(session.scheduler)

@@ -41,7 +41,7 @@ class Session:
             guide wanted in full, or in which blocks were replaced.
         scheduler: The one that drives this generation, or `None`.
         course: How that goes.
-        residuals: What companions gave last.
+        residuals: What ControlNets gave last.
         slots: The calls of its steps.
         watched: By branch and revision, why shallow calls are no good in this generation; `None` if
             they are.
@@ -55,7 +55,7 @@ class Session:
         self.cache = FeatureCache()
         self.generation = -1
         self.course = GenerationRecord("")
-        # A reset may come between the companion's call and the U-Net's.
+        # A reset may come between the ControlNet's call and the U-Net's.
         self.residuals = Residuals()
         self._numbers = itertools.count()  # for slots: none comes twice in this session
         self._entered = -1

@@ -165,18 +165,18 @@ class AttachedUNet:
             warn(doubt.text)
 
     def foresee(self, timestep: Any, sample: torch.Tensor, source: Source) -> int | None:
-        """The branch of the coming call, for a companion that is called before it.
+        """The branch of the coming call, for a ControlNet that is called before it.
 
         What comes may still run in full, if it turns out to be another call than it seems.
 
         Args:
-            timestep: What the companion got.
+            timestep: What the ControlNet got.
             sample: Likewise; it may differ from the U-Net's in its channels.
-            source: The companion.
+            source: The ControlNet.
 
         Returns:
             `None` if the call will run in full, if that is not known, or if it has not been seen
-            that what the companion gives reaches the U-Net as it is.
+            that what the ControlNet gives reaches the U-Net as it is.
         """
         with self._lock:
             if self._runs_plainly(sample) or not self._patch.installed:
@@ -186,7 +186,7 @@ class AttachedUNet:
             if branch is None:
                 return None
             if session.residuals.trusts(source):
-                # At branch -1 the U-Net will not run, but the companion does: the least of it.
+                # At branch -1 the U-Net will not run, but the ControlNet does: the least of it.
                 return max(branch, 0)
             reason = "what it gave was changed before it reached the U-Net"
             if not source.is_own:
@@ -201,13 +201,13 @@ class AttachedUNet:
             return None
 
     def remember(self, call: Given) -> None:
-        """Remember a call of a companion: the U-Net's will show whether its residuals arrive."""
+        """Remember a call of a ControlNet: the U-Net's will show whether its residuals arrive."""
         with self._lock:
             self._session().residuals.give(call)
 
     @property
     def _alone(self) -> str:
-        """How to make a helper that knows of no companions."""
+        """How to make a helper that knows of no ControlNets."""
         return f"DeepCacheHelper(pipe.{self.name})"
 
     def _call(
@@ -405,7 +405,7 @@ class AttachedUNet:
     def _completed(
         self, session: Session, branch: int | None, arguments: dict[str, Any]
     ) -> dict[str, Any] | None:
-        """The arguments with all residuals that the call needs, if a cut companion gave fewer.
+        """The arguments with all residuals that the call needs, if a cut ControlNet gave fewer.
 
         Raises:
             ChangedResidualsError: If something was done to those that it gave.

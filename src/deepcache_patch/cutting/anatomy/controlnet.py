@@ -17,7 +17,7 @@ from .base import Dissected, with_blocks
 from .layered import DownPath
 
 
-class Companion(Dissected, ABC):
+class ControlNetAnatomy(Dissected, ABC):
     """How to leave out of a ControlNet, or of several in one, what a shallow call does not use.
 
     Args:
@@ -59,7 +59,7 @@ class Companion(Dissected, ABC):
         """What leaves the residuals that a shallow call uses."""
 
 
-class ControlNetAnatomy(Companion):
+class BlockControlNetAnatomy(ControlNetAnatomy):
     """The ControlNets of U-Nets with blocks of layers.
 
     Raises:
@@ -94,7 +94,7 @@ class ControlNetAnatomy(Companion):
         return Cut(swaps)
 
 
-class HunyuanControlNetAnatomy(Companion):
+class HunyuanControlNetAnatomy(ControlNetAnatomy):
     """The ControlNets of Hunyuan-DiT."""
 
     parts = ("blocks", "controlnet_blocks")
