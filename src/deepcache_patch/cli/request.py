@@ -130,7 +130,7 @@ class GenerationRequest(PipelineRequest):
 
     def call_of(self, pipe: Any) -> tuple[range, dict[str, Any]]:
         """Returns seeds and arguments for this pipeline, and refuses what it does not know."""
-        from ..compare.steps import LISTS
+        from ..compare.call_steps import LISTS
         from ..measuring.generation import accepted_arguments, batched_call
         from ..page.card import card_of
 
@@ -300,18 +300,15 @@ def interval_leaving(full_steps: int, steps: int, window: Window) -> float:
 
 def interval_for_call(pipe: Any, call: Mapping[str, Any], full_steps: int, window: Window) -> float:
     """The same, by the steps that a call has, as far as it is known."""
-    from ..compare.steps import STEP_ARGUMENTS, strength_of
-    from ..schedules.plans import Uniform
-    from ..settings.preview import num_steps, plan_of
+    from ..compare.call_steps import STEP_ARGUMENTS, timesteps_that_run
 
-    count = call.get("num_inference_steps")
-    told = [name for name in STEP_ARGUMENTS if name != "strength" and call.get(name) is not None]
-    if told or num_steps(pipe, count) is None:
+    steps = timesteps_that_run(pipe, call)
+    if steps is None:
+        told = [each for each in STEP_ARGUMENTS if each != "strength" and call.get(each) is not None]
         because = f"with --call {told[0]}" if told else f"of a {type(pipe).__name__}"
         raise BadInputError(
             f"--full-steps needs the number of steps, which is not known {because}: give --interval"
         )
-    steps = len(plan_of(pipe, Uniform(1), count, strength=strength_of(pipe, call)))
     return interval_leaving(full_steps, steps, window)
 
 

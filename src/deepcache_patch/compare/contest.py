@@ -28,8 +28,8 @@ from ..running.stats import LastGeneration, Stats
 from ..schedules.guide import AnySchedule
 from ..schedules.plans import Uniform
 from .against import HELPER
+from .call_steps import STEP_ARGUMENTS, steps_of
 from .fewer import full_calls_worth
-from .steps import STEP_ARGUMENTS, steps_of
 
 #: Enough for a full and a shallow step, whatever the interval, and for multistep solvers.
 _WARM_UP_STEPS = 4

@@ -18,7 +18,7 @@ from ..running.stats import Stats
 from ..schedules.plans import FULL, OUTPUT, Plan
 from ..settings.preview import num_steps
 from .against import Against
-from .steps import LISTS, strength_of
+from .call_steps import LISTS, strength_of
 
 #: What stands before its progress bar.
 LABEL: Final = "fewer steps"

@@ -12,10 +12,10 @@ from typing import Any
 from ..measuring.generation import Timing
 from ..running.face import Helper
 from .about import about
+from .call_steps import require_same_steps
 from .contest import CachedRun, Contest, Run
 from .fewer import Fewer, FewerSteps
 from .outcome import Comparison
-from .steps import require_same_steps
 
 
 def compare(

@@ -40,8 +40,7 @@ class Saved:
     @property
     def model(self) -> str:
         """The name of the model's folder, or its hub id."""
-        model = str(self.about["model"])
-        return Path(model).resolve().name if Path(model).is_dir() else model
+        return short_name(str(self.about["model"]))
 
     @property
     def headings(self) -> list[str]:
@@ -119,3 +118,8 @@ class Saved:
 def files_of(kind: str) -> tuple[str, str, str]:
     """The names of what `Saved.save_all` writes."""
     return f"{kind}.png", f"{kind}.json", f"{kind}.html"
+
+
+def short_name(model: str) -> str:
+    """The name of a model's folder, or its hub id."""
+    return Path(model).resolve().name if Path(model).is_dir() else model

@@ -6,7 +6,7 @@ from ..running.components import likeliest_scheduler
 from ..running.face import Helper
 from ..running.stats import LastGeneration
 from ..schedules.context import Context
-from ..schedules.guide import expected
+from ..schedules.guide import brings_replay, expected
 from ..schedules.html import html_table
 from ..schedules.noise import timesteps_of
 from ..schedules.noise_aware import remarks_on
@@ -72,7 +72,7 @@ def as_html(helper: Helper) -> str:
 
 
 def _replay(helper: Helper) -> str:
-    if getattr(helper.schedule, "own_replay", False):
+    if brings_replay(helper.schedule):
         return f"that of {type(helper.schedule).__name__}"
     return str(helper.replay)
 

@@ -12,6 +12,7 @@ from typing import Any, Final
 import torch
 from torch import nn
 
+from ..running.offloading import group_of
 from .schedule_file import LONGEST
 
 #: How many parameters are looked at, and how many numbers of each.
@@ -129,6 +130,4 @@ def _numbers(parameter: torch.Tensor) -> tuple[float, ...]:
 
 def _is_on_disk(module: nn.Module) -> bool:
     """Whether group offloading has the weights in a file, and anything in their place."""
-    registry: Any = vars(module).get("_diffusers_hook")
-    hook = registry and registry.get_hook("group_offloading")
-    return getattr(getattr(hook, "group", None), "offload_to_disk_path", None) is not None
+    return getattr(group_of(module), "offload_to_disk_path", None) is not None

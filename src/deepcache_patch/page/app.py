@@ -9,11 +9,11 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from html import escape
-from pathlib import Path
 from threading import Event
 from typing import Any
 
 from ..compare.paste import python_of
+from ..compare.saving import short_name
 from ..errors import DeepCacheError, first_line
 from ..learning.calibrated_schedule import Calibrated
 from ..measuring.similarity import require_metrics
@@ -211,11 +211,10 @@ class Page:
     def _title(self) -> str:
         pipe = self._pipe
         name = str(getattr(pipe, "name_or_path", "") or type(pipe).__name__)
-        short = Path(name).resolve().name if Path(name).is_dir() else name
         scheduler = type(pipe.scheduler).__name__.removesuffix("Scheduler")
         dtype = str(pipe.dtype).removeprefix("torch.")
         about = f"{type(pipe).__name__}, {scheduler}, {dtype} on {pipe.device}"
-        return f"## {escape(short)} with and without the helper\n{about}"
+        return f"## {escape(short_name(name))} with and without the helper\n{about}"
 
     def _wire(self, blocks: Any) -> None:
         gr, fields = self._gr, self.fields.all

@@ -161,6 +161,11 @@ class ProtectingGuide(Guide):
         self._guide.finish()
 
 
+def brings_replay(schedule: Any) -> bool:
+    """Whether a schedule makes what shallow steps get itself: by a true `own_replay`."""
+    return bool(getattr(schedule, "own_replay", False))
+
+
 def plans_ahead(schedule: Any) -> bool:
     """Whether a schedule has a plan before a generation: by `plan_for(context)`, or `plan(n)`."""
     return hasattr(schedule, "plan_for") or hasattr(schedule, "plan")

@@ -10,7 +10,7 @@ from typing import Any, Final, TypedDict
 
 from ..errors import InvalidSettingError, no_such
 from ..learning.auto import Auto
-from ..schedules.guide import AnySchedule, GuideFactory, guide_factory
+from ..schedules.guide import AnySchedule, GuideFactory, brings_replay, guide_factory
 from ..schedules.noise_aware import NoiseAware
 from ..schedules.replay import Replay
 from ..schedules.window import NO_WINDOW, Window
@@ -148,9 +148,9 @@ class Settings:
 
     def _check_replay(self, schedule: AnySchedule) -> None:
         """Refuse a schedule that would put out of force the replay that somebody has chosen."""
-        in_force = not getattr(self.schedule, "own_replay", False)
+        in_force = not brings_replay(self.schedule)
         chosen = self.replay != DEFAULT.replay
-        if in_force and chosen and getattr(schedule, "own_replay", False):
+        if in_force and chosen and brings_replay(schedule):
             raise InvalidSettingError(
                 f"{type(schedule).__name__} brings its own replay, and replay={self.replay!r} is "
                 "in force: give replay='extrapolate' with the schedule, which takes that back"

@@ -12,7 +12,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from ..compare.steps import LISTS, require_same_steps, strength_of
+from ..compare.call_steps import LISTS, require_same_steps, strength_of
 from ..errors import InvalidSettingError, no_such
 from ..learning.auto import Auto
 from ..learning.calibrated_schedule import Calibrated
