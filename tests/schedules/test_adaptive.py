@@ -28,7 +28,7 @@ from deepcache_patch.schedules.adaptive import AdaptiveGuide
 from deepcache_patch.schedules.context import Context, FinishedCall, Position
 from deepcache_patch.schedules.forecast import Forecast
 from deepcache_patch.schedules.guide import GuidingSchedule
-from deepcache_patch.schedules.noise_aware import (
+from deepcache_patch.schedules.placing import (
     cheapest,
     early_weights,
     how_long_used,

@@ -276,7 +276,7 @@ def interval_leaving(full_steps: int, steps: int, window: Window) -> float:
         steps: Of the generation.
         window: What runs in full in any case.
     """
-    from ..schedules.noise_aware import FEW_STEPS
+    from ..schedules.placing import FEW_STEPS
 
     _require_so_many(full_steps, steps)
     if full_steps < steps <= FEW_STEPS:
@@ -304,7 +304,9 @@ def interval_for_call(pipe: Any, call: Mapping[str, Any], full_steps: int, windo
 
     steps = timesteps_that_run(pipe, call)
     if steps is None:
-        told = [each for each in STEP_ARGUMENTS if each != "strength" and call.get(each) is not None]
+        told = [
+            each for each in STEP_ARGUMENTS if each != "strength" and call.get(each) is not None
+        ]
         because = f"with --call {told[0]}" if told else f"of a {type(pipe).__name__}"
         raise BadInputError(
             f"--full-steps needs the number of steps, which is not known {because}: give --interval"

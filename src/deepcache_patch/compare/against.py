@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..measuring.generation import Timing
 from ..measuring.speed import WIDEST, Speed
-from ..schedules.noise_aware import if_short
+from ..schedules.remarks import if_short
 from .measures import SAME, Measured
 
 #: What stands beside "plain": its column, its label, its progress bar. In JSON, fields and classes

@@ -9,8 +9,8 @@ from ..schedules.context import Context
 from ..schedules.guide import brings_replay, expected
 from ..schedules.html import html_table
 from ..schedules.noise import timesteps_of
-from ..schedules.noise_aware import remarks_on
 from ..schedules.plans import OUTPUT, Plan, place_of, schedule_text
+from ..schedules.remarks import remarks_on
 from ..schedules.window import Window
 
 #: What the plan is shown for where neither a generation nor the scheduler tells how many steps.

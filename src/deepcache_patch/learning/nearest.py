@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 from ..errors import InvalidSettingError
 from ..schedules.fit import DAMPING, trend
-from ..schedules.noise_aware import cheapest, cheapest_by, usual_levels
+from ..schedules.placing import cheapest, cheapest_by, usual_levels
 from ..schedules.plans import plan_with
 from .calibrated_schedule import Calibrated
 from .study import Study

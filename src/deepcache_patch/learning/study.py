@@ -13,7 +13,7 @@ from ..schedules.fit import DAMPING, fitted
 from ..schedules.forecast import Forecast, Weights, channels
 from ..schedules.guide import Guide
 from ..schedules.noise import copied_scheduler, ends_with
-from ..schedules.noise_aware import power_of
+from ..schedules.placing import power_of
 from ..schedules.plans import OUTPUT, Plan
 from ..schedules.transfer import sent
 from .calibrated_schedule import Calibrated, ValidFor

@@ -15,7 +15,7 @@ from ..measuring.loop_clock import LoopClock
 from ..measuring.similarity import psnr
 from ..measuring.speed import Speed
 from ..running.face import Helper
-from ..schedules.noise_aware import FEW_STEPS
+from ..schedules.placing import FEW_STEPS
 from .calibrated_schedule import Calibrated
 from .nearest import Way, nearest_way, usual_way
 from .reached import Reached, mean_of

@@ -17,7 +17,7 @@ from ..compare.saving import short_name
 from ..errors import DeepCacheError, first_line
 from ..learning.calibrated_schedule import Calibrated
 from ..measuring.similarity import require_metrics
-from ..schedules.noise_aware import remarks_on
+from ..schedules.remarks import remarks_on
 from ..settings.by_name import DEFAULT
 from .card import card_of
 from .fields import Fields

@@ -17,7 +17,13 @@ from ..errors import InvalidSettingError
 from .context import Context, FinishedCall
 from .forecast import Forecast
 from .guide import ReplayGuide
-from .noise_aware import FEW_STEPS, early_weights, how_long_used, usual_levels, within
+from .placing import (
+    FEW_STEPS,
+    count_of_full_steps,
+    early_weights,
+    how_long_used,
+    usual_levels,
+)
 from .plans import FULL, OUTPUT, PlanEntry, number_between, whole_number
 from .replay import Replay
 from .transfer import HostCopy
@@ -105,7 +111,9 @@ class Adaptive:
         if context.is_guess or context.num_steps <= FEW_STEPS:
             return context.num_steps
         protected = context.protected
-        return max(within(self.interval, context.num_steps, protected), len(protected | {0}))
+        return max(
+            count_of_full_steps(self.interval, context.num_steps, protected), len(protected | {0})
+        )
 
     def __repr__(self) -> str:
         return (

@@ -17,7 +17,8 @@ from ..errors import InvalidSettingError, no_such
 from ..learning.auto import Auto
 from ..learning.calibrated_schedule import Calibrated
 from ..schedules.guide import plans_ahead
-from ..schedules.noise_aware import FEW_STEPS, NoiseAware
+from ..schedules.noise_aware import NoiseAware
+from ..schedules.placing import FEW_STEPS
 from ..schedules.plans import FULL, Schedule, whole_number
 from ..schedules.replay import Extrapolate
 from ..schedules.window import Window
