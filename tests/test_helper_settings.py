@@ -33,7 +33,7 @@ from deepcache_patch import (
 from deepcache_patch.inspection.branches import Branches
 from deepcache_patch.running.controlnet import AttachedControlNet
 from deepcache_patch.running.session import Session
-from deepcache_patch.running.shallow import UNetCuts
+from deepcache_patch.running.unet_cuts import UNetCuts
 from deepcache_patch.schedules.guide import Guide, PlannedGuide
 
 pytestmark = pytest.mark.usefixtures("kept_tables")

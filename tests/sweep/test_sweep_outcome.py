@@ -15,7 +15,7 @@ from builders.sweeps import ABOUT, made, row
 from PIL import Image
 
 from deepcache_patch import Uniform
-from deepcache_patch.compare.paste import python_of
+from deepcache_patch.compare.script import python_of
 from deepcache_patch.measuring.generation import Timing
 from deepcache_patch.sweep.figures import cautions_of, knee_text, rows_of
 from deepcache_patch.sweep.outcome import FILES, Sweep

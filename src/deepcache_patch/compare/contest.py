@@ -23,12 +23,12 @@ from ..measuring.generation import Timing, calls_of, timed_call
 from ..measuring.media import Made, made_by
 from ..measuring.similarity import SMALLEST_FOR_LPIPS, lpips, psnr, require_metrics, snr, ssim
 from ..running.components import is_pipeline, unets_of
-from ..running.face import Helper
+from ..running.protocol import Helper
 from ..running.stats import LastGeneration, Stats
 from ..schedules.guide import AnySchedule
 from ..schedules.plans import Uniform
-from .against import HELPER
 from .call_steps import STEP_ARGUMENTS, steps_of
+from .contestant import HELPER
 from .fewer import full_calls_worth
 
 #: Enough for a full and a shallow step, whatever the interval, and for multistep solvers.

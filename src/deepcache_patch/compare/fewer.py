@@ -17,8 +17,8 @@ from ..running.components import unets_of
 from ..running.stats import Stats
 from ..schedules.plans import FULL, OUTPUT, Plan
 from ..settings.preview import num_steps
-from .against import Against
 from .call_steps import LISTS, strength_of
+from .contestant import Contestant
 
 #: What stands before its progress bar.
 LABEL: Final = "fewer steps"
@@ -36,7 +36,7 @@ class _Timed(Protocol):
 _Run = TypeVar("_Run", bound=_Timed)
 
 
-class Fewer(Generic[_Run]):
+class FewerStepsRival(Generic[_Run]):
     """The runs with fewer steps; how many steps is known once plain and cached have run.
 
     Args:
@@ -88,7 +88,7 @@ class Fewer(Generic[_Run]):
 
 
 @dataclass(frozen=True)
-class FewerSteps(Against):
+class FewerSteps(Contestant):
     """What the plain pipeline made with fewer steps, from the same seeds.
 
     It is measured against the plain results of all steps.

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ..measuring.media import Sound, some_frames
-from .against import speed_text
+from .contestant import speed_text
 from .figures import looks_lines
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ from ..measuring.generation import Timing
 from ..measuring.media import Kind, Result, kind_of
 from ..schedules.plans import Plan, place_of
 from .about import sampler_of
-from .against import (
+from .contestant import (
     HELPER,
-    Against,
+    Contestant,
     doubts,
     few_steps,
     figures_of,
@@ -47,7 +47,7 @@ ENOUGH: Final = 16
 
 
 @dataclass(frozen=True)
-class Comparison(Against, Saved):
+class Comparison(Contestant, Saved):
     """The same seeds without and with the helper.
 
     Attributes:
@@ -212,7 +212,7 @@ class Comparison(Against, Saved):
         return f"<Comparison of {self.model}: {line}>"
 
     @property
-    def contestants(self) -> dict[str, Against]:
+    def contestants(self) -> dict[str, Contestant]:
         """What stands beside plain, by its name: "helper", and the fewer steps if there are."""
         return {HELPER: self, **({self.fewer.name: self.fewer} if self.fewer else {})}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..running.components import likeliest_scheduler
-from ..running.face import Helper
+from ..running.protocol import Helper
 from ..running.stats import LastGeneration
 from ..schedules.context import Context
 from ..schedules.guide import brings_replay, expected

@@ -21,7 +21,7 @@ from ..measuring.generation import labelled_progress
 from ..measuring.speed import FEWEST, Speed, measured_speed
 from ..patching.wrappers import unwrapped
 from ..running.components import unets_of
-from ..running.face import Helper
+from ..running.protocol import Helper
 from ..schedules.plans import OUTPUT, number_between, whole_number
 from .calibrated_schedule import Calibrated, described
 from .nearest import TRIED

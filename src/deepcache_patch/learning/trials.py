@@ -14,7 +14,7 @@ from ..measuring.generation import as_floats
 from ..measuring.loop_clock import LoopClock
 from ..measuring.similarity import psnr
 from ..measuring.speed import Speed
-from ..running.face import Helper
+from ..running.protocol import Helper
 from ..schedules.placing import FEW_STEPS
 from .calibrated_schedule import Calibrated
 from .nearest import Way, nearest_way, usual_way

@@ -12,8 +12,8 @@ from html import escape
 from threading import Event
 from typing import Any
 
-from ..compare.paste import python_of
 from ..compare.saving import short_name
+from ..compare.script import python_of
 from ..errors import DeepCacheError, first_line
 from ..learning.calibrated_schedule import Calibrated
 from ..measuring.similarity import require_metrics
@@ -22,8 +22,8 @@ from ..settings.by_name import DEFAULT
 from .card import card_of
 from .fields import Fields
 from .gallery import Gallery
+from .history import History, Try
 from .markup import planned, ran, wrong
-from .memory import Memory, Try
 from .result import ResultView, difference
 from .trial import OnStep, Runner
 from .watch import StoppedError
@@ -50,7 +50,7 @@ class Page:
     Attributes:
         blocks: The `gradio.Blocks`.
         runner: What makes the pictures.
-        memory: What has been tried; all who look at the page see the same one.
+        history: What has been tried; all who look at the page see the same one.
         fields: The settings.
 
     Raises:
@@ -69,7 +69,7 @@ class Page:
         self._gr = gradio()
         self._pipe = pipe
         self.runner = Runner(pipe)
-        self.memory = Memory()
+        self.history = History()
         if not isinstance(schedule, str):
             schedule.check(pipe.unet, pipe.scheduler)
         self._stops: dict[str, Event] = {}  # of each tab that generates, or waits for its turn
@@ -93,7 +93,7 @@ class Page:
             values: Of the fields.
         """
         given = self.fields.given(values)
-        made = self.memory.find(shown)
+        made = self.history.find(shown)
         if made is not None and made.was_made_with(given):
             return ran(made.trial.comparison)
         try:
@@ -123,7 +123,7 @@ class Page:
                 return self._nothing_new()
             finally:
                 self._stops.pop(tab, None)
-            return [*self._shown(self.memory.add(given, trial)), *self.gallery.of()]
+            return [*self._shown(self.history.add(given, trial)), *self.gallery.of()]
 
     def bring_back(self, made: Try | None) -> list[Any]:
         """What the fields and the result show of a try; nothing changes if there is none."""
@@ -133,7 +133,7 @@ class Page:
 
     def amplified(self, shown: int | None, factor: float) -> Any:
         """The difference of the pictures that are shown."""
-        made = self.memory.find(shown)
+        made = self.history.find(shown)
         if made is None:
             return self._gr.skip()
         return difference(made.trial.plain, made.trial.cached, factor)
@@ -202,7 +202,7 @@ class Page:
                 with gr.Column(scale=4, min_width=280):
                     self.fields.add_helper()
                     self.fields.add_call()
-            self.gallery = Gallery(gr, self.memory)
+            self.gallery = Gallery(gr, self.history)
             shown = gr.State(None)
             self._shows = [shown, strip, *self.result.all]
             self._wire(blocks)
@@ -234,7 +234,7 @@ class Page:
             return called
 
         def selected(event: Any) -> list[Any]:
-            return self.bring_back(self.memory.find(int(event.row_value[0])))
+            return self.bring_back(self.history.find(int(event.row_value[0])))
 
         # That is how gradio knows what to give; it is not there when the annotations are written.
         generate.__annotations__["tab"] = gr.Request

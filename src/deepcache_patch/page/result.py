@@ -14,8 +14,8 @@ from typing import Any, Final
 from PIL import Image, ImageChops
 
 from ..compare.grid import DIFFERENCE_FACTOR
+from .history import Try
 from .markup import figures
-from .memory import Try
 
 #: Of so many tries the files are kept, those that were shown last.
 _MOST_FILES: Final = 8

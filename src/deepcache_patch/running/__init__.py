@@ -1,8 +1,8 @@
 """What happens while a pipeline runs with a helper attached, call by call.
 
 One call of a U-Net: `unet` leads it through its generation, `decision` says whether it runs in full
-or shallow, `shallow` cuts the U-Net, and `proof` tries out once whether a U-Net with somebody's own
-code can be cut, by a `second_run` that nobody notices. `session` keeps what a thread has of its
+or shallow, `unet_cuts` cuts the U-Net, and `proof` tries out once whether a U-Net with somebody's
+own code can be cut, by a `second_run` that nobody notices. `session` has the state of a thread's
 generation, `slots` tells the calls of one step apart, `callers` and `tracing` say what a call is
 for, `offloading` who moves weights about.
 
@@ -19,8 +19,8 @@ can be kept there, and `bytecode` says what each function on the way reads and w
 
 One pipeline: `components` finds its parts, `attachment` takes their calls over and gives them back,
 `owners` says which helper the pipeline holds and whose its parts are, `compiling` compiles them.
-One helper: `pause`, and `face`, which says what other rooms ask of it. `stats` and `example` keep
-what has happened.
+One helper: `pause`, and `protocol`, which says what other rooms ask of it. `stats` and `example`
+keep what has happened.
 
 What can be cut is known in `cutting`, which steps are full in `schedules`.
 """

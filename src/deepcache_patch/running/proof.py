@@ -15,7 +15,7 @@ from ..patching.call import CallPatch
 from ..schedules.plans import OUTPUT
 from .observers import first_stateful
 from .second_run import copied, obstacle_to_a_second_run, put_back, same, tensors_of, unnoticed
-from .shallow import UNetCuts
+from .unet_cuts import UNetCuts
 
 
 class Proof:

@@ -1,6 +1,6 @@
 """One U-Net with a helper attached: its calls come here, and are run whole or cut.
 
-Which of the two is decided in `decision`; how it is cut is known in `shallow`. Here the calls of a
+Which of the two is decided in `decision`; `unet_cuts` knows how it is cut. Here the calls of a
 generation are led through: the guide is asked, features are recorded and replayed, all is counted.
 """
 
@@ -29,10 +29,10 @@ from .example import example_of
 from .proof import Proof
 from .residuals import Given, Source
 from .session import Session
-from .shallow import UNetCuts
 from .stats import GenerationRecord, LastGeneration, Stats, Tally
 from .told import Told
 from .tracing import is_written_down
+from .unet_cuts import UNetCuts
 
 _ANOTHERS: Final = (
     "it is of another asyncio task than the loop whose block of generation() it is in: enter a "

@@ -2,7 +2,7 @@
 
 A U-Net has a thousand modules or two. It is walked through once, and again only when it has become
 another one; whether it has is seen at the start of each generation, and once more before its first
-shallow call. What is looked for there is known in `shallow`, `observers` and `offloading`.
+shallow call. What is looked for there is known in `unet_cuts`, `observers` and `offloading`.
 """
 
 from collections.abc import Set

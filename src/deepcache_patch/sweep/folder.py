@@ -1,5 +1,5 @@
-"""`Kept`: the folder in which a sweep keeps each row as soon as it is made, so that a second run
-makes only what is missing: one JSON file and the pictures of each row, beside the request.
+"""`RowStore`: the folder in which a sweep keeps each row as soon as it is made, so that a second
+run makes only what is missing: one JSON file and the pictures of each row, beside the request.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _DAMAGES: Final = (
 _SHOWN: Final = 80
 
 
-class Kept:
+class RowStore:
     """The rows that there are, by their keys; in a folder, if one is given.
 
     Args:

@@ -12,10 +12,10 @@ from typing import Any, Final
 from PIL import Image
 
 from ..compare.about import sampler_of
-from ..compare.against import Against, speed_text
+from ..compare.contestant import Contestant, speed_text
 from ..compare.measures import CLEAR, DETAILS, SAME
-from ..compare.paste import python_of
 from ..compare.saving import Saved, files_of
+from ..compare.script import python_of
 from ..measuring.environment import versions
 from ..measuring.finite import finite
 from ..measuring.generation import Timing
@@ -32,7 +32,7 @@ _COMMAND: Final = "deepcache-patch compare MODEL --prompt TEXT"
 
 
 @dataclass(frozen=True)
-class Row(Against):
+class Row(Contestant):
     """One contestant: a setting of the helper, or the plain pipeline with so many steps.
 
     It is measured against the reference.

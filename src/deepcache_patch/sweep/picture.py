@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from PIL import Image, ImageDraw, ImageFont
 
-from ..compare.against import speed_text
+from ..compare.contestant import speed_text
 from ..compare.grid import FAINT, INK, LINE, MARGIN, draw_grid, drawable, wrapped
 from ..measuring.media import small
 from .curve import Curve, curve_of

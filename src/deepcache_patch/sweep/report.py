@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
-from ..compare.against import speed_text
+from ..compare.contestant import speed_text
 from ..compare.grid import SMALLEST_CELL
 from ..compare.measures import RULE as LOOKS_RULE
 from ..compare.pages import picture_uri, rendered

@@ -16,18 +16,18 @@ from torch import nn
 
 from ..compare.about import about
 from ..compare.contest import CachedRun, Contest, Run
-from ..compare.fewer import Fewer
+from ..compare.fewer import FewerStepsRival
 from ..errors import InvalidSettingError
 from ..learning.auto import Auto
 from ..learning.fingerprint import Fingerprint
 from ..measuring.environment import versions
 from ..patching.wrappers import unwrapped
 from ..running.components import modules_of, scheduler_getter, unets_of
-from ..running.face import Helper
-from .folder import Kept
+from ..running.protocol import Helper
+from .folder import RowStore
 from .outcome import Row, Sweep
+from .progress import Progress
 from .settings import SweepSetting, require_fitting, settings_of
-from .turns import Turns
 
 #: Whole, because some schedules take no others; `None` is each schedule's own.
 INTERVALS: Final = (2, None, 3, 5)
@@ -119,12 +119,12 @@ class _Running:
         self._smaller = smaller[::-1]
         self._about = _about(contest, settings)
         # Telling all weights and adapters apart takes a while: only where rows are kept.
-        self._kept = Kept(folder, {} if folder is None else _request(contest, self._about))
+        self._rows = RowStore(folder, {} if folder is None else _request(contest, self._about))
         self._schedules: dict[str, Any] = {}
         self._failed: dict[str, str | None] = {}  # why fewer steps failed: the next run tries again
         self._number = 0  # the round
         self._plain: Run | None = None  # of the reference in it
-        self._turns = Turns(self._left(contest.repeats))
+        self._progress = Progress(self._left(contest.repeats))
 
     def round(self, number: int) -> None:
         """Everybody who has run in fewer rounds than these runs once, the reference first."""
@@ -133,7 +133,7 @@ class _Running:
             return
         if self._plain is None:
             self._contest.warm_up(setting.made() for setting in self._settings)
-        with self._turns.of(*self._weight(None)) as label:
+        with self._progress.of(*self._weight(None)) as label:
             plain = self._plain = self._contest.plain(label=label)
         self._keep(None, self._contest.steps, plain)
         for steps in self._smaller:
@@ -148,7 +148,7 @@ class _Running:
 
     def outcome(self) -> Sweep | None:
         """What there is; `None` before the first setting is finished."""
-        plain = self._kept.restored("plain", None)
+        plain = self._rows.restored("plain", None)
         rows = [row for each in self._settings if (row := self._row(each)) is not None]
         if plain is None or not rows:
             return None
@@ -163,10 +163,10 @@ class _Running:
         contest, key = self._contest, setting.key
         is_new = key not in self._schedules
         if is_new:
-            self._schedules[key] = setting.made(self._kept.file(key))
+            self._schedules[key] = setting.made(self._rows.file(key))
         schedule = self._schedules[key]
         contest.helper.follow(schedule)
-        with self._turns.of(*self._weight(setting)) as label:
+        with self._progress.of(*self._weight(setting)) as label:
             # One that was given may have learned from something else.
             taught = isinstance(schedule, Auto) and schedule.learned and setting.given is None
             if is_new and isinstance(schedule, Auto) and not taught:
@@ -180,19 +180,19 @@ class _Running:
             self._plain_with(row.fewer)
         elif (row.fewer_left_out or self._failed.get(setting.key)) is None and self._plain:
             contest = self._contest
-            fewer = Fewer(contest.pipe, contest.call, contest.steps, self._plain_with)
+            fewer = FewerStepsRival(contest.pipe, contest.call, contest.steps, self._plain_with)
             fewer.follow(self._plain.time, row.worth)
             if fewer.failed:
                 self._failed[setting.key] = fewer.left_out
                 return
             steps = fewer.steps if fewer.runs else None
-            self._kept.keep(setting.key, replace(row, fewer=steps, fewer_left_out=fewer.left_out))
+            self._rows.keep(setting.key, replace(row, fewer=steps, fewer_left_out=fewer.left_out))
 
     def _plain_with(self, steps: int, _label: str = "") -> Row:
         row = self._plain_row(steps)
         if row is not None and len(row.times) > self._number:
             return row
-        with self._turns.of(f"plain, {steps} steps", steps) as label:
+        with self._progress.of(f"plain, {steps} steps", steps) as label:
             run = self._contest.plain(steps, label)
         return self._keep(None, steps, run)
 
@@ -201,7 +201,7 @@ class _Running:
         contest, plain = self._contest, self._plain or run
         is_reference = setting is None and steps == contest.steps
         key = "plain" if is_reference else _plain_key(steps) if setting is None else setting.key
-        row = self._kept.restored(key, setting)
+        row = self._rows.restored(key, setting)
         if row is None:
             cached = run if isinstance(run, CachedRun) else None
             calls = run.time.calls
@@ -222,14 +222,14 @@ class _Running:
         if len(row.times) <= self._number:
             times, plains = (*row.times, run.time), (*row.plain_times, plain.time)
             row = replace(row, times=times, plain_times=plains)
-            self._kept.keep(key, row)
+            self._rows.keep(key, row)
         return row
 
     def _row(self, setting: SweepSetting) -> Row | None:
-        return self._kept.restored(setting.key, setting)
+        return self._rows.restored(setting.key, setting)
 
     def _plain_row(self, steps: int) -> Row | None:
-        return self._kept.restored(_plain_key(steps), None)
+        return self._rows.restored(_plain_key(steps), None)
 
     def _left(self, rounds: int) -> float:
         """The steps that are still to be run in so many rounds, as far as that can be told."""
@@ -250,7 +250,7 @@ class _Running:
                 add(known, weight)
         for steps in self._smaller:
             add(self._plain_row(steps), steps)
-        if self._kept.restored("plain", None) is None:
+        if self._rows.restored("plain", None) is None:
             most = max(most, 1)
         return left + most * self._weight(None)[1]
 

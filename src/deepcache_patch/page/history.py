@@ -53,7 +53,7 @@ class Try:
         return {**settings, **drawn} == dict(self.settings)
 
 
-class Memory:
+class History:
     """The last tries, the first one first.
 
     Args:
