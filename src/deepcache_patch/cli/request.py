@@ -125,7 +125,7 @@ class GenerationRequest(PipelineRequest):
         return pipe if self.image is None else image_to_image(pipe)
 
     def _prompts(self) -> list[str]:
-        """Those of `--prompt`, then those in the file of `--prompts`."""
+        """The prompts of `--prompt`, then those in the file of `--prompts`."""
         return [*self.prompt, *([] if self.prompts is None else prompts_in(self.prompts))]
 
     def call_of(self, pipe: Any) -> tuple[range, dict[str, Any]]:
@@ -273,7 +273,7 @@ def interval_leaving(full_steps: int, steps: int, window: Window) -> float:
 
     Args:
         full_steps: Those that the window protects are among them.
-        steps: Of the generation.
+        steps: How many steps the generation has.
         window: What runs in full in any case.
     """
     from ..schedules.placing import FEW_STEPS

@@ -55,8 +55,8 @@ def require_same_steps(
     Args:
         pipe: The pipeline.
         call: Arguments of its call.
-        schedule: Of any kind.
-        name: Of the schedule, for the message.
+        schedule: Any schedule.
+        name: What the message calls the schedule.
 
     Raises:
         InvalidSettingError: The message names both, and the cure.

@@ -54,9 +54,9 @@ class CachedRun(Run):
     """A run with the helper.
 
     Attributes:
-        stats: Of this run alone.
-        last: Of each U-Net by its name in the pipeline.
-        work: Of the U-Net, in full calls; `None` where it is not known.
+        stats: The counts of this run alone.
+        last: The generation of each U-Net, by its name in the pipeline.
+        work: The U-Net's work, in full calls; `None` where it is not known.
     """
 
     stats: Stats
@@ -79,8 +79,8 @@ class Contest:
 
     Raises:
         ImportError: scikit-image is not installed.
-        TypeError: As `compare` says.
-        ValueError: As `compare` says.
+        TypeError: As `DeepCacheHelper.compare` says.
+        ValueError: As `DeepCacheHelper.compare` says.
     """
 
     def __init__(
@@ -113,9 +113,10 @@ class Contest:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Lets another helper of these settings run; the given one is left as it was found.
+        """Runs a fresh helper with the same settings.
 
-        So are its counts; those of one that is enabled begin anew.
+        Afterwards the given one is enabled or disabled as before; if it was enabled, its counts
+        start anew.
         """
         given: Any = self.helper
         was_enabled = given.enabled

@@ -40,12 +40,12 @@ class Contestant(Measured):
 
     @property
     def speeds(self) -> Speed:
-        """Of the denoising loop, round by round."""
+        """The speed of the denoising loop, round by round."""
         return Speed.of(self.plain_times, self.times)
 
     @property
     def call_speeds(self) -> Speed:
-        """Of the whole call: text encoder, loop and decoder."""
+        """The speed of the whole call: text encoder, loop and decoder."""
         return Speed.of(self.plain_times, self.times, "call_seconds")
 
     @property

@@ -62,7 +62,12 @@ class FewerStepsRival(Generic[_Run]):
         self._pipe, self._call, self._steps, self._run = pipe, call, steps, run
 
     def follow(self, plain: Timing, work: float | None) -> None:
-        """One run, after the plain one, and the cached one whose work is given in full calls."""
+        """Run once with fewer steps.
+
+        Args:
+            plain: The timing of the plain run just before.
+            work: What the helper's run cost, in full U-Net calls.
+        """
         if self.left_out is not None:
             return
         try:
@@ -99,7 +104,7 @@ class FewerSteps(Contestant):
         results: One for each seed, as `Comparison.plain`.
         times: One for each repeat, each taken right after its cached counterpart.
         plain_times: Those of all steps in the same repeats.
-        work: Of the U-Net, as a share of that of the plain pipeline, 0 to 1.
+        work: The U-Net's work, as a share of that of the plain pipeline, 0 to 1.
     """
 
     steps: int
@@ -119,9 +124,9 @@ def full_calls_worth(stats: Stats, plan: Plan, branches: Iterable[Branch]) -> fl
 
     Args:
         stats: What ran.
-        plan: Of the last generation. Where several ran, each with a plan of its own, its mix of
-            branches stands for all of them.
-        branches: Of the U-Net.
+        plan: That of the last generation. Where several ran, each with a plan of its own, its mix
+            of branches stands for all of them.
+        branches: The U-Net's branches.
 
     Returns:
         `None` where the share of a branch is not known.

@@ -63,8 +63,8 @@ class Comparison(Contestant, Saved):
         about: Model, pipeline, scheduler, device, dtype, steps, schedule, replay, seeds, repeats
             and the arguments of the call.
         plans: What ran in the last cached generation, for each U-Net by its name in the pipeline.
-        work: Of the U-Net with the helper, in multiply-adds, as a share of that of the plain one,
-            0 to 1. `None` where it is not known: for several U-Nets, and for some that are not
+        work: The U-Net's work with the helper, in multiply-adds, as a share of the plain one's, 0
+            to 1. `None` where it is not known: for several U-Nets, and for some that are not
             diffusers' own.
         fewer: The plain pipeline with fewer steps at equal work, or `None`.
         fewer_left_out: Why there is no `fewer`, if it was asked for.

@@ -75,8 +75,8 @@ class Saved:
         The file is written beside and then renamed: it is there whole or not at all.
 
         Args:
-            path: Of the file; its folder has to be there.
-            command: As for `to_html`.
+            path: The file; its folder has to be there.
+            command: What `to_html` and `to_json` take.
 
         Raises:
             ValueError: Another suffix.

@@ -144,7 +144,7 @@ def _calls(about: Mapping[str, Any], saves: bool) -> list[str]:
 
 
 def _shared(call: Mapping[str, Any], count: int) -> dict[str, list[Any]]:
-    """Of each list that has one for each prompt, what each of `count` results is made of."""
+    """What each of `count` results is made of, by each list that has one for each prompt."""
     prompts = call.get("prompt")
     if not isinstance(prompts, list | tuple) or not prompts:
         return {}

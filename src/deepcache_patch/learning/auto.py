@@ -45,8 +45,8 @@ class Auto(OneBranch):
     matters, take a new `Auto`.
 
     Args:
-        interval: As of `NoiseAware`: one full step in so many, from 1, a whole number or not.
-        branch: As of `NoiseAware`: -1, above the output, or at least 0.
+        interval: One full step in so many, from 1, a whole number or not, as for `NoiseAware`.
+        branch: -1, above the output, or at least 0, as for `NoiseAware`.
         file: A JSON file in which to keep what was learned, so that the next process begins with
             it. It is read now if it exists, and written after each calibration. What it says is
             taken for every U-Net of equal class and config; if the weights are others, with one
@@ -107,7 +107,7 @@ class Auto(OneBranch):
         """What to know of the plan: that it is learned at first, or that nothing is.
 
         Args:
-            plan: Of generations with this schedule.
+            plan: The plan of generations with this schedule.
             is_past: Whether it has run, so that the first need not be told.
         """
         if not plan.branches:

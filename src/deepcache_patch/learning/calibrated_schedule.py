@@ -34,7 +34,7 @@ class ValidFor:
     Attributes:
         unet: Class name and config of the U-Net; its weights are no part of it.
         scheduler: Class name and config of the scheduler.
-        timesteps: Of the steps that a generation runs.
+        timesteps: The timesteps of the steps that a generation runs.
     """
 
     unet: Mapping[str, Any]
@@ -48,7 +48,7 @@ class ValidFor:
 
     @property
     def short(self) -> str:
-        """In a few words."""
+        """The setting in a few words."""
         return f"{len(self.timesteps)} steps with {self.scheduler['class']}"
 
     def difference(self, other: "ValidFor") -> str | None:
@@ -163,7 +163,7 @@ class Calibrated:
         """Warn if a U-Net has other weights than the calibration was of; looked at once for each.
 
         Args:
-            unet: Of the right class and config; some of its weights are read from the device.
+            unet: One of the right class and config; some of its weights are read from the device.
             name: How to call this schedule.
             cure: What to do for one that is of these weights.
         """
@@ -203,7 +203,7 @@ class Calibrated:
         return schedules[0]
 
     def to_dict(self) -> dict[str, Any]:
-        """Of JSON's types."""
+        """The schedule in JSON's types."""
         more: dict[str, Any] = {}
         if self.reached is not None:
             more["reached"] = self.reached.to_dict(_DIGITS)

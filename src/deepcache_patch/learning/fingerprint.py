@@ -43,7 +43,7 @@ class Fingerprint:
 
     @classmethod
     def of(cls, unet: nn.Module) -> "Fingerprint | None":
-        """That of a U-Net; `None` if none of its weights can be read. Reads from the device."""
+        """The fingerprint of a U-Net, read from the device; `None` if no weights can be read."""
         known = dict(_readable(unet))
         names = list(known)
         count = min(SAMPLED_PARAMETERS, len(names))
@@ -73,7 +73,7 @@ class Fingerprint:
         )
 
     def to_dict(self) -> dict[str, list[float]]:
-        """Of JSON's types."""
+        """The numbers in JSON's types."""
         return {name: list(numbers) for name, numbers in self.numbers.items()}
 
     @classmethod
@@ -98,7 +98,7 @@ def _readable(unet: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 def _parameters(
     module: nn.Module, prefix: str, seen: set[nn.Module]
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Those of the model itself: what peft and IP-Adapter add stands beside them."""
+    """The model's own parameters by name, without what peft and IP-Adapter add."""
     if module in seen:
         return
     seen.add(module)

@@ -242,6 +242,6 @@ def _constant(name: str) -> float:
 
 
 def short(value: Any, *, as_it_is: bool = False) -> str:
-    """In one line that a person can read, whatever it is."""
+    """The value in one line that a person can read, whatever it is."""
     text = value if as_it_is and value.isprintable() else repr(value)
     return text if len(text) <= 200 else f"{text[:200]}…"

@@ -31,7 +31,7 @@ class _Line:
     """x0 of one call of each step, from the first step on.
 
     Attributes:
-        shape: Of the first sample.
+        shape: The shape of the first sample.
         denoised: Some numbers of x0 for each step; none where it is not known.
     """
 
@@ -68,7 +68,7 @@ class Watched:
 
     @property
     def denoised(self) -> list[torch.Tensor]:
-        """Of that slot, some numbers of x0 for each step."""
+        """Some numbers of x0 for each step of that slot."""
         return self._lines[self.front].denoised
 
 
@@ -79,8 +79,8 @@ class Study:
     gave in turn is no course that any of them takes.
 
     Args:
-        context: Of the first of them, before its first step.
-        branch: Of the shallow steps to come; x0 is looked at for those above the output.
+        context: What is known of the first of them, before its first step.
+        branch: The branch of the shallow steps to come; x0 is looked at for those above the output.
     """
 
     def __init__(self, context: Context, branch: int) -> None:
@@ -123,7 +123,7 @@ class Study:
 
         Args:
             plan: With an entry for each step of the generation.
-            damping: As of `fitted`.
+            damping: The damping of the fit, as for `fitted`.
         """
         weights: Weights = {}
         generations = (each.denoised for each in self._begun())
@@ -199,7 +199,7 @@ class Studying:
     """A schedule that runs everything in full, for `DeepCacheHelper.calibrate`.
 
     Args:
-        branch: Of the shallow steps to come.
+        branch: The branch of the shallow steps to come.
     """
 
     own_replay = True

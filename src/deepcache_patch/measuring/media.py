@@ -80,7 +80,7 @@ class Made:
         arrays: For each picture (height, width, channels) and for each video
             (frames, height, width, channels), float32 in 0..1; for each sound (channels, samples),
             float32.
-        rate: Of sounds, samples in a second; else 0.
+        rate: The samples in a second of sounds; else 0.
     """
 
     kind: Kind
@@ -142,7 +142,7 @@ def still(result: Result) -> Image.Image:
 
 
 def small(result: Result, longest: int) -> Image.Image:
-    """That picture, with at most so many pixels on its longer side."""
+    """The picture of `still`, with at most so many pixels on its longer side."""
     picture = still(result).copy()
     picture.thumbnail((longest, longest))
     return picture

@@ -90,7 +90,7 @@ class Page:
         Args:
             shown: The number of the try that is shown: as long as the settings are those that it
                 was made with, its plan is the one that ran.
-            values: Of the fields.
+            values: The values of the fields.
         """
         given = self.fields.given(values)
         made = self.history.find(shown)

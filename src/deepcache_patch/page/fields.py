@@ -85,7 +85,7 @@ class Fields:
         """What the values ask for, as `Runner.run` takes it; the seed has been drawn.
 
         Raises:
-            InvalidSettingError: As `schedule` and `call` do.
+            InvalidSettingError: As `schedule` and `call` say.
         """
         schedule, call = self.schedule(given), self.call(given)
         replay = given["replay"] if _has_replay(given["schedule"]) else None

@@ -26,7 +26,7 @@ class ResultView:
 
     Args:
         gr: The module gradio.
-        as_python: Of a try, the script that makes its picture again.
+        as_python: Gives the script that makes the picture of a try again.
 
     Attributes:
         pictures: The plain picture and the one with the helper, under a slider.

@@ -42,14 +42,14 @@ class CallPatch:
     """A wrapper round the calls of one module.
 
     Args:
-        module: As it is called: a module, or `torch.compile`'s wrapper of one.
+        module: What is called: a module, or `torch.compile`'s wrapper of one.
         modules_getter: Gives all modules of the pipeline as it calls them now, without keeping it
             alive.
         installer: Gives who installs the patch, for whoever finds it with `call_patch_of`.
 
     Attributes:
-        module: As it is called; changes when the pipeline got a compiled one.
-        installer: As given.
+        module: What is called; changes when the pipeline got a compiled one.
+        installer: Who installs the patch, as it was given.
         lock: For whoever may change what the module is made of: calls take turns. A call that has
             waited for its turn looks whether the patch is still `installed`. If it was removed
             meanwhile, somebody else's may be in its place: call `module` then, without the lock.

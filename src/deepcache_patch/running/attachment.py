@@ -105,7 +105,7 @@ class Attachment:
         """Send calls here; wait for those that are under way. If it fails, nothing is attached.
 
         Args:
-            anatomies: Of the pipeline's U-Nets, as it calls them.
+            anatomies: Those of the pipeline's U-Nets, by U-Net as it calls them.
             new_guide: Gives each generation its guide.
 
         Raises:

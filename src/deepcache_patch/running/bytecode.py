@@ -103,10 +103,10 @@ def _writes_of(
     """Where a code, or one within it, writes to anything but its own variables.
 
     Args:
-        code: Of a function.
+        code: A function's code.
         outside: The variables of those round the outermost one that it uses.
         lasting: The variables of those round it that stand for what may outlive the call.
-        for_one_call: As of `writes`.
+        for_one_call: Whether lists are made anew for each call, as for `writes`.
     """
     steps = _steps(code)
     made, aliases = _origins(code, steps)
@@ -233,7 +233,7 @@ def _given(steps: list[_Step], first: int) -> int:
     nothing else stands between the end of a loop and a store.
 
     Args:
-        steps: Of a code.
+        steps: The steps of a code.
         first: Where storing begins.
     """
     reach, end = 1, first

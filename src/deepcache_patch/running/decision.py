@@ -53,7 +53,7 @@ class FullOrShallow:
     """Decides what each call of one U-Net runs, and warns once of each reason to run in full.
 
     Args:
-        cuts: Of the U-Net.
+        cuts: The U-Net's cuts.
         proof: Whether these cuts give what the whole U-Net gives.
         scheduler_getter: Gives the pipeline's schedulers, the likeliest for this U-Net first.
     """
@@ -108,8 +108,8 @@ class FullOrShallow:
         Full is what the guide says is full, and whatever has no feature of its own to replay: the
         first step, a call of another shape or dtype than the one that recorded, more calls than the
         last full step had, a call that is given something else, and one that comes earlier in its
-        step, because others were left out. Full is also what somebody watches the left-out layers
-        of.
+        step, because others were left out. A call is also full if somebody watches the layers that
+        would be left out.
         """
         # A full step is `FULL` for the guide; from here on `None` is the branch of a full call.
         entry, slot = session.entry, call.slot
@@ -135,9 +135,9 @@ class FullOrShallow:
         """The branch of the coming call, as far as it can be foreseen; `None` for one in full.
 
         Args:
-            session: As it is before that call.
+            session: The state before that call.
             timestep: What a ControlNet got, which is called before the U-Net.
-            sample: Likewise; it may differ from the U-Net's in its channels.
+            sample: What the ControlNet got; it may differ from the U-Net's in its channels.
         """
         guide, timesteps = session.guide, timesteps_of(session.scheduler)
         if torch.is_grad_enabled() or guide is None or not self._cuts.anatomy.is_current:

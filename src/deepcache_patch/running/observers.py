@@ -34,7 +34,7 @@ def observer_of(parts: Parts, cut: Cut | None, blocks: Set[nn.Module] = frozense
     nobody's attributes. Without a cut everything is left out.
 
     Args:
-        parts: Of the U-Net.
+        parts: The parts of the U-Net.
         cut: What leaves the layers out.
         blocks: The U-Net and its blocks, which hand lists of skips on.
     """
@@ -62,7 +62,8 @@ class _Kind(NamedTuple):
 
     Attributes:
         is_known: Whether calls of its modules run code of libraries alone.
-        may_be_asked: Whether they may have a processor without having it among their own.
+        may_be_asked: Whether `module.processor` may come from the class (a property,
+            `__getattr__`), so the module must be asked.
     """
 
     is_known: bool
@@ -90,9 +91,9 @@ def first_stateful(
 
     Args:
         unet: The U-Net.
-        modules: Of the U-Net.
+        modules: Modules of the U-Net.
         skipped: Those that are not looked at.
-        blocks: As in `observer_of`.
+        blocks: The U-Net and its blocks, as for `observer_of`.
         kinds: What is known of their classes; grows.
     """
     kinds = {} if kinds is None else kinds
@@ -134,7 +135,7 @@ def _is_stateful(processor: Any, harmless: set[type]) -> bool:
     """Whether it may keep something.
 
     Args:
-        processor: Of one layer.
+        processor: The processor of one layer.
         harmless: Classes of diffusers whose objects without attributes do not; grows.
     """
     if processor is None:

@@ -86,7 +86,7 @@ def _unets_now(pipe: Any) -> list[nn.Module]:
 
 
 def _patches_of(modules: Iterable[nn.Module]) -> Iterator[CallPatch]:
-    """Those of U-Nets and ControlNets."""
+    """The patches that are on U-Nets and ControlNets."""
     for module in dict.fromkeys(modules):
         for patched in layers_of(module):
             patch = call_patch_of(patched)

@@ -23,7 +23,7 @@ class Proof:
 
     Args:
         unet: Inside `torch.compile`'s wrapper.
-        cuts: Of that U-Net.
+        cuts: That U-Net's cuts.
         patch: Round that U-Net's calls.
     """
 
@@ -88,7 +88,7 @@ class Proof:
         Args:
             original: What the patch stands round.
             given: What `to_prove` gave.
-            output: Of the full call.
+            output: What the full call returned.
             tapped: The branches that it recorded.
         """
         if given is None:

@@ -58,7 +58,7 @@ def unnoticed(unet: nn.Module) -> Iterator[None]:
 
 
 def copied(value: Any, *, tensors: bool) -> Any:
-    """The same with containers of its own, and tensors of its own if asked for."""
+    """An equal value with containers of its own, and tensors of its own if asked for."""
     if isinstance(value, torch.Tensor):
         return value.clone() if tensors else value
     if isinstance(value, list):

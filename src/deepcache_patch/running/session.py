@@ -1,4 +1,4 @@
-"""What one thread, or one block of `generation()`, has of what it runs through one U-Net."""
+"""The state of one U-Net's current generation, for one thread or one `generation()` block."""
 
 import copy
 import itertools
@@ -30,7 +30,7 @@ class Session:
         by_pipeline: Whether a pipeline makes the call that is located.
 
     Attributes:
-        told: The generation, likewise.
+        told: The one generation, as it was given.
         tracker: Locates the U-Net's calls.
         cache: The deep features.
         generation: The number of the one that is under way.
@@ -40,7 +40,7 @@ class Session:
         replayable_from: The first step whose recordings may be replayed: the last one that the
             guide wanted in full, or in which blocks were replaced.
         scheduler: The one that drives this generation, or `None`.
-        course: How that goes.
+        course: How the generation goes.
         residuals: What ControlNets gave last.
         slots: The calls of its steps.
         watched: By branch and revision, why shallow calls are no good in this generation; `None` if

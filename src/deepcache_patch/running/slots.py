@@ -20,7 +20,7 @@ _WeakRef: Any = StorageWeakRef  # which has no types
 # The name of the sample's place among what a call is given.
 _PLACE: Final = "the place of its sample"
 
-# The name of what is hung round its layers, likewise.
+# The name of what is hung round its layers, among the same things.
 _HOOKS: Final = "the hooks of its layers"
 
 # Labels on the CPU, which nobody has to wait for, are known by their values up to this number.
@@ -114,7 +114,7 @@ class Slot:
     Attributes:
         number: By which the cache and the guide know it, at least 0.
         instead_of: The number of the slot whose place it took when it was new, or `None`.
-        order: Of its last call in the step, from 0.
+        order: The order of its last call in the step, from 0.
         is_called: Whether the current step has called it.
         is_earlier: Whether it was called earlier in this step than before: calls are left out.
         differing: The names of what it is given otherwise than the slot whose place it took.
@@ -199,7 +199,7 @@ class Slot:
         self.order, self.is_called, self._is_replaced, self.differing = order, True, False, ()
 
     def replace(self, other: "Slot", differing: tuple[str, ...]) -> None:
-        """It comes in the place of another, which goes unless this step calls it later."""
+        """Takes the place of `other`, which goes at the step's end unless a later call uses it."""
         self.differing, self.instead_of = differing, other.number
         self._late = all(other._is_late(name) for name in differing)
         self._before = dict(other._given)
@@ -289,7 +289,7 @@ def marks(
     Args:
         sample: What is denoised.
         conditioning: By name.
-        hooks: Of diffusers, in the U-Net.
+        hooks: Hooks of diffusers, in the U-Net.
     """
     found: dict[str, _Mark] = {name: _mark(each) for name, each in conditioning.items()}
     if hooks:

@@ -58,7 +58,7 @@ def module_may_be_stateful(module: nn.Module, *, for_one_call: bool = False) -> 
 
     Args:
         module: Its children are not looked at.
-        for_one_call: As of `may_be_stateful`.
+        for_one_call: Whether lists are made anew for each call, as for `may_be_stateful`.
     """
     return _or_in_doubt(_Search(for_one_call).module, module)
 

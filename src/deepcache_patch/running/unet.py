@@ -46,9 +46,9 @@ class AttachedUNet:
     Nothing here keeps the pipeline alive, for the U-Net holds the patch.
 
     Args:
-        name: Of the component that it is.
+        name: The name of the component that it is.
         patch: Round the U-Net's calls, to be installed.
-        anatomy: Of the U-Net inside `torch.compile`'s wrapper.
+        anatomy: That of the U-Net inside `torch.compile`'s wrapper.
         new_guide: Gives what leads through a generation, at its first call.
         scheduler_getter: Gives the pipeline's schedulers, the likeliest for this U-Net first.
         paused: Whether calls run plainly; asked for each of them.
@@ -171,7 +171,7 @@ class AttachedUNet:
 
         Args:
             timestep: What the ControlNet got.
-            sample: Likewise; it may differ from the U-Net's in its channels.
+            sample: What the ControlNet got; it may differ from the U-Net's in its channels.
             source: The ControlNet.
 
         Returns:
@@ -342,7 +342,7 @@ class AttachedUNet:
         return 2 * len(self._anatomy.branches) + 1
 
     def _session(self) -> Session:
-        """That of the `generation()` block that the call is in; else the thread's."""
+        """The session of the `generation()` block that the call is in; else the thread's."""
         told = self._told()
         if told is not None and told.is_anothers():
             return Session()  # of no generation

@@ -172,7 +172,7 @@ def plans_ahead(schedule: Any) -> bool:
 
 
 def expected(schedule: Any, context: Context) -> Plan:
-    """As `planned`, of a generation that has not been; so nothing is told of it."""
+    """The plan of a generation that has not been, as `planned` gives it, but without warnings."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeepCacheWarning)
         return planned(schedule, context)

@@ -50,7 +50,7 @@ def count_of_full_steps(interval: float, steps: int, protected: frozenset[int]) 
 
 
 def power_of(context: Context) -> float:
-    """Of 1 + sigma, in what a plan costs."""
+    """The exponent of 1 + sigma in a plan's cost; smaller if the sampler adds noise."""
     return _POWER_UNDER_NOISE if context.adds_noise else POWER
 
 
@@ -81,7 +81,7 @@ def cheapest(
         levels: ln(sigma) of each step.
         full_steps: How many run in full, at least 1.
         protected: Those that do in any case. Where they are more than `full_steps`, they are all.
-        power: Of 1 + sigma: how much more an error costs under noise.
+        power: The exponent of 1 + sigma: how much more an error costs under noise.
 
     Returns:
         The steps, rising; the first is 0.
@@ -102,8 +102,8 @@ def cheapest_by(
     Args:
         places: Where each step stands, on any scale.
         weights: What each step costs for a distance of 1.
-        full_steps: As of `cheapest`.
-        protected: Likewise.
+        full_steps: How many run in full, as for `cheapest`.
+        protected: Those that do in any case, as for `cheapest`.
     """
     place, weight = np.asarray(places, float), np.array(weights, float)
     steps = len(place)

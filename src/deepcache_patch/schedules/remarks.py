@@ -13,8 +13,8 @@ def remarks_on(schedule: Any, plan: Plan, *, is_past: bool = False) -> list[str]
     """What to know of a plan, in sentences: what its schedule says of it, and if it is short.
 
     Args:
-        schedule: Of any kind; it is asked by a method `remark_on`, if it has one.
-        plan: Of generations with it.
+        schedule: Any schedule; it is asked by a method `remark_on`, if it has one.
+        plan: The plan of generations with it.
         is_past: Whether it has run.
     """
     remark_on = getattr(schedule, "remark_on", None)
@@ -23,7 +23,7 @@ def remarks_on(schedule: Any, plan: Plan, *, is_past: bool = False) -> list[str]
 
 
 def if_short(steps: int, full_steps: int) -> str | None:
-    """What to know of a short plan, unless the interval is small: two thirds in full, or more."""
+    """A remark on plans of 9 to 15 steps; `None` if two thirds of the steps or more are full."""
     few = FEW_STEPS < steps <= SHORT
     if not few or 3 * full_steps >= 2 * steps:
         return None

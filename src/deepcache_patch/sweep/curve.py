@@ -69,8 +69,8 @@ class Curve:
         points: Fewer steps first, so that settings are drawn over them.
         front: Where the settings stand that no other one beats, from left to right.
         fewer: Where the plain pipeline with fewer steps stands, from left to right.
-        x_ticks: Their places and texts.
-        y_ticks: Likewise.
+        x_ticks: Places and texts of the ticks, from left to right.
+        y_ticks: Places and texts of the ticks, upwards.
         x_title: What is drawn to the right.
         y_title: What is drawn upwards.
     """

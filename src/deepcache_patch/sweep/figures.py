@@ -139,7 +139,7 @@ def said_of(sweep: Sweep) -> list[str]:
 
 
 def row_figures(sweep: Sweep, row: Row) -> dict[str, Any]:
-    """Those of one row, for JSON."""
+    """The figures of one row, for JSON."""
     setting = row.setting
     found: dict[str, Any] = {"name": row.name, "steps": row.steps}
     if setting is not None:

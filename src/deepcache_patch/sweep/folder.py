@@ -46,7 +46,7 @@ class RowStore:
     """The rows that there are, by their keys; in a folder, if one is given.
 
     Args:
-        folder: Of the sweep; `None` keeps rows in memory only.
+        folder: That of the sweep; `None` keeps rows in memory only.
         request: What all rows are of; as JSON has it, but for pictures and tensors in it.
 
     Raises:
@@ -175,7 +175,7 @@ def _result(file: Path, frames: int) -> Result:
 
 
 def _json(value: Any) -> bytes:
-    """As text; what is infinite stands in it as text, too, since JSON has no infinity."""
+    """The value as JSON; what is infinite is a text, since JSON has no infinity."""
     return (json.dumps(finite(value, as_text=True), indent=2) + "\n").encode()
 
 

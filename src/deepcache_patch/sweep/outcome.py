@@ -38,7 +38,7 @@ class Row(Contestant):
     It is measured against the reference.
 
     Attributes:
-        setting: Of the helper; `None` for the plain pipeline.
+        setting: The setting of the helper; `None` for the plain pipeline.
         steps: How many there are; `None` where that is not known.
         results: One for each seed: a picture, the frames of a video, or a `Sound`.
         times: One for each round that it ran in.
@@ -78,12 +78,12 @@ class Row(Contestant):
 
     @property
     def work(self) -> float | None:
-        """Of the U-Net, in multiply-adds, as a share of that of the reference."""
+        """The U-Net's work, in multiply-adds, as a share of that of the reference."""
         return None if self.worth is None else self.worth / self.reference_calls
 
     @property
     def time(self) -> Timing:
-        """Of the first round."""
+        """The timing of the first round."""
         return self.times[0]
 
     @property
@@ -261,7 +261,7 @@ class Sweep(Saved):
         """Returns one page that needs nothing else: the curve, the table, results, settings.
 
         Args:
-            command: As for `Sweep.command`.
+            command: What stands before the options of a row, as for `Sweep.command`.
         """
         from .report import page  # only it needs jinja2
 

@@ -264,7 +264,7 @@ class _Running:
 
 
 def _plan_of(cached: CachedRun) -> str:
-    """That of the last generation; nothing where no call was of one."""
+    """The plan of the last generation; nothing where no call was of one."""
     return next((str(last.plan) for last in cached.last.values()), "")
 
 

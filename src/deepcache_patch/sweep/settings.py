@@ -73,7 +73,7 @@ class SweepSetting:
         return found
 
     def options(self) -> list[str] | None:
-        """The same as options of a command; `None` where it has none for them."""
+        """The setting as options of a command; `None` where the command has none for it."""
         if self.given is not None and self.file is None:
             return None
         schedule = None if self.schedule == NOISE_AWARE else self.schedule
