@@ -48,9 +48,7 @@ class Attachment:
         controlnets: One for each ControlNet that is cut, too.
     """
 
-    def __init__(
-        self, pipe: Any, paused: Callable[[], bool], installer: "weakref.ref[Any]"
-    ) -> None:
+    def __init__(self, pipe: Any, paused: Callable[[], bool], installer: weakref.ref[Any]) -> None:
         self._pipe = pipe
         self._paused = paused
         self._installer = installer

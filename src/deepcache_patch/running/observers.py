@@ -149,11 +149,8 @@ def _is_stateful(processor: Any, harmless: set[type]) -> bool:
             return True
         if not own and not getattr(processor, "__dict__", True) and not may_be_stateful(processor):
             harmless.add(kind)
-    return (
-        module_may_be_stateful(processor)
-        if isinstance(processor, nn.Module)
-        else may_be_stateful(processor)
-    )
+    judged = module_may_be_stateful if isinstance(processor, nn.Module) else may_be_stateful
+    return judged(processor)
 
 
 def _name(processor: Any) -> str:

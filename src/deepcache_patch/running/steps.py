@@ -231,11 +231,8 @@ class StepTracker:
         if abs(fall) <= SAME * abs(before) or 0 > fall >= -2 * ROUNDING * self._start:
             fall = 0.0
         whole = max(self._start, abs(before))
-        return (
-            Stride(fall, whole if whole > _NOISE_LEVEL else float("inf"), False)
-            if fall >= 0
-            else None
-        )
+        known = whole if whole > _NOISE_LEVEL else float("inf")
+        return Stride(fall, known, entries=False) if fall >= 0 else None
 
     def _value(self, place: Place) -> float | None:
         if place.value is not None or place.entry is None:

@@ -17,13 +17,7 @@ from ..errors import InvalidSettingError
 from .context import Context, FinishedCall
 from .forecast import Forecast
 from .guide import ReplayGuide
-from .placing import (
-    FEW_STEPS,
-    count_of_full_steps,
-    early_weights,
-    how_long_used,
-    usual_levels,
-)
+from .placing import FEW_STEPS, count_of_full_steps, early_weights, how_long_used, usual_levels
 from .plans import FULL, OUTPUT, PlanEntry, number_between, whole_number
 from .replay import Replay
 from .transfer import HostCopy
