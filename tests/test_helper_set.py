@@ -62,7 +62,7 @@ def schedule_after(unet, before, changes):
         ({"interval": 4}, {"schedule": "uniform"}, Uniform(4, 0)),
         ({"branch": 2}, {"schedule": "uniform"}, Uniform(3, 2)),
         ({"interval": 4, "branch": 2}, {"schedule": "uniform", "interval": 5}, Uniform(5, 2)),
-        ({"schedule": Uniform(4, 2)}, {"schedule": "noise-aware"}, NoiseAware(4, 2)),
+        ({"schedule": Uniform(4, 2)}, {"schedule": "noise-aware"}, NoiseAware()),
         ({"schedule": "uniform"}, {"schedule": "noise-aware"}, NoiseAware(2.2, -1)),
         (
             {"schedule": "uniform", "interval": 3, "branch": 0},
@@ -75,10 +75,10 @@ def schedule_after(unet, before, changes):
         # An object is taken as it is.
         ({"interval": 4, "branch": 2}, {"schedule": Uniform()}, Uniform(3, 0)),
         # A speedup stands in the place of the interval.
-        ({"schedule": Uniform(4, 0)}, {"schedule": "noise-aware", "speedup": 1}, NoiseAware(1, 0)),
+        ({"schedule": Uniform(4, 0)}, {"schedule": "noise-aware", "speedup": 1}, NoiseAware(1)),
         ({"interval": 4, "branch": 0}, {"speedup": 1}, NoiseAware(1, 0)),
         ({"speedup": 1}, {"interval": 2.5}, NoiseAware(2.5, -1)),
-        ({"schedule": Uniform(4, 0)}, {"schedule": "auto", "speedup": 1}, Auto(1, 0)),
+        ({"schedule": Uniform(4, 0)}, {"schedule": "auto", "speedup": 1}, Auto(1)),
         ({"schedule": "auto"}, {"speedup": 1}, Auto(1)),
         ({"speedup": 1}, {"schedule": "uniform"}, Uniform(3, 0)),
         ({"speedup": 1}, {"schedule": "auto"}, Auto(1)),
@@ -149,6 +149,26 @@ def test_window_and_replay_change_each_alone(unet):
     helper.set(replay="reuse", first=0)
     assert (helper.first, helper.last, helper.replay) == (0, 0.1, Reuse())
     assert helper.schedule is schedule
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_kept"),
+    [
+        ({"interval": 2.2}, True),
+        ({"branch": -1}, True),
+        ({"schedule": "auto"}, True),
+        ({"schedule": "auto", "interval": 2.2, "first": 2}, True),
+        ({"interval": 2.5}, False),
+        ({"branch": 0}, False),
+        ({"schedule": Auto()}, False),
+        ({"schedule": "default"}, False),
+    ],
+)
+def test_auto_that_is_given_once_more_keeps_what_it_has_learned(unet, changes, is_kept):
+    helper = DeepCacheHelper(unet, schedule="auto")
+    schedule = helper.schedule
+    helper.set(**changes)
+    assert (helper.schedule is schedule) == is_kept
 
 
 def test_interval_and_branch_can_be_read_where_the_schedule_has_them(unet):

@@ -45,6 +45,7 @@ class Field:
             "by hand": self._by_hand,
             "ours": partial(self._ours, replay="reuse"),
             "ours, extrapolating": self._ours,
+            "default": self._default,
         }
         if pipe.controlnet is not None:
             found["ours, ControlNet whole"] = partial(self._ours, only_unet=True, replay="reuse")
@@ -82,15 +83,23 @@ class Field:
     def _ours(
         self, pipe: LoopPipeline, stack: ExitStack, *, only_unet: bool = False, **replay: Any
     ) -> Generation:
+        schedule = Uniform(self.interval, self.branch)
         patched = pipe.unet if only_unet else pipe
-        helper = DeepCacheHelper(patched, schedule=Uniform(self.interval, self.branch), **replay)
+        self._helped(DeepCacheHelper(patched, schedule=schedule, **replay), stack)
+        if only_unet and FORMS[self.form] is not None:
+            pipe.controlnet.compile(**FORMS[self.form])
+        return partial(self.loop.generation, pipe)
+
+    def _default(self, pipe: LoopPipeline, stack: ExitStack) -> Generation:
+        """As many full steps, where the noise levels ask for them; the others above the output."""
+        self._helped(DeepCacheHelper(pipe, interval=self.interval), stack)
+        return partial(self.loop.generation, pipe)
+
+    def _helped(self, helper: DeepCacheHelper, stack: ExitStack) -> None:
         stack.enter_context(helper)
         compiling = FORMS[self.form]
         if compiling is not None:
             helper.compile(**compiling)
-            if only_unet:
-                pipe.controlnet.compile(**compiling)
-        return partial(self.loop.generation, pipe)
 
     def _deepcache(self, pipe: LoopPipeline, _stack: ExitStack) -> Generation:
         def generation() -> Iterator[float]:

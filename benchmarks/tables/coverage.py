@@ -43,8 +43,8 @@ def modular() -> str:
     alike = results["exact"] == len(rows)
     said = "all are" if alike else f"{results['exact']} are"
     return (
-        f"Beside these, `{rows[0]['pipeline']}` is run in {len(rows)} of its workflows: {said} "
-        "faster, each further generation being that of a fresh pipeline."
+        f"Besides these, tests run `{rows[0]['pipeline']}` in {len(rows)} of its workflows: {said} "
+        "faster, and each further generation equals that of a fresh pipeline."
     )
 
 

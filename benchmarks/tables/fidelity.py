@@ -111,7 +111,7 @@ def gains() -> str:
     """How much nearer than the default is what has learned, over all rows of both models."""
     reports = _on_both()
     learned = (f"`calibrate` {_gain(reports, 'calibrated')}", f"`auto` {_gain(reports, 'auto')}")
-    return f"To the default, over all samplers, both speeds and both models: {'; '.join(learned)}."
+    return f"Compared with the default, over all rows of these tables: {'; '.join(learned)}."
 
 
 def _gain(reports: Iterable[Any], family: str) -> str:
@@ -125,8 +125,8 @@ def _gain(reports: Iterable[Any], family: str) -> str:
     if not gained:
         return "–"
     mean, below = statistics.fmean(gained), sum(gain < 0 for gain in gained)
-    told = f"{mean:+.1f} dB in the mean, from {min(gained):+.1f} to {max(gained):+.1f}"
-    return f"{told}, less in {below} of {len(gained)}".replace("-", "−")
+    told = f"is {mean:+.1f} dB on average ({min(gained):+.1f} to {max(gained):+.1f})"
+    return f"{told}, worse in {below} of {len(gained)}".replace("-", "−")
 
 
 def _usual() -> list[Any]:
@@ -154,7 +154,7 @@ def curves_on_emoji() -> str:
         for each in reports
     }
     return (
-        "The same on another model, `emoji`, without which most of the constants were chosen "
+        "The same on another model, `emoji`, which had no part in choosing most of the constants "
         f"({'; '.join(sorted(drawn))}):\n\n{_at_budgets(reports, *SPEEDS)}"
     )
 

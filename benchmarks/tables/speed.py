@@ -135,10 +135,12 @@ def _speeds(report: Any) -> str:
                 f"{ours / by_hand:.3f}" if ours and by_hand else "–",
                 *_cells(row, ("ours, extrapolating", theirs)),
                 f"{ours / found[theirs]:.2f}" if ours and theirs in found else "–",
+                *_cells(row, ("default",)),
             )
         )
     header = ("", "form", "branch", "interval", "bound", "by hand", "reuse", "reuse / by hand")
-    return table((*header, "default", "DeepCache 0.1.1", "reuse / DeepCache"), rows)
+    more = ("extrapolate", "DeepCache 0.1.1", "reuse / DeepCache", "default")
+    return table((*header, *more), rows)
 
 
 def _rivals(report: Any) -> str:
@@ -155,7 +157,7 @@ def _throughput(report: Any) -> str:
     batches = {row["network"]: set[int]() for row in report["rows"]}
     for row in report["rows"]:
         batches[row["network"]].add(row["batch"])
-    names = ("plain", "ours", "ours, extrapolating", "DeepCache 0.1.1")
+    names = ("plain", "ours", "DeepCache 0.1.1", "default")
     rows = [
         (
             row["title"],
@@ -167,8 +169,8 @@ def _throughput(report: Any) -> str:
         for row in _cached(report["rows"], branch=0)
         if len(batches[row["network"]]) > 1
     ]
-    header = ("pictures per second", "form", "batch", "interval", "plain", "reuse", "default")
-    return table((*header, names[-1]), rows)
+    header = ("pictures per second", "form", "batch", "interval", "plain", "reuse", *names[2:])
+    return table(header, rows)
 
 
 def _cached(rows: Iterable[_Row], **wanted: Any) -> list[_Row]:

@@ -403,6 +403,20 @@ def test_python_dash_m(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     assert "there is no folder ./missing" in capsys.readouterr().err
 
 
+def test_a_warning_of_this_package_is_a_line_without_code() -> None:
+    script = "import warnings; from deepcache_patch.cli.terminal import warnings_in_a_line as w\n"
+    script += "from deepcache_patch.errors import warn\n"
+    script += "with w(): warn('a\\nb'); warnings.warn('theirs')\nwarnings.warn('later')"
+    said = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert said.stderr.splitlines() == [
+        "warning: a\\nb",
+        "<string>:3: UserWarning: theirs",
+        "<string>:4: UserWarning: later",
+    ]
+
+
 def test_stderr_of_the_real_process_is_its_phases_and_one_line(sd: Path) -> None:
     # In a process of its own, diffusers and transformers have their say, too: of optional packages
     # that are missing, and in bars while they load.

@@ -210,7 +210,7 @@ def test_a_generation_from_a_picture_is_planned_from_where_it_begins(
 def test_without_a_scheduler_a_plan_goes_by_usual_levels_and_says_so(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    said = "by noise levels as of most schedulers; --scheduler NAME has its own\n"
+    said = "by the noise levels of most schedulers; for those of yours give --scheduler NAME\n"
     for more, schedule in {
         (): NoiseAware(),
         ("--interval", "2.5"): NoiseAware(2.5),
@@ -242,7 +242,7 @@ def test_a_speedup_is_the_interval_that_a_helper_takes_for_it(
 def test_with_few_steps_the_plan_says_what_to_expect(
     steps: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = "with 15 steps or fewer pictures move far from the plain ones: lower the interval"
+    said = "with 15 steps or fewer pictures move far from the plain ones: try interval=1.5"
     assert run("--steps", str(steps)) == 0
     assert capsys.readouterr().out.splitlines()[-1] == said
     assert run("--steps", str(steps), "--interval", "1.5") == 0

@@ -150,6 +150,12 @@ def test_saving_leaves_nothing_else_behind(tmp_path: Any) -> None:
     assert json.loads((tmp_path / "a.json").read_text())["command"] == "x"
 
 
+def test_a_folder_that_is_not_there_is_made(tmp_path: Any) -> None:
+    path = tmp_path / "a" / "b" / "figures.json"
+    assert outcome().save(path) == path
+    assert [each.name for each in path.parent.iterdir()] == ["figures.json"]
+
+
 def test_a_failed_save_keeps_the_earlier_file(tmp_path: Any) -> None:
     class Unspeakable:
         def __str__(self) -> str:

@@ -95,7 +95,7 @@ def test_after_a_generation_it_says_what_ran_and_where_the_others_were_cut(clock
 
 
 @pytest.mark.parametrize("is_enabled", [True, False])
-def test_after_a_change_what_ran_is_told_to_be_of_the_settings_before(clock, is_enabled):
+def test_after_a_change_what_ran_is_told_to_be_of_the_previous_settings(clock, is_enabled):
     # `print(helper)` showed it as if the new settings had made it.
     unet = unet2d_condition()
     helper = DeepCacheHelper(unet, schedule=Uniform(2)).enable()
@@ -106,11 +106,11 @@ def test_after_a_change_what_ran_is_told_to_be_of_the_settings_before(clock, is_
     lines = str(helper).splitlines()
     at = lines.index("  ran       F·F·F")
     assert lines[at + 1 : at + 3] == [
-        "            with the settings before",
+        "            with the previous settings",
         "  plan      F··F· (of 5 steps)",
     ]
     assert lines[-2:] == [
-        "  last      5 steps in 2.5 s, 2 steps/s, with the settings before",
+        "  last      5 steps in 2.5 s, 2 steps/s, with the previous settings",
         "            3 of 5 calls in full, the others at branch 0",
     ]
     assert helper.last_generations["unet"].is_outdated
@@ -175,8 +175,8 @@ def test_a_calibration_is_called_one_and_says_what_for():
         assert helper.last_generations["unet"].calibration is None
         assert str(helper).endswith(
             "\n            4 of 9 calls in full: 44% of the U-Net's work, at most 2.25×"
-            "\n            with 15 steps or fewer pictures move far from the plain ones: lower the "
-            "interval"
+            "\n            with 15 steps or fewer pictures move far from the plain ones: try "
+            "interval=1.5"
         )
 
 
@@ -215,7 +215,7 @@ def test_auto_says_whether_it_learns(monkeypatch, schedule, steps, before, after
     [(8, 2.2, False), (9, 2.2, True), (15, 2.2, True), (16, 2.2, False), (12, 1.5, False)],
 )
 def test_a_plan_of_few_steps_says_that_the_pictures_move(steps, interval, said):
-    remark = "with 15 steps or fewer pictures move far from the plain ones: lower the interval"
+    remark = "with 15 steps or fewer pictures move far from the plain ones: try interval=1.5"
     remark = f"\n            {remark}"
     pipe = CASES["sd"].load()
     helper = DeepCacheHelper(pipe, interval=interval)
@@ -418,8 +418,8 @@ def test_calls_whose_step_is_not_known_are_counted_with_the_cure():
         assert helper.stats.unplaced_calls == 3
         assert (
             "  calls     4 in full, 0 shallow, in 1 generation\n"
-            "            3 of them at no known step: helper.generation(...) tells of a loop of "
-            "your own\n"
+            "            3 of them in no known generation: for a loop of your own, use "
+            "helper.generation(...)\n"
         ) in str(helper)
         helper.reset()
         loop(pipe.unet, list(range(951, 0, -100)))  # known as one at its sixth step
@@ -429,7 +429,7 @@ def test_calls_whose_step_is_not_known_are_counted_with_the_cure():
         assert helper.stats.unplaced_calls == 3 + 4
     with DeepCacheHelper(pipe, schedule=Uniform(2)) as helper:
         ZOO["sd"].run(pipe)
-        assert "at no known step" not in str(helper)
+        assert "in no known generation" not in str(helper)
 
 
 def test_where_every_call_is_refused_no_plan_is_made_up():

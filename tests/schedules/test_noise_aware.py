@@ -3,6 +3,7 @@
 import doctest
 import itertools
 import math
+import warnings
 
 import pytest
 from builders.schedulers import SCHEDULERS
@@ -195,6 +196,23 @@ def test_an_interval_beyond_the_steps_is_told():
     ]
     assert plan.full_steps == (0,)
     assert NoiseAware(12).plan_for(known).full_steps == (0,)  # and nothing is said
+
+
+@pytest.mark.parametrize(
+    ("steps", "interval", "is_told"),
+    [(9, 2.2, True), (15, 2.2, True), (16, 2.2, False), (12, 1.5, False)],
+)
+def test_steps_so_few_that_pictures_move_are_told_once(steps, interval, is_told):
+    known = context(EulerDiscreteScheduler(**BETAS), steps)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        NoiseAware(interval).plan_for(known)
+        NoiseAware(interval).plan_for(known)
+    said = [str(each.message) for each in caught if each.category is DeepCacheWarning]
+    assert said == is_told * [
+        f"the generation has {steps} steps; with 15 steps or fewer pictures move far from the "
+        "plain ones: try interval=1.5"
+    ]
 
 
 def test_few_steps_that_run_in_full_are_told_with_the_cure_of_either_place():

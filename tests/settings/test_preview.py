@@ -208,6 +208,15 @@ def test_what_no_generation_can_be_is_refused(call, message):
     assert str(caught.value).startswith(message)
 
 
+def test_the_first_step_of_what_will_run_is_full_whatever_is_written():
+    pipe = CASES["sd"].load()
+    helper = DeepCacheHelper(pipe, schedule=Explicit([0] * 5))
+    assert str(helper.plan(5)) == "F····"
+    with helper:
+        CASES["sd"].run(pipe, steps=5)
+        assert helper.last_generations["unet"].plan == helper.plan(5)
+
+
 def test_a_written_plan_is_for_its_own_number_of_steps():
     helper = DeepCacheHelper(SD.load(), schedule=Explicit([FULL, 0, 0]))
     assert helper.plan(3) == (FULL, 0, 0)

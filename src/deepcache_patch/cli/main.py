@@ -17,7 +17,7 @@ from ..errors import first_line, no_such
 from .mistakes import BadInputError, FailedError, missing_package
 from .names import COMPLETION_VARIABLE, PROGRAM
 from .options import help_option
-from .terminal import complain, phases_as_lines, say
+from .terminal import complain, phases_as_lines, say, warnings_in_a_line
 
 EXIT_FAILED: Final = 1
 EXIT_BAD_INPUT: Final = 2
@@ -109,7 +109,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     line = shlex.join([PROGRAM, *argv])
     where = " ".join([PROGRAM, *(name for name in argv[:1] if name in COMMANDS)])
     try:
-        with commands.make_context(PROGRAM, [*argv], obj=line) as context, phases_as_lines():
+        with (
+            commands.make_context(PROGRAM, [*argv], obj=line) as context,
+            phases_as_lines(),
+            warnings_in_a_line(),
+        ):
             commands.invoke(context)
         return 0
     except click.exceptions.Exit as stop:  # after --help and --version

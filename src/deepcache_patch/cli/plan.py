@@ -185,7 +185,7 @@ def _planned(
 def _levels(scheduler: str | None) -> str:
     """What a plan by noise levels went by."""
     if scheduler is None:
-        return "by noise levels as of most schedulers; --scheduler NAME has its own"
+        return "by the noise levels of most schedulers; for those of yours give --scheduler NAME"
     return f"by the noise levels of {scheduler}"
 
 

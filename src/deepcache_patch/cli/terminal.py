@@ -8,11 +8,14 @@ import logging
 import os
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Final, TextIO
+from typing import Any, Final, TextIO
 
 import click
+
+from ..errors import DeepCacheWarning
 
 #: As a shell counts a process that ended because its reader had gone: 128 + SIGPIPE.
 EXIT_NO_READER: Final = 141
@@ -67,6 +70,23 @@ def import_word() -> None:
 def shows_bars() -> bool:
     """Whether progress bars move on stderr: it is a terminal."""
     return sys.stderr.isatty()
+
+
+@contextmanager
+def warnings_in_a_line() -> Iterator[None]:
+    """For its length, what this package warns of is said without the line of code that warns."""
+    usual = warnings.formatwarning
+
+    def formatted(message: Any, category: Any, *where: Any, **more: Any) -> str:
+        if issubclass(category, DeepCacheWarning):
+            return f"warning: {one_line(str(message))}\n"
+        return usual(message, category, *where, **more)
+
+    warnings.formatwarning = formatted
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
 
 
 @contextmanager

@@ -75,7 +75,7 @@ class Saved:
         The file is written beside and then renamed: it is there whole or not at all.
 
         Args:
-            path: The file; its folder has to be there.
+            path: The file; its folder is made if it is not there.
             command: What `to_html` and `to_json` take.
 
         Raises:
@@ -83,7 +83,9 @@ class Saved:
             OSError: It cannot be written. What was there is there still.
         """
         path = Path(path)
-        write_whole({path: self._encoded(path, command)})
+        encoded = self._encoded(path, command)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole({path: encoded})
         return path
 
     def save_all(

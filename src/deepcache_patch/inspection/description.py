@@ -18,10 +18,10 @@ _STEPS = 50
 #: How many signs of a strip stand in a line, and how many at most.
 _STRIP_WIDTH, _STRIP_LENGTH = 60, 240
 #: For calls that are of no loop, as far as a helper knows.
-_CURE = "helper.generation(...) tells of a loop of your own"
+_CURE = "for a loop of your own, use helper.generation(...)"
 
 #: Of a generation after which settings were changed.
-_OUTDATED = "with the settings before"
+_OUTDATED = "with the previous settings"
 
 
 def rows(helper: Helper) -> list[tuple[str, str]]:
@@ -48,7 +48,7 @@ def rows(helper: Helper) -> list[tuple[str, str]]:
     calls = f"{stats.full_calls} in full, {stats.shallow_calls} shallow, in {generations}"
     found.append(("calls", calls))
     if stats.unplaced_calls:
-        found.append(("", f"{stats.unplaced_calls} of them at no known step: {_CURE}"))
+        found.append(("", f"{stats.unplaced_calls} of them in no known generation: {_CURE}"))
     found.append(("cache", f"{stats.cache_nbytes / 2**20:.2f} MiB at most"))
     for name, last in lasts.items():
         found.append((f"last of {name}" if several else "last", _speed(last)))

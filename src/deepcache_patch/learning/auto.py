@@ -103,6 +103,15 @@ class Auto(OneBranch):
                 return CalibratedGuide(known, context, replay)
         return StudyGuide(Study(context, self.branch), lambda study: self._learn(study, plan, unet))
 
+    def equals(self, other: Any) -> bool:
+        """Whether another schedule would do the same, had it learned the same."""
+        return type(other) is type(self) and repr(other) == repr(self)
+
+    def is_worth_it(self, plan: Plan) -> bool:
+        """Whether there is anything to learn for such a plan."""
+        full = len(plan.full_steps)
+        return self.branch == OUTPUT and FEW_FULL_STEPS <= full < len(plan)
+
     def remark_on(self, plan: Plan, *, is_past: bool = False) -> str | None:
         """What to know of the plan: that it is learned at first, or that nothing is.
 
@@ -114,7 +123,7 @@ class Auto(OneBranch):
             return self.default.remark_on(plan, is_past=is_past)
         if plan.branches != (OUTPUT,):
             return f"auto: nothing is learned {place_of(plan.branches[0])}: as the default"
-        if not self._is_worth_it(plan):
+        if not self.is_worth_it(plan):
             full = len(plan.full_steps)
             return f"auto: {full} full steps, too few to learn from: as the default"
         return None if is_past else "the first generation in each setting runs in full, to learn"
@@ -128,15 +137,10 @@ class Auto(OneBranch):
             cure = "give each model a file of its own, or remove this one to learn anew"
         known.compare_weights(unet, name, cure)
 
-    def _is_worth_it(self, plan: Plan) -> bool:
-        """Whether there is anything to learn for such a plan."""
-        full = len(plan.full_steps)
-        return self.branch == OUTPUT and FEW_FULL_STEPS <= full < len(plan)
-
     def _can_learn(self, context: Context, plan: Plan) -> bool:
         """Whether there is anything to learn in such a generation, and it is seen."""
         return (
-            self._is_worth_it(plan)
+            self.is_worth_it(plan)
             and context.timesteps is not None
             and ends_with(context.scheduler, context.timesteps)
             and hasattr(context.scheduler, "step")
@@ -145,7 +149,7 @@ class Auto(OneBranch):
 
     def _tell(self, context: Context, plan: Plan) -> None:
         """Says that nothing is learned, to somebody who has told of the generation."""
-        if context.is_told and self._is_worth_it(plan):
+        if context.is_told and self.is_worth_it(plan):
             context.warn_once(
                 "schedule='auto' learns nothing from what generation() was told, and goes by the "
                 "default plan: only a scheduler=, whose output is noise, velocity or sample, says "

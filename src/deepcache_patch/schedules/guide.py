@@ -172,10 +172,14 @@ def plans_ahead(schedule: Any) -> bool:
 
 
 def expected(schedule: Any, context: Context) -> Plan:
-    """The plan of a generation that has not been, as `planned` gives it, but without warnings."""
+    """What will run by the plan, of a generation that has not been; so nothing is told of it.
+
+    The first step is full whatever the plan says, because nothing is recorded before it.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeepCacheWarning)
-        return planned(schedule, context)
+        plan = planned(schedule, context)
+    return plan if plan[0] == FULL else Explicit((FULL, *plan[1:])).entries
 
 
 def planned(schedule: Any, context: Context) -> Plan:

@@ -10,6 +10,7 @@ from .context import Context
 from .forecast import Forecast
 from .placing import FEW_STEPS, POWER, cheapest, count_of_full_steps, power_of, usual_levels
 from .plans import OUTPUT, OneBranch, Plan, number_between, plan_with, whole_number
+from .remarks import if_short
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,8 @@ class NoiseAware(OneBranch):
                 f"interval={self.interval:g} is more than the {context.num_steps} steps that the "
                 "generation has: as few as possible run in full; lower the interval, or the speedup"
             )
+        elif remark := if_short(context.num_steps, len(plan.full_steps)):
+            context.warn_once(f"the generation has {context.num_steps} steps; {remark}")
         return plan
 
     def remark_on(self, plan: Plan, *, is_past: bool = False) -> str | None:

@@ -27,4 +27,4 @@ def if_short(steps: int, full_steps: int) -> str | None:
     few = FEW_STEPS < steps <= SHORT
     if not few or 3 * full_steps >= 2 * steps:
         return None
-    return f"with {SHORT} steps or fewer pictures move far from the plain ones: lower the interval"
+    return f"with {SHORT} steps or fewer pictures move far from the plain ones: try interval=1.5"

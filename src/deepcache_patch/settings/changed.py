@@ -124,7 +124,9 @@ class Settings:
             )
         if schedule is not None and not isinstance(schedule, str):
             return replace(self, schedule=schedule_of(schedule, **words, speedup=speedup))
-        before = {name: value for name, value in self._words.items() if name not in words}
+        # Of an object its kind stays with it: a schedule by its name has parameters of its own.
+        known = self._words if schedule is None or self.schedule is self.made else {}
+        before = {name: value for name, value in known.items() if name not in words}
         wanted = before.pop("speedup", None)
         if speedup is None and "interval" not in words and schedule in TAKE_SPEEDUP:
             speedup = wanted
@@ -157,6 +159,8 @@ class Settings:
             )
 
     def _made_of(self, words: Mapping[str, Any], schedule: AnySchedule) -> Settings:
+        if isinstance(schedule, Auto) and schedule.equals(self.schedule):
+            schedule = self.schedule  # with what it has learned
         return replace(self, schedule=schedule, made=schedule, words=words)
 
     @property

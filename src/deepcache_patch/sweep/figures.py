@@ -17,6 +17,7 @@ from ..compare.contestant import (
     times_text,
 )
 from ..compare.measures import CLEAR, SHAPES
+from ..learning.auto import FEW_FULL_STEPS
 from .knee import BY_WORK, MEASURED, why_none
 
 if TYPE_CHECKING:
@@ -81,6 +82,11 @@ def cautions_of(sweep: Sweep) -> list[str]:
     found = doubts({row.title: row for row in sweep.rows})
     found += only_one_full({row.title: row.plan for row in sweep.settings})
     found += dict.fromkeys(said for row in sweep.settings for said in few_steps(row, row.plan))
+    found += [
+        f"{row.title}: too few full steps to learn from, so it is as the default"
+        for row in sweep.settings
+        if row.setting.schedule == "auto" and row.plan.count("F") < FEW_FULL_STEPS
+    ]
     if beaten:
         by = f"by {CLEAR:g} dB or more"
         found.append(f"fewer steps at equal work are better, {by}, than: {'; '.join(beaten)}")

@@ -27,7 +27,7 @@ from ..running.protocol import Helper
 from .folder import RowStore
 from .outcome import Row, Sweep
 from .progress import Progress
-from .settings import SweepSetting, require_fitting, settings_of
+from .settings import SweepSetting, learns, plan_ahead, require_fitting, settings_of
 
 #: Whole, because some schedules take no others; `None` is each schedule's own.
 INTERVALS: Final = (2, None, 3, 5)
@@ -169,7 +169,7 @@ class _Running:
         with self._progress.of(*self._weight(setting)) as label:
             # One that was given may have learned from something else.
             taught = isinstance(schedule, Auto) and schedule.learned and setting.given is None
-            if is_new and isinstance(schedule, Auto) and not taught:
+            if is_new and not taught and self._learns(setting):
                 contest.learn(setting.steps, f"calibration of {label}")
             run = contest.cached(setting.steps, label)
         return self._keep(setting, setting.steps or contest.steps, run)
@@ -243,7 +243,7 @@ class _Running:
         for setting in self._settings:
             row, (_, weight) = self._row(setting), self._weight(setting)
             add(row, weight)
-            if row is None and setting.schedule == "auto":  # which learns first
+            if row is None and self._learns(setting):
                 left += self._weight(None)[1]
             if self._fewer_steps and (row is None or row.fewer_left_out is None):
                 known = None if row is None or row.fewer is None else self._plain_row(row.fewer)
@@ -253,6 +253,11 @@ class _Running:
         if self._rows.restored("plain", None) is None:
             most = max(most, 1)
         return left + most * self._weight(None)[1]
+
+    def _learns(self, setting: SweepSetting) -> bool:
+        """Whether a full generation comes first, to learn from."""
+        contest = self._contest
+        return learns(setting, plan_ahead(setting, contest.pipe, contest.helper, contest.call))
 
     def _weight(self, setting: SweepSetting | None) -> tuple[str, float]:
         """What is said of a run, and about how many full steps it has."""

@@ -19,7 +19,7 @@ from ..learning.calibrated_schedule import Calibrated
 from ..schedules.guide import plans_ahead
 from ..schedules.noise_aware import NoiseAware
 from ..schedules.placing import FEW_STEPS
-from ..schedules.plans import FULL, Schedule, whole_number
+from ..schedules.plans import FULL, Plan, Schedule, whole_number
 from ..schedules.replay import Extrapolate
 from ..schedules.window import Window
 from ..settings.by_name import DEFAULT, NOISE_AWARE, PARAMETERS, replay_of, schedule_of
@@ -146,7 +146,6 @@ def require_fitting(settings: Iterable[SweepSetting], pipe: Any, helper: Any, ca
         UnsupportedModelError: If the pipeline has no U-Net that can be cut.
     """
     lists = [name for name in LISTS if call.get(name) is not None]
-    window = Window(helper.first, helper.last)
     for setting in settings:
         schedule = setting.made()
         anatomies_for(pipe, schedule)
@@ -159,17 +158,30 @@ def require_fitting(settings: Iterable[SweepSetting], pipe: Any, helper: Any, ca
         require_same_steps(
             pipe, {**call, "num_inference_steps": setting.steps}, schedule, setting.name
         )
-        if lists or num_steps(pipe, setting.steps) is None or not plans_ahead(schedule):
-            continue
-        strength = strength_of(pipe, call)
-        plan = plan_of(pipe, schedule, setting.steps, window=window, strength=strength)
-        if all(entry == FULL for entry in plan):
+        plan = plan_ahead(setting, pipe, helper, call)
+        if plan is not None and all(entry == FULL for entry in plan):
             few = len(plan) <= FEW_STEPS and isinstance(schedule, NoiseAware | Auto)
             cure = f"more than {FEW_STEPS} steps" if few else "a larger interval, or more steps"
             raise InvalidSettingError(
                 f"{setting.name} would run all of {len(plan)} steps in full, and be no faster: "
                 f"give {cure}"
             )
+
+
+def plan_ahead(setting: SweepSetting, pipe: Any, helper: Any, call: Any) -> Plan | None:
+    """The plan of a setting, or `None` where it is not known before the generation."""
+    schedule = setting.made()
+    lists = any(call.get(name) is not None for name in LISTS)
+    if lists or num_steps(pipe, setting.steps) is None or not plans_ahead(schedule):
+        return None
+    window, strength = Window(helper.first, helper.last), strength_of(pipe, call)
+    return plan_of(pipe, schedule, setting.steps, window=window, strength=strength)
+
+
+def learns(setting: SweepSetting, plan: Plan | None) -> bool:
+    """Whether the first generation with a setting runs in full, to learn; its plan if known."""
+    schedule = setting.made()
+    return isinstance(schedule, Auto) and (plan is None or schedule.is_worth_it(plan))
 
 
 def _read(file: str | Path) -> Calibrated:

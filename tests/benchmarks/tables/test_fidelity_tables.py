@@ -94,9 +94,9 @@ def test_gains_are_over_all_rows_of_both_models(monkeypatch):
     folders = {fidelity.RESULTS: shapes, fidelity.RESULTS / "emoji": emoji}
     monkeypatch.setattr(fidelity, "results", lambda folder=fidelity.RESULTS: folders[folder])
     assert fidelity.gains() == (
-        "To the default, over all samplers, both speeds and both models: `calibrate` +2.0 dB in "
-        "the mean, from −1.0 to +5.0, less in 1 of 4; `auto` +0.2 dB in the mean, from +0.0 to "
-        "+0.5, less in 0 of 2."
+        "Compared with the default, over all rows of these tables: `calibrate` is +2.0 dB on "
+        "average (−1.0 to +5.0), worse in 1 of 4; `auto` is +0.2 dB on average (+0.0 to +0.5), "
+        "worse in 0 of 2."
     )
 
 
@@ -146,7 +146,7 @@ def test_emoji_have_the_same_table_and_results_of_their_own(monkeypatch):
     monkeypatch.setattr(fidelity, "results", folders.__getitem__)
     said, table = fidelity.curves_on_emoji().split("\n\n")
     assert said == (
-        "The same on another model, `emoji`, without which most of the constants were chosen (96 "
-        "pictures, guidance 4, A Chip):"
+        "The same on another model, `emoji`, which had no part in choosing most of the constants "
+        "(96 pictures, guidance 4, A Chip):"
     )
     assert table == expected
