@@ -86,7 +86,7 @@ def doubts(contestants: Mapping[str, Contestant]) -> list[str]:
     """How far speeds are to be trusted, in words; nothing where nothing speaks against them.
 
     Args:
-        contestants: By their names.
+        contestants: The contestants by their names.
     """
     unsteady, beyond, found = [], [], []
     for name, each in contestants.items():

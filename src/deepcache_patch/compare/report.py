@@ -28,7 +28,7 @@ _LARGE = 320
 #: How style and script know the contestants, in the order of `Comparison.columns`.
 _KINDS = ("plain", "cached", "fewer")
 
-#: As the script has it.
+#: As fast as the script of the page plays videos, too.
 _FRAMES_PER_SECOND = 8
 
 _UNITS = {

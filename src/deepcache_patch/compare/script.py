@@ -35,7 +35,7 @@ def python_of(about: Mapping[str, Any], *, saves: bool = True) -> str:
     Where something is no text or number, or is not known, `...` stands, and a comment says so.
 
     Args:
-        about: As in `Comparison`. Without "schedule", the plain pipeline runs.
+        about: What ran, as in `Comparison.about`. Without "schedule", the plain pipeline runs.
         saves: Whether pictures are made, which are saved by their seeds.
     """
     helper, ours, remarks = _helper(about)

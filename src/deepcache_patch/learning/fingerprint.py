@@ -36,7 +36,7 @@ class Fingerprint:
     """A few numbers of some parameters.
 
     Attributes:
-        numbers: By the parameter's name, without those of wrappers.
+        numbers: The numbers by the parameter's name, without the names of wrappers.
     """
 
     numbers: Mapping[str, tuple[float, ...]]

@@ -27,11 +27,11 @@ class Reached:
         quartiles: The least and the greatest of the middle half of the timings; `None` if there
             are none.
         timings: How many there are, each of a plain run and an accelerated one.
-        psnr: To the plain pictures, in dB, the mean; infinite for identical ones; `None` if it was
-            not measured.
+        psnr: The mean PSNR to the plain pictures, in dB; infinite for identical ones; `None` if it
+            was not measured.
         worst_psnr: The PSNR of the picture that is the least close.
-        default_psnr: The mean by the default's rule with as many full steps, at the same branch;
-            `None` where the default leaves out none.
+        default_psnr: The mean PSNR by the default's rule with as many full steps, at the same
+            branch; `None` where the default leaves out none.
         pictures: How many there are; 0 if they were not compared.
     """
 

@@ -19,7 +19,7 @@ from ..measuring.writing import write_whole
 from ..schedules.fit import LARGEST
 from ..schedules.plans import FULL, Explicit, Plan, number_between, whole_number
 
-#: Of the format.
+#: The version of the format.
 VERSION: Final = 2
 
 #: Bytes that a file may have: some hundred schedules of large U-Nets.

@@ -91,7 +91,7 @@ class Study:
         self.protected = context.protected
         self.num_steps = context.num_steps
         self.forecast = Forecast.of(context) if branch == OUTPUT else None
-        #: Of the shallow steps; where no forecast is possible, 0 instead of -1.
+        #: The branch of the shallow steps; where no forecast is possible, 0 instead of -1.
         self.branch = branch if branch != OUTPUT or self.forecast else 0
         # As it is before its first step. Nothing of the U-Net is kept, or it would stay alive.
         self._scheduler = copied_scheduler(context.scheduler)

@@ -50,7 +50,7 @@ class Sound:
         """Draws, for each column of pixels, from the lowest to the highest sample in it.
 
         Args:
-            factor: By which the samples are multiplied first.
+            factor: What the samples are multiplied by first.
         """
         width, height = _WAVEFORM_SIZE
         picture = Image.new("RGB", _WAVEFORM_SIZE, _PAPER)

@@ -34,7 +34,7 @@ _KINDS: Final = {
     "SWAP": ("ROT_TWO", "ROT_THREE", "ROT_FOUR"),
 }
 _KIND_OF: Final = {name: kind for kind, names in _KINDS.items() for name in names}
-#: Of the function's own variables; Python 3.13 and newer load and store two at once.
+#: For the function's own variables; Python 3.13 and newer load and store two at once.
 _FAST: Final = re.compile("LOAD_FAST|STORE_FAST")
 #: How many values those reach that copy or move some; newer ones say it themselves.
 _REACH: Final = {"DUP_TOP": 1, "DUP_TOP_TWO": 2, "ROT_TWO": 2, "ROT_THREE": 3, "ROT_FOUR": 4}

@@ -28,7 +28,7 @@ class AttachedControlNet:
     """One ControlNet with the patch round its call.
 
     Args:
-        patch: Round the ControlNet's calls, to be installed.
+        patch: The patch round the ControlNet's calls, to be installed.
         unet: The U-Net that gets its residuals.
     """
 

@@ -22,9 +22,9 @@ class Proof:
     """At which branches one U-Net gives what it gives whole, as far as that was tried out.
 
     Args:
-        unet: Inside `torch.compile`'s wrapper.
+        unet: The U-Net inside `torch.compile`'s wrapper.
         cuts: That U-Net's cuts.
-        patch: Round that U-Net's calls.
+        patch: The patch round that U-Net's calls.
     """
 
     def __init__(self, unet: nn.Module, cuts: UNetCuts, patch: CallPatch) -> None:

@@ -47,7 +47,7 @@ class AttachedUNet:
 
     Args:
         name: The name of the component that it is.
-        patch: Round the U-Net's calls, to be installed.
+        patch: The patch round the U-Net's calls, to be installed.
         anatomy: That of the U-Net inside `torch.compile`'s wrapper.
         new_guide: Gives what leads through a generation, at its first call.
         scheduler_getter: Gives the pipeline's schedulers, the likeliest for this U-Net first.

@@ -222,7 +222,7 @@ class Anatomy(Dissected, ABC):
 
         Args:
             branch: Where the call is cut.
-            arguments: By name.
+            arguments: Those of the call, by name.
         """
         return None
 

@@ -81,7 +81,7 @@ class HunyuanAnatomy(Anatomy):
 
         Args:
             branch: Where the call is cut.
-            arguments: By name.
+            arguments: Those of the call, by name.
         """
         residuals = arguments.get("controlnet_block_samples")
         if not residuals:
