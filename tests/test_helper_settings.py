@@ -31,9 +31,9 @@ from deepcache_patch import (
     UnsupportedModelError,
 )
 from deepcache_patch.inspection.branches import Branches
-from deepcache_patch.running.controlnet import AttachedCompanion
+from deepcache_patch.running.controlnet import AttachedControlNet
 from deepcache_patch.running.session import Session
-from deepcache_patch.running.shallow import UNetCuts
+from deepcache_patch.running.unet_cuts import UNetCuts
 from deepcache_patch.schedules.guide import Guide, PlannedGuide
 
 pytestmark = pytest.mark.usefixtures("kept_tables")
@@ -400,7 +400,7 @@ def test_enable_attaches_anew_to_what_was_compiled_since_and_to_nothing_else():
             setattr(pipe, name, torch.compile(getattr(pipe, name), backend="eager"))
             helper.enable()
             assert helper._attachment.unets[0].unet is pipe.unet
-            assert helper._attachment.companions[0].controlnet is pipe.controlnet
+            assert helper._attachment.controlnets[0].controlnet is pipe.controlnet
 
 
 def test_two_unets_have_a_table_each():
@@ -512,13 +512,13 @@ def test_enable_that_is_interrupted_at_the_controlnet_leaves_no_trace(monkeypatc
     pipe = ZOO["sd-controlnet"].load()
     parts = (pipe.unet, pipe.controlnet)
     before = [trace(each) for each in parts]
-    attach = AttachedCompanion.attach
+    attach = AttachedControlNet.attach
 
-    def interrupted(companion):
-        attach(companion)
+    def interrupted(controlnet):
+        attach(controlnet)
         raise KeyboardInterrupt  # while it waits for calls that are under way
 
-    monkeypatch.setattr(AttachedCompanion, "attach", interrupted)
+    monkeypatch.setattr(AttachedControlNet, "attach", interrupted)
     helper = DeepCacheHelper(pipe, schedule=Uniform())
     with pytest.raises(KeyboardInterrupt):
         helper.enable()

@@ -49,10 +49,10 @@ JUDGES = {
     "cutting.anatomy.second_stream": ("cutting/test_anatomy_second_stream",),
     "schedules.plans": ("schedules/test_plans",),
     "running.slots": ("running/test_marks", "running/test_slots"),
-    "running.keeping": (
+    "running.stateful": (
         "running/test_kept_where",
         "running/test_kept_by_layers",
-        "running/test_keeping",
+        "running/test_stateful",
         "running/test_observers",
     ),
     "running.second_run": ("running/test_unnoticed",),

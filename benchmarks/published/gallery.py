@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from deepcache_patch.measuring.media import picture_of
+from deepcache_patch.measuring.media import to_pil
 from deepcache_patch.measuring.writing import write_whole
 
 #: What a contestant's generation left: seconds and counts, or why it failed.
@@ -99,7 +99,7 @@ class Gallery:
 
 def _png(picture: np.ndarray) -> bytes:
     written = io.BytesIO()
-    picture_of(picture).save(written, format="PNG")
+    to_pil(picture).save(written, format="PNG")
     return written.getvalue()
 
 

@@ -62,7 +62,7 @@ class DeepCacheSDHelper:
             "unet_forward". No layer is wrapped here, so there are no others.
         cached_output: Always empty: features are kept elsewhere.
         cur_timestep: Always 0 unless it is assigned to; nothing goes by it.
-        start_timestep: Likewise `None`.
+        start_timestep: Always `None` unless it is assigned to; nothing goes by it.
 
     Example:
         >>> helper = DeepCacheSDHelper(pipe=pipe)  # doctest: +SKIP

@@ -57,7 +57,7 @@ def no_such(kind: str, name: str, known: Collection[str], others: Collection[str
     """What to say of a name that none of a kind has: the one that may be meant, and the known ones.
 
     Args:
-        kind: Of what.
+        kind: What has the name: "setting", "schedule".
         name: What was given.
         known: All that are listed.
         others: Such as may be meant, too.

@@ -13,7 +13,7 @@ from .learning.calibrate import calibrate
 from .learning.calibrated_schedule import Calibrated
 from .running.attachment import SWITCHING, Attachment
 from .running.compiling import compile_in_place
-from .running.owners import keep, kept_by, let_go
+from .running.owners import held_by, hold, release
 from .running.pause import Pause
 from .running.stats import LOGGER, LastGeneration, Stats
 from .running.told import told_by
@@ -73,7 +73,7 @@ class DeepCacheHelper(Adjustable):
         first: How many steps at the start of each generation run in full, whatever the schedule
             says: an integer of at least 0 (default), or a float from 0 to below 1, a share of the
             generation's steps, rounded up. Counted from the steps that run.
-        last: How many at its end, likewise.
+        last: How many at the end of each generation, given as `first` is.
         replay: What a shallow step gets: `"extrapolate"` (default), `"reuse"`, which is the
             paper's, or any `Replay`. Not for schedules with one of their own (`Auto`).
         unknown: Nothing. A mistyped setting is answered by the one that may be meant.
@@ -152,7 +152,7 @@ class DeepCacheHelper(Adjustable):
 
         Args:
             num_inference_steps: By default, as many as the pipeline makes by itself.
-            strength: Of pipelines that begin with a picture, 0 to 1.
+            strength: The `strength` of pipelines that begin with a picture, 0 to 1.
             timesteps: What the scheduler's `set_timesteps` takes beside, such as `timesteps=[…]`.
 
         Returns:
@@ -181,10 +181,10 @@ class DeepCacheHelper(Adjustable):
             attachment = self._attachment
             if not (attachment.holds and attachment.stands_outside):
                 anatomies = anatomies_for(self._pipe, self.schedule)
-                attachment.attach(anatomies, self._settings.guides())
+                attachment.attach(anatomies, self._settings.guide_factory())
                 LOGGER.info("%s, %s: enabled", type(self._pipe).__name__, self.schedule)
             if self._was_kept:
-                keep(self._pipe, self)
+                hold(self._pipe, self)
             return self
 
     def disable(self) -> None:
@@ -192,9 +192,9 @@ class DeepCacheHelper(Adjustable):
         with SWITCHING:
             if self._attachment.detach():
                 LOGGER.info("%s, %s: disabled", type(self._pipe).__name__, self.schedule)
-            if kept_by(self._pipe) is self:
+            if held_by(self._pipe) is self:
                 self._was_kept = True
-                let_go(self._pipe)
+                release(self._pipe)
 
     def __enter__(self) -> "DeepCacheHelper":
         with SWITCHING:
@@ -306,8 +306,8 @@ class DeepCacheHelper(Adjustable):
             full_steps: How many steps shall run in full, at least 1.
             psnr: How close the pictures shall be to the plain ones, in dB, on average over those
                 that are not identical.
-            branch: Of the shallow steps: -1, above the output, or at least 0, where only plans
-                are compared.
+            branch: The branch of the shallow steps: -1, above the output, or at least 0, where only
+                plans are compared.
 
         Raises:
             InvalidSettingError: If the goal or `run` is not what it has to be, or out of reach.

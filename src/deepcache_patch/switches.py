@@ -10,7 +10,7 @@ from torch import nn
 from .helper import DeepCacheHelper
 from .running.attachment import SWITCHING
 from .running.components import modules_of
-from .running.owners import check_can_keep, helpers_of, keep, let_go, release_left_behind
+from .running.owners import check_can_hold, helpers_of, hold, release, remove_left_behind
 from .settings.changed import SettingsGiven, require_known
 
 if TYPE_CHECKING:
@@ -47,14 +47,14 @@ def enable(
         >>> deepcache_patch.disable(pipe)  # doctest: +SKIP
     """
     modules_of(pipe)  # what is no pipeline has none
-    check_can_keep(pipe)
+    check_can_hold(pipe)
     require_known(settings)
     with SWITCHING:
         mine = [helper for helper in helpers_of(pipe) if helper.pipe is pipe]
         helper: DeepCacheHelper
         helper = mine[0].set(**settings) if mine else DeepCacheHelper(pipe, **settings)
         helper.enable()
-        keep(pipe, helper)
+        hold(pipe, helper)
         return helper
 
 
@@ -71,5 +71,5 @@ def disable(pipe: DiffusionPipeline | nn.Module) -> None:
     with SWITCHING:
         for helper in helpers_of(pipe):
             helper.disable()
-        let_go(pipe)
-        release_left_behind(pipe)
+        release(pipe)
+        remove_left_behind(pipe)

@@ -8,7 +8,7 @@ from typing import Any
 from builders.outcomes import flat
 from deepcache_patch.measuring.generation import Timing
 from deepcache_patch.sweep.outcome import Row, Sweep
-from deepcache_patch.sweep.settings import Setting
+from deepcache_patch.sweep.settings import SweepSetting
 
 ABOUT = {
     "model": "a/model",
@@ -30,7 +30,7 @@ ABOUT = {
 }
 
 
-def row(speed: float, quality: float, setting: Setting | None = None, **changes: Any) -> Row:
+def row(speed: float, quality: float, setting: SweepSetting | None = None, **changes: Any) -> Row:
     """Two pictures, the second 2 dB worse; timed at `speed` and at 1/1.1 of it."""
     fields: dict[str, Any] = {
         "setting": setting,
@@ -54,10 +54,10 @@ def made(**changes: Any) -> Sweep:
     plain = row(1, 0, psnr=(float("inf"),) * 2, plan="")
     plain = replace(plain, times=plain.plain_times)
     settings = (
-        row(1.5, 40, Setting(interval=1.5, steps=24), fewer=16),
-        row(2, 30, Setting("uniform", 2, 0, steps=24), fewer_left_out="it has no steps"),
-        row(2.5, 38, Setting("auto", 2.2, steps=24)),
-        row(3.5, 20, Setting("auto", 3, steps=24)),
+        row(1.5, 40, SweepSetting(interval=1.5, steps=24), fewer=16),
+        row(2, 30, SweepSetting("uniform", 2, 0, steps=24), fewer_left_out="it has no steps"),
+        row(2.5, 38, SweepSetting("auto", 2.2, steps=24)),
+        row(3.5, 20, SweepSetting("auto", 3, steps=24)),
     )
     fewer = (row(1.5, 25, steps=16, plan=""),)
     fields: dict[str, Any] = {

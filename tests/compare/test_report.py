@@ -18,7 +18,7 @@ from PIL import Image
 
 from deepcache_patch import Plan
 from deepcache_patch.compare.measures import RULE
-from deepcache_patch.compare.paste import python_of
+from deepcache_patch.compare.script import python_of
 from deepcache_patch.measuring.media import Sound
 
 

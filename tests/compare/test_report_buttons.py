@@ -8,7 +8,7 @@ import pytest
 from builders.browser import a_browser, a_show, find, mouse  # noqa: F401 (fixtures)
 from builders.outcomes import ABOUT, fewer, flat, outcome, pictures, videos
 
-from deepcache_patch.compare.paste import python_of
+from deepcache_patch.compare.script import python_of
 
 #: What of the dialog is seen, and how wide it is.
 SHOWN = """

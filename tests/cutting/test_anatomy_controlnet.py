@@ -10,7 +10,10 @@ from torch import nn
 
 from deepcache_patch import UnsupportedModelError
 from deepcache_patch.cutting.anatomy import dissect_controlnet, is_controlnet
-from deepcache_patch.cutting.anatomy.controlnet import ControlNetAnatomy, HunyuanControlNetAnatomy
+from deepcache_patch.cutting.anatomy.controlnet import (
+    BlockControlNetAnatomy,
+    HunyuanControlNetAnatomy,
+)
 
 
 def controlnet(**config):
@@ -37,7 +40,7 @@ def test_the_residuals_of_the_kept_skips_are_exact_and_the_middle_ones_zero(conf
     net = controlnet(**config)
     before, (down, middle) = trace(net), residuals(net)
     anatomy = dissect_controlnet(net)
-    assert type(anatomy) is ControlNetAnatomy
+    assert type(anatomy) is BlockControlNetAnatomy
     assert anatomy.num_skips == len(down)
     for branch in range(anatomy.num_skips - 1):
         with counted_calls(net) as calls, anatomy.cut(branch).applied():
@@ -123,7 +126,7 @@ def test_the_parts_tell_what_is_a_controlnet():
     one_of_two = several(controlnet(), nn.Linear(1, 1))
     for other in (None, object(), unet2d_condition(), several(), one_of_two):
         assert not is_controlnet(other)
-    for part in ControlNetAnatomy.parts:
+    for part in BlockControlNetAnatomy.parts:
         net = controlnet()
         delattr(net, part)
         assert not is_controlnet(net)

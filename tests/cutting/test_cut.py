@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from deepcache_patch.cutting.cut import Cut, Swap, keep
+from deepcache_patch.cutting.cut import Cut, Swap, shorten
 
 
 class Add(nn.Module):
@@ -136,9 +136,9 @@ def test_a_list_is_swapped_only_if_something_else_is_kept_of_it():
     module, parts = nn.Module(), [Add(1), Add(10), Add(100)]
     module.parts = nn.ModuleList(parts)
     swaps = []
-    keep(swaps, module, "parts", iter(parts))
+    shorten(swaps, module, "parts", iter(parts))
     assert swaps == []
-    keep(swaps, module, "parts", iter(parts[:2]))
+    shorten(swaps, module, "parts", iter(parts[:2]))
     with Cut(swaps).applied():
         assert list(module.parts) == parts[:2]
     assert list(module.parts) == parts

@@ -110,7 +110,7 @@ def test_a_feature_is_valid_only_under_an_equal_key(other):
     assert FeatureKey.of(other) != KEY
 
 
-def test_a_companion_s_sample_may_have_other_channels_only():
+def test_a_controlnet_s_sample_may_have_other_channels_only():
     assert KEY.is_like(torch.zeros(2, 9, 8, 8))
     assert KEY.is_like(torch.zeros(1, 4, 2, 8, 8))  # two frames
     assert FeatureKey.of(torch.zeros(1, 4, 2, 8, 8)).is_like(SAMPLE)

@@ -26,7 +26,7 @@ from deepcache_patch.learning.trials import Trials
 from deepcache_patch.measuring.similarity import psnr
 from deepcache_patch.running.stats import Stats
 from deepcache_patch.schedules.context import Context
-from deepcache_patch.schedules.noise_aware import cheapest, cheapest_by
+from deepcache_patch.schedules.placing import cheapest, cheapest_by
 
 pytestmark = pytest.mark.usefixtures("kept_tables")
 

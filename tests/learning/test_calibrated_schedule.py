@@ -25,7 +25,7 @@ from deepcache_patch import (
     Uniform,
 )
 from deepcache_patch.cutting.features import FeatureKey, Recorded
-from deepcache_patch.learning.calibrated_schedule import Setting, load_all, save_all
+from deepcache_patch.learning.calibrated_schedule import ValidFor, load_all, save_all
 from deepcache_patch.learning.reached import Reached
 from deepcache_patch.schedules.context import Context
 
@@ -376,7 +376,7 @@ def test_a_schedule_fits_a_scheduler_that_changes_itself(tmp_path):
 
 def test_what_diffusers_notes_for_itself_does_not_count(learned):
     pipe = SD.load()
-    here = Setting({**learned.setting.unet}, {**learned.setting.scheduler}, ())
+    here = ValidFor({**learned.setting.unet}, {**learned.setting.scheduler}, ())
     pipe.unet.register_to_config(_name_or_path="elsewhere")
     learned.check(pipe.unet, pipe.scheduler)
     assert not any(name.startswith("_") for name in (*here.unet, *here.scheduler))
@@ -393,7 +393,7 @@ def x0(step, value):
 def guide(weights):
     context = Context(5, (800.0, 600.0, 400.0, 200.0, 0.0), SCHEDULER)
     plan = Plan([FULL, FULL, FULL, -1, -1])
-    setting = Setting.of(context)
+    setting = ValidFor.of(context)
     return Calibrated(setting, plan, weights).begin(context, Extrapolate())
 
 

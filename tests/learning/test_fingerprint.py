@@ -18,7 +18,7 @@ from torch import nn
 from deepcache_patch import Auto, Calibrated, DeepCacheHelper, DeepCacheWarning
 from deepcache_patch.learning import fingerprint as fingerprints
 from deepcache_patch.learning.calibrated_schedule import load_all
-from deepcache_patch.learning.fingerprint import NUMBERS, PARAMETERS, Fingerprint
+from deepcache_patch.learning.fingerprint import NUMBERS, SAMPLED_PARAMETERS, Fingerprint
 
 # What peft says when an adapter is loaded again.
 pytestmark = pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning")
@@ -67,7 +67,7 @@ def test_every_second_of_eight_rows_is_read_in_the_middle_of_the_other_axes():
 
 def test_sixteen_parameters_of_many_are_looked_at():
     found = Fingerprint.of(loaded("sd").unet).numbers
-    assert len(found) == PARAMETERS
+    assert len(found) == SAMPLED_PARAMETERS
     assert {len(numbers) for numbers in found.values()} == {NUMBERS}
     assert next(iter(found)) == "conv_in.weight"
 
@@ -233,7 +233,7 @@ def test_the_same_weights_are_compared_once_without_a_word(file, monkeypatch):
             LDM.run(pipe, steps=10)
             LDM.run(pipe, steps=10)
             assert (helper.stats.full_calls, helper.stats.shallow_calls) == (8, 12)
-    assert len(read) == PARAMETERS
+    assert len(read) == SAMPLED_PARAMETERS
 
 
 def test_each_unet_is_compared(file):

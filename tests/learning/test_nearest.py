@@ -10,7 +10,7 @@ from builders.cases import CASES
 from deepcache_patch import Calibrated, DeepCacheHelper, Uniform
 from deepcache_patch.learning.nearest import Way, nearest_way, usual_way
 from deepcache_patch.learning.study import Studying
-from deepcache_patch.schedules.noise_aware import cheapest
+from deepcache_patch.schedules.placing import cheapest
 from deepcache_patch.schedules.plans import FULL, OUTPUT
 
 LDM = CASES["ldm"]

@@ -21,7 +21,7 @@ from deepcache_patch import (
 )
 from deepcache_patch.cutting.features import FeatureKey, Recorded
 from deepcache_patch.learning import schedule_file as calibrated_file
-from deepcache_patch.learning.calibrated_schedule import Setting, load_all, save_all
+from deepcache_patch.learning.calibrated_schedule import ValidFor, load_all, save_all
 from deepcache_patch.schedules.forecast import Forecast
 
 
@@ -237,8 +237,8 @@ def test_from_dict_checks_as_much_as_the_file():
 
 
 def test_a_long_difference_is_cut_off():
-    here = Setting({"class": "A", "a": 0}, {"class": "B"}, ())
-    there = Setting({"class": "A", "a": "long" * 10**6}, {"class": "B"}, ())
+    here = ValidFor({"class": "A", "a": 0}, {"class": "B"}, ())
+    there = ValidFor({"class": "A", "a": "long" * 10**6}, {"class": "B"}, ())
     assert len(there.difference(here)) < 300
 
 

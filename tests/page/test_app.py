@@ -56,7 +56,7 @@ def page() -> ui.Page:
 
 @pytest.fixture(autouse=True)
 def _forget() -> None:
-    page().memory.__init__()  # type: ignore[misc]
+    page().history.__init__()  # type: ignore[misc]
 
 
 def values(of: ui.Page, **changed: Any) -> list[Any]:
@@ -214,7 +214,7 @@ def test_generate_gives_both_pictures_and_the_figures() -> None:
 @pytest.mark.parametrize(("seconds", "said"), [(5.0, False), (4.9, True)])
 def test_a_speed_that_the_work_does_not_allow_is_named(seconds: float, said: bool) -> None:
     generated(page(), seed=5)
-    trial = page().memory.find(1).trial
+    trial = page().history.find(1).trial
     changed = replace(
         trial.comparison,
         plain_times=(Timing(10.0, 11.0, 6),),
@@ -276,7 +276,7 @@ def test_each_try_is_a_row_and_a_point() -> None:
                 f"{each.number}",
                 f"try {each.number}: {each.speedup:.2f}×, {each.psnr:.2f} dB, uniform",
             )
-            for each in [*page().memory][:2]
+            for each in [*page().history][:2]
         ]
     )
 
@@ -285,7 +285,7 @@ def test_a_try_that_is_brought_back_is_shown_as_it_was() -> None:
     first = generated(page(), seed=5, schedule="centred", center=2)
     generated(page(), seed=6, interval=2)
     names = list(page().fields.all)
-    back = page().bring_back(page().memory.find(1))
+    back = page().bring_back(page().history.find(1))
     fields, result = dict(zip(names, back, strict=False)), back[len(names) :]
     given = values(page(), seed=5, schedule="centred", center=2)
     assert [fields[name]["value"] for name in names] == given
@@ -300,7 +300,7 @@ def test_a_try_that_is_brought_back_is_shown_as_it_was() -> None:
 def test_a_seed_of_minus_one_is_drawn_and_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deepcache_patch.page.fields.random.randint", lambda low, high: 77)
     shown = generated(page(), seed=-1)
-    assert page().memory.find(1).settings["seed"] == 77
+    assert page().history.find(1).settings["seed"] == 77
     assert " · seed 77 · " in shown["table"]["value"][0][4]
     assert "for seed in [77]:" in shown["python"]
     assert "Ran" in page().strip(1, *values(page(), seed=-1))
@@ -309,7 +309,7 @@ def test_a_seed_of_minus_one_is_drawn_and_remembered(monkeypatch: pytest.MonkeyP
 def test_an_empty_prompt_is_asked_about_and_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(gradio, "Warning", said.append)
-    monkeypatch.setattr(page().trials, "run", lambda *_, **__: pytest.fail("was run"))
+    monkeypatch.setattr(page().runner, "run", lambda *_, **__: pytest.fail("was run"))
     for prompt in ("", "  \n"):
         assert set(map(str, generated(page(), prompt=prompt).values())) == {str(gradio.skip())}
     question = "What is the picture to show? Write a prompt, or take an example."
@@ -333,7 +333,7 @@ def test_stop_leaves_the_page_as_it_was(said: list[str]) -> None:
     assert page().stop(TAB) == gradio.update(value="Stopping …", interactive=False)
     assert set(map(str, generated(page()).values())) == {str(gradio.skip())}
     assert said == [STOPPED]
-    assert len(page().memory) == 0
+    assert len(page().history) == 0
     assert page().idle(TAB) == [
         gradio.update(interactive=True),
         gradio.update(value="Stop", interactive=False),
@@ -394,7 +394,7 @@ def test_defaults_and_prompts_are_those_of_the_models_card(tmp_path: Path) -> No
 def test_of_the_last_tries_alone_the_files_are_kept() -> None:
     files = [Path(generated(page(), seed=5)["report"]["value"])]
     folder = files[0].parent.parent
-    made = page().memory.find(1)
+    made = page().history.find(1)
     for number in range(2, 10):
         files += [page().result._saved(replace(made, number=number))[-1]]
         page().result._saved(made)  # shown again and again
@@ -405,7 +405,7 @@ def test_of_the_last_tries_alone_the_files_are_kept() -> None:
 
 def test_files_are_there_whole_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     generated(page(), seed=5)
-    made = replace(page().memory.find(1), number=70)
+    made = replace(page().history.find(1), number=70)
 
     def fail(_self: Any, _place: Any) -> None:
         raise OSError("the disk is full")
@@ -463,7 +463,7 @@ def test_a_pipeline_that_fails_is_a_line_on_the_page(monkeypatch: pytest.MonkeyP
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("out of memory <here>\nand nine more lines")
 
-    monkeypatch.setattr(page().trials, "run", fail)
+    monkeypatch.setattr(page().runner, "run", fail)
     with pytest.raises(gradio.Error) as error:
         generated(page())
     message = "StableDiffusionPipeline failed: out of memory &lt;here&gt;"
@@ -487,7 +487,7 @@ def test_a_calibrated_schedule_can_be_chosen() -> None:
     report = unescape(Path(shown["report"]["value"]).read_text(encoding="utf-8"))
     assert loaded in re.sub("<.*?>", "", report)
     generated(with_file)  # of another schedule
-    made = [with_file.memory.find(number) for number in (1, 2)]
+    made = [with_file.history.find(number) for number in (1, 2)]
     files = [each.trial.comparison.about.get("schedule_file") for each in made]
     assert files == ["mine/my.json", None]
     wrong = preview(with_file, schedule="calibrated", num_inference_steps=7)

@@ -23,7 +23,7 @@ from deepcache_patch import (
     UnsupportedModelError,
 )
 from deepcache_patch.compare import contest
-from deepcache_patch.page.trial import Trials
+from deepcache_patch.page.trial import Runner
 from deepcache_patch.page.watch import StoppedError
 from deepcache_patch.settings.by_name import PARAMETERS, named_schedule
 from deepcache_patch.settings.preview import num_steps
@@ -50,7 +50,7 @@ def labels(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_both_pictures_are_the_pipelines_own_and_nothing_is_left() -> None:
     pipe = CASES["sd"].load()
     before = trace(pipe.unet)
-    found = Trials(pipe).run(CALL, seed=3, schedule=Uniform(3))
+    found = Runner(pipe).run(CALL, seed=3, schedule=Uniform(3))
     assert trace(pipe.unet) == before
 
     def picture() -> Any:
@@ -68,7 +68,7 @@ def test_both_pictures_are_the_pipelines_own_and_nothing_is_left() -> None:
 
 def test_the_comparison_of_a_trial_is_that_of_the_helper() -> None:
     pipe = CASES["sd"].load()
-    ours = Trials(pipe).run(CALL, seed=3, schedule=Uniform(3)).comparison
+    ours = Runner(pipe).run(CALL, seed=3, schedule=Uniform(3)).comparison
     theirs = DeepCacheHelper(pipe, schedule=Uniform(3)).compare(
         seeds=[3], fewer_steps=False, **CALL
     )
@@ -91,7 +91,7 @@ def test_no_network_is_built_to_measure_a_trial(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(contest, "lpips", lpips)
     pipe, call = CASES["sd"].load(), {**CALL, "height": 32, "width": 32}
-    found = Trials(pipe).run(call, seed=0, schedule=Uniform(3)).comparison
+    found = Runner(pipe).run(call, seed=0, schedule=Uniform(3)).comparison
     assert (found.lpips, made) == (None, [])
     theirs = DeepCacheHelper(pipe, schedule=Uniform(3)).compare(
         seeds=[0], fewer_steps=False, **call
@@ -101,27 +101,27 @@ def test_no_network_is_built_to_measure_a_trial(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_plain_picture_is_kept_while_only_the_helper_changes(labels: list[str]) -> None:
-    trials = Trials(CASES["sd"].load())
-    first = trials.run(CALL, seed=0, schedule=Uniform(3))
+    runner = Runner(CASES["sd"].load())
+    first = runner.run(CALL, seed=0, schedule=Uniform(3))
     assert labels == ["warm-up", "plain", "helper"]
-    again = trials.run(CALL, seed=0, schedule=Uniform(2), replay="reuse")
+    again = runner.run(CALL, seed=0, schedule=Uniform(2), replay="reuse")
     assert labels[3:] == ["helper"]
     assert again.kept
     assert again.comparison.plain_times == first.comparison.plain_times
     for call, seed in ((CALL, 1), ({**CALL, "prompt": "a hen"}, 1)):
-        assert not trials.run(call, seed=seed, schedule=Uniform(3)).kept
+        assert not runner.run(call, seed=seed, schedule=Uniform(3)).kept
     assert labels[4:] == ["plain", "helper"] * 2
-    assert trials.run(CALL, seed=0, schedule=Uniform(3)).kept  # one of before, brought back
+    assert runner.run(CALL, seed=0, schedule=Uniform(3)).kept  # one of before, brought back
 
 
 def test_each_size_is_warmed_up_once_at_the_branches_of_the_schedule(labels: list[str]) -> None:
     # By size alone, a try at the output followed by one at branch 0 timed a cold cut.
-    trials = Trials(CASES["sd"].load())
+    runner = Runner(CASES["sd"].load())
     larger = {**CALL, "height": 32, "width": 32}
 
     def warmed(call: dict[str, Any], schedule: Any) -> int:
         labels.clear()
-        trials.run(call, seed=0, schedule=schedule)
+        runner.run(call, seed=0, schedule=schedule)
         return labels.count("warm-up")
 
     assert [warmed(CALL, Uniform(3, branch)) for branch in (-1, 0, -1, 0)] == [1, 1, 0, 0]
@@ -130,36 +130,36 @@ def test_each_size_is_warmed_up_once_at_the_branches_of_the_schedule(labels: lis
 
 
 def test_only_the_last_plain_pictures_are_kept(labels: list[str]) -> None:
-    trials = Trials(CASES["sd"].load())
+    runner = Runner(CASES["sd"].load())
     call = {**CALL, "num_inference_steps": 1}
     for seed in range(9):
-        trials.run(call, seed=seed, schedule=Uniform(3))
-    assert trials.run(call, seed=1, schedule=Uniform(3)).kept
-    assert not trials.run(call, seed=0, schedule=Uniform(3)).kept
+        runner.run(call, seed=seed, schedule=Uniform(3))
+    assert runner.run(call, seed=1, schedule=Uniform(3)).kept
+    assert not runner.run(call, seed=0, schedule=Uniform(3)).kept
 
 
 def test_auto_learns_once_from_another_picture(labels: list[str]) -> None:
-    trials = Trials(CASES["sd"].load())
+    runner = Runner(CASES["sd"].load())
     for _ in range(2):
-        schedule = trials.schedule("auto", interval=3)
-        found = trials.run({**CALL, "num_inference_steps": 12}, seed=0, schedule=schedule)
+        schedule = runner.schedule("auto", interval=3)
+        found = runner.run({**CALL, "num_inference_steps": 12}, seed=0, schedule=schedule)
         assert found.comparison.shallow_calls == 8
         assert found.comparison.plan == schedule.learned[-1].entries
     assert labels == ["warm-up", "plain", "calibration", "helper", "helper"]
 
 
 def test_the_plan_of_an_adaptive_schedule_is_the_one_that_ran() -> None:
-    trials = Trials(CASES["sd"].load())
-    found = trials.run(CALL, seed=0, schedule=Adaptive(1.0, (2,))).comparison
+    runner = Runner(CASES["sd"].load())
+    found = runner.run(CALL, seed=0, schedule=Adaptive(1.0, (2,))).comparison
     assert len(found.plan) == 6
     assert found.plan.branches == (2,)
     assert len(found.plan.full_steps) == found.full_calls < 6
 
 
 def test_a_pipeline_of_nothing_but_numbers() -> None:
-    trials = Trials(CASES["ddpm"].load())
-    assert "prompt" not in trials.accepted
-    found = trials.run({"num_inference_steps": 5}, seed=0, schedule=Uniform(5))
+    runner = Runner(CASES["ddpm"].load())
+    assert "prompt" not in runner.accepted
+    found = runner.run({"num_inference_steps": 5}, seed=0, schedule=Uniform(5))
     assert str(found.comparison.plan) == "F····"
     assert found.plain.mode == "RGB"
 
@@ -167,18 +167,18 @@ def test_a_pipeline_of_nothing_but_numbers() -> None:
 def test_a_scheduler_that_makes_more_steps_than_asked_for() -> None:
     pipe = with_scheduler(CASES["sd"].load(), "heun")
     assert num_steps(pipe, 5) == 9
-    assert str(Trials(pipe).plan(Uniform(3), 5)) == "F··F··F··"
+    assert str(Runner(pipe).plan(Uniform(3), 5)) == "F··F··F··"
     assert num_steps(pipe, None) is None
 
 
 def test_settings_that_cannot_be_are_refused_before_a_picture(labels: list[str]) -> None:
-    trials = Trials(CASES["sd"].load())
+    runner = Runner(CASES["sd"].load())
     for schedule, message in {
         Uniform(branch=99): "branch 99 is out of range",
         Centred(1, center=0): "there is no list of 6 full steps in 6 round step 0",
     }.items():
         with pytest.raises(InvalidSettingError, match=message):
-            trials.run(CALL, seed=0, schedule=schedule)
+            runner.run(CALL, seed=0, schedule=schedule)
     assert labels == []
 
 
@@ -191,7 +191,7 @@ def test_settings_that_cannot_be_are_refused_before_a_picture(labels: list[str])
 )
 def test_a_pipeline_that_needs_more_is_refused_by_the_name_of_that(case: str, message: str) -> None:
     with pytest.raises(UnsupportedModelError, match=message):
-        Trials(CASES[case].load())
+        Runner(CASES[case].load())
 
 
 def test_a_pipeline_that_makes_no_pictures_is_refused() -> None:
@@ -199,7 +199,7 @@ def test_a_pipeline_that_makes_no_pictures_is_refused() -> None:
         def __call__(self, prompt: str, num_frames: int = 8) -> None: ...
 
     with pytest.raises(UnsupportedModelError, match="VideoPipeline makes videos: this is for pict"):
-        Trials(VideoPipeline())
+        Runner(VideoPipeline())
 
 
 @pytest.mark.parametrize(
@@ -209,9 +209,9 @@ def test_each_step_of_each_half_is_told(case: str, steps: int, heard: list[int])
     told: list[tuple[str, int, int | None]] = []
     call = {**CALL, "num_inference_steps": steps}
     call = call if case == "sd" else {"num_inference_steps": steps}
-    trials = Trials(CASES[case].load())
+    runner = Runner(CASES[case].load())
     # Forecasts call nothing of the U-Net, and are steps all the same.
-    trials.run(call, seed=0, schedule=Uniform(3, -1), told=lambda *step: told.append(step))
+    runner.run(call, seed=0, schedule=Uniform(3, -1), told=lambda *step: told.append(step))
     assert told == [
         (label, step, steps) for label in ("warm-up", "plain", "helper") for step in heard
     ]
@@ -221,7 +221,7 @@ def test_a_step_of_two_calls_is_one_step() -> None:
     told: list[tuple[str, int, int | None]] = []
     pipe = with_scheduler(CASES["sd"].load(), "heun")
     call = {**CALL, "num_inference_steps": 5}
-    Trials(pipe).run(call, seed=0, schedule=Uniform(3), told=lambda *step: told.append(step))
+    Runner(pipe).run(call, seed=0, schedule=Uniform(3), told=lambda *step: told.append(step))
     assert [step for step in told if step[0] == "plain"] == [
         ("plain", step, 9) for step in range(1, 10)
     ]
@@ -232,8 +232,8 @@ def test_stop_ends_a_trial_at_the_next_block_and_the_next_one_runs(half: str) ->
     pipe = CASES["sd"].load()
     before = trace(pipe.unet)
     hooks = [len(module._forward_pre_hooks) for module in pipe.unet.modules()]
-    untouched = Trials(CASES["sd"].load()).run(CALL, seed=0, schedule=Uniform(3))
-    trials, stop, told, entered = Trials(pipe), Event(), [], []
+    untouched = Runner(CASES["sd"].load()).run(CALL, seed=0, schedule=Uniform(3))
+    runner, stop, told, entered = Runner(pipe), Event(), [], []
 
     def stop_after_two(label: str, step: int, steps: int | None) -> None:
         told.append((label, step))
@@ -244,14 +244,14 @@ def test_stop_ends_a_trial_at_the_next_block_and_the_next_one_runs(half: str) ->
         pipe.unet.conv_in.register_forward_pre_hook(lambda *_: entered.append(len(told))),
         pytest.raises(StoppedError),
     ):
-        trials.run(CALL, seed=0, schedule=Uniform(3), told=stop_after_two, stop=stop)
+        runner.run(CALL, seed=0, schedule=Uniform(3), told=stop_after_two, stop=stop)
     assert told[-1] == (half, 2)
     assert len(told) not in entered  # no call was begun after it
     assert trace(pipe.unet) == before
     assert [len(module._forward_pre_hooks) for module in pipe.unet.modules()] == hooks
     with pytest.raises(StoppedError):
-        trials.run(CALL, seed=0, schedule=Uniform(3), stop=stop)
-    again = trials.run(CALL, seed=0, schedule=Uniform(3))
+        runner.run(CALL, seed=0, schedule=Uniform(3), stop=stop)
+    again = runner.run(CALL, seed=0, schedule=Uniform(3))
     assert again.plain == untouched.plain
     assert again.cached == untouched.cached
     assert again.kept == (half == "helper")
@@ -265,7 +265,7 @@ def test_stop_ends_a_trial_within_a_step() -> None:
         pipe.unet.mid_block.register_forward_hook(lambda *_: left.append(1)),
         pytest.raises(StoppedError),
     ):
-        Trials(pipe).run(CALL, seed=0, schedule=Uniform(3), stop=stop)
+        Runner(pipe).run(CALL, seed=0, schedule=Uniform(3), stop=stop)
     assert left == []
     assert trace(pipe.unet) == before
 
@@ -277,14 +277,14 @@ def test_stop_ends_a_trial_while_the_picture_is_decoded() -> None:
         pipe.vae.decoder.conv_out.register_forward_hook(lambda *_: pytest.fail("was decoded")),
         pytest.raises(StoppedError),
     ):
-        Trials(pipe).run(CALL, seed=0, schedule=Uniform(3), stop=stop)
+        Runner(pipe).run(CALL, seed=0, schedule=Uniform(3), stop=stop)
 
 
 def test_after_close_nothing_runs() -> None:
-    trials = Trials(CASES["sd"].load())
-    trials.close()
+    runner = Runner(CASES["sd"].load())
+    runner.close()
     with pytest.raises(StoppedError):
-        trials.run(CALL, seed=0, schedule=Uniform(3), stop=Event())
+        runner.run(CALL, seed=0, schedule=Uniform(3), stop=Event())
 
 
 # --- schedules by name ----------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from PIL import Image
 from deepcache_patch import Plan
 from deepcache_patch.compare.outcome import Comparison
 from deepcache_patch.measuring.generation import Timing
-from deepcache_patch.page.memory import Memory
+from deepcache_patch.page.history import History
 from deepcache_patch.page.trial import Trial
 
 
@@ -49,42 +49,42 @@ def settings(**changed: Any) -> dict[str, Any]:
 
 
 def test_tries_are_counted_from_one_and_found_by_their_number() -> None:
-    memory = Memory()
-    assert (len(memory), list(memory), memory.find(1), memory.find(None)) == (0, [], None, None)
-    first, second = (memory.add(settings(interval=each), trial()) for each in (3, 5))
-    assert [each.number for each in memory] == [1, 2]
-    assert memory.find(1) is first
-    assert memory.find(2) is second
+    history = History()
+    assert (len(history), list(history), history.find(1), history.find(None)) == (0, [], None, None)
+    first, second = (history.add(settings(interval=each), trial()) for each in (3, 5))
+    assert [each.number for each in history] == [1, 2]
+    assert history.find(1) is first
+    assert history.find(2) is second
     assert second.settings == settings(interval=5)
 
 
 def test_a_try_says_its_settings_prompt_seed_speed_and_likeness() -> None:
-    memory = Memory()
-    made = memory.add(settings(), trial(seconds=3.0, psnr=31.2345))
+    history = History()
+    made = history.add(settings(), trial(seconds=3.0, psnr=31.2345))
     assert made.text == "6 steps · DDIM · interval 3, branch 0 · seed 7 · a fox"
     assert (made.speedup, made.psnr) == (3.33, 31.23)
-    assert memory.add(settings(), trial(psnr=float("inf"))).psnr is None
-    without = memory.add({"seed": 7}, trial())
+    assert history.add(settings(), trial(psnr=float("inf"))).psnr is None
+    without = history.add({"seed": 7}, trial())
     assert without.text == "6 steps · DDIM · interval 3, branch 0 · seed 7"
 
 
 def test_the_oldest_are_forgotten_and_numbers_go_on() -> None:
-    memory = Memory(most=2)
+    history = History(most=2)
     for _ in range(3):
-        memory.add(settings(), trial())
-    assert [each.number for each in memory] == [2, 3]
-    assert memory.find(1) is None
+        history.add(settings(), trial())
+    assert [each.number for each in history] == [2, 3]
+    assert history.find(1) is None
 
 
 def test_settings_are_a_copy() -> None:
     given = settings()
-    made = Memory().add(given, trial())
+    made = History().add(given, trial())
     given["interval"] = 9
     assert made.settings["interval"] == 3
 
 
 def test_a_try_knows_the_settings_that_it_was_made_with() -> None:
-    made = Memory().add(settings(), trial())
+    made = History().add(settings(), trial())
     assert made.was_made_with(settings())
     assert made.was_made_with(settings(seed=-1))  # it was drawn
     assert not made.was_made_with(settings(seed=8))

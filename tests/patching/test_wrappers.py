@@ -260,6 +260,6 @@ def test_a_sharded_unet_is_not_calibrated_by_each_process_for_itself():
 
 def test_a_stack_that_cannot_be_read_is_looked_at_again():
     # Seen with Python 3.11: what called a generator that another thread runs was a dict.
-    patch = CallPatch(torch.nn.Identity(), list, tag=None)
+    patch = CallPatch(torch.nn.Identity(), list, installer=None)
     assert patch._is_in_earlier_call(None) is False
     assert patch._is_in_earlier_call({}) is True

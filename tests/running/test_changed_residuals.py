@@ -14,7 +14,7 @@ from zoo import CASES
 
 from deepcache_patch import FULL, DeepCacheHelper, Explicit, NoiseAware, Uniform
 from deepcache_patch.errors import ChangedResidualsError
-from deepcache_patch.running.controlnet import AttachedCompanion
+from deepcache_patch.running.controlnet import AttachedControlNet
 
 STEPS = 10
 SCHEDULES = [
@@ -133,7 +133,7 @@ class TwoControlNets(StableDiffusionControlNetPipeline):
 
 def with_whole_controlnets(monkeypatch, pipe, schedule, change, **how):
     with monkeypatch.context() as patched, DeepCacheHelper(pipe, schedule=schedule) as helper:
-        patched.setattr(AttachedCompanion, "_branch", lambda *_: None)
+        patched.setattr(AttachedControlNet, "_branch", lambda *_: None)
         picture = loop(pipe, change, **how)
         return picture, helper.stats.shallow_calls
 

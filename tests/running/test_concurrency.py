@@ -240,7 +240,7 @@ def test_a_controlnets_call_that_waited_goes_to_whom_it_belongs_to_by_then(monke
     # It ran past what somebody else had put round the ControlNet meanwhile.
     pipe, waits = ZOO_CASES["sd-controlnet"].load(), threading.Event()
     helper, seen, outputs = DeepCacheHelper(pipe, schedule=Uniform()).enable(), [], []
-    (companion,) = helper._attachment.companions
+    (controlnet,) = helper._attachment.controlnets
     arguments = inputs2d_condition()
     arguments["controlnet_cond"] = torch.rand(len(arguments["sample"]), 3, 16, 16)
 
@@ -256,15 +256,15 @@ def test_a_controlnets_call_that_waited_goes_to_whom_it_belongs_to_by_then(monke
         return original(*args, **kwargs)
 
     def switch():
-        with companion._lock:
+        with controlnet._lock:
             taken.set()
             assert waits.wait(PATIENCE)
             helper.disable()
-            CallPatch(pipe.controlnet, list, tag=None).install(other)
+            CallPatch(pipe.controlnet, list, installer=None).install(other)
 
     taken = threading.Event()
-    monkeypatch.setattr(companion, "_current", lambda: companion._anatomy)
-    monkeypatch.setattr(companion, "_branch", locate)
+    monkeypatch.setattr(controlnet, "_current", lambda: controlnet._anatomy)
+    monkeypatch.setattr(controlnet, "_branch", locate)
     in_threads(switch, lambda: taken.wait(PATIENCE) and call())
     assert seen == [{*arguments, "return_dict"}]
     call()

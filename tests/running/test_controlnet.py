@@ -16,7 +16,7 @@ from zoo import CASES
 
 from deepcache_patch import DeepCacheHelper, Uniform
 from deepcache_patch.cutting.anatomy import dissect, dissect_controlnet, is_controlnet
-from deepcache_patch.running.controlnet import AttachedCompanion
+from deepcache_patch.running.controlnet import AttachedControlNet
 
 # Of each kind of ControlNet, one or more to a pipeline.
 QUICK = ("sd-controlnet", "hunyuandit-controlnet", "blip-controlnet")
@@ -35,7 +35,7 @@ CONTROLLED = {
 
 
 def uncut(monkeypatch):
-    monkeypatch.setattr(AttachedCompanion, "_branch", lambda *_: None)
+    monkeypatch.setattr(AttachedControlNet, "_branch", lambda *_: None)
 
 
 @pytest.mark.parametrize("name", mostly_slow(CONTROLLED, QUICK))
@@ -203,7 +203,7 @@ def test_nobody_keeps_the_residuals_of_a_cut_call(monkeypatch):
     case = CASES["sd-controlnet"]
     pipe = case.load()
     given = []
-    call = AttachedCompanion._call
+    call = AttachedControlNet._call
 
     def watched(self, original, args, kwargs):
         # The pipeline itself holds those of the last step until it has the next.
@@ -212,7 +212,7 @@ def test_nobody_keeps_the_residuals_of_a_cut_call(monkeypatch):
         given.append([weakref.ref(each) for each in output[0]])
         return output
 
-    monkeypatch.setattr(AttachedCompanion, "_call", watched)
+    monkeypatch.setattr(AttachedControlNet, "_call", watched)
     with DeepCacheHelper(pipe, schedule=Uniform(5), replay="reuse") as helper:
         case.run(pipe)
     assert helper.stats.shallow_calls > 0

@@ -254,7 +254,7 @@ def test_a_call_of_another_shape_or_dtype_runs_in_full(sample):
 def test_what_was_recorded_before_the_last_full_step_is_too_old():
     house = House(FULL, FULL, 0, 0).begin()
     house.session.enter(house.guide, 2)
-    assert house.session.last_full == 1
+    assert house.session.replayable_from == 1
     assert house.branch(2) == (None, ())
     house.put(step=1)
     assert house.branch(2)[0] == 0

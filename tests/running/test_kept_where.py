@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders.keeping import (
+from builders.stateful import (
     Holding,
     Ticking,
     TickingOfClass,
@@ -27,11 +27,11 @@ from builders.keeping import (
 )
 from torch import nn
 
-from deepcache_patch.running.keeping import (
+from deepcache_patch.running.stateful import (
     attributes_of,
-    can_keep,
     is_known_class,
     is_plain,
+    may_be_stateful,
 )
 
 
@@ -150,18 +150,18 @@ KEPT = {
 
 @pytest.mark.parametrize("name", HARMLESS)
 def test_what_nothing_is_kept_in(name):
-    assert not can_keep(closing(HARMLESS[name]))
+    assert not may_be_stateful(closing(HARMLESS[name]))
 
 
 @pytest.mark.parametrize("name", KEPT)
 def test_what_something_may_be_kept_in(name):
-    assert can_keep(closing(KEPT[name]))
-    assert can_keep(closing((1, KEPT[name])))
+    assert may_be_stateful(closing(KEPT[name]))
+    assert may_be_stateful(closing((1, KEPT[name])))
 
 
 @pytest.mark.parametrize("name", ["with a cache", "partial", "method", "builtin"])
 def test_a_callable_may_be_asked_about_itself(name):
-    assert not can_keep(HARMLESS[name])
+    assert not may_be_stateful(HARMLESS[name])
 
 
 @pytest.mark.parametrize(
@@ -169,15 +169,15 @@ def test_a_callable_may_be_asked_about_itself(name):
     ["method of a list", "with a cache", "partial of it", "argument of a partial", "method"],
 )
 def test_a_callable_that_keeps_may_be_asked_about_itself(name):
-    assert can_keep(KEPT[name])
+    assert may_be_stateful(KEPT[name])
 
 
 def test_what_is_referred_to_weakly_is_looked_at():
     held = Holding([])
     refers = closing(weakref.ref(held))
-    assert can_keep(refers)
+    assert may_be_stateful(refers)
     del held
-    assert not can_keep(refers)
+    assert not may_be_stateful(refers)
 
 
 def test_what_stands_round_a_function_is_looked_at_with_what_it_calls():
@@ -187,40 +187,40 @@ def test_what_stands_round_a_function_is_looked_at_with_what_it_calls():
         def __init__(self, wrapped, wrapper, state=None):
             self.__wrapped__, self._self_wrapper, self.state = wrapped, wrapper, state
 
-    assert not can_keep(Around(computes, computes, []))
-    assert can_keep(Around(keeps, computes))
-    assert can_keep(Around(computes, keeps))
-    assert can_keep(Around(computes, None, []))
-    assert not can_keep(Around(computes, None))
-    assert can_keep(closing(Around(keeps, None)))
+    assert not may_be_stateful(Around(computes, computes, []))
+    assert may_be_stateful(Around(keeps, computes))
+    assert may_be_stateful(Around(computes, keeps))
+    assert may_be_stateful(Around(computes, None, []))
+    assert not may_be_stateful(Around(computes, None))
+    assert may_be_stateful(closing(Around(keeps, None)))
 
 
 def test_a_function_that_wraps_another_is_looked_at_with_it():
-    assert can_keep(functools.wraps(keeps)(lambda x: x))
-    assert not can_keep(functools.wraps(computes)(lambda x: x))
+    assert may_be_stateful(functools.wraps(keeps)(lambda x: x))
+    assert not may_be_stateful(functools.wraps(computes)(lambda x: x))
 
 
 # --- functions ----------------------------------------------------------------------------------
 
 
 def test_defaults_and_what_hangs_on_a_function_are_looked_at():
-    assert can_keep(lambda x, kept=[]: x)
-    assert can_keep(lambda x, *, kept=[]: x)
-    assert not can_keep(lambda x, kept=1, *, more=(2,): x)
+    assert may_be_stateful(lambda x, kept=[]: x)
+    assert may_be_stateful(lambda x, *, kept=[]: x)
+    assert not may_be_stateful(lambda x, kept=1, *, more=(2,): x)
     hung = closing(1)
     hung.scale = 1
-    assert not can_keep(hung)
+    assert not may_be_stateful(hung)
     hung.kept = []
-    assert can_keep(hung)
+    assert may_be_stateful(hung)
     hidden = closing(1)
     hidden.__kept__ = []
-    assert not can_keep(hidden)
+    assert not may_be_stateful(hidden)
 
 
 def test_a_function_that_calls_itself_is_looked_at_once():
     known = {"__name__": "somebodys"}
     exec("def again(x):\n    return again(x - 1) if x else 0", known)
-    assert not can_keep(known["again"])
+    assert not may_be_stateful(known["again"])
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,7 @@ def test_a_function_that_calls_itself_is_looked_at_once():
     ],
 )
 def test_code_of_libraries_is_not_looked_into_but_that_of_pipelines_is(home, expected):
-    assert can_keep(written("kept.append(x)", "x", home, kept=[])) is expected
+    assert may_be_stateful(written("kept.append(x)", "x", home, kept=[])) is expected
 
 
 GLOBALS = {
@@ -256,27 +256,27 @@ GLOBALS = {
 @pytest.mark.parametrize("name", GLOBALS)
 def test_a_global_that_code_names_is_looked_at(name):
     value, expected = GLOBALS[name]
-    assert can_keep(written("it", "x", it=value)) is expected
-    assert not can_keep(written("other", "x", it=value, other=1))
+    assert may_be_stateful(written("it", "x", it=value)) is expected
+    assert not may_be_stateful(written("other", "x", it=value, other=1))
 
 
 def test_of_somebodys_module_that_is_looked_at_which_code_names():
     mine = types.ModuleType("mine")
     mine.kept, mine.scale = [], 1
-    assert can_keep(written("mine.kept", "x", mine=mine))
-    assert not can_keep(written("mine.scale", "x", mine=mine))
-    assert not can_keep(written("mine.kept", "x", mine=types.SimpleNamespace, kept=[]))
-    assert can_keep(written("other, mine.scale", "x", mine=mine, other=[]))
+    assert may_be_stateful(written("mine.kept", "x", mine=mine))
+    assert not may_be_stateful(written("mine.scale", "x", mine=mine))
+    assert not may_be_stateful(written("mine.kept", "x", mine=types.SimpleNamespace, kept=[]))
+    assert may_be_stateful(written("other, mine.scale", "x", mine=mine, other=[]))
     theirs = types.ModuleType("torch.mine")
     theirs.kept = []
-    assert not can_keep(written("theirs.kept", "x", theirs=theirs))
+    assert not may_be_stateful(written("theirs.kept", "x", theirs=theirs))
 
 
 def test_lists_of_one_call_may_be_added_to_there():
     adds = written("x.append(1)", "x")
-    assert can_keep(adds)
-    assert not can_keep(adds, for_one_call=True)
-    assert can_keep(written("x.insert(0, kept)", "x", kept=[]), for_one_call=True)
+    assert may_be_stateful(adds)
+    assert not may_be_stateful(adds, for_one_call=True)
+    assert may_be_stateful(written("x.insert(0, kept)", "x", kept=[]), for_one_call=True)
 
 
 # --- classes and objects ------------------------------------------------------------------------
@@ -322,11 +322,11 @@ class FailingError(Exception):
 
 def test_what_a_class_has_for_all_is_looked_at():
     keeping, harmless = (SharedAndEmpty, Inheriting, Static), (Shared, Made, FailingError)
-    assert [can_keep(closing(kind)) for kind in keeping] == [True] * 3
-    assert [can_keep(closing(kind)) for kind in harmless] == [False] * 3
-    assert can_keep(closing((*harmless, SharedAndEmpty)))
-    assert not can_keep(closing(Lacking))  # there is nothing that it could add to
-    assert can_keep(closing(Inheriting()))
+    assert [may_be_stateful(closing(kind)) for kind in keeping] == [True] * 3
+    assert [may_be_stateful(closing(kind)) for kind in harmless] == [False] * 3
+    assert may_be_stateful(closing((*harmless, SharedAndEmpty)))
+    assert not may_be_stateful(closing(Lacking))  # there is nothing that it could add to
+    assert may_be_stateful(closing(Inheriting()))
 
 
 class Computing(abc.ABC):  # noqa: B024
@@ -341,16 +341,16 @@ class LackingIt:
 
 def test_objects_are_looked_at_with_what_their_methods_name():
     for each in (Computing(), LackingIt()):
-        assert not can_keep(closing(each))
-        assert not can_keep(closing((each, each)))
+        assert not may_be_stateful(closing(each))
+        assert not may_be_stateful(closing((each, each)))
 
 
 def test_what_a_class_of_a_library_has_for_all_is_not_looked_at():
     base = type("Base", (), {"__module__": "diffusers.models.x", "maps": []})
-    assert not can_keep(closing(type("Own", (base,), {"__module__": "somebodys"})()))
+    assert not may_be_stateful(closing(type("Own", (base,), {"__module__": "somebodys"})()))
     for number in range(8):  # in whatever order its classes come
         own = type(f"Own{number}", (base,), {"__module__": "somebodys", "kept": []})
-        assert can_keep(closing(own()))
+        assert may_be_stateful(closing(own()))
 
 
 def test_the_attributes_of_an_object_are_its_own_and_those_of_its_classes():

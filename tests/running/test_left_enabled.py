@@ -254,7 +254,7 @@ def test_room_for_graphs_leaves_nothing_in_the_context(monkeypatch):
     # call of a compiled U-Net. In torch 2.13 that makes a context variable each time, which the
     # thread's context keeps: a leak with every call, for as long as the process lives.
     monkeypatch.setattr(CallPatch, "compiled", True)
-    patch = CallPatch(torch.nn.Identity(), list, tag=None)
+    patch = CallPatch(torch.nn.Identity(), list, installer=None)
     config = torch._dynamo.config
     name = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
     limit = getattr(config, name)

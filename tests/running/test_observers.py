@@ -10,7 +10,7 @@ from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from deepcache_patch.cutting.anatomy import dissect
 from deepcache_patch.cutting.features import StandIn
 from deepcache_patch.running import observers
-from deepcache_patch.running.observers import keeper_of, observer_of
+from deepcache_patch.running.observers import first_stateful, observer_of
 from deepcache_patch.running.walk import Parts
 
 MAPS = []
@@ -154,7 +154,7 @@ def adding():
 
 
 def keeper(network, kept=(), blocks=()):
-    return keeper_of(network, network.modules(), set(kept), set(blocks))
+    return first_stateful(network, network.modules(), set(kept), set(blocks))
 
 
 BY_FORWARD = "the function in the place of Plain.forward"

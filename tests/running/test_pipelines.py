@@ -13,7 +13,7 @@ from builders.schedulers import SCHEDULERS, with_scheduler
 from conftest import trace
 
 from deepcache_patch import DeepCacheHelper, Uniform
-from deepcache_patch.running.components import modules_later
+from deepcache_patch.running.components import modules_getter
 
 PAIRS = [(name, scheduler) for name, case in CASES.items() for scheduler in case.schedulers]
 
@@ -230,7 +230,7 @@ def test_the_tables_schedulers_are_all_run():
 
 def test_the_modules_of_a_pipeline_later_are_those_that_it_has_then():
     pipe = CASES["sd"].load()
-    modules = modules_later(pipe)
+    modules = modules_getter(pipe)
     unet, vae, encoder = pipe.unet, pipe.vae, pipe.text_encoder
     assert set(modules()) == {unet, vae, encoder}
     pipe.vae = None  # as people do to save memory

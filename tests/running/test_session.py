@@ -44,7 +44,7 @@ def test_a_session_begins_with_nothing():
     assert session.told is None
     assert type(session.tracker) is StepTracker
     assert (session.generation, session.guide, session.scheduler) == (-1, None, None)
-    assert (session.entry, session.last_full, session.watched) == (FULL, 0, {})
+    assert (session.entry, session.replayable_from, session.watched) == (FULL, 0, {})
     assert session.cache.nbytes == 0
     assert session.slots.at(0) is None
     assert session.course.so_far().plan == ()
@@ -143,7 +143,7 @@ def test_a_guide_is_asked_once_for_each_step():
     entries = []
     for step in (0, 0, 1, 1, 2, 3):
         session.enter(guide, step)
-        entries.append((session.entry, session.last_full))
+        entries.append((session.entry, session.replayable_from))
     assert entries == [(FULL, 0), (FULL, 0), (0, 0), (0, 0), (FULL, 2), (1, 2)]
     assert guide.asked == [0, 1, 2, 3]
 
@@ -152,9 +152,9 @@ def test_a_full_step_that_was_left_out_is_made_up_for():
     session, guide = Session(), Guide(FULL, 0, FULL, 1, 0, 2)
     session.enter(guide, 0)
     session.enter(guide, 3)
-    assert (session.entry, session.last_full) == (FULL, 3)
+    assert (session.entry, session.replayable_from) == (FULL, 3)
     session.enter(guide, 5)
-    assert (session.entry, session.last_full) == (2, 3)
+    assert (session.entry, session.replayable_from) == (2, 3)
     assert guide.asked == [0, 1, 2, 3, 4, 5]
 
 
@@ -189,13 +189,13 @@ def test_what_is_forgotten_midway_makes_the_step_a_full_one():
     slots = session.slots
     session.watched[0, 0] = None
     session.forget(midway=True)
-    assert (session.entry, session.last_full, session.cache.nbytes) == (FULL, 1, 0)
+    assert (session.entry, session.replayable_from, session.cache.nbytes) == (FULL, 1, 0)
     assert session.watched == {}
     assert session.slots is not slots
     session.enter(guide, 1)
     assert (session.entry, guide.asked) == (FULL, [0, 1])
     session.enter(guide, 2)
-    assert (session.entry, session.last_full) == (0, 1)
+    assert (session.entry, session.replayable_from) == (0, 1)
 
 
 def test_what_is_forgotten_for_good_begins_with_the_first_step():
@@ -203,7 +203,7 @@ def test_what_is_forgotten_for_good_begins_with_the_first_step():
     for step in (0, 1, 2):
         session.enter(guide, step)
     session.forget()
-    assert (session.entry, session.last_full) == (FULL, 0)
+    assert (session.entry, session.replayable_from) == (FULL, 0)
     session.enter(guide, 0)
     assert guide.asked == [0, 1, 2, 0]
 

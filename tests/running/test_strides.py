@@ -2,15 +2,15 @@
 
 import pytest
 
-from deepcache_patch.running.strides import Strides, Way
+from deepcache_patch.running.strides import Stride, Strides
 
 
 def entries(far, whole=10):
-    return Way(far, whole, entries=True)
+    return Stride(far, whole, entries=True)
 
 
 def values(far, whole=1000.0):
-    return Way(far, whole, entries=False)
+    return Stride(far, whole, entries=False)
 
 
 def test_the_next_is_one_entry_on():

@@ -382,11 +382,11 @@ def test_trap_failed_attach(monkeypatch):
     pipe = CASES["sd-controlnet"].load()
     before = trace(pipe.unet), trace(pipe.controlnet)
 
-    def fail(_companion):
+    def fail(_controlnet):
         assert trace(pipe.unet) != before[0]
         raise MemoryError
 
-    monkeypatch.setattr("deepcache_patch.running.controlnet.AttachedCompanion.attach", fail)
+    monkeypatch.setattr("deepcache_patch.running.controlnet.AttachedControlNet.attach", fail)
     with pytest.raises(MemoryError):
         DeepCacheHelper(pipe, schedule=Uniform()).enable()
     assert (trace(pipe.unet), trace(pipe.controlnet)) == before

@@ -24,7 +24,7 @@ from deepcache_patch import (
 from deepcache_patch.schedules.adaptive import AdaptiveGuide
 from deepcache_patch.schedules.context import Context
 from deepcache_patch.schedules.guide import GuidingSchedule
-from deepcache_patch.schedules.noise_aware import (
+from deepcache_patch.schedules.placing import (
     cheapest,
     early_weights,
     how_long_used,

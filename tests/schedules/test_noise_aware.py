@@ -17,7 +17,7 @@ from diffusers import (
 import deepcache_patch.schedules.noise_aware
 from deepcache_patch import DeepCacheWarning, InvalidSettingError, NoiseAware
 from deepcache_patch.schedules.context import Context
-from deepcache_patch.schedules.noise_aware import FEW_STEPS, cheapest
+from deepcache_patch.schedules.placing import FEW_STEPS, cheapest
 from deepcache_patch.schedules.window import Window
 
 #: Stable Diffusion's.

@@ -29,7 +29,7 @@ from deepcache_patch import (
     Uniform,
 )
 from deepcache_patch.schedules.context import Context
-from deepcache_patch.schedules.guide import Guide, guides_of, planned
+from deepcache_patch.schedules.guide import Guide, guide_factory, planned
 from deepcache_patch.schedules.window import Window
 
 
@@ -136,7 +136,7 @@ def test_a_schedule_that_plans_for_a_context_is_given_the_window():
             return [0] * context.num_steps
 
     seen, begun = [], context(6, Window())
-    guide = guides_of(Within(), Reuse(), Window(2, 1))(begun)
+    guide = guide_factory(Within(), Reuse(), Window(2, 1))(begun)
     assert [guide.entry(step) for step in range(6)] == [FULL, FULL, 0, 0, 0, FULL]
     assert [(each.num_steps, each.window) for each in seen] == [(6, Window(2, 1))]
     assert seen[0].protected == {0, 1, 5}
@@ -162,14 +162,14 @@ def test_a_guide_of_somebody_elses_is_asked_for_every_step_and_told_of_every_cal
             return Noting(context.num_steps, (0, 2), keep=2)
 
     noted = []
-    guide = guides_of(Guiding(), Reuse(), Window(1, 1))(context(4, Window()))
+    guide = guide_factory(Guiding(), Reuse(), Window(1, 1))(context(4, Window()))
     assert (guide.num_steps, guide.branches, guide.keep) == (4, (0, 2), 2)
     assert [guide.entry(step) for step in range(4)] == [FULL, 0, 0, FULL]
     guide.feature(1, 0, ())
     guide.observe("call")
     guide.finish()
     assert noted == [0, 1, 2, 3, (1, 0, ()), "call", "finish"]
-    alone = guides_of(Guiding(), Reuse())(context(4, Window()))
+    alone = guide_factory(Guiding(), Reuse())(context(4, Window()))
     assert type(alone) is Noting
 
 
@@ -184,7 +184,7 @@ def test_a_protected_guide_observes_if_its_own_does(observe):
 
     begun = context(4, Window())
     for window in (Window(), Window(1, 1)):
-        assert guides_of(Guiding(), Reuse(), window)(begun).observes == (observe is not None)
+        assert guide_factory(Guiding(), Reuse(), window)(begun).observes == (observe is not None)
 
 
 # --- what runs ------------------------------------------------------------------------------------
@@ -225,7 +225,7 @@ def test_adaptive_runs_in_full_what_is_protected():
 
 def test_adaptive_counts_from_the_last_protected_step():
     # Nothing changes: but for the window, every fourth step is full.
-    guides = guides_of(Adaptive(1, longest=4), Reuse(), Window(first=5, last=2))
+    guides = guide_factory(Adaptive(1, longest=4), Reuse(), Window(first=5, last=2))
     guide, entries = guides(context(13, Window())), []
     told = Told(guide)
     for step in range(13):

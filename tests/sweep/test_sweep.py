@@ -24,11 +24,11 @@ from deepcache_patch import Auto, DeepCacheHelper, InvalidSettingError, Uniform
 from deepcache_patch.compare import contest
 from deepcache_patch.measuring.media import Sound
 from deepcache_patch.sweep import run
-from deepcache_patch.sweep.folder import Kept
+from deepcache_patch.sweep.folder import RowStore
 from deepcache_patch.sweep.outcome import FILES, Sweep
+from deepcache_patch.sweep.progress import duration
 from deepcache_patch.sweep.run import INTERVALS, SweepInterrupted, adapters_of
 from deepcache_patch.sweep.settings import settings_of
-from deepcache_patch.sweep.turns import duration
 
 pytestmark = pytest.mark.usefixtures("kept_tables")
 
@@ -320,7 +320,7 @@ def test_what_failed_for_lack_of_memory_is_tried_again_by_the_next_run(
 def test_rows_of_which_nobody_knows_what_they_are_of_are_refused(
     made: list[str], tmp_path: Path
 ) -> None:
-    Kept(tmp_path, {"a": 1}).keep("x", row(2, 30))
+    RowStore(tmp_path, {"a": 1}).keep("x", row(2, 30))
     (tmp_path / "rows" / "request.json").unlink()
     with pytest.raises(
         InvalidSettingError, match=r"holds rows without request\.json.*: remove it, "
@@ -361,7 +361,7 @@ def test_a_folder_of_another_request_is_refused(
     made: list[str],
     tmp_path: Path,
 ) -> None:
-    Kept(tmp_path, request_of()).keep("x", row(2, 30))
+    RowStore(tmp_path, request_of()).keep("x", row(2, 30))
     subject = helper()
     if change:
         change(subject.pipe)
@@ -382,21 +382,21 @@ def request_of() -> Any:
 def test_a_request_of_any_kind_is_the_same_again(tmp_path: Path) -> None:
     # An infinite number became text in the file, and was another one in the next process.
     request = {"a": float("-inf"), "b": flat((1, 2, 3)), "c": (1, 2), "d": tmp_path, "e": None}
-    Kept(tmp_path, request).keep("x", row(2, 30))
-    Kept(tmp_path, request)
+    RowStore(tmp_path, request).keep("x", row(2, 30))
+    RowStore(tmp_path, request)
     with pytest.raises(InvalidSettingError, match="another b: "):
-        Kept(tmp_path, {**request, "b": flat((1, 2, 4))})
+        RowStore(tmp_path, {**request, "b": flat((1, 2, 4))})
 
 
 def test_numbers_of_numpy_are_told_apart(tmp_path: Path) -> None:
-    Kept(tmp_path, {"call": {"guidance_scale": np.float32(1.5)}}).keep("x", row(2, 30))
+    RowStore(tmp_path, {"call": {"guidance_scale": np.float32(1.5)}}).keep("x", row(2, 30))
     with pytest.raises(InvalidSettingError, match=r"another guidance_scale: 1\.5 there, 9\.5 here"):
-        Kept(tmp_path, {"call": {"guidance_scale": np.float32(9.5)}})
+        RowStore(tmp_path, {"call": {"guidance_scale": np.float32(9.5)}})
 
 
 def test_what_cannot_be_told_apart_is_refused_where_rows_are_kept(tmp_path: Path) -> None:
     with pytest.raises(InvalidSettingError, match="this object from another one: leave fol"):
-        Kept(tmp_path, {"call": object()})
+        RowStore(tmp_path, {"call": object()})
 
 
 def test_an_adapter_or_another_scale_of_it_is_another_request() -> None:
@@ -419,8 +419,8 @@ def test_videos_and_sounds_are_kept_too(tmp_path: Path) -> None:
     tone = Sound(np.float32([[0, 0.5, -0.5, 1]]), 16000)
     for key, result in {"video": video, "sound": tone, "picture": flat((1, 2, 3), 8)}.items():
         kept = row(2, float("inf"), results=(result,), psnr=(float("inf"),))
-        Kept(tmp_path, {"a": 1}).keep(key, kept)
-        read = Kept(tmp_path, {"a": 1}).restored(key, None)
+        RowStore(tmp_path, {"a": 1}).keep(key, kept)
+        read = RowStore(tmp_path, {"a": 1}).restored(key, None)
         assert read is not None
         assert (read.psnr, read.times) == (kept.psnr, kept.times)
         (found,) = read.results

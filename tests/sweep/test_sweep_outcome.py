@@ -15,11 +15,11 @@ from builders.sweeps import ABOUT, made, row
 from PIL import Image
 
 from deepcache_patch import Uniform
-from deepcache_patch.compare.paste import python_of
+from deepcache_patch.compare.script import python_of
 from deepcache_patch.measuring.generation import Timing
 from deepcache_patch.sweep.figures import cautions_of, knee_text, rows_of
 from deepcache_patch.sweep.outcome import FILES, Sweep
-from deepcache_patch.sweep.settings import Setting
+from deepcache_patch.sweep.settings import SweepSetting
 
 
 def test_the_table_names_settings_speeds_likeness_and_the_knee() -> None:
@@ -73,8 +73,8 @@ def test_it_is_said_by_which_speed_the_knee_was_found(known: bool) -> None:
 
 
 def test_the_verdict_of_each_row_is_that_of_a_comparison() -> None:
-    alike = row(2, 50, Setting(interval=2, steps=24), ssim=(0.99, 0.99))
-    moved = row(2.2, 30, Setting(interval=3, steps=24), ssim=(0.95, 0.95))
+    alike = row(2, 50, SweepSetting(interval=2, steps=24), ssim=(0.99, 0.99))
+    moved = row(2.2, 30, SweepSetting(interval=3, steps=24), ssim=(0.95, 0.95))
     sweep = made(settings=(alike, moved))
     assert [each[-2] for each in rows_of(sweep)[1:3]] == ["no visible difference", "details move"]
     assert [each["looks"] for each in sweep.to_dict()["settings"]] == [alike.looks, moved.looks]
@@ -83,7 +83,7 @@ def test_the_verdict_of_each_row_is_that_of_a_comparison() -> None:
 
 def test_what_speaks_against_speeds_is_said_as_in_a_comparison() -> None:
     good, *others = made().settings
-    fast = row(3, 30, Setting(interval=2, steps=24), worth=12)
+    fast = row(3, 30, SweepSetting(interval=2, steps=24), worth=12)
     text = made(settings=(good, fast, *others)).table()
     assert (
         "Measured faster than the saved work allows: interval 2, 24 steps 2.86× of at most 2.00×; t"
@@ -122,7 +122,9 @@ def without_knee(*qualities: float, ssim: tuple[float, float] = (0.95, 0.95)) ->
     """
     speeds = {16: 1.5, 12: 2.0}
     settings = [
-        row(speed, quality, Setting(interval=speed, steps=24), fewer=steps, ssim=(alike, alike))
+        row(
+            speed, quality, SweepSetting(interval=speed, steps=24), fewer=steps, ssim=(alike, alike)
+        )
         for (steps, speed), quality, alike in zip(speeds.items(), qualities, ssim, strict=True)
     ]
     fewer = [row(speed, 30, steps=steps, plan="") for steps, speed in speeds.items()]
@@ -227,7 +229,7 @@ def test_nothing_to_take_is_said_of_no_setting() -> None:
 
 def test_few_steps_are_remarked_on_once_where_pictures_moved() -> None:
     said = "with 15 steps or fewer pictures move far from the plain ones: try interval=1.5"
-    moved = row(2, 30, Setting(interval=2, steps=12), steps=12, plan="F·" * 6)
+    moved = row(2, 30, SweepSetting(interval=2, steps=12), steps=12, plan="F·" * 6)
     alike = replace(moved, psnr=(50.0, 50.0), ssim=(1.0, 1.0))
     more = replace(moved, steps=16, plan="F·" * 8)
     assert said not in cautions_of(made(settings=(alike, more)))
@@ -279,13 +281,13 @@ def test_each_row_is_written_to_be_pasted() -> None:
     assert "        num_inference_steps=16,\n" in plain
     assert "DeepCache" not in plain
     assert sweep.command(sweep.fewer[0]) is None
-    given = row(2, 30, Setting(str(Uniform(3)), steps=24, given=Uniform(3)))
+    given = row(2, 30, SweepSetting(str(Uniform(3)), steps=24, given=Uniform(3)))
     helper = "DeepCacheHelper(pipe, schedule=Uniform(interval=3, branch=0), first=2"
     assert helper in sweep.python(given)
     assert sweep.command(given) is None
     # Where a list says which steps there are, their number is not given.
     listed = made(about={**ABOUT, "call": {"timesteps": [9, 3]}})
-    assert "num_inference_steps" not in listed.python(row(2, 30, Setting("auto", 2), steps=2))
+    assert "num_inference_steps" not in listed.python(row(2, 30, SweepSetting("auto", 2), steps=2))
 
 
 class Page(HTMLParser):

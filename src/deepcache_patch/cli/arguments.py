@@ -43,7 +43,7 @@ class Argument(NamedTuple):
     value: Any
 
     def __str__(self) -> str:
-        """As it may be typed again."""
+        """The argument as it may be typed again."""
         is_text = isinstance(self.value, str) and _value(self.value) == self.value
         return f"{self.name}={self.value if is_text else json.dumps(self.value)}"
 

@@ -73,8 +73,8 @@ def compare(
     asked.check_full_steps(full_steps)
     import_word()
     # Here, so that --help and a mistyped option need not wait for torch.
+    from ..compare.call_steps import require_same_steps
     from ..compare.outcome import FILES
-    from ..compare.steps import require_same_steps
     from ..helper import DeepCacheHelper
     from ..measuring.similarity import require_metrics
     from ..schedules.window import Window

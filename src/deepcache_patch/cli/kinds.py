@@ -75,7 +75,7 @@ def finite(text: str) -> float:
 
 
 def _interval(text: str) -> float:
-    """As `finite`; of steps over full steps, it names the option that takes the latter."""
+    """A number, as by `finite`; for steps over full steps, the error names the right option."""
     fraction = _fraction(text)
     if fraction is None:
         return finite(text)

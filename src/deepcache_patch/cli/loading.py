@@ -74,8 +74,8 @@ def load_pipeline(
     Args:
         model: The folder, or the hub id.
         device: Where it is to run.
-        dtype: Of its weights.
-        variant: Of the weights' files, such as "fp16"; those without a variant where `None`.
+        dtype: The type of its weights.
+        variant: Which files of weights, such as "fp16"; those without a variant where `None`.
         revision: Branch, tag or commit on the hub; `None` for the newest.
 
     Raises:
@@ -165,10 +165,10 @@ def use_scheduler(pipe: Any, name: str) -> None:
 
     Args:
         pipe: A pipeline.
-        name: As for `scheduler_of`.
+        name: A name that `scheduler_of` knows.
 
     Raises:
-        ValueError: As `scheduler_of` does, or the pipeline has none.
+        ValueError: The name is one that `scheduler_of` refuses, or the pipeline has none.
     """
     own = getattr(pipe, "scheduler", None)
     if own is None:
@@ -197,7 +197,7 @@ def scheduler_class(name: str) -> Any:
     """Returns the class of a scheduler of diffusers.
 
     Args:
-        name: As for `scheduler_of`.
+        name: A name that `scheduler_of` knows.
 
     Raises:
         ValueError: The name is unknown.

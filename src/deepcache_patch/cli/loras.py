@@ -47,7 +47,7 @@ class Lora:
 
         Args:
             pipe: The pipeline.
-            name: Of the adapter.
+            name: The adapter's name.
             safely: What keeps files of weights from running code.
 
         Raises:

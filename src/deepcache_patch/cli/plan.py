@@ -135,7 +135,8 @@ def plan(
         if source is not None:
             say(f"calibrated for {source.setting.short}")
     if schedule in TAKE_SPEEDUP:
-        from ..schedules.noise_aware import FEW_STEPS, remarks_on
+        from ..schedules.placing import FEW_STEPS
+        from ..schedules.remarks import remarks_on
 
         if len(plans[0]) > FEW_STEPS:
             say(_levels(scheduler))

@@ -125,12 +125,12 @@ class GenerationRequest(PipelineRequest):
         return pipe if self.image is None else image_to_image(pipe)
 
     def _prompts(self) -> list[str]:
-        """Those of `--prompt`, then those in the file of `--prompts`."""
+        """The prompts of `--prompt`, then those in the file of `--prompts`."""
         return [*self.prompt, *([] if self.prompts is None else prompts_in(self.prompts))]
 
     def call_of(self, pipe: Any) -> tuple[range, dict[str, Any]]:
         """Returns seeds and arguments for this pipeline, and refuses what it does not know."""
-        from ..compare.steps import LISTS
+        from ..compare.call_steps import LISTS
         from ..measuring.generation import accepted_arguments, batched_call
         from ..page.card import card_of
 
@@ -273,10 +273,10 @@ def interval_leaving(full_steps: int, steps: int, window: Window) -> float:
 
     Args:
         full_steps: Those that the window protects are among them.
-        steps: Of the generation.
+        steps: How many steps the generation has.
         window: What runs in full in any case.
     """
-    from ..schedules.noise_aware import FEW_STEPS
+    from ..schedules.placing import FEW_STEPS
 
     _require_so_many(full_steps, steps)
     if full_steps < steps <= FEW_STEPS:
@@ -300,18 +300,17 @@ def interval_leaving(full_steps: int, steps: int, window: Window) -> float:
 
 def interval_for_call(pipe: Any, call: Mapping[str, Any], full_steps: int, window: Window) -> float:
     """The same, by the steps that a call has, as far as it is known."""
-    from ..compare.steps import STEP_ARGUMENTS, strength_of
-    from ..schedules.plans import Uniform
-    from ..settings.preview import num_steps, plan_of
+    from ..compare.call_steps import STEP_ARGUMENTS, timesteps_that_run
 
-    count = call.get("num_inference_steps")
-    told = [name for name in STEP_ARGUMENTS if name != "strength" and call.get(name) is not None]
-    if told or num_steps(pipe, count) is None:
+    steps = timesteps_that_run(pipe, call)
+    if steps is None:
+        told = [
+            each for each in STEP_ARGUMENTS if each != "strength" and call.get(each) is not None
+        ]
         because = f"with --call {told[0]}" if told else f"of a {type(pipe).__name__}"
         raise BadInputError(
             f"--full-steps needs the number of steps, which is not known {because}: give --interval"
         )
-    steps = len(plan_of(pipe, Uniform(1), count, strength=strength_of(pipe, call)))
     return interval_leaving(full_steps, steps, window)
 
 

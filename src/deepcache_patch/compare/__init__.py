@@ -4,8 +4,8 @@
 what comes out (`Comparison`), `figures` its table and its words, `report` its page, `grid` its
 picture. `fewer` is about the third contestant, the plain pipeline with fewer steps.
 
-A sweep and the page of `ui` share `against`, what is said of any contestant; `about`, what it was
-asked for and how the pipeline was set up; `paste`, the Python that does the same again; `saving`
+A sweep and the page of `ui` share `contestant`, what is said of any; `about`, what it was asked for
+and how the pipeline was set up; `script`, the Python that does the same again; `saving`
 and `pages`, how files are made of it. How one generation is timed and two pictures are measured
 stands in `measuring`.
 """

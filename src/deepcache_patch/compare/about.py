@@ -6,18 +6,19 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from PIL import Image
-from torch import nn
 
 from ..measuring.environment import device_name
+from ..patching.wrappers import layers_of
 from ..running.components import likeliest_scheduler, modules_of, unets_of
-from ..schedules.guide import AnySchedule
-from .steps import steps_of
+from ..running.offloading import accelerate_hooks
+from ..schedules.guide import AnySchedule, brings_replay
+from .call_steps import steps_of
 
 if TYPE_CHECKING:
     from .contest import Contest
@@ -67,7 +68,7 @@ def about(
         "interval": getattr(schedule, "interval", None),
         "branch": getattr(schedule, "branch", None),
         "schedule": str(schedule),
-        "replay": None if getattr(schedule, "own_replay", False) else str(helper.replay),
+        "replay": None if brings_replay(schedule) else str(helper.replay),
     }
     return {
         "model": getattr(pipe, "name_or_path", None) or type(pipe).__name__,
@@ -160,20 +161,16 @@ def _scales(pipe: Any) -> Iterator[tuple[str, float]]:
 def _offload(pipe: Any) -> str | None:
     """What of the pipeline waits on the CPU: "model" or "sequential"; `None` for nothing."""
     # What was loaded with device_map= has the same hooks, and may wait on the CPU as well.
-    networks = [each for each in modules_of(pipe).values() if not _is_mapped(each)]
-    if any(type(hook).__name__ == "CpuOffload" for each in networks for hook in _hooks(each)):
+    parts = [each for each in modules_of(pipe).values() if not _is_mapped(each)]
+    networks = [layer for part in parts for layer in layers_of(part)]
+    hooks = (hook for each in networks for hook in accelerate_hooks(each))
+    if any(type(hook).__name__ == "CpuOffload" for hook in hooks):
         return "model"
     if _is_mapped(pipe):
         return None
-    inner = (hook for each in networks for module in each.modules() for hook in _hooks(module))
+    inner = (hook for part in parts for each in part.modules() for hook in accelerate_hooks(each))
     return "sequential" if any(getattr(hook, "offload", False) for hook in inner) else None
 
 
 def _is_mapped(part: Any) -> bool:
     return getattr(part, "hf_device_map", None) is not None
-
-
-def _hooks(module: nn.Module) -> Sequence[Any]:
-    """Those of accelerate, one by one."""
-    hook: Any = getattr(module, "_hf_hook", None)
-    return () if hook is None else getattr(hook, "hooks", (hook,))

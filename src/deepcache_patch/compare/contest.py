@@ -23,13 +23,13 @@ from ..measuring.generation import Timing, calls_of, timed_call
 from ..measuring.media import Made, made_by
 from ..measuring.similarity import SMALLEST_FOR_LPIPS, lpips, psnr, require_metrics, snr, ssim
 from ..running.components import is_pipeline, unets_of
-from ..running.face import Helper
+from ..running.protocol import Helper
 from ..running.stats import LastGeneration, Stats
 from ..schedules.guide import AnySchedule
 from ..schedules.plans import Uniform
-from .against import HELPER
+from .call_steps import STEP_ARGUMENTS, steps_of
+from .contestant import HELPER
 from .fewer import full_calls_worth
-from .steps import STEP_ARGUMENTS, steps_of
 
 #: Enough for a full and a shallow step, whatever the interval, and for multistep solvers.
 _WARM_UP_STEPS = 4
@@ -54,9 +54,9 @@ class CachedRun(Run):
     """A run with the helper.
 
     Attributes:
-        stats: Of this run alone.
-        last: Of each U-Net by its name in the pipeline.
-        work: Of the U-Net, in full calls; `None` where it is not known.
+        stats: The counts of this run alone.
+        last: The generation of each U-Net, by its name in the pipeline.
+        work: The U-Net's work, in full calls; `None` where it is not known.
     """
 
     stats: Stats
@@ -79,8 +79,8 @@ class Contest:
 
     Raises:
         ImportError: scikit-image is not installed.
-        TypeError: As `compare` says.
-        ValueError: As `compare` says.
+        TypeError: As `DeepCacheHelper.compare` says.
+        ValueError: As `DeepCacheHelper.compare` says.
     """
 
     def __init__(
@@ -113,9 +113,10 @@ class Contest:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Lets another helper of these settings run; the given one is left as it was found.
+        """Runs a fresh helper with the same settings.
 
-        So are its counts; those of one that is enabled begin anew.
+        Afterwards the given one is enabled or disabled as before; if it was enabled, its counts
+        start anew.
         """
         given: Any = self.helper
         was_enabled = given.enabled

@@ -17,8 +17,8 @@ from ..running.components import unets_of
 from ..running.stats import Stats
 from ..schedules.plans import FULL, OUTPUT, Plan
 from ..settings.preview import num_steps
-from .against import Against
-from .steps import LISTS, strength_of
+from .call_steps import LISTS, strength_of
+from .contestant import Contestant
 
 #: What stands before its progress bar.
 LABEL: Final = "fewer steps"
@@ -36,7 +36,7 @@ class _Timed(Protocol):
 _Run = TypeVar("_Run", bound=_Timed)
 
 
-class Fewer(Generic[_Run]):
+class FewerStepsRival(Generic[_Run]):
     """The runs with fewer steps; how many steps is known once plain and cached have run.
 
     Args:
@@ -62,7 +62,12 @@ class Fewer(Generic[_Run]):
         self._pipe, self._call, self._steps, self._run = pipe, call, steps, run
 
     def follow(self, plain: Timing, work: float | None) -> None:
-        """One run, after the plain one, and the cached one whose work is given in full calls."""
+        """Run once with fewer steps.
+
+        Args:
+            plain: The timing of the plain run just before.
+            work: What the helper's run cost, in full U-Net calls.
+        """
         if self.left_out is not None:
             return
         try:
@@ -88,7 +93,7 @@ class Fewer(Generic[_Run]):
 
 
 @dataclass(frozen=True)
-class FewerSteps(Against):
+class FewerSteps(Contestant):
     """What the plain pipeline made with fewer steps, from the same seeds.
 
     It is measured against the plain results of all steps.
@@ -99,7 +104,7 @@ class FewerSteps(Against):
         results: One for each seed, as `Comparison.plain`.
         times: One for each repeat, each taken right after its cached counterpart.
         plain_times: Those of all steps in the same repeats.
-        work: Of the U-Net, as a share of that of the plain pipeline, 0 to 1.
+        work: The U-Net's work, as a share of that of the plain pipeline, 0 to 1.
     """
 
     steps: int
@@ -119,9 +124,9 @@ def full_calls_worth(stats: Stats, plan: Plan, branches: Iterable[Branch]) -> fl
 
     Args:
         stats: What ran.
-        plan: Of the last generation. Where several ran, each with a plan of its own, its mix of
-            branches stands for all of them.
-        branches: Of the U-Net.
+        plan: That of the last generation. Where several ran, each with a plan of its own, its mix
+            of branches stands for all of them.
+        branches: The U-Net's branches.
 
     Returns:
         `None` where the share of a branch is not known.

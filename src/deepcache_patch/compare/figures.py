@@ -1,5 +1,5 @@
 """The figures of a comparison as rows and lines of text. What is said of one contestant stands in
-`against`.
+`contestant`.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from .against import range_text, times_text
+from .contestant import range_text, times_text
 
 if TYPE_CHECKING:
     from .outcome import Comparison

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ..measuring.media import Sound, some_frames
-from .against import speed_text
+from .contestant import speed_text
 from .figures import looks_lines
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def waveform_differences(
     return factor, [[each.waveform(factor=factor) for each in row] for row in differences]
 
 
-def picture_of(comparison: Comparison) -> Image.Image:
+def comparison_picture(comparison: Comparison) -> Image.Image:
     """See `Comparison.grid`."""
     rows: list[Sequence[Any]] = [comparison.plain, comparison.cached]
     if comparison.fewer:

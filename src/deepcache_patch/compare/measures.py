@@ -41,7 +41,7 @@ class Measure(NamedTuple):
 
     @property
     def mean(self) -> float:
-        """Of the finite values; infinite only where every result is identical."""
+        """The mean of the finite values; infinite only where every result is identical."""
         different = [value for value in self.values if value != float("inf")]
         return statistics.fmean(different) if different else float("inf")
 
@@ -75,9 +75,9 @@ class Measured:
     Attributes:
         psnr: For each picture, dB against the plain one; infinite where both are identical. For
             each video, the mean over its frames. `None` for sounds.
-        ssim: Likewise; 1 where both are identical.
-        lpips: Likewise; 0 where both are identical. `None` also for pictures narrower than 32
-            pixels, and where the package `lpips` is not installed.
+        ssim: For each, as for `psnr`; 1 where both are identical.
+        lpips: For each, as for `psnr`; 0 where both are identical. `None` also for pictures
+            narrower than 32 pixels, and where the package `lpips` is not installed.
         snr: For each sound, the ratio of signal to noise in dB; else `None`.
     """
 

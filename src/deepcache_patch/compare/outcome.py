@@ -16,9 +16,9 @@ from ..measuring.generation import Timing
 from ..measuring.media import Kind, Result, kind_of
 from ..schedules.plans import Plan, place_of
 from .about import sampler_of
-from .against import (
+from .contestant import (
     HELPER,
-    Against,
+    Contestant,
     doubts,
     few_steps,
     figures_of,
@@ -28,7 +28,7 @@ from .against import (
 )
 from .fewer import FewerSteps
 from .figures import looks_lines, rows_of
-from .grid import picture_of
+from .grid import comparison_picture
 from .measures import CLEAR
 from .saving import Saved, files_of
 
@@ -47,7 +47,7 @@ ENOUGH: Final = 16
 
 
 @dataclass(frozen=True)
-class Comparison(Against, Saved):
+class Comparison(Contestant, Saved):
     """The same seeds without and with the helper.
 
     Attributes:
@@ -63,8 +63,8 @@ class Comparison(Against, Saved):
         about: Model, pipeline, scheduler, device, dtype, steps, schedule, replay, seeds, repeats
             and the arguments of the call.
         plans: What ran in the last cached generation, for each U-Net by its name in the pipeline.
-        work: Of the U-Net with the helper, in multiply-adds, as a share of that of the plain one,
-            0 to 1. `None` where it is not known: for several U-Nets, and for some that are not
+        work: The U-Net's work with the helper, in multiply-adds, as a share of the plain one's, 0
+            to 1. `None` where it is not known: for several U-Nets, and for some that are not
             diffusers' own.
         fewer: The plain pipeline with fewer steps at equal work, or `None`.
         fewer_left_out: Why there is no `fewer`, if it was asked for.
@@ -183,7 +183,7 @@ class Comparison(Against, Saved):
         Differences of pixels are amplified 8 times in every comparison, those of sounds as far as
         they fit. Of a video three frames, of a sound the waveform.
         """
-        return picture_of(self)
+        return comparison_picture(self)
 
     _drawn = grid
 
@@ -212,7 +212,7 @@ class Comparison(Against, Saved):
         return f"<Comparison of {self.model}: {line}>"
 
     @property
-    def contestants(self) -> dict[str, Against]:
+    def contestants(self) -> dict[str, Contestant]:
         """What stands beside plain, by its name: "helper", and the fewer steps if there are."""
         return {HELPER: self, **({self.fewer.name: self.fewer} if self.fewer else {})}
 

@@ -25,9 +25,9 @@ def rendered(package: str, name: str, about: Mapping[str, Any], **values: Any) -
 
     Args:
         package: In whose folder name.html, name.css and name.js stand.
-        name: Of these. The template fills the blocks of page.html, which stands here.
-        about: Of which the settings at the end of the page are made.
-        values: Of the template; `title` and `notes`, which all pages have, among them.
+        name: That of the three. The template fills the blocks of page.html, which stands here.
+        about: What the settings at the end of the page are made of.
+        values: Values for the template; `title` and `notes`, which all pages have, among them.
     """
     own, shared = files(package), files(__package__)
 

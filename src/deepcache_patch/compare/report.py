@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from ..schedules.plans import Plan, place_of
-from .against import HELPER, range_text, times_text
+from .contestant import HELPER, range_text, times_text
 from .figures import looks_lines
 from .grid import DIFFERENCE_FACTOR, SMALLEST_CELL, waveform_differences
 from .measures import DETAILS, RULE, SAME, SHAPES, looks_of
 from .pages import picture_uri, rendered, uri
-from .paste import python_of
+from .script import python_of
 
 if TYPE_CHECKING:
     from .outcome import Comparison
@@ -28,7 +28,7 @@ _LARGE = 320
 #: How style and script know the contestants, in the order of `Comparison.columns`.
 _KINDS = ("plain", "cached", "fewer")
 
-#: As the script has it.
+#: As fast as the script of the page plays videos, too.
 _FRAMES_PER_SECOND = 8
 
 _UNITS = {

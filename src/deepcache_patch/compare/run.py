@@ -10,12 +10,12 @@ from dataclasses import replace
 from typing import Any
 
 from ..measuring.generation import Timing
-from ..running.face import Helper
+from ..running.protocol import Helper
 from .about import about
+from .call_steps import require_same_steps
 from .contest import CachedRun, Contest, Run
-from .fewer import Fewer, FewerSteps
+from .fewer import FewerSteps, FewerStepsRival
 from .outcome import Comparison
-from .steps import require_same_steps
 
 
 def compare(
@@ -34,7 +34,7 @@ def compare(
     """
     contest = Contest(pipe, helper, call, seeds=seeds, repeats=repeats)
     require_same_steps(pipe, call, helper.schedule)
-    plain, cached, fewer = [], [], Fewer(pipe, call, contest.steps, contest.plain)
+    plain, cached, fewer = [], [], FewerStepsRival(pipe, call, contest.steps, contest.plain)
     with contest.held():
         contest.warm_up([helper.schedule])
         contest.learn()
@@ -69,7 +69,7 @@ def compared(contest: Contest, plain: Sequence[Run], cached: Sequence[CachedRun]
 
 
 def _fewer_steps(
-    contest: Contest, plain: Run, plain_times: tuple[Timing, ...], fewer: Fewer[Run]
+    contest: Contest, plain: Run, plain_times: tuple[Timing, ...], fewer: FewerStepsRival[Run]
 ) -> FewerSteps | None:
     """What they made, against the results of the first plain run."""
     if not fewer.runs or fewer.steps is None:

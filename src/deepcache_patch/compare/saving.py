@@ -40,8 +40,7 @@ class Saved:
     @property
     def model(self) -> str:
         """The name of the model's folder, or its hub id."""
-        model = str(self.about["model"])
-        return Path(model).resolve().name if Path(model).is_dir() else model
+        return short_name(str(self.about["model"]))
 
     @property
     def headings(self) -> list[str]:
@@ -76,8 +75,8 @@ class Saved:
         The file is written beside and then renamed: it is there whole or not at all.
 
         Args:
-            path: Of the file; its folder is made if it is not there.
-            command: As for `to_html`.
+            path: The file; its folder is made if it is not there.
+            command: What `to_html` and `to_json` take.
 
         Raises:
             ValueError: Another suffix.
@@ -121,3 +120,8 @@ class Saved:
 def files_of(kind: str) -> tuple[str, str, str]:
     """The names of what `Saved.save_all` writes."""
     return f"{kind}.png", f"{kind}.json", f"{kind}.html"
+
+
+def short_name(model: str) -> str:
+    """The name of a model's folder, or its hub id."""
+    return Path(model).resolve().name if Path(model).is_dir() else model

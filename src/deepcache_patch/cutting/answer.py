@@ -11,7 +11,7 @@ class Answer(NamedTuple):
 
     Attributes:
         kind: The class of what was returned.
-        name: Of the tensor in it, where it has names.
+        name: The name of the tensor in it, where it has names.
         asked: The argument `return_dict` of the call, or `None`.
     """
 
@@ -35,7 +35,7 @@ class Answer(NamedTuple):
         return cls(type(output), name, arguments.get("return_dict")), tensor
 
     def with_tensor(self, tensor: torch.Tensor) -> Any:
-        """The same with this tensor."""
+        """What the U-Net returned, with this tensor in it."""
         if self.name is not None:
             return self.kind(**{self.name: tensor})
         return (tensor,) if self.kind is tuple else tensor

@@ -42,7 +42,7 @@ class Swap:
         return found
 
 
-def keep(swaps: list[Swap], owner: Any, name: str, kept: Iterable[nn.Module]) -> None:
+def shorten(swaps: list[Swap], owner: Any, name: str, kept: Iterable[nn.Module]) -> None:
     """Add the swap that leaves `kept` of a list of children, unless that is what it has."""
     kept = list(kept)
     if kept != list(getattr(owner, name)):

@@ -155,10 +155,11 @@ class Recorded(NamedTuple):
 
     Attributes:
         step: The step of the generation.
-        key: Of the call that recorded it.
-        feature: Nobody else writes to it. Of the branch above the output, the output.
-        sample: The call's, where `feature` is its output.
-        answer: What the call returned, likewise.
+        key: The key of the call that recorded it.
+        feature: The deep feature, or at the branch above the output, the output. Nobody else writes
+            to it.
+        sample: What the call denoised, where `feature` is its output.
+        answer: What the call returned, where `feature` is its output.
     """
 
     step: int

@@ -1,7 +1,7 @@
 """Whose code a call of a module runs: its library's own, or what somebody has put in its place.
 
 A class says little of that. `forward` may be replaced on an instance or on a class, and the class
-itself may be swapped. What such code may keep is judged in `running.keeping`.
+itself may be swapped. What such code may keep is judged in `running.stateful`.
 """
 
 import sys
@@ -48,7 +48,7 @@ def runs_known_code(module: nn.Module, *, wrapped: bool = False) -> bool:
     Hooks of accelerate and diffusers may stand round it, and what `torch.compile` makes.
 
     Args:
-        module: Of a class of diffusers or torch.
+        module: A module of a class of diffusers or torch.
         wrapped: Whether anybody's function may stand round it, as long as it names no part of the
             module.
     """
@@ -65,7 +65,7 @@ def runs_known_code(module: nn.Module, *, wrapped: bool = False) -> bool:
 
 
 def put_around(module: nn.Module) -> list[Any]:
-    """The functions and objects of nobody's library that a call of the module runs."""
+    """The code around or in place of `forward` that belongs to no known library."""
     return [each for each in _forward_of(module) if not _is_of_library(each)]
 
 

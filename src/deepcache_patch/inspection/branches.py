@@ -37,8 +37,8 @@ class Branch:
             the layers run. Blocks and layers have their numbers in the U-Net, from 0. The output of
             the last one left out is the deep feature.
         share: The multiply-adds of a shallow call, as a part of those of a full call, 0 to 1.
-        shape: Of the deep feature of one U-Net call.
-        nbytes: Likewise. There may be two features to hold: see `Extrapolate`.
+        shape: The shape of the deep feature of one U-Net call.
+        nbytes: The bytes of that feature. There may be two features to hold: see `Extrapolate`.
 
     The last three are `None` as long as it is not known what the U-Net is called with.
     """
@@ -167,7 +167,7 @@ def branches_of(outline: Outline, example: Mapping[str, Any] | None) -> Branches
     """The branches of a U-Net.
 
     Args:
-        outline: Of the U-Net.
+        outline: The outline of the U-Net.
         example: What it is called with; `None` if that is not known.
     """
     unet: Any = outline.unet

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from ..running.components import likeliest_scheduler
-from ..running.face import Helper
+from ..running.protocol import Helper
 from ..running.stats import LastGeneration
 from ..schedules.context import Context
-from ..schedules.guide import expected
+from ..schedules.guide import brings_replay, expected
 from ..schedules.html import html_table
 from ..schedules.noise import timesteps_of
-from ..schedules.noise_aware import remarks_on
 from ..schedules.plans import OUTPUT, Plan, place_of, schedule_text
+from ..schedules.remarks import remarks_on
 from ..schedules.window import Window
 
 #: What the plan is shown for where neither a generation nor the scheduler tells how many steps.
@@ -72,7 +72,7 @@ def as_html(helper: Helper) -> str:
 
 
 def _replay(helper: Helper) -> str:
-    if getattr(helper.schedule, "own_replay", False):
+    if brings_replay(helper.schedule):
         return f"that of {type(helper.schedule).__name__}"
     return str(helper.replay)
 

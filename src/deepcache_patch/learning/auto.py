@@ -15,7 +15,7 @@ from ..schedules.noise import ends_with
 from ..schedules.noise_aware import NoiseAware
 from ..schedules.plans import OUTPUT, OneBranch, Plan, place_of
 from ..schedules.replay import Replay
-from .calibrated_schedule import Calibrated, CalibratedGuide, Setting, load_all, save_all
+from .calibrated_schedule import Calibrated, CalibratedGuide, ValidFor, load_all, save_all
 from .study import Study, StudyGuide
 
 #: With fewer full steps than these nothing is learned: what fits one picture does not carry over to
@@ -45,8 +45,8 @@ class Auto(OneBranch):
     matters, take a new `Auto`.
 
     Args:
-        interval: As of `NoiseAware`: one full step in so many, from 1, a whole number or not.
-        branch: As of `NoiseAware`: -1, above the output, or at least 0.
+        interval: One full step in so many, from 1, a whole number or not, as for `NoiseAware`.
+        branch: -1, above the output, or at least 0, as for `NoiseAware`.
         file: A JSON file in which to keep what was learned, so that the next process begins with
             it. It is read now if it exists, and written after each calibration. What it says is
             taken for every U-Net of equal class and config; if the weights are others, with one
@@ -95,7 +95,7 @@ class Auto(OneBranch):
         if not self._can_learn(context, plan):
             self._tell(context, plan)
             return PlannedGuide(self.default, replay, context)
-        setting, unet = Setting.of(context), weakref.ref(context.unet)
+        setting, unet = ValidFor.of(context), weakref.ref(context.unet)
         for of, known in self._learned:
             if of in (None, unet) and (known.setting, known.entries) == (setting, plan):
                 if of is None:
@@ -116,7 +116,7 @@ class Auto(OneBranch):
         """What to know of the plan: that it is learned at first, or that nothing is.
 
         Args:
-            plan: Of generations with this schedule.
+            plan: The plan of generations with this schedule.
             is_past: Whether it has run, so that the first need not be told.
         """
         if not plan.branches:

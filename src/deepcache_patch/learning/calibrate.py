@@ -21,7 +21,7 @@ from ..measuring.generation import labelled_progress
 from ..measuring.speed import FEWEST, Speed, measured_speed
 from ..patching.wrappers import unwrapped
 from ..running.components import unets_of
-from ..running.face import Helper
+from ..running.protocol import Helper
 from ..schedules.plans import OUTPUT, number_between, whole_number
 from .calibrated_schedule import Calibrated, described
 from .nearest import TRIED
@@ -133,7 +133,10 @@ def _share(helper: Helper, name: str, study: Study) -> float | None:
 
 
 def _most_full_steps(speedup: float, steps: int, cost: float) -> int:
-    """With which it is so fast if a shallow call costs this part of a full one; may be below 1."""
+    """The most full steps that still reach `speedup`, if a shallow call costs `cost` of a full one.
+
+    Below 1 if that is out of reach.
+    """
     return math.floor((steps / speedup - steps * cost) / (1 - cost) + 1e-9)
 
 
@@ -186,7 +189,7 @@ def _fast_enough(trials: Trials, speedup: float, first: Any) -> Calibrated:
     _tell(trials.see_plain(first))  # the first calls of a kind may compile, or choose kernels
     while True:
         found = trials.nearest(count)
-        trials.closeness_by(found)  # runs where nothing was compared: likewise
+        trials.closeness_by(found)  # if nothing was compared, shallow calls may compile, too
         speed = measured_speed(trials.plain_seconds, trials.seconds, goal=speedup)
         too_slow = speed.is_steady and speed.quartiles[1] < speedup
         if not too_slow or count <= least:

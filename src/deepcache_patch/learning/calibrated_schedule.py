@@ -28,13 +28,13 @@ _DIGITS: Final = 5
 
 
 @dataclass(frozen=True)
-class Setting:
+class ValidFor:
     """What a calibration is valid for.
 
     Attributes:
         unet: Class name and config of the U-Net; its weights are no part of it.
         scheduler: Class name and config of the scheduler.
-        timesteps: Of the steps that a generation runs.
+        timesteps: The timesteps of the steps that a generation runs.
     """
 
     unet: Mapping[str, Any]
@@ -42,16 +42,16 @@ class Setting:
     timesteps: tuple[float, ...]
 
     @classmethod
-    def of(cls, context: Context) -> "Setting":
+    def of(cls, context: Context) -> "ValidFor":
         """The setting of a generation whose timesteps are known."""
         return cls(described(context.unet), described(context.scheduler), context.timesteps or ())
 
     @property
     def short(self) -> str:
-        """In a few words."""
+        """The setting in a few words."""
         return f"{len(self.timesteps)} steps with {self.scheduler['class']}"
 
-    def difference(self, other: "Setting") -> str | None:
+    def difference(self, other: "ValidFor") -> str | None:
         """Says in what the other differs, or `None`."""
         for part in ("unet", "scheduler"):
             mine, its = getattr(self, part), getattr(other, part)
@@ -112,7 +112,7 @@ class Calibrated:
     own_replay: ClassVar = True
 
     # Whatever has a mapping in it has no hash.
-    setting: Setting = field(hash=False)
+    setting: ValidFor = field(hash=False)
     entries: Plan
     weights: Weights = field(default_factory=dict, hash=False)
     reached: Reached | None = field(default=None, compare=False)
@@ -146,7 +146,7 @@ class Calibrated:
         Raises:
             InvalidSettingError: If the U-Net or the scheduler is another than in the calibration.
         """
-        here = Setting(described(unet), described(scheduler), self.setting.timesteps)
+        here = ValidFor(described(unet), described(scheduler), self.setting.timesteps)
         self._refuse(here)
 
     def begin(self, context: Context, replay: Replay) -> "CalibratedGuide":
@@ -155,7 +155,7 @@ class Calibrated:
         Raises:
             InvalidSettingError: If its setting is another than in the calibration.
         """
-        self._refuse(Setting.of(context))
+        self._refuse(ValidFor.of(context))
         self.compare_weights(context.unet, "this calibrated schedule", "calibrate it anew")
         return CalibratedGuide(self, context, replay)
 
@@ -163,7 +163,7 @@ class Calibrated:
         """Warn if a U-Net has other weights than the calibration was of; looked at once for each.
 
         Args:
-            unet: Of the right class and config; some of its weights are read from the device.
+            unet: One of the right class and config; some of its weights are read from the device.
             name: How to call this schedule.
             cure: What to do for one that is of these weights.
         """
@@ -203,7 +203,7 @@ class Calibrated:
         return schedules[0]
 
     def to_dict(self) -> dict[str, Any]:
-        """Of JSON's types."""
+        """The schedule in JSON's types."""
         more: dict[str, Any] = {}
         if self.reached is not None:
             more["reached"] = self.reached.to_dict(_DIGITS)
@@ -252,14 +252,14 @@ class Calibrated:
             rows.append((name, str(part.get("class", ""))))
         return html_table("Calibrated", rows)
 
-    def _refuse(self, here: Setting) -> None:
+    def _refuse(self, here: ValidFor) -> None:
         difference = self.setting.difference(here)
         if difference:
             raise InvalidSettingError(
                 f"this calibrated schedule does not fit: {difference}; {self._cure(here)}"
             )
 
-    def _cure(self, here: Setting) -> str:
+    def _cure(self, here: ValidFor) -> str:
         """What to do: where the scheduler alone differs, take the one of the calibration."""
         other = here.scheduler != self.setting.scheduler
         if here.unet != self.setting.unet or not other or here.scheduler["class"] == "NoneType":
@@ -300,7 +300,7 @@ def save_all(path: str | Path, schedules: Iterable[Calibrated]) -> None:
 
 
 def _from_checked(data: Mapping[str, Any]) -> Calibrated:
-    setting = Setting(
+    setting = ValidFor(
         dict(data["unet"]), dict(data["scheduler"]), tuple(map(float, data["timesteps"]))
     )
     plan = Explicit(data["plan"]).entries

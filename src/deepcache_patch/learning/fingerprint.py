@@ -12,10 +12,11 @@ from typing import Any, Final
 import torch
 from torch import nn
 
+from ..running.offloading import group_of
 from .schedule_file import LONGEST
 
 #: How many parameters are looked at, and how many numbers of each.
-PARAMETERS: Final = 16
+SAMPLED_PARAMETERS: Final = 16
 NUMBERS: Final = 4
 
 #: Two numbers are the same if rounding to bfloat16 may be all that lies between them.
@@ -35,17 +36,17 @@ class Fingerprint:
     """A few numbers of some parameters.
 
     Attributes:
-        numbers: By the parameter's name, without those of wrappers.
+        numbers: The numbers by the parameter's name, without the names of wrappers.
     """
 
     numbers: Mapping[str, tuple[float, ...]]
 
     @classmethod
     def of(cls, unet: nn.Module) -> "Fingerprint | None":
-        """That of a U-Net; `None` if none of its weights can be read. Reads from the device."""
+        """The fingerprint of a U-Net, read from the device; `None` if no weights can be read."""
         known = dict(_readable(unet))
         names = list(known)
-        count = min(PARAMETERS, len(names))
+        count = min(SAMPLED_PARAMETERS, len(names))
         chosen = (names[place * len(names) // count] for place in range(count))
         found = {name: numbers for name in chosen if (numbers := _numbers(known[name]))}
         return cls(found) if found else None
@@ -72,7 +73,7 @@ class Fingerprint:
         )
 
     def to_dict(self) -> dict[str, list[float]]:
-        """Of JSON's types."""
+        """The numbers in JSON's types."""
         return {name: list(numbers) for name, numbers in self.numbers.items()}
 
     @classmethod
@@ -97,7 +98,7 @@ def _readable(unet: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 def _parameters(
     module: nn.Module, prefix: str, seen: set[nn.Module]
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Those of the model itself: what peft and IP-Adapter add stands beside them."""
+    """The model's own parameters by name, without what peft and IP-Adapter add."""
     if module in seen:
         return
     seen.add(module)
@@ -129,6 +130,4 @@ def _numbers(parameter: torch.Tensor) -> tuple[float, ...]:
 
 def _is_on_disk(module: nn.Module) -> bool:
     """Whether group offloading has the weights in a file, and anything in their place."""
-    registry: Any = vars(module).get("_diffusers_hook")
-    hook = registry and registry.get_hook("group_offloading")
-    return getattr(getattr(hook, "group", None), "offload_to_disk_path", None) is not None
+    return getattr(group_of(module), "offload_to_disk_path", None) is not None

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 from ..errors import InvalidSettingError
 from ..schedules.fit import DAMPING, trend
-from ..schedules.noise_aware import cheapest, cheapest_by, usual_levels
+from ..schedules.placing import cheapest, cheapest_by, usual_levels
 from ..schedules.plans import plan_with
 from .calibrated_schedule import Calibrated
 from .study import Study
@@ -29,10 +29,10 @@ class Way(NamedTuple):
     """How to make a schedule with so many full steps.
 
     Attributes:
-        power: Of 1 + sigma, how much more an error costs under noise; `None` to space the full
-            steps evenly.
+        power: The exponent of 1 + sigma, how much more an error costs under noise; `None` to space
+            the full steps evenly.
         strength: How much of what the default follows of the trend, from 0 to 1.
-        damping: Of what is fitted; `None` where nothing is, and the trend is followed.
+        damping: That of the fit; `None` where nothing is, and the trend is followed.
     """
 
     power: float | None
@@ -72,7 +72,7 @@ def nearest_way(study: Study, full_steps: int, error: Callable[[Calibrated], flo
     """First the plan is chosen, then how to go on by it.
 
     Args:
-        study: Of the plain pictures.
+        study: The study of the plain pictures.
         full_steps: How many there are.
         error: How far the pictures by a schedule are from the plain ones.
     """

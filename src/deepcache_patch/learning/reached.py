@@ -27,11 +27,11 @@ class Reached:
         quartiles: The least and the greatest of the middle half of the timings; `None` if there
             are none.
         timings: How many there are, each of a plain run and an accelerated one.
-        psnr: To the plain pictures, in dB, the mean; infinite for identical ones; `None` if it was
-            not measured.
-        worst_psnr: Of the picture that is the least close.
-        default_psnr: The mean by the default's rule with as many full steps, at the same branch;
-            `None` where the default leaves out none.
+        psnr: The mean PSNR to the plain pictures, in dB; infinite for identical ones; `None` if it
+            was not measured.
+        worst_psnr: The PSNR of the picture that is the least close.
+        default_psnr: The mean PSNR by the default's rule with as many full steps, at the same
+            branch; `None` where the default leaves out none.
         pictures: How many there are; 0 if they were not compared.
     """
 
@@ -68,7 +68,7 @@ class Reached:
         return cls(**{**data, "quartiles": None if quartiles is None else tuple(quartiles)})
 
     def to_dict(self, digits: int) -> dict[str, Any]:
-        """Of JSON's types, but that an infinite PSNR stays a float."""
+        """The figures in JSON's types, but that an infinite PSNR stays a float."""
 
         def shortened(value: Any) -> Any:
             if isinstance(value, tuple):
@@ -79,7 +79,7 @@ class Reached:
 
     @property
     def short(self) -> str:
-        """In a few words: the speed, or else the work; and the mean PSNR."""
+        """The figures in a few words: the speed, or else the work; and the mean PSNR."""
         parts = [] if self.speed is None else [f"{self.speed:.2f}× measured"]
         if self.speed is None and self.work is not None:
             parts = [f"{self.work:.2f}× by work"]

@@ -19,7 +19,7 @@ from ..measuring.writing import write_whole
 from ..schedules.fit import LARGEST
 from ..schedules.plans import FULL, Explicit, Plan, number_between, whole_number
 
-#: Of the format.
+#: The version of the format.
 VERSION: Final = 2
 
 #: Bytes that a file may have: some hundred schedules of large U-Nets.
@@ -242,6 +242,6 @@ def _constant(name: str) -> float:
 
 
 def short(value: Any, *, as_it_is: bool = False) -> str:
-    """In one line that a person can read, whatever it is."""
+    """The value in one line that a person can read, whatever it is."""
     text = value if as_it_is and value.isprintable() else repr(value)
     return text if len(text) <= 200 else f"{text[:200]}…"

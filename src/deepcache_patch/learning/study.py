@@ -13,10 +13,10 @@ from ..schedules.fit import DAMPING, fitted
 from ..schedules.forecast import Forecast, Weights, channels
 from ..schedules.guide import Guide
 from ..schedules.noise import copied_scheduler, ends_with
-from ..schedules.noise_aware import power_of
+from ..schedules.placing import power_of
 from ..schedules.plans import OUTPUT, Plan
 from ..schedules.transfer import sent
-from .calibrated_schedule import Calibrated, Setting
+from .calibrated_schedule import Calibrated, ValidFor
 from .fingerprint import Fingerprint
 
 #: How many numbers of x0 are looked at in each step: memory is bounded.
@@ -31,7 +31,7 @@ class _Line:
     """x0 of one call of each step, from the first step on.
 
     Attributes:
-        shape: Of the first sample.
+        shape: The shape of the first sample.
         denoised: Some numbers of x0 for each step; none where it is not known.
     """
 
@@ -68,7 +68,7 @@ class Watched:
 
     @property
     def denoised(self) -> list[torch.Tensor]:
-        """Of that slot, some numbers of x0 for each step."""
+        """Some numbers of x0 for each step of that slot."""
         return self._lines[self.front].denoised
 
 
@@ -79,19 +79,19 @@ class Study:
     gave in turn is no course that any of them takes.
 
     Args:
-        context: Of the first of them, before its first step.
-        branch: Of the shallow steps to come; x0 is looked at for those above the output.
+        context: What is known of the first of them, before its first step.
+        branch: The branch of the shallow steps to come; x0 is looked at for those above the output.
     """
 
     def __init__(self, context: Context, branch: int) -> None:
-        self.setting = Setting.of(context)
+        self.setting = ValidFor.of(context)
         self.fingerprint = Fingerprint.of(context.unet)  # read now, while nothing is under way
         self.levels = context.levels
         self.power = power_of(context)
         self.protected = context.protected
         self.num_steps = context.num_steps
         self.forecast = Forecast.of(context) if branch == OUTPUT else None
-        #: Of the shallow steps; where no forecast is possible, 0 instead of -1.
+        #: The branch of the shallow steps; where no forecast is possible, 0 instead of -1.
         self.branch = branch if branch != OUTPUT or self.forecast else 0
         # As it is before its first step. Nothing of the U-Net is kept, or it would stay alive.
         self._scheduler = copied_scheduler(context.scheduler)
@@ -123,7 +123,7 @@ class Study:
 
         Args:
             plan: With an entry for each step of the generation.
-            damping: As of `fitted`.
+            damping: The damping of the fit, as for `fitted`.
         """
         weights: Weights = {}
         generations = (each.denoised for each in self._begun())
@@ -199,7 +199,7 @@ class Studying:
     """A schedule that runs everything in full, for `DeepCacheHelper.calibrate`.
 
     Args:
-        branch: Of the shallow steps to come.
+        branch: The branch of the shallow steps to come.
     """
 
     own_replay = True
@@ -220,7 +220,7 @@ class Studying:
             )
         if self._study is None:
             self._study = Study(context, self.branches[0])
-        difference = self._study.setting.difference(Setting.of(context))
+        difference = self._study.setting.difference(ValidFor.of(context))
         if difference:
             raise InvalidSettingError(
                 f"what is calibrated must be of one kind, but {difference}: calibrate one U-Net "

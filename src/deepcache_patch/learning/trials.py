@@ -14,8 +14,8 @@ from ..measuring.generation import as_floats
 from ..measuring.loop_clock import LoopClock
 from ..measuring.similarity import psnr
 from ..measuring.speed import Speed
-from ..running.face import Helper
-from ..schedules.noise_aware import FEW_STEPS
+from ..running.protocol import Helper
+from ..schedules.placing import FEW_STEPS
 from .calibrated_schedule import Calibrated
 from .nearest import Way, nearest_way, usual_way
 from .reached import Reached, mean_of
@@ -32,8 +32,8 @@ class Trials:
 
     Attributes:
         helper: It is followed with what is tried.
-        run: As it was given.
-        study: Of the first run.
+        run: What runs the pipeline, as it was given.
+        study: The study of the first run.
         unet: Whose loop is timed.
         share: The work of a shallow call, as a part of a full one's; `None` if it is not known.
         plain: What the plain pipeline makes; none if it is not the same each time.
@@ -111,12 +111,12 @@ class Trials:
         return Reached.of(self.work(found), speed, close, beside)
 
     def plain_seconds(self) -> float:
-        """Of the denoising loop without the helper."""
+        """The seconds of the denoising loop without the helper."""
         with self.helper.paused():
             return self.seconds()
 
     def seconds(self) -> float:
-        """Of the denoising loop with it."""
+        """The seconds of the denoising loop with the helper."""
         with LoopClock(self.unet) as clock:
             self.run()
         return clock.seconds

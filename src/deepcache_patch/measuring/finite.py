@@ -9,7 +9,7 @@ def finite(data: Any, *, as_text: bool = False) -> Any:
     """The same with `None` for each number that is infinite or none: JSON knows no such.
 
     Args:
-        data: Of JSON's types; keys become text.
+        data: A value of JSON's types; keys become text.
         as_text: Whether text stands for such a number, "inf", so that it can be told from `None`.
     """
     if isinstance(data, Mapping):

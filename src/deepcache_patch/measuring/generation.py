@@ -113,8 +113,8 @@ def calls_of(
     Pictures come as one batch, videos and sounds one by one.
 
     Raises:
-        TypeError: As `batched_call`.
-        ValueError: As `batched_call`.
+        TypeError: As `batched_call` says.
+        ValueError: As `batched_call` says.
     """
     accepted, count = accepted_arguments(pipe), len(seeds)
     if not any(name in accepted for name in _ONE_BY_ONE):

@@ -50,7 +50,7 @@ class Sound:
         """Draws, for each column of pixels, from the lowest to the highest sample in it.
 
         Args:
-            factor: By which the samples are multiplied first.
+            factor: What the samples are multiplied by first.
         """
         width, height = _WAVEFORM_SIZE
         picture = Image.new("RGB", _WAVEFORM_SIZE, _PAPER)
@@ -80,7 +80,7 @@ class Made:
         arrays: For each picture (height, width, channels) and for each video
             (frames, height, width, channels), float32 in 0..1; for each sound (channels, samples),
             float32.
-        rate: Of sounds, samples in a second; else 0.
+        rate: The samples in a second of sounds; else 0.
     """
 
     kind: Kind
@@ -95,8 +95,8 @@ class Made:
         if self.kind == "sounds":
             return tuple(Sound(array, self.rate) for array in self.arrays)
         if self.kind == "videos":
-            return tuple(tuple(picture_of(frame) for frame in video) for video in self.arrays)
-        return tuple(picture_of(array) for array in self.arrays)
+            return tuple(tuple(to_pil(frame) for frame in video) for video in self.arrays)
+        return tuple(to_pil(array) for array in self.arrays)
 
 
 def made_by(pipe: Any, output: Any, count: int) -> Made:
@@ -142,7 +142,7 @@ def still(result: Result) -> Image.Image:
 
 
 def small(result: Result, longest: int) -> Image.Image:
-    """That picture, with at most so many pixels on its longer side."""
+    """The picture of `still`, with at most so many pixels on its longer side."""
     picture = still(result).copy()
     picture.thumbnail((longest, longest))
     return picture
@@ -174,7 +174,7 @@ def _rate(pipe: Any) -> int:
     return int(getattr(pipe.unet.config, "sample_rate", None) or 16000)
 
 
-def picture_of(floats: np.ndarray) -> Image.Image:
+def to_pil(floats: np.ndarray) -> Image.Image:
     """Rounds a float picture to 8 bits, in RGB."""
     eight_bits = (np.nan_to_num(floats) * 255).round().astype(np.uint8)
     return Image.fromarray(eight_bits.squeeze(-1) if floats.shape[-1] == 1 else eight_bits).convert(

@@ -29,7 +29,7 @@ class Speed:
     The two of each ratio ran one after the other, so what slows the machine for a while slows both.
 
     Attributes:
-        ratios: Of each, the seconds of the slow one over those of the fast one that ran next.
+        ratios: For each pair, the seconds of the slow one over those of the fast one that ran next.
     """
 
     ratios: tuple[float, ...]
@@ -41,13 +41,13 @@ class Speed:
         fast: Sequence[Timing],
         seconds: Literal["loop_seconds", "call_seconds"] = "loop_seconds",
     ) -> Speed:
-        """That of generations, round by round: of the denoising loop, or of the whole call."""
+        """The speed of generations, round by round: of the denoising loop, or of the whole call."""
         pairs = zip(slow, fast, strict=True)
         return cls(tuple(getattr(one, seconds) / getattr(other, seconds) for one, other in pairs))
 
     @property
     def median(self) -> float:
-        """Of the ratios."""
+        """The median of the ratios."""
         return float(np.median(self.ratios))
 
     @property
@@ -81,7 +81,7 @@ def measured_speed(
 
     Args:
         slow: Runs once and returns its seconds.
-        fast: Likewise.
+        fast: Runs once and returns its seconds.
         goal: How many times as fast it is to be.
     """
     ratios: list[float] = []

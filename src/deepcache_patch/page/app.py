@@ -9,23 +9,23 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from html import escape
-from pathlib import Path
 from threading import Event
 from typing import Any
 
-from ..compare.paste import python_of
+from ..compare.saving import short_name
+from ..compare.script import python_of
 from ..errors import DeepCacheError, first_line
 from ..learning.calibrated_schedule import Calibrated
 from ..measuring.similarity import require_metrics
-from ..schedules.noise_aware import remarks_on
+from ..schedules.remarks import remarks_on
 from ..settings.by_name import DEFAULT
 from .card import card_of
 from .fields import Fields
 from .gallery import Gallery
+from .history import History, Try
 from .markup import planned, ran, wrong
-from .memory import Memory, Try
-from .result import Result, difference
-from .trial import Told, Trials
+from .result import ResultView, difference
+from .trial import OnStep, Runner
 from .watch import StoppedError
 
 
@@ -49,8 +49,8 @@ class Page:
 
     Attributes:
         blocks: The `gradio.Blocks`.
-        trials: What makes the pictures.
-        memory: What has been tried; all who look at the page see the same one.
+        runner: What makes the pictures.
+        history: What has been tried; all who look at the page see the same one.
         fields: The settings.
 
     Raises:
@@ -68,18 +68,18 @@ class Page:
     ) -> None:
         self._gr = gradio()
         self._pipe = pipe
-        self.trials = Trials(pipe)
-        self.memory = Memory()
+        self.runner = Runner(pipe)
+        self.history = History()
         if not isinstance(schedule, str):
             schedule.check(pipe.unet, pipe.scheduler)
         self._stops: dict[str, Event] = {}  # of each tab that generates, or waits for its turn
         card = card_of(pipe)
-        self.fields = Fields(self._gr, self.trials, pipe, card, schedule, schedule_file)
+        self.fields = Fields(self._gr, self.runner, pipe, card, schedule, schedule_file)
         self.blocks = self._laid_out()
 
     def close(self) -> None:
         """Ends a trial that is under way, and deletes what was written."""
-        self.trials.close()
+        self.runner.close()
         self.result.close()
 
     # --- what the events call ---------------------------------------------------------------------
@@ -90,20 +90,20 @@ class Page:
         Args:
             shown: The number of the try that is shown: as long as the settings are those that it
                 was made with, its plan is the one that ran.
-            values: Of the fields.
+            values: The values of the fields.
         """
         given = self.fields.given(values)
-        made = self.memory.find(shown)
+        made = self.history.find(shown)
         if made is not None and made.was_made_with(given):
             return ran(made.trial.comparison)
         try:
             schedule, call = self.fields.schedule(given), self.fields.call(given)
-            plan = self.trials.plan(schedule, call.get("num_inference_steps"))
-            return planned(plan, self.trials.shares, remarks_on(schedule, plan) if plan else [])
+            plan = self.runner.plan(schedule, call.get("num_inference_steps"))
+            return planned(plan, self.runner.shares, remarks_on(schedule, plan) if plan else [])
         except DeepCacheError as error:
             return wrong(first_line(error))
 
-    def generate(self, tab: str, told: Told, *values: Any) -> list[Any]:
+    def generate(self, tab: str, told: OnStep, *values: Any) -> list[Any]:
         """Runs the settings of a tab, and returns what all its outputs show then.
 
         Raises:
@@ -117,13 +117,13 @@ class Page:
         with self._said():
             given["seed"] = self.fields.seed(given)
             try:
-                trial = self.trials.run(**self.fields.asked(given), told=told, stop=stop)
+                trial = self.runner.run(**self.fields.asked(given), told=told, stop=stop)
             except StoppedError:
                 self._gr.Info("Stopped. No new pictures were made.")
                 return self._nothing_new()
             finally:
                 self._stops.pop(tab, None)
-            return [*self._shown(self.memory.add(given, trial)), *self.gallery.of()]
+            return [*self._shown(self.history.add(given, trial)), *self.gallery.of()]
 
     def bring_back(self, made: Try | None) -> list[Any]:
         """What the fields and the result show of a try; nothing changes if there is none."""
@@ -133,7 +133,7 @@ class Page:
 
     def amplified(self, shown: int | None, factor: float) -> Any:
         """The difference of the pictures that are shown."""
-        made = self.memory.find(shown)
+        made = self.history.find(shown)
         if made is None:
             return self._gr.skip()
         return difference(made.trial.plain, made.trial.cached, factor)
@@ -196,11 +196,13 @@ class Page:
             with gr.Row():
                 with gr.Column(scale=6, min_width=280):
                     strip = gr.HTML(elem_id="strip")
-                    self.result = Result(gr, lambda made: python_of(made.trial.comparison.about))
+                    self.result = ResultView(
+                        gr, lambda made: python_of(made.trial.comparison.about)
+                    )
                 with gr.Column(scale=4, min_width=280):
                     self.fields.add_helper()
                     self.fields.add_call()
-            self.gallery = Gallery(gr, self.memory)
+            self.gallery = Gallery(gr, self.history)
             shown = gr.State(None)
             self._shows = [shown, strip, *self.result.all]
             self._wire(blocks)
@@ -209,11 +211,10 @@ class Page:
     def _title(self) -> str:
         pipe = self._pipe
         name = str(getattr(pipe, "name_or_path", "") or type(pipe).__name__)
-        short = Path(name).resolve().name if Path(name).is_dir() else name
         scheduler = type(pipe.scheduler).__name__.removesuffix("Scheduler")
         dtype = str(pipe.dtype).removeprefix("torch.")
         about = f"{type(pipe).__name__}, {scheduler}, {dtype} on {pipe.device}"
-        return f"## {escape(short)} with and without the helper\n{about}"
+        return f"## {escape(short_name(name))} with and without the helper\n{about}"
 
     def _wire(self, blocks: Any) -> None:
         gr, fields = self._gr, self.fields.all
@@ -233,7 +234,7 @@ class Page:
             return called
 
         def selected(event: Any) -> list[Any]:
-            return self.bring_back(self.memory.find(int(event.row_value[0])))
+            return self.bring_back(self.history.find(int(event.row_value[0])))
 
         # That is how gradio knows what to give; it is not there when the annotations are written.
         generate.__annotations__["tab"] = gr.Request
@@ -271,7 +272,7 @@ class Page:
         blocks.load(self.gallery.of, None, self.gallery.all, **aside)
 
 
-def _told_on(bar: Callable[..., Any]) -> Told:
+def _told_on(bar: Callable[..., Any]) -> OnStep:
     """Steps as gradio's progress: "plain - 46.0%", and in the corner "23/50 steps"."""
 
     def told(label: str, step: int, steps: int | None) -> None:

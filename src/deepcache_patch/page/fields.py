@@ -14,7 +14,7 @@ from ..schedules.plans import OUTPUT
 from ..settings.by_name import DEFAULT, NOISE_AWARE, PARAMETERS, branch_of, named_schedule
 from ..settings.preview import num_steps
 from .card import Card
-from .trial import Trials
+from .trial import Runner
 
 #: How the choice is called that stands for a file.
 FILE: Final = "calibrated"
@@ -33,7 +33,7 @@ class Fields:
 
     Args:
         gr: The module gradio.
-        trials: What makes the pictures.
+        runner: What makes the pictures.
         pipe: Their pipeline.
         card: What the model's card says.
         schedule: That they begin with; one without a name can be chosen beside those that have one.
@@ -47,7 +47,7 @@ class Fields:
     def __init__(
         self,
         gr: Any,
-        trials: Trials,
+        runner: Runner,
         pipe: Any,
         card: Card,
         schedule: Calibrated | str,
@@ -56,7 +56,7 @@ class Fields:
         self.all: dict[str, Any] = {}
         names = list(dict.fromkeys(name for each in PARAMETERS.values() for name in each))
         self.parameters = [*names, "replay"]
-        self._gr, self._trials, self._pipe = gr, trials, pipe
+        self._gr, self._trials, self._pipe = gr, runner, pipe
         self._card = card
         self._calibrated = None if isinstance(schedule, str) else schedule
         self._file = schedule_file
@@ -82,10 +82,10 @@ class Fields:
         return self._trials.schedule(name, **{key: given[key] for key in PARAMETERS.get(name, ())})
 
     def asked(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """What the values ask for, as `Trials.run` takes it; the seed has been drawn.
+        """What the values ask for, as `Runner.run` takes it; the seed has been drawn.
 
         Raises:
-            InvalidSettingError: As `schedule` and `call` do.
+            InvalidSettingError: As `schedule` and `call` say.
         """
         schedule, call = self.schedule(given), self.call(given)
         replay = given["replay"] if _has_replay(given["schedule"]) else None

@@ -1,4 +1,4 @@
-"""The memory on the page: a table with a row for each try, and a plot of speed against likeness
+"""The history on the page: a table with a row for each try, and a plot of speed against likeness
 with a point for each. Both bring a try back. Made of gradio.
 """
 
@@ -7,11 +7,11 @@ from __future__ import annotations
 from html import escape
 from typing import Any, Final
 
-from ..compare.against import times_text
+from ..compare.contestant import times_text
 from ..compare.pages import picture_uri
 from ..measuring.media import small
 from ..sweep.curve import ticks
-from .memory import Memory, Try
+from .history import History, Try
 
 _HEADERS: Final = ["try", "picture", "speed", "PSNR", "settings"]
 _THUMBNAIL: Final = 56
@@ -28,11 +28,11 @@ element.addEventListener("click", event => {
 
 
 class Gallery:
-    """The components that show a memory.
+    """The components that show a history.
 
     Args:
         gr: The module gradio.
-        memory: What has been tried.
+        history: What has been tried.
 
     Attributes:
         table: One row for each try, the last one first.
@@ -40,27 +40,27 @@ class Gallery:
         all: Both, in the order of `of`.
     """
 
-    def __init__(self, gr: Any, memory: Memory) -> None:
-        self._gr, self._memory = gr, memory
+    def __init__(self, gr: Any, history: History) -> None:
+        self._gr, self._history = gr, history
         with gr.Row():
             with gr.Column(scale=6, min_width=280):
                 self.table = gr.Dataframe(
-                    rows(memory),
+                    rows(history),
                     headers=_HEADERS,
                     datatype=["number", "html", "str", "str", "str"],
                     column_widths=["8%", "16%", "15%", "16%", "45%"],
                     label="What has been tried: select a row to bring it back",
                     interactive=False,
                     wrap=True,
-                    visible=len(memory) > 0,
+                    visible=len(history) > 0,
                     max_height=420,
                     elem_id="tries",
                 )
             with gr.Column(scale=4, min_width=280):
                 self.plot = gr.HTML(
-                    plot(memory),
+                    plot(history),
                     js_on_load=_CHOOSE,
-                    visible=len(memory) > 0,
+                    visible=len(history) > 0,
                     label="Speed against likeness: select a point to bring it back",
                     show_label=True,
                     container=True,
@@ -70,15 +70,15 @@ class Gallery:
         self.all = [self.table, self.plot]
 
     def of(self) -> list[Any]:
-        """The updates of `all` for what the memory holds now."""
-        there_is = len(self._memory) > 0
+        """The updates of `all` for what the history holds now."""
+        there_is = len(self._history) > 0
         return [
             self._gr.update(value=value, visible=there_is)
-            for value in (rows(self._memory), plot(self._memory))
+            for value in (rows(self._history), plot(self._history))
         ]
 
 
-def rows(memory: Memory) -> list[list[Any]]:
+def rows(history: History) -> list[list[Any]]:
     """The table: number, thumbnail, speedup, PSNR, and settings; the last try first."""
     return [
         [
@@ -88,13 +88,13 @@ def rows(memory: Memory) -> list[list[Any]]:
             made.trial.comparison.measures[0].text(),
             made.text,
         ]
-        for made in reversed(list(memory))
+        for made in reversed(list(history))
     ]
 
 
-def plot(memory: Memory) -> str:
+def plot(history: History) -> str:
     """The points as HTML; identical pictures have no place on the axis."""
-    points = [(made, made.speedup, made.psnr) for made in memory if made.psnr is not None]
+    points = [(made, made.speedup, made.psnr) for made in history if made.psnr is not None]
     speeds, likeness = [x for _, x, _ in points] or [1.0], [y for *_, y in points] or [0.0]
     across, upwards = ticks(min(speeds), max(speeds)), ticks(min(likeness), max(likeness))
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any, Final
 
-from ..compare.against import WHY_BEYOND
+from ..compare.contestant import WHY_BEYOND
 from ..compare.outcome import Comparison
 from ..schedules.plans import FULL, OUTPUT, Plan
 from .trial import Trial

@@ -14,19 +14,19 @@ from typing import Any, Final
 from PIL import Image, ImageChops
 
 from ..compare.grid import DIFFERENCE_FACTOR
+from .history import Try
 from .markup import figures
-from .memory import Try
 
 #: Of so many tries the files are kept, those that were shown last.
 _MOST_FILES: Final = 8
 
 
-class Result:
+class ResultView:
     """The components that show a try.
 
     Args:
         gr: The module gradio.
-        as_python: Of a try, the script that makes its picture again.
+        as_python: Gives the script that makes the picture of a try again.
 
     Attributes:
         pictures: The plain picture and the one with the helper, under a slider.

@@ -38,7 +38,7 @@ class Server(AbstractContextManager["Server"]):
         port: TCP port, 1 to 65535.
 
     Attributes:
-        address: Of the page.
+        address: The address of the page.
 
     Raises:
         OSError: The port is taken.

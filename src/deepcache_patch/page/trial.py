@@ -39,7 +39,7 @@ _NO_PICTURES: Final = {
 
 
 #: Called with what is being made, the step that is done, and how many there are, if that is known.
-Told: TypeAlias = Callable[[str, int, int | None], None]
+OnStep: TypeAlias = Callable[[str, int, int | None], None]
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Trial:
     """One picture without and with the helper.
 
     Attributes:
-        comparison: Of the two: one picture of each.
+        comparison: The comparison of the two: one picture of each.
         kept: Whether the plain one is of an earlier trial, and so are its times.
     """
 
@@ -56,21 +56,21 @@ class Trial:
 
     @property
     def plain(self) -> Image.Image:
-        """Of the plain pipeline."""
+        """The picture of the plain pipeline."""
         return cast(Image.Image, self.comparison.plain[0])
 
     @property
     def cached(self) -> Image.Image:
-        """Of the same call with the helper."""
+        """The picture of the same call with the helper."""
         return cast(Image.Image, self.comparison.cached[0])
 
     @property
     def psnr(self) -> float:
-        """In dB; infinite for identical pictures."""
+        """The PSNR of the two in dB; infinite for identical pictures."""
         return cast(tuple[float, ...], self.comparison.psnr)[0]
 
 
-class Trials:
+class Runner:
     """Makes trials of one pipeline, one at a time.
 
     Args:
@@ -139,16 +139,16 @@ class Trials:
         schedule: Any,
         replay: Any = None,
         schedule_file: str | None = None,
-        told: Told = lambda *_: None,
+        told: OnStep = lambda *_: None,
         stop: Event | None = None,
     ) -> Trial:
         """Generates with the helper, and without it unless that picture is there already.
 
         Args:
             call: Arguments of the pipeline's `__call__`.
-            seed: Of the picture.
+            seed: The seed of the picture.
             schedule: See `DeepCacheHelper`.
-            replay: Likewise.
+            replay: See `DeepCacheHelper`.
             schedule_file: Where the schedule was read, which the comparison's `about` says then.
             told: Is called after each step of "warm-up", "plain", "calibration" and "helper".
             stop: Once it is set, the trial ends at the next block of a network.

@@ -42,14 +42,14 @@ class CallPatch:
     """A wrapper round the calls of one module.
 
     Args:
-        module: As it is called: a module, or `torch.compile`'s wrapper of one.
-        modules_of: Gives all modules of the pipeline as it calls them now, without keeping it
+        module: What is called: a module, or `torch.compile`'s wrapper of one.
+        modules_getter: Gives all modules of the pipeline as it calls them now, without keeping it
             alive.
-        tag: Anything, for whoever finds the patch with `call_patch_of`.
+        installer: Gives who installs the patch, for whoever finds it with `call_patch_of`.
 
     Attributes:
-        module: As it is called; changes when the pipeline got a compiled one.
-        tag: Likewise.
+        module: What is called; changes when the pipeline got a compiled one.
+        installer: Who installs the patch, as it was given.
         lock: For whoever may change what the module is made of: calls take turns. A call that has
             waited for its turn looks whether the patch is still `installed`. If it was removed
             meanwhile, somebody else's may be in its place: call `module` then, without the lock.
@@ -58,12 +58,12 @@ class CallPatch:
     def __init__(
         self,
         module: nn.Module,
-        modules_of: Callable[[], Iterable[nn.Module]],
+        modules_getter: Callable[[], Iterable[nn.Module]],
         *,
-        tag: Any,
+        installer: Any,
     ) -> None:
-        self.tag = tag
-        self._modules_of = modules_of
+        self.installer = installer
+        self._modules_getter = modules_getter
         self._wrapper: Wrapper | None = None
         self._usual_limit = 0
         self.lock = threading.RLock()
@@ -191,10 +191,10 @@ class CallPatch:
 
     def _wrapper_of_module(self) -> nn.Module | None:
         """What the pipeline has now that wraps the module, if it does."""
-        for module in self._modules_of():
+        for module in self._modules_getter():
             if module is not self.module and any(each is self.module for each in layers_of(module)):
                 other = call_patch_of(module)
-                if other is not None and other.tag() is not None:
+                if other is not None and other.installer() is not None:
                     raise AlreadyEnabledError(
                         f"one DeepCacheHelper is enabled on {type(self.module).__name__}, another "
                         "on what torch.compile has made of it: call disable() on one of them"

@@ -18,12 +18,11 @@ from ..cutting.anatomy import Anatomy
 from ..errors import AlreadyEnabledError, UnsupportedModelError
 from ..patching.call import CallPatch, call_patch_of
 from ..patching.wrappers import layers_of, unwrapped
-from ..schedules.context import Context
-from ..schedules.guide import Guide
+from ..schedules.guide import GuideFactory
 from .callers import Callers
-from .components import controlnets_of, modules_later, modules_of, schedulers_of, unets_of
-from .controlnet import AttachedCompanion
-from .owners import release_left_behind
+from .components import controlnets_of, modules_getter, modules_of, scheduler_getter, unets_of
+from .controlnet import AttachedControlNet
+from .owners import remove_left_behind
 from .stats import LastGeneration, Stats
 from .told import Told
 from .told_blocks import Block, Telling
@@ -42,20 +41,20 @@ class Attachment:
     Args:
         pipe: The pipeline, or a bare U-Net.
         paused: Whether calls run plainly; asked for each of them.
-        tag: Weakly, whose attachment this is; for whoever finds a patch.
+        installer: Weakly, whose attachment this is; for whoever finds a patch.
 
     Attributes:
         unets: One for each U-Net; none while detached.
-        companions: One for each ControlNet that is cut, too.
+        controlnets: One for each ControlNet that is cut, too.
     """
 
-    def __init__(self, pipe: Any, paused: Callable[[], bool], tag: "weakref.ref[Any]") -> None:
+    def __init__(self, pipe: Any, paused: Callable[[], bool], installer: weakref.ref[Any]) -> None:
         self._pipe = pipe
         self._paused = paused
-        self._tag = tag
+        self._installer = installer
         self._telling = Telling()
         self.unets: tuple[AttachedUNet, ...] = ()
-        self.companions: tuple[AttachedCompanion, ...] = ()
+        self.controlnets: tuple[AttachedControlNet, ...] = ()
         # Of what was detached.
         self._stats = Stats()
         self._last: dict[str, LastGeneration] = {}
@@ -100,14 +99,12 @@ class Attachment:
         self._keep_examples(self.unets)
         return self._examples
 
-    def attach(
-        self, anatomies: Mapping[nn.Module, Anatomy], begin: Callable[[Context], Guide]
-    ) -> None:
+    def attach(self, anatomies: Mapping[nn.Module, Anatomy], new_guide: GuideFactory) -> None:
         """Send calls here; wait for those that are under way. If it fails, nothing is attached.
 
         Args:
-            anatomies: Of the pipeline's U-Nets, as it calls them.
-            begin: Gives each generation its guide.
+            anatomies: Those of the pipeline's U-Nets, by U-Net as it calls them.
+            new_guide: Gives each generation its guide.
 
         Raises:
             AlreadyEnabledError: If another helper that still exists is enabled on a U-Net.
@@ -119,51 +116,51 @@ class Attachment:
         callers = Callers(self._pipe)
         unets = tuple(
             AttachedUNet(
-                names[unet],
-                self._patch_of(unet),
-                anatomy,
-                begin,
-                schedulers_of(self._pipe, names[unet]),
-                self._paused,
-                callers,
-                self._telling.current,
+                name=names[unet],
+                patch=self._patch_of(unet),
+                anatomy=anatomy,
+                new_guide=new_guide,
+                scheduler_getter=scheduler_getter(self._pipe, names[unet]),
+                paused=self._paused,
+                callers=callers,
+                told=self._telling.current,
             )
             for unet, anatomy in anatomies.items()
         )
-        companions = self._companions_of(unets)
-        parts: list[AttachedUNet | AttachedCompanion] = [*unets, *companions]
+        controlnets = self._controlnets_of(unets)
+        parts: list[AttachedUNet | AttachedControlNet] = [*unets, *controlnets]
         with ExitStack() as undo:
             for each in parts:
                 undo.callback(each.detach)
                 each.attach()
             undo.pop_all()
-        self.unets, self.companions = unets, companions
+        self.unets, self.controlnets = unets, controlnets
         self._telling.attached()
         self._stats, self._last = Stats(), {}
 
     def detach(self) -> bool:
         """Leave all modules as they were, let go of what was recorded; whether there was any."""
         unets, self.unets = self.unets, ()
-        companions, self.companions = self.companions, ()
+        controlnets, self.controlnets = self.controlnets, ()
         self._keep_examples(unets)
-        for companion in companions:
-            companion.detach()
+        for controlnet in controlnets:
+            controlnet.detach()
         for unet in unets:
             unet.detach()
         self._stats = sum((each.stats for each in unets), self._stats)
         self._last |= _last_of(unets)
-        release_left_behind(self._pipe)
+        remove_left_behind(self._pipe)
         return bool(unets)
 
-    def follow(self, begin: Callable[[Context], Guide], *, is_change: bool) -> None:
+    def follow(self, new_guide: GuideFactory, *, is_change: bool) -> None:
         """Be led by another from the next call on, which is a first step.
 
         Args:
-            begin: Gives each generation its guide.
+            new_guide: Gives each generation its guide.
             is_change: Whether the guides are other ones than before.
         """
         for each in self.unets:
-            each.follow(begin, is_change=is_change)
+            each.follow(new_guide, is_change=is_change)
         if is_change:
             last = self._last.items()
             self._last = {name: replace(each, is_outdated=True) for name, each in last}
@@ -181,23 +178,23 @@ class Attachment:
         for each in self.unets:
             each.reset()
 
-    def _companions_of(self, unets: tuple[AttachedUNet, ...]) -> tuple[AttachedCompanion, ...]:
+    def _controlnets_of(self, unets: tuple[AttachedUNet, ...]) -> tuple[AttachedControlNet, ...]:
         """One for each ControlNet that can be cut along with the pipeline's only U-Net."""
-        found: list[AttachedCompanion] = []
+        found: list[AttachedControlNet] = []
         for controlnet in controlnets_of(self._pipe) if len(unets) == 1 else ():
             # One that another pipeline has, too, is cut for the first of the two.
             if call_patch_of(controlnet) is None:
                 with suppress(UnsupportedModelError):  # then it runs whole
-                    found.append(AttachedCompanion(self._patch_of(controlnet), unets[0]))
+                    found.append(AttachedControlNet(self._patch_of(controlnet), unets[0]))
         return tuple(found)
 
     def _patch_of(self, module: nn.Module) -> CallPatch:
-        return CallPatch(module, modules_later(self._pipe), tag=self._tag)
+        return CallPatch(module, modules_getter(self._pipe), installer=self._installer)
 
     def _refuse_another(self, unet: nn.Module) -> None:
         for module in layers_of(unet):
             patch = call_patch_of(module)
-            if patch is not None and patch.tag() not in (None, self._tag()):
+            if patch is not None and patch.installer() not in (None, self._installer()):
                 raise AlreadyEnabledError(
                     f"another DeepCacheHelper is enabled on this {type(unwrapped(unet)).__name__}: "
                     "call its disable() first, or change it with its set()"
@@ -209,7 +206,7 @@ class Attachment:
                 self._examples[unwrapped(each.unet)] = each.example
 
     def _modules(self) -> set[nn.Module]:
-        return {each.unet for each in self.unets} | {each.controlnet for each in self.companions}
+        return {each.unet for each in self.unets} | {each.controlnet for each in self.controlnets}
 
 
 def _last_of(unets: tuple[AttachedUNet, ...]) -> dict[str, LastGeneration]:

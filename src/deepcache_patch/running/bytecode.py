@@ -34,7 +34,7 @@ _KINDS: Final = {
     "SWAP": ("ROT_TWO", "ROT_THREE", "ROT_FOUR"),
 }
 _KIND_OF: Final = {name: kind for kind, names in _KINDS.items() for name in names}
-#: Of the function's own variables; Python 3.13 and newer load and store two at once.
+#: For the function's own variables; Python 3.13 and newer load and store two at once.
 _FAST: Final = re.compile("LOAD_FAST|STORE_FAST")
 #: How many values those reach that copy or move some; newer ones say it themselves.
 _REACH: Final = {"DUP_TOP": 1, "DUP_TOP_TWO": 2, "ROT_TWO": 2, "ROT_THREE": 3, "ROT_FOUR": 4}
@@ -103,10 +103,10 @@ def _writes_of(
     """Where a code, or one within it, writes to anything but its own variables.
 
     Args:
-        code: Of a function.
+        code: A function's code.
         outside: The variables of those round the outermost one that it uses.
         lasting: The variables of those round it that stand for what may outlive the call.
-        for_one_call: As of `writes`.
+        for_one_call: Whether lists are made anew for each call, as for `writes`.
     """
     steps = _steps(code)
     made, aliases = _origins(code, steps)
@@ -233,7 +233,7 @@ def _given(steps: list[_Step], first: int) -> int:
     nothing else stands between the end of a loop and a store.
 
     Args:
-        steps: Of a code.
+        steps: The steps of a code.
         first: Where storing begins.
     """
     reach, end = 1, first

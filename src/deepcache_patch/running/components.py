@@ -66,8 +66,8 @@ def _is_whole(module: nn.Module, kind: Callable[[nn.Module], bool]) -> bool:
         return kind(unwrapped(module))
 
 
-def schedulers_of(pipe: Any, name: str) -> Callable[[], list[Any]]:
-    """Gives the schedulers that the pipeline has at the time, without keeping it alive.
+def scheduler_getter(pipe: Any, name: str) -> Callable[[], list[Any]]:
+    """What gives the schedulers that the pipeline has at the time, without keeping it alive.
 
     Args:
         pipe: The pipeline, or a bare U-Net, which has none.
@@ -89,12 +89,12 @@ def schedulers_of(pipe: Any, name: str) -> Callable[[], list[Any]]:
 
 
 def likeliest_scheduler(pipe: Any, name: str) -> Any:
-    """The first of `schedulers_of`; `None` if it is missing, or there are none."""
-    return next(iter(schedulers_of(pipe, name)()), None)
+    """The first of `scheduler_getter`; `None` if it is missing, or there are none."""
+    return next(iter(scheduler_getter(pipe, name)()), None)
 
 
-def modules_later(pipe: Any) -> Callable[[], list[nn.Module]]:
-    """Gives the modules that the pipeline has at the time, without keeping it alive."""
+def modules_getter(pipe: Any) -> Callable[[], list[nn.Module]]:
+    """What gives the modules that the pipeline has at the time, without keeping it alive."""
     if isinstance(pipe, nn.Module):
         return list
     names, reference = list(modules_of(pipe)), weakref.ref(pipe)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..cutting.anatomy import Companion, dissect_controlnet
+from ..cutting.anatomy import ControlNetAnatomy, dissect_controlnet
 from ..cutting.cut import Cut
 from ..cutting.origin import put_around
 from ..errors import UnsupportedModelError
@@ -24,11 +24,11 @@ from .residuals import Given, Source, is_known, watching_hooks
 from .unet import AttachedUNet
 
 
-class AttachedCompanion:
+class AttachedControlNet:
     """One ControlNet with the patch round its call.
 
     Args:
-        patch: Round the ControlNet's calls, to be installed.
+        patch: The patch round the ControlNet's calls, to be installed.
         unet: The U-Net that gets its residuals.
     """
 
@@ -98,7 +98,7 @@ class AttachedCompanion:
         unet.remember(Given(self._source, output, again))
         return output
 
-    def _current(self) -> Companion | None:
+    def _current(self) -> ControlNetAnatomy | None:
         """The anatomy as it is now; `None` if it has become one that cannot be cut."""
         with self._lock:  # no call of another thread is in its cut
             if not self._anatomy.is_current:
@@ -110,7 +110,7 @@ class AttachedCompanion:
             return self._anatomy
 
     def _may_be_cut(
-        self, unet: AttachedUNet, anatomy: Companion, arguments: dict[str, Any]
+        self, unet: AttachedUNet, anatomy: ControlNetAnatomy, arguments: dict[str, Any]
     ) -> bool:
         """Whether a call with these arguments is one that may be cut at all."""
         # In guess mode the scale of a residual depends on how many there are.
@@ -120,7 +120,7 @@ class AttachedCompanion:
         return arguments.get("timestep") is not None and isinstance(sample, torch.Tensor)
 
     def _branch(
-        self, unet: AttachedUNet, anatomy: Companion, arguments: dict[str, Any]
+        self, unet: AttachedUNet, anatomy: ControlNetAnatomy, arguments: dict[str, Any]
     ) -> int | None:
         """Where to cut this call; `None` for a call in full."""
         # Not under this lock: the U-Net's may be held by a call that waits for this one.

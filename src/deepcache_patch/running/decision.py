@@ -4,7 +4,7 @@ Some things are seen elsewhere: `unet` lets some calls run plainly, and in a gen
 nothing all of them in full; `session` makes a step full if a full one before it was left out, or if
 blocks were replaced in it.
 
-The guide says what a step shall be, `steps` where a call stands, `shallow` who watches the layers
+The guide says what a step shall be, `steps` where a call stands, `unet_cuts` who watches the layers
 that would be left out, `proof` whether the U-Net can be cut, the session what was recorded. Here
 these are weighed. When in doubt, a call runs in full. What is then done stands in `unet`.
 """
@@ -22,9 +22,9 @@ from ..schedules.noise import timesteps_of
 from ..schedules.plans import FULL, OUTPUT
 from .proof import Proof
 from .session import Session
-from .shallow import UNetCuts
 from .slots import Slot
 from .timelines import driving_scheduler
+from .unet_cuts import UNetCuts
 
 #: How many calls of one step are kept apart. More are no denoising loop that is known, and each
 #: would hold a feature of its own: they run in full.
@@ -53,17 +53,17 @@ class FullOrShallow:
     """Decides what each call of one U-Net runs, and warns once of each reason to run in full.
 
     Args:
-        cuts: Of the U-Net.
+        cuts: The U-Net's cuts.
         proof: Whether these cuts give what the whole U-Net gives.
-        schedulers_of: Gives the pipeline's schedulers, the likeliest for this U-Net first.
+        scheduler_getter: Gives the pipeline's schedulers, the likeliest for this U-Net first.
     """
 
     def __init__(
-        self, cuts: UNetCuts, proof: Proof, schedulers_of: Callable[[], Sequence[Any]]
+        self, cuts: UNetCuts, proof: Proof, scheduler_getter: Callable[[], Sequence[Any]]
     ) -> None:
         self._cuts = cuts
         self._proof = proof
-        self._schedulers_of = schedulers_of
+        self._scheduler_getter = scheduler_getter
         self._warned: set[str] = set()
 
     def position(self, session: Session, arguments: Mapping[str, Any]) -> Position | None:
@@ -83,7 +83,7 @@ class FullOrShallow:
             session.tracker.passed(timestep)
             return None
         told = session.told and session.told.scheduler
-        session.scheduler = told or driving_scheduler(self._schedulers_of(), timestep)
+        session.scheduler = told or driving_scheduler(self._scheduler_getter(), timestep)
         timesteps = timesteps_of(session.scheduler)
         position = session.locate(timestep, timesteps)
         if position is None and session.tracker.unclear is None:
@@ -108,8 +108,8 @@ class FullOrShallow:
         Full is what the guide says is full, and whatever has no feature of its own to replay: the
         first step, a call of another shape or dtype than the one that recorded, more calls than the
         last full step had, a call that is given something else, and one that comes earlier in its
-        step, because others were left out. Full is also what somebody watches the left-out layers
-        of.
+        step, because others were left out. A call is also full if somebody watches the layers that
+        would be left out.
         """
         # A full step is `FULL` for the guide; from here on `None` is the branch of a full call.
         entry, slot = session.entry, call.slot
@@ -135,9 +135,9 @@ class FullOrShallow:
         """The branch of the coming call, as far as it can be foreseen; `None` for one in full.
 
         Args:
-            session: As it is before that call.
-            timestep: What a companion got, which is called before the U-Net.
-            sample: Likewise; it may differ from the U-Net's in its channels.
+            session: The state before that call.
+            timestep: What a ControlNet got, which is called before the U-Net.
+            sample: What the ControlNet got; it may differ from the U-Net's in its channels.
         """
         guide, timesteps = session.guide, timesteps_of(session.scheduler)
         if torch.is_grad_enabled() or guide is None or not self._cuts.anatomy.is_current:
@@ -162,7 +162,7 @@ class FullOrShallow:
         if entry == FULL:
             return ()
         recorded = session.cache.get(slot.number, entry)
-        if not recorded or recorded[0].step < session.last_full:
+        if not recorded or recorded[0].step < session.replayable_from:
             return ()
         asked = (entry, self._cuts.revision)
         if asked not in session.watched:

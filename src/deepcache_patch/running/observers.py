@@ -4,7 +4,7 @@ Some pipelines and users read attention maps out of a U-Net's deep layers at eve
 the layers that run and so the steps: by an attention processor, a `forward` in the place of a
 layer's own, a class in the place of a layer's. On a shallow step there would be no map, or an old
 one, and counts would be short. Forward hooks are not looked at, nor accelerate's and diffusers':
-profilers have them, too. What code can keep is judged in `keeping`.
+profilers have them, too. What code can keep is judged in `stateful`.
 """
 
 from collections.abc import Iterable, Set
@@ -15,8 +15,14 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from ..cutting.cut import Cut
-from .keeping import attributes_of, can_keep, is_known_class, is_plain, module_can_keep
 from .offloading import offloading_of
+from .stateful import (
+    attributes_of,
+    is_known_class,
+    is_plain,
+    may_be_stateful,
+    module_may_be_stateful,
+)
 from .walk import Parts
 
 
@@ -28,7 +34,7 @@ def observer_of(parts: Parts, cut: Cut | None, blocks: Set[nn.Module] = frozense
     nobody's attributes. Without a cut everything is left out.
 
     Args:
-        parts: Of the U-Net.
+        parts: The parts of the U-Net.
         cut: What leaves the layers out.
         blocks: The U-Net and its blocks, which hand lists of skips on.
     """
@@ -41,7 +47,7 @@ def observer_of(parts: Parts, cut: Cut | None, blocks: Set[nn.Module] = frozense
     kinds = {each: _Kind.of(each) for each in parts.kinds}
     modules = parts.marked({each for each, kind in kinds.items() if kind.is_to_be_seen})
     kept = frozenset() if cut is None else parts.kept_by(cut)
-    found = keeper_of(parts.network, modules, kept, blocks, kinds)
+    found = first_stateful(parts.network, modules, kept, blocks, kinds)
     if found is not None:
         what, cure = found
         return (
@@ -56,7 +62,8 @@ class _Kind(NamedTuple):
 
     Attributes:
         is_known: Whether calls of its modules run code of libraries alone.
-        may_be_asked: Whether they may have a processor without having it among their own.
+        may_be_asked: Whether `module.processor` may come from the class (a property,
+            `__getattr__`), so the module must be asked.
     """
 
     is_known: bool
@@ -73,10 +80,10 @@ class _Kind(NamedTuple):
         return self.may_be_asked or not self.is_known
 
 
-def keeper_of(
+def first_stateful(
     unet: nn.Module,
     modules: Iterable[nn.Module],
-    kept: Set[nn.Module],
+    skipped: Set[nn.Module],
     blocks: Set[nn.Module],
     kinds: dict[type, _Kind] | None = None,
 ) -> tuple[str, str] | None:
@@ -84,15 +91,15 @@ def keeper_of(
 
     Args:
         unet: The U-Net.
-        modules: Of the U-Net.
-        kept: Those that are not looked at.
-        blocks: As in `observer_of`.
+        modules: Modules of the U-Net.
+        skipped: Those that are not looked at.
+        blocks: The U-Net and its blocks, as for `observer_of`.
         kinds: What is known of their classes; grows.
     """
     kinds = {} if kinds is None else kinds
     harmless: set[type] = set()
     for module in modules:
-        if module in kept:
+        if module in skipped:
             continue
         kind = type(module)
         if kind not in kinds:
@@ -101,13 +108,13 @@ def keeper_of(
         # Asking a module for what it lacks takes it longer than all the rest.
         if may_be_asked or "processor" in module._modules or "processor" in vars(module):
             processor = getattr(module, "processor", None)
-            if _processor_keeps(processor, harmless):
+            if _is_stateful(processor, harmless):
                 what = f"the attention processor {_name(processor)}{_place(unet, module)}"
                 return what, "set diffusers' own processors"
         is_replaced = not vars(module).keys().isdisjoint(("forward", "_call_impl"))
         if is_known and not is_replaced:
             continue
-        if module_can_keep(module, for_one_call=module in blocks):
+        if module_may_be_stateful(module, for_one_call=module in blocks):
             what = f"the class {kind.__name__}{_place(unet, module)}"
             if is_replaced:
                 what = f"the function in the place of {kind.__name__}.forward{_place(unet, module)}"
@@ -124,11 +131,11 @@ def _place(unet: nn.Module, module: nn.Module) -> str:
     return f" of {name}" if name else ""
 
 
-def _processor_keeps(processor: Any, harmless: set[type]) -> bool:
+def _is_stateful(processor: Any, harmless: set[type]) -> bool:
     """Whether it may keep something.
 
     Args:
-        processor: Of one layer.
+        processor: The processor of one layer.
         harmless: Classes of diffusers whose objects without attributes do not; grows.
     """
     if processor is None:
@@ -140,9 +147,10 @@ def _processor_keeps(processor: Any, harmless: set[type]) -> bool:
         own = not kind.__module__.startswith("diffusers.models.")
         if own and not all(map(is_plain, attributes_of(processor))):
             return True
-        if not own and not getattr(processor, "__dict__", True) and not can_keep(processor):
+        if not own and not getattr(processor, "__dict__", True) and not may_be_stateful(processor):
             harmless.add(kind)
-    return module_can_keep(processor) if isinstance(processor, nn.Module) else can_keep(processor)
+    judged = module_may_be_stateful if isinstance(processor, nn.Module) else may_be_stateful
+    return judged(processor)
 
 
 def _name(processor: Any) -> str:

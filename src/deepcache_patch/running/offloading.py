@@ -4,7 +4,7 @@ Memory savers bring a layer's weights to the device when it runs, or just before
 the layer itself, and never notice that others are left out; this knows those that do not.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 import diffusers
@@ -28,7 +28,7 @@ def offloading_of(modules: Iterable[nn.Module]) -> str | None:
         own = vars(module)
         if "_hf_hook" not in own and "_diffusers_hook" not in own:
             continue
-        group = _group_of(module)
+        group = group_of(module)
         if group is not None and group.onload_leader not in (None, module):
             return (
                 "group offloading loads several blocks when the first of them runs, and shallow "
@@ -40,7 +40,8 @@ def offloading_of(modules: Iterable[nn.Module]) -> str | None:
                 "enable_group_offload(use_stream=False), or update diffusers to 0.37 or newer"
             )
         # They have other names while lists of layers are cut short.
-        if any(hook.offload and hook.place_submodules for hook in _align_hooks_of(module)):
+        hooks = accelerate_hooks(module)
+        if any(getattr(each, "place_submodules", False) and each.offload for each in hooks):
             return (
                 f"accelerate loads what is inside a {type(module).__name__} by its names, which "
                 "shallow steps change: leave preload_module_classes and place_submodules out"
@@ -53,8 +54,7 @@ def bring_whole(model: nn.Module) -> None:
 
     The hook would move what it finds in the call, and take the first weight for all of them then.
     """
-    hook: Any = vars(model).get("_hf_hook")
-    for each in getattr(hook, "hooks", (hook,)):
+    for each in accelerate_hooks(model):
         if type(each).__name__ in _MOVERS:
             each.pre_forward(model)
 
@@ -65,14 +65,15 @@ def computing_hooks(registry: Any) -> list[str]:
     return [name for name, hook in hooks if type(hook).__module__ not in _STORING]
 
 
-def _group_of(module: nn.Module) -> Any:
+def group_of(module: nn.Module) -> Any:
+    """The group by which diffusers offloads a module with others; `None` where it does not."""
     registry = vars(module).get("_diffusers_hook")
     hook = registry and registry.get_hook("group_offloading")
     return getattr(hook, "group", None)
 
 
-def _align_hooks_of(module: nn.Module) -> Iterator[Any]:
+def accelerate_hooks(module: nn.Module) -> Sequence[Any]:
+    """The hooks of accelerate on a module itself, one by one."""
     hook: Any = vars(module).get("_hf_hook")
-    for each in getattr(hook, "hooks", (hook,)):  # a `SequentialHook` has several
-        if hasattr(each, "place_submodules"):
-            yield each
+    # A `SequentialHook` has several.
+    return () if hook is None else getattr(hook, "hooks", (hook,))

@@ -13,18 +13,18 @@ from torch import nn
 
 from ..patching.call import CallPatch
 from ..schedules.plans import OUTPUT
-from .observers import keeper_of
+from .observers import first_stateful
 from .second_run import copied, obstacle_to_a_second_run, put_back, same, tensors_of, unnoticed
-from .shallow import UNetCuts
+from .unet_cuts import UNetCuts
 
 
 class Proof:
     """At which branches one U-Net gives what it gives whole, as far as that was tried out.
 
     Args:
-        unet: Inside `torch.compile`'s wrapper.
-        cuts: Of that U-Net.
-        patch: Round that U-Net's calls.
+        unet: The U-Net inside `torch.compile`'s wrapper.
+        cuts: That U-Net's cuts.
+        patch: The patch round that U-Net's calls.
     """
 
     def __init__(self, unet: nn.Module, cuts: UNetCuts, patch: CallPatch) -> None:
@@ -69,7 +69,7 @@ class Proof:
             return None
         if not self._looked:
             modules, blocks = self._cuts.parts().modules, self._cuts.anatomy.blocks
-            found = keeper_of(self._unet, modules, frozenset(), blocks)
+            found = first_stateful(self._unet, modules, frozenset(), blocks)
             self._obstacle = found[0] if found else obstacle_to_a_second_run(self._unet)
             self._looked = True
         return None if self._obstacle is not None else copied((args, kwargs), tensors=False)
@@ -88,7 +88,7 @@ class Proof:
         Args:
             original: What the patch stands round.
             given: What `to_prove` gave.
-            output: Of the full call.
+            output: What the full call returned.
             tapped: The branches that it recorded.
         """
         if given is None:

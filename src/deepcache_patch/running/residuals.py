@@ -24,7 +24,7 @@ class Source:
     """A ControlNet, as its residuals are known.
 
     Attributes:
-        name: Of its class.
+        name: The name of its class.
         changed: Whether something else than it gave has reached the U-Net.
         is_own: Whether all that its call runs is known, and nobody's who may count residuals.
     """

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 
 from ..cutting.origin import LIBRARIES
-from .keeping import can_keep
+from .stateful import may_be_stateful
 
 # Those whose random state can be read and set for all devices at once.
 _ACCELERATORS = ("cuda", "xpu")
@@ -32,7 +32,7 @@ def obstacle_to_a_second_run(unet: nn.Module) -> str | None:
             if is_own or getattr(hook, "_is_stateful", False):
                 return f"the hook {type(hook).__name__} at {name or type(unet).__name__}"
     everywhere = (torch_module._global_forward_pre_hooks, torch_module._global_forward_hooks)
-    if any(can_keep(hook) for hooks in everywhere for hook in hooks.values()):
+    if any(may_be_stateful(hook) for hooks in everywhere for hook in hooks.values()):
         return "a hook on all modules"
     kinds = {each.device.type for each in unet.parameters()}
     kinds -= {"cpu", "meta", "mps", *_ACCELERATORS}
@@ -50,7 +50,7 @@ def unnoticed(unet: nn.Module) -> Iterator[None]:
         for module in unet.modules():
             for name in ("_forward_pre_hooks", "_forward_hooks"):
                 hooks = vars(module)[name]
-                kept = {key: hook for key, hook in hooks.items() if not can_keep(hook)}
+                kept = {key: hook for key, hook in hooks.items() if not may_be_stateful(hook)}
                 if len(kept) < len(hooks):
                     stack.callback(vars(module).__setitem__, name, hooks)
                     vars(module)[name] = type(hooks)(kept)
@@ -58,7 +58,7 @@ def unnoticed(unet: nn.Module) -> Iterator[None]:
 
 
 def copied(value: Any, *, tensors: bool) -> Any:
-    """The same with containers of its own, and tensors of its own if asked for."""
+    """An equal value with containers of its own, and tensors of its own if asked for."""
     if isinstance(value, torch.Tensor):
         return value.clone() if tensors else value
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""What one thread, or one block of `generation()`, has of what it runs through one U-Net."""
+"""The state of one U-Net's current generation, for one thread or one `generation()` block."""
 
 import copy
 import itertools
@@ -13,7 +13,7 @@ from ..schedules.guide import Guide
 from ..schedules.plans import FULL, PlanEntry
 from .residuals import Residuals
 from .slots import Slot, Slots, marks
-from .stats import Course
+from .stats import GenerationRecord
 from .steps import StepTracker
 from .told import Told
 from .told_steps import ToldSteps
@@ -30,18 +30,18 @@ class Session:
         by_pipeline: Whether a pipeline makes the call that is located.
 
     Attributes:
-        told: The generation, likewise.
+        told: The one generation, as it was given.
         tracker: Locates the U-Net's calls.
         cache: The deep features.
         generation: The number of the one that is under way.
         guide: Leads through it; `None` before its first call.
         is_guess: Whether nobody knows how many steps it has, so that the guide goes by a guess.
         entry: What the guide wants the current step to be.
-        last_full: What was recorded before this step is not replayed: it is the last one that the
+        replayable_from: The first step whose recordings may be replayed: the last one that the
             guide wanted in full, or in which blocks were replaced.
         scheduler: The one that drives this generation, or `None`.
-        course: How that goes.
-        residuals: What companions gave last.
+        course: How the generation goes.
+        residuals: What ControlNets gave last.
         slots: The calls of its steps.
         watched: By branch and revision, why shallow calls are no good in this generation; `None` if
             they are.
@@ -54,8 +54,8 @@ class Session:
         self.tracker = StepTracker(by_pipeline) if told is None else ToldSteps(told)
         self.cache = FeatureCache()
         self.generation = -1
-        self.course = Course("")
-        # A reset may come between the companion's call and the U-Net's.
+        self.course = GenerationRecord("")
+        # A reset may come between the ControlNet's call and the U-Net's.
         self.residuals = Residuals()
         self._numbers = itertools.count()  # for slots: none comes twice in this session
         self._entered = -1
@@ -78,9 +78,9 @@ class Session:
         self.entry: PlanEntry = FULL
         self.watched: dict[tuple[int, int], str | None] = {}
         if midway:
-            self.last_full = self._entered
+            self.replayable_from = self._entered
             return
-        self.last_full = 0
+        self.replayable_from = 0
         self._entered = -1  # the step that the entry is of
         self._calls = self._calls_before = 0  # of this step and of the one before
 
@@ -105,7 +105,7 @@ class Session:
         self._calls, self._calls_before = 0, self._calls
         self.entry = FULL if FULL in entries else entries[-1]
         if self.entry == FULL:
-            self.last_full = step
+            self.replayable_from = step
         for number in self.slots.next_step():
             self.cache.drop(number)
 

@@ -20,7 +20,7 @@ _WeakRef: Any = StorageWeakRef  # which has no types
 # The name of the sample's place among what a call is given.
 _PLACE: Final = "the place of its sample"
 
-# The name of what is hung round its layers, likewise.
+# The name of what is hung round its layers, among the same things.
 _HOOKS: Final = "the hooks of its layers"
 
 # Labels on the CPU, which nobody has to wait for, are known by their values up to this number.
@@ -112,9 +112,9 @@ class Slot:
     """One of the calls of a step.
 
     Attributes:
-        number: By which the cache and the guide know it, at least 0.
+        number: What the cache and the guide know it by, at least 0.
         instead_of: The number of the slot whose place it took when it was new, or `None`.
-        order: Of its last call in the step, from 0.
+        order: The order of its last call in the step, from 0.
         is_called: Whether the current step has called it.
         is_earlier: Whether it was called earlier in this step than before: calls are left out.
         differing: The names of what it is given otherwise than the slot whose place it took.
@@ -148,7 +148,7 @@ class Slot:
         """The names of what is another than what the slot was given, and not just made anew.
 
         Args:
-            given: To a call with the order of this slot.
+            given: What a call with the order of this slot is given.
             is_one_sample: Whether all calls of a step have their sample at one place.
         """
         names = self._given.keys() | given.keys()
@@ -199,7 +199,7 @@ class Slot:
         self.order, self.is_called, self._is_replaced, self.differing = order, True, False, ()
 
     def replace(self, other: "Slot", differing: tuple[str, ...]) -> None:
-        """It comes in the place of another, which goes unless this step calls it later."""
+        """Takes the place of `other`, which goes at the step's end unless a later call uses it."""
         self.differing, self.instead_of = differing, other.number
         self._late = all(other._is_late(name) for name in differing)
         self._before = dict(other._given)
@@ -215,7 +215,7 @@ class Slots:
     """The slots of one generation.
 
     Args:
-        numbers: To take theirs from, none of which comes twice.
+        numbers: What their numbers are taken from, none of which comes twice.
 
     Attributes:
         changes: In how many steps in a row before this one something else was given than before.
@@ -246,7 +246,7 @@ class Slots:
 
         Args:
             order: Which call of its step it is, from 0.
-            given: By `marks`.
+            given: What the call is given, by `marks`.
             is_short: Whether the list that the generation goes by has two steps.
         """
         # Several may be given the same: then those of this step are those of the last, in order.
@@ -288,8 +288,8 @@ def marks(
 
     Args:
         sample: What is denoised.
-        conditioning: By name.
-        hooks: Of diffusers, in the U-Net.
+        conditioning: The tensors that say what the call is about, by name.
+        hooks: Hooks of diffusers, in the U-Net.
     """
     found: dict[str, _Mark] = {name: _mark(each) for name, each in conditioning.items()}
     if hooks:

@@ -10,7 +10,7 @@ from ..schedules.plans import FULL, Plan, PlanEntry
 #: One line at INFO for each `enable`, `disable` and generation, at DEBUG for each U-Net call.
 LOGGER: Final = logging.getLogger("deepcache_patch")
 
-#: Of one generation; where nobody knows that another has begun, there may be ever more calls.
+#: The most of one generation; where nobody knows that another has begun, calls may go on.
 MAX_ENTRIES: Final = 10_000
 
 
@@ -106,7 +106,7 @@ class Tally:
         )
 
 
-class Course:
+class GenerationRecord:
     """Keeps what becomes a `LastGeneration`.
 
     Args:

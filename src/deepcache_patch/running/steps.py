@@ -12,7 +12,7 @@ from typing import Any, Final
 import torch
 
 from ..schedules.context import Position
-from .strides import Strides, Way
+from .strides import Stride, Strides
 from .timelines import ROUNDING, SAME, Expected, Place, Timelines, same_timeline, turns_back
 from .told_steps import Doubt
 
@@ -115,18 +115,18 @@ class StepTracker:
                 self._go_astray(place)
                 return None
             return self._begin(place, self._by_pipeline())
-        way = self._way(place, last)
+        stride = self._stride(place, last)
         if self._astray:
-            return self._find_back(place, way)
-        if way is not None and way.far == 0:
+            return self._find_back(place, stride)
+        if stride is not None and stride.far == 0:
             self._order += 1
             return self._position()
-        if way is not None and (way.is_next or self._goes_on(way)):
-            self._strides = self._strides.after(way)
+        if stride is not None and (stride.is_next or self._goes_on(stride)):
+            self._strides = self._strides.after(stride)
             self._calls_before, self._order = self._order + 1, 0
             self._step += 1
             self._stand(place)
-            self._left_list |= self._is_elsewhere(place, way)
+            self._left_list |= self._is_elsewhere(place, stride)
             return self._position()
         # One step and then another that is not the next, with more of them to come: that was none.
         is_over = self._step > 0 or (self._length or 0) - 1 == self._index
@@ -142,16 +142,16 @@ class StepTracker:
         """`None`: nobody has told which steps there are, so they cannot be others."""
         return None
 
-    def _goes_on(self, way: Way) -> bool:
+    def _goes_on(self, stride: Stride) -> bool:
         """Whether a step of this generation may be where the next entry of its list is not."""
         if self._by_pipeline():
             return self._pipelines
-        return self._is_loop and not self._pipelines and self._strides.fits(way)
+        return self._is_loop and not self._pipelines and self._strides.fits(stride)
 
-    def _is_elsewhere(self, place: Place, way: Way) -> bool:
+    def _is_elsewhere(self, place: Place, stride: Stride) -> bool:
         """Whether the step is not at the next entry of its list, nor but for rounding."""
-        if way.entries or self._index is None or place.value is None:
-            return way.entries and not way.is_next
+        if stride.entries or self._index is None or place.value is None:
+            return stride.entries and not stride.is_next
         values = [self._timelines.value_of(place.timeline, each) for each in (0, self._index)]
         if values[0] is None or values[1] is None:
             return False
@@ -179,17 +179,17 @@ class StepTracker:
         self._astray, self._strides, self._index = True, Strides(), None
         self._stand(place)
 
-    def _find_back(self, place: Place, way: Way | None) -> Position | None:
+    def _find_back(self, place: Place, stride: Stride | None) -> Position | None:
         """A call after those that were astray: as they are, or the first of a loop."""
         if self._by_pipeline():
             return self._begin(place, True)
         if place.entry == 0:  # or a loss that was drawn there: only the next entry goes on
             return self._begin(place, False, is_loop=False)
-        if way is None:
+        if stride is None:
             self._go_astray(place)
             return None
-        if way.far > 0:
-            self._strides = self._strides.after(way)
+        if stride.far > 0:
+            self._strides = self._strides.after(stride)
             self._index = None
             self._stand(place)
         if self._strides.alike < _PROOF:
@@ -217,13 +217,13 @@ class StepTracker:
         more = self._order + 1 < self._calls_before if self._step else None
         return Expected(self._place.timeline, self._index, more)
 
-    def _way(self, place: Place, last: Place) -> Way | None:
+    def _stride(self, place: Place, last: Place) -> Stride | None:
         """How far the call is from the last step; `None` if it is behind it."""
         if place.entry is not None and last.entry is not None:
             far = place.entry - last.entry
             if far < 0 or self._turns_back(last.entry, place.entry):
                 return None
-            return Way(far, place.length or 1, entries=True)
+            return Stride(far, place.length or 1, entries=True)
         before, now = self._value(last), self._value(place)
         if before is None or now is None:
             return None
@@ -231,9 +231,8 @@ class StepTracker:
         if abs(fall) <= SAME * abs(before) or 0 > fall >= -2 * ROUNDING * self._start:
             fall = 0.0
         whole = max(self._start, abs(before))
-        return (
-            Way(fall, whole if whole > _NOISE_LEVEL else float("inf"), False) if fall >= 0 else None
-        )
+        known = whole if whole > _NOISE_LEVEL else float("inf")
+        return Stride(fall, known, entries=False) if fall >= 0 else None
 
     def _value(self, place: Place) -> float | None:
         if place.value is not None or place.entry is None:

@@ -18,7 +18,7 @@ _SHORT: Final = 0.15
 _ALIKE: Final = 1.5
 
 
-class Way(NamedTuple):
+class Stride(NamedTuple):
     """How far a call is from the step before.
 
     Attributes:
@@ -45,27 +45,27 @@ class Strides(NamedTuple):
         alike: How many in a row were alike, up to it.
     """
 
-    last: Way | None = None
+    last: Stride | None = None
     alike: int = 0
 
-    def fits(self, way: Way) -> bool:
+    def fits(self, stride: Stride) -> bool:
         """Whether a loop may have this step after the last one."""
         last = self.last
-        if way.is_next:
+        if stride.is_next:
             return True
-        if last is None or last.entries != way.entries:
-            return way.far <= _FIRST * way.whole
-        return way.far <= _LONGER * last.far
+        if last is None or last.entries != stride.entries:
+            return stride.far <= _FIRST * stride.whole
+        return stride.far <= _LONGER * last.far
 
-    def after(self, way: Way) -> "Strides":
+    def after(self, stride: Stride) -> "Strides":
         """These and one more."""
         last = self.last
-        if last is not None and last.entries == way.entries and _alike(last, way):
-            return Strides(way, self.alike + 1)
-        return Strides(way, int(way.is_next or way.far <= _SHORT * way.whole))
+        if last is not None and last.entries == stride.entries and _alike(last, stride):
+            return Strides(stride, self.alike + 1)
+        return Strides(stride, int(stride.is_next or stride.far <= _SHORT * stride.whole))
 
 
-def _alike(last: Way, way: Way) -> bool:
-    if way.entries:  # evenly spaced, but for rounding
-        return abs(way.far - last.far) <= last.far / 10
-    return last.far / _ALIKE <= way.far <= last.far * _ALIKE
+def _alike(last: Stride, stride: Stride) -> bool:
+    if stride.entries:  # evenly spaced, but for rounding
+        return abs(stride.far - last.far) <= last.far / 10
+    return last.far / _ALIKE <= stride.far <= last.far * _ALIKE

@@ -27,7 +27,7 @@ ROUNDING: Final = 1 / 450
 #: Nor does it change a value by more than this share of it, where it is expected nowhere.
 _NEAR: Final = 0.05
 
-#: What computing it from a noise level may do in float32, likewise.
+#: By what share of it computing it from a noise level may change it, in float32.
 _ARITHMETIC: Final = 1e-6
 
 

@@ -54,7 +54,7 @@ class Block(ContextDecorator):
     As a decorator it makes a generation of each call of the function, several at once included.
 
     Args:
-        telling: Of the helper.
+        telling: The `Telling` of the helper.
         told: What each generation is told.
         is_enabled: Whether the helper is.
 

@@ -1,6 +1,6 @@
 """One U-Net with a helper attached: its calls come here, and are run whole or cut.
 
-Which of the two is decided in `decision`; how it is cut is known in `shallow`. Here the calls of a
+Which of the two is decided in `decision`; `unet_cuts` knows how it is cut. Here the calls of a
 generation are led through: the guide is asked, features are recorded and replayed, all is counted.
 """
 
@@ -20,7 +20,7 @@ from ..errors import ChangedResidualsError, warn
 from ..patching.call import CallPatch
 from ..patching.wrappers import unwrapped
 from ..schedules.context import Context, FinishedCall, Position
-from ..schedules.guide import Guide
+from ..schedules.guide import Guide, GuideFactory
 from ..schedules.noise import timesteps_of
 from ..schedules.plans import OUTPUT
 from .callers import Callers
@@ -29,10 +29,10 @@ from .example import example_of
 from .proof import Proof
 from .residuals import Given, Source
 from .session import Session
-from .shallow import UNetCuts
-from .stats import Course, LastGeneration, Stats, Tally
+from .stats import GenerationRecord, LastGeneration, Stats, Tally
 from .told import Told
 from .tracing import is_written_down
+from .unet_cuts import UNetCuts
 
 _ANOTHERS: Final = (
     "it is of another asyncio task than the loop whose block of generation() it is in: enter a "
@@ -46,11 +46,11 @@ class AttachedUNet:
     Nothing here keeps the pipeline alive, for the U-Net holds the patch.
 
     Args:
-        name: Of the component that it is.
-        patch: Round the U-Net's calls, to be installed.
-        anatomy: Of the U-Net inside `torch.compile`'s wrapper.
-        begin: Gives what leads through a generation, at its first call.
-        schedulers_of: Gives the pipeline's schedulers, the likeliest for this U-Net first.
+        name: The name of the component that it is.
+        patch: The patch round the U-Net's calls, to be installed.
+        anatomy: That of the U-Net inside `torch.compile`'s wrapper.
+        new_guide: Gives what leads through a generation, at its first call.
+        scheduler_getter: Gives the pipeline's schedulers, the likeliest for this U-Net first.
         paused: Whether calls run plainly; asked for each of them.
         callers: Who may call the U-Net.
         told: Gives the generation that the caller has told of, if it is in one.
@@ -61,11 +61,12 @@ class AttachedUNet:
 
     def __init__(
         self,
+        *,
         name: str,
         patch: CallPatch,
         anatomy: Anatomy,
-        begin: Callable[[Context], Guide],
-        schedulers_of: Callable[[], Sequence[Any]],
+        new_guide: GuideFactory,
+        scheduler_getter: Callable[[], Sequence[Any]],
         paused: Callable[[], bool],
         callers: Callers,
         told: Callable[[], Told | None],
@@ -73,17 +74,17 @@ class AttachedUNet:
         self.name = name
         self._unet = unwrapped(patch.module)
         self._cuts = UNetCuts(self._unet, anatomy)
-        self._guide_of = begin
+        self._new_guide = new_guide
         self._proof = Proof(self._unet, self._cuts, patch)
-        self._decision = FullOrShallow(self._cuts, self._proof, schedulers_of)
+        self._decision = FullOrShallow(self._cuts, self._proof, scheduler_getter)
         self._paused = paused
         self._callers = callers
         self._told = told
         self._local = threading.local()
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         self.example: dict[str, Any] | None = None
-        self._course: Course | None = None
-        self._outdated: Course | None = None  # of the settings before
+        self._course: GenerationRecord | None = None
+        self._outdated: GenerationRecord | None = None  # of the settings before
         self._warned_of_changes = False
         self._doubts: set[str] = set()  # the kinds of those that were told
         self._tally = Tally()
@@ -134,10 +135,10 @@ class AttachedUNet:
             for session in list(self._sessions):
                 session.residuals.clear()
 
-    def follow(self, begin: Callable[[Context], Guide], *, is_change: bool) -> None:
+    def follow(self, new_guide: GuideFactory, *, is_change: bool) -> None:
         """Be led by another from the next call on, which is a first step."""
         with self._lock:
-            self._guide_of = begin
+            self._new_guide = new_guide
             self.reset()
             if is_change:
                 self._outdated = self._course
@@ -164,18 +165,18 @@ class AttachedUNet:
             warn(doubt.text)
 
     def foresee(self, timestep: Any, sample: torch.Tensor, source: Source) -> int | None:
-        """The branch of the coming call, for a companion that is called before it.
+        """The branch of the coming call, for a ControlNet that is called before it.
 
         What comes may still run in full, if it turns out to be another call than it seems.
 
         Args:
-            timestep: What the companion got.
-            sample: Likewise; it may differ from the U-Net's in its channels.
-            source: The companion.
+            timestep: What the ControlNet got.
+            sample: What the ControlNet got; it may differ from the U-Net's in its channels.
+            source: The ControlNet.
 
         Returns:
             `None` if the call will run in full, if that is not known, or if it has not been seen
-            that what the companion gives reaches the U-Net as it is.
+            that what the ControlNet gives reaches the U-Net as it is.
         """
         with self._lock:
             if self._runs_plainly(sample) or not self._patch.installed:
@@ -185,7 +186,7 @@ class AttachedUNet:
             if branch is None:
                 return None
             if session.residuals.trusts(source):
-                # At branch -1 the U-Net will not run, but the companion does: the least of it.
+                # At branch -1 the U-Net will not run, but the ControlNet does: the least of it.
                 return max(branch, 0)
             reason = "what it gave was changed before it reached the U-Net"
             if not source.is_own:
@@ -200,13 +201,13 @@ class AttachedUNet:
             return None
 
     def remember(self, call: Given) -> None:
-        """Remember a call of a companion: the U-Net's will show whether its residuals arrive."""
+        """Remember a call of a ControlNet: the U-Net's will show whether its residuals arrive."""
         with self._lock:
             self._session().residuals.give(call)
 
     @property
     def _alone(self) -> str:
-        """How to make a helper that knows of no companions."""
+        """How to make a helper that knows of no ControlNets."""
         return f"DeepCacheHelper(pipe.{self.name})"
 
     def _call(
@@ -341,7 +342,7 @@ class AttachedUNet:
         return 2 * len(self._anatomy.branches) + 1
 
     def _session(self) -> Session:
-        """That of the `generation()` block that the call is in; else the thread's."""
+        """The session of the `generation()` block that the call is in; else the thread's."""
         told = self._told()
         if told is not None and told.is_anothers():
             return Session()  # of no generation
@@ -383,7 +384,7 @@ class AttachedUNet:
                 is_guess=position.num_steps is None,
                 is_told=session.told is not None,
             )
-            guide = self._guide_of(context)
+            guide = self._new_guide(context)
             self._cuts.record(guide.branches)
             self._proof.begin()
             session.guide, session.is_guess = guide, context.is_guess
@@ -399,12 +400,12 @@ class AttachedUNet:
             finished.finish()
         self._tally.begun()
         session.course.finish()
-        self._course = session.course = Course(self.name)
+        self._course = session.course = GenerationRecord(self.name)
 
     def _completed(
         self, session: Session, branch: int | None, arguments: dict[str, Any]
     ) -> dict[str, Any] | None:
-        """The arguments with all residuals that the call needs, if a cut companion gave fewer.
+        """The arguments with all residuals that the call needs, if a cut ControlNet gave fewer.
 
         Raises:
             ChangedResidualsError: If something was done to those that it gave.

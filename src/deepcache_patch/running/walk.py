@@ -2,7 +2,7 @@
 
 A U-Net has a thousand modules or two. It is walked through once, and again only when it has become
 another one; whether it has is seen at the start of each generation, and once more before its first
-shallow call. What is looked for there is known in `shallow`, `observers` and `offloading`.
+shallow call. What is looked for there is known in `unet_cuts`, `observers` and `offloading`.
 """
 
 from collections.abc import Set
@@ -36,8 +36,8 @@ class Parts:
         network: Is held, and so are all of its modules; one that is replaced, until the next walk.
 
     Attributes:
-        network: Likewise.
-        modules: As `every_module` gives them.
+        network: The network, as it was given.
+        modules: Its modules, as `every_module` gives them.
         kinds: Their classes, each once.
     """
 
@@ -71,7 +71,7 @@ class Parts:
         return self._kept[cut]
 
     def attributes(self) -> list[dict[str, Any]]:
-        """Those of each module that is not one of torch's own."""
+        """The attributes of each module whose class is not torch's own."""
         ours = {kind for kind in self.kinds if kind.__module__[:6] != "torch."}
         return [own for own, kind in zip(self._own, self._types, strict=True) if kind in ours]
 

@@ -17,7 +17,7 @@ from ..errors import InvalidSettingError
 from .context import Context, FinishedCall
 from .forecast import Forecast
 from .guide import ReplayGuide
-from .noise_aware import FEW_STEPS, early_weights, how_long_used, usual_levels, within
+from .placing import FEW_STEPS, count_of_full_steps, early_weights, how_long_used, usual_levels
 from .plans import FULL, OUTPUT, PlanEntry, number_between, whole_number
 from .replay import Replay
 from .transfer import HostCopy
@@ -105,7 +105,9 @@ class Adaptive:
         if context.is_guess or context.num_steps <= FEW_STEPS:
             return context.num_steps
         protected = context.protected
-        return max(within(self.interval, context.num_steps, protected), len(protected | {0}))
+        return max(
+            count_of_full_steps(self.interval, context.num_steps, protected), len(protected | {0})
+        )
 
     def __repr__(self) -> str:
         return (
@@ -115,7 +117,7 @@ class Adaptive:
 
 
 @dataclass
-class _Course:
+class _PlanState:
     """What has run so far, or would have.
 
     Attributes:
@@ -163,7 +165,7 @@ class AdaptiveGuide(ReplayGuide):
             self._reach = [forecast.reach(step) for step in range(steps)]
         self._budget = schedule.most_full(context)
         self._rates = dict.fromkeys(self.branches, _USUAL_RATE)
-        self._course = _Course()
+        self._state = _PlanState()
         self._plan: list[PlanEntry] = []
         self._measured: list[_Measured] = []
 
@@ -172,7 +174,7 @@ class AdaptiveGuide(ReplayGuide):
         if self._learn(step) or not self._plan:
             self._plan[step:] = self._rest(step)
             self._plan[:0] = [FULL] * (self.num_steps - len(self._plan))
-        self._run(self._course, step, self._plan[step])
+        self._run(self._state, step, self._plan[step])
         return self._plan[step]
 
     def observe(self, call: FinishedCall) -> None:
@@ -215,35 +217,35 @@ class AdaptiveGuide(ReplayGuide):
 
         With a tolerance that is high enough only the first and the protected steps are full.
         """
-        left, longest = self._budget - self._course.full, self._schedule.longest
+        left, longest = self._budget - self._state.full, self._schedule.longest
         tolerance = self._schedule.tolerance
         while True:
-            course, entries = deepcopy(self._course), []
+            state, entries = deepcopy(self._state), []
             for each in range(step, self.num_steps):
-                entries.append(self._chosen(course, each, tolerance, longest))
-                self._run(course, each, entries[-1])
+                entries.append(self._chosen(state, each, tolerance, longest))
+                self._run(state, each, entries[-1])
             if entries.count(FULL) <= left:
                 return entries
             tolerance, longest = max(1.25 * tolerance, 1e-3), self.num_steps
 
-    def _chosen(self, course: _Course, step: int, tolerance: float, longest: int) -> PlanEntry:
-        if not course.since or step in self._protected or step - course.last_full >= longest:
+    def _chosen(self, state: _PlanState, step: int, tolerance: float, longest: int) -> PlanEntry:
+        if not state.since or step in self._protected or step - state.last_full >= longest:
             return FULL
         for branch in self.branches:
-            if course.spent + self._error(course, step, branch) < tolerance:
+            if state.spent + self._error(state, step, branch) < tolerance:
                 return branch
         return FULL
 
-    def _run(self, course: _Course, step: int, entry: PlanEntry) -> None:
+    def _run(self, state: _PlanState, step: int, entry: PlanEntry) -> None:
         if entry == FULL:
-            course.full, course.spent, course.last_full = course.full + 1, 0.0, step
+            state.full, state.spent, state.last_full = state.full + 1, 0.0, step
         else:
-            course.spent += self._error(course, step, entry)
+            state.spent += self._error(state, step, entry)
         refreshed = (each for each in self.branches if entry == FULL or each < entry)
-        course.since |= dict.fromkeys(refreshed, step)
+        state.since |= dict.fromkeys(refreshed, step)
 
-    def _error(self, course: _Course, step: int, branch: int) -> float:
-        gap = abs(self._level[step] - self._level[course.since[branch]])
+    def _error(self, state: _PlanState, step: int, branch: int) -> float:
+        gap = abs(self._level[step] - self._level[state.since[branch]])
         return self._rates[branch] * self._weight[step] * gap
 
 

@@ -94,8 +94,8 @@ class FinishedCall(NamedTuple):
         sample: The U-Net's input, shape `(batch, channels, …)`.
         output: What the U-Net returned.
         features: What the call recorded, by branch, each of shape `(batch, channels, …)`.
-        replaced: What a shallow call in its place would have been made of: of each branch that it
-            recorded, what was recorded before for calls that are given the same, the newest first.
+        replaced: By branch: the earlier recordings of this slot, the newest first; a shallow call
+            here would have replayed them.
         slot: A number that all calls of the generation have that are given the same.
         instead_of: The slot that the step before had in the place of this one, which is new;
             `None` for one that is not, or had no place.

@@ -38,7 +38,7 @@ def fitted(
 
     Args:
         denoised: x0 of the first steps of a generation, `(steps, numbers)`, in float32, on a CPU.
-        scheduler: As it was before the first step. It is copied, not changed.
+        scheduler: The scheduler as it was before the first step. It is copied, not changed.
         forecast: What the weights stay near.
         plan: One entry for each step of the generation, more than were seen or as many.
         damping: How many times each square is added to itself before it divides, from 0.

@@ -60,6 +60,10 @@ class Guide:
         """
 
 
+#: Gives each generation its guide, before its first step.
+GuideFactory: TypeAlias = Callable[[Context], Guide]
+
+
 @runtime_checkable
 class GuidingSchedule(Protocol):
     """A schedule that looks at the generation instead of planning it from the number of steps.
@@ -156,6 +160,11 @@ class ProtectingGuide(Guide):
         self._guide.finish()
 
 
+def brings_replay(schedule: Any) -> bool:
+    """Whether a schedule makes what shallow steps get itself: by a true `own_replay`."""
+    return bool(getattr(schedule, "own_replay", False))
+
+
 def plans_ahead(schedule: Any) -> bool:
     """Whether a schedule has a plan before a generation: by `plan_for(context)`, or `plan(n)`."""
     return hasattr(schedule, "plan_for") or hasattr(schedule, "plan")
@@ -190,9 +199,9 @@ def planned(schedule: Any, context: Context) -> Plan:
     return context.window.protect(Explicit(plan).entries, is_guess=context.is_guess)
 
 
-def guides_of(
+def guide_factory(
     schedule: AnySchedule, replay: Replay, window: Window = NO_WINDOW
-) -> Callable[[Context], Guide]:
+) -> GuideFactory:
     """What gives each generation its guide, by a schedule of either kind, within a window."""
     warned: set[str] = set()
 

@@ -32,8 +32,8 @@ def noise_levels(
 
     Args:
         scheduler: Any scheduler, or `None`.
-        timesteps: Of the steps of the generation. If they are not the last of the scheduler's, they
-            are taken for those of another one that the same U-Net is used with.
+        timesteps: Those of the generation's steps. If they are not the last of the scheduler's,
+            they are taken for those of another one that the same U-Net is used with.
         is_own: Whether they can be the scheduler's. If not, what it holds at the moment, perhaps
             for another thread, does not matter.
 

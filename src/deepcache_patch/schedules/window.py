@@ -25,7 +25,7 @@ class Window:
     Args:
         first: How many at the start: an integer of at least 0, or a float from 0 to below 1, a
             share of the generation's steps, rounded up.
-        last: How many at the end, likewise.
+        last: How many at the end, given as `first` is.
 
     Raises:
         InvalidSettingError: If one is neither.

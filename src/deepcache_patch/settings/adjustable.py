@@ -193,7 +193,7 @@ class Adjustable:
         except Exception:  # schedules of somebody's own that cannot be compared
             is_change = True
         self._settings = settings
-        self._attachment.follow(settings.guides(), is_change=is_change)
+        self._attachment.follow(settings.guide_factory(), is_change=is_change)
 
     def _share_of(self, schedule: NoiseAware) -> float | None:
         """What a shallow call costs, as a part of a full one; of the U-Net where it is most."""

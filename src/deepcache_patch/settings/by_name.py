@@ -192,9 +192,10 @@ def replay_of(replay: Any, schedule: Any) -> Replay:
     Raises:
         InvalidSettingError: If none is, or if the schedule brings its own.
     """
+    from ..schedules.guide import brings_replay
     from ..schedules.replay import REPLAYS, Extrapolate, Replay  # which needs torch
 
-    if replay is not None and getattr(schedule, "own_replay", False):
+    if replay is not None and brings_replay(schedule):
         raise InvalidSettingError(
             f"{type(schedule).__name__} brings its own replay: leave replay={replay!r} out"
         )

@@ -10,8 +10,7 @@ from typing import Any, Final, TypedDict
 
 from ..errors import InvalidSettingError, no_such
 from ..learning.auto import Auto
-from ..schedules.context import Context
-from ..schedules.guide import AnySchedule, Guide, guides_of
+from ..schedules.guide import AnySchedule, GuideFactory, brings_replay, guide_factory
 from ..schedules.noise_aware import NoiseAware
 from ..schedules.replay import Replay
 from ..schedules.window import NO_WINDOW, Window
@@ -99,9 +98,9 @@ class Settings:
             return replace(self, schedule=schedule)
         return self._made_of({}, named_schedule(schedule))
 
-    def guides(self) -> Callable[[Context], Guide]:
+    def guide_factory(self) -> GuideFactory:
         """What gives each generation its guide."""
-        return guides_of(self.schedule, self.replay, self.window)
+        return guide_factory(self.schedule, self.replay, self.window)
 
     def _other_schedule(
         self, given: Mapping[str, Any], share_of: Callable[[Any], float | None]
@@ -151,9 +150,9 @@ class Settings:
 
     def _check_replay(self, schedule: AnySchedule) -> None:
         """Refuse a schedule that would put out of force the replay that somebody has chosen."""
-        in_force = not getattr(self.schedule, "own_replay", False)
+        in_force = not brings_replay(self.schedule)
         chosen = self.replay != DEFAULT.replay
-        if in_force and chosen and getattr(schedule, "own_replay", False):
+        if in_force and chosen and brings_replay(schedule):
             raise InvalidSettingError(
                 f"{type(schedule).__name__} brings its own replay, and replay={self.replay!r} is "
                 "in force: give replay='extrapolate' with the schedule, which takes that back"

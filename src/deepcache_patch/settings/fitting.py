@@ -20,7 +20,7 @@ def anatomies_for(pipe: Any, schedule: AnySchedule) -> dict[nn.Module, Anatomy]:
 
     Args:
         pipe: The pipeline, or a bare U-Net.
-        schedule: Of any kind, or what somebody has taken for one.
+        schedule: Any schedule, or what somebody has taken for one.
 
     Raises:
         UnsupportedModelError: If there is no U-Net that can be cut.

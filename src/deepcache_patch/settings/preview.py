@@ -49,10 +49,10 @@ def plan_of(
 
     Args:
         pipe: The pipeline, or a bare U-Net. Of several U-Nets, the first is meant.
-        schedule: Of any kind; of `Auto`, what runs once it has learned is told.
+        schedule: Any schedule; for `Auto`, what runs once it has learned is told.
         num_inference_steps: By default, as many as the pipeline makes by itself.
         window: What always runs in full.
-        strength: Of pipelines that begin with a picture, 0 to 1.
+        strength: The `strength` of pipelines that begin with a picture, 0 to 1.
         given: What the scheduler's `set_timesteps` takes, such as `timesteps`.
 
     Raises:

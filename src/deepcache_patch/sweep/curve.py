@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .outcome import Row, Sweep
 
 #: From the left and from the bottom, 0 to 1.
-Place: TypeAlias = tuple[float, float]
+Share: TypeAlias = tuple[float, float]
 
 #: Points that lie nearer than this in both directions would cover each other's number. On a narrow
 #: page, the plot has 280 pixels and smaller marks.
@@ -69,15 +69,15 @@ class Curve:
         points: Fewer steps first, so that settings are drawn over them.
         front: Where the settings stand that no other one beats, from left to right.
         fewer: Where the plain pipeline with fewer steps stands, from left to right.
-        x_ticks: Their places and texts.
-        y_ticks: Likewise.
+        x_ticks: Places and texts of the ticks, from left to right.
+        y_ticks: Places and texts of the ticks, upwards.
         x_title: What is drawn to the right.
         y_title: What is drawn upwards.
     """
 
     points: tuple[Point, ...]
-    front: tuple[Place, ...]
-    fewer: tuple[Place, ...]
+    front: tuple[Share, ...]
+    fewer: tuple[Share, ...]
     x_ticks: tuple[tuple[float, str], ...]
     y_ticks: tuple[tuple[float, str], ...]
     x_title: str
@@ -91,7 +91,7 @@ def curve_of(sweep: Sweep) -> Curve:
     finite = [value for value in qualities if math.isfinite(value)] or [0.0]
     x_ticks, y_ticks = ticks(min(1.0, *speeds), max(speeds)), ticks(min(finite), max(finite))
 
-    def place(row: Row) -> Place:
+    def place(row: Row) -> Share:
         y = _share(row.quality, y_ticks) if math.isfinite(row.quality) else 1.0
         return _share(sweep.speed_of(row), x_ticks), y
 
@@ -115,13 +115,13 @@ def curve_of(sweep: Sweep) -> Curve:
     )
 
 
-def asides(places: Sequence[Place]) -> list[int]:
+def asides(places: Sequence[Share]) -> list[int]:
     """By how many strides each is to be moved to the right, so that none covers one before it.
 
     Where there is no room left beside it, it stays.
     """
     found: list[int] = []
-    taken: list[Place] = []
+    taken: list[Share] = []
     for x, y in places:
         moved = {steps: (x + steps * _ASIDE, y) for steps in _STEPS}
         within = (s for s in _STEPS if not s or _EDGES[0] <= moved[s][0] <= _EDGES[1])
@@ -132,7 +132,7 @@ def asides(places: Sequence[Place]) -> list[int]:
     return found
 
 
-def _is_near(one: Place, other: Place) -> bool:
+def _is_near(one: Share, other: Share) -> bool:
     across, upwards = abs(one[0] - other[0]), abs(one[1] - other[1])
     return across < _NEAR[0] - 1e-9 and upwards < _NEAR[1]  # neighbours are not, but for rounding
 

@@ -1,5 +1,5 @@
 """The figures of a sweep: its table's cells and its sentences for people, and what JSON has of
-each row. What is said of any row stands in `compare.against`.
+each row. What is said of any row stands in `compare.contestant`.
 """
 
 from __future__ import annotations
@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..compare.against import (
+from ..compare.contestant import (
     doubts,
     few_steps,
     figures_of,
@@ -145,7 +145,7 @@ def said_of(sweep: Sweep) -> list[str]:
 
 
 def row_figures(sweep: Sweep, row: Row) -> dict[str, Any]:
-    """Those of one row, for JSON."""
+    """The figures of one row, for JSON."""
     setting = row.setting
     found: dict[str, Any] = {"name": row.name, "steps": row.steps}
     if setting is not None:

@@ -1,5 +1,5 @@
-"""`Kept`: the folder in which a sweep keeps each row as soon as it is made, so that a second run
-makes only what is missing: one JSON file and the pictures of each row, beside the request.
+"""`RowStore`: the folder in which a sweep keeps each row as soon as it is made, so that a second
+run makes only what is missing: one JSON file and the pictures of each row, beside the request.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ _DAMAGES: Final = (
 _SHOWN: Final = 80
 
 
-class Kept:
+class RowStore:
     """The rows that there are, by their keys; in a folder, if one is given.
 
     Args:
-        folder: Of the sweep; `None` keeps rows in memory only.
+        folder: That of the sweep; `None` keeps rows in memory only.
         request: What all rows are of; as JSON has it, but for pictures and tensors in it.
 
     Raises:
@@ -175,7 +175,7 @@ def _result(file: Path, frames: int) -> Result:
 
 
 def _json(value: Any) -> bytes:
-    """As text; what is infinite stands in it as text, too, since JSON has no infinity."""
+    """The value as JSON; what is infinite is a text, since JSON has no infinity."""
     return (json.dumps(finite(value, as_text=True), indent=2) + "\n").encode()
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final, TypeAlias
 
 #: (speed, quality); more of each is better.
-Point: TypeAlias = tuple[float, float]
+SpeedQuality: TypeAlias = tuple[float, float]
 
 #: The two speeds that a curve may go by, and why it goes by the one.
 BY_WORK: Final = "speed by work"
@@ -30,7 +30,7 @@ def rule_of(speed: str) -> str:
     )
 
 
-def front_of(points: Sequence[Point]) -> list[int]:
+def front_of(points: Sequence[SpeedQuality]) -> list[int]:
     """The points that no other one beats or equals in both, the slowest first, by their places."""
     order = sorted(range(len(points)), key=lambda place: points[place], reverse=True)
     front: list[int] = []
@@ -40,7 +40,7 @@ def front_of(points: Sequence[Point]) -> list[int]:
     return front[::-1]
 
 
-def knee_of(points: Sequence[Point]) -> int | None:
+def knee_of(points: Sequence[SpeedQuality]) -> int | None:
     """The place of the point at the knee, by `rule_of`; `None` where there is none.
 
     There is none where the front has fewer than three points, or none above the line.
@@ -59,7 +59,7 @@ def knee_of(points: Sequence[Point]) -> int | None:
     return best if above(best) > 0 else None
 
 
-def why_none(points: Sequence[Point], speed: str) -> str:
+def why_none(points: Sequence[SpeedQuality], speed: str) -> str:
     """Why `knee_of` finds none, in words; `speed` as for `rule_of`."""
     front = len(front_of(points))
     if len(points) < 3:

@@ -12,17 +12,17 @@ from typing import Any, Final
 from PIL import Image
 
 from ..compare.about import sampler_of
-from ..compare.against import Against, speed_text
+from ..compare.contestant import Contestant, speed_text
 from ..compare.measures import CLEAR, DETAILS, SAME
-from ..compare.paste import python_of
 from ..compare.saving import Saved, files_of
+from ..compare.script import python_of
 from ..measuring.environment import versions
 from ..measuring.finite import finite
 from ..measuring.generation import Timing
 from ..measuring.media import Result, kind_of
 from . import figures
-from .knee import BY_WORK, MEASURED, Point, knee_of, rule_of
-from .settings import Setting
+from .knee import BY_WORK, MEASURED, SpeedQuality, knee_of, rule_of
+from .settings import SweepSetting
 
 #: What `Sweep.save_all` writes.
 FILES: Final = files_of("sweep")
@@ -32,13 +32,13 @@ _COMMAND: Final = "deepcache-patch compare MODEL --prompt TEXT"
 
 
 @dataclass(frozen=True)
-class Row(Against):
+class Row(Contestant):
     """One contestant: a setting of the helper, or the plain pipeline with so many steps.
 
     It is measured against the reference.
 
     Attributes:
-        setting: Of the helper; `None` for the plain pipeline.
+        setting: The setting of the helper; `None` for the plain pipeline.
         steps: How many there are; `None` where that is not known.
         results: One for each seed: a picture, the frames of a video, or a `Sound`.
         times: One for each round that it ran in.
@@ -53,7 +53,7 @@ class Row(Against):
         fewer_left_out: Why that is not known.
     """
 
-    setting: Setting | None
+    setting: SweepSetting | None
     steps: int | None
     results: tuple[Result, ...]
     times: tuple[Timing, ...]
@@ -78,12 +78,12 @@ class Row(Against):
 
     @property
     def work(self) -> float | None:
-        """Of the U-Net, in multiply-adds, as a share of that of the reference."""
+        """The U-Net's work, in multiply-adds, as a share of that of the reference."""
         return None if self.worth is None else self.worth / self.reference_calls
 
     @property
     def time(self) -> Timing:
-        """Of the first round."""
+        """The timing of the first round."""
         return self.times[0]
 
     @property
@@ -164,7 +164,7 @@ class Sweep(Saved):
         return None
 
     @property
-    def points(self) -> list[Point]:
+    def points(self) -> list[SpeedQuality]:
         """Speed and quality of each setting that is not identical to plain: what has a knee."""
         return [(self.speed_of(row), row.quality) for row in self._apart]
 
@@ -232,9 +232,9 @@ class Sweep(Saved):
 
     def picture(self) -> Image.Image:
         """Draws the curve, and beneath it a row of results for each row of the table."""
-        from .picture import picture_of
+        from .picture import sweep_picture
 
-        return picture_of(self)
+        return sweep_picture(self)
 
     _drawn = picture
 
@@ -261,7 +261,7 @@ class Sweep(Saved):
         """Returns one page that needs nothing else: the curve, the table, results, settings.
 
         Args:
-            command: As for `Sweep.command`.
+            command: What stands before the options of a row, as for `Sweep.command`.
         """
         from .report import page  # only it needs jinja2
 

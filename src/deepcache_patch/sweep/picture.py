@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from PIL import Image, ImageDraw, ImageFont
 
-from ..compare.against import speed_text
+from ..compare.contestant import speed_text
 from ..compare.grid import FAINT, INK, LINE, MARGIN, draw_grid, drawable, wrapped
 from ..measuring.media import small
 from .curve import Curve, curve_of
@@ -39,7 +39,7 @@ _KNEE: Final = (180, 84, 10)
 _LINE: Final = (225, 228, 232)
 
 
-def picture_of(sweep: Sweep) -> Image.Image:
+def sweep_picture(sweep: Sweep) -> Image.Image:
     """See `Sweep.picture`."""
     curve = curve_of(sweep)
     marks = {id(point.row): point.mark for point in curve.points}

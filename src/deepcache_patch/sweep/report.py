@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
-from ..compare.against import speed_text
+from ..compare.contestant import speed_text
 from ..compare.grid import SMALLEST_CELL
 from ..compare.measures import RULE as LOOKS_RULE
 from ..compare.pages import picture_uri, rendered
 from ..measuring.media import small, still
 from . import figures
-from .curve import Curve, Place, curve_of
+from .curve import Curve, Share, curve_of
 from .knee import rule_of
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def _id(sweep: Sweep, row: Row) -> str:
     return f"setting-{mark}" if mark else f"plain-{row.steps}"
 
 
-def _lines(curve: Curve) -> Iterator[tuple[str, Place, Place]]:
+def _lines(curve: Curve) -> Iterator[tuple[str, Share, Share]]:
     for kind, places in (("fewer", curve.fewer), ("front", curve.front)):
         for start, end in pairwise(places):
             yield kind, start, end

@@ -16,18 +16,18 @@ from torch import nn
 
 from ..compare.about import about
 from ..compare.contest import CachedRun, Contest, Run
-from ..compare.fewer import Fewer
+from ..compare.fewer import FewerStepsRival
 from ..errors import InvalidSettingError
 from ..learning.auto import Auto
 from ..learning.fingerprint import Fingerprint
 from ..measuring.environment import versions
 from ..patching.wrappers import unwrapped
-from ..running.components import modules_of, schedulers_of, unets_of
-from ..running.face import Helper
-from .folder import Kept
+from ..running.components import modules_of, scheduler_getter, unets_of
+from ..running.protocol import Helper
+from .folder import RowStore
 from .outcome import Row, Sweep
-from .settings import Setting, learns, plan_ahead, require_fitting, settings_of
-from .turns import Turns
+from .progress import Progress
+from .settings import SweepSetting, learns, plan_ahead, require_fitting, settings_of
 
 #: Whole, because some schedules take no others; `None` is each schedule's own.
 INTERVALS: Final = (2, None, 3, 5)
@@ -110,7 +110,7 @@ class _Running:
     def __init__(
         self,
         contest: Contest,
-        settings: Sequence[Setting],
+        settings: Sequence[SweepSetting],
         smaller: Sequence[int],
         fewer_steps: bool,
         folder: Path | None,
@@ -119,12 +119,12 @@ class _Running:
         self._smaller = smaller[::-1]
         self._about = _about(contest, settings)
         # Telling all weights and adapters apart takes a while: only where rows are kept.
-        self._kept = Kept(folder, {} if folder is None else _request(contest, self._about))
+        self._rows = RowStore(folder, {} if folder is None else _request(contest, self._about))
         self._schedules: dict[str, Any] = {}
         self._failed: dict[str, str | None] = {}  # why fewer steps failed: the next run tries again
         self._number = 0  # the round
         self._plain: Run | None = None  # of the reference in it
-        self._turns = Turns(self._left(contest.repeats))
+        self._progress = Progress(self._left(contest.repeats))
 
     def round(self, number: int) -> None:
         """Everybody who has run in fewer rounds than these runs once, the reference first."""
@@ -133,7 +133,7 @@ class _Running:
             return
         if self._plain is None:
             self._contest.warm_up(setting.made() for setting in self._settings)
-        with self._turns.of(*self._weight(None)) as label:
+        with self._progress.of(*self._weight(None)) as label:
             plain = self._plain = self._contest.plain(label=label)
         self._keep(None, self._contest.steps, plain)
         for steps in self._smaller:
@@ -148,7 +148,7 @@ class _Running:
 
     def outcome(self) -> Sweep | None:
         """What there is; `None` before the first setting is finished."""
-        plain = self._kept.restored("plain", None)
+        plain = self._rows.restored("plain", None)
         rows = [row for each in self._settings if (row := self._row(each)) is not None]
         if plain is None or not rows:
             return None
@@ -159,14 +159,14 @@ class _Running:
         fewer = (self._plain_row(each) for each in sorted(filter(None, steps), reverse=True))
         return Sweep(plain, tuple(rows), tuple(filter(None, fewer)), self._about)
 
-    def _cached_with(self, setting: Setting) -> Row:
+    def _cached_with(self, setting: SweepSetting) -> Row:
         contest, key = self._contest, setting.key
         is_new = key not in self._schedules
         if is_new:
-            self._schedules[key] = setting.made(self._kept.file(key))
+            self._schedules[key] = setting.made(self._rows.file(key))
         schedule = self._schedules[key]
         contest.helper.follow(schedule)
-        with self._turns.of(*self._weight(setting)) as label:
+        with self._progress.of(*self._weight(setting)) as label:
             # One that was given may have learned from something else.
             taught = isinstance(schedule, Auto) and schedule.learned and setting.given is None
             if is_new and not taught and self._learns(setting):
@@ -174,34 +174,34 @@ class _Running:
             run = contest.cached(setting.steps, label)
         return self._keep(setting, setting.steps or contest.steps, run)
 
-    def _rival(self, setting: Setting, row: Row) -> None:
+    def _rival(self, setting: SweepSetting, row: Row) -> None:
         """Runs fewer steps at equal work, if nobody has in this round; says how many they are."""
         if row.fewer is not None:
             self._plain_with(row.fewer)
         elif (row.fewer_left_out or self._failed.get(setting.key)) is None and self._plain:
             contest = self._contest
-            fewer = Fewer(contest.pipe, contest.call, contest.steps, self._plain_with)
+            fewer = FewerStepsRival(contest.pipe, contest.call, contest.steps, self._plain_with)
             fewer.follow(self._plain.time, row.worth)
             if fewer.failed:
                 self._failed[setting.key] = fewer.left_out
                 return
             steps = fewer.steps if fewer.runs else None
-            self._kept.keep(setting.key, replace(row, fewer=steps, fewer_left_out=fewer.left_out))
+            self._rows.keep(setting.key, replace(row, fewer=steps, fewer_left_out=fewer.left_out))
 
     def _plain_with(self, steps: int, _label: str = "") -> Row:
         row = self._plain_row(steps)
         if row is not None and len(row.times) > self._number:
             return row
-        with self._turns.of(f"plain, {steps} steps", steps) as label:
+        with self._progress.of(f"plain, {steps} steps", steps) as label:
             run = self._contest.plain(steps, label)
         return self._keep(None, steps, run)
 
-    def _keep(self, setting: Setting | None, steps: Any, run: Run) -> Row:
+    def _keep(self, setting: SweepSetting | None, steps: Any, run: Run) -> Row:
         """Adds a run to its row, or makes the row of it."""
         contest, plain = self._contest, self._plain or run
         is_reference = setting is None and steps == contest.steps
         key = "plain" if is_reference else _plain_key(steps) if setting is None else setting.key
-        row = self._kept.restored(key, setting)
+        row = self._rows.restored(key, setting)
         if row is None:
             cached = run if isinstance(run, CachedRun) else None
             calls = run.time.calls
@@ -222,14 +222,14 @@ class _Running:
         if len(row.times) <= self._number:
             times, plains = (*row.times, run.time), (*row.plain_times, plain.time)
             row = replace(row, times=times, plain_times=plains)
-            self._kept.keep(key, row)
+            self._rows.keep(key, row)
         return row
 
-    def _row(self, setting: Setting) -> Row | None:
-        return self._kept.restored(setting.key, setting)
+    def _row(self, setting: SweepSetting) -> Row | None:
+        return self._rows.restored(setting.key, setting)
 
     def _plain_row(self, steps: int) -> Row | None:
-        return self._kept.restored(_plain_key(steps), None)
+        return self._rows.restored(_plain_key(steps), None)
 
     def _left(self, rounds: int) -> float:
         """The steps that are still to be run in so many rounds, as far as that can be told."""
@@ -250,16 +250,16 @@ class _Running:
                 add(known, weight)
         for steps in self._smaller:
             add(self._plain_row(steps), steps)
-        if self._kept.restored("plain", None) is None:
+        if self._rows.restored("plain", None) is None:
             most = max(most, 1)
         return left + most * self._weight(None)[1]
 
-    def _learns(self, setting: Setting) -> bool:
+    def _learns(self, setting: SweepSetting) -> bool:
         """Whether a full generation comes first, to learn from."""
         contest = self._contest
         return learns(setting, plan_ahead(setting, contest.pipe, contest.helper, contest.call))
 
-    def _weight(self, setting: Setting | None) -> tuple[str, float]:
+    def _weight(self, setting: SweepSetting | None) -> tuple[str, float]:
         """What is said of a run, and about how many full steps it has."""
         steps = self._contest.steps if setting is None else setting.steps
         named = "plain" if setting is None else setting.name
@@ -269,7 +269,7 @@ class _Running:
 
 
 def _plan_of(cached: CachedRun) -> str:
-    """That of the last generation; nothing where no call was of one."""
+    """The plan of the last generation; nothing where no call was of one."""
     return next((str(last.plan) for last in cached.last.values()), "")
 
 
@@ -277,7 +277,7 @@ def _plain_key(steps: int) -> str:
     return f"plain-{steps}-steps"
 
 
-def _about(contest: Contest, settings: Sequence[Setting]) -> dict[str, Any]:
+def _about(contest: Contest, settings: Sequence[SweepSetting]) -> dict[str, Any]:
     device = getattr(contest.pipe, "_execution_device", None) or contest.pipe.device
     replay = str(contest.helper.replay)
     return {**about(contest, device), "replay": replay, "settings": len(settings)}
@@ -295,7 +295,7 @@ def _request(contest: Contest, told: Mapping[str, Any]) -> dict[str, Any]:
         # What begins with _ is the loading's own, in part in an order that each process draws.
         schedulers[name] = [
             {key: value for key, value in each.config.items() if not key.startswith("_")}
-            for each in schedulers_of(contest.pipe, name)()
+            for each in scheduler_getter(contest.pipe, name)()
         ]
     known = {"weights": weights, "adapters": adapters, "scheduler settings": schedulers}
     # The call itself: the name of a picture's file does not say what the picture is.

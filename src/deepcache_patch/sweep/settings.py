@@ -1,5 +1,5 @@
-"""`Setting`: one point of a sweep. Which ones are asked for, whether each fits the pipeline, and
-how each is written as options of the command line.
+"""`SweepSetting`: one point of a sweep. Which ones are asked for, whether each fits the pipeline,
+and how each is written as options of the command line.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from ..compare.steps import LISTS, require_same_steps, strength_of
+from ..compare.call_steps import LISTS, require_same_steps, strength_of
 from ..errors import InvalidSettingError, no_such
 from ..learning.auto import Auto
 from ..learning.calibrated_schedule import Calibrated
 from ..schedules.guide import plans_ahead
-from ..schedules.noise_aware import FEW_STEPS, NoiseAware
+from ..schedules.noise_aware import NoiseAware
+from ..schedules.placing import FEW_STEPS
 from ..schedules.plans import FULL, Plan, Schedule, whole_number
 from ..schedules.replay import Extrapolate
 from ..schedules.window import Window
@@ -27,7 +28,7 @@ from ..settings.preview import num_steps, plan_of
 
 
 @dataclass(frozen=True)
-class Setting:
+class SweepSetting:
     """One setting of the helper, and a number of steps.
 
     Attributes:
@@ -72,7 +73,7 @@ class Setting:
         return found
 
     def options(self) -> list[str] | None:
-        """The same as options of a command; `None` where it has none for them."""
+        """The setting as options of a command; `None` where the command has none for it."""
         if self.given is not None and self.file is None:
             return None
         schedule = None if self.schedule == NOISE_AWARE else self.schedule
@@ -86,7 +87,9 @@ class Setting:
         return [word for pair in pairs for word in pair]
 
 
-def settings_of(*, schedule: Any, interval: Any, branch: Any, steps: Any) -> tuple[Setting, ...]:
+def settings_of(
+    *, schedule: Any, interval: Any, branch: Any, steps: Any
+) -> tuple[SweepSetting, ...]:
     """All that are asked for: each schedule with each interval, branch and number of steps.
 
     Args:
@@ -105,18 +108,18 @@ def settings_of(*, schedule: Any, interval: Any, branch: Any, steps: Any) -> tup
     for count in counts:
         if count is not None:
             whole_number("num_inference_steps", count, 1)
-    found: list[Setting] = []
+    found: list[SweepSetting] = []
     for count, each in product(counts, schedules):
         named = NOISE_AWARE if each is None or (isinstance(each, str) and each == DEFAULT) else each
         if isinstance(named, str) and named in PARAMETERS:
             for place, value in product(branches, intervals):
                 own = schedule_of(named, value, place).interval  # or it is refused
-                found.append(Setting(named, own if value is None else value, place, count))
+                found.append(SweepSetting(named, own if value is None else value, place, count))
         elif isinstance(named, str | Path):
             file = str(named)
-            found.append(Setting(file, steps=count, given=_read(named), file=file))
+            found.append(SweepSetting(file, steps=count, given=_read(named), file=file))
         else:
-            found.append(Setting(str(named), steps=count, given=named))
+            found.append(SweepSetting(str(named), steps=count, given=named))
     for setting in found:
         setting.made()  # or it is refused
     return tuple({each.key: each for each in reversed(found)}.values())[::-1]
@@ -135,7 +138,7 @@ def listed(name: str, value: Any) -> list[Any]:
     return values
 
 
-def require_fitting(settings: Iterable[Setting], pipe: Any, helper: Any, call: Any) -> None:
+def require_fitting(settings: Iterable[SweepSetting], pipe: Any, helper: Any, call: Any) -> None:
     """Refuses what does not fit the pipeline, or would leave nothing out.
 
     Raises:
@@ -165,7 +168,7 @@ def require_fitting(settings: Iterable[Setting], pipe: Any, helper: Any, call: A
             )
 
 
-def plan_ahead(setting: Setting, pipe: Any, helper: Any, call: Any) -> Plan | None:
+def plan_ahead(setting: SweepSetting, pipe: Any, helper: Any, call: Any) -> Plan | None:
     """The plan of a setting, or `None` where it is not known before the generation."""
     schedule = setting.made()
     lists = any(call.get(name) is not None for name in LISTS)
@@ -175,7 +178,7 @@ def plan_ahead(setting: Setting, pipe: Any, helper: Any, call: Any) -> Plan | No
     return plan_of(pipe, schedule, setting.steps, window=window, strength=strength)
 
 
-def learns(setting: Setting, plan: Plan | None) -> bool:
+def learns(setting: SweepSetting, plan: Plan | None) -> bool:
     """Whether the first generation with a setting runs in full, to learn; its plan if known."""
     schedule = setting.made()
     return isinstance(schedule, Auto) and (plan is None or schedule.is_worth_it(plan))

@@ -16,14 +16,21 @@ from ...errors import UnsupportedModelError
 from .base import Anatomy
 from .blocks import BlockAnatomy
 from .cascade import CascadeAnatomy, WuerstchenAnatomy
-from .controlnet import Companion, ControlNetAnatomy, HunyuanControlNetAnatomy
+from .controlnet import BlockControlNetAnatomy, ControlNetAnatomy, HunyuanControlNetAnatomy
 from .controlnet_xs import ControlNetXSAnatomy
 from .levels import Kandinsky3Anatomy, KBlockAnatomy, OneDimensionalAnatomy
 from .long_skips import HunyuanAnatomy, UniDiffuserAnatomy, UViTAnatomy
 from .original import OriginalAnatomy
 from .second_stream import SecondStreamAnatomy
 
-__all__ = ["Anatomy", "Companion", "dissect", "dissect_controlnet", "is_controlnet", "is_unet"]
+__all__ = [
+    "Anatomy",
+    "ControlNetAnatomy",
+    "dissect",
+    "dissect_controlnet",
+    "is_controlnet",
+    "is_unet",
+]
 
 # The first that fits is taken.
 _LAYOUTS: Final[tuple[type[Anatomy], ...]] = (
@@ -41,7 +48,10 @@ _LAYOUTS: Final[tuple[type[Anatomy], ...]] = (
     OriginalAnatomy,
 )
 
-_CONTROLNETS: Final[tuple[type[Companion], ...]] = (ControlNetAnatomy, HunyuanControlNetAnatomy)
+_CONTROLNETS: Final[tuple[type[ControlNetAnatomy], ...]] = (
+    BlockControlNetAnatomy,
+    HunyuanControlNetAnatomy,
+)
 
 
 def is_unet(model: object) -> bool:
@@ -69,7 +79,7 @@ def is_controlnet(model: object) -> bool:
     return any(layout.fits(model) for layout in _CONTROLNETS)
 
 
-def dissect_controlnet(controlnet: nn.Module) -> Companion:
+def dissect_controlnet(controlnet: nn.Module) -> ControlNetAnatomy:
     """Return the anatomy of a ControlNet.
 
     Raises:

@@ -23,7 +23,7 @@ from ..origin import put_around, runs_known_code
 
 
 class Dissected:
-    """A model in whose calls and children the cuts of an anatomy find their way.
+    """What anatomies of U-Nets and ControlNets share: argument names, and if a block was replaced.
 
     A subclass ends its `__init__` with a call of `_remember`.
 
@@ -222,7 +222,7 @@ class Anatomy(Dissected, ABC):
 
         Args:
             branch: Where the call is cut.
-            arguments: By name.
+            arguments: Those of the call, by name.
         """
         return None
 
@@ -269,7 +269,7 @@ class Anatomy(Dissected, ABC):
         """All tensors that say what a call is about: its prompt, labels, pictures, positions.
 
         Args:
-            arguments: Of the call, by name. Tensors may be in lists and dictionaries.
+            arguments: Those of the call, by name. Tensors may be in lists and dictionaries.
 
         Returns:
             By name. Not what moves with the steps: the sample, the timestep, and residuals.

@@ -52,7 +52,7 @@ class BlockAnatomy(LayeredAnatomy):
 
         Args:
             branch: Where the call is cut.
-            arguments: By name.
+            arguments: Those of the call, by name.
         """
         if branch == self.num_skips - 1:
             return None

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from ..cut import Cut, Swap, keep
+from ..cut import Cut, Swap, shorten
 from ..features import Recorder, StandIn, Tap
 from .base import Anatomy, are_lists, cannot_cut
 
@@ -72,7 +72,7 @@ class CascadeAnatomy(_ScaledAnatomy):
                 up[name] = [bottom, *up[name][-kept:]]
         swaps: list[Swap] = []
         for name, parts in (down | up).items():
-            keep(swaps, self._unet, name, parts)
+            shorten(swaps, self._unet, name, parts)
         return Cut(swaps)
 
 
@@ -113,11 +113,11 @@ class WuerstchenAnatomy(_ScaledAnatomy):
             return Cut(swaps)
         kept = branch + 1
         down, up = list(self._unet.down_blocks)[:kept], list(self._unet.up_blocks)[-kept:]
-        keep(swaps, self._unet, "down_blocks", [*down, nn.ModuleList()])
-        keep(swaps, self._unet, "up_blocks", [nn.ModuleList([stand_in]), *up])
+        shorten(swaps, self._unet, "down_blocks", [*down, nn.ModuleList()])
+        shorten(swaps, self._unet, "up_blocks", [nn.ModuleList([stand_in]), *up])
         # First those of the down path, then those of the up path; the empty level has none.
         mappers, empty = list(self._unet.effnet_mappers), [None, None]
-        keep(swaps, self._unet, "effnet_mappers", mappers[:kept] + empty + mappers[-kept:])
+        shorten(swaps, self._unet, "effnet_mappers", mappers[:kept] + empty + mappers[-kept:])
         return Cut(swaps)
 
 

@@ -12,12 +12,12 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from ..cut import Cut, Swap, keep
+from ..cut import Cut, Swap, shorten
 from .base import Dissected, with_blocks
 from .layered import DownPath
 
 
-class Companion(Dissected, ABC):
+class ControlNetAnatomy(Dissected, ABC):
     """How to leave out of a ControlNet, or of several in one, what a shallow call does not use.
 
     Args:
@@ -59,7 +59,7 @@ class Companion(Dissected, ABC):
         """What leaves the residuals that a shallow call uses."""
 
 
-class ControlNetAnatomy(Companion):
+class BlockControlNetAnatomy(ControlNetAnatomy):
     """The ControlNets of U-Nets with blocks of layers.
 
     Raises:
@@ -87,14 +87,14 @@ class ControlNetAnatomy(Companion):
             return Cut(swaps)
         for net, path in zip(self._nets, self._paths, strict=True):
             swaps += path.swaps(limit)
-            keep(swaps, net, "controlnet_down_blocks", net.controlnet_down_blocks[:limit])
+            shorten(swaps, net, "controlnet_down_blocks", net.controlnet_down_blocks[:limit])
             if net.mid_block is not None:
                 swaps.append(Swap(net, "mid_block", _Through()))
             swaps.append(Swap(net, "controlnet_mid_block", _Zero()))
         return Cut(swaps)
 
 
-class HunyuanControlNetAnatomy(Companion):
+class HunyuanControlNetAnatomy(ControlNetAnatomy):
     """The ControlNets of Hunyuan-DiT."""
 
     parts = ("blocks", "controlnet_blocks")
@@ -113,7 +113,7 @@ class HunyuanControlNetAnatomy(Companion):
         swaps: list[Swap] = []
         for net in self._nets:
             for part in self.parts:
-                keep(swaps, net, part, list(getattr(net, part))[: branch + 1])
+                shorten(swaps, net, part, list(getattr(net, part))[: branch + 1])
         return Cut(swaps)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..cut import Cut, Swap, keep
+from ..cut import Cut, Swap, shorten
 from ..features import Recorder, StandIn
 from .base import cannot_cut, has_lists
 from .layered import DownPath, LayeredAnatomy
@@ -77,7 +77,7 @@ class _DownPath(DownPath):
     def _shortened(self, block: Any, layers: int) -> list[Swap]:
         swaps = [Swap(block, name, None) for name in _SAMPLERS]
         for name in _lists(block, (*_DOWN, *_EXCHANGES)):
-            keep(swaps, block, name, list(getattr(block, name))[:layers])
+            shorten(swaps, block, name, list(getattr(block, name))[:layers])
         return swaps
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from ...errors import UnsupportedModelError
-from ..cut import Swap, keep
+from ..cut import Swap, shorten
 from ..features import Recorder, Tap
 from .base import Anatomy, cannot_cut, do_not_add_up, with_blocks
 
@@ -52,7 +52,7 @@ class DownPath:
         """What leaves the producers of the skips below `limit`, at least 1."""
         swaps: list[Swap] = []
         kept = _above(self.spans, limit)
-        keep(swaps, self._owner, "down_blocks", [span.block for span in kept])
+        shorten(swaps, self._owner, "down_blocks", [span.block for span in kept])
         for block, first, stop in kept:
             if limit < stop:
                 swaps += self._shortened(block, limit - first)
@@ -68,7 +68,7 @@ class DownPath:
         """What leaves so many layers of a block, and no downsampler."""
         swaps: list[Swap] = []
         for name, each in layer_lists(block):
-            keep(swaps, block, name, getattr(block, name)[: layers * each])
+            shorten(swaps, block, name, getattr(block, name)[: layers * each])
         if getattr(block, "downsamplers", None) is not None:
             swaps.append(Swap(block, "downsamplers", None))
         return swaps
@@ -123,7 +123,7 @@ class LayeredAnatomy(Anatomy):
         if middle is not self._middle:
             swaps.append(Swap(self._unet, "mid_block", middle))
         up = _above(self._up, limit)
-        keep(swaps, self._unet, "up_blocks", [taps.get(span.block, span.block) for span in up])
+        shorten(swaps, self._unet, "up_blocks", [taps.get(span.block, span.block) for span in up])
         for block, _first, stop in up:
             left_out, parts = max(stop - limit, 0), dict(layer_lists(block))
             for name, child in block.named_children():
@@ -132,7 +132,7 @@ class LayeredAnatomy(Anatomy):
                 elif isinstance(child, nn.ModuleList):
                     # What a block has once for all its layers is kept whole.
                     kept = child[left_out * parts.get(name, 0) :]
-                    keep(swaps, block, name, [taps.get(part, part) for part in kept])
+                    shorten(swaps, block, name, [taps.get(part, part) for part in kept])
         return swaps
 
     def _taps(self, recorders: Mapping[int, Recorder]) -> dict[Any, nn.Module]:

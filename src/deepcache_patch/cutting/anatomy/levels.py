@@ -17,7 +17,7 @@ from diffusers.models.unets.unet_2d_blocks import (
 )
 from torch import nn
 
-from ..cut import Cut, Swap, keep
+from ..cut import Cut, Swap, shorten
 from ..features import Recorder, StandIn, Tap
 from .base import Anatomy, cannot_cut, do_not_add_up, has_lists, with_blocks
 
@@ -57,12 +57,12 @@ class LevelAnatomy(Anatomy):
             ups, middle = self._ups[-(branch + 1) :], stand_in
             # Where fewer blocks go up than down, nobody consumes what the topmost ones emit.
             last = len(self._downs) - len(self._ups) + branch
-            keep(swaps, self._unet, "down_blocks", self._downs[: last + 1])
+            shorten(swaps, self._unet, "down_blocks", self._downs[: last + 1])
             swaps += self._after_skip(self._downs[last])
         ups = [taps.get(block, block) for block in ups]
         if middle is not self._middle:
             swaps += self._instead_of_the_middle(middle, ups)
-        keep(swaps, self._unet, "up_blocks", ups)
+        shorten(swaps, self._unet, "up_blocks", ups)
         return Cut(swaps)
 
     @property

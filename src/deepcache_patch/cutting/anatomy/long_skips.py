@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..cut import Cut, Swap, keep
+from ..cut import Cut, Swap, shorten
 from ..features import Recorder, StandIn, Tap
 from .base import Anatomy, are_lists, cannot_cut, do_not_add_up
 
@@ -69,7 +69,7 @@ class HunyuanAnatomy(Anatomy):
             blocks[branch + 1 : last] = [_PassThrough()] * (last - branch - 1)
             blocks[last] = stand_in
         swaps: list[Swap] = []
-        keep(swaps, self._unet, "blocks", blocks)
+        shorten(swaps, self._unet, "blocks", blocks)
         return Cut(swaps)
 
     def trimmed(self, branch: int, arguments: dict[str, Any]) -> dict[str, Any] | None:
@@ -81,7 +81,7 @@ class HunyuanAnatomy(Anatomy):
 
         Args:
             branch: Where the call is cut.
-            arguments: By name.
+            arguments: Those of the call, by name.
         """
         residuals = arguments.get("controlnet_block_samples")
         if not residuals:
@@ -145,9 +145,9 @@ class UViTAnatomy(Anatomy):
         if branch is not None:
             kept = branch + 1
             ins, outs = list(core.transformer_in_blocks), list(core.transformer_out_blocks)
-            keep(swaps, core, "transformer_in_blocks", ins[:kept])
+            shorten(swaps, core, "transformer_in_blocks", ins[:kept])
             swaps.append(Swap(core, "transformer_mid_block", stand_in))
-            keep(swaps, core, "transformer_out_blocks", outs[-kept:])
+            shorten(swaps, core, "transformer_out_blocks", outs[-kept:])
         return Cut(swaps)
 
     @staticmethod

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..cut import Cut, Swap, keep
+from ..cut import Cut, Swap, shorten
 from ..features import Recorder, StandIn, Tap
 from .base import Anatomy, cannot_cut, do_not_add_up, has_lists
 
@@ -62,10 +62,10 @@ class OriginalAnatomy(Anatomy):
         if branch is not None:
             middle = _StandInBlock(stand_in)
             outs = outs[-1 - branch :]
-            keep(swaps, self._unet, "input_blocks", list(self._unet.input_blocks)[: branch + 1])
+            shorten(swaps, self._unet, "input_blocks", list(self._unet.input_blocks)[: branch + 1])
         if middle is not self._unet.middle_block:
             swaps.append(Swap(self._unet, "middle_block", middle))
-        keep(swaps, self._unet, "output_blocks", outs)
+        shorten(swaps, self._unet, "output_blocks", outs)
         return Cut(swaps)
 
     def refusal(self, arguments: Mapping[str, Any]) -> str | None:

@@ -1,4 +1,4 @@
-"""`Turns`: what is said while a sweep runs, which may take long: what is being made, how much is
+"""`Progress`: what is said while a sweep runs, which may take long: what is being made, how much is
 done, and how long the rest will take. It stands before the pipeline's own progress bar.
 """
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-class Turns:
+class Progress:
     """Counts what is done.
 
     Args:

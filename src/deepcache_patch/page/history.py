@@ -31,7 +31,7 @@ class Try:
 
     @property
     def speedup(self) -> float:
-        """Of the denoising loop, to two digits after the point."""
+        """The speedup of the denoising loop, to two digits after the point."""
         return round(self.trial.comparison.speedup, 2)
 
     @property
@@ -53,7 +53,7 @@ class Try:
         return {**settings, **drawn} == dict(self.settings)
 
 
-class Memory:
+class History:
     """The last tries, the first one first.
 
     Args:

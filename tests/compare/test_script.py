@@ -34,8 +34,8 @@ from deepcache_patch import (
     Uniform,
 )
 from deepcache_patch.compare.about import LORA_FILES, PICTURE_FILE, PictureFile, about
-from deepcache_patch.compare.paste import python_of
-from deepcache_patch.page.trial import Trials
+from deepcache_patch.compare.script import python_of
+from deepcache_patch.page.trial import Runner
 
 CALL = {"prompt": 'a "fox"', "num_inference_steps": 12, "height": 16, "width": 16}
 
@@ -77,7 +77,7 @@ def set_up(pipe: Any) -> list[str]:
     ids=lambda each: type(each).__name__ if each is not None else "",
 )
 def test_the_script_makes_the_picture_of_the_page(pipe: Any, schedule: Any, replay: Any) -> None:
-    found = Trials(pipe).run(CALL, seed=5, schedule=schedule, replay=replay)
+    found = Runner(pipe).run(CALL, seed=5, schedule=schedule, replay=replay)
     exec(compile(python_of(found.comparison.about), "script", "exec"), {})
     assert np.array_equal(Image.open("5.png"), found.cached)
 
@@ -349,10 +349,10 @@ def test_a_picture_is_said_by_its_file_where_all_are_that_one(pipe: Any) -> None
 
 def test_a_schedule_that_was_learned_is_read_from_a_file(pipe: Any) -> None:
     auto = Auto(3.0)
-    Trials(pipe).run(CALL, seed=0, schedule=auto)
+    Runner(pipe).run(CALL, seed=0, schedule=auto)
     (learned,) = auto.learned
     assert isinstance(learned, Calibrated)
-    found = Trials(pipe).run(CALL, seed=5, schedule=learned).comparison
+    found = Runner(pipe).run(CALL, seed=5, schedule=learned).comparison
     learned.save("schedule.json")
     exec(compile(python_of(found.about), "script", "exec"), {})
     assert np.array_equal(Image.open("5.png"), found.cached[0])

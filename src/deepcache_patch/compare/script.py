@@ -35,7 +35,7 @@ def python_of(about: Mapping[str, Any], *, saves: bool = True) -> str:
     Where something is no text or number, or is not known, `...` stands, and a comment says so.
 
     Args:
-        about: As in `Comparison`. Without "schedule", the plain pipeline runs.
+        about: What ran, as in `Comparison.about`. Without "schedule", the plain pipeline runs.
         saves: Whether pictures are made, which are saved by their seeds.
     """
     helper, ours, remarks = _helper(about)
@@ -144,7 +144,7 @@ def _calls(about: Mapping[str, Any], saves: bool) -> list[str]:
 
 
 def _shared(call: Mapping[str, Any], count: int) -> dict[str, list[Any]]:
-    """Of each list that has one for each prompt, what each of `count` results is made of."""
+    """What each of `count` results is made of, by each list that has one for each prompt."""
     prompts = call.get("prompt")
     if not isinstance(prompts, list | tuple) or not prompts:
         return {}

@@ -6,14 +6,14 @@ from dis import get_instructions
 
 import pytest
 import torch
-from builders.keeping import closing
 from builders.loops import kinds_of_steps
+from builders.stateful import closing
 from builders.unets import unet2d_condition
 from torch import nn
 
 from deepcache_patch import DeepCacheHelper, DeepCacheWarning, Uniform
 from deepcache_patch.running import bytecode
-from deepcache_patch.running.keeping import can_keep, module_can_keep
+from deepcache_patch.running.stateful import may_be_stateful, module_may_be_stateful
 
 KEEP = [
     "c, _ = self.counts, 0; c[0] += 1",
@@ -57,12 +57,12 @@ def layer(body):
 
 @pytest.mark.parametrize("body", KEEP)
 def test_what_writes_to_something_of_its_layer_keeps_something(body):
-    assert module_can_keep(layer(body))
+    assert module_may_be_stateful(layer(body))
 
 
 @pytest.mark.parametrize("body", COMPUTE)
 def test_what_writes_to_its_own_variables_alone_only_computes(body):
-    assert not module_can_keep(layer(body))
+    assert not module_may_be_stateful(layer(body))
 
 
 class Lazy:
@@ -77,19 +77,19 @@ def test_what_cannot_be_looked_at_is_said_to_keep_something():
     for _ in range(2000):
         chain = lambda x, inner=chain: inner  # noqa: E731
     for thing in (lambda x: gone, lambda x: lazy, chain):
-        assert can_keep(thing)
+        assert may_be_stateful(thing)
 
 
 def test_a_class_that_a_library_has_made_from_ones_own_is_the_librarys():
     own = type("Own", (), {"__module__": "somebodys", "kept": []})
     made = type("Made", (own,), {"__module__": "torch.nn.utils.parametrize"})
-    assert can_keep(closing(own))
-    assert not can_keep(closing(made))
+    assert may_be_stateful(closing(own))
+    assert not may_be_stateful(closing(made))
 
 
 def test_what_a_class_of_ones_own_has_of_a_library_is_not_looked_at():
     # Such as `__class_getitem__`, which is nobody's function.
-    assert not can_keep(closing(type("Own", (queue.Queue,), {"__module__": "somebodys"})))
+    assert not may_be_stateful(closing(type("Own", (queue.Queue,), {"__module__": "somebodys"})))
 
 
 def test_each_code_is_looked_at_once(monkeypatch):

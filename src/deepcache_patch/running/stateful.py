@@ -42,7 +42,7 @@ _APART: Final = {
 }
 
 
-def can_keep(called: Any, *, for_one_call: bool = False) -> bool:
+def may_be_stateful(called: Any, *, for_one_call: bool = False) -> bool:
     """Whether what is called may keep something or count.
 
     Args:
@@ -53,12 +53,12 @@ def can_keep(called: Any, *, for_one_call: bool = False) -> bool:
     return _or_in_doubt(_Search(for_one_call).callable, called)
 
 
-def module_can_keep(module: nn.Module, *, for_one_call: bool = False) -> bool:
+def module_may_be_stateful(module: nn.Module, *, for_one_call: bool = False) -> bool:
     """Whether a module may keep something or count, by code that is not of its library.
 
     Args:
         module: Its children are not looked at.
-        for_one_call: As of `can_keep`.
+        for_one_call: Whether lists are made anew for each call, as for `may_be_stateful`.
     """
     return _or_in_doubt(_Search(for_one_call).module, module)
 

@@ -1,6 +1,6 @@
-"""`Against`: what is said of any contestant, with the helper or with fewer steps, against the plain
-runs beside it: how fast, how alike, and how far that is to be trusted. A figure is put into words
-here alone, so that table, page, picture and `repr` of a comparison and of a sweep have the same.
+"""`Contestant`: what is said of any, with the helper or with fewer steps, against the plain runs
+beside it: how fast, how alike, and how far that is to be trusted. A figure is put into words here
+alone, so that table, page, picture and `repr` of a comparison and of a sweep have the same.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..measuring.generation import Timing
 from ..measuring.speed import WIDEST, Speed
-from ..schedules.noise_aware import if_short
+from ..schedules.remarks import if_short
 from .measures import SAME, Measured
 
 #: What stands beside "plain": its column, its label, its progress bar. In JSON, fields and classes
@@ -25,7 +25,7 @@ WHY_BEYOND: Final = "timings vary, or something else slowed the plain run"
 _NAMED: Final = 3
 
 
-class Against(Measured):
+class Contestant(Measured):
     """The figures of one contestant; whoever inherits has its runs, round by round."""
 
     if TYPE_CHECKING:  # else they would be in the way of fields
@@ -40,12 +40,12 @@ class Against(Measured):
 
     @property
     def speeds(self) -> Speed:
-        """Of the denoising loop, round by round."""
+        """The speed of the denoising loop, round by round."""
         return Speed.of(self.plain_times, self.times)
 
     @property
     def call_speeds(self) -> Speed:
-        """Of the whole call: text encoder, loop and decoder."""
+        """The speed of the whole call: text encoder, loop and decoder."""
         return Speed.of(self.plain_times, self.times, "call_seconds")
 
     @property
@@ -82,11 +82,11 @@ def speed_text(speed: Speed, most: float | None = None) -> str:
     return times_text(speed.median) + (f" ({said})" if said else "")
 
 
-def doubts(contestants: Mapping[str, Against]) -> list[str]:
+def doubts(contestants: Mapping[str, Contestant]) -> list[str]:
     """How far speeds are to be trusted, in words; nothing where nothing speaks against them.
 
     Args:
-        contestants: By their names.
+        contestants: The contestants by their names.
     """
     unsteady, beyond, found = [], [], []
     for name, each in contestants.items():
@@ -138,7 +138,7 @@ def few_steps(each: Measured, plan: str) -> list[str]:
     return [told] if told else []
 
 
-def figures_of(each: Against) -> dict[str, Any]:
+def figures_of(each: Contestant) -> dict[str, Any]:
     """Speed, work and likeness by their names, for JSON."""
     measures = each.measures
     means: dict[str, Any] = dict.fromkeys(("psnr", "ssim", "lpips", "snr"))

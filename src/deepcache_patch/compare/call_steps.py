@@ -38,6 +38,15 @@ def strength_of(pipe: Any, call: Mapping[str, Any]) -> float:
     return 1 if is_whole or not isinstance(strength, float) else strength
 
 
+def timesteps_that_run(pipe: Any, call: Mapping[str, Any]) -> int | None:
+    """How many of the scheduler's timesteps run; `None` where the arguments do not tell."""
+    told = any(call.get(name) is not None for name in STEP_ARGUMENTS if name != "strength")
+    count = call.get("num_inference_steps") or _default(pipe, "num_inference_steps")
+    if told or num_steps(pipe, count) is None:
+        return None
+    return len(plan_of(pipe, Uniform(1), count, strength=strength_of(pipe, call)))
+
+
 def require_same_steps(
     pipe: Any, call: Mapping[str, Any], schedule: Any, name: str | None = None
 ) -> None:
@@ -46,19 +55,16 @@ def require_same_steps(
     Args:
         pipe: The pipeline.
         call: Arguments of its call.
-        schedule: Of any kind.
-        name: Of the schedule, for the message.
+        schedule: Any schedule.
+        name: What the message calls the schedule.
 
     Raises:
         InvalidSettingError: The message names both, and the cure.
     """
-    told = any(call.get(name) is not None for name in STEP_ARGUMENTS if name != "strength")
-    count = call.get("num_inference_steps") or _default(pipe, "num_inference_steps")
-    if told or not isinstance(schedule, Calibrated) or num_steps(pipe, count) is None:
+    if not isinstance(schedule, Calibrated):
         return
-    made = len(schedule.entries)
-    every = len(plan_of(pipe, Uniform(1), count, strength=strength_of(pipe, call)))
-    if every != made:
+    made, every = len(schedule.entries), timesteps_that_run(pipe, call)
+    if every not in (None, made):
         raise InvalidSettingError(
             f"{name or schedule} was calibrated for {made} steps, and here are {every}: "
             "give as many, or calibrate anew"

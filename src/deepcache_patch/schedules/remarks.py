@@ -1,0 +1,30 @@
+"""What to know of a plan, in sentences, whatever schedule it is of."""
+
+from typing import Any, Final
+
+from .placing import FEW_STEPS
+from .plans import Plan
+
+#: Up to here what is left out shows, with this plan and with fewer steps.
+SHORT: Final = 15
+
+
+def remarks_on(schedule: Any, plan: Plan, *, is_past: bool = False) -> list[str]:
+    """What to know of a plan, in sentences: what its schedule says of it, and if it is short.
+
+    Args:
+        schedule: Any schedule; it is asked by a method `remark_on`, if it has one.
+        plan: The plan of generations with it.
+        is_past: Whether it has run.
+    """
+    remark_on = getattr(schedule, "remark_on", None)
+    own = None if remark_on is None else remark_on(plan, is_past=is_past)
+    return [said for said in (own, if_short(len(plan), len(plan.full_steps))) if said]
+
+
+def if_short(steps: int, full_steps: int) -> str | None:
+    """A remark on plans of 9 to 15 steps; `None` if two thirds of the steps or more are full."""
+    few = FEW_STEPS < steps <= SHORT
+    if not few or 3 * full_steps >= 2 * steps:
+        return None
+    return f"with {SHORT} steps or fewer pictures move far from the plain ones: try interval=1.5"
