@@ -10,12 +10,13 @@ from functools import partial
 import pytest
 import torch
 from builders.adapters import lora
+from builders.kinds_of_calls import messages
 from builders.learning import LDM, SD, counted, loaded
 from builders.savers import SAVERS
 from builders.unets import seeded, unet2d_condition
 from torch import nn
 
-from deepcache_patch import Auto, Calibrated, DeepCacheHelper, DeepCacheWarning
+from deepcache_patch import Auto, Calibrated, DeepCacheHelper
 from deepcache_patch.learning import fingerprint as fingerprints
 from deepcache_patch.learning.calibrated_schedule import load_all
 from deepcache_patch.learning.fingerprint import NUMBERS, SAMPLED_PARAMETERS, Fingerprint
@@ -199,10 +200,6 @@ def test_what_auto_learns_has_it_too(tmp_path):
         LDM.run(pipe, steps=10)
     (learned,) = load_all(tmp_path / "learned.json")
     assert learned.fingerprint == Fingerprint.of(pipe.unet)
-
-
-def messages(caught):
-    return [str(each.message) for each in caught if each.category is DeepCacheWarning]
 
 
 def test_other_weights_are_told_once_and_the_schedule_is_used(file):

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from builders.kinds_of_calls import messages
 from builders.loops import held_bytes
 from builders.told_loops import SIGMAS, STEPS, called, ddim, drawn, euler, noise
 from builders.unets import unet2d
@@ -417,7 +418,7 @@ def test_auto_says_where_it_has_nothing_to_learn_from(told, branch):
         with pytest.warns(DeepCacheWarning) as said:
             called(helper, unet, calls, **told)
         called(helper, unet, calls, **told)
-        assert [str(each.message) for each in said] == [
+        assert messages(said) == [
             "schedule='auto' learns nothing from what generation() was told, and goes by the "
             "default plan: only a scheduler=, whose output is noise, velocity or sample, says what "
             "becomes of an output"

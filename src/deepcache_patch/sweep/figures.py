@@ -85,7 +85,7 @@ def cautions_of(sweep: Sweep) -> list[str]:
     found += [
         f"{row.title}: too few full steps to learn from, so it is as the default"
         for row in sweep.settings
-        if row.setting.schedule == "auto" and row.plan.count("F") < FEW_FULL_STEPS
+        if row.setting and row.setting.schedule == "auto" and row.plan.count("F") < FEW_FULL_STEPS
     ]
     if beaten:
         by = f"by {CLEAR:g} dB or more"
