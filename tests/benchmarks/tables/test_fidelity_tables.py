@@ -71,8 +71,8 @@ def test_the_readme_has_the_usual_samplers_only_on_each_model(monkeypatch):
     header, _, *rows = fidelity.usual_samplers().splitlines()
     assert header.startswith("| PSNR in dB | model | speed | fewer steps |")
     assert rows == [
-        "| A | shapes | 2.20× | – | – | 44.0 | – | – | – |",
-        "| A | emoji | 2.20× | – | – | 41.0 | – | – | – |",
+        "| A | shapes | 2.20× | – | – | 44.0 | – | – |",
+        "| A | emoji | 2.20× | – | – | 41.0 | – | – |",
     ]
     assert fidelity.pictures_of_both() == (
         "pictures of 64×64 pixels, 8 of shapes and 4 of emoji, from the models in "
