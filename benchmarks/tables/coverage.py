@@ -137,4 +137,11 @@ def _compatibility() -> Any:
     return json.loads((RESULTS / "compatibility.json").read_text(encoding="utf-8"))
 
 
-TABLES: tuple[Callable[[], str], ...] = (covered, covered_in_short, modular, unets, every_pipeline, pairs)
+TABLES: tuple[Callable[[], str], ...] = (
+    covered,
+    covered_in_short,
+    modular,
+    unets,
+    every_pipeline,
+    pairs,
+)

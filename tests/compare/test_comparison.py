@@ -278,6 +278,7 @@ def test_all_pictures_are_one_batch(pipe: Any, call: Any, expected: Any) -> None
     [
         (PixelPipeline(), {"guidance_scale": 2.0}, "PixelPipeline does not take guidance_scale"),
         (TextPipeline(), {"prompt": "a", "kwargs": 1}, "does not take kwargs"),
+        (TextPipeline(), {"promt": "a"}, r"does not take promt \(did you mean prompt\?\)"),
         (TextPipeline(), {"prompt": "a", "generator": 1}, "generator cannot be given here"),
         (TextPipeline(), {}, "TextPipeline needs prompt="),
         (SinglePipeline(), {"image": 1}, "one picture at a time: give one seed, not 4"),

@@ -51,11 +51,11 @@ def test_the_knee_is_highest_above_the_line(points: Any, knee: int | None) -> No
         ([(1, 30), (2, 28)], "it takes three settings, and here are two settings"),
         (
             [(1, 30), (2, 28), (3, 29)],
-            "beats in both speed by work and quality, and of 3 there are two",
+            "only two are not beaten by another in both speed by work and quality",
         ),
         (
             [(1, 30), (2, 31), (3, 32)],
-            "beats in both speed by work and quality, and of 3 there is one",
+            "only one is not beaten by another in both speed by work and quality",
         ),
         ([(1, 30), (2, 15), (3, 10)], "the curve has no bend, since none lies above the line"),
     ],

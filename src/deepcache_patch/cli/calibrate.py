@@ -28,11 +28,19 @@ In Python: DeepCacheHelper(pipe, schedule=Calibrated.load("schedule.json")).
 @options.model
 @options.generation
 @click.option(
-    "--speedup", type=kinds.finite, metavar="X", help="goal: of the denoising loop, at least"
+    "--speedup",
+    type=kinds.finite,
+    metavar="X",
+    help="goal: how many times as fast the denoising loop is",
 )
-@click.option("--full-steps", type=kinds.positive, metavar="N", help="goal: steps that run in full")
 @click.option(
-    "--psnr", type=kinds.finite, metavar="DB", help="goal: to the plain pictures, on average"
+    "--full-steps", type=kinds.positive, metavar="N", help="goal: how many steps run in full"
+)
+@click.option(
+    "--psnr",
+    type=kinds.finite,
+    metavar="DB",
+    help="goal: how close to the plain pictures, on average",
 )
 @options.branch
 @options.window

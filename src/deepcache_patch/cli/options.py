@@ -216,8 +216,7 @@ generation: Decorator = _together(
         "--guidance-scale",
         type=finite,
         metavar="X",
-        help="default: that of the model's card; if it names none, the pipeline's own; in Python "
-        "helper.compare does not read the card",
+        help="default: that of the model's card; if it names none, the pipeline's own",
     ),
     _file("--image", "picture to begin with: image-to-image, or what the pipeline takes"),
     strength("with --image: how much may change, 0 to 1"),
@@ -262,7 +261,7 @@ interval: Decorator = click.option(
     "--interval",
     type=at_least_one,
     metavar="X",
-    help="one step in X runs in full; a whole number for uniform and centred (default: 2.2; "
+    help="of X steps one runs in full; a whole number for uniform and centred (default: 2.2; "
     "for adaptive 1.5; for uniform and centred 3)",
 )
 
@@ -270,23 +269,22 @@ speedup: Decorator = click.option(
     "--speedup",
     type=finite,
     metavar="X",
-    help="in the place of --interval: so many times less work for the U-Net",
+    help="instead of --interval: how many times less work the U-Net does",
 )
 
 full_steps: Decorator = click.option(
     "--full-steps",
     type=positive,
     metavar="N",
-    help="in the place of --interval: so many steps run in full, those of --first and --last "
-    "among them",
+    help="instead of --interval: how many steps run in full, with those of --first and --last",
 )
 
 branch: Decorator = click.option(
     "--branch",
     type=branch_number,
     metavar="K",
-    help="of the shallow steps: from 0, the higher the slower; or -1, above the output, where "
-    "nothing runs (default: -1 for noise-aware, else 0)",
+    help="how much of the U-Net the other steps run: -1 none, 0 the outermost layers, higher "
+    "numbers more (default: -1 for noise-aware, else 0)",
 )
 
 

@@ -4,6 +4,7 @@ as a table, a picture, JSON or a page. How it is made stands in `run`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -116,7 +117,8 @@ class Comparison(Contestant, Saved):
         if abs(theirs.mean - ours.mean) < CLEAR:
             return f"{said}: equally close, as they differ by less than {CLEAR:g} dB"
         if theirs.mean <= ours.mean:
-            return said
+            by = ours.mean - theirs.mean
+            return f"{said}, {by:.1f} dB closer" if math.isfinite(by) else said
         count = len(self.plain)
         few = f"; the mean of {count} tells little, make {ENOUGH}" if count < ENOUGH else ""
         return f"{said}: {LOST}{few}"

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -139,8 +140,12 @@ def _check(pipe: Any, call: Mapping[str, Any]) -> None:
         if argument == "prompt" and not isinstance(call[argument], str) and not call[argument]:
             raise ValueError("prompt is empty: give a text, or a list of texts")
         if argument not in accepted:
-            known = ", ".join(each for each in accepted if each not in _OWN_ARGUMENTS)
-            raise TypeError(f"{name} does not take {argument}; it takes {known}")
+            known = [each for each in accepted if each not in _OWN_ARGUMENTS]
+            near = [each for each in known if argument in each] or get_close_matches(
+                argument, known
+            )
+            meant = f" (did you mean {near[0]}?)" if near else ""
+            raise TypeError(f"{name} does not take {argument}{meant}; it takes {', '.join(known)}")
     for each in accepted.values():
         if each.default is inspect.Parameter.empty and each.name not in call:
             raise TypeError(f"{name} needs {each.name}=…")

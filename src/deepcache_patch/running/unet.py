@@ -8,7 +8,7 @@ import threading
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple, cast
 
 import torch
 from torch import nn
@@ -38,6 +38,27 @@ _ANOTHERS: Final = (
     "it is of another asyncio task than the loop whose block of generation() it is in: enter a "
     "block in each task"
 )
+
+
+class _Invocation(NamedTuple):
+    """A call as it came: what runs the U-Net, with what; `arguments` has both kinds by name."""
+
+    original: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    arguments: dict[str, Any]
+
+    def given(self, anatomy: Anatomy, changed: dict[str, Any] | None) -> "_Invocation":
+        """The same with other arguments; itself where none changed."""
+        if changed is None:
+            return self
+        return _Invocation(
+            self.original, *anatomy.handed_over(changed, len(self.args)), arguments=changed
+        )
+
+    def run(self) -> Any:
+        """What the U-Net returns."""
+        return self.original(*self.args, **self.kwargs)
 
 
 class AttachedUNet:
@@ -216,7 +237,8 @@ class AttachedUNet:
         with self._lock, self._patch.room_for_graphs(self._kinds_of_calls):
             if self._patch.installed:
                 try:
-                    return self._run(original, args, kwargs)
+                    arguments = self._anatomy.arguments(args, kwargs)
+                    return self._run(_Invocation(original, args, kwargs, arguments))
                 except BaseException:
                     # Whether the caller tries this step again, or what, cannot be known.
                     session = self._session()
@@ -225,21 +247,18 @@ class AttachedUNet:
                     raise
         return self._patch.module(*args, **kwargs)
 
-    def _run(
-        self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        anatomy = self._cuts.anatomy
-        arguments = anatomy.arguments(args, kwargs)
+    def _run(self, invocation: _Invocation) -> Any:
+        anatomy, arguments = self._cuts.anatomy, invocation.arguments
         sample = anatomy.sample(arguments)
         session = self._session()
         if self._runs_plainly(sample):
             timestep = anatomy.timestep(arguments)
             session.tracker.passed(timestep, is_written_down=is_written_down(sample))
             session.reset()  # what was recorded before this call is too old after it
-            return self._unrecorded(session, original, args, kwargs, arguments)
+            return self._unrecorded(session, invocation)
         position = self._decision.position(session, arguments)
         if position is None:
-            output = self._unrecorded(session, original, args, kwargs, arguments)
+            output = self._unrecorded(session, invocation)
             self._tally.called(None, is_placed=False)
             session.course.called_anywhere()
             return output
@@ -249,30 +268,23 @@ class AttachedUNet:
                 self.example = example_of(arguments)
             # Where no call can be shallow, neither slots nor replaced blocks matter.
             if not guide.branches and not guide.observes:
-                output = self._unrecorded(session, original, args, kwargs, arguments)
+                output = self._unrecorded(session, invocation)
                 self._tally.called(None)
                 session.course.called(position.step, position.order, None)
                 session.called(position)
                 return output
-            return self._step(session, guide, position, original, args, kwargs, arguments)
+            return self._step(session, guide, position, invocation)
         except BaseException:
             self._cuts.taken()
             raise
 
     def _step(
-        self,
-        session: Session,
-        guide: Guide,
-        position: Position,
-        original: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        arguments: dict[str, Any],
+        self, session: Session, guide: Guide, position: Position, invocation: _Invocation
     ) -> Any:
         """A call of a generation in which something is recorded or observed: full, or shallow."""
         if self._cuts.look_again():
             session.forget(midway=True)
-        anatomy = self._cuts.anatomy
+        anatomy, arguments = self._cuts.anatomy, invocation.arguments
         sample = anatomy.sample(arguments)
         given = anatomy.conditioning(arguments)
         slot = session.slot_of(position, sample, given, self._cuts.hooks())
@@ -292,35 +304,27 @@ class AttachedUNet:
             return output
         if branch is not None:
             changed = anatomy.trimmed(branch, changed or arguments) or changed
-        if changed is not None:
-            args, kwargs = anatomy.handed_over(changed, len(args))
+        invocation = invocation.given(anatomy, changed)
         shallower = (each for each in guide.branches if branch is None or each < branch)
         tapped = tuple([each for each in shallower if each != OUTPUT])
-        to_prove = self._proof.to_prove(args, kwargs, tapped) if branch is None else None
+        to_prove = None
+        if branch is None:
+            to_prove = self._proof.to_prove(invocation.args, invocation.kwargs, tapped)
         with self._cuts.applied(branch, tapped, feature):
-            output = original(*args, **kwargs)
+            output = invocation.run()
         session.course.called(position.step, position.order, branch)
         if branch is None:
-            self._proof.prove(original, to_prove, output, tapped)
+            self._proof.prove(invocation.original, to_prove, output, tapped)
         self._finish_call(session, call, output)
         return output
 
-    def _unrecorded(
-        self,
-        session: Session,
-        original: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        arguments: dict[str, Any],
-    ) -> Any:
+    def _unrecorded(self, session: Session, invocation: _Invocation) -> Any:
         """A call that runs everything, and in which nothing is recorded.
 
         Full steps of a generation that records go through `_step`.
         """
-        changed = self._completed(session, None, arguments)
-        if changed is not None:
-            args, kwargs = self._anatomy.handed_over(changed, len(args))
-        return original(*args, **kwargs)
+        changed = self._completed(session, None, invocation.arguments)
+        return invocation.given(self._anatomy, changed).run()
 
     def _runs_plainly(self, sample: Any) -> bool:
         """Whether a call is to be that of a U-Net without a helper.

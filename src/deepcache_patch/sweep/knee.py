@@ -66,8 +66,6 @@ def why_none(points: Sequence[SpeedQuality], speed: str) -> str:
         count = ("no setting", "one setting", "two settings")[len(points)]
         return f"it takes three settings, and here {'are' if len(points) > 1 else 'is'} {count}"
     if front < 3:
-        return (
-            f"it takes three settings that no other one beats in both {speed} and quality, and of "
-            f"{len(points)} there {'is one' if front == 1 else 'are two'}"
-        )
+        left = "one is" if front == 1 else "two are"
+        return f"only {left} not beaten by another in both {speed} and quality; it takes three"
     return "the curve has no bend, since none lies above the line from the slowest to the fastest"
