@@ -99,12 +99,29 @@ def samplers() -> str:
 
 def usual_samplers() -> str:
     """The same for the samplers of `_USUAL`, on both models, without `auto` and most rivals."""
-    families = {family: title for family, title in _FAMILIES.items() if family != "auto"}
+    return _on_models(_usual(), [family for family in _FAMILIES if family != "auto"])
+
+
+def strong_guidance() -> str:
+    """The same with stronger guidance, where that was measured."""
+    folders = (RESULTS / "strong-guidance", RESULTS / "emoji" / "strong-guidance")
+    reports = [each for folder in folders for each in _counted(folder)]
+    if not reports:
+        return ""
+    scales = {f"{each['guidance_scale']:g}" for each in reports}
+    families = ("fewer steps", "deepcache 0.1.1", "default", "calibrated")
+    return f"With guidance {', '.join(scales)}:\n\n{_on_models(reports, families)}"
+
+
+def _on_models(reports: Iterable[Any], families: Iterable[str]) -> str:
+    """PSNR at one budget, of some families."""
+    families = [*families]
     rows = [
         (each["title"], each["model"], *_psnrs(each, _SHOWN_SPEED, families)[:-1])
-        for each in _usual()
+        for each in reports
     ]
-    return table(("PSNR in dB", "model", "speed", *families.values()), rows)
+    titles = [_FAMILIES[family] for family in families]
+    return table(("PSNR in dB", "model", "speed", *titles), rows)
 
 
 def gains() -> str:
@@ -291,6 +308,7 @@ TABLES: tuple[Callable[[], str], ...] = (
     measured_on,
     samplers,
     usual_samplers,
+    strong_guidance,
     gains,
     pictures_of_both,
     curves,

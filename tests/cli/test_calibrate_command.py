@@ -43,7 +43,8 @@ def command(output: Path) -> list[str]:
     return [*words, "--output", str(output)]
 
 
-PLAN = str(Calibrated.from_dict(SCHEDULE).plan(5))
+SAVED = Calibrated.from_dict(SCHEDULE)
+PLAN = str(SAVED.plan(5))
 
 
 def test_it_prints_plan_count_and_what_was_reached(
@@ -61,6 +62,27 @@ def test_it_prints_plan_count_and_what_was_reached(
     assert err == ""
     assert found["goals"] == [{"speedup": 2.0, "full_steps": None, "psnr": None, "branch": -1}]
     assert Calibrated.load(output).to_dict() == found["schedule"]
+
+
+@pytest.mark.parametrize(
+    ("given", "made"),
+    [([], 8), (["--prompt", "b", "--prompt", "c"], 9), (["--images", "2"], 2)],
+    ids=["one prompt", "three prompts", "as many as asked for"],
+)
+def test_enough_pictures_are_made_to_be_sure(
+    given: list[str],
+    made: int,
+    found: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seeded = []
+    monkeypatch.setattr(
+        "deepcache_patch.measuring.generation.seeded_call", lambda *given: seeded.append(given[-1])
+    )
+    monkeypatch.setattr(DeepCacheHelper, "calibrate", lambda _helper, run, **_: run() or SAVED)
+    assert main([*command(tmp_path / "s.json"), *given]) == 0
+    assert [len(seeds) for seeds in seeded] == [made]
 
 
 def test_what_was_not_measured_is_left_out(

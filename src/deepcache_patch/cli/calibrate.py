@@ -74,13 +74,14 @@ def calibrate(
     asked.check_full_steps(full_steps)
     import_word()
     from ..helper import DeepCacheHelper
+    from ..learning.reached import ENOUGH
     from ..measuring.generation import batched_call, seeded_call
 
     require_writable(output.parent, output)
     _require_replaceable(output)
     with bad_input():
         pipe = asked.load()
-        seeds, call = asked.call_of(pipe)
+        seeds, call = asked.call_of(pipe, enough=ENOUGH)
         require_branch(pipe, branch, model=asked.model)
         helper = DeepCacheHelper(pipe, first=first, last=last)
         arguments = batched_call(pipe, call, len(seeds))

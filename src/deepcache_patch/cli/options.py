@@ -234,7 +234,8 @@ generation: Decorator = _together(
         "--images",
         type=positive,
         metavar="N",
-        help="how many in total, shared out evenly to the prompts (default: 4, or one for each)",
+        help="how many in total, shared out evenly to the prompts (default: 4, or one for each; "
+        "to calibrate, 8 or more)",
     ),
     click.option(
         "--call",

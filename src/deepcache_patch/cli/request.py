@@ -128,8 +128,12 @@ class GenerationRequest(PipelineRequest):
         """The prompts of `--prompt`, then those in the file of `--prompts`."""
         return [*self.prompt, *([] if self.prompts is None else prompts_in(self.prompts))]
 
-    def call_of(self, pipe: Any) -> tuple[range, dict[str, Any]]:
-        """Returns seeds and arguments for this pipeline, and refuses what it does not know."""
+    def call_of(self, pipe: Any, *, enough: int | None = None) -> tuple[range, dict[str, Any]]:
+        """Returns seeds and arguments for this pipeline, and refuses what it does not know.
+
+        Without `--images` there are `enough` results or more, as many of each prompt; by default 4
+        of a single prompt, one of each of several.
+        """
         from ..compare.call_steps import LISTS
         from ..measuring.generation import accepted_arguments, batched_call
         from ..page.card import card_of
@@ -160,7 +164,9 @@ class GenerationRequest(PipelineRequest):
 
         if len(prompts) == 1:
             call["prompt"] = prompts[0]
-        images = self.images or (len(prompts) if len(prompts) > 1 else 4)
+        several = max(1, len(prompts))
+        enough = enough or (4 if several == 1 else several)
+        images = self.images or several * math.ceil(enough / several)
         try:
             batched_call(pipe, call, images)
         except (TypeError, ValueError) as error:

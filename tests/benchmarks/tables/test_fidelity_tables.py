@@ -80,6 +80,26 @@ def test_the_readme_has_the_usual_samplers_only_on_each_model(monkeypatch):
     )
 
 
+def test_strong_guidance_has_a_table_of_its_own_once_it_was_measured(monkeypatch):
+    monkeypatch.setattr(fidelity, "results", lambda folder: {})
+    assert fidelity.strong_guidance() == ""
+
+    def results(folder):
+        about = {"title": "A", "model": folder.parent.name, "guidance_scale": 7.5}
+        rows = [row("default", 30.0, 1 / 2.2, speed=2.2), row("auto", 31.0, 1 / 2.2, speed=2.2)]
+        return {"dpm-25": {**about, "sampler": "dpm-25", "rows": rows}}
+
+    monkeypatch.setattr(fidelity, "results", results)
+    assert fidelity.strong_guidance().splitlines() == [
+        "With guidance 7.5:",
+        "",
+        "| PSNR in dB | model | speed | fewer steps | DeepCache 0.1.1 | default | calibrated |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| A | fidelity | 2.20× | – | – | 30.0 | – |",
+        "| A | emoji | 2.20× | – | – | 30.0 | – |",
+    ]
+
+
 def test_gains_are_over_all_rows_of_both_models(monkeypatch):
     def of(default, **others):
         pairs = zip((1.8, 2.2), default, strict=True)
