@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import floor, log10
+from math import ceil, floor, log10
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -166,7 +166,7 @@ class GenerationRequest(PipelineRequest):
             call["prompt"] = prompts[0]
         several = max(1, len(prompts))
         enough = enough or (4 if several == 1 else several)
-        images = self.images or several * math.ceil(enough / several)
+        images = self.images or several * ceil(enough / several)
         try:
             batched_call(pipe, call, images)
         except (TypeError, ValueError) as error:
