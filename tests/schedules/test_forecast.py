@@ -315,6 +315,14 @@ def test_what_does_not_move_is_kept():
     torch.testing.assert_close(forecast_of([x0] * 3), x0, rtol=0, atol=1e-6)
 
 
+def test_full_steps_that_lie_very_far_apart_say_nothing_that_is_not_finite():
+    # As under zero signal, where ln(sigma) is 13 at first: what the trend says there is next to 0.
+    levels = (13.8, 1.0, 0.8, 0.6, 0.4, 0.2)
+    x = torch.zeros(1, 3, 4, 4)
+    seen = [recorded(3, x, x + 2), recorded(1, x, x + 1), recorded(0, x, x + 1)]
+    assert Forecast(levels, "sample").output(4, seen, x + 1).isfinite().all()
+
+
 def test_a_pair_of_steps_at_one_noise_level_says_nothing_of_the_trend():
     # As Heun's method has them: between 0 and 2 here there is no fall.
     levels = (0.6, 0.6, 0.6, 0.4, 0.2, 0.0, -0.2)

@@ -169,8 +169,9 @@ class Forecast:
             return 1.0
         newest, older, oldest = denoised[:KEEP]
         change, others = older - oldest, [*range(1, newest.ndim)]
-        length = change.square().sum(others, keepdim=True).clamp(min=1e-12)
-        share = ((newest - older) * change).sum(others, keepdim=True) / (said * length)
+        expected = said * change.square().sum(others, keepdim=True)
+        gone = ((newest - older) * change).sum(others, keepdim=True)
+        share = gone / expected.clamp(min=1e-30)  # of what does not move, 0
         return ((1 + share) / 2).clamp(0, 1)
 
     def ahead(
