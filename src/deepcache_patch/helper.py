@@ -13,10 +13,10 @@ from .learning.calibrate import calibrate
 from .learning.calibrated_schedule import Calibrated
 from .running.attachment import SWITCHING, Attachment
 from .running.compiling import compile_in_place
+from .running.locating.told import told_by
 from .running.owners import held_by, hold, release
 from .running.pause import Pause
 from .running.stats import LOGGER, LastGeneration, Stats
-from .running.told import told_by
 from .schedules.guide import AnySchedule
 from .schedules.plans import OUTPUT, Plan, schedule_text
 from .schedules.replay import Replay

@@ -11,9 +11,9 @@ from deepcache_patch import FULL, OUTPUT, DeepCacheWarning
 from deepcache_patch.cutting.answer import Answer
 from deepcache_patch.cutting.features import FeatureKey, Recorded
 from deepcache_patch.running.decision import MAX_SLOTS, Call, FullOrShallow
+from deepcache_patch.running.locating.told import told_by
 from deepcache_patch.running.session import Session
 from deepcache_patch.running.slots import Slot, marks
-from deepcache_patch.running.told import told_by
 from deepcache_patch.schedules.context import Position
 
 TIMESTEPS = torch.tensor([900, 700, 500, 300])

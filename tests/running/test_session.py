@@ -8,10 +8,10 @@ import torch
 
 from deepcache_patch import FULL
 from deepcache_patch.cutting.features import FeatureKey, Recorded
+from deepcache_patch.running.locating.steps import StepTracker
+from deepcache_patch.running.locating.told import told_by
+from deepcache_patch.running.locating.told_steps import ToldSteps
 from deepcache_patch.running.session import Session
-from deepcache_patch.running.steps import StepTracker
-from deepcache_patch.running.told import told_by
-from deepcache_patch.running.told_steps import ToldSteps
 from deepcache_patch.schedules.context import Position
 
 TIMESTEPS = torch.tensor([900, 700, 500])

@@ -15,8 +15,8 @@ from deepcache_patch import (
     InvalidSettingError,
     Uniform,
 )
-from deepcache_patch.running.told import told_by
-from deepcache_patch.running.told_steps import ToldSteps
+from deepcache_patch.running.locating.told import told_by
+from deepcache_patch.running.locating.told_steps import ToldSteps
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 

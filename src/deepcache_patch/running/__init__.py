@@ -6,10 +6,7 @@ own code can be cut, by a `second_run` that nobody notices. `session` has the st
 generation, `slots` tells the calls of one step apart, `callers` and `tracing` say what a call is
 for, `offloading` who moves weights about.
 
-Which step it is of: `steps` locates a call, `timelines` finds its entry in a list of timesteps, and
-`strides` tells a loop that leaves entries out from calls of none. In loops of a person's own:
-`told` is what was told of one, `told_blocks` finds the calls that are within its `with` block,
-`told_steps` takes the place of `steps`.
+Which step a call is of is answered in the folder `locating`.
 
 What feeds the U-Net: `controlnet` cuts it, `residuals` sees whether what it gave arrives.
 

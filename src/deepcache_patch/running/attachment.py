@@ -22,10 +22,10 @@ from ..schedules.guide import GuideFactory
 from .callers import Callers
 from .components import controlnets_of, modules_getter, modules_of, scheduler_getter, unets_of
 from .controlnet import AttachedControlNet
+from .locating.told import Told
+from .locating.told_blocks import Block, Telling
 from .owners import remove_left_behind
 from .stats import LastGeneration, Stats
-from .told import Told
-from .told_blocks import Block, Telling
 from .unet import AttachedUNet
 
 #: Held by whoever installs or removes patches: two threads must not find the same U-Net free, and

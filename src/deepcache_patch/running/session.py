@@ -11,12 +11,12 @@ from ..cutting.features import FeatureCache
 from ..schedules.context import Position
 from ..schedules.guide import Guide
 from ..schedules.plans import FULL, PlanEntry
+from .locating.steps import StepTracker
+from .locating.told import Told
+from .locating.told_steps import ToldSteps
 from .residuals import Residuals
 from .slots import Slot, Slots, marks
 from .stats import GenerationRecord
-from .steps import StepTracker
-from .told import Told
-from .told_steps import ToldSteps
 
 
 class Session:

@@ -26,11 +26,11 @@ from ..schedules.plans import OUTPUT
 from .callers import Callers
 from .decision import Call, FullOrShallow
 from .example import example_of
+from .locating.told import Told
 from .proof import Proof
 from .residuals import Given, Source
 from .session import Session
 from .stats import GenerationRecord, LastGeneration, Stats, Tally
-from .told import Told
 from .tracing import is_written_down
 from .unet_cuts import UNetCuts
 

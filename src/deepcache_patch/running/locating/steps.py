@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import torch
 
-from ..schedules.context import Position
+from ...schedules.context import Position
 from .strides import Stride, Strides
 from .timelines import ROUNDING, SAME, Expected, Place, Timelines, same_timeline, turns_back
 from .told_steps import Doubt

@@ -12,7 +12,7 @@ from contextlib import ContextDecorator
 from contextvars import ContextVar, Token
 from types import FrameType
 
-from ..errors import warn
+from ...errors import warn
 from .told import Told
 
 

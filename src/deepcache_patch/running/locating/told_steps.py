@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..schedules.context import Position
+from ...schedules.context import Position
 from .timelines import (
     ROUNDING,
     SAME,

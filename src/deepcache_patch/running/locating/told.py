@@ -14,10 +14,10 @@ from typing import Any, Final
 
 import torch
 
-from ..errors import InvalidSettingError, warn
-from ..schedules.forecast import PREDICTIONS
-from ..schedules.noise import timesteps_of
-from ..schedules.told_noise import ToldNoise
+from ...errors import InvalidSettingError, warn
+from ...schedules.forecast import PREDICTIONS
+from ...schedules.noise import timesteps_of
+from ...schedules.told_noise import ToldNoise
 from .timelines import SAME
 
 #: No sampler is known whose noise levels fall evenly from above this: EDM's begin at 80.
