@@ -49,7 +49,7 @@ JUDGES = {
     "cutting.anatomy.second_stream": ("cutting/test_anatomy_second_stream",),
     "schedules.plans": ("schedules/test_plans",),
     "running.slots": ("running/test_marks", "running/test_slots"),
-    "running.stateful": (
+    "running.watching.stateful": (
         "running/test_kept_where",
         "running/test_kept_by_layers",
         "running/test_stateful",
@@ -61,8 +61,8 @@ JUDGES = {
     "running.locating.timelines": _OF_TIMESTEPS,
     "running.locating.strides": ("running/test_strides",),
     "running.locating.steps": _OF_TIMESTEPS,
-    "running.bytecode": ("running/test_bytecode",),
-    "running.observers": ("running/test_observers",),
+    "running.watching.bytecode": ("running/test_bytecode",),
+    "running.watching.observers": ("running/test_observers",),
     "running.callers": ("running/test_callers",),
     "running.tracing": ("running/test_written_down",),
     "running.attachment": _OF_THE_HELPER,

@@ -16,8 +16,8 @@ from ..patching.call import whole
 from ..patching.wrappers import unwrapped
 from ..running.components import unets_of
 from ..running.example import example_from_config
-from ..running.observers import observer_of
-from ..running.walk import Parts
+from ..running.watching.observers import observer_of
+from ..running.watching.walk import Parts
 from ..schedules.html import html_table
 from ..schedules.plans import OUTPUT
 from .outline import Outline

@@ -4,15 +4,13 @@ One call of a U-Net: `unet` leads it through its generation, `decision` says whe
 or shallow, `unet_cuts` cuts the U-Net, and `proof` tries out once whether a U-Net with somebody's
 own code can be cut, by a `second_run` that nobody notices. `session` has the state of a thread's
 generation, `slots` tells the calls of one step apart, `callers` and `tracing` say what a call is
-for, `offloading` who moves weights about.
+for.
 
 Which step a call is of is answered in the folder `locating`.
 
 What feeds the U-Net: `controlnet` cuts it, `residuals` sees whether what it gave arrives.
 
-Who watches the layers that a shallow call leaves out: `observers` looks at the code of each module
-that `walk` finds, `stateful` follows that code to all that it reaches and says whether something
-can be kept there, and `bytecode` says what each function on the way reads and writes.
+Who watches the layers that a shallow call leaves out, in the folder `watching`.
 
 One pipeline: `components` finds its parts, `attachment` takes their calls over and gives them back,
 `owners` says which helper the pipeline holds and whose its parts are, `compiling` compiles them.
