@@ -63,10 +63,10 @@ JUDGES = {
     "running.locating.steps": _OF_TIMESTEPS,
     "running.watching.bytecode": ("running/test_bytecode",),
     "running.watching.observers": ("running/test_observers",),
-    "running.callers": ("running/test_callers",),
+    "running.pipeline.callers": ("running/test_callers",),
     "running.tracing": ("running/test_written_down",),
     "running.attachment": _OF_THE_HELPER,
-    "running.owners": _OF_THE_HELPER,
+    "running.pipeline.owners": _OF_THE_HELPER,
     "helper": _OF_THE_HELPER,
 }
 

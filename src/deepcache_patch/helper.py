@@ -12,10 +12,10 @@ from .inspection.description import as_html, as_text
 from .learning.calibrate import calibrate
 from .learning.calibrated_schedule import Calibrated
 from .running.attachment import SWITCHING, Attachment
-from .running.compiling import compile_in_place
 from .running.locating.told import told_by
-from .running.owners import held_by, hold, release
 from .running.pause import Pause
+from .running.pipeline.compiling import compile_in_place
+from .running.pipeline.owners import held_by, hold, release
 from .running.stats import LOGGER, LastGeneration, Stats
 from .schedules.guide import AnySchedule
 from .schedules.plans import OUTPUT, Plan, schedule_text

@@ -19,12 +19,18 @@ from ..errors import AlreadyEnabledError, UnsupportedModelError
 from ..patching.call import CallPatch, call_patch_of
 from ..patching.wrappers import layers_of, unwrapped
 from ..schedules.guide import GuideFactory
-from .callers import Callers
-from .components import controlnets_of, modules_getter, modules_of, scheduler_getter, unets_of
 from .controlnet import AttachedControlNet
 from .locating.told import Told
 from .locating.told_blocks import Block, Telling
-from .owners import remove_left_behind
+from .pipeline.callers import Callers
+from .pipeline.components import (
+    controlnets_of,
+    modules_getter,
+    modules_of,
+    scheduler_getter,
+    unets_of,
+)
+from .pipeline.owners import remove_left_behind
 from .stats import LastGeneration, Stats
 from .unet import AttachedUNet
 

@@ -23,10 +23,10 @@ from ..schedules.context import Context, FinishedCall, Position
 from ..schedules.guide import Guide, GuideFactory
 from ..schedules.noise import timesteps_of
 from ..schedules.plans import OUTPUT
-from .callers import Callers
 from .decision import Call, FullOrShallow
 from .example import example_of
 from .locating.told import Told
+from .pipeline.callers import Callers
 from .proof import Proof
 from .residuals import Given, Source
 from .session import Session
