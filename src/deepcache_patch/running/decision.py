@@ -82,8 +82,8 @@ class FullOrShallow:
             self.warn(refusal)
             session.tracker.passed(timestep)
             return None
-        told = session.told and session.told.scheduler
-        session.scheduler = told or driving_scheduler(self._scheduler_getter(), timestep)
+        declared = session.declared and session.declared.scheduler
+        session.scheduler = declared or driving_scheduler(self._scheduler_getter(), timestep)
         timesteps = timesteps_of(session.scheduler)
         position = session.locate(timestep, timesteps)
         if position is None and session.tracker.unclear is None:
