@@ -49,7 +49,7 @@ JUDGES = {
     "cutting.anatomy.second_stream": ("cutting/test_anatomy_second_stream",),
     "schedules.plans": ("schedules/test_plans",),
     "running.slots": ("running/test_marks", "running/test_slots"),
-    "running.stateful": (
+    "running.watching.stateful": (
         "running/test_kept_where",
         "running/test_kept_by_layers",
         "running/test_stateful",
@@ -58,15 +58,15 @@ JUDGES = {
     "running.second_run": ("running/test_unnoticed",),
     "running.decision": ("running/test_decision",),
     "running.session": ("running/test_session", "running/test_decision"),
-    "running.timelines": _OF_TIMESTEPS,
-    "running.strides": ("running/test_strides",),
-    "running.steps": _OF_TIMESTEPS,
-    "running.bytecode": ("running/test_bytecode",),
-    "running.observers": ("running/test_observers",),
-    "running.callers": ("running/test_callers",),
+    "running.locating.timelines": _OF_TIMESTEPS,
+    "running.locating.strides": ("running/test_strides",),
+    "running.locating.steps": _OF_TIMESTEPS,
+    "running.watching.bytecode": ("running/test_bytecode",),
+    "running.watching.observers": ("running/test_observers",),
+    "running.pipeline.callers": ("running/test_callers",),
     "running.tracing": ("running/test_written_down",),
     "running.attachment": _OF_THE_HELPER,
-    "running.owners": _OF_THE_HELPER,
+    "running.pipeline.owners": _OF_THE_HELPER,
     "helper": _OF_THE_HELPER,
 }
 

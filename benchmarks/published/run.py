@@ -37,7 +37,7 @@ from deepcache_patch.errors import first_line
 from deepcache_patch.measuring.environment import device_name, versions
 from deepcache_patch.measuring.generation import batched_call
 from deepcache_patch.measuring.similarity import require_metrics
-from deepcache_patch.running.components import unets_of
+from deepcache_patch.running.pipeline.components import unets_of
 
 #: What is answered with one line: something that was asked for cannot be done.
 _REFUSALS = (ImportError, OSError, TypeError, ValueError)

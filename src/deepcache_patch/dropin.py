@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from .errors import InvalidSettingError
 from .helper import DeepCacheHelper
-from .running.components import unets_of
+from .running.pipeline.components import unets_of
 from .schedules.context import Context
 from .schedules.plans import FULL, Plan, Uniform, whole_number
 

@@ -12,11 +12,11 @@ from .inspection.description import as_html, as_text
 from .learning.calibrate import calibrate
 from .learning.calibrated_schedule import Calibrated
 from .running.attachment import SWITCHING, Attachment
-from .running.compiling import compile_in_place
-from .running.owners import held_by, hold, release
+from .running.locating.declared import declared_by
 from .running.pause import Pause
+from .running.pipeline.compiling import compile_in_place
+from .running.pipeline.owners import held_by, hold, release
 from .running.stats import LOGGER, LastGeneration, Stats
-from .running.told import told_by
 from .schedules.guide import AnySchedule
 from .schedules.plans import OUTPUT, Plan, schedule_text
 from .schedules.replay import Replay
@@ -52,7 +52,7 @@ class DeepCacheHelper(Adjustable):
     in force until another one of the same U-Net is enabled or disabled. After the U-Net was
     replaced, call `enable` again; after a ControlNet was, `disable` and `enable`.
 
-    In a hand-written loop, tell of each picture by `generation`; or call `reset` before it, unless
+    In a hand-written loop, declare each picture by `generation`; or call `reset` before it, unless
     `set_timesteps` makes new timesteps for it: else a loop that was broken off cannot be told from
     the start of the next.
 
@@ -230,18 +230,18 @@ class DeepCacheHelper(Adjustable):
         scheduler: Any = None,
         prediction_type: str | None = None,
     ) -> AbstractContextManager[None]:
-        """Tell of the one generation that a `with` block is: a loop of your own has no pipeline.
+        """Declare the one generation that a `with` block is: a loop of your own has no pipeline.
 
         For what this thread or asyncio task calls in it, `asyncio.to_thread` included. Of several
         tasks made in one block only the first to call is meant: enter a block in each. Entered in a
-        generator, it is for what is called while that runs. Tell one of the three; what is recorded
+        generator, it is for what is called while that runs. Give one of the three; what is recorded
         is released when the block is left. What is returned may be entered again, for another
         picture, but not while it is open.
 
         Args:
             sigmas: The noise level of each call of the U-Net, falling, where the data's is 1; those
                 that are equal are one step. A closing zero is left out. Steps are told apart by the
-                order in which other timesteps come: tell those that run, all of them and no others.
+                order in which other timesteps come: give those that run, all of them and no others.
                 That they were too few is seen at the call after the last of them, and that they
                 were too many at the end; that they are timesteps only if they fall evenly.
             timesteps: One for each step, no noise levels. The loop may begin midway, and leave some
@@ -252,17 +252,17 @@ class DeepCacheHelper(Adjustable):
                 0.
 
         Raises:
-            InvalidSettingError: If what is told is not that.
+            InvalidSettingError: If what is given is not that.
             RuntimeError: If the helper is not enabled, the block is open already or entered in an
                 asynchronous generator, or left in another thread or task than it was entered in.
         """
-        told = told_by(
+        declared = declared_by(
             sigmas=sigmas,
             timesteps=timesteps,
             scheduler=scheduler,
             prediction_type=prediction_type,
         )
-        return self._attachment.generation(told)
+        return self._attachment.generation(declared)
 
     def calibrate(
         self,

@@ -1,5 +1,5 @@
 """`enable` and `disable`: a pipeline is accelerated by one call, and plain again by another, and
-nobody has to keep a helper. What keeps it meanwhile stands in `running/owners.py`.
+nobody has to keep a helper. What keeps it meanwhile stands in `running/pipeline/owners.py`.
 """
 
 from typing import TYPE_CHECKING
@@ -9,8 +9,8 @@ from torch import nn
 
 from .helper import DeepCacheHelper
 from .running.attachment import SWITCHING
-from .running.components import modules_of
-from .running.owners import check_can_hold, helpers_of, hold, release, remove_left_behind
+from .running.pipeline.components import modules_of
+from .running.pipeline.owners import check_can_hold, helpers_of, hold, release, remove_left_behind
 from .settings.changed import SettingsGiven, require_known
 
 if TYPE_CHECKING:

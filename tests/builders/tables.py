@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils._pytree import tree_map_only
 
 from deepcache_patch.inspection import branches
-from deepcache_patch.running.components import unets_of
+from deepcache_patch.running.pipeline.components import unets_of
 
 _KNOWN: dict[str, Any] = {}
 

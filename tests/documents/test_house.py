@@ -19,6 +19,7 @@ DOOR = "__main__"
 MAPPED = [
     *("settings", "inspection", "learning", "measuring"),
     *("running", "schedules", "cutting", "patching"),
+    *("running/locating", "running/watching", "running/pipeline"),
 ]
 
 

@@ -6,8 +6,8 @@ What they are for is told in `test_steps` and `test_outside_of_loops`.
 import pytest
 import torch
 
-from deepcache_patch.running.steps import StepTracker
-from deepcache_patch.running.timelines import ROUNDING
+from deepcache_patch.running.locating.steps import StepTracker
+from deepcache_patch.running.locating.timelines import ROUNDING
 
 LONG = torch.arange(980, -1, -20)  # 50 entries
 SHORT = torch.tensor([900.0, 700.0, 500.0, 300.0, 100.0])

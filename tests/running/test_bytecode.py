@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from deepcache_patch.running import bytecode
-from deepcache_patch.running.bytecode import loaded_globals, writes
+from deepcache_patch.running.watching import bytecode
+from deepcache_patch.running.watching.bytecode import loaded_globals, writes
 
 NOWHERE = [
     "y = x",

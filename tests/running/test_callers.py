@@ -8,7 +8,7 @@ import queue
 import pytest
 import torch
 
-from deepcache_patch.running.callers import Callers
+from deepcache_patch.running.pipeline.callers import Callers
 
 UNET = Callers(torch.nn.Identity())
 

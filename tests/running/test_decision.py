@@ -11,9 +11,9 @@ from deepcache_patch import FULL, OUTPUT, DeepCacheWarning
 from deepcache_patch.cutting.answer import Answer
 from deepcache_patch.cutting.features import FeatureKey, Recorded
 from deepcache_patch.running.decision import MAX_SLOTS, Call, FullOrShallow
+from deepcache_patch.running.locating.declared import declared_by
 from deepcache_patch.running.session import Session
 from deepcache_patch.running.slots import Slot, marks
-from deepcache_patch.running.told import told_by
 from deepcache_patch.schedules.context import Position
 
 TIMESTEPS = torch.tensor([900, 700, 500, 300])
@@ -131,13 +131,13 @@ def test_of_several_schedulers_the_one_drives_whose_list_is_viewed():
     assert house.session.scheduler is house.scheduler
 
 
-def test_the_scheduler_that_was_told_drives():
-    told = DDIMScheduler()
-    told.set_timesteps(4)
-    session = Session(told_by(scheduler=told))
+def test_the_scheduler_that_was_declared_drives():
+    declared = DDIMScheduler()
+    declared.set_timesteps(4)
+    session = Session(declared_by(scheduler=declared))
     house = House()
-    assert house.position(told.timesteps[0], session=session) == Position(0, 0, 0, 4)
-    assert session.scheduler is told
+    assert house.position(declared.timesteps[0], session=session) == Position(0, 0, 0, 4)
+    assert session.scheduler is declared
 
 
 @pytest.mark.parametrize(("timestep", "sample"), [(None, SAMPLE), (TIMESTEPS[0], None)])
@@ -165,8 +165,8 @@ def test_with_gradients_a_call_runs_in_full():
     ]
 
 
-def test_a_call_that_is_refused_counts_where_steps_are_told():
-    session, house = Session(told_by(sigmas=[9.0, 5.0, 1.0])), House()
+def test_a_call_that_is_refused_counts_where_steps_are_declared():
+    session, house = Session(declared_by(sigmas=[9.0, 5.0, 1.0])), House()
     house.cuts.anatomy.refused = "it has wings"
     with pytest.warns(DeepCacheWarning):
         house.position(9.0, session=session)

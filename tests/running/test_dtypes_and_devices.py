@@ -9,7 +9,7 @@ from builders.unets import inputs2d_condition, unet2d_condition
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
 from deepcache_patch import DeepCacheHelper, Uniform
-from deepcache_patch.running.steps import StepTracker
+from deepcache_patch.running.locating.steps import StepTracker
 
 pytestmark = pytest.mark.usefixtures("same_kernels")
 

@@ -1,4 +1,4 @@
-"""k-diffusion's own samplers with a helper of the bare U-Net, which is told their noise levels."""
+"""k-diffusion's own samplers with a helper of the bare U-Net, which is given their noise levels."""
 
 import pytest
 import torch
@@ -78,7 +78,7 @@ class Host:
         noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
         return self.sampler(self.model, noise * self.sigmas[0], self.sigmas, disable=True)
 
-    def told(self, helper, prediction="epsilon"):
+    def declared(self, helper, prediction="epsilon"):
         with helper.generation(sigmas=self.sigmas, prediction_type=prediction):
             return self.draw()
 
@@ -93,12 +93,12 @@ def test_each_picture_is_one_generation_by_the_noise_levels(layout, sampler):
     plain = host.draw()
     helper = DeepCacheHelper(host.unet).enable()
     host.watched.helper = helper
-    first = host.told(helper)
+    first = host.declared(helper)
     assert host.watched.kinds == SAMPLERS[sampler]
     assert str(helper.last_generations["unet"].plan) == PLAN
     assert helper.last_generations["unet"].plan.branches == (OUTPUT,)
     assert helper.stats.generations == 1
-    assert torch.equal(host.told(helper), first)
+    assert torch.equal(host.declared(helper), first)
     assert host.watched.kinds == 2 * SAMPLERS[sampler]
     assert helper.stats.generations == 2
     assert not torch.equal(first, plain)
@@ -113,7 +113,7 @@ def test_at_interval_1_the_picture_is_the_plain_one(layout, sampler, schedule):
     host = Host(layout, sampler)
     plain = host.draw()
     with DeepCacheHelper(host.unet, schedule=schedule) as helper:
-        assert torch.equal(host.told(helper), plain)
+        assert torch.equal(host.declared(helper), plain)
         assert helper.stats.shallow_calls == 0
 
 
@@ -121,7 +121,7 @@ def test_at_interval_1_the_picture_is_the_plain_one(layout, sampler, schedule):
 def test_without_the_meaning_of_the_output_shallow_steps_run_at_branch_0(layout):
     host = Host(layout, "sample_euler")
     with DeepCacheHelper(host.unet) as helper:
-        host.told(helper, prediction=None)
+        host.declared(helper, prediction=None)
     assert list(helper.last_generations["unet"].plan) == [
         FULL if kind == "F" else 0 for kind in SAMPLERS["sample_euler"]
     ]
@@ -131,17 +131,17 @@ def test_an_output_that_is_a_velocity_is_forecast_as_one():
     host = Host(Original, "sample_euler", "DiscreteVDDPMDenoiser")
     plain = host.draw()
     with DeepCacheHelper(host.unet) as helper:
-        right = host.told(helper, "v_prediction")
-        wrong = host.told(helper, "epsilon")
+        right = host.declared(helper, "v_prediction")
+        wrong = host.declared(helper, "epsilon")
     assert (right - plain).abs().mean() < (wrong - plain).abs().mean()
 
 
-def test_a_sampler_with_calls_between_the_steps_is_told_of_their_noise_levels():
+def test_a_sampler_with_calls_between_the_steps_is_given_their_noise_levels():
     # dpm_2 calls the U-Net at each noise level, and half way to the next in ln(sigma).
     host = Host(Original, "sample_dpm_2")
     with DeepCacheHelper(host.unet, schedule=Uniform(2, OUTPUT)) as helper:
-        with pytest.warns(DeepCacheWarning, match=f"was told {STEPS}, so those before"):
-            host.told(helper)
+        with pytest.warns(DeepCacheWarning, match=f"was given {STEPS}, so those before"):
+            host.declared(helper)
         steps = host.sigmas[:-1]
         between = (steps[:-1] * steps[1:]).sqrt()
         calls = torch.cat([steps, between]).sort(descending=True).values

@@ -8,7 +8,7 @@ import torch
 from builders.stateful import Holding, Ticking, TickingOfClass, closing, computes, keeps, written
 from torch import nn
 
-from deepcache_patch.running.stateful import may_be_stateful, module_may_be_stateful
+from deepcache_patch.running.watching.stateful import may_be_stateful, module_may_be_stateful
 
 
 def layer(body="pass", name="forward", base=nn.Module, **methods):

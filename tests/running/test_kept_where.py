@@ -27,7 +27,7 @@ from builders.stateful import (
 )
 from torch import nn
 
-from deepcache_patch.running.stateful import (
+from deepcache_patch.running.watching.stateful import (
     attributes_of,
     is_known_class,
     is_plain,

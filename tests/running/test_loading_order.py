@@ -24,7 +24,7 @@ from diffusers.hooks import group_offloading
 from torch import nn
 
 from deepcache_patch import DeepCacheHelper, DeepCacheWarning, Uniform
-from deepcache_patch.running.offloading import offloading_of
+from deepcache_patch.running.watching.offloading import offloading_of
 
 pytestmark = pytest.mark.usefixtures("same_kernels")
 

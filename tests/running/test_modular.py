@@ -34,7 +34,7 @@ from deepcache_patch import (
     Uniform,
     UnsupportedModelError,
 )
-from deepcache_patch.running.callers import Callers
+from deepcache_patch.running.pipeline.callers import Callers
 
 STEPS = 8
 BRANCHES = pytest.mark.parametrize("branch", mostly_slow([OUTPUT, 0, 3]))

@@ -9,9 +9,9 @@ from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 
 from deepcache_patch.cutting.anatomy import dissect
 from deepcache_patch.cutting.features import StandIn
-from deepcache_patch.running import observers
-from deepcache_patch.running.observers import first_stateful, observer_of
-from deepcache_patch.running.walk import Parts
+from deepcache_patch.running.watching import observers
+from deepcache_patch.running.watching.observers import first_stateful, observer_of
+from deepcache_patch.running.watching.walk import Parts
 
 MAPS = []
 

@@ -13,7 +13,7 @@ from builders.patched import slowly
 from builders.unets import inputs2d_condition
 
 from deepcache_patch import DeepCacheHelper, Uniform
-from deepcache_patch.running.steps import StepTracker
+from deepcache_patch.running.locating.steps import StepTracker
 
 OPTIONS = [
     pytest.param({"schedule": Uniform(3)}, id="branch 0"),

@@ -13,7 +13,7 @@ from builders.schedulers import SCHEDULERS, with_scheduler
 from conftest import trace
 
 from deepcache_patch import DeepCacheHelper, Uniform
-from deepcache_patch.running.components import modules_getter
+from deepcache_patch.running.pipeline.components import modules_getter
 
 PAIRS = [(name, scheduler) for name, case in CASES.items() for scheduler in case.schedulers]
 

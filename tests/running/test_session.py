@@ -8,10 +8,10 @@ import torch
 
 from deepcache_patch import FULL
 from deepcache_patch.cutting.features import FeatureKey, Recorded
+from deepcache_patch.running.locating.declared import declared_by
+from deepcache_patch.running.locating.declared_steps import DeclaredSteps
+from deepcache_patch.running.locating.steps import StepTracker
 from deepcache_patch.running.session import Session
-from deepcache_patch.running.steps import StepTracker
-from deepcache_patch.running.told import told_by
-from deepcache_patch.running.told_steps import ToldSteps
 from deepcache_patch.schedules.context import Position
 
 TIMESTEPS = torch.tensor([900, 700, 500])
@@ -35,13 +35,13 @@ def call(session, order=0, text=None, *, step=0, hooks=()):
     return session.slot_of(Position(0, step, order, 3), SAMPLE, conditioning, hooks)
 
 
-def told():
-    return Session(told_by(sigmas=[9.0, 5.0, 1.0]))
+def declared():
+    return Session(declared_by(sigmas=[9.0, 5.0, 1.0]))
 
 
 def test_a_session_begins_with_nothing():
     session = Session()
-    assert session.told is None
+    assert session.declared is None
     assert type(session.tracker) is StepTracker
     assert (session.generation, session.guide, session.scheduler) == (-1, None, None)
     assert (session.entry, session.replayable_from, session.watched) == (FULL, 0, {})
@@ -50,10 +50,10 @@ def test_a_session_begins_with_nothing():
     assert session.course.so_far().plan == ()
 
 
-def test_a_session_of_a_generation_that_was_told_goes_by_what_was_told():
-    session = told()
-    assert session.told is not None
-    assert type(session.tracker) is ToldSteps
+def test_a_session_of_a_generation_that_was_declared_goes_by_what_was_declared():
+    session = declared()
+    assert session.declared is not None
+    assert type(session.tracker) is DeclaredSteps
     assert session.locate(9.0, None).step == 0
 
 
@@ -98,25 +98,25 @@ def test_who_calls_is_asked():
 # --- calls that ran plainly ---------------------------------------------------------------------
 
 
-def test_calls_that_ran_plainly_are_counted_where_steps_are_told():
-    session = told()
+def test_calls_that_ran_plainly_are_counted_where_steps_are_declared():
+    session = declared()
     session.tracker.passed(9.0)
     assert session.locate(5.0, None).step == 1
 
 
 def test_what_is_written_down_has_no_value_to_be_read():
-    session = told()
+    session = declared()
     session.tracker.passed(torch.tensor(9.0))
     session.tracker.passed(5.0, is_written_down=True)
     assert session.locate(1.0, None).step == 2
-    session = told()
+    session = declared()
     session.tracker.passed(torch.tensor(9.0), is_written_down=True)
     assert session.locate(5.0, None) is None
     assert session.tracker.unclear.startswith("a call within the block of generation() was traced")
 
 
 def test_a_call_without_a_timestep_counts_nowhere():
-    session = told()
+    session = declared()
     session.tracker.passed(None)
     session.tracker.passed(None, is_written_down=True)
     assert session.locate(9.0, None).step == 0
@@ -128,9 +128,9 @@ def test_elsewhere_they_do_not_count():
     assert session.locate(TIMESTEPS[1], TIMESTEPS) == Position(0, 0, 0, 2)
 
 
-def test_only_a_generation_that_was_told_may_be_in_doubt():
+def test_only_a_generation_that_was_declared_may_be_in_doubt():
     assert Session().tracker.doubt() is None
-    session = told()
+    session = declared()
     session.locate(9.0, None)
     assert session.tracker.doubt().kind == "too few"
 

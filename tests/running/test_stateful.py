@@ -12,8 +12,8 @@ from builders.unets import unet2d_condition
 from torch import nn
 
 from deepcache_patch import DeepCacheHelper, DeepCacheWarning, Uniform
-from deepcache_patch.running import bytecode
-from deepcache_patch.running.stateful import may_be_stateful, module_may_be_stateful
+from deepcache_patch.running.watching import bytecode
+from deepcache_patch.running.watching.stateful import may_be_stateful, module_may_be_stateful
 
 KEEP = [
     "c, _ = self.counts, 0; c[0] += 1",

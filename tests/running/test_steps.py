@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from deepcache_patch.running.steps import StepTracker
+from deepcache_patch.running.locating.steps import StepTracker
 
 TIMESTEPS = torch.tensor([900, 700, 500, 300, 100])
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from deepcache_patch.running.strides import Stride, Strides
+from deepcache_patch.running.locating.strides import Stride, Strides
 
 
 def entries(far, whole=10):

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from deepcache_patch.running.timelines import (
+from deepcache_patch.running.locating.timelines import (
     ROUNDING,
     Expected,
     Place,

@@ -9,8 +9,8 @@ from wrapt import ObjectProxy
 
 from deepcache_patch import DeepCacheHelper, Uniform
 from deepcache_patch.cutting.cut import Cut, Swap
-from deepcache_patch.running import walk
-from deepcache_patch.running.walk import Parts, every_module
+from deepcache_patch.running.watching import walk
+from deepcache_patch.running.watching.walk import Parts, every_module
 
 
 @pytest.mark.parametrize("make", [unet2d, unet2d_condition])

@@ -324,7 +324,7 @@ def require_own_scheduler(pipe: Any, schedule: Any, file: str) -> None:
     """Refuses a calibrated schedule of another scheduler, where `--scheduler` is the cure."""
     from ..learning.calibrated_schedule import Calibrated, described
     from ..patching.wrappers import unwrapped
-    from ..running.components import likeliest_scheduler, unets_of
+    from ..running.pipeline.components import likeliest_scheduler, unets_of
 
     if not isinstance(schedule, Calibrated):
         return

@@ -15,8 +15,8 @@ from PIL import Image
 
 from ..measuring.environment import device_name
 from ..patching.wrappers import layers_of
-from ..running.components import likeliest_scheduler, modules_of, unets_of
-from ..running.offloading import accelerate_hooks
+from ..running.pipeline.components import likeliest_scheduler, modules_of, unets_of
+from ..running.watching.offloading import accelerate_hooks
 from ..schedules.guide import AnySchedule, brings_replay
 from .call_steps import steps_of
 

@@ -22,7 +22,7 @@ from ..learning.auto import Auto
 from ..measuring.generation import Timing, calls_of, timed_call
 from ..measuring.media import Made, made_by
 from ..measuring.similarity import SMALLEST_FOR_LPIPS, lpips, psnr, require_metrics, snr, ssim
-from ..running.components import is_pipeline, unets_of
+from ..running.pipeline.components import is_pipeline, unets_of
 from ..running.protocol import Helper
 from ..running.stats import LastGeneration, Stats
 from ..schedules.guide import AnySchedule

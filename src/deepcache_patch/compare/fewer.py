@@ -13,7 +13,7 @@ from ..errors import first_line
 from ..inspection.branches import Branch
 from ..measuring.generation import Timing, accepted_arguments
 from ..measuring.media import Result
-from ..running.components import unets_of
+from ..running.pipeline.components import unets_of
 from ..running.stats import Stats
 from ..schedules.plans import FULL, OUTPUT, Plan
 from ..settings.preview import num_steps

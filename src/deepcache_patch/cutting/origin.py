@@ -1,7 +1,7 @@
 """Whose code a call of a module runs: its library's own, or what somebody has put in its place.
 
 A class says little of that. `forward` may be replaced on an instance or on a class, and the class
-itself may be swapped. What such code may keep is judged in `running.stateful`.
+itself may be swapped. What such code may keep is judged in `running.watching.stateful`.
 """
 
 import sys

@@ -14,10 +14,10 @@ from ..cutting.cut import Cut, Swap
 from ..cutting.features import Around, Recorder, StandIn, Tap
 from ..patching.call import whole
 from ..patching.wrappers import unwrapped
-from ..running.components import unets_of
 from ..running.example import example_from_config
-from ..running.observers import observer_of
-from ..running.walk import Parts
+from ..running.pipeline.components import unets_of
+from ..running.watching.observers import observer_of
+from ..running.watching.walk import Parts
 from ..schedules.html import html_table
 from ..schedules.plans import OUTPUT
 from .outline import Outline

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..running.components import likeliest_scheduler
+from ..running.pipeline.components import likeliest_scheduler
 from ..running.protocol import Helper
 from ..running.stats import LastGeneration
 from ..schedules.context import Context

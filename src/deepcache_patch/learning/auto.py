@@ -38,7 +38,7 @@ class Auto(OneBranch):
     teaches as far as it went, if that was half the way. Where nothing can be learned this is
     `NoiseAware` from the first generation on: with fewer than 8 full steps, at branches from 0,
     where no forecast is possible, and where the timesteps are not those of the pipeline's
-    scheduler, or of one that a loop of your own has told.
+    scheduler, or of one that a loop of your own has declared.
 
     It is learned anew for other steps that the helper's `first` and `last` protect. The picture's
     size, guidance and adapters (LoRA) are not part of the setting: after a change of them that
@@ -148,10 +148,10 @@ class Auto(OneBranch):
         )
 
     def _tell(self, context: Context, plan: Plan) -> None:
-        """Says that nothing is learned, to somebody who has told of the generation."""
-        if context.is_told and self.is_worth_it(plan):
+        """Says that nothing is learned, to somebody who has declared the generation."""
+        if context.is_declared and self.is_worth_it(plan):
             context.warn_once(
-                "schedule='auto' learns nothing from what generation() was told, and goes by the "
+                "schedule='auto' learns nothing from what generation() was given, and goes by the "
                 "default plan: only a scheduler=, whose output is noise, velocity or sample, says "
                 "what becomes of an output"
             )

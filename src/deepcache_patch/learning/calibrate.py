@@ -20,7 +20,7 @@ from ..errors import InvalidSettingError, warn
 from ..measuring.generation import labelled_progress
 from ..measuring.speed import FEWEST, Speed, measured_speed
 from ..patching.wrappers import unwrapped
-from ..running.components import unets_of
+from ..running.pipeline.components import unets_of
 from ..running.protocol import Helper
 from ..schedules.plans import OUTPUT, number_between, whole_number
 from .calibrated_schedule import Calibrated, described

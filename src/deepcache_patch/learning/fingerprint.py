@@ -12,7 +12,7 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from ..running.offloading import group_of
+from ..running.watching.offloading import group_of
 from .schedule_file import LONGEST
 
 #: How many parameters are looked at, and how many numbers of each.

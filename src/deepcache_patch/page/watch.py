@@ -12,7 +12,7 @@ from torch import nn
 
 from ..patching.call import CALL
 from ..patching.patch import Patch
-from ..running.components import unets_of
+from ..running.pipeline.components import unets_of
 
 #: Blocks of a U-Net are `down_blocks.0`, those of a decoder `decoder.up_blocks.0`.
 _DEEPEST: Final = 2

@@ -1,26 +1,16 @@
 """What happens while a pipeline runs with a helper attached, call by call.
 
-One call of a U-Net: `unet` leads it through its generation, `decision` says whether it runs in full
-or shallow, `unet_cuts` cuts the U-Net, and `proof` tries out once whether a U-Net with somebody's
-own code can be cut, by a `second_run` that nobody notices. `session` has the state of a thread's
-generation, `slots` tells the calls of one step apart, `callers` and `tracing` say what a call is
-for, `offloading` who moves weights about.
+The files are the call itself. `attachment` takes the calls of a pipeline's U-Nets and ControlNets
+over and gives them back. `unet` leads a call through its generation, `decision` says whether it
+runs in full or shallow, `unet_cuts` cuts the U-Net, and `proof` tries out once whether a U-Net with
+somebody's own code can be cut, by a `second_run` that nobody notices. `session` has the state of a
+thread's generation, `slots` tells the calls of one step apart, and `tracing` says whether a call is
+only written down. What feeds the U-Net: `controlnet` cuts it, `residuals` sees whether what it gave
+arrives. One helper: `pause`, and `protocol`, which says what other rooms ask of it. `stats` and
+`example` keep what has happened.
 
-Which step it is of: `steps` locates a call, `timelines` finds its entry in a list of timesteps, and
-`strides` tells a loop that leaves entries out from calls of none. In loops of a person's own:
-`told` is what was told of one, `told_blocks` finds the calls that are within its `with` block,
-`told_steps` takes the place of `steps`.
-
-What feeds the U-Net: `controlnet` cuts it, `residuals` sees whether what it gave arrives.
-
-Who watches the layers that a shallow call leaves out: `observers` looks at the code of each module
-that `walk` finds, `stateful` follows that code to all that it reaches and says whether something
-can be kept there, and `bytecode` says what each function on the way reads and writes.
-
-One pipeline: `components` finds its parts, `attachment` takes their calls over and gives them back,
-`owners` says which helper the pipeline holds and whose its parts are, `compiling` compiles them.
-One helper: `pause`, and `protocol`, which says what other rooms ask of it. `stats` and `example`
-keep what has happened.
+The folders are what the call asks. `locating`: at which step does it stand? `watching`: who would
+notice that layers are left out? `pipeline`: what belongs to the U-Net, and who calls it?
 
 What can be cut is known in `cutting`, which steps are full in `schedules`.
 """

@@ -19,13 +19,19 @@ from ..errors import AlreadyEnabledError, UnsupportedModelError
 from ..patching.call import CallPatch, call_patch_of
 from ..patching.wrappers import layers_of, unwrapped
 from ..schedules.guide import GuideFactory
-from .callers import Callers
-from .components import controlnets_of, modules_getter, modules_of, scheduler_getter, unets_of
 from .controlnet import AttachedControlNet
-from .owners import remove_left_behind
+from .locating.declared import DeclaredGeneration
+from .locating.declared_blocks import Block, Declarations
+from .pipeline.callers import Callers
+from .pipeline.components import (
+    controlnets_of,
+    modules_getter,
+    modules_of,
+    scheduler_getter,
+    unets_of,
+)
+from .pipeline.owners import remove_left_behind
 from .stats import LastGeneration, Stats
-from .told import Told
-from .told_blocks import Block, Telling
 from .unet import AttachedUNet
 
 #: Held by whoever installs or removes patches: two threads must not find the same U-Net free, and
@@ -52,7 +58,7 @@ class Attachment:
         self._pipe = pipe
         self._paused = paused
         self._installer = installer
-        self._telling = Telling()
+        self._declarations = Declarations()
         self.unets: tuple[AttachedUNet, ...] = ()
         self.controlnets: tuple[AttachedControlNet, ...] = ()
         # Of what was detached.
@@ -123,7 +129,7 @@ class Attachment:
                 scheduler_getter=scheduler_getter(self._pipe, names[unet]),
                 paused=self._paused,
                 callers=callers,
-                told=self._telling.current,
+                declared=self._declarations.current,
             )
             for unet, anatomy in anatomies.items()
         )
@@ -135,7 +141,7 @@ class Attachment:
                 each.attach()
             undo.pop_all()
         self.unets, self.controlnets = unets, controlnets
-        self._telling.attached()
+        self._declarations.attached()
         self._stats, self._last = Stats(), {}
 
     def detach(self) -> bool:
@@ -165,13 +171,13 @@ class Attachment:
             last = self._last.items()
             self._last = {name: replace(each, is_outdated=True) for name, each in last}
 
-    def generation(self, told: Told) -> Block:
+    def generation(self, declared: DeclaredGeneration) -> Block:
         """A `with` block that is one generation of this thread or asyncio task.
 
         Raises:
             RuntimeError: If this is not attached.
         """
-        return Block(self._telling, told, lambda: self.holds)
+        return Block(self._declarations, declared, lambda: self.holds)
 
     def reset(self) -> None:
         """Forget the current generation of every thread."""

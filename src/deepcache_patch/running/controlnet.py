@@ -19,9 +19,9 @@ from ..cutting.origin import put_around
 from ..errors import UnsupportedModelError
 from ..patching.call import CallPatch, whole
 from ..patching.wrappers import unwrapped
-from .offloading import bring_whole
 from .residuals import Given, Source, is_known, watching_hooks
 from .unet import AttachedUNet
+from .watching.offloading import bring_whole
 
 
 class AttachedControlNet:

@@ -4,9 +4,9 @@ Some things are seen elsewhere: `unet` lets some calls run plainly, and in a gen
 nothing all of them in full; `session` makes a step full if a full one before it was left out, or if
 blocks were replaced in it.
 
-The guide says what a step shall be, `steps` where a call stands, `unet_cuts` who watches the layers
-that would be left out, `proof` whether the U-Net can be cut, the session what was recorded. Here
-these are weighed. When in doubt, a call runs in full. What is then done stands in `unet`.
+The guide says what a step shall be, `locating` where a call stands, `unet_cuts` who watches the
+layers that would be left out, `proof` whether the U-Net can be cut, the session what was recorded.
+Here these are weighed. When in doubt, a call runs in full. What is then done stands in `unet`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,10 +20,10 @@ from ..schedules.context import Position
 from ..schedules.guide import Guide
 from ..schedules.noise import timesteps_of
 from ..schedules.plans import FULL, OUTPUT
+from .locating.timelines import driving_scheduler
 from .proof import Proof
 from .session import Session
 from .slots import Slot
-from .timelines import driving_scheduler
 from .unet_cuts import UNetCuts
 
 #: How many calls of one step are kept apart. More are no denoising loop that is known, and each
@@ -82,8 +82,8 @@ class FullOrShallow:
             self.warn(refusal)
             session.tracker.passed(timestep)
             return None
-        told = session.told and session.told.scheduler
-        session.scheduler = told or driving_scheduler(self._scheduler_getter(), timestep)
+        declared = session.declared and session.declared.scheduler
+        session.scheduler = declared or driving_scheduler(self._scheduler_getter(), timestep)
         timesteps = timesteps_of(session.scheduler)
         position = session.locate(timestep, timesteps)
         if position is None and session.tracker.unclear is None:

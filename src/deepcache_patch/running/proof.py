@@ -13,9 +13,9 @@ from torch import nn
 
 from ..patching.call import CallPatch
 from ..schedules.plans import OUTPUT
-from .observers import first_stateful
 from .second_run import copied, obstacle_to_a_second_run, put_back, same, tensors_of, unnoticed
 from .unet_cuts import UNetCuts
+from .watching.observers import first_stateful
 
 
 class Proof:

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 
 from ..cutting.origin import LIBRARIES
-from .stateful import may_be_stateful
+from .watching.stateful import may_be_stateful
 
 # Those whose random state can be read and set for all devices at once.
 _ACCELERATORS = ("cuda", "xpu")

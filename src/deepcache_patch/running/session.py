@@ -11,12 +11,12 @@ from ..cutting.features import FeatureCache
 from ..schedules.context import Position
 from ..schedules.guide import Guide
 from ..schedules.plans import FULL, PlanEntry
+from .locating.declared import DeclaredGeneration
+from .locating.declared_steps import DeclaredSteps
+from .locating.steps import StepTracker
 from .residuals import Residuals
 from .slots import Slot, Slots, marks
 from .stats import GenerationRecord
-from .steps import StepTracker
-from .told import Told
-from .told_steps import ToldSteps
 
 
 class Session:
@@ -26,11 +26,11 @@ class Session:
     `called` ends a call.
 
     Args:
-        told: The one generation that it is for, if somebody has told of it.
+        declared: The one generation that it is for, if somebody has declared it.
         by_pipeline: Whether a pipeline makes the call that is located.
 
     Attributes:
-        told: The one generation, as it was given.
+        declared: The one generation, as it was given.
         tracker: Locates the U-Net's calls.
         cache: The deep features.
         generation: The number of the one that is under way.
@@ -48,10 +48,12 @@ class Session:
     """
 
     def __init__(
-        self, told: Told | None = None, by_pipeline: Callable[[], bool] = lambda: True
+        self,
+        declared: DeclaredGeneration | None = None,
+        by_pipeline: Callable[[], bool] = lambda: True,
     ) -> None:
-        self.told = told
-        self.tracker = StepTracker(by_pipeline) if told is None else ToldSteps(told)
+        self.declared = declared
+        self.tracker = StepTracker(by_pipeline) if declared is None else DeclaredSteps(declared)
         self.cache = FeatureCache()
         self.generation = -1
         self.course = GenerationRecord("")

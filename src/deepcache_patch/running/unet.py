@@ -23,14 +23,14 @@ from ..schedules.context import Context, FinishedCall, Position
 from ..schedules.guide import Guide, GuideFactory
 from ..schedules.noise import timesteps_of
 from ..schedules.plans import OUTPUT
-from .callers import Callers
 from .decision import Call, FullOrShallow
 from .example import example_of
+from .locating.declared import DeclaredGeneration
+from .pipeline.callers import Callers
 from .proof import Proof
 from .residuals import Given, Source
 from .session import Session
 from .stats import GenerationRecord, LastGeneration, Stats, Tally
-from .told import Told
 from .tracing import is_written_down
 from .unet_cuts import UNetCuts
 
@@ -74,7 +74,7 @@ class AttachedUNet:
         scheduler_getter: Gives the pipeline's schedulers, the likeliest for this U-Net first.
         paused: Whether calls run plainly; asked for each of them.
         callers: Who may call the U-Net.
-        told: Gives the generation that the caller has told of, if it is in one.
+        declared: Gives the generation that the caller has declared, if it is in one.
 
     Attributes:
         example: What the last generation called it with, without values; or `None`.
@@ -90,7 +90,7 @@ class AttachedUNet:
         scheduler_getter: Callable[[], Sequence[Any]],
         paused: Callable[[], bool],
         callers: Callers,
-        told: Callable[[], Told | None],
+        declared: Callable[[], DeclaredGeneration | None],
     ) -> None:
         self.name = name
         self._unet = unwrapped(patch.module)
@@ -100,7 +100,7 @@ class AttachedUNet:
         self._decision = FullOrShallow(self._cuts, self._proof, scheduler_getter)
         self._paused = paused
         self._callers = callers
-        self._told = told
+        self._declared = declared
         self._local = threading.local()
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         self.example: dict[str, Any] | None = None
@@ -171,7 +171,7 @@ class AttachedUNet:
                 session.reset()
 
     def end(self, session: Session, *, failed: bool) -> None:
-        """A generation is over of which somebody has told; by an error, perhaps."""
+        """A generation is over that somebody has declared; by an error, perhaps."""
         with self._lock:
             guide = session.guide
             session.reset()
@@ -334,8 +334,8 @@ class AttachedUNet:
         """
         if self._paused() or is_written_down(sample):
             return True
-        told = self._told()
-        if told is not None and told.is_anothers():
+        declared = self._declared()
+        if declared is not None and declared.is_anothers():
             self._decision.warn(_ANOTHERS)
             return True
         return self._callers.gone and not self._callers.are_pipelines()
@@ -347,14 +347,14 @@ class AttachedUNet:
 
     def _session(self) -> Session:
         """The session of the `generation()` block that the call is in; else the thread's."""
-        told = self._told()
-        if told is not None and told.is_anothers():
+        declared = self._declared()
+        if declared is not None and declared.is_anothers():
             return Session()  # of no generation
-        if told is not None:
-            if self not in told.sessions:
-                told.sessions[self] = Session(told)
-                self._sessions.add(told.sessions[self])
-            return cast(Session, told.sessions[self])
+        if declared is not None:
+            if self not in declared.sessions:
+                declared.sessions[self] = Session(declared)
+                self._sessions.add(declared.sessions[self])
+            return cast(Session, declared.sessions[self])
         try:
             session: Session = self._local.session
         except AttributeError:
@@ -386,7 +386,7 @@ class AttachedUNet:
                 self._unet,
                 is_own=session.tracker.runs_on(timesteps_of(session.scheduler)),
                 is_guess=position.num_steps is None,
-                is_told=session.told is not None,
+                is_declared=session.declared is not None,
             )
             guide = self._new_guide(context)
             self._cuts.record(guide.branches)

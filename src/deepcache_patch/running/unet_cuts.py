@@ -15,9 +15,9 @@ from ..cutting.anatomy import Anatomy, dissect
 from ..cutting.cut import Cut
 from ..cutting.features import Recorder, StandIn
 from ..schedules.plans import OUTPUT
-from .observers import observer_of
-from .offloading import bring_whole, computing_hooks
-from .walk import Parts
+from .watching.observers import observer_of
+from .watching.offloading import bring_whole, computing_hooks
+from .watching.walk import Parts
 
 
 class UNetCuts:

@@ -26,7 +26,7 @@ class Context:
         is_own: Whether the timesteps are the scheduler's own list, not another pipeline's.
         is_guess: Whether `num_steps` is a guess, to be raised later.
         window: What runs in full whatever the schedule says.
-        is_told: Whether somebody has told of it, because the loop is their own.
+        is_declared: Whether somebody has declared it, because the loop is their own.
         warned: What was said already by `warn_once`, since the helper was enabled.
     """
 
@@ -37,7 +37,7 @@ class Context:
     is_own: bool = True
     is_guess: bool = False
     window: Window = NO_WINDOW
-    is_told: bool = False
+    is_declared: bool = False
     warned: set[str] = field(default_factory=set, compare=False, repr=False)
 
     @property

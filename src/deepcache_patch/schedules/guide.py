@@ -54,7 +54,7 @@ class Guide:
         """Look at a call that is over; called after each that recorded something, or could."""
 
     def finish(self) -> None:
-        """Another generation begins, or the block of one that was told is over.
+        """Another generation begins, or the block of one that was declared is over.
 
         Not called after a reset, such as an error in a call brings.
         """

@@ -9,7 +9,7 @@ from ..errors import InvalidSettingError
 from ..learning.calibrated_schedule import Calibrated
 from ..patching.call import whole
 from ..patching.wrappers import unwrapped
-from ..running.components import is_sharded, likeliest_scheduler, unets_of
+from ..running.pipeline.components import is_sharded, likeliest_scheduler, unets_of
 from ..schedules.guide import AnySchedule, GuidingSchedule
 from ..schedules.plans import OUTPUT, Schedule
 from .by_name import as_given

@@ -10,7 +10,7 @@ from torch import nn
 from ..errors import InvalidSettingError, first_line
 from ..measuring.generation import accepted_arguments
 from ..patching.wrappers import unwrapped
-from ..running.components import likeliest_scheduler, unets_of
+from ..running.pipeline.components import likeliest_scheduler, unets_of
 from ..schedules.adaptive import Adaptive
 from ..schedules.context import Context
 from ..schedules.guide import expected, plans_ahead

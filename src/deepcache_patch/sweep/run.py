@@ -22,7 +22,7 @@ from ..learning.auto import Auto
 from ..learning.fingerprint import Fingerprint
 from ..measuring.environment import versions
 from ..patching.wrappers import unwrapped
-from ..running.components import modules_of, scheduler_getter, unets_of
+from ..running.pipeline.components import modules_of, scheduler_getter, unets_of
 from ..running.protocol import Helper
 from .folder import RowStore
 from .outcome import Row, Sweep

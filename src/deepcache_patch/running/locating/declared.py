@@ -1,7 +1,7 @@
-"""What a person tells of a generation whose loop is their own: `DeepCacheHelper.generation`.
+"""What a person declares of a generation whose loop is their own: `DeepCacheHelper.generation`.
 
-Here what is told is checked and kept. Which calls are within the block is found in `told_blocks`,
-and where a call of such a generation stands in `told_steps`.
+Here what is declared is checked and kept. Which calls are within the block is found in
+`declared_blocks`, and where a call of such a generation stands in `declared_steps`.
 """
 
 import asyncio
@@ -14,23 +14,23 @@ from typing import Any, Final
 
 import torch
 
-from ..errors import InvalidSettingError, warn
-from ..schedules.forecast import PREDICTIONS
-from ..schedules.noise import timesteps_of
-from ..schedules.told_noise import ToldNoise
+from ...errors import InvalidSettingError, warn
+from ...schedules.forecast import PREDICTIONS
+from ...schedules.noise import timesteps_of
+from .declared_noise import DeclaredNoise
 from .timelines import SAME
 
 #: No sampler is known whose noise levels fall evenly from above this: EDM's begin at 80.
 _MOST_EVEN: Final = 100
 
 
-class Told:
-    """A generation of which somebody has told.
+class DeclaredGeneration:
+    """A generation that somebody has declared.
 
     Attributes:
         scheduler: What knows its noise levels; `None` for that of the pipeline, if there is one.
         values: Its timesteps, where they were given as a list.
-        by_order: Whether its steps are told by their noise levels alone, so that the timesteps
+        by_order: Whether its steps are known by their noise levels alone, so that the timesteps
             that the U-Net gets say only whether a call is of the same step as the one before.
         sessions: What it has of each U-Net that was called in it.
         over: Whether its block was left.
@@ -55,15 +55,17 @@ class Told:
         self.by_order = by_order
         self.sessions: dict[Any, Any] = {}
         self.over = self.is_missed = self.is_passed_by = False
-        self.outer: Told | None = None
+        self.outer: DeclaredGeneration | None = None
         self.generator: FrameType | None = None
         self.attachments = 0
         self._task: asyncio.Task[Any] | None = None
         self._is_shared = False
 
-    def again(self) -> "Told":
-        """Another generation of which the same is told."""
-        return Told(self._timesteps, self.scheduler, values=self.values, by_order=self.by_order)
+    def again(self) -> "DeclaredGeneration":
+        """Another generation of which the same is declared."""
+        return DeclaredGeneration(
+            self._timesteps, self.scheduler, values=self.values, by_order=self.by_order
+        )
 
     @property
     def timesteps(self) -> torch.Tensor:
@@ -75,7 +77,7 @@ class Told:
         found = self._timesteps if self.scheduler is None else timesteps_of(self.scheduler)
         if found is None:
             raise InvalidSettingError(
-                f"the {type(self.scheduler).__name__} that generation() was told has no timesteps "
+                f"the {type(self.scheduler).__name__} that generation() was given has no timesteps "
                 "any more: call its set_timesteps(...)"
             )
         return found
@@ -114,10 +116,10 @@ def _current_task() -> "asyncio.Task[Any] | None":
         return None
 
 
-def told_by(
+def declared_by(
     *, sigmas: Any = None, timesteps: Any = None, scheduler: Any = None, prediction_type: Any = None
-) -> Told:
-    """What `DeepCacheHelper.generation` was told.
+) -> DeclaredGeneration:
+    """What `DeepCacheHelper.generation` was given.
 
     Raises:
         InvalidSettingError: If it is not one of the three, or not what it has to be.
@@ -142,18 +144,18 @@ def told_by(
         levels = _falling(_numbers("sigmas", sigmas))
         if levels[0] > _MOST_EVEN and falls_evenly(levels):
             warn(
-                f"the sigmas that generation() was told fall evenly from {levels[0]:g} to "
+                f"the sigmas that generation() was given fall evenly from {levels[0]:g} to "
                 f"{levels[-1]:g}, as timesteps do: if they are timesteps, give timesteps=, or the "
                 "picture may be wrong"
             )
-        return Told(None, ToldNoise(levels, prediction_type), by_order=True)
+        return DeclaredGeneration(None, DeclaredNoise(levels, prediction_type), by_order=True)
     if timesteps is not None:
         values = _numbers("timesteps", timesteps)
         # A tensor is kept itself: what the loop takes out of it is known by its memory.
         is_tensor = isinstance(timesteps, torch.Tensor)
         found = timesteps if is_tensor else torch.tensor(values, dtype=torch.float64)
-        return Told(found, None, values=values)
-    return Told(None, _ready(scheduler))
+        return DeclaredGeneration(found, None, values=values)
+    return DeclaredGeneration(None, _ready(scheduler))
 
 
 def _numbers(name: str, values: Any) -> list[float]:

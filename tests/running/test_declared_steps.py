@@ -1,10 +1,10 @@
-"""Which step a U-Net call is of, in a generation of which `helper.generation(...)` was told."""
+"""Which step a U-Net call is of, in a generation that `helper.generation(...)` declares."""
 
 import numpy as np
 import pytest
 import torch
+from builders.declared_loops import SIGMAS, called, ddim, noise
 from builders.loops import held_bytes
-from builders.told_loops import SIGMAS, called, ddim, noise
 from builders.unets import unet2d
 from diffusers import PNDMScheduler
 
@@ -15,15 +15,15 @@ from deepcache_patch import (
     InvalidSettingError,
     Uniform,
 )
-from deepcache_patch.running.told import told_by
-from deepcache_patch.running.told_steps import ToldSteps
+from deepcache_patch.running.locating.declared import declared_by
+from deepcache_patch.running.locating.declared_steps import DeclaredSteps
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 
 
-def walk(calls, **told):
+def walk(calls, **declared):
     """Generation, step and order of each call, or why it has no position."""
-    steps = ToldSteps(told_by(**told))
+    steps = DeclaredSteps(declared_by(**declared))
     found = []
     for call in calls:
         at = steps.locate(call)
@@ -44,35 +44,35 @@ def test_by_noise_levels_an_equal_value_is_another_call_of_the_step():
     ]
 
 
-def test_noise_levels_of_all_calls_may_be_told_and_equal_ones_are_one_step():
+def test_noise_levels_of_all_calls_may_be_given_and_equal_ones_are_one_step():
     heun = [8.0, 4.0, 4.0 * (1 + 1e-7), 2.0, 2.0, 0.0]
-    assert told_by(sigmas=heun).timesteps.tolist() == [8, 4, 2]
-    assert told_by(sigmas=torch.tensor([8.0, 4, 0])).timesteps.tolist() == [8, 4]
-    assert told_by(sigmas=np.array([8.0, 4.0])).timesteps.tolist() == [8, 4]
+    assert declared_by(sigmas=heun).timesteps.tolist() == [8, 4, 2]
+    assert declared_by(sigmas=torch.tensor([8.0, 4, 0])).timesteps.tolist() == [8, 4]
+    assert declared_by(sigmas=np.array([8.0, 4.0])).timesteps.tolist() == [8, 4]
 
 
-def test_more_steps_than_were_told_run_in_full_with_one_warning():
+def test_more_steps_than_were_declared_run_in_full_with_one_warning():
     unet = unet2d()
     helper = DeepCacheHelper(unet, schedule=Uniform(2))
     with helper, pytest.warns(DeepCacheWarning) as said:
         called(helper, unet, (900, 800, 700, 600, 500, 400), **SIGMAS)
     assert [str(each.message) for each in said] == [
-        "a U-Net call runs in full: it is the call of step 5, and generation() was told 4, so "
+        "a U-Net call runs in full: it is the call of step 5, and generation() was given 4, so "
         "those before it may have been taken for other steps than they are, and the picture may be "
-        "wrong: tell the noise level of each call of the U-Net, also of those between two steps of "
+        "wrong: give the noise level of each call of the U-Net, also of those between two steps of "
         "the sampler"
     ]
     assert (helper.stats.full_calls, helper.stats.shallow_calls) == (4, 2)
 
 
 FEWER = (
-    "of the 4 steps that generation() was told, 2 came, and were taken for the first: if the loop "
-    "was not broken off, tell those that run, which for image to image are the end of the list"
+    "of the 4 steps that generation() was given, 2 came, and were taken for the first: if the loop "
+    "was not broken off, give those that run, which for image to image are the end of the list"
 )
 
 
 @pytest.mark.parametrize(
-    ("calls", "told"),
+    ("calls", "declared"),
     [
         ([900, 700], SIGMAS),
         ([900, 700, 700], SIGMAS),  # by Heun's method
@@ -81,15 +81,15 @@ FEWER = (
     ],
     ids=["sigmas", "heun", "guided", "timesteps of which none is passed"],
 )
-def test_of_fewer_steps_than_were_told_one_warning_says_so(calls, told):
-    # The end of a schedule, whose noise levels were all told, was taken for its beginning.
+def test_of_fewer_steps_than_were_declared_one_warning_says_so(calls, declared):
+    # The end of a schedule, whose noise levels were all given, was taken for its beginning.
     unet = unet2d()
     with DeepCacheHelper(unet, schedule=Uniform(2)) as helper:
         with pytest.warns(DeepCacheWarning) as said:
-            called(helper, unet, calls, **told)
+            called(helper, unet, calls, **declared)
         assert [str(each.message) for each in said] == [FEWER]
         assert held_bytes(helper) == 0
-        called(helper, unet, calls[:1], **told)
+        called(helper, unet, calls[:1], **declared)
         # Another doubt is told of all the same.
         with pytest.warns(DeepCacheWarning, match="rounded to the same number"):
             called(helper, unet, [900, 700, 100, 100], **SIGMAS)
@@ -113,9 +113,9 @@ def test_a_loop_that_ends_by_an_error_is_no_doubt():
 def test_entries_of_a_list_may_be_its_first_or_its_last():
     unet, scheduler = unet2d(), ddim()
     with DeepCacheHelper(unet, schedule=Uniform(2)) as helper:
-        for told in ({"scheduler": scheduler}, {"timesteps": scheduler.timesteps.tolist()}):
-            called(helper, unet, scheduler.timesteps[:3], **told)
-            called(helper, unet, scheduler.timesteps[-3:], **told)
+        for declared in ({"scheduler": scheduler}, {"timesteps": scheduler.timesteps.tolist()}):
+            called(helper, unet, scheduler.timesteps[:3], **declared)
+            called(helper, unet, scheduler.timesteps[-3:], **declared)
     assert helper.stats.generations == 4
 
 
@@ -127,8 +127,8 @@ def test_a_loop_that_goes_back_is_over_where_only_the_order_counts():
 
 
 def test_samples_at_different_timesteps_have_no_step():
-    for told in (SIGMAS, {"timesteps": [900, 500, 100]}):
-        found = walk([900, torch.tensor([900, 500]), 500], **told)
+    for declared in (SIGMAS, {"timesteps": [900, 500, 100]}):
+        found = walk([900, torch.tensor([900, 500]), 500], **declared)
         assert found == [
             (0, 0, 0),
             "the samples of its batch are at different timesteps",
@@ -140,17 +140,17 @@ LISTED = [980, 940, 500, 460, 20]
 
 
 @pytest.mark.parametrize(
-    "told",
+    "declared",
     [LISTED, np.flip(np.array(sorted(LISTED))), torch.tensor(LISTED), tuple(LISTED)],
     ids=["list", "array", "tensor", "tuple"],
 )
-def test_timesteps_are_known_by_value_in_any_form(told):
+def test_timesteps_are_known_by_value_in_any_form(declared):
     expected = [(0, step, 0) for step in range(5)]
-    assert walk(LISTED, timesteps=told) == expected
-    assert walk([torch.full((2,), each) for each in LISTED], timesteps=told) == expected
+    assert walk(LISTED, timesteps=declared) == expected
+    assert walk([torch.full((2,), each) for each in LISTED], timesteps=declared) == expected
     rounded = [torch.tensor(float(each), dtype=torch.bfloat16) for each in LISTED]
-    assert walk(rounded, timesteps=told) == expected
-    assert walk(list(torch.tensor(LISTED)), timesteps=told) == expected  # entries of a copy
+    assert walk(rounded, timesteps=declared) == expected
+    assert walk(list(torch.tensor(LISTED)), timesteps=declared) == expected  # entries of a copy
 
 
 def test_a_loop_may_begin_midway_and_leave_timesteps_out():
@@ -195,7 +195,7 @@ def test_of_equal_timesteps_each_is_a_step():
 
 def test_what_is_none_of_the_timesteps_runs_in_full():
     found = walk([900, 700, 650, 500], timesteps=[900, 500, 100])
-    stray = "its timestep 700 is none of those that generation() was told: tell those of all calls"
+    stray = "its timestep 700 is none of those that generation() was given: give those of all calls"
     assert found == [(0, 0, 0), stray, stray, (0, 1, 0)]
 
 
@@ -209,7 +209,7 @@ def test_a_list_of_which_nothing_is_passed_counts_the_steps():
     ]
 
 
-def test_entries_between_those_that_were_told_are_none_of_them():
+def test_entries_between_those_that_were_declared_are_none_of_them():
     # A list of every second timestep shares its memory with the whole one.
     whole = torch.tensor([950, 900, 850, 800, 750])
     for calls in (whole, whole.tolist(), list(whole)):
@@ -226,10 +226,10 @@ def test_entries_between_those_that_were_told_are_none_of_them():
 
 
 def test_another_list_of_as_many_entries_is_known_by_its_values():
-    told = torch.tensor([900, 700, 500, 300, 100])
+    declared = torch.tensor([900, 700, 500, 300, 100])
     other = torch.tensor([950, 900, 500, 200, 100])
-    found = walk(other[1:], timesteps=told)
-    stray = "its timestep 200 is none of those that generation() was told: tell those of all calls"
+    found = walk(other[1:], timesteps=declared)
+    stray = "its timestep 200 is none of those that generation() was given: give those of all calls"
     assert found == [(0, 0, 0), (0, 2, 0), stray, (0, 4, 0)]
     # A copy in another type is the same list, also where rounding makes two entries alike.
     near = torch.tensor([900, 899, 500, 300, 100])
@@ -238,7 +238,7 @@ def test_another_list_of_as_many_entries_is_known_by_its_values():
     assert walk(copied, timesteps=near) == [(0, step, 0) for step in range(5)]
 
 
-def test_what_is_told_is_read_once(monkeypatch):
+def test_what_is_declared_is_read_once(monkeypatch):
     reads, original = [], torch.Tensor.tolist
 
     def counted(tensor):
@@ -254,7 +254,7 @@ def test_what_is_told_is_read_once(monkeypatch):
 
 def test_a_scheduler_that_has_lost_its_timesteps_is_an_error():
     scheduler = ddim()
-    steps = ToldSteps(told_by(scheduler=scheduler))
+    steps = DeclaredSteps(declared_by(scheduler=scheduler))
     scheduler.timesteps = None
     with pytest.raises(InvalidSettingError, match=r"DDIMScheduler .* no timesteps any more"):
         steps.locate(900)
@@ -296,7 +296,7 @@ def test_steps_of_several_calls_and_a_last_noise_level_that_is_none_are_no_matte
 
 def test_timesteps_that_a_scheduler_gets_within_the_block_count():
     scheduler = ddim(5)
-    steps = ToldSteps(told_by(scheduler=scheduler))
+    steps = DeclaredSteps(declared_by(scheduler=scheduler))
     scheduler.set_timesteps(7)
     found = [steps.locate(timestep) for timestep in scheduler.timesteps]
     assert [(at.step, at.num_steps) for at in found] == [(step, 7) for step in range(7)]

@@ -1,4 +1,4 @@
-"""Which step is this U-Net call of, in a generation of which somebody has told?
+"""Which step is this U-Net call of, in a generation that somebody has declared?
 
 The list of its steps is known. A timestep that is an entry of it says which step, by memory or by
 value. Where the list has only noise levels, or the loop passes something else, the order says it:
@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..schedules.context import Position
+from ...schedules.context import Position
+from .declared import DeclaredGeneration, falls_evenly
 from .timelines import (
     ROUNDING,
     SAME,
@@ -22,7 +23,6 @@ from .timelines import (
     same_timeline,
     turns_back,
 )
-from .told import Told, falls_evenly
 
 
 class Doubt(NamedTuple):
@@ -37,18 +37,18 @@ class Doubt(NamedTuple):
     text: str
 
 
-class ToldSteps:
-    """Locates the U-Net calls of one told generation, in the place of a `StepTracker`.
+class DeclaredSteps:
+    """Locates the U-Net calls of one declared generation, in the place of a `StepTracker`.
 
     Args:
-        told: The generation.
+        declared: The generation.
 
     Attributes:
         unclear: Why the last call has no position; `None` if it has one.
     """
 
-    def __init__(self, told: Told) -> None:
-        self._told = told
+    def __init__(self, declared: DeclaredGeneration) -> None:
+        self._declared = declared
         self._timelines = Timelines()
         self._generation = -1
         self._timeline: torch.Tensor | None = None  # of the steps; known from the first call on
@@ -59,8 +59,8 @@ class ToldSteps:
         self._rises: bool | None = None  # whether such values rise, from step to step
         self._counts: tuple[int, ...] = ()  # of the calls of each step; look-aheads share it
         self._foreign: list[float] | None = None  # another list that entries came of
-        self._is_copy = False  # whether that has the values of the told one
-        self._missed = _DISABLED if told.is_missed else None
+        self._is_copy = False  # whether that has the values of the declared one
+        self._missed = _DISABLED if declared.is_missed else None
         self._ended: str | None = None  # why no later call has a position
         self._astray: str | None = None  # what was said of the first call that is not in the list
         self.unclear: str | None = None
@@ -74,7 +74,7 @@ class ToldSteps:
 
     @property
     def length(self) -> int:
-        """How many steps were told; 0 before the first call."""
+        """How many steps were declared; 0 before the first call."""
         return len(self._values)
 
     def runs_on(self, timesteps: torch.Tensor | None) -> bool:
@@ -94,14 +94,14 @@ class ToldSteps:
 
         Args:
             timestep: What the U-Net got: a number, or a tensor of shape `()`, `(1,)` or `(batch,)`.
-            timesteps: Is not looked at: what was told counts.
+            timesteps: Is not looked at: what was declared counts.
 
         Returns:
             The position; `None` if there is none, and `unclear` says why.
         """
         if self._timeline is None:
-            self._timeline = self._told.timesteps
-            given = self._told.values
+            self._timeline = self._declared.timesteps
+            given = self._declared.values
             self._values = [float(value) for value in given or self._timeline.tolist()]
         entry = self._entry(timestep)
         if entry is None:
@@ -136,7 +136,7 @@ class ToldSteps:
         steps, counts = len(self._values), self._counts
         if self._ended is not None or self._missed is not None or not counts:
             return None
-        came = f"of the {steps} steps that generation() was told, {len(counts)} came"
+        came = f"of the {steps} steps that generation() was given, {len(counts)} came"
         usual, most = statistics.mode(counts), max(counts)
         # All calls of a whole loop came, but not all steps.
         is_short = len(counts) < steps <= sum(counts) and most > usual
@@ -145,21 +145,21 @@ class ToldSteps:
                 "several in one",
                 f"{came}, and one of them had {most} calls of the U-Net, where others had {usual}: "
                 "it may have been several steps, whose timesteps are rounded to the same number, "
-                "or a call to warm up, and the picture may be wrong. Tell timesteps= or "
+                "or a call to warm up, and the picture may be wrong. Give timesteps= or "
                 "scheduler=, and warm up before the block",
             )
         # The last of a list may be where a loop ends, and not a step.
         if len(counts) < steps - 1:
             return Doubt(
                 "too few",
-                f"{came}, and were taken for the first: if the loop was not broken off, tell those "
+                f"{came}, and were taken for the first: if the loop was not broken off, give those "
                 "that run, which for image to image are the end of the list",
             )
         return None
 
     def _entry(self, timestep: torch.Tensor | float) -> int | None:
         """Which entry of the list the call is at."""
-        if self._told.by_order or self._is_listed is False:
+        if self._declared.by_order or self._is_listed is False:
             return self._by_order(timestep)
         found = self._listed(timestep)
         if found is not None:
@@ -191,7 +191,7 @@ class ToldSteps:
         return same_storage(timestep, self._timeline)
 
     def _is_copy_of_list(self, place: Place) -> bool:
-        """Whether the list that the place is in has the told one's values, but for rounding."""
+        """Whether the list that the place is in has the declared one's values, but for rounding."""
         foreign = place.timeline
         if foreign is None or place.length != len(self._values):
             return False
@@ -208,7 +208,7 @@ class ToldSteps:
         if value is None:
             return _SEVERAL
         self._astray = self._astray or (
-            f"its timestep {value:g} is none of those that generation() was told: tell those of "
+            f"its timestep {value:g} is none of those that generation() was given: give those of "
             "all calls"
         )
         return self._astray
@@ -227,7 +227,7 @@ class ToldSteps:
             return None
         if self._passed is None and self._are_noise_levels(value):
             self._ended = (
-                f"its timestep {value:g} is above all that generation() was told, which fall from "
+                f"its timestep {value:g} is above all that generation() was given, which fall from "
                 f"{self._values[0]:g} as noise levels do: give sigmas="
             )
         self._is_listed = False
@@ -242,23 +242,23 @@ class ToldSteps:
             rises = value > before
             if self._rises not in (None, rises):
                 self._ended = (
-                    "its loop went back, and of one that generation() was told by noise levels "
-                    "each block is one loop: enter a block for each picture"
+                    "its loop went back, and where generation() was given noise levels each "
+                    "block is one loop: enter a block for each picture"
                 )
             self._rises = rises
         if self._at + 1 == steps and self._ended is None:
             self._ended = (
-                f"it is the call of step {steps + 1}, and generation() was told {steps}, so those "
+                f"it is the call of step {steps + 1}, and generation() was given {steps}, so those "
                 "before it may have been taken for other steps than they are, and the picture may "
-                "be wrong: tell the noise level of each call of the U-Net, also of those between "
+                "be wrong: give the noise level of each call of the U-Net, also of those between "
                 "two steps of the sampler"
             )
         self.unclear = self._ended
         return self._at + 1 if self._ended is None else None
 
     def _are_noise_levels(self, passed: float) -> bool:
-        """Whether noise levels were told as timesteps. Others may be counts, or shares of 1."""
-        values = sorted(set(self._told.values or ()), reverse=True)
+        """Whether noise levels were given as timesteps. Others may be counts, or shares of 1."""
+        values = sorted(set(self._declared.values or ()), reverse=True)
         is_way_down = len(values) > 3 and self._values[0] == values[0]
         return is_way_down and 1 < values[0] < 0.9 * passed and not falls_evenly(values)
 

@@ -11,10 +11,10 @@ from typing import Any, Final
 
 import torch
 
-from ..schedules.context import Position
+from ...schedules.context import Position
+from .declared_steps import Doubt
 from .strides import Stride, Strides
 from .timelines import ROUNDING, SAME, Expected, Place, Timelines, same_timeline, turns_back
-from .told_steps import Doubt
 
 #: How many steps in a row have to be alike for calls that were astray to be a loop.
 _PROOF: Final = 4
@@ -139,7 +139,7 @@ class StepTracker:
         """A call ran plainly: it is none of a loop, and does not count."""
 
     def doubt(self) -> Doubt | None:
-        """`None`: nobody has told which steps there are, so they cannot be others."""
+        """`None`: nobody has declared which steps there are, so they cannot be others."""
         return None
 
     def _goes_on(self, stride: Stride) -> bool:

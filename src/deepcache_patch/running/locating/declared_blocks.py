@@ -12,40 +12,40 @@ from contextlib import ContextDecorator
 from contextvars import ContextVar, Token
 from types import FrameType
 
-from ..errors import warn
-from .told import Told
+from ...errors import warn
+from .declared import DeclaredGeneration
 
 
-class Telling:
-    """Which generation is told at present; another answer in each thread and asyncio task.
+class Declarations:
+    """Which generation is declared at present; another answer in each thread and asyncio task.
 
     Attributes:
-        told: The one in whose block the caller is, as far as Python is concerned.
+        declared: The one in whose block the caller is, as far as Python is concerned.
         attachments: How often calls were sent here: those between two times were missed.
     """
 
     def __init__(self) -> None:
-        self.told: ContextVar[Told | None] = ContextVar("told", default=None)
+        self.declared: ContextVar[DeclaredGeneration | None] = ContextVar("declared", default=None)
         self.attachments = 0
 
     def attached(self) -> None:
         """Calls come here from now on. Those before were missed by the blocks that are open."""
         self.attachments += 1
 
-    def current(self) -> Told | None:
+    def current(self) -> DeclaredGeneration | None:
         """The generation in whose block the caller is, the innermost; `None` outside of one."""
-        told, skipped = self.told.get(), []
-        if told is None:
+        declared, skipped = self.declared.get(), []
+        if declared is None:
             return None
-        while told is not None and not _is_within(told):
-            skipped.append(told)
-            told = told.outer
-        if told is None:
+        while declared is not None and not _is_within(declared):
+            skipped.append(declared)
+            declared = declared.outer
+        if declared is None:
             for each in skipped:
                 each.is_passed_by = True
         else:
-            told.is_missed = told.attachments != self.attachments
-        return told
+            declared.is_missed = declared.attachments != self.attachments
+        return declared
 
 
 class Block(ContextDecorator):
@@ -54,23 +54,29 @@ class Block(ContextDecorator):
     As a decorator it makes a generation of each call of the function, several at once included.
 
     Args:
-        telling: The `Telling` of the helper.
-        told: What each generation is told.
+        declarations: The `Declarations` of the helper.
+        declared: What each generation is.
         is_enabled: Whether the helper is.
 
     Raises:
         RuntimeError: If the helper is not enabled.
     """
 
-    def __init__(self, telling: Telling, told: Told, is_enabled: Callable[[], bool]) -> None:
-        self._telling = telling
-        self._told = told
+    def __init__(
+        self,
+        declarations: Declarations,
+        declared: DeclaredGeneration,
+        is_enabled: Callable[[], bool],
+    ) -> None:
+        self._declarations = declarations
+        self._declared = declared
         self._is_enabled = is_enabled
-        self._entered: list[tuple[Told, Token[Told | None]]] = []  # one at most
+        # One at most.
+        self._entered: list[tuple[DeclaredGeneration, Token[DeclaredGeneration | None]]] = []
         self._check_enabled()
 
     def _recreate_cm(self) -> "Block":  # asked by contextlib, for each call of the function
-        return Block(self._telling, self._told, self._is_enabled)
+        return Block(self._declarations, self._declared, self._is_enabled)
 
     def __enter__(self) -> None:
         """Begin a generation.
@@ -85,11 +91,11 @@ class Block(ContextDecorator):
                 "this generation() is entered already, and each block is one loop: call "
                 "generation() once more for a loop within it, or in another thread or task"
             )
-        told = self._told.again()
-        told.generator = _generator_around(sys._getframe(1))
-        told.attachments = self._telling.attachments
-        told.outer = _not_over(self._telling.told.get())
-        self._entered.append((told, self._telling.told.set(told)))
+        declared = self._declared.again()
+        declared.generator = _generator_around(sys._getframe(1))
+        declared.attachments = self._declarations.attachments
+        declared.outer = _not_over(self._declarations.declared.get())
+        self._entered.append((declared, self._declarations.declared.set(declared)))
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """End it, by an error or not.
@@ -97,17 +103,18 @@ class Block(ContextDecorator):
         Raises:
             RuntimeError: If it was entered in another thread or task.
         """
-        told, before = self._entered.pop()
-        innermost = self._telling.told.get()
-        is_here = _is_among(told, innermost)
-        passed_by = told.is_passed_by and not told.sessions
+        declared, before = self._entered.pop()
+        innermost = self._declarations.declared.get()
+        is_here = _is_among(declared, innermost)
+        passed_by = declared.is_passed_by and not declared.sessions
         try:
-            told.end(failed=kind is not None)
+            declared.end(failed=kind is not None)
         finally:
-            if innermost is told:
+            if innermost is declared:
                 try:
-                    self._telling.told.reset(before)
-                    self._telling.told.set(_not_over(told.outer))  # it may have been left before
+                    self._declarations.declared.reset(before)
+                    # The one around it may have been left before.
+                    self._declarations.declared.set(_not_over(declared.outer))
                 except ValueError:
                     is_here = False
         if not is_here:
@@ -126,29 +133,29 @@ class Block(ContextDecorator):
             raise RuntimeError("generation() is of a helper that is enabled: call enable() before")
 
 
-def _is_within(told: Told) -> bool:
+def _is_within(declared: DeclaredGeneration) -> bool:
     """Whether the caller is in the block."""
-    if told.over or told.generator is None:
-        return not told.over
+    if declared.over or declared.generator is None:
+        return not declared.over
     frame: FrameType | None = sys._getframe()
-    while frame is not None and frame is not told.generator:
+    while frame is not None and frame is not declared.generator:
         frame = frame.f_back
     return frame is not None
 
 
-def _not_over(told: Told | None) -> Told | None:
+def _not_over(declared: DeclaredGeneration | None) -> DeclaredGeneration | None:
     """The generation, or the nearest outside of it that is not over. Lets go of those that are."""
-    while told is not None and told.over:
-        told = told.outer
-    if told is not None:
-        told.outer = _not_over(told.outer)
-    return told
+    while declared is not None and declared.over:
+        declared = declared.outer
+    if declared is not None:
+        declared.outer = _not_over(declared.outer)
+    return declared
 
 
-def _is_among(told: Told, innermost: Told | None) -> bool:
-    while innermost is not None and innermost is not told:
+def _is_among(declared: DeclaredGeneration, innermost: DeclaredGeneration | None) -> bool:
+    while innermost is not None and innermost is not declared:
         innermost = innermost.outer
-    return innermost is told
+    return innermost is declared
 
 
 def _generator_around(frame: FrameType) -> FrameType | None:

@@ -8,10 +8,10 @@ from typing import Any
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from ..cutting.anatomy import dissect, is_controlnet, is_unet
-from ..errors import UnsupportedModelError
-from ..patching.call import whole
-from ..patching.wrappers import unwrapped
+from ...cutting.anatomy import dissect, is_controlnet, is_unet
+from ...errors import UnsupportedModelError
+from ...patching.call import whole
+from ...patching.wrappers import unwrapped
 
 
 def unets_of(pipe: Any) -> dict[str, nn.Module]:

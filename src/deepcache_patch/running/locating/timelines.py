@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 import torch
 
-from ..schedules.noise import timesteps_of
+from ...schedules.noise import timesteps_of
 
 #: Values that differ by no more, as a share of themselves, are the same.
 SAME: Final = 1e-5

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from ..cutting.cut import Cut
+from ...cutting.cut import Cut
 from .offloading import offloading_of
 from .stateful import (
     attributes_of,

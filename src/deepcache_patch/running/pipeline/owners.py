@@ -9,9 +9,9 @@ from typing import Any, Final
 
 from torch import nn
 
-from ..errors import UnsupportedModelError
-from ..patching.call import CallPatch, call_patch_of
-from ..patching.wrappers import layers_of
+from ...errors import UnsupportedModelError
+from ...patching.call import CallPatch, call_patch_of
+from ...patching.wrappers import layers_of
 from .components import controlnets_of, unets_of
 
 #: Where a pipeline holds the helper that nobody else needs to keep.

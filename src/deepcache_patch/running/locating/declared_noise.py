@@ -1,4 +1,4 @@
-"""Noise levels that somebody has told, in the place of the scheduler that would know them."""
+"""Noise levels that somebody has declared, in the place of the scheduler that would know them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 
-class ToldNoise:
+class DeclaredNoise:
     """What stands for the scheduler of a loop of which only the noise levels are known.
 
     Its timesteps are the noise levels themselves. It makes no steps: which method the sampler goes

@@ -26,7 +26,7 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from ..cutting.origin import LIBRARIES, cells_of, home_of, is_library, named_in
+from ...cutting.origin import LIBRARIES, cells_of, home_of, is_library, named_in
 from .bytecode import loaded_globals, writes
 
 _PLAIN: Final = (bool, int, float, complex, str, bytes, type(None), range, slice, Enum)

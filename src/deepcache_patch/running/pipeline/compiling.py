@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from ..errors import InvalidSettingError
-from ..patching.wrappers import is_compiled_wrapper, layers_of, unwrapped
+from ...errors import InvalidSettingError
+from ...patching.wrappers import is_compiled_wrapper, layers_of, unwrapped
 from .components import controlnets_of, unets_of
 
 

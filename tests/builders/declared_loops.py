@@ -5,7 +5,7 @@ from diffusers import DDIMScheduler, EulerDiscreteScheduler
 
 STEPS = 12
 
-#: Told of a generation of four steps; the closing zero is none.
+#: Declared of a generation of four steps; the closing zero is none.
 SIGMAS = {"sigmas": [8.0, 4.0, 2.0, 1.0, 0]}
 
 
@@ -37,8 +37,8 @@ def drawn(unet, scheduler, passed=lambda timestep: timestep):
     return sample
 
 
-def called(helper, unet, calls, **told):
+def called(helper, unet, calls, **declared):
     """A generation of single calls."""
-    with helper.generation(**told):
+    with helper.generation(**declared):
         for timestep in calls:
             unet(noise(), timestep)

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from ..cutting.cut import Cut
+from ...cutting.cut import Cut
 
 
 def every_module(network: nn.Module) -> list[nn.Module]:

@@ -1,4 +1,4 @@
-"""`helper.generation(...)` tells of a loop of one's own what a scheduler tells of a pipeline's."""
+"""`helper.generation(...)` says of a loop of one's own what a scheduler says of a pipeline's."""
 
 import asyncio
 import gc
@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from builders.declared_loops import SIGMAS, STEPS, called, ddim, drawn, euler, noise
 from builders.kinds_of_calls import messages
 from builders.loops import held_bytes
-from builders.told_loops import SIGMAS, STEPS, called, ddim, drawn, euler, noise
 from builders.unets import unet2d
 from conftest import counted_calls
 from diffusers import DDIMPipeline, DDIMScheduler, EulerDiscreteScheduler
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.usefixtures("no_grad")
 
 
 @pytest.mark.parametrize("schedule", ["noise-aware", "auto", Uniform(3, 1)], ids=str)
-def test_with_the_scheduler_told_a_loop_draws_what_the_pipeline_draws(schedule):
+def test_with_the_scheduler_declared_a_loop_draws_what_the_pipeline_draws(schedule):
     pipe = DDIMPipeline(unet2d(), ddim())
     pipe.set_progress_bar_config(disable=True)
     with DeepCacheHelper(pipe, schedule=schedule) as helper:
@@ -78,9 +78,9 @@ def test_noise_levels_say_all_that_a_scheduler_says(scheduler, passed):
     else:
         sigmas = scheduler.sigmas
     pictures = []
-    for told in ({"scheduler": scheduler}, {"sigmas": sigmas, "prediction_type": "epsilon"}):
+    for declared in ({"scheduler": scheduler}, {"sigmas": sigmas, "prediction_type": "epsilon"}):
         scheduler.set_timesteps(STEPS)
-        with DeepCacheHelper(unet) as helper, helper.generation(**told):
+        with DeepCacheHelper(unet) as helper, helper.generation(**declared):
             pictures.append(drawn(unet, scheduler, passed))
         assert helper.stats.generations == 1
         assert (helper.stats.full_calls, helper.stats.shallow_calls) == (5, 7)
@@ -109,7 +109,7 @@ def test_the_plan_is_that_of_the_noise_levels():
     assert plans[None] == [FULL if entry == FULL else 0 for entry in expected]
 
 
-def test_extrapolation_is_told_the_noise_levels():
+def test_extrapolation_is_given_the_noise_levels():
     class Listening:
         keep = 2
         heard = None
@@ -261,8 +261,8 @@ def test_each_thread_has_a_generation_of_its_own():
 
         def request(_):
             scheduler = euler()
-            told = {"sigmas": scheduler.sigmas, "prediction_type": "epsilon"}
-            with torch.no_grad(), helper.generation(**told):
+            declared = {"sigmas": scheduler.sigmas, "prediction_type": "epsilon"}
+            with torch.no_grad(), helper.generation(**declared):
 
                 def passed(timestep):
                     turns.wait(timeout=60)
@@ -311,9 +311,9 @@ def test_each_task_has_a_generation_of_its_own_even_in_one_thread():
 
 def test_a_generation_within_another_leaves_it_as_it_is():
     unet, scheduler = unet2d(), euler()
-    told = {"sigmas": scheduler.sigmas, "prediction_type": "epsilon"}
+    declared = {"sigmas": scheduler.sigmas, "prediction_type": "epsilon"}
     with DeepCacheHelper(unet) as helper:
-        with helper.generation(**told):
+        with helper.generation(**declared):
             alone = drawn(unet, scheduler)
         inner = []
 
@@ -324,13 +324,13 @@ def test_a_generation_within_another_leaves_it_as_it_is():
                     inner[-1] = drawn(unet, within)
             return timestep
 
-        with helper.generation(**told):
+        with helper.generation(**declared):
             assert torch.equal(drawn(unet, euler(), passed), alone)
         assert helper.stats.generations == 2 + 3
     assert all(torch.equal(*pair) for pair in itertools.pairwise(inner))
 
 
-def test_other_threads_are_not_told():
+def test_other_threads_are_in_no_block():
     unet = unet2d()
     with DeepCacheHelper(unet, schedule=Uniform(4)) as helper, helper.generation(sigmas=[8, 4]):
         unet(noise(), 900)
@@ -359,10 +359,12 @@ def test_a_block_that_is_left_in_another_thread_is_an_error():
         assert held_bytes(helper) == 0  # it is over all the same
 
 
-@pytest.mark.parametrize("told", ["scheduler", "sigmas"])
-def test_a_controlnet_is_cut_along(told):
+@pytest.mark.parametrize("declared", ["scheduler", "sigmas"])
+def test_a_controlnet_is_cut_along(declared):
     pipe, scheduler = CASES["sd-controlnet"].load(), ddim()
-    levels = {"scheduler": scheduler} if told == "scheduler" else {"sigmas": range(STEPS, 0, -1)}
+    levels = (
+        {"scheduler": scheduler} if declared == "scheduler" else {"sigmas": range(STEPS, 0, -1)}
+    )
     random = torch.Generator().manual_seed(0)
     sample = torch.randn(2, 4, 8, 8, generator=random)
     words = torch.randn(2, 5, pipe.unet.config.cross_attention_dim, generator=random)
@@ -403,7 +405,7 @@ def test_auto_learns_from_a_block_that_is_left_early():
 
 
 @pytest.mark.parametrize(
-    ("told", "branch"),
+    ("declared", "branch"),
     [
         # By Euler's steps it would learn for another sampler, perhaps, than the one that runs.
         ({"sigmas": np.linspace(8, 1, STEPS), "prediction_type": "epsilon"}, OUTPUT),
@@ -412,14 +414,14 @@ def test_auto_learns_from_a_block_that_is_left_early():
     ],
     ids=["sigmas and prediction", "sigmas", "timesteps"],
 )
-def test_auto_says_where_it_has_nothing_to_learn_from(told, branch):
+def test_auto_says_where_it_has_nothing_to_learn_from(declared, branch):
     unet, auto, calls = unet2d(), Auto(2), [*ddim().timesteps]
     with DeepCacheHelper(unet, schedule=auto) as helper:
         with pytest.warns(DeepCacheWarning) as said:
-            called(helper, unet, calls, **told)
-        called(helper, unet, calls, **told)
+            called(helper, unet, calls, **declared)
+        called(helper, unet, calls, **declared)
         assert messages(said) == [
-            "schedule='auto' learns nothing from what generation() was told, and goes by the "
+            "schedule='auto' learns nothing from what generation() was given, and goes by the "
             "default plan: only a scheduler=, whose output is noise, velocity or sample, says what "
             "becomes of an output"
         ]
@@ -432,7 +434,7 @@ def test_auto_says_where_it_has_nothing_to_learn_from(told, branch):
 
 
 @pytest.mark.parametrize(
-    ("told", "message"),
+    ("declared", "message"),
     [
         ({}, "one of sigmas=, timesteps= and scheduler=, not none of them"),
         ({"sigmas": [1], "timesteps": [1]}, "not sigmas= and timesteps="),
@@ -467,17 +469,17 @@ def test_auto_says_where_it_has_nothing_to_learn_from(told, branch):
     ],
     ids=str,
 )
-def test_what_is_told_wrongly_is_refused(told, message):
+def test_what_is_declared_wrongly_is_refused(declared, message):
     with (
         DeepCacheHelper(unet2d()) as helper,
         pytest.raises(InvalidSettingError, match=message),
     ):
-        helper.generation(**told)
+        helper.generation(**declared)
 
 
 EVEN = (
-    "the sigmas that generation() was told fall evenly from {} to {}, as timesteps do: if they are "
-    "timesteps, give timesteps=, or the picture may be wrong"
+    "the sigmas that generation() was given fall evenly from {} to {}, as timesteps do: if they "
+    "are timesteps, give timesteps=, or the picture may be wrong"
 )
 
 
@@ -492,7 +494,7 @@ EVEN = (
     ],
     ids=["leading", "table", "four", "linspace", "the end of trailing"],
 )
-def test_timesteps_that_are_told_as_noise_levels_are_noticed(timesteps, ends):
+def test_timesteps_that_are_given_as_noise_levels_are_noticed(timesteps, ends):
     with DeepCacheHelper(unet2d()) as helper, pytest.warns(DeepCacheWarning) as said:
         helper.generation(sigmas=timesteps)
     assert [str(each.message) for each in said] == [EVEN.format(*ends)]
@@ -515,13 +517,13 @@ def test_noise_levels_of_samplers_are_not_taken_for_timesteps():
 
 
 @pytest.mark.parametrize("sigmas", [euler().sigmas, euler().sigmas[:-1].tolist()])
-def test_noise_levels_that_are_told_as_timesteps_run_in_full(sigmas):
+def test_noise_levels_that_are_given_as_timesteps_run_in_full(sigmas):
     unet = unet2d()
     with DeepCacheHelper(unet, schedule=Uniform(2)) as helper:
         with pytest.warns(DeepCacheWarning) as said:
             called(helper, unet, ddim().timesteps, timesteps=sigmas)
         assert [str(each.message) for each in said] == [
-            "a U-Net call runs in full: its timestep 913 is above all that generation() was told, "
+            "a U-Net call runs in full: its timestep 913 is above all that generation() was given, "
             "which fall from 14.6146 as noise levels do: give sigmas="
         ]
     assert (helper.stats.full_calls, helper.stats.shallow_calls) == (STEPS, 0)
@@ -539,6 +541,6 @@ def test_counts_and_shares_may_stand_for_timesteps(timesteps):
     assert helper.stats.shallow_calls >= 1
 
 
-def test_a_helper_that_is_not_enabled_is_told_nothing():
+def test_a_helper_that_is_not_enabled_is_given_nothing():
     with pytest.raises(RuntimeError, match=r"call enable\(\) before"):
         DeepCacheHelper(unet2d()).generation(**SIGMAS)

@@ -8,8 +8,8 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager
 
 import pytest
 import torch
+from builders.declared_loops import SIGMAS, called, ddim, noise
 from builders.loops import held_bytes
-from builders.told_loops import SIGMAS, called, ddim, noise
 from builders.unets import unet2d
 
 from deepcache_patch import (
@@ -67,7 +67,7 @@ def test_generators_that_take_turns_draw_what_each_draws_alone(helper, unet):
     assert all(torch.equal(*pair) for pair in zip(together, alone, strict=True))
     assert helper.stats.generations == 4
     assert (helper.stats.full_calls, helper.stats.shallow_calls) == (8, 8)
-    assert helper._attachment._telling.current() is None
+    assert helper._attachment._declarations.current() is None
 
 
 @pytest.mark.parametrize("first", [0, 1])
@@ -106,34 +106,34 @@ def test_what_a_generator_calls_is_of_its_block_however_deep(helper, unet):
 
 def test_context_managers_of_ones_own_are_of_those_who_enter_them(helper, unet):
     @contextmanager
-    def told():
+    def declared():
         with helper.generation(**SIGMAS):
             yield
 
-    with told():
+    with declared():
         last(loop(unet))
-        assert len(helper._attachment._telling.current().sessions) == 1
+        assert len(helper._attachment._declarations.current().sessions) == 1
 
     @asynccontextmanager
-    async def told_later():
-        with told():
+    async def declared_later():
+        with declared():
             yield
 
     async def request():
-        async with told_later():
+        async with declared_later():
             last(loop(unet))
-            assert len(helper._attachment._telling.current().sessions) == 1
+            assert len(helper._attachment._declarations.current().sessions) == 1
 
     asyncio.run(request())
 
     @helper.generation(**SIGMAS)
     def decorated():
-        assert helper._attachment._telling.current() is not None
+        assert helper._attachment._declarations.current() is not None
 
     def generator():
         decorated()
-        with told():
-            yield helper._attachment._telling.current()
+        with declared():
+            yield helper._attachment._declarations.current()
 
     assert [each is not None for each in generator()] == [True]
     assert helper.stats.generations == 2
@@ -163,13 +163,13 @@ def test_asynchronous_generators_are_refused(helper, unet):
 
     with pytest.raises(RuntimeError, match=r"asynchronous generator drawing, .*enter it round"):
         asyncio.run(request())
-    assert helper._attachment._telling.current() is None
+    assert helper._attachment._declarations.current() is None
 
 
 # One block, entered several times.
 
 
-def test_what_was_told_once_may_be_drawn_by_again_and_again(helper, unet):
+def test_what_was_declared_once_may_be_drawn_by_again_and_again(helper, unet):
     block = helper.generation(**SIGMAS)
     pictures = []
     for _ in range(3):
@@ -202,7 +202,7 @@ def test_a_block_that_is_open_is_not_entered_again(helper, unet):
         )
         last(loop(unet))  # which is led as before
     assert helper.stats.generations == 1
-    assert helper._attachment._telling.told.get() is None
+    assert helper._attachment._declarations.declared.get() is None
 
 
 def test_each_call_of_a_decorated_function_is_a_generation(helper, unet):
@@ -238,21 +238,21 @@ def test_a_block_of_a_helper_that_was_disabled_since_is_not_entered(helper, unet
 
 def test_blocks_may_be_left_in_any_order(helper, unet):
     first, second = helper.generation(**SIGMAS), helper.generation(**SIGMAS)
-    telling = helper._attachment._telling
+    declarations = helper._attachment._declarations
     first.__enter__()
-    outer = telling.current()
+    outer = declarations.current()
     second.__enter__()
-    inner = telling.current()
+    inner = declarations.current()
     first.__exit__(None, None, None)
-    assert (outer.over, telling.current()) == (True, inner)
+    assert (outer.over, declarations.current()) == (True, inner)
     second.__exit__(None, None, None)
-    assert telling.told.get() is None
+    assert declarations.declared.get() is None
 
 
 def test_blocks_that_overlap_for_ever_leave_nothing_behind(helper):
     before = helper.generation(**SIGMAS)
     before.__enter__()
-    first = weakref.ref(helper._attachment._telling.current())
+    first = weakref.ref(helper._attachment._declarations.current())
     for _ in range(4):
         after = helper.generation(**SIGMAS)
         after.__enter__()
@@ -263,16 +263,16 @@ def test_blocks_that_overlap_for_ever_leave_nothing_behind(helper):
     before.__exit__(None, None, None)
 
 
-def test_a_block_that_is_over_holds_nothing_of_what_it_was_told(helper, unet):
+def test_a_block_that_is_over_holds_nothing_of_what_it_was_given(helper, unet):
     scheduler = ddim()
     with helper.generation(scheduler=scheduler):
-        told = helper._attachment._telling.current()
+        declared = helper._attachment._declarations.current()
         unet(noise(), scheduler.timesteps[0])
     known = weakref.ref(scheduler)
     del scheduler
     gc.collect()
     assert known() is None
-    assert told.over
+    assert declared.over
 
 
 def test_an_error_of_a_guide_at_the_end_loses_no_block(unet):
@@ -288,12 +288,12 @@ def test_an_error_of_a_guide_at_the_end_loses_no_block(unet):
             raise ValueError("finish")
 
     with DeepCacheHelper(unet, schedule=Failing()) as helper:
-        telling = helper._attachment._telling
+        declarations = helper._attachment._declarations
         with helper.generation(**SIGMAS):
-            outer = telling.current()
+            outer = declarations.current()
             with pytest.raises(ValueError, match="finish"):
                 called(helper, unet, TIMESTEPS, **SIGMAS)
-            assert telling.current() is outer
+            assert declarations.current() is outer
             assert held_bytes(helper) == 0
 
 
