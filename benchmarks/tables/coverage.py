@@ -15,7 +15,7 @@ def covered_in_short() -> str:
     report, classes, counts = _counted()
     ours = counts["ours"]
     return (
-        f"Tests run all {len(classes)} U-Net pipelines of diffusers "
+        f"Tests run all {len(classes)} U-Net pipelines that run in diffusers "
         f"{report['versions']['diffusers']} on tiny models: {ours['exact']} are accelerated, "
         f"{ours['in full']} run in full with a warning, {ours['refused']} are refused."
     )

@@ -17,6 +17,7 @@ DOCUMENTS = (
     "docs/compatibility.md",
     "docs/experiments.md",
     "docs/for-diffusers.md",
+    "docs/limits.md",
     "docs/results.md",
     "docs/schedules.md",
     "docs/speed.md",

@@ -108,7 +108,7 @@ def strong_guidance() -> str:
     reports = [each for folder in folders for each in _counted(folder)]
     if not reports:
         return ""
-    scales = {f"{each['guidance_scale']:g}" for each in reports}
+    scales = sorted({f"{each['guidance_scale']:g}" for each in reports})
     families = ("fewer steps", "deepcache 0.1.1", "default", "calibrated")
     return f"With guidance {', '.join(scales)}:\n\n{_on_models(reports, families)}"
 

@@ -319,8 +319,55 @@ def test_full_steps_that_lie_very_far_apart_say_nothing_that_is_not_finite():
     # As under zero signal, where ln(sigma) is 13 at first: what the trend says there is next to 0.
     levels = (13.8, 1.0, 0.8, 0.6, 0.4, 0.2)
     x = torch.zeros(1, 3, 4, 4)
-    seen = [recorded(3, x, x + 2), recorded(1, x, x + 1), recorded(0, x, x + 1)]
-    assert Forecast(levels, "sample").output(4, seen, x + 1).isfinite().all()
+    forecast, newest, older = Forecast(levels, "sample"), x + 2, x + 1
+    for oldest, followed in ((x, 1), (x + 3, 0)):  # the direction alone decides
+        seen = [recorded(3, x, newest), recorded(1, x, older), recorded(0, x, oldest)]
+        (weight,) = forecast.weights_of(4, (3, 1, 0))
+        expected = newest + followed * weight * (newest - older)
+        torch.testing.assert_close(forecast.output(4, seen, x + 1), expected)
+
+
+def test_what_was_learned_is_followed_as_far_as_the_trend_has_held():
+    newest, older, oldest = gone(0)  # half
+    x = torch.zeros_like(newest)
+    seen = [
+        recorded(step, x, each) for step, each in zip(FULL, (newest, older, oldest), strict=True)
+    ]
+    forecast = Forecast(CLOSE, "sample", weights={(5, *FULL): (0.7, -0.2)})
+    expected = newest + (0.7 * (newest - older) - 0.2 * (older - oldest)) / 2
+    torch.testing.assert_close(forecast.output(5, seen, x + 1), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(2, 4, 8), (2, 4, 8, 8), (2, 3, 4, 8, 8)], ids=["3D", "4D", "5D"]
+)
+def test_three_outputs_of_half_precision_are_summed_in_float32(dtype, shape):
+    x, later, *outputs = (
+        torch.randn(shape, generator=generator(seed)).to(dtype) for seed in range(5)
+    )
+    forecast = Forecast(CLOSE, "v_prediction")
+    seen, wide = (
+        [recorded(step, each(x), each(output)) for step, output in zip(FULL, outputs, strict=True)]
+        for each in (torch.Tensor.clone, torch.Tensor.float)
+    )
+    found = forecast.output(5, seen, later)
+    assert torch.equal(found, forecast.output(5, wide, later.float()).to(dtype))
+
+
+def test_three_outputs_with_a_condition_beside_the_sample():
+    xs, later, outputs = (
+        torch.randn(3, 2, 4, 4, 4, generator=generator(seed)) for seed in range(3)
+    )
+    later, condition = later[0], torch.ones(2, 5, 4, 4)
+    forecast = Forecast(CLOSE, "epsilon")
+    alone = [recorded(step, x, output) for step, x, output in zip(FULL, xs, outputs, strict=True)]
+    beside = [
+        recorded(step, torch.cat([x, condition], 1), output)
+        for step, x, output in zip(FULL, xs, outputs, strict=True)
+    ]
+    found = forecast.output(5, beside, torch.cat([later, condition], 1))
+    assert torch.equal(found, forecast.output(5, alone, later))
 
 
 def test_a_pair_of_steps_at_one_noise_level_says_nothing_of_the_trend():

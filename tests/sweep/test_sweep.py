@@ -28,7 +28,7 @@ from deepcache_patch.sweep.folder import RowStore
 from deepcache_patch.sweep.outcome import FILES, Sweep
 from deepcache_patch.sweep.progress import duration
 from deepcache_patch.sweep.run import INTERVALS, SweepInterrupted, adapters_of
-from deepcache_patch.sweep.settings import settings_of
+from deepcache_patch.sweep.settings import SweepSetting, learns, settings_of
 
 pytestmark = pytest.mark.usefixtures("kept_tables")
 
@@ -472,3 +472,19 @@ def test_a_replay_that_a_schedule_brings_along_is_refused() -> None:
 )
 def test_a_time_is_said_as_a_person_says_it(seconds: float, said: str) -> None:
     assert duration(seconds) == said
+
+
+@pytest.mark.parametrize(
+    ("setting", "does"),
+    [
+        ({"schedule": "auto", "interval": 2, "steps": 24}, True),
+        ({"schedule": "auto", "interval": 2, "steps": 12}, False),
+        ({"schedule": "auto", "branch": 0, "steps": 24}, False),
+        ({"interval": 2, "steps": 24}, False),
+    ],
+)
+def test_only_auto_learns_and_only_where_there_is_something(
+    setting: dict[str, Any], does: bool
+) -> None:
+    pipe = CASES["sd"].load()
+    assert learns(SweepSetting(**setting), pipe, DeepCacheHelper(pipe), {"prompt": PROMPT}) == does

@@ -238,6 +238,23 @@ def test_few_steps_are_remarked_on_once_where_pictures_moved() -> None:
     assert f"{said[0].upper()}{said[1:]}." in sweep.table().splitlines()
 
 
+@pytest.mark.parametrize(
+    ("setting", "full", "said"),
+    [
+        (SweepSetting("auto"), 7, True),
+        (SweepSetting("auto"), 8, False),
+        (SweepSetting("auto", branch=0), 12, True),
+        (SweepSetting(), 7, False),
+    ],
+)
+def test_auto_that_had_nothing_to_learn_from_is_called_the_default(
+    setting: SweepSetting, full: int, said: bool
+) -> None:
+    one = row(2, 50, setting, steps=24, plan="F" * full + "·" * (24 - full))
+    told = f"{one.title}: there was nothing to learn from, so it is as the default"
+    assert (told in cautions_of(made(settings=(one,)))) == said
+
+
 def test_a_setting_of_which_one_step_alone_ran_in_full_is_remarked_on() -> None:
     settings = (replace(made().settings[0], plan="F" + "·" * 23), *made().settings[1:])
     said = "Only the first step ran in full: interval 1.5, 24 steps; a smaller interval comes clos"

@@ -109,8 +109,7 @@ class Auto(OneBranch):
 
     def is_worth_it(self, plan: Plan) -> bool:
         """Whether there is anything to learn for such a plan."""
-        full = len(plan.full_steps)
-        return self.branch == OUTPUT and FEW_FULL_STEPS <= full < len(plan)
+        return plan.branches == (OUTPUT,) and len(plan.full_steps) >= FEW_FULL_STEPS
 
     def remark_on(self, plan: Plan, *, is_past: bool = False) -> str | None:
         """What to know of the plan: that it is learned at first, or that nothing is.

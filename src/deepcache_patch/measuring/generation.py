@@ -141,10 +141,9 @@ def _check(pipe: Any, call: Mapping[str, Any]) -> None:
             raise ValueError("prompt is empty: give a text, or a list of texts")
         if argument not in accepted:
             known = [each for each in accepted if each not in _OWN_ARGUMENTS]
-            near = [each for each in known if argument in each] or get_close_matches(
-                argument, known
-            )
-            meant = f" (did you mean {near[0]}?)" if near else ""
+            holding = [each for each in known if argument in each.split("_")]
+            near = get_close_matches(argument, known, n=1) or holding
+            meant = f" (did you mean {near[0]}?)" if len(near) == 1 else ""
             raise TypeError(f"{name} does not take {argument}{meant}; it takes {', '.join(known)}")
     for each in accepted.values():
         if each.default is inspect.Parameter.empty and each.name not in call:

@@ -48,7 +48,7 @@ class _Invocation(NamedTuple):
     kwargs: dict[str, Any]
     arguments: dict[str, Any]
 
-    def given(self, anatomy: Anatomy, changed: dict[str, Any] | None) -> "_Invocation":
+    def with_arguments(self, anatomy: Anatomy, changed: dict[str, Any] | None) -> "_Invocation":
         """The same with other arguments; itself where none changed."""
         if changed is None:
             return self
@@ -304,7 +304,7 @@ class AttachedUNet:
             return output
         if branch is not None:
             changed = anatomy.trimmed(branch, changed or arguments) or changed
-        invocation = invocation.given(anatomy, changed)
+        invocation = invocation.with_arguments(anatomy, changed)
         shallower = (each for each in guide.branches if branch is None or each < branch)
         tapped = tuple([each for each in shallower if each != OUTPUT])
         to_prove = None
@@ -324,7 +324,7 @@ class AttachedUNet:
         Full steps of a generation that records go through `_step`.
         """
         changed = self._completed(session, None, invocation.arguments)
-        return invocation.given(self._anatomy, changed).run()
+        return invocation.with_arguments(self._anatomy, changed).run()
 
     def _runs_plainly(self, sample: Any) -> bool:
         """Whether a call is to be that of a U-Net without a helper.

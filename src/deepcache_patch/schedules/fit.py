@@ -48,7 +48,7 @@ def fitted(
         finite.
     """
     try:
-        with same_randomness():
+        with same_randomness(scheduler):
             found = _followed(denoised, scheduler, forecast, plan, damping)
     except Exception:  # whatever a scheduler of somebody else's raises for such a sample
         return {}

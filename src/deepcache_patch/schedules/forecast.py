@@ -42,16 +42,16 @@ class Forecast:
 
     The U-Net's input is taken to be sqrt(1 - s²)·x0 + s·noise with s² = sigma² / (1 + sigma²), as
     it is for all schedulers but those that `of` refuses. From a full step's input and output
-    follows x0. That of a shallow step goes on from the last two, as a trend that dies out
+    follows x0. x0 of a shallow step goes on from the last two, as a trend that dies out
     (exponential in ln(sigma), by `_rate`), since x0 settles while the noise falls. From it and the
     shallow step's own input follows the output.
 
-    The trend is followed as far as it has held: less where the last full steps lie far apart, and
-    less where x0 has not gone on along it from the full steps before (see `_held`). Where guidance
-    is strong, forecasts that are always wrong on the same side make x0 swing about; then the newest
-    x0 is the better forecast.
+    The trend is followed as far as it has held: less where the last full steps lie far apart, and,
+    once three are known, less where x0 has not gone on along the trend before (see `_held`). Where
+    guidance is strong, forecasts that are always wrong on the same side make x0 swing about; then
+    the newest x0 is the better forecast.
 
-    Where weights are given, these say how to go on in the place of the trend.
+    Weights that are given say how to go on in the place of the trend, as far as it has held.
 
     Attributes:
         levels: ln(sigma) of each step.
@@ -152,17 +152,17 @@ class Forecast:
             output = _some(each.feature, place, 0, count).float()
             denoised.append(self.denoised(each.step, x, output))
         ahead = self.ahead(step, steps, denoised)
-        if len(denoised) >= KEEP:
+        if len(denoised) >= KEEP and self.strength:
             ahead = torch.lerp(denoised[0], ahead, self._held(steps, denoised))
         made = self.answer(step, _some(sample, place, start, count).float(), ahead)
         return made.to(recorded[0].feature.dtype)
 
     def _held(self, steps: Sequence[int], denoised: Sequence[torch.Tensor]) -> torch.Tensor | float:
-        """How much of the trend to follow, in each picture: all if it has held, none if it turned.
+        """How much of the trend to follow, in each picture: all if x0 has gone on along it.
 
         The trend before the newest full step said how far x0 would go until there. If x0 has gone
-        the share s of that, by the least squares, this is (1 + s) / 2, within 0 to 1. Shape
-        `(batch, 1, ...)`.
+        the share s of that, by the least squares, this is (1 + s) / 2, within 0 to 1: none if it
+        went back as far as it was to go on. Shape `(batch, 1, ...)`.
         """
         said = self._trend(steps[0], *steps[1:KEEP])
         if said <= 0:

@@ -90,19 +90,23 @@ def adds_noise(scheduler: Any) -> bool:
     config = getattr(scheduler, "config", None)
     try:
         known = _FOUND.get(scheduler)
-        if known is None or known[0] != config:
-            known = _FOUND[scheduler] = config, _is_seen_to_add(scheduler)
-    except TypeError:  # it cannot be a key
+        if known is not None and known[0] == config:
+            return known[1]
+        found = _is_seen_to_add(scheduler)
+        _FOUND[scheduler] = config, found
+    except Exception:  # it cannot be a key, or its config cannot be compared
         return _is_seen_to_add(scheduler)
-    return known[1]
+    return found
 
 
 def _is_seen_to_add(scheduler: Any) -> bool:
     sample = torch.zeros(1, 1, 8, 1, device="cpu")
     try:
         own = copied_scheduler(scheduler)
+        if own is None:
+            return False
         own.set_timesteps(_TRIED + 2)  # or it would depend on how many, and how far it is
-        with same_randomness():
+        with same_randomness(own):
             for step in range(_TRIED):
                 sample = _stepped(own, step, sample)
                 if sample.nan_to_num().any():
@@ -113,8 +117,15 @@ def _is_seen_to_add(scheduler: Any) -> bool:
 
 
 @contextmanager
-def same_randomness() -> Iterator[None]:
-    """What is drawn in the block is as if it had not been."""
+def same_randomness(scheduler: Any) -> Iterator[None]:
+    """What a scheduler's steps draw in the block is as if it had not been drawn.
+
+    The schedulers of diffusers draw from a generator that they are given. Only for others those of
+    torch, numpy and Python are put back, because other threads may draw from these meanwhile.
+    """
+    if type(scheduler).__module__.startswith("diffusers.") and seeded(scheduler):
+        yield
+        return
     of_numpy, of_python = np.random.get_state(), random.getstate()
     try:
         with torch.random.fork_rng(devices=[]):
@@ -143,11 +154,13 @@ def _stepped(own: Any, step: int, sample: torch.Tensor) -> torch.Tensor:
 def copied_scheduler(scheduler: Any) -> Any:
     """A copy of a scheduler to take steps with, on the CPU; `None` for one that cannot be copied.
 
-    Nor is one copied that holds a function, which would be the original's and may drive it; or a
-    model, which would be copied, too.
+    Nor is one copied that has a function in the place of a method, which may drive the original; or
+    one that holds a model, which would be copied, too.
     """
-    if any(callable(value) for value in vars(scheduler).values()):  # so is a model
-        return None
+    for name, value in vars(scheduler).items():
+        drives = callable(value) and hasattr(type(scheduler), name)
+        if drives or isinstance(value, torch.nn.Module):
+            return None
     try:
         own = copy.deepcopy(scheduler)
     except Exception:  # such as one that holds a lock

@@ -2,7 +2,7 @@
 
 from typing import Any, Final
 
-from .placing import FEW_STEPS
+from .placing import FEW_STEPS, count_of_full_steps
 from .plans import Plan
 
 #: Up to here what is left out shows, with this plan and with fewer steps.
@@ -23,8 +23,8 @@ def remarks_on(schedule: Any, plan: Plan, *, is_past: bool = False) -> list[str]
 
 
 def if_short(steps: int, full_steps: int) -> str | None:
-    """A remark on plans of 9 to 15 steps; `None` if two thirds of the steps or more are full."""
+    """A remark on plans of 9 to 15 steps; `None` with as many full steps as interval=1.5 leaves."""
     few = FEW_STEPS < steps <= SHORT
-    if not few or 3 * full_steps >= 2 * steps:
+    if not few or full_steps >= count_of_full_steps(1.5, steps, frozenset()):
         return None
     return f"with {SHORT} steps or fewer pictures move far from the plain ones: try interval=1.5"

@@ -109,9 +109,9 @@ class Adjustable:
         The arguments are those of `DeepCacheHelper`. What is not given stays as it is. `interval`,
         `branch` and `speedup` change the schedule that is in force; its kind stays. A `schedule` by
         its name takes over the interval (or the speedup, if it has one) and the branch that were
-        given before, but not those of an object. So a new helper's settings are
-        `set(schedule="default", interval=2.2, branch=-1, replay="extrapolate")`. A schedule that is
-        an object is taken as it is. If anything is refused, nothing changes. `Auto` keeps what it
+        given before, but not those of an object. A schedule that is an object is taken as it is.
+        `set(schedule="default", interval=2.2, branch=-1, replay="extrapolate")` gives the settings
+        of a new helper. If anything is refused, nothing changes. `Auto` keeps what it
         has learned until another interval or branch is given.
 
         The branch stays. A branch of 0 or more needs more steps left out than -1 for the same

@@ -18,6 +18,7 @@ from ..compare.contestant import (
 )
 from ..compare.measures import CLEAR, SHAPES
 from ..learning.auto import FEW_FULL_STEPS
+from ..schedules.plans import OUTPUT
 from .knee import BY_WORK, MEASURED, why_none
 
 if TYPE_CHECKING:
@@ -83,9 +84,9 @@ def cautions_of(sweep: Sweep) -> list[str]:
     found += only_one_full({row.title: row.plan for row in sweep.settings})
     found += dict.fromkeys(said for row in sweep.settings for said in few_steps(row, row.plan))
     found += [
-        f"{row.title}: too few full steps to learn from, so it is as the default"
+        f"{row.title}: there was nothing to learn from, so it is as the default"
         for row in sweep.settings
-        if row.setting and row.setting.schedule == "auto" and row.plan.count("F") < FEW_FULL_STEPS
+        if _learned_nothing(row)
     ]
     if beaten:
         by = f"by {CLEAR:g} dB or more"
@@ -93,6 +94,13 @@ def cautions_of(sweep: Sweep) -> list[str]:
     if sweep.missing:
         found.append(f"broken off: {sweep.missing} of {sweep.about['settings']} are not there yet")
     return found
+
+
+def _learned_nothing(row: Row) -> bool:
+    """Whether `auto` was what the default is; see `Auto.is_worth_it`."""
+    if row.setting is None or row.setting.schedule != "auto":
+        return False
+    return (row.setting.branch or OUTPUT) >= 0 or row.plan.count("F") < FEW_FULL_STEPS
 
 
 def knee_text(sweep: Sweep) -> str:

@@ -27,7 +27,7 @@ from ..running.protocol import Helper
 from .folder import RowStore
 from .outcome import Row, Sweep
 from .progress import Progress
-from .settings import SweepSetting, learns, plan_ahead, require_fitting, settings_of
+from .settings import SweepSetting, learns, require_fitting, settings_of
 
 #: Whole, because some schedules take no others; `None` is each schedule's own.
 INTERVALS: Final = (2, None, 3, 5)
@@ -257,7 +257,7 @@ class _Running:
     def _learns(self, setting: SweepSetting) -> bool:
         """Whether a full generation comes first, to learn from."""
         contest = self._contest
-        return learns(setting, plan_ahead(setting, contest.pipe, contest.helper, contest.call))
+        return learns(setting, contest.pipe, contest.helper, contest.call)
 
     def _weight(self, setting: SweepSetting | None) -> tuple[str, float]:
         """What is said of a run, and about how many full steps it has."""

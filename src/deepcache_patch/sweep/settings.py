@@ -178,10 +178,13 @@ def plan_ahead(setting: SweepSetting, pipe: Any, helper: Any, call: Any) -> Plan
     return plan_of(pipe, schedule, setting.steps, window=window, strength=strength)
 
 
-def learns(setting: SweepSetting, plan: Plan | None) -> bool:
-    """Whether the first generation with a setting runs in full, to learn; its plan if known."""
+def learns(setting: SweepSetting, pipe: Any, helper: Any, call: Any) -> bool:
+    """Whether the first generation with a setting runs in full, to learn."""
     schedule = setting.made()
-    return isinstance(schedule, Auto) and (plan is None or schedule.is_worth_it(plan))
+    if not isinstance(schedule, Auto):
+        return False
+    plan = plan_ahead(setting, pipe, helper, call)
+    return plan is None or schedule.is_worth_it(plan)
 
 
 def _read(file: str | Path) -> Calibrated:
