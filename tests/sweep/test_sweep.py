@@ -484,7 +484,8 @@ def test_a_time_is_said_as_a_person_says_it(seconds: float, said: str) -> None:
     ],
 )
 def test_only_auto_learns_and_only_where_there_is_something(
-    setting: dict[str, Any], does: bool
+    setting: dict[str, Any], does: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("deepcache_patch.learning.auto.FEW_FULL_STEPS", 8)
     pipe = CASES["sd"].load()
     assert learns(SweepSetting(**setting), pipe, DeepCacheHelper(pipe), {"prompt": PROMPT}) == does

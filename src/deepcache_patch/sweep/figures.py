@@ -100,7 +100,8 @@ def _learned_nothing(row: Row) -> bool:
     """Whether `auto` was what the default is; see `Auto.is_worth_it`."""
     if row.setting is None or row.setting.schedule != "auto":
         return False
-    return (row.setting.branch or OUTPUT) >= 0 or row.plan.count("F") < FEW_FULL_STEPS
+    elsewhere = row.setting.branch not in (None, OUTPUT)
+    return elsewhere or row.plan.count("F") < FEW_FULL_STEPS
 
 
 def knee_text(sweep: Sweep) -> str:
