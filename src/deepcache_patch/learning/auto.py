@@ -109,7 +109,7 @@ class Auto(OneBranch):
 
     def is_worth_it(self, plan: Plan) -> bool:
         """Whether there is anything to learn for such a plan."""
-        return plan.branches == (OUTPUT,) and len(plan.full_steps) >= FEW_FULL_STEPS
+        return plan.branches == (OUTPUT,) and self._is_enough(plan)
 
     def remark_on(self, plan: Plan, *, is_past: bool = False) -> str | None:
         """What to know of the plan: that it is learned at first, or that nothing is.
@@ -136,6 +136,10 @@ class Auto(OneBranch):
             cure = "give each model a file of its own, or remove this one to learn anew"
         known.compare_weights(unet, name, cure)
 
+    def _is_enough(self, plan: Plan) -> bool:
+        """Whether so many steps are full, and not all."""
+        return FEW_FULL_STEPS <= len(plan.full_steps) < len(plan)
+
     def _can_learn(self, context: Context, plan: Plan) -> bool:
         """Whether there is anything to learn in such a generation, and it is seen."""
         return (
@@ -148,7 +152,7 @@ class Auto(OneBranch):
 
     def _tell(self, context: Context, plan: Plan) -> None:
         """Says that nothing is learned, to somebody who has declared the generation."""
-        if context.is_declared and self.is_worth_it(plan):
+        if context.is_declared and self.branch == OUTPUT and self._is_enough(plan):
             context.warn_once(
                 "schedule='auto' learns nothing from what generation() was given, and goes by the "
                 "default plan: only a scheduler=, whose output is noise, velocity or sample, says "
