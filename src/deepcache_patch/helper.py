@@ -437,10 +437,10 @@ class DeepCacheHelper(Adjustable):
         return f"DeepCacheHelper({type(self._pipe).__name__}, {schedule}{window}, {state})"
 
     def __str__(self) -> str:
-        return as_text(self)
+        return as_text(self, self._attachment.lost)
 
     def _repr_html_(self) -> str:
-        return as_html(self)
+        return as_html(self, self._attachment.lost)
 
     def __reduce__(self) -> Any:
         raise TypeError(

@@ -462,6 +462,22 @@ def test_disable_that_waits_for_a_call_knows_of_it_afterwards():
     assert helper.stats.full_calls == helper.last_generations["unet"].full_calls == 1
 
 
+@pytest.mark.parametrize("name", ["sd", "unclip"])
+def test_a_unet_that_was_replaced_is_named_with_the_cure(name):
+    # It was "not enabled", and whoever had enabled it could not see why.
+    pipe = ZOO[name].load()
+    helper, first = DeepCacheHelper(pipe).enable(), ZOO[name].unets[0]
+    assert ", enabled\n" in str(helper)
+    setattr(pipe, first, copy.deepcopy(getattr(pipe, first)))
+    said = f"not enabled for {first}, replaced since enable(): enable() again, or disable()"
+    assert str(helper).splitlines()[1] == f"  pipeline  {type(pipe).__name__}, {said}"
+    assert said in helper._repr_html_()
+    helper.disable()
+    assert ", not enabled: calls run plainly and are not counted\n" in str(helper)
+    helper.enable()
+    assert ", enabled\n" in str(helper)
+
+
 def test_a_schedule_that_fails_can_be_printed():
     class Failing(Explicit):
         def plan(self, num_steps):

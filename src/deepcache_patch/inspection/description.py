@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ..running.pipeline.components import likeliest_scheduler
 from ..running.protocol import Helper
 from ..running.stats import LastGeneration
@@ -24,11 +26,19 @@ _CURE = "for a loop of your own, use helper.generation(...)"
 _OUTDATED = "with the previous settings"
 
 
-def rows(helper: Helper) -> list[tuple[str, str]]:
-    """What there is to say of the helper, line by line; a continued line has no name."""
+def rows(helper: Helper, lost: Sequence[str]) -> list[tuple[str, str]]:
+    """What there is to say of the helper, line by line; a continued line has no name.
+
+    Args:
+        helper: Of which it is said.
+        lost: The names of U-Nets that were replaced since it was enabled.
+    """
     stats, lasts = helper.stats, helper.last_generations
     several = len(lasts) > 1
     state = "enabled" if helper.enabled else "not enabled: calls run plainly and are not counted"
+    if lost:
+        names = " and ".join(lost)
+        state = f"not enabled for {names}, replaced since enable(): enable() again, or disable()"
     found = [("pipeline", f"{type(helper.pipe).__name__}, {state}")]
     for name, module in helper.attached.items():
         found.append((name, f"{module}, patched"))
@@ -59,16 +69,16 @@ def rows(helper: Helper) -> list[tuple[str, str]]:
     return found
 
 
-def as_text(helper: Helper) -> str:
+def as_text(helper: Helper, lost: Sequence[str]) -> str:
     """The rows as aligned text."""
-    found = rows(helper)
+    found = rows(helper, lost)
     width = max(len(name) for name, _ in found)
     return "\n".join([type(helper).__name__, *(f"  {n:<{width}}  {text}" for n, text in found)])
 
 
-def as_html(helper: Helper) -> str:
+def as_html(helper: Helper, lost: Sequence[str]) -> str:
     """The rows as a table, for a notebook."""
-    return html_table(type(helper).__name__, rows(helper))
+    return html_table(type(helper).__name__, rows(helper, lost))
 
 
 def _replay(helper: Helper) -> str:

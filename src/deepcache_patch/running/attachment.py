@@ -69,10 +69,13 @@ class Attachment:
     @property
     def holds(self) -> bool:
         """Whether calls of the pipeline's U-Nets come here: it may have got another one."""
-        # What was compiled since calls what it was.
-        parts = {each for part in modules_of(self._pipe).values() for each in layers_of(part)}
         unets = self.unets
-        return bool(unets) and all(each.installed and each.unet in parts for each in unets)
+        return bool(unets) and not self._lost(unets)
+
+    @property
+    def lost(self) -> list[str]:
+        """The names of the U-Nets whose calls no longer come here: the pipeline has got others."""
+        return [each.name for each in self._lost(self.unets)]
 
     @property
     def stands_outside(self) -> bool:
@@ -205,6 +208,11 @@ class Attachment:
                     f"another DeepCacheHelper is enabled on this {type(unwrapped(unet)).__name__}: "
                     "call its disable() first, or change it with its set()"
                 )
+
+    def _lost(self, unets: tuple[AttachedUNet, ...]) -> list[AttachedUNet]:
+        # What was compiled since calls what it was.
+        parts = {each for part in modules_of(self._pipe).values() for each in layers_of(part)}
+        return [each for each in unets if not (each.installed and each.unet in parts)]
 
     def _keep_examples(self, unets: tuple[AttachedUNet, ...]) -> None:
         for each in unets:
