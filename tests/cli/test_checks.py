@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 from builders.cases import CASES
+from PIL import Image
 
 import deepcache_patch
 from deepcache_patch import Auto, DeepCacheHelper, InvalidSettingError
 from deepcache_patch.cli.loading import use_scheduler
 from deepcache_patch.cli.main import COMMANDS, main
+from deepcache_patch.cli.mistakes import BadInputError
 from deepcache_patch.cli.request import PipelineRequest
 from deepcache_patch.compare import run as comparison
 
@@ -251,6 +253,81 @@ def test_a_file_of_another_scheduler_names_the_option_that_cures_it(
         use_scheduler(other, here)
         monkeypatch.setattr(PipelineRequest, "load", lambda _asked, other=other: other)
         assert said(capsys, *call) == message.format(here)
+
+
+@cache
+def _calibrated_with_karras_sigmas() -> Any:
+    pipe, auto = CASES["sd"].load(), Auto()
+    use_scheduler(pipe, "dpm-solver++-karras")
+    with DeepCacheHelper(pipe, schedule=auto):
+        CASES["sd"].run(pipe, steps=10)
+    return auto.learned[0]
+
+
+@pytest.fixture
+def karras_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file of `calibrate`, 10 steps of DPM-Solver++ with Karras sigmas, and no model to load."""
+
+    def refuse(_: Any) -> None:
+        raise BadInputError("a model was loaded")
+
+    monkeypatch.setattr("deepcache_patch.page.app.require_gradio", lambda: None)
+    monkeypatch.setattr(PipelineRequest, "load", refuse)
+    _calibrated_with_karras_sigmas().save(tmp_path / "karras.json")
+    return tmp_path / "karras.json"
+
+
+@pytest.mark.parametrize("command", ["compare", "sweep", "ui"])
+@pytest.mark.parametrize("here", ["euler", "dpm-solver++-sde"])
+def test_a_file_of_another_scheduler_is_refused_before_the_model_is_loaded(
+    command: str, here: str, karras_file: Path, tmp_path: Path, capsys: Any
+) -> None:
+    # The file was read before, and that it did not fit was seen minutes later.
+    prompt = [] if command == "ui" else ["--prompt", "a fox", "--output", tmp_path / "new"]
+    call = [command, "m", "--schedule", karras_file, *prompt, "--scheduler"]
+    assert said(capsys, *call, here) == (
+        f"--schedule {karras_file} was calibrated with dpm-solver++-karras, and here is {here}: "
+        "give --scheduler dpm-solver++-karras, or calibrate anew"
+    )
+    # Which the pipeline's own settings may make the right ones.
+    for fitting in ("dpm-solver++-karras", "dpm-solver++", "DPMSolverMultistepScheduler"):
+        assert said(capsys, *call, fitting) == "a model was loaded"
+
+
+def test_a_file_of_other_steps_is_refused_before_the_model_is_loaded(
+    karras_file: Path, tmp_path: Path, capsys: Any
+) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "picture.png")
+    call = ["compare", "m", "--prompt", "a", "--schedule", karras_file]
+    assert said(capsys, *call, "--steps", 9) == (
+        f"--schedule {karras_file} was calibrated for 10 steps, and here are 9: give as many, or "
+        "calibrate anew"
+    )
+    for unknown in (
+        ["--steps", 10],
+        [],
+        ["--steps", 20, "--image", tmp_path / "picture.png", "--strength", 0.5],
+        ["--steps", 20, "--call", "denoising_end=0.5"],
+    ):
+        assert said(capsys, *call, *unknown) == "a model was loaded"
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        # Which no option gives, and of which a step has two timesteps.
+        ("MyScheduler", "a model was loaded"),
+        ("HeunDiscreteScheduler", "was calibrated with heun, and here is euler"),
+    ],
+)
+def test_of_other_schedulers_less_is_known_before_the_model_is_loaded(
+    kind: str, reason: str, karras_file: Path, capsys: Any
+) -> None:
+    text = karras_file.read_text()
+    karras_file.write_text(text.replace("DPMSolverMultistepScheduler", kind))
+    call = ["compare", "m", "--prompt", "a", "--schedule", karras_file]
+    assert said(capsys, *call, "--steps", 9) == "a model was loaded"
+    assert reason in said(capsys, *call, "--scheduler", "euler")
 
 
 def test_no_scheduler_is_named_that_keeps_what_differs(

@@ -86,6 +86,8 @@ def compare(
             schedule, interval=interval, speedup=speedup, branch=branch, full_steps=full_steps
         )
         window = Window(first, last)
+        asked.check_schedule(settings["schedule"], schedule)
+        asked.check_steps(settings["schedule"], schedule)
         pipe = asked.load()
         seeds, call = asked.call_of(pipe)
         require_branch(pipe, branch, model=asked.model)

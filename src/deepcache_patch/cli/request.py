@@ -16,7 +16,7 @@ from .arguments import CALL_OPTIONS, Argument, as_call
 from .files import model_folder, picture_in, prompts_in, scheduler_in
 from .loras import Lora, add_loras
 from .mistakes import BadInputError, bad_input, reason_of, require_package
-from .names import ONE_TIMESTEP, SCHEDULERS, SCHEDULES, name_of_scheduler
+from .names import ONE_TIMESTEP, SCHEDULER_OPTIONS, SCHEDULERS, SCHEDULES, name_of_scheduler
 from .terminal import complain, phase, shows_bars
 
 if TYPE_CHECKING:
@@ -49,6 +49,19 @@ class PipelineRequest:
                 require_package("peft", "--lora")
             if self.offload is not None:
                 require_package("accelerate", "--offload")
+
+    def check_schedule(self, schedule: Any, file: str) -> None:
+        """Refuses a calibrated one of another scheduler than `--scheduler`, before it is loaded."""
+        from ..learning.calibrated_schedule import Calibrated
+        from . import loading
+
+        if self.scheduler is None or not isinstance(schedule, Calibrated):
+            return
+        made, kind = schedule.setting.scheduler, loading.scheduler_class(self.scheduler).__name__
+        here = {"class": kind, **SCHEDULER_OPTIONS.get(self.scheduler.lower(), {})}
+        differs = any(made.get(name) != value for name, value in here.items())
+        if differs and made["class"] in SCHEDULERS.values():  # which can be asked for
+            raise _another_scheduler(file, made, here)
 
     def load(self) -> Any:
         """Loads it."""
@@ -118,6 +131,22 @@ class GenerationRequest(PipelineRequest):
                 f"--full-steps {full_steps} is more than --steps {self.steps}: give {self.steps} "
                 "or fewer, or more --steps"
             )
+
+    def check_steps(self, schedule: Any, file: str) -> None:
+        """Refuses a calibrated schedule of other steps than `--steps`, before the model is loaded.
+
+        Only where each step of its scheduler, the only one that it fits, has one timestep, and
+        nothing else says how many steps run.
+        """
+        from ..compare.call_steps import BEGINS, STEP_ARGUMENTS, require_so_many
+        from ..learning.calibrated_schedule import Calibrated
+
+        given = {each.name for each in self.arguments}
+        told = self.steps is not None and self.image is None
+        if not isinstance(schedule, Calibrated) or not told or given & {*BEGINS, *STEP_ARGUMENTS}:
+            return
+        if schedule.setting.scheduler["class"] in ONE_TIMESTEP:
+            require_so_many(schedule, self.steps, f"--schedule {file}")
 
     def _fitted(self, pipe: Any) -> Any:
         from .loading import image_to_image
@@ -331,13 +360,21 @@ def require_own_scheduler(pipe: Any, schedule: Any, file: str) -> None:
     for name, unet in unets_of(pipe).items():
         if described(unwrapped(unet)) != dict(schedule.setting.unet):
             return  # no scheduler would make it fit
-        own, wanted = likeliest_scheduler(pipe, name), name_of_scheduler(schedule.setting.scheduler)
-        here = name_of_scheduler(described(own))
-        if here != wanted and _is_built_by(wanted, own, schedule):
-            raise BadInputError(
-                f"--schedule {file} was calibrated with {wanted}, and here is {here}: give "
-                f"--scheduler {wanted}, or calibrate anew"
-            )
+        own, made = likeliest_scheduler(pipe, name), schedule.setting.scheduler
+        here, wanted = described(own), name_of_scheduler(made)
+        if name_of_scheduler(here) != wanted and _is_built_by(wanted, own, schedule):
+            raise _another_scheduler(file, made, here)
+
+
+def _another_scheduler(
+    file: str, made: Mapping[str, Any], here: Mapping[str, Any]
+) -> BadInputError:
+    """The refusal of a schedule that was calibrated with another scheduler than is here."""
+    wanted = name_of_scheduler(made)
+    return BadInputError(
+        f"--schedule {file} was calibrated with {wanted}, and here is {name_of_scheduler(here)}: "
+        f"give --scheduler {wanted}, or calibrate anew"
+    )
 
 
 def _is_built_by(name: str, own: Any, schedule: Any) -> bool:

@@ -94,6 +94,8 @@ def sweep(
         found = [schedule_given(name) for name in schedule]  # before a model is loaded
         settings: dict[str, Any] = {"schedule": schedule, "interval": interval or INTERVALS}
         settings_of(**settings, branch=branch, steps=steps)
+        for name, made in zip(schedule, found, strict=True):
+            asked.check_schedule(made, name)
         pipe = asked.load()
         seeds, call = asked.call_of(pipe)
         for each in branch or ():

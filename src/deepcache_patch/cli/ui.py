@@ -52,6 +52,7 @@ def ui(*, schedule: str, host: str, port: int, **loading: Any) -> None:
     with bad_input():
         begin = schedule_given(schedule)
         file = None if schedule in SCHEDULES else schedule
+        asked.check_schedule(begin, schedule)
         pipe = asked.load()
         require_own_scheduler(pipe, begin, schedule)
         server = Server(Page(pipe, schedule=begin, schedule_file=file), host, free)

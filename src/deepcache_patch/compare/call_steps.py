@@ -19,7 +19,7 @@ STEP_ARGUMENTS: Final = ("strength", *LISTS, "denoising_start", "denoising_end")
 
 #: What a generation begins with whose first steps `strength` leaves out. Modular pipelines know
 #: that argument where there is nothing to begin with, too.
-_BEGINS: Final = ("image", "video", "image_latents")
+BEGINS: Final = ("image", "video", "image_latents")
 
 
 def steps_of(pipe: Any, call: Mapping[str, Any]) -> Any:
@@ -33,7 +33,7 @@ def steps_of(pipe: Any, call: Mapping[str, Any]) -> Any:
 def strength_of(pipe: Any, call: Mapping[str, Any]) -> float:
     """The share of the steps that run, 0 to 1: less than 1 where a picture is begun with."""
     strength = call.get("strength", _default(pipe, "strength"))
-    begins_later = any(call.get(name) is not None for name in _BEGINS)
+    begins_later = any(call.get(name) is not None for name in BEGINS)
     is_whole = call.get("denoising_start") is not None or not begins_later
     return 1 if is_whole or not isinstance(strength, float) else strength
 
@@ -61,9 +61,13 @@ def require_same_steps(
     Raises:
         InvalidSettingError: The message names both, and the cure.
     """
-    if not isinstance(schedule, Calibrated):
-        return
-    made, every = len(schedule.entries), timesteps_that_run(pipe, call)
+    if isinstance(schedule, Calibrated):
+        require_so_many(schedule, timesteps_that_run(pipe, call), name)
+
+
+def require_so_many(schedule: Calibrated, every: int | None, name: str | None = None) -> None:
+    """Refuses another number of steps; as `require_same_steps` does, where it is known."""
+    made = len(schedule.entries)
     if every not in (None, made):
         raise InvalidSettingError(
             f"{name or schedule} was calibrated for {made} steps, and here are {every}: "
