@@ -65,7 +65,8 @@ def test_a_second_helper_on_the_same_unet_is_refused_and_harms_nothing():
         second.enable()
     assert str(caught.value) == (
         "another DeepCacheHelper is enabled on this UNet2DConditionModel: call its disable() "
-        "first, or change it with its set()"
+        "first, or deepcache_patch.disable(pipe); or change it, with its set() or "
+        "deepcache_patch.enable(pipe, ...)"
     )
     assert not second.enabled
     assert kinds_of_steps(unet, steps=3) == "FsF"

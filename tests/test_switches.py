@@ -80,6 +80,23 @@ def test_a_helper_that_somebody_has_enabled_is_the_one_that_is_changed_and_disab
     assert trace(unet) == before
 
 
+def test_a_second_helper_is_refused_by_words_that_help_whoever_keeps_no_helper():
+    # "call its disable() first": there was nobody to ask, and a cell of a notebook that ran again
+    # could not go on.
+    unet = unet2d_condition()
+    first = deepcache_patch.enable(unet, schedule="uniform")
+    second = DeepCacheHelper(unet, schedule=Uniform(2))
+    with pytest.raises(AlreadyEnabledError) as caught:
+        second.enable()
+    for call in ("deepcache_patch.disable(pipe)", "deepcache_patch.enable(pipe, ...)"):
+        assert call in str(caught.value)
+    assert deepcache_patch.enable(unet, interval=2) is first
+    deepcache_patch.disable(unet)
+    assert second.enable().enabled
+    assert deepcache_patch.enable(unet) is second
+    deepcache_patch.disable(unet)
+
+
 def test_settings_are_remembered_though_the_helper_was_off_and_on_meanwhile():
     # The helper let go of its pipeline when it was disabled, and nobody kept it afterwards: so it
     # was with `compare`, too.

@@ -206,7 +206,8 @@ class Attachment:
             if patch is not None and patch.installer() not in (None, self._installer()):
                 raise AlreadyEnabledError(
                     f"another DeepCacheHelper is enabled on this {type(unwrapped(unet)).__name__}: "
-                    "call its disable() first, or change it with its set()"
+                    "call its disable() first, or deepcache_patch.disable(pipe); or change it, "
+                    "with its set() or deepcache_patch.enable(pipe, ...)"
                 )
 
     def _lost(self, unets: tuple[AttachedUNet, ...]) -> list[AttachedUNet]:
