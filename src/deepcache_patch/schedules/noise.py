@@ -81,6 +81,9 @@ def adds_noise(scheduler: Any) -> bool:
     A copy takes steps from a sample without anything in it, with outputs that say that there is
     nothing: whatever is there afterwards was added. It is looked at once for each config.
 
+    Another attribute that is set by hand later, or a `step` of the instance's own, is not noticed:
+    generations change the attributes, too, so that nearly every one would be tried anew.
+
     Args:
         scheduler: Any, at any time; it need not have timesteps.
 
