@@ -375,7 +375,7 @@ def request_of() -> Any:
     from deepcache_patch.sweep.run import _about, _request
 
     call = {"num_inference_steps": 12, **PROMPT}
-    found = Contest(CASES["sd"].load(), helper(), call, seeds=[3], repeats=1)
+    found = Contest(helper(), call, seeds=[3], repeats=1)
     return _request(found, _about(found, []))
 
 
@@ -487,5 +487,5 @@ def test_only_auto_learns_and_only_where_there_is_something(
     setting: dict[str, Any], does: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("deepcache_patch.learning.auto.FEW_FULL_STEPS", 8)
-    pipe = CASES["sd"].load()
-    assert learns(SweepSetting(**setting), pipe, DeepCacheHelper(pipe), {"prompt": PROMPT}) == does
+    found = contest.Contest(helper(), PROMPT, seeds=None, repeats=1)
+    assert learns(SweepSetting(**setting), found) == does

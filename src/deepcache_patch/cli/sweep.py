@@ -103,18 +103,17 @@ def sweep(
         if steps is not None and "num_inference_steps" in call:
             call["num_inference_steps"] = steps
         helper = DeepCacheHelper(pipe, first=first, last=last, replay=replay)
-    options_of_run: dict[str, Any] = {**settings, "branch": branch, "fewer_steps": fewer_steps}
-    command = _command(context)
     try:
         with bad_input(f"{type(pipe).__name__}: "), failure(pipe):
             outcome = run(
-                pipe,
                 helper,
+                **settings,
+                branch=branch,
                 seeds=seeds,
                 repeats=repeats,
+                fewer_steps=fewer_steps,
                 folder=output,
-                command=command,
-                **options_of_run,
+                command=_command(context),
                 **call,
             )
     except SweepInterrupted as stop:

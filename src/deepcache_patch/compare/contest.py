@@ -68,8 +68,7 @@ class Contest:
     """One request, to be run by several contestants.
 
     Args:
-        pipe: A pipeline that makes pictures, videos or sounds.
-        helper: A helper of this pipeline.
+        helper: A helper of a pipeline that makes pictures, videos or sounds.
         call: Arguments of the pipeline's `__call__`.
         seeds: One for each result; by default 0, or 0, 1, 2, … for as many prompts.
         repeats: Timed runs of each contestant.
@@ -85,7 +84,6 @@ class Contest:
 
     def __init__(
         self,
-        pipe: Any,
         helper: Helper,
         call: Mapping[str, Any],
         *,
@@ -103,6 +101,7 @@ class Contest:
             raise ValueError("seeds is empty: give one seed for each picture")
         if repeats < 1:
             raise ValueError(f"repeats is {repeats}: at least 1 run of each kind is needed")
+        pipe: Any = helper.pipe
         if not is_pipeline(pipe):
             raise TypeError(f"a comparison calls a pipeline; {type(pipe).__name__} is none")
         self.pipe, self.helper, self.call, self.seeds = pipe, helper, dict(call), seeds

@@ -7,7 +7,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
 from ..errors import first_line
 from ..inspection.branches import Branch
@@ -19,6 +19,9 @@ from ..schedules.plans import FULL, OUTPUT, Plan
 from ..settings.preview import num_steps
 from .call_steps import LISTS, strength_of
 from .contestant import Contestant
+
+if TYPE_CHECKING:
+    from .contest import Contest
 
 #: What stands before its progress bar.
 LABEL: Final = "fewer steps"
@@ -40,10 +43,8 @@ class FewerStepsRival(Generic[_Run]):
     """The runs with fewer steps; how many steps is known once plain and cached have run.
 
     Args:
-        pipe: The pipeline.
-        call: Arguments of its call.
-        steps: The `num_inference_steps` of the plain pipeline.
-        run: Runs the plain pipeline with a number of steps.
+        contest: Whose plain pipeline it is.
+        run: Runs that with a number of steps.
 
     Attributes:
         runs: Those that were not left out, in order.
@@ -52,14 +53,12 @@ class FewerStepsRival(Generic[_Run]):
         failed: Whether that was an error of the run, which another run need not have.
     """
 
-    def __init__(
-        self, pipe: Any, call: Mapping[str, Any], steps: Any, run: Callable[[int, str], _Run]
-    ) -> None:
+    def __init__(self, contest: Contest, run: Callable[[int, str], _Run]) -> None:
         self.runs: list[_Run] = []
         self.steps: int | None = None
         self.left_out: str | None = None
         self.failed = False
-        self._pipe, self._call, self._steps, self._run = pipe, call, steps, run
+        self._contest, self._run = contest, run
 
     def follow(self, plain: Timing, work: float | None) -> None:
         """Run once with fewer steps.
@@ -70,17 +69,18 @@ class FewerStepsRival(Generic[_Run]):
         """
         if self.left_out is not None:
             return
+        contest, all_steps = self._contest, self._contest.steps
         try:
             if self.steps is None:
                 self.steps = steps_of_equal_work(
-                    self._pipe, self._call, steps=self._steps, calls=plain.calls, work=work
+                    contest.pipe, contest.call, steps=all_steps, calls=plain.calls, work=work
                 )
             fewer = self._run(self.steps, LABEL)
             # How `strength` and its like round is the pipeline's own business.
             while not self.runs and work is not None and fewer.time.calls < work:
                 self.steps += 1
-                if self.steps >= self._steps:
-                    raise nothing_saved(self._steps)
+                if self.steps >= all_steps:
+                    raise nothing_saved(all_steps)
                 fewer = self._run(self.steps, LABEL)
         except LeftOutError as reason:
             self.left_out = str(reason)

@@ -19,7 +19,6 @@ from .outcome import Comparison
 
 
 def compare(
-    pipe: Any,
     helper: Helper,
     *,
     seeds: Sequence[int] | None = None,
@@ -32,9 +31,9 @@ def compare(
     All pictures are one batch; videos and sounds are made one by one. The results are those of the
     first repeat.
     """
-    contest = Contest(pipe, helper, call, seeds=seeds, repeats=repeats)
-    require_same_steps(pipe, call, helper.schedule)
-    plain, cached, fewer = [], [], FewerStepsRival(pipe, call, contest.steps, contest.plain)
+    contest = Contest(helper, call, seeds=seeds, repeats=repeats)
+    require_same_steps(contest.pipe, call, helper.schedule)
+    plain, cached, fewer = [], [], FewerStepsRival(contest, contest.plain)
     with contest.held():
         contest.warm_up([helper.schedule])
         contest.learn()

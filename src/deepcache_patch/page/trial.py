@@ -179,9 +179,7 @@ class Runner:
         helper = DeepCacheHelper(self._pipe, schedule=schedule, replay=replay)
         self.plan(schedule, call.get("num_inference_steps"))
         # Without LPIPS: its network would be built, and its weights looked for, at each trial.
-        contest = Contest(
-            self._pipe, helper, call, seeds=[seed], repeats=1, watch=watch, with_lpips=False
-        )
+        contest = Contest(helper, call, seeds=[seed], repeats=1, watch=watch, with_lpips=False)
         # Of another size, or at another branch, a U-Net has kernels of its own to choose.
         warm_for = (call.get("height"), call.get("width"), branches_to_warm([schedule]))
         made_for = (tuple(call.items()), seed)

@@ -55,7 +55,6 @@ class SweepInterrupted(KeyboardInterrupt):
 
 
 def sweep(
-    pipe: Any,
     helper: Helper,
     *,
     interval: Any = INTERVALS,
@@ -80,8 +79,8 @@ def sweep(
     steps = sorted({each.steps for each in settings if each.steps is not None})
     if steps:
         call["num_inference_steps"] = steps[-1]
-    contest = Contest(pipe, helper, call, seeds=seeds, repeats=repeats)
-    require_fitting(settings, pipe, helper, call)
+    contest = Contest(helper, call, seeds=seeds, repeats=repeats)
+    require_fitting(settings, contest)
     place = None if folder is None else Path(folder)
     running = _Running(contest, settings, steps[:-1], fewer_steps, place)
     try:
@@ -169,7 +168,7 @@ class _Running:
         with self._progress.of(*self._weight(setting)) as label:
             # One that was given may have learned from something else.
             taught = isinstance(schedule, Auto) and schedule.learned and setting.given is None
-            if is_new and not taught and self._learns(setting):
+            if is_new and not taught and learns(setting, contest):
                 contest.learn(setting.steps, f"calibration of {label}")
             run = contest.cached(setting.steps, label)
         return self._keep(setting, setting.steps or contest.steps, run)
@@ -179,8 +178,7 @@ class _Running:
         if row.fewer is not None:
             self._plain_with(row.fewer)
         elif (row.fewer_left_out or self._failed.get(setting.key)) is None and self._plain:
-            contest = self._contest
-            fewer = FewerStepsRival(contest.pipe, contest.call, contest.steps, self._plain_with)
+            fewer = FewerStepsRival(self._contest, self._plain_with)
             fewer.follow(self._plain.time, row.worth)
             if fewer.failed:
                 self._failed[setting.key] = fewer.left_out
@@ -243,7 +241,7 @@ class _Running:
         for setting in self._settings:
             row, (_, weight) = self._row(setting), self._weight(setting)
             add(row, weight)
-            if row is None and self._learns(setting):
+            if row is None and learns(setting, self._contest):
                 left += self._weight(None)[1]
             if self._fewer_steps and (row is None or row.fewer_left_out is None):
                 known = None if row is None or row.fewer is None else self._plain_row(row.fewer)
@@ -253,11 +251,6 @@ class _Running:
         if self._rows.restored("plain", None) is None:
             most = max(most, 1)
         return left + most * self._weight(None)[1]
-
-    def _learns(self, setting: SweepSetting) -> bool:
-        """Whether a full generation comes first, to learn from."""
-        contest = self._contest
-        return learns(setting, contest.pipe, contest.helper, contest.call)
 
     def _weight(self, setting: SweepSetting | None) -> tuple[str, float]:
         """What is said of a run, and about how many full steps it has."""

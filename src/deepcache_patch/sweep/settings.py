@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..compare.call_steps import LISTS, require_same_steps, strength_of
+from ..compare.contest import Contest
 from ..errors import InvalidSettingError, no_such
 from ..learning.auto import Auto
 from ..learning.calibrated_schedule import Calibrated
@@ -138,19 +139,21 @@ def listed(name: str, value: Any) -> list[Any]:
     return values
 
 
-def require_fitting(settings: Iterable[SweepSetting], pipe: Any, helper: Any, call: Any) -> None:
+def require_fitting(settings: Iterable[SweepSetting], contest: Contest) -> None:
     """Refuses what does not fit the pipeline, or would leave nothing out.
 
     Raises:
         InvalidSettingError: The message names the setting and the cure.
         UnsupportedModelError: If the pipeline has no U-Net that can be cut.
     """
+    pipe, call = contest.pipe, contest.call
+    replay: Any = contest.helper.replay
     lists = [name for name in LISTS if call.get(name) is not None]
     for setting in settings:
         schedule = setting.made()
         anatomies_for(pipe, schedule)
-        if helper.replay != Extrapolate():
-            replay_of(helper.replay, schedule)  # or it is refused: the schedule has its own
+        if replay != Extrapolate():
+            replay_of(replay, schedule)  # or it is refused: the schedule has its own
         if lists and setting.steps is not None:
             raise InvalidSettingError(
                 f"{lists[0]}= says which steps there are: give it, or num_inference_steps"
@@ -158,7 +161,7 @@ def require_fitting(settings: Iterable[SweepSetting], pipe: Any, helper: Any, ca
         require_same_steps(
             pipe, {**call, "num_inference_steps": setting.steps}, schedule, setting.name
         )
-        plan = plan_ahead(setting, pipe, helper, call)
+        plan = plan_ahead(setting, contest)
         if plan is not None and all(entry == FULL for entry in plan):
             few = len(plan) <= FEW_STEPS and isinstance(schedule, NoiseAware | Auto)
             cure = f"more than {FEW_STEPS} steps" if few else "a larger interval, or more steps"
@@ -168,8 +171,9 @@ def require_fitting(settings: Iterable[SweepSetting], pipe: Any, helper: Any, ca
             )
 
 
-def plan_ahead(setting: SweepSetting, pipe: Any, helper: Any, call: Any) -> Plan | None:
+def plan_ahead(setting: SweepSetting, contest: Contest) -> Plan | None:
     """The plan of a setting, or `None` where it is not known before the generation."""
+    pipe, call, helper = contest.pipe, contest.call, contest.helper
     schedule = setting.made()
     lists = any(call.get(name) is not None for name in LISTS)
     if lists or num_steps(pipe, setting.steps) is None or not plans_ahead(schedule):
@@ -178,12 +182,12 @@ def plan_ahead(setting: SweepSetting, pipe: Any, helper: Any, call: Any) -> Plan
     return plan_of(pipe, schedule, setting.steps, window=window, strength=strength)
 
 
-def learns(setting: SweepSetting, pipe: Any, helper: Any, call: Any) -> bool:
+def learns(setting: SweepSetting, contest: Contest) -> bool:
     """Whether the first generation with a setting runs in full, to learn."""
     schedule = setting.made()
     if not isinstance(schedule, Auto):
         return False
-    plan = plan_ahead(setting, pipe, helper, call)
+    plan = plan_ahead(setting, contest)
     return plan is None or schedule.is_worth_it(plan)
 
 
