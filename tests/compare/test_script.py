@@ -248,6 +248,13 @@ def test_each_prompt_goes_with_what_was_given_for_it() -> None:
     assert "zip([1000000, 0, 1], ['c', 'c', 'd'], ['a', 'a', 'b'], ['e', 'e', 'f']):" in learned
 
 
+@pytest.mark.parametrize(("branch", "seeds"), [(-1, "[1000000, 0, 1]"), (0, "[0, 1]")])
+def test_no_picture_is_made_to_learn_where_the_plan_leaves_nothing(branch: int, seeds: str) -> None:
+    about = {**ABOUT, "schedule": f"Auto(interval=3, branch={branch})"}
+    text = python_of(about, plan=Plan(["full", branch, branch] * 8))
+    assert f"for seed in {seeds}:" in text
+
+
 def test_nothing_is_said_to_be_left_out_where_nothing_is() -> None:
     text = python_of({**ABOUT, "call": {"prompt": "a fox ... in the snow"}})
     assert "Fill in" not in text

@@ -24,10 +24,12 @@ from ..measuring.media import Made, made_by
 from ..measuring.similarity import SMALLEST_FOR_LPIPS, lpips, psnr, require_metrics, snr, ssim
 from ..running.pipeline.components import is_pipeline, unets_of
 from ..running.protocol import Helper
-from ..running.stats import LastGeneration, Stats
-from ..schedules.guide import AnySchedule
-from ..schedules.plans import Uniform
-from .call_steps import STEP_ARGUMENTS, steps_of
+from ..running.stats import Stats
+from ..schedules.guide import AnySchedule, plans_ahead
+from ..schedules.plans import Plan, Uniform
+from ..schedules.window import Window
+from ..settings.preview import num_steps, plan_of
+from .call_steps import LISTS, STEP_ARGUMENTS, steps_of, strength_of
 from .contestant import HELPER
 from .fewer import full_calls_worth
 
@@ -55,12 +57,12 @@ class CachedRun(Run):
 
     Attributes:
         stats: The counts of this run alone.
-        last: The generation of each U-Net, by its name in the pipeline.
+        plans: What ran in the last generation, for each U-Net by its name in the pipeline.
         work: The U-Net's work, in full calls; `None` where it is not known.
     """
 
     stats: Stats
-    last: Mapping[str, LastGeneration]
+    plans: Mapping[str, Plan]
     work: float | None
 
 
@@ -141,15 +143,30 @@ class Contest:
             self._generate(calls, "warm-up")
         helper.follow(before)
 
+    def plan_ahead(self, schedule: Any, steps: int | None) -> Plan | None:
+        """The plan by a schedule, or `None` where it is not known before the generation."""
+        pipe, call = self.pipe, self.call
+        lists = any(call.get(name) is not None for name in LISTS)
+        if lists or num_steps(pipe, steps) is None or not plans_ahead(schedule):
+            return None
+        window = Window(self.helper.first, self.helper.last)
+        return plan_of(pipe, schedule, steps, window=window, strength=strength_of(pipe, call))
+
+    def learns(self, schedule: Any, steps: int | None = None) -> bool:
+        """Whether the first generation by a schedule runs in full, to learn."""
+        if not isinstance(schedule, Auto):
+            return False
+        plan = self.plan_ahead(schedule, self.steps if steps is None else steps)
+        return plan is None or schedule.is_worth_it(plan)
+
     def learn(self, steps: int | None = None, label: str = "calibration") -> None:
-        """With `Auto` the first generation runs in full, to learn: this is one of other seeds."""
-        if isinstance(self.helper.schedule, Auto):
-            self.helper.enable()
-            others = [
-                (arguments, [seed + CALIBRATION_SEEDS for seed in some])
-                for arguments, some in self._with(steps)[:1]
-            ]
-            self._generate(others, label)
+        """The generation by which a schedule learns: one of other seeds."""
+        self.helper.enable()
+        others = [
+            (arguments, [seed + CALIBRATION_SEEDS for seed in some])
+            for arguments, some in self._with(steps)[:1]
+        ]
+        self._generate(others, label)
 
     def plain(self, steps: int | None = None, label: str = "plain") -> Run:
         """A run without the helper; `steps` in the place of those of the call."""
@@ -162,9 +179,10 @@ class Contest:
         helper.disable()
         helper.enable()  # counts from here: its stats are those of this run alone
         run = self._generate(self._with(steps), label)
-        stats, last = helper.stats, helper.last_generations
+        stats = helper.stats
+        plans = {name: each.plan for name, each in helper.last_generations.items()}
         self._branches = self._branches or helper.branches
-        return CachedRun(*run, stats, last, _work(self._branches, stats, last))
+        return CachedRun(*run, stats, plans, _work(self._branches, stats, plans))
 
     def measured(self, plain: Made, other: Made) -> dict[str, tuple[float, ...]]:
         """How alike the results are, by the measures of their kind: what `Measured` holds."""
@@ -202,11 +220,11 @@ class Contest:
         return reduce(operator.add, made), reduce(operator.add, timings), device
 
 
-def _work(branches: Any, stats: Stats, last: Mapping[str, LastGeneration]) -> float | None:
+def _work(branches: Any, stats: Stats, plans: Mapping[str, Plan]) -> float | None:
     """What ran with the helper, in full calls; `None` where it is not known."""
-    if not isinstance(branches, Branches) or len(last) != 1:
+    if not isinstance(branches, Branches) or len(plans) != 1:
         return None
-    return full_calls_worth(stats, next(iter(last.values())).plan, branches)
+    return full_calls_worth(stats, next(iter(plans.values())), branches)
 
 
 def _by_frame(measure: _Distance, plain: np.ndarray, cached: np.ndarray) -> float:

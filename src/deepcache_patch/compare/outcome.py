@@ -131,11 +131,10 @@ class Comparison(Contestant, Saved):
         (of up to four, all); that one is above what the work allows; that only one step ran in
         full; that there are so few steps that pictures move far, if they did.
         """
-        ran = str(self.plan)
         return (
             *doubts(self.contestants),
-            *only_one_full({HELPER: ran}),
-            *few_steps(self, ran),
+            *only_one_full({HELPER: self.plan}),
+            *few_steps(self, self.plan),
         )
 
     @property

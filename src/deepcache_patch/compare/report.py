@@ -65,7 +65,7 @@ def page(comparison: Comparison, *, command: str | None = None) -> str:
         worst=comparison.measures[0].worst + 1,
         notes=comparison.notes,
         each=_each(comparison),
-        python=python_of(about, saves=comparison.kind == "pictures"),
+        python=python_of(about, plan=comparison.plan, saves=comparison.kind == "pictures"),
         plans=[_plan(name, plan) for name, plan in comparison.plans.items()],
         reading=" ".join(_UNITS[each.name] for each in comparison.measures if each.name in _UNITS),
         command=command,

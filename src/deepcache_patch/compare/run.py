@@ -36,7 +36,8 @@ def compare(
     plain, cached, fewer = [], [], FewerStepsRival(contest, contest.plain)
     with contest.held():
         contest.warm_up([helper.schedule])
-        contest.learn()
+        if contest.learns(helper.schedule):
+            contest.learn()
         for _ in range(repeats):
             plain.append(contest.plain())
             cached.append(contest.cached())
@@ -62,7 +63,7 @@ def compared(contest: Contest, plain: Sequence[Run], cached: Sequence[CachedRun]
         shallow_calls=last.stats.shallow_calls,
         cache_nbytes=last.stats.cache_nbytes,
         about=about(contest, reference.device, contest.helper.schedule),
-        plans={name: each.plan for name, each in last.last.items()},
+        plans=last.plans,
         work=None if last.work is None else last.work / reference.time.calls,
     )
 

@@ -197,7 +197,10 @@ class Page:
                 with gr.Column(scale=6, min_width=280):
                     strip = gr.HTML(elem_id="strip")
                     self.result = ResultView(
-                        gr, lambda made: python_of(made.trial.comparison.about)
+                        gr,
+                        lambda made: python_of(
+                            made.trial.comparison.about, plan=made.trial.comparison.plan
+                        ),
                     )
                 with gr.Column(scale=4, min_width=280):
                     self.fields.add_helper()

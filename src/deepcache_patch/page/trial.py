@@ -194,7 +194,7 @@ class Runner:
                 self._plains[made_for] = contest.plain()
                 while len(self._plains) > _MOST_PLAINS:
                     del self._plains[next(iter(self._plains))]
-            if isinstance(schedule, Auto) and taught not in self._taught:
+            if contest.learns(schedule) and taught not in self._taught:
                 contest.learn()
                 self._taught.add(taught)
             cached = contest.cached()

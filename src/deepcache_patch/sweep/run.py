@@ -24,10 +24,11 @@ from ..measuring.environment import versions
 from ..patching.wrappers import unwrapped
 from ..running.pipeline.components import modules_of, scheduler_getter, unets_of
 from ..running.protocol import Helper
+from ..schedules.plans import Plan
 from .folder import RowStore
 from .outcome import Row, Sweep
 from .progress import Progress
-from .settings import SweepSetting, learns, require_fitting, settings_of
+from .settings import SweepSetting, require_fitting, settings_of
 
 #: Whole, because some schedules take no others; `None` is each schedule's own.
 INTERVALS: Final = (2, None, 3, 5)
@@ -168,7 +169,7 @@ class _Running:
         with self._progress.of(*self._weight(setting)) as label:
             # One that was given may have learned from something else.
             taught = isinstance(schedule, Auto) and schedule.learned and setting.given is None
-            if is_new and not taught and learns(setting, contest):
+            if is_new and not taught and contest.learns(schedule, setting.steps):
                 contest.learn(setting.steps, f"calibration of {label}")
             run = contest.cached(setting.steps, label)
         return self._keep(setting, setting.steps or contest.steps, run)
@@ -214,7 +215,7 @@ class _Running:
                 reference_calls=plain.time.calls,
                 full_calls=calls if cached is None else cached.stats.full_calls,
                 shallow_calls=0 if cached is None else cached.stats.shallow_calls,
-                plan="" if cached is None else _plan_of(cached),
+                plan=Plan() if cached is None else next(iter(cached.plans.values()), Plan()),
                 **measured,
             )
         if len(row.times) <= self._number:
@@ -241,7 +242,7 @@ class _Running:
         for setting in self._settings:
             row, (_, weight) = self._row(setting), self._weight(setting)
             add(row, weight)
-            if row is None and learns(setting, self._contest):
+            if row is None and self._contest.learns(setting.made(), setting.steps):
                 left += self._weight(None)[1]
             if self._fewer_steps and (row is None or row.fewer_left_out is None):
                 known = None if row is None or row.fewer is None else self._plain_row(row.fewer)
@@ -259,11 +260,6 @@ class _Running:
         count = steps if isinstance(steps, int) else _USUAL
         interval = 1 if setting is None else setting.interval or 2
         return named if steps is None else f"{named}, {steps} steps", count / interval
-
-
-def _plan_of(cached: CachedRun) -> str:
-    """The plan of the last generation; nothing where no call was of one."""
-    return next((str(last.plan) for last in cached.last.values()), "")
 
 
 def _plain_key(steps: int) -> str:

@@ -12,20 +12,17 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from ..compare.call_steps import LISTS, require_same_steps, strength_of
+from ..compare.call_steps import LISTS, require_same_steps
 from ..compare.contest import Contest
 from ..errors import InvalidSettingError, no_such
 from ..learning.auto import Auto
 from ..learning.calibrated_schedule import Calibrated
-from ..schedules.guide import plans_ahead
 from ..schedules.noise_aware import NoiseAware
 from ..schedules.placing import FEW_STEPS
-from ..schedules.plans import FULL, Plan, Schedule, whole_number
+from ..schedules.plans import FULL, Schedule, whole_number
 from ..schedules.replay import Extrapolate
-from ..schedules.window import Window
 from ..settings.by_name import DEFAULT, NOISE_AWARE, PARAMETERS, replay_of, schedule_of
 from ..settings.fitting import anatomies_for
-from ..settings.preview import num_steps, plan_of
 
 
 @dataclass(frozen=True)
@@ -161,7 +158,7 @@ def require_fitting(settings: Iterable[SweepSetting], contest: Contest) -> None:
         require_same_steps(
             pipe, {**call, "num_inference_steps": setting.steps}, schedule, setting.name
         )
-        plan = plan_ahead(setting, contest)
+        plan = None if setting.steps is None else contest.plan_ahead(schedule, setting.steps)
         if plan is not None and all(entry == FULL for entry in plan):
             few = len(plan) <= FEW_STEPS and isinstance(schedule, NoiseAware | Auto)
             cure = f"more than {FEW_STEPS} steps" if few else "a larger interval, or more steps"
@@ -169,26 +166,6 @@ def require_fitting(settings: Iterable[SweepSetting], contest: Contest) -> None:
                 f"{setting.name} would run all of {len(plan)} steps in full, and be no faster: "
                 f"give {cure}"
             )
-
-
-def plan_ahead(setting: SweepSetting, contest: Contest) -> Plan | None:
-    """The plan of a setting, or `None` where it is not known before the generation."""
-    pipe, call, helper = contest.pipe, contest.call, contest.helper
-    schedule = setting.made()
-    lists = any(call.get(name) is not None for name in LISTS)
-    if lists or num_steps(pipe, setting.steps) is None or not plans_ahead(schedule):
-        return None
-    window, strength = Window(helper.first, helper.last), strength_of(pipe, call)
-    return plan_of(pipe, schedule, setting.steps, window=window, strength=strength)
-
-
-def learns(setting: SweepSetting, contest: Contest) -> bool:
-    """Whether the first generation with a setting runs in full, to learn."""
-    schedule = setting.made()
-    if not isinstance(schedule, Auto):
-        return False
-    plan = plan_ahead(setting, contest)
-    return plan is None or schedule.is_worth_it(plan)
 
 
 def _read(file: str | Path) -> Calibrated:
