@@ -9,7 +9,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial, reduce
 from statistics import fmean
 from typing import Any, TypeAlias
@@ -44,26 +44,24 @@ CALIBRATION_SEEDS = 1_000_000
 
 @dataclass(frozen=True)
 class Run:
-    """What all calls of one contestant made, how long they took, and where the U-Net ran."""
+    """What all calls of one contestant made, and what that took.
+
+    Attributes:
+        made: The results.
+        time: How long they took.
+        device: Where the U-Net ran.
+        work: The U-Net's work, in full calls; `None` where it is not known.
+        stats: The counts of this run alone.
+        plans: With the helper, what ran in the last generation, for each U-Net by its name in the
+            pipeline.
+    """
 
     made: Made
     time: Timing
     device: torch.device
-
-
-@dataclass(frozen=True)
-class CachedRun(Run):
-    """A run with the helper.
-
-    Attributes:
-        stats: The counts of this run alone.
-        plans: What ran in the last generation, for each U-Net by its name in the pipeline.
-        work: The U-Net's work, in full calls; `None` where it is not known.
-    """
-
-    stats: Stats
-    plans: Mapping[str, Plan]
     work: float | None
+    stats: Stats
+    plans: Mapping[str, Plan] = field(default_factory=dict)
 
 
 class Contest:
@@ -171,18 +169,19 @@ class Contest:
     def plain(self, steps: int | None = None, label: str = "plain") -> Run:
         """A run without the helper; `steps` in the place of those of the call."""
         self.helper.disable()
-        return Run(*self._generate(self._with(steps), label))
+        made, time, device = self._generate(self._with(steps), label)
+        return Run(made, time, device, time.calls, Stats(full_calls=time.calls))
 
-    def cached(self, steps: int | None = None, label: str = HELPER) -> CachedRun:
+    def cached(self, steps: int | None = None, label: str = HELPER) -> Run:
         """A run with the helper, by its schedule."""
         helper = self.helper
         helper.disable()
         helper.enable()  # counts from here: its stats are those of this run alone
-        run = self._generate(self._with(steps), label)
+        made, time, device = self._generate(self._with(steps), label)
         stats = helper.stats
         plans = {name: each.plan for name, each in helper.last_generations.items()}
         self._branches = self._branches or helper.branches
-        return CachedRun(*run, stats, plans, _work(self._branches, stats, plans))
+        return Run(made, time, device, _work(self._branches, stats, plans), stats, plans)
 
     def measured(self, plain: Made, other: Made) -> dict[str, tuple[float, ...]]:
         """How alike the results are, by the measures of their kind: what `Measured` holds."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import first_line
 from ..inspection.branches import Branch
@@ -31,20 +31,12 @@ class LeftOutError(Exception):
     """No number of steps is of equal work; the message says why."""
 
 
-class _Timed(Protocol):
-    @property
-    def time(self) -> Timing: ...
-
-
-_Run = TypeVar("_Run", bound=_Timed)
-
-
-class FewerStepsRival(Generic[_Run]):
+class FewerStepsRival:
     """The runs with fewer steps; how many steps is known once plain and cached have run.
 
     Args:
         contest: Whose plain pipeline it is.
-        run: Runs that with a number of steps.
+        run: Runs that with a number of steps; what it returns has the `time` of it.
 
     Attributes:
         runs: Those that were not left out, in order.
@@ -53,8 +45,8 @@ class FewerStepsRival(Generic[_Run]):
         failed: Whether that was an error of the run, which another run need not have.
     """
 
-    def __init__(self, contest: Contest, run: Callable[[int, str], _Run]) -> None:
-        self.runs: list[_Run] = []
+    def __init__(self, contest: Contest, run: Callable[[int, str], Any]) -> None:
+        self.runs: list[Any] = []
         self.steps: int | None = None
         self.left_out: str | None = None
         self.failed = False

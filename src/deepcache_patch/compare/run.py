@@ -13,7 +13,7 @@ from ..measuring.generation import Timing
 from ..running.protocol import Helper
 from .about import about
 from .call_steps import require_same_steps
-from .contest import CachedRun, Contest, Run
+from .contest import Contest, Run
 from .fewer import FewerSteps, FewerStepsRival
 from .outcome import Comparison
 
@@ -49,7 +49,7 @@ def compare(
     return replace(made, fewer=few, fewer_left_out=fewer.left_out)
 
 
-def compared(contest: Contest, plain: Sequence[Run], cached: Sequence[CachedRun]) -> Comparison:
+def compared(contest: Contest, plain: Sequence[Run], cached: Sequence[Run]) -> Comparison:
     """The comparison of runs without the helper and with it."""
     reference, first, last = plain[0], cached[0], cached[-1]
     measures: dict[str, Any] = contest.measured(reference.made, first.made)
@@ -69,7 +69,7 @@ def compared(contest: Contest, plain: Sequence[Run], cached: Sequence[CachedRun]
 
 
 def _fewer_steps(
-    contest: Contest, plain: Run, plain_times: tuple[Timing, ...], fewer: FewerStepsRival[Run]
+    contest: Contest, plain: Run, plain_times: tuple[Timing, ...], fewer: FewerStepsRival
 ) -> FewerSteps | None:
     """What they made, against the results of the first plain run."""
     if not fewer.runs or fewer.steps is None:

@@ -15,7 +15,7 @@ from typing import Any, Final
 from torch import nn
 
 from ..compare.about import about
-from ..compare.contest import CachedRun, Contest, Run
+from ..compare.contest import Contest, Run
 from ..compare.fewer import FewerStepsRival
 from ..errors import InvalidSettingError
 from ..learning.auto import Auto
@@ -202,8 +202,6 @@ class _Running:
         key = "plain" if is_reference else _plain_key(steps) if setting is None else setting.key
         row = self._rows.restored(key, setting)
         if row is None:
-            cached = run if isinstance(run, CachedRun) else None
-            calls = run.time.calls
             measured: Any = contest.measured(plain.made, run.made)
             row = Row(
                 setting=setting,
@@ -211,11 +209,11 @@ class _Running:
                 results=run.made.shown(),
                 times=(),
                 plain_times=(),
-                worth=calls if cached is None else cached.work,
+                worth=run.work,
                 reference_calls=plain.time.calls,
-                full_calls=calls if cached is None else cached.stats.full_calls,
-                shallow_calls=0 if cached is None else cached.stats.shallow_calls,
-                plan=Plan() if cached is None else next(iter(cached.plans.values()), Plan()),
+                full_calls=run.stats.full_calls,
+                shallow_calls=run.stats.shallow_calls,
+                plan=next(iter(run.plans.values()), Plan()),
                 **measured,
             )
         if len(row.times) <= self._number:
