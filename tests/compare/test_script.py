@@ -77,9 +77,9 @@ def set_up(pipe: Any) -> list[str]:
     ids=lambda each: type(each).__name__ if each is not None else "",
 )
 def test_the_script_makes_the_picture_of_the_page(pipe: Any, schedule: Any, replay: Any) -> None:
-    found = Runner(pipe).run(CALL, seed=5, schedule=schedule, replay=replay)
-    exec(compile(python_of(found.comparison.about), "script", "exec"), {})
-    assert np.array_equal(Image.open("5.png"), found.cached)
+    found, _ = Runner(pipe).run(CALL, seed=5, schedule=schedule, replay=replay)
+    exec(compile(python_of(found.about), "script", "exec"), {})
+    assert np.array_equal(Image.open("5.png"), found.cached[0])
 
 
 def test_the_script_makes_each_picture_of_a_comparison_with_its_prompt(pipe: Any) -> None:
@@ -359,7 +359,7 @@ def test_a_schedule_that_was_learned_is_read_from_a_file(pipe: Any) -> None:
     Runner(pipe).run(CALL, seed=0, schedule=auto)
     (learned,) = auto.learned
     assert isinstance(learned, Calibrated)
-    found = Runner(pipe).run(CALL, seed=5, schedule=learned).comparison
+    found, _ = Runner(pipe).run(CALL, seed=5, schedule=learned)
     learned.save("schedule.json")
     exec(compile(python_of(found.about), "script", "exec"), {})
     assert np.array_equal(Image.open("5.png"), found.cached[0])

@@ -13,7 +13,6 @@ from threading import Event
 from typing import Any
 
 from ..compare.saving import short_name
-from ..compare.script import python_of
 from ..errors import DeepCacheError, first_line
 from ..learning.calibrated_schedule import Calibrated
 from ..measuring.similarity import require_metrics
@@ -95,7 +94,7 @@ class Page:
         given = self.fields.given(values)
         made = self.history.find(shown)
         if made is not None and made.was_made_with(given):
-            return ran(made.trial.comparison)
+            return ran(made.comparison)
         try:
             schedule, call = self.fields.schedule(given), self.fields.call(given)
             plan = self.runner.plan(schedule, call.get("num_inference_steps"))
@@ -117,13 +116,13 @@ class Page:
         with self._said():
             given["seed"] = self.fields.seed(given)
             try:
-                trial = self.runner.run(**self.fields.asked(given), told=told, stop=stop)
+                made, kept = self.runner.run(**self.fields.asked(given), told=told, stop=stop)
             except StoppedError:
                 self._gr.Info("Stopped. No new pictures were made.")
                 return self._nothing_new()
             finally:
                 self._stops.pop(tab, None)
-            return [*self._shown(self.history.add(given, trial)), *self.gallery.of()]
+            return [*self._shown(self.history.add(given, made, kept=kept)), *self.gallery.of()]
 
     def bring_back(self, made: Try | None) -> list[Any]:
         """What the fields and the result show of a try; nothing changes if there is none."""
@@ -136,7 +135,7 @@ class Page:
         made = self.history.find(shown)
         if made is None:
             return self._gr.skip()
-        return difference(made.trial.plain, made.trial.cached, factor)
+        return difference(*made.pictures, factor)
 
     def busy(self, tab: str) -> list[Any]:
         """The buttons of a tab while its pictures are made, or wait for those of another."""
@@ -161,7 +160,7 @@ class Page:
         return [self._gr.update(interactive=True), self._gr.update(value="Stop", interactive=False)]
 
     def _shown(self, made: Try) -> list[Any]:
-        return [made.number, ran(made.trial.comparison), *self.result.of(made)]
+        return [made.number, ran(made.comparison), *self.result.of(made)]
 
     def _nothing_new(self) -> list[Any]:
         return [self._gr.skip()] * (len(self._shows) + len(self.gallery.all))
@@ -196,12 +195,7 @@ class Page:
             with gr.Row():
                 with gr.Column(scale=6, min_width=280):
                     strip = gr.HTML(elem_id="strip")
-                    self.result = ResultView(
-                        gr,
-                        lambda made: python_of(
-                            made.trial.comparison.about, plan=made.trial.comparison.plan
-                        ),
-                    )
+                    self.result = ResultView(gr)
                 with gr.Column(scale=4, min_width=280):
                     self.fields.add_helper()
                     self.fields.add_call()

@@ -1,5 +1,5 @@
 """What the page shows that is no component of gradio: the strip of a plan, the figures of a
-trial, and their style.
+try, and their style.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, Final
 from ..compare.contestant import WHY_BEYOND
 from ..compare.outcome import Comparison
 from ..schedules.plans import FULL, OUTPUT, Plan
-from .trial import Trial
+from .history import Try
 
 CSS: Final = """
 .gradio-container { max-width: min(1280px, 100%) !important; margin: 0 auto !important; }
@@ -123,16 +123,16 @@ def wrong(message: str) -> str:
     return f'<p class="wrong" role="alert">{escape(message)}</p>'
 
 
-def figures(trial: Trial, *, number: int) -> str:
+def figures(made: Try) -> str:
     """Times and likeness, as HTML."""
-    comparison = trial.comparison
+    comparison = made.comparison
     body = "".join(
         f'<tr><th scope="row">{name}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
         for name, *cells in comparison.rows()
     )
     head = "".join(f'<th scope="col">{name}</th>' for name in ("", *comparison.columns))
-    caption = f"Try {number}, timed once"
-    if trial.kept:
+    caption = f"Try {made.number}, timed once"
+    if made.kept:
         caption += (
             "; the plain picture and its times are of an earlier run: another seed has new ones"
         )

@@ -6,12 +6,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import ceil
 from threading import Event
-from typing import Any, Final, TypeAlias, cast
-
-from PIL import Image
+from typing import Any, Final, TypeAlias
 
 from ..compare.contest import Contest, Run, branches_to_warm, shortened
 from ..compare.outcome import Comparison
@@ -40,34 +38,6 @@ _NO_PICTURES: Final = {
 
 #: Called with what is being made, the step that is done, and how many there are, if that is known.
 OnStep: TypeAlias = Callable[[str, int, int | None], None]
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One picture without and with the helper.
-
-    Attributes:
-        comparison: The comparison of the two: one picture of each.
-        kept: Whether the plain one is of an earlier trial, and so are its times.
-    """
-
-    comparison: Comparison
-    kept: bool
-
-    @property
-    def plain(self) -> Image.Image:
-        """The picture of the plain pipeline."""
-        return cast(Image.Image, self.comparison.plain[0])
-
-    @property
-    def cached(self) -> Image.Image:
-        """The picture of the same call with the helper."""
-        return cast(Image.Image, self.comparison.cached[0])
-
-    @property
-    def psnr(self) -> float:
-        """The PSNR of the two in dB; infinite for identical pictures."""
-        return cast(tuple[float, ...], self.comparison.psnr)[0]
 
 
 class Runner:
@@ -141,7 +111,7 @@ class Runner:
         schedule_file: str | None = None,
         told: OnStep = lambda *_: None,
         stop: Event | None = None,
-    ) -> Trial:
+    ) -> tuple[Comparison, bool]:
         """Generates with the helper, and without it unless that picture is there already.
 
         Args:
@@ -152,6 +122,10 @@ class Runner:
             schedule_file: Where the schedule was read, which the comparison's `about` says then.
             told: Is called after each step of "warm-up", "plain", "calibration" and "helper".
             stop: Once it is set, the trial ends at the next block of a network.
+
+        Returns:
+            The comparison of the two, one picture of each; and whether the plain one is of an
+            earlier trial, and so are its times.
 
         Raises:
             InvalidSettingError: A setting is out of range, or does not go with another.
@@ -201,7 +175,7 @@ class Runner:
         made = compared(contest, [self._plains[made_for]], [cached])
         if schedule_file is not None:
             made = replace(made, about={**made.about, "schedule_file": schedule_file})
-        return Trial(made, kept)
+        return made, kept
 
     def close(self) -> None:
         """Ends a trial that is under way, and each one that is begun."""
