@@ -18,7 +18,6 @@ from ..learning.calibrated_schedule import Calibrated
 from ..measuring.similarity import require_metrics
 from ..schedules.remarks import remarks_on
 from ..settings.by_name import DEFAULT
-from .card import card_of
 from .fields import Fields
 from .gallery import Gallery
 from .history import History, Try
@@ -72,8 +71,7 @@ class Page:
         if not isinstance(schedule, str):
             schedule.check(pipe.unet, pipe.scheduler)
         self._stops: dict[str, Event] = {}  # of each tab that generates, or waits for its turn
-        card = card_of(pipe)
-        self.fields = Fields(self._gr, self.runner, pipe, card, schedule, schedule_file)
+        self.fields = Fields(self._gr, self.runner, schedule, schedule_file)
         self.blocks = self._laid_out()
 
     def close(self) -> None:

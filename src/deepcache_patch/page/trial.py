@@ -47,6 +47,7 @@ class Runner:
         pipe: A pipeline that makes a picture of a prompt, or of nothing.
 
     Attributes:
+        pipe: The pipeline.
         accepted: The arguments that its call names, with their defaults.
         shares: For each branch the work of a shallow call as a part of a full one's, 0 to 1, or
             `None` where it is not known.
@@ -73,7 +74,7 @@ class Runner:
             raise UnsupportedModelError(f"{name} has several U-Nets: compare it in Python")
         self.accepted = {key: each.default for key, each in accepted.items()}
         self.shares = [each.share for each in branches]
-        self._pipe = pipe
+        self.pipe = pipe
         self._closed = Event()
         self._plains: dict[Any, Run] = {}
         self._autos: dict[tuple[float, int], Auto] = {}
@@ -99,7 +100,7 @@ class Runner:
             InvalidSettingError: The schedule has none for so many steps.
         """
         known = num_inference_steps is not None and plans_ahead(schedule)
-        return plan_of(self._pipe, schedule, num_inference_steps) if known else None
+        return plan_of(self.pipe, schedule, num_inference_steps) if known else None
 
     def run(
         self,
@@ -145,12 +146,12 @@ class Runner:
                 done = ceil(calls / self._calls_of_a_step)
                 told(label, done if steps is None else min(done, steps), steps)
 
-            with watched(self._pipe, seen, lambda: any(each.is_set() for each in stops)):
+            with watched(self.pipe, seen, lambda: any(each.is_set() for each in stops)):
                 yield
             if label == "warm-up":
                 self._calls_of_a_step = calls / (steps or calls)
 
-        helper = DeepCacheHelper(self._pipe, schedule=schedule, replay=replay)
+        helper = DeepCacheHelper(self.pipe, schedule=schedule, replay=replay)
         self.plan(schedule, call.get("num_inference_steps"))
         # Without LPIPS: its network would be built, and its weights looked for, at each trial.
         contest = Contest(helper, call, seeds=[seed], repeats=1, watch=watch, with_lpips=False)
@@ -183,7 +184,7 @@ class Runner:
 
     def _steps(self, arguments: Mapping[str, Any]) -> int | None:
         given = arguments.get("num_inference_steps", self.accepted.get("num_inference_steps"))
-        return num_steps(self._pipe, given if isinstance(given, int) else None)
+        return num_steps(self.pipe, given if isinstance(given, int) else None)
 
 
 #: Plain pictures that are kept, so that a try that is brought back is varied without waiting.
