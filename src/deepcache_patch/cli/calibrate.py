@@ -12,8 +12,7 @@ from . import kinds, options
 from .files import require_writable
 from .mistakes import BadInputError, bad_input, failure, reason_of
 from .request import GenerationRequest, require_branch, require_within_reach
-from .shown import json_of, plan_as_dict
-from .terminal import import_word, say
+from .terminal import import_word, json_of, plan_as_dict, say
 
 _EXAMPLES = """\
 example:

@@ -11,8 +11,7 @@ from . import kinds, options
 from .mistakes import BadInputError, bad_input
 from .names import PROGRAM, SCHEDULES
 from .request import interval_leaving, read_schedule, require_one_amount
-from .shown import json_of, plan_as_dict
-from .terminal import import_word, say
+from .terminal import import_word, json_of, plan_as_dict, say
 
 if TYPE_CHECKING:
     from ..learning.calibrated_schedule import Calibrated

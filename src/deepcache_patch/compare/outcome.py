@@ -12,9 +12,9 @@ from typing import Any, Final
 from PIL import Image
 
 from ..measuring.environment import versions
-from ..measuring.finite import finite
 from ..measuring.generation import Timing
 from ..measuring.media import Kind, Result, kind_of
+from ..measuring.writing import finite
 from ..schedules.plans import Plan, place_of
 from .about import sampler_of
 from .contestant import (

@@ -22,10 +22,9 @@ from PIL import Image
 
 from ..compare.measures import Measured
 from ..errors import InvalidSettingError
-from ..measuring.finite import finite
 from ..measuring.generation import Timing
 from ..measuring.media import Result, Sound, kind_of
-from ..measuring.writing import write_whole
+from ..measuring.writing import finite, write_whole
 from ..schedules.plans import Plan
 from .outcome import Row
 

@@ -17,9 +17,9 @@ from ..compare.measures import CLEAR, DETAILS, SAME
 from ..compare.saving import Saved, files_of
 from ..compare.script import python_of
 from ..measuring.environment import versions
-from ..measuring.finite import finite
 from ..measuring.generation import Timing
 from ..measuring.media import Result, kind_of
+from ..measuring.writing import finite
 from ..schedules.plans import Plan
 from . import figures
 from .knee import BY_WORK, MEASURED, SpeedQuality, knee_of, rule_of
