@@ -110,6 +110,16 @@ def doubts(contestants: Mapping[str, Contestant]) -> list[str]:
     return found
 
 
+def looks_lines(contestants: Mapping[str, Contestant]) -> list[str]:
+    """For each contestant, by its name, the verdict in words and the worst; nothing for sounds."""
+    lines = []
+    for name, each in contestants.items():
+        if each.looks is not None:
+            worst = "; ".join(f"{one.name} {one.worst_text()}" for one in each.measures[:2])
+            lines.append(f"{name}: {each.looks} (worst {worst})")
+    return lines
+
+
 def _few(names: Sequence[str]) -> str:
     more = len(names) - _NAMED
     return "; ".join(names[:_NAMED]) + (f"; and {more} more" if more > 0 else "")

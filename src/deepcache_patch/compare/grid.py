@@ -15,7 +15,6 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..measuring.media import Sound, some_frames
 from .contestant import speed_text
-from .figures import looks_lines
 
 if TYPE_CHECKING:
     from .outcome import Comparison
@@ -100,8 +99,7 @@ def comparison_picture(comparison: Comparison) -> Image.Image:
         labelled += [(name, row), (f"difference ×{factor}", difference)]
     measures = (f"{each.name} {each.mean_text()}" for each in comparison.measures)
     fast = f"denoising loop {speed_text(comparison.speeds, comparison.work_speedup)} as fast"
-    lines = [" · ".join((fast, *measures)), *looks_lines(comparison)]
-    lines += [*([comparison.verdict] if comparison.verdict else []), *comparison.notes]
+    lines = [" · ".join((fast, *measures)), *comparison.said]
     return draw_grid(labelled, title=comparison.title, subtitle=lines, columns=headings)
 
 

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from ..schedules.plans import Plan, place_of
-from .contestant import HELPER, range_text, times_text
-from .figures import looks_lines
+from .contestant import HELPER, looks_lines, range_text, times_text
 from .grid import DIFFERENCE_FACTOR, SMALLEST_CELL, waveform_differences
 from .measures import DETAILS, RULE, SAME, SHAPES, looks_of
 from .pages import picture_uri, rendered, uri
@@ -60,7 +59,7 @@ def page(comparison: Comparison, *, command: str | None = None) -> str:
         size="large" if width >= _LARGE else "small",
         sharp=min(width, height) < SMALLEST_CELL,
         factor=None if sounds else DIFFERENCE_FACTOR,  # those of sounds have their own
-        looks=looks_lines(comparison),
+        looks=looks_lines(comparison.contestants),
         rule=RULE,
         worst=comparison.measures[0].worst + 1,
         notes=comparison.notes,
