@@ -96,7 +96,10 @@ class Contest:
         if seeds is None:
             prompts = call.get("prompt")
             seeds = range(len(prompts) if isinstance(prompts, list | tuple) else 1)
-        seeds = _whole_numbers(seeds)
+        try:
+            seeds = tuple(operator.index(seed) for seed in seeds)
+        except TypeError as error:
+            raise TypeError(f"seeds must be a list of integers, not {seeds!r}") from error
         if not seeds:
             raise ValueError("seeds is empty: give one seed for each picture")
         if repeats < 1:
@@ -181,7 +184,10 @@ class Contest:
         stats = helper.stats
         plans = {name: each.plan for name, each in helper.last_generations.items()}
         self._branches = self._branches or helper.branches
-        return Run(made, time, device, _work(self._branches, stats, plans), stats, plans)
+        work = None
+        if isinstance(self._branches, Branches) and len(plans) == 1:
+            work = full_calls_worth(stats, next(iter(plans.values())), self._branches)
+        return Run(made, time, device, work, stats, plans)
 
     def measured(self, plain: Made, other: Made) -> dict[str, tuple[float, ...]]:
         """How alike the results are, by the measures of their kind: what `Measured` holds."""
@@ -219,25 +225,11 @@ class Contest:
         return reduce(operator.add, made), reduce(operator.add, timings), device
 
 
-def _work(branches: Any, stats: Stats, plans: Mapping[str, Plan]) -> float | None:
-    """What ran with the helper, in full calls; `None` where it is not known."""
-    if not isinstance(branches, Branches) or len(plans) != 1:
-        return None
-    return full_calls_worth(stats, next(iter(plans.values())), branches)
-
-
 def _by_frame(measure: _Distance, plain: np.ndarray, cached: np.ndarray) -> float:
     """The mean over the frames, without those that are identical to a PSNR that is infinite."""
     values = [measure(*frames) for frames in zip(plain, cached, strict=True)]
     different = [value for value in values if value != float("inf")]
     return fmean(different) if different else float("inf")
-
-
-def _whole_numbers(seeds: Any) -> tuple[int, ...]:
-    try:
-        return tuple(operator.index(seed) for seed in seeds)
-    except TypeError as error:
-        raise TypeError(f"seeds must be a list of integers, not {seeds!r}") from error
 
 
 def branches_to_warm(schedules: Iterable[AnySchedule]) -> tuple[int, ...]:

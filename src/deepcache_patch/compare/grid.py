@@ -36,7 +36,6 @@ FAINT = (112, 118, 128)
 class Layout:
     """Where everything stands, in pixels from the upper left corner."""
 
-    scale: int
     cell_width: int
     cell_height: int
     left: int
@@ -183,7 +182,7 @@ def _layout(
     lines += max(0, len(broken) - 1)
     top = round(MARGIN + large.size * 1.5 + font.size * (2.4 + LINE * lines))
     height = top + len(labels) * (cell_height + GAP) - GAP
-    place = Layout(scale, cell_width, cell_height, left, top, width + MARGIN, height + MARGIN)
+    place = Layout(cell_width, cell_height, left, top, width + MARGIN, height + MARGIN)
     return place, broken, font, large
 
 

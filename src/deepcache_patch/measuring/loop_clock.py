@@ -72,22 +72,17 @@ class LoopClock:
     def _timed(
         self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        self._before((*args, *kwargs.values()))
-        output = original(*args, **kwargs)
-        self._after()
-        return output
-
-    def _before(self, inputs: tuple[Any, ...]) -> None:
         if self._start is None:
             # The inputs know where the work is done; the weights may still be offloaded.
+            inputs = (*args, *kwargs.values())
             found = (value.device for value in inputs if isinstance(value, torch.Tensor))
             self.device = next(found, self.device)
             self._start = self._mark(None)
-
-    def _after(self) -> None:
+        output = original(*args, **kwargs)
         # Nobody knows which call is the last one, so each of them moves the end.
         self._end = self._mark(self._end)
         self.calls += 1
+        return output
 
     def _mark(self, event: Any) -> Any:
         """Returns the time now: seconds on the CPU, else `event` (or a new one), recorded anew."""

@@ -171,13 +171,8 @@ def _steps(row: Row) -> str:
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """Columns of text: marks and names to the left, figures to the right, the last as it is."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(_padded(row, widths)).rstrip() for row in rows]
-
-
-def _padded(row: Sequence[str], widths: Sequence[int]) -> list[str]:
-    last = len(row) - 1
-    return [
-        cell.ljust(width) if place in (1, last) else cell.rjust(width)
-        for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-    ]
+    columns = []
+    for place, cells in enumerate(zip(*rows, strict=True)):
+        width, is_left = max(map(len, cells)), place in (1, len(rows[0]) - 1)
+        columns.append([cell.ljust(width) if is_left else cell.rjust(width) for cell in cells])
+    return ["  ".join(row).rstrip() for row in zip(*columns, strict=True)]

@@ -58,7 +58,9 @@ class SweepSetting:
         """The name that its files have in a folder."""
         name = f"{self.name}, {'own' if self.steps is None else self.steps} steps"
         if self.given is not None:
-            name += f" {sha256(repr(_content(self.given)).encode()).hexdigest()[:12]}"
+            is_file = isinstance(self.given, Calibrated)
+            content = self.given.to_dict() if is_file else self.given
+            name += f" {sha256(repr(content).encode()).hexdigest()[:12]}"
         return re.sub(r"[^\w.-]+", "-", name)[-100:].strip("-.")
 
     def made(self, file: Path | None = None) -> Any:
@@ -173,8 +175,3 @@ def _read(file: str | Path) -> Calibrated:
         known = no_such("schedule", file, PARAMETERS)
         raise InvalidSettingError(f"{known}, or a file that `calibrate` wrote")
     return Calibrated.load(file)
-
-
-def _content(schedule: Any) -> Any:
-    """What makes a schedule the one that it is."""
-    return schedule.to_dict() if isinstance(schedule, Calibrated) else schedule
