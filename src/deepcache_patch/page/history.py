@@ -4,8 +4,10 @@ is shown is decided in `gallery`.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import count
 from math import isinf
 from typing import Any, Final, cast
 
@@ -72,25 +74,21 @@ class History:
     """
 
     def __init__(self, most: int = MOST) -> None:
-        self._most = most
-        self._tries: dict[int, Try] = {}
-        self._last = 0
+        self._tries: deque[Try] = deque(maxlen=most)
+        self._numbers = count(1)
 
     def add(self, settings: Mapping[str, Any], comparison: Comparison, *, kept: bool) -> Try:
         """Keeps one more, and returns it."""
-        self._last += 1
-        made = Try(self._last, dict(settings), comparison, kept)
-        self._tries[made.number] = made
-        while len(self._tries) > self._most:
-            del self._tries[next(iter(self._tries))]
+        made = Try(next(self._numbers), dict(settings), comparison, kept)
+        self._tries.append(made)
         return made
 
     def find(self, number: int | None) -> Try | None:
         """The try of that number; `None` if there is none, or it has been forgotten."""
-        return None if number is None else self._tries.get(number)
+        return next((each for each in self if each.number == number), None)
 
     def __iter__(self) -> Iterator[Try]:
-        return iter(tuple(self._tries.values()))
+        return iter(tuple(self._tries))
 
     def __len__(self) -> int:
         return len(self._tries)
