@@ -157,19 +157,6 @@ def steps_of_equal_work(
         raise LeftOutError(f"{type(pipe).__name__} has several U-Nets")
     if work is None:
         raise LeftOutError("the work of a shallow call is not known")
-    found = 1 + bisect_left(range(1, steps), work, key=_calls_of(pipe, call, steps, calls))
-    if found >= steps:
-        raise nothing_saved(steps)
-    return found
-
-
-def nothing_saved(steps: int) -> LeftOutError:
-    """What to raise where only as many steps are of equal work."""
-    return LeftOutError(f"it would take all {steps}, since so little work is saved")
-
-
-def _calls_of(pipe: Any, call: Mapping[str, Any], steps: int, calls: int) -> Callable[[int], float]:
-    """How many U-Net calls a number of steps makes, going by those that `steps` made."""
     strength = strength_of(pipe, call)
 
     def timesteps(number: int) -> int:
@@ -178,4 +165,12 @@ def _calls_of(pipe: Any, call: Mapping[str, Any], steps: int, calls: int) -> Cal
         return (num_steps(pipe, ran) or ran) if ran else 0
 
     of_all = timesteps(steps) or steps
-    return lambda number: timesteps(number) * calls / of_all
+    found = 1 + bisect_left(range(1, steps), work, key=lambda n: timesteps(n) * calls / of_all)
+    if found >= steps:
+        raise nothing_saved(steps)
+    return found
+
+
+def nothing_saved(steps: int) -> LeftOutError:
+    """What to raise where only as many steps are of equal work."""
+    return LeftOutError(f"it would take all {steps}, since so little work is saved")
