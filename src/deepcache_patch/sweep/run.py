@@ -148,7 +148,7 @@ class _Running:
 
     def outcome(self) -> Sweep | None:
         """What there is; `None` before the first setting is finished."""
-        plain = self._rows.restored("plain", None)
+        plain = self._row(None, self._contest.steps)
         rows = [row for each in self._settings if (row := self._row(each)) is not None]
         if plain is None or not rows:
             return None
@@ -156,7 +156,7 @@ class _Running:
             if row.setting is not None and row.setting.key in self._failed:
                 rows[place] = replace(row, fewer_left_out=self._failed[row.setting.key])
         steps = {row.fewer for row in rows if self._fewer_steps} | {*self._smaller}
-        fewer = (self._plain_row(each) for each in sorted(filter(None, steps), reverse=True))
+        fewer = (self._row(None, each) for each in sorted(filter(None, steps), reverse=True))
         return Sweep(plain, tuple(rows), tuple(filter(None, fewer)), self._about)
 
     def _cached_with(self, setting: SweepSetting) -> Row:
@@ -188,7 +188,7 @@ class _Running:
             self._rows.keep(setting.key, replace(row, fewer=steps, fewer_left_out=fewer.left_out))
 
     def _plain_with(self, steps: int, _label: str = "") -> Row:
-        row = self._plain_row(steps)
+        row = self._row(None, steps)
         if row is not None and len(row.times) > self._number:
             return row
         with self._progress.of(f"plain, {steps} steps", steps) as label:
@@ -198,9 +198,7 @@ class _Running:
     def _keep(self, setting: SweepSetting | None, steps: Any, run: Run) -> Row:
         """Adds a run to its row, or makes the row of it."""
         contest, plain = self._contest, self._plain or run
-        is_reference = setting is None and steps == contest.steps
-        key = "plain" if is_reference else _plain_key(steps) if setting is None else setting.key
-        row = self._rows.restored(key, setting)
+        row = self._row(setting, steps)
         if row is None:
             measured: Any = contest.measured(plain.made, run.made)
             row = Row(
@@ -219,14 +217,17 @@ class _Running:
         if len(row.times) <= self._number:
             times, plains = (*row.times, run.time), (*row.plain_times, plain.time)
             row = replace(row, times=times, plain_times=plains)
-            self._rows.keep(key, row)
+            self._rows.keep(self._key(setting, steps), row)
         return row
 
-    def _row(self, setting: SweepSetting) -> Row | None:
-        return self._rows.restored(setting.key, setting)
+    def _row(self, setting: SweepSetting | None, steps: Any = None) -> Row | None:
+        """That of a setting, or of the plain pipeline with so many steps; `None` before it ran."""
+        return self._rows.restored(self._key(setting, steps), setting)
 
-    def _plain_row(self, steps: int) -> Row | None:
-        return self._rows.restored(_plain_key(steps), None)
+    def _key(self, setting: SweepSetting | None, steps: Any) -> str:
+        if setting is not None:
+            return setting.key
+        return "plain" if steps == self._contest.steps else f"plain-{steps}-steps"
 
     def _left(self, rounds: int) -> float:
         """The steps that are still to be run in so many rounds, as far as that can be told."""
@@ -243,11 +244,11 @@ class _Running:
             if row is None and self._contest.learns(setting.made(), setting.steps):
                 left += self._weight(None)[1]
             if self._fewer_steps and (row is None or row.fewer_left_out is None):
-                known = None if row is None or row.fewer is None else self._plain_row(row.fewer)
+                known = None if row is None or row.fewer is None else self._row(None, row.fewer)
                 add(known, weight)
         for steps in self._smaller:
-            add(self._plain_row(steps), steps)
-        if self._rows.restored("plain", None) is None:
+            add(self._row(None, steps), steps)
+        if self._row(None, self._contest.steps) is None:
             most = max(most, 1)
         return left + most * self._weight(None)[1]
 
@@ -258,10 +259,6 @@ class _Running:
         count = steps if isinstance(steps, int) else _USUAL
         interval = 1 if setting is None else setting.interval or 2
         return named if steps is None else f"{named}, {steps} steps", count / interval
-
-
-def _plain_key(steps: int) -> str:
-    return f"plain-{steps}-steps"
 
 
 def _about(contest: Contest, settings: Sequence[SweepSetting]) -> dict[str, Any]:
