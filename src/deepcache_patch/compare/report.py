@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from ..measuring.media import still
 from ..schedules.plans import Plan, place_of
 from .contestant import HELPER, looks_lines, range_text, times_text
 from .grid import DIFFERENCE_FACTOR, SMALLEST_CELL, waveform_differences
@@ -42,7 +43,7 @@ def page(comparison: Comparison, *, command: str | None = None) -> str:
     pairs = list(_pairs(comparison))
     about = comparison.about
     prompt = about["call"].get("prompt")
-    width, height = _size(comparison)
+    width, height = still(comparison.plain[0]).size
     sounds = comparison.kind == "sounds"
     return rendered(
         __package__,
@@ -166,14 +167,6 @@ def _film(results: Sequence[Sequence[Image.Image]]) -> str:
     more: dict[str, Any] = {"append_images": films[1:], "duration": each, "loop": 0}
     films[0].save(file, format="WEBP", save_all=True, quality=92, **more)
     return uri("image/webp", file.getvalue())
-
-
-def _size(comparison: Comparison) -> tuple[int, int]:
-    first: Any = comparison.plain[0]
-    if comparison.kind == "sounds":
-        first = first.waveform()
-    size: tuple[int, int] = (first[0] if comparison.kind == "videos" else first).size
-    return size
 
 
 def _plan(name: str, plan: Plan) -> dict[str, Any]:
