@@ -11,7 +11,7 @@ import click
 
 from . import kinds, options
 from .files import require_writable
-from .mistakes import bad_input, failure
+from .mistakes import bad_input, running
 from .names import PROGRAM, SCHEDULES
 from .request import GenerationRequest, require_branch, require_own_scheduler, schedule_given
 from .terminal import complain, import_word, say
@@ -104,7 +104,7 @@ def sweep(
             call["num_inference_steps"] = steps
         helper = DeepCacheHelper(pipe, first=first, last=last, replay=replay)
     try:
-        with bad_input(f"{type(pipe).__name__}: "), failure(pipe):
+        with running(pipe):
             outcome = run(
                 helper,
                 **settings,
