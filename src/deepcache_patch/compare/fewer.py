@@ -5,7 +5,7 @@ held here, and how many steps it gets is decided here; how it is run stands in `
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -64,9 +64,7 @@ class FewerStepsRival:
         contest, all_steps = self._contest, self._contest.steps
         try:
             if self.steps is None:
-                self.steps = steps_of_equal_work(
-                    contest.pipe, contest.call, steps=all_steps, calls=plain.calls, work=work
-                )
+                self.steps = steps_of_equal_work(contest, calls=plain.calls, work=work)
             fewer = self._run(self.steps, LABEL)
             # How `strength` and its like round is the pipeline's own business.
             while not self.runs and work is not None and fewer.time.calls < work:
@@ -133,21 +131,18 @@ def full_calls_worth(stats: Stats, plan: Plan, branches: Iterable[Branch]) -> fl
     return stats.full_calls + stats.shallow_calls * sum(known) / len(known)
 
 
-def steps_of_equal_work(
-    pipe: Any, call: Mapping[str, Any], *, steps: Any, calls: int, work: float | None
-) -> int:
+def steps_of_equal_work(contest: Contest, *, calls: int, work: float | None) -> int:
     """Returns the least number of steps at which the plain pipeline does no less than `work`.
 
     Args:
-        pipe: The pipeline.
-        call: Arguments of its call.
-        steps: The `num_inference_steps` of the plain pipeline.
-        calls: U-Net calls that it made with these.
+        contest: Whose plain pipeline it is.
+        calls: U-Net calls that it made with all steps.
         work: In full calls of the U-Net; `None` where it is not known.
 
     Raises:
         LeftOutError: It cannot be told, or there is none below `steps`.
     """
+    pipe, call, steps = contest.pipe, contest.call, contest.steps
     for name in LISTS:
         if call.get(name) is not None:
             raise LeftOutError(f"{name}= says which steps there are")
