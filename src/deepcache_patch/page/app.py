@@ -65,7 +65,6 @@ class Page:
         schedule_file: str | None = None,
     ) -> None:
         self._gr = gradio()
-        self._pipe = pipe
         self.runner = Runner(pipe)
         self.history = History()
         if not isinstance(schedule, str):
@@ -171,13 +170,13 @@ class Page:
         except Exception as error:  # whatever pipeline, scheduler and device raise together
             told = first_line(error)
             if not isinstance(error, DeepCacheError | ValueError | TypeError):
-                told = f"{type(self._pipe).__name__} failed: {told}"
+                told = f"{type(self.runner.pipe).__name__} failed: {told}"
             raise self._gr.Error(escape(told), print_exception=False) from error
 
     # --- the layout -------------------------------------------------------------------------------
 
     def _laid_out(self) -> Any:
-        gr, name = self._gr, type(self._pipe).__name__
+        gr, name = self._gr, type(self.runner.pipe).__name__
         with gr.Blocks(
             title=f"DeepCache · {name}",
             analytics_enabled=False,
@@ -204,7 +203,7 @@ class Page:
         return blocks
 
     def _title(self) -> str:
-        pipe = self._pipe
+        pipe = self.runner.pipe
         name = str(getattr(pipe, "name_or_path", "") or type(pipe).__name__)
         scheduler = type(pipe.scheduler).__name__.removesuffix("Scheduler")
         dtype = str(pipe.dtype).removeprefix("torch.")
