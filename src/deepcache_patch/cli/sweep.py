@@ -138,9 +138,7 @@ def _command(context: click.Context) -> str:
         if source is not click.core.ParameterSource.COMMANDLINE or param.name in _OWN:
             continue
         value = context.params[param.name or ""]
-        several = value if param.multiple else [value]
-        for each in several:
-            words += (
-                [str(each)] if isinstance(param, click.Argument) else [param.opts[0], str(each)]
-            )
+        option = [] if isinstance(param, click.Argument) else [param.opts[0]]
+        for each in value if param.multiple else [value]:
+            words += [*option, str(each)]
     return shlex.join(words)
