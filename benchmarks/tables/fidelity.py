@@ -117,8 +117,7 @@ def _on_models(reports: Iterable[Any], families: Iterable[str]) -> str:
     """PSNR at one budget, of some families."""
     families = [*families]
     rows = [
-        (each["title"], each["model"], *_psnrs(each, _SHOWN_SPEED, families)[:-1])
-        for each in reports
+        (each["title"], each["model"], *_psnrs(each, _SHOWN_SPEED, families)) for each in reports
     ]
     titles = [_FAMILIES[family] for family in families]
     return table(("PSNR in dB", "model", "speed", *titles), rows)
@@ -177,7 +176,11 @@ def curves_on_emoji() -> str:
 
 
 def _at_budgets(reports: Iterable[Any], *speeds: float) -> str:
-    rows = [(report["title"], *_psnrs(report, speed)) for report in reports for speed in speeds]
+    rows = [
+        (report["title"], *_psnrs(report, speed, _FAMILIES), _psnr_of_best(report["rows"], speed))
+        for report in reports
+        for speed in speeds
+    ]
     return table(("PSNR in dB", "speed", *_COLUMNS), rows)
 
 
@@ -215,15 +218,10 @@ def _counted(folder: Path = RESULTS) -> list[Any]:
     return [report for report in reports if report["rows"]]
 
 
-def _psnrs(report: Any, budget: float, families: Iterable[str] = _FAMILIES) -> list[str]:
-    """The speed of the row, and the PSNR of each column."""
-    rows = report["rows"]
-    speed, best = _equal_work(rows, budget), _best_other(rows, budget)
-    return [
-        f"{speed:.2f}×",
-        *(_psnr_of(rows, family, budget, speed) for family in families),
-        "–" if best is None else _decibels(best["psnr"]) + _aside(best, speed, _title(best)),
-    ]
+def _psnrs(report: Any, budget: float, families: Iterable[str]) -> list[str]:
+    """The speed of the row, and the PSNR of each family."""
+    rows, speed = report["rows"], _equal_work(report["rows"], budget)
+    return [f"{speed:.2f}×", *(_psnr_of(rows, family, budget, speed) for family in families)]
 
 
 def _equal_work(rows: Sequence[Row], budget: float) -> float:
@@ -242,6 +240,14 @@ def _psnr_of(rows: Sequence[Row], family: str, budget: float, speed: float) -> s
     if near is None or (fitted is None and value is not None):
         return _decibels(value)
     return _decibels(near["psnr"]) + _aside(near, speed)
+
+
+def _psnr_of_best(rows: Sequence[Row], budget: float) -> str:
+    """That of the best rival without a column, with its name."""
+    best = _best_other(rows, budget)
+    if best is None:
+        return "–"
+    return _decibels(best["psnr"]) + _aside(best, _equal_work(rows, budget), _title(best))
 
 
 def _aside(row: Row, speed: float, *words: str) -> str:

@@ -347,9 +347,7 @@ class DeepCacheHelper(Adjustable):
         """
         from .compare.run import compare  # only it needs what the extra brings
 
-        return compare(
-            self._pipe, self, seeds=seeds, repeats=repeats, fewer_steps=fewer_steps, **call
-        )
+        return compare(self, seeds=seeds, repeats=repeats, fewer_steps=fewer_steps, **call)
 
     def sweep(
         self,
@@ -397,7 +395,6 @@ class DeepCacheHelper(Adjustable):
         from .sweep.run import sweep  # only it needs what the extra brings
 
         return sweep(
-            self._pipe,
             self,
             interval=interval,
             schedule=schedule,

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from builders.outcomes import flat
+from deepcache_patch import Plan
 from deepcache_patch.measuring.generation import Timing
 from deepcache_patch.sweep.outcome import Row, Sweep
 from deepcache_patch.sweep.settings import SweepSetting
@@ -44,14 +45,14 @@ def row(speed: float, quality: float, setting: SweepSetting | None = None, **cha
         "ssim": (0.5, 0.75),
         "full_calls": 12,
         "shallow_calls": 12,
-        "plan": "F·" * 12,
+        "plan": Plan(["full", -1] * 12),
     }
     return Row(**{**fields, **changes})
 
 
 def made(**changes: Any) -> Sweep:
     """Settings 1, 3 and 4 are on the curve; the knee is the second of them."""
-    plain = row(1, 0, psnr=(float("inf"),) * 2, plan="")
+    plain = row(1, 0, psnr=(float("inf"),) * 2, plan=Plan())
     plain = replace(plain, times=plain.plain_times)
     settings = (
         row(1.5, 40, SweepSetting(interval=1.5, steps=24), fewer=16),
@@ -59,7 +60,7 @@ def made(**changes: Any) -> Sweep:
         row(2.5, 38, SweepSetting("auto", 2.2, steps=24)),
         row(3.5, 20, SweepSetting("auto", 3, steps=24)),
     )
-    fewer = (row(1.5, 25, steps=16, plan=""),)
+    fewer = (row(1.5, 25, steps=16, plan=Plan()),)
     fields: dict[str, Any] = {
         "plain": plain,
         "settings": settings,

@@ -99,7 +99,7 @@ def test_a_sampler_of_two_calls_a_step_may_have_more_full_steps_than_steps(
     use_scheduler(heun, "heun")
     monkeypatch.setattr(PipelineRequest, "load", lambda _asked: heun)
 
-    def note(_pipe: Any, helper: DeepCacheHelper, **call: Any) -> None:
+    def note(helper: DeepCacheHelper, **call: Any) -> None:
         plan = helper.plan(call["num_inference_steps"])
         raise InvalidSettingError(f"{len(plan.full_steps)} of {len(plan)}")
 
@@ -200,7 +200,7 @@ def test_full_steps_that_a_comparison_cannot_have(options: str, message: str, ca
 def test_a_comparison_runs_as_many_full_steps_as_it_is_told(
     options: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    def note(_pipe: Any, helper: DeepCacheHelper, **call: Any) -> None:
+    def note(helper: DeepCacheHelper, **call: Any) -> None:
         plan = helper.plan(call["num_inference_steps"])
         raise InvalidSettingError(f"{len(plan.full_steps)} of {len(plan)}")
 

@@ -49,8 +49,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What `compare` was called with; it then stops."""
     seen: dict[str, Any] = {}
 
-    def spy(pipe: Any, helper: Any, **options: Any) -> None:
-        seen.update(options, pipe=pipe, helper=helper)
+    def spy(helper: Any, **options: Any) -> None:
+        seen.update(options, pipe=helper.pipe, helper=helper)
         raise ValueError("seen")
 
     monkeypatch.setattr(comparison, "compare", spy)

@@ -43,8 +43,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What `compare` was called with; it then stops."""
     seen: dict[str, Any] = {}
 
-    def spy(pipe: Any, _helper: Any, **options: Any) -> None:
-        seen.update(options, pipe=pipe)
+    def spy(helper: Any, **options: Any) -> None:
+        seen.update(options, pipe=helper.pipe)
         raise ValueError("seen")
 
     monkeypatch.setattr(comparison, "compare", spy)

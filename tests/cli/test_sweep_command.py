@@ -42,7 +42,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What a sweep was asked for; it finds what stands in `sweeps`."""
     seen: dict[str, Any] = {}
 
-    def spy(pipe: Any, helper: Any, **options: Any) -> Any:
+    def spy(helper: Any, **options: Any) -> Any:
         seen.update(options, helper=helper)
         return made()
 

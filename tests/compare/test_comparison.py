@@ -75,7 +75,7 @@ def test_missing_scikit_image_is_told_with_the_command_that_helps(
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ImportError, match=r"pip install 'deepcache-patch\[compare\]'"):
-        compare(None, None)  # type: ignore[arg-type]
+        compare(None)  # type: ignore[arg-type]
 
 
 # --- table and JSON -----------------------------------------------------------------------------
@@ -440,7 +440,6 @@ def test_both_runs_start_from_the_same_seeds(name: str) -> None:
     pipe = CASES[name].load()
     call = {"prompt": "a small red circle"} if name != "ddpm" else {}
     result = compare(
-        pipe,
         DeepCacheHelper(pipe, schedule=Uniform(1)),
         seeds=(5, 7),
         num_inference_steps=3,
@@ -465,7 +464,7 @@ def test_both_runs_start_from_the_same_seeds(name: str) -> None:
 def test_counts_and_settings_of_a_cached_generation() -> None:
     pipe = CASES["sd"].load()
     helper = DeepCacheHelper(pipe, schedule=Uniform(3))
-    result = compare(pipe, helper, seeds=[3], prompt="a fox", num_inference_steps=7, repeats=2)
+    result = compare(helper, seeds=[3], prompt="a fox", num_inference_steps=7, repeats=2)
     assert (result.full_calls, result.shallow_calls) == (3, 4)
     assert [time.calls for time in result.plain_times + result.cached_times] == [7] * 4
     assert result.cache_nbytes > 0
@@ -486,7 +485,7 @@ def test_the_helper_is_left_as_it_was_found_even_after_a_failure(enabled: bool) 
     if enabled:
         helper.enable()
     with pytest.raises(ValueError, match="divisible by 8"):
-        compare(pipe, helper, prompt="a fox", height=13, width=16)
+        compare(helper, prompt="a fox", height=13, width=16)
     assert helper.enabled is enabled
     helper.disable()
 
@@ -495,7 +494,6 @@ def test_a_pipeline_that_makes_fewer_pictures_than_seeds_is_told() -> None:
     pipe = CASES["ldm-superresolution"].load()
     with pytest.raises(TypeError, match="made 1 pictures for 2 seeds"):
         compare(
-            pipe,
             DeepCacheHelper(pipe, schedule=Uniform()),
             seeds=(0, 1),
             image=torch.zeros(1, 3, 8, 8),
@@ -507,4 +505,4 @@ def test_a_pipeline_that_makes_fewer_pictures_than_seeds_is_told() -> None:
 def test_nothing_to_run_is_refused(bad: dict[str, Any]) -> None:
     pipe = CASES["ddpm"].load()
     with pytest.raises(ValueError, match=next(iter(bad))):
-        compare(pipe, DeepCacheHelper(pipe, schedule=Uniform()), **bad)
+        compare(DeepCacheHelper(pipe, schedule=Uniform()), **bad)

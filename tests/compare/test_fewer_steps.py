@@ -260,10 +260,10 @@ def test_a_pipeline_that_is_not_told_its_steps_has_none() -> None:
         def __call__(self, generator: Any = None) -> None: ...
 
     pipe = CASES["ddpm"].load()
+    helper = DeepCacheHelper(StepsPipeline(pipe.unet, pipe.scheduler))
+    found = contest.Contest(helper, {}, seeds=None, repeats=1)
     with pytest.raises(LeftOutError, match="StepsPipeline is not told a number of steps"):
-        steps_of_equal_work(
-            StepsPipeline(pipe.unet, pipe.scheduler), {}, steps=None, calls=4, work=2.0
-        )
+        steps_of_equal_work(found, calls=4, work=2.0)
 
 
 def test_they_are_not_made_where_nobody_wants_them() -> None:

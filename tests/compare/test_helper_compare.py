@@ -236,12 +236,20 @@ def test_the_bars_say_which_generation_runs(capsys: pytest.CaptureFixture[str]) 
     pipe = CASES["ddpm"].load()
     pipe.set_progress_bar_config()
     helper = DeepCacheHelper(pipe, schedule="auto")
-    assert compare(pipe, helper, num_inference_steps=9).about["replay"] is None
+    assert compare(helper, num_inference_steps=9).about["replay"] is None
     err = capsys.readouterr().err
     labels = ("warm-up", "calibration", "plain", "helper")
     found = [err.find(f"{label}: 100%") for label in labels]
     assert -1 not in found
     assert found == sorted(found)
+
+
+def test_nothing_runs_to_learn_where_there_is_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    # A generation in full was made for `auto` also where it goes by the default's plan.
+    pipe = CASES["ddpm"].load()
+    pipe.set_progress_bar_config()
+    DeepCacheHelper(pipe, schedule="auto", branch=0).compare(num_inference_steps=9)
+    assert "calibration" not in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("deprecated_pipelines")

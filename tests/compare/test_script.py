@@ -77,9 +77,9 @@ def set_up(pipe: Any) -> list[str]:
     ids=lambda each: type(each).__name__ if each is not None else "",
 )
 def test_the_script_makes_the_picture_of_the_page(pipe: Any, schedule: Any, replay: Any) -> None:
-    found = Runner(pipe).run(CALL, seed=5, schedule=schedule, replay=replay)
-    exec(compile(python_of(found.comparison.about), "script", "exec"), {})
-    assert np.array_equal(Image.open("5.png"), found.cached)
+    found, _ = Runner(pipe).run(CALL, seed=5, schedule=schedule, replay=replay)
+    exec(compile(python_of(found.about), "script", "exec"), {})
+    assert np.array_equal(Image.open("5.png"), found.cached[0])
 
 
 def test_the_script_makes_each_picture_of_a_comparison_with_its_prompt(pipe: Any) -> None:
@@ -248,6 +248,13 @@ def test_each_prompt_goes_with_what_was_given_for_it() -> None:
     assert "zip([1000000, 0, 1], ['c', 'c', 'd'], ['a', 'a', 'b'], ['e', 'e', 'f']):" in learned
 
 
+@pytest.mark.parametrize(("branch", "seeds"), [(-1, "[1000000, 0, 1]"), (0, "[0, 1]")])
+def test_no_picture_is_made_to_learn_where_the_plan_leaves_nothing(branch: int, seeds: str) -> None:
+    about = {**ABOUT, "schedule": f"Auto(interval=3, branch={branch})"}
+    text = python_of(about, plan=Plan(["full", branch, branch] * 8))
+    assert f"for seed in {seeds}:" in text
+
+
 def test_nothing_is_said_to_be_left_out_where_nothing_is() -> None:
     text = python_of({**ABOUT, "call": {"prompt": "a fox ... in the snow"}})
     assert "Fill in" not in text
@@ -352,7 +359,7 @@ def test_a_schedule_that_was_learned_is_read_from_a_file(pipe: Any) -> None:
     Runner(pipe).run(CALL, seed=0, schedule=auto)
     (learned,) = auto.learned
     assert isinstance(learned, Calibrated)
-    found = Runner(pipe).run(CALL, seed=5, schedule=learned).comparison
+    found, _ = Runner(pipe).run(CALL, seed=5, schedule=learned)
     learned.save("schedule.json")
     exec(compile(python_of(found.about), "script", "exec"), {})
     assert np.array_equal(Image.open("5.png"), found.cached[0])

@@ -214,14 +214,14 @@ def test_generate_gives_both_pictures_and_the_figures() -> None:
 @pytest.mark.parametrize(("seconds", "said"), [(5.0, False), (4.9, True)])
 def test_a_speed_that_the_work_does_not_allow_is_named(seconds: float, said: bool) -> None:
     generated(page(), seed=5)
-    trial = page().history.find(1).trial
+    made = page().history.find(1)
     changed = replace(
-        trial.comparison,
+        made.comparison,
         plain_times=(Timing(10.0, 11.0, 6),),
         cached_times=(Timing(seconds, 5.0, 6),),
         work=0.5,  # at most 2×
     )
-    told = figures(replace(trial, comparison=changed), number=1)
+    told = figures(replace(made, comparison=changed))
     assert ("; faster than the work allows: timings vary, or something" in told) == said
 
 
@@ -411,7 +411,7 @@ def test_files_are_there_whole_or_not_at_all(monkeypatch: pytest.MonkeyPatch) ->
         raise OSError("the disk is full")
 
     with monkeypatch.context() as patched:
-        patched.setattr(type(made.trial.comparison), "save", fail)
+        patched.setattr(type(made.comparison), "save", fail)
         with pytest.raises(OSError, match="the disk is full"):
             page().result._saved(made)
     assert all(each.is_file() for each in page().result._saved(made))
@@ -488,7 +488,7 @@ def test_a_calibrated_schedule_can_be_chosen() -> None:
     assert loaded in re.sub("<.*?>", "", report)
     generated(with_file)  # of another schedule
     made = [with_file.history.find(number) for number in (1, 2)]
-    files = [each.trial.comparison.about.get("schedule_file") for each in made]
+    files = [each.comparison.about.get("schedule_file") for each in made]
     assert files == ["mine/my.json", None]
     wrong = preview(with_file, schedule="calibrated", num_inference_steps=7)
     assert "was calibrated for 12 steps, the generation has 7" in wrong

@@ -50,25 +50,24 @@ def labels(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_both_pictures_are_the_pipelines_own_and_nothing_is_left() -> None:
     pipe = CASES["sd"].load()
     before = trace(pipe.unet)
-    found = Runner(pipe).run(CALL, seed=3, schedule=Uniform(3))
+    outcome, kept = Runner(pipe).run(CALL, seed=3, schedule=Uniform(3))
     assert trace(pipe.unet) == before
 
     def picture() -> Any:
         return pipe(**CALL, generator=torch.Generator("cpu").manual_seed(3)).images[0]
 
-    assert np.array_equal(found.plain, picture())
+    assert np.array_equal(outcome.plain[0], picture())
     with DeepCacheHelper(pipe, schedule=Uniform()):
-        assert np.array_equal(found.cached, picture())
-    assert not np.array_equal(found.plain, found.cached)
-    outcome = found.comparison
-    assert (outcome.full_calls, outcome.shallow_calls, found.kept) == (2, 4, False)
+        assert np.array_equal(outcome.cached[0], picture())
+    assert not np.array_equal(outcome.plain[0], outcome.cached[0])
+    assert (outcome.full_calls, outcome.shallow_calls, kept) == (2, 4, False)
     assert str(outcome.plan) == "F··F··"
     assert outcome.plain_times[0].calls == outcome.cached_times[0].calls == 6
 
 
 def test_the_comparison_of_a_trial_is_that_of_the_helper() -> None:
     pipe = CASES["sd"].load()
-    ours = Runner(pipe).run(CALL, seed=3, schedule=Uniform(3)).comparison
+    ours, _ = Runner(pipe).run(CALL, seed=3, schedule=Uniform(3))
     theirs = DeepCacheHelper(pipe, schedule=Uniform(3)).compare(
         seeds=[3], fewer_steps=False, **CALL
     )
@@ -91,7 +90,7 @@ def test_no_network_is_built_to_measure_a_trial(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(contest, "lpips", lpips)
     pipe, call = CASES["sd"].load(), {**CALL, "height": 32, "width": 32}
-    found = Runner(pipe).run(call, seed=0, schedule=Uniform(3)).comparison
+    found = Runner(pipe).run(call, seed=0, schedule=Uniform(3))[0]
     assert (found.lpips, made) == (None, [])
     theirs = DeepCacheHelper(pipe, schedule=Uniform(3)).compare(
         seeds=[0], fewer_steps=False, **call
@@ -102,16 +101,16 @@ def test_no_network_is_built_to_measure_a_trial(monkeypatch: pytest.MonkeyPatch)
 
 def test_the_plain_picture_is_kept_while_only_the_helper_changes(labels: list[str]) -> None:
     runner = Runner(CASES["sd"].load())
-    first = runner.run(CALL, seed=0, schedule=Uniform(3))
+    first, _ = runner.run(CALL, seed=0, schedule=Uniform(3))
     assert labels == ["warm-up", "plain", "helper"]
-    again = runner.run(CALL, seed=0, schedule=Uniform(2), replay="reuse")
+    again, kept = runner.run(CALL, seed=0, schedule=Uniform(2), replay="reuse")
     assert labels[3:] == ["helper"]
-    assert again.kept
-    assert again.comparison.plain_times == first.comparison.plain_times
+    assert kept
+    assert again.plain_times == first.plain_times
     for call, seed in ((CALL, 1), ({**CALL, "prompt": "a hen"}, 1)):
-        assert not runner.run(call, seed=seed, schedule=Uniform(3)).kept
+        assert not runner.run(call, seed=seed, schedule=Uniform(3))[1]
     assert labels[4:] == ["plain", "helper"] * 2
-    assert runner.run(CALL, seed=0, schedule=Uniform(3)).kept  # one of before, brought back
+    assert runner.run(CALL, seed=0, schedule=Uniform(3))[1]  # one of before, brought back
 
 
 def test_each_size_is_warmed_up_once_at_the_branches_of_the_schedule(labels: list[str]) -> None:
@@ -134,23 +133,23 @@ def test_only_the_last_plain_pictures_are_kept(labels: list[str]) -> None:
     call = {**CALL, "num_inference_steps": 1}
     for seed in range(9):
         runner.run(call, seed=seed, schedule=Uniform(3))
-    assert runner.run(call, seed=1, schedule=Uniform(3)).kept
-    assert not runner.run(call, seed=0, schedule=Uniform(3)).kept
+    assert runner.run(call, seed=1, schedule=Uniform(3))[1]
+    assert not runner.run(call, seed=0, schedule=Uniform(3))[1]
 
 
 def test_auto_learns_once_from_another_picture(labels: list[str]) -> None:
     runner = Runner(CASES["sd"].load())
     for _ in range(2):
         schedule = runner.schedule("auto", interval=3)
-        found = runner.run({**CALL, "num_inference_steps": 12}, seed=0, schedule=schedule)
-        assert found.comparison.shallow_calls == 8
-        assert found.comparison.plan == schedule.learned[-1].entries
+        found, _ = runner.run({**CALL, "num_inference_steps": 12}, seed=0, schedule=schedule)
+        assert found.shallow_calls == 8
+        assert found.plan == schedule.learned[-1].entries
     assert labels == ["warm-up", "plain", "calibration", "helper", "helper"]
 
 
 def test_the_plan_of_an_adaptive_schedule_is_the_one_that_ran() -> None:
     runner = Runner(CASES["sd"].load())
-    found = runner.run(CALL, seed=0, schedule=Adaptive(1.0, (2,))).comparison
+    found = runner.run(CALL, seed=0, schedule=Adaptive(1.0, (2,)))[0]
     assert len(found.plan) == 6
     assert found.plan.branches == (2,)
     assert len(found.plan.full_steps) == found.full_calls < 6
@@ -159,9 +158,9 @@ def test_the_plan_of_an_adaptive_schedule_is_the_one_that_ran() -> None:
 def test_a_pipeline_of_nothing_but_numbers() -> None:
     runner = Runner(CASES["ddpm"].load())
     assert "prompt" not in runner.accepted
-    found = runner.run({"num_inference_steps": 5}, seed=0, schedule=Uniform(5))
-    assert str(found.comparison.plan) == "F····"
-    assert found.plain.mode == "RGB"
+    found, _ = runner.run({"num_inference_steps": 5}, seed=0, schedule=Uniform(5))
+    assert str(found.plan) == "F····"
+    assert found.plain[0].mode == "RGB"
 
 
 def test_a_scheduler_that_makes_more_steps_than_asked_for() -> None:
@@ -232,7 +231,7 @@ def test_stop_ends_a_trial_at_the_next_block_and_the_next_one_runs(half: str) ->
     pipe = CASES["sd"].load()
     before = trace(pipe.unet)
     hooks = [len(module._forward_pre_hooks) for module in pipe.unet.modules()]
-    untouched = Runner(CASES["sd"].load()).run(CALL, seed=0, schedule=Uniform(3))
+    untouched, _ = Runner(CASES["sd"].load()).run(CALL, seed=0, schedule=Uniform(3))
     runner, stop, told, entered = Runner(pipe), Event(), [], []
 
     def stop_after_two(label: str, step: int, steps: int | None) -> None:
@@ -251,10 +250,10 @@ def test_stop_ends_a_trial_at_the_next_block_and_the_next_one_runs(half: str) ->
     assert [len(module._forward_pre_hooks) for module in pipe.unet.modules()] == hooks
     with pytest.raises(StoppedError):
         runner.run(CALL, seed=0, schedule=Uniform(3), stop=stop)
-    again = runner.run(CALL, seed=0, schedule=Uniform(3))
+    again, kept = runner.run(CALL, seed=0, schedule=Uniform(3))
     assert again.plain == untouched.plain
     assert again.cached == untouched.cached
-    assert again.kept == (half == "helper")
+    assert kept == (half == "helper")
 
 
 def test_stop_ends_a_trial_within_a_step() -> None:

@@ -11,10 +11,9 @@ from deepcache_patch import Plan
 from deepcache_patch.compare.outcome import Comparison
 from deepcache_patch.measuring.generation import Timing
 from deepcache_patch.page.history import History
-from deepcache_patch.page.trial import Trial
 
 
-def trial(*, seconds: float = 4.0, psnr: float = 31.0) -> Trial:
+def comparison(*, seconds: float = 4.0, psnr: float = 31.0) -> Comparison:
     """One whose plain half took ten seconds."""
     picture = Image.fromarray(np.zeros((8, 8, 3), np.uint8))
     about = {
@@ -28,7 +27,7 @@ def trial(*, seconds: float = 4.0, psnr: float = 31.0) -> Trial:
         "call": {},
         "seeds": [0],
     }
-    comparison = Comparison(
+    return Comparison(
         plain=(picture,),
         cached=(picture,),
         plain_times=(Timing(10.0, 11.0, 6),),
@@ -41,7 +40,6 @@ def trial(*, seconds: float = 4.0, psnr: float = 31.0) -> Trial:
         about=about,
         plans={"unet": Plan(["full", 0, 0] * 2)},
     )
-    return Trial(comparison, kept=False)
 
 
 def settings(**changed: Any) -> dict[str, Any]:
@@ -51,7 +49,9 @@ def settings(**changed: Any) -> dict[str, Any]:
 def test_tries_are_counted_from_one_and_found_by_their_number() -> None:
     history = History()
     assert (len(history), list(history), history.find(1), history.find(None)) == (0, [], None, None)
-    first, second = (history.add(settings(interval=each), trial()) for each in (3, 5))
+    first, second = (
+        history.add(settings(interval=each), comparison(), kept=False) for each in (3, 5)
+    )
     assert [each.number for each in history] == [1, 2]
     assert history.find(1) is first
     assert history.find(2) is second
@@ -60,31 +60,31 @@ def test_tries_are_counted_from_one_and_found_by_their_number() -> None:
 
 def test_a_try_says_its_settings_prompt_seed_speed_and_likeness() -> None:
     history = History()
-    made = history.add(settings(), trial(seconds=3.0, psnr=31.2345))
+    made = history.add(settings(), comparison(seconds=3.0, psnr=31.2345), kept=False)
     assert made.text == "6 steps · DDIM · interval 3, branch 0 · seed 7 · a fox"
     assert (made.speedup, made.psnr) == (3.33, 31.23)
-    assert history.add(settings(), trial(psnr=float("inf"))).psnr is None
-    without = history.add({"seed": 7}, trial())
+    assert history.add(settings(), comparison(psnr=float("inf")), kept=False).psnr is None
+    without = history.add({"seed": 7}, comparison(), kept=False)
     assert without.text == "6 steps · DDIM · interval 3, branch 0 · seed 7"
 
 
 def test_the_oldest_are_forgotten_and_numbers_go_on() -> None:
     history = History(most=2)
     for _ in range(3):
-        history.add(settings(), trial())
+        history.add(settings(), comparison(), kept=False)
     assert [each.number for each in history] == [2, 3]
     assert history.find(1) is None
 
 
 def test_settings_are_a_copy() -> None:
     given = settings()
-    made = History().add(given, trial())
+    made = History().add(given, comparison(), kept=False)
     given["interval"] = 9
     assert made.settings["interval"] == 3
 
 
 def test_a_try_knows_the_settings_that_it_was_made_with() -> None:
-    made = History().add(settings(), trial())
+    made = History().add(settings(), comparison(), kept=False)
     assert made.was_made_with(settings())
     assert made.was_made_with(settings(seed=-1))  # it was drawn
     assert not made.was_made_with(settings(seed=8))

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from builders.sweeps import made, row
 
+from deepcache_patch import Plan
 from deepcache_patch.sweep.curve import asides, curve_of, ticks
 from deepcache_patch.sweep.knee import BY_WORK, front_of, knee_of, why_none
 
@@ -104,7 +105,7 @@ def test_points_that_would_cover_each_other_are_drawn_side_by_side() -> None:
 
 
 def test_fewer_steps_make_way_for_settings() -> None:
-    fewer = (row(2.5, 38, steps=10, plan=""), row(1.5, 25, steps=16, plan=""))
+    fewer = (row(2.5, 38, steps=10, plan=Plan()), row(1.5, 25, steps=16, plan=Plan()))
     points = curve_of(made(fewer=fewer)).points
     assert [(each.mark, each.aside) for each in points][:3] == [("10", -1), ("16", 0), ("1", 0)]
     assert not any(each.aside for each in points[1:])

@@ -20,7 +20,7 @@ from builders.sweeps import row
 from PIL import Image
 from torch import nn
 
-from deepcache_patch import Auto, DeepCacheHelper, InvalidSettingError, Uniform
+from deepcache_patch import Auto, DeepCacheHelper, InvalidSettingError, Plan, Uniform
 from deepcache_patch.compare import contest
 from deepcache_patch.measuring.media import Sound
 from deepcache_patch.sweep import run
@@ -28,7 +28,7 @@ from deepcache_patch.sweep.folder import RowStore
 from deepcache_patch.sweep.outcome import FILES, Sweep
 from deepcache_patch.sweep.progress import duration
 from deepcache_patch.sweep.run import INTERVALS, SweepInterrupted, adapters_of
-from deepcache_patch.sweep.settings import SweepSetting, learns, settings_of
+from deepcache_patch.sweep.settings import SweepSetting, settings_of
 
 pytestmark = pytest.mark.usefixtures("kept_tables")
 
@@ -113,7 +113,7 @@ def test_a_row_is_what_a_comparison_finds() -> None:
     )
     assert np.asarray(setting.results[0]).tobytes() == (np.asarray(found.cached[0]).tobytes())
     assert (setting.full_calls, setting.shallow_calls) == (found.full_calls, found.shallow_calls)
-    assert setting.plan == str(found.plan)
+    assert setting.plan == found.plan
 
 
 def test_everything_is_against_the_largest_number_of_steps() -> None:
@@ -178,7 +178,7 @@ def test_a_calibrated_schedule_is_of_the_steps_that_strength_leaves() -> None:
     sweep = subject.sweep(
         schedule=learned, num_inference_steps=24, repeats=1, fewer_steps=False, **call
     )
-    assert sweep.settings[0].plan == str(learned.entries)
+    assert sweep.settings[0].plan == learned.entries
     for run_of in (subject.compare, lambda **call: subject.sweep(schedule=learned, **call)):
         with pytest.raises(InvalidSettingError, match="for 12 steps, and here are 6: give as many"):
             run_of(num_inference_steps=12, **call)
@@ -375,7 +375,7 @@ def request_of() -> Any:
     from deepcache_patch.sweep.run import _about, _request
 
     call = {"num_inference_steps": 12, **PROMPT}
-    found = Contest(CASES["sd"].load(), helper(), call, seeds=[3], repeats=1)
+    found = Contest(helper(), call, seeds=[3], repeats=1)
     return _request(found, _about(found, []))
 
 
@@ -412,6 +412,17 @@ def test_an_adapter_or_another_scale_of_it_is_another_request() -> None:
     digests = [adapters_of(layer(*each)) for each in ((1, 1), (1, 1), (0.5, 1), (1, 2))]
     assert digests[0] == digests[1]
     assert len(set(digests)) == 3
+
+
+def test_a_plan_is_kept_by_its_entries_and_made_anew_from_a_strip(tmp_path: Path) -> None:
+    kept = row(2, 30, plan=Plan(["full", -1, 0, 11]))
+    RowStore(tmp_path, {"a": 1}).keep("x", kept)
+    read = RowStore(tmp_path, {"a": 1}).restored("x", None)
+    assert read is not None
+    assert read.plan == kept.plan
+    file = tmp_path / "rows" / "x.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "plan": str(kept.plan)}))
+    assert RowStore(tmp_path, {"a": 1}).restored("x", None) is None
 
 
 def test_videos_and_sounds_are_kept_too(tmp_path: Path) -> None:
@@ -487,5 +498,6 @@ def test_only_auto_learns_and_only_where_there_is_something(
     setting: dict[str, Any], does: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("deepcache_patch.learning.auto.FEW_FULL_STEPS", 8)
-    pipe = CASES["sd"].load()
-    assert learns(SweepSetting(**setting), pipe, DeepCacheHelper(pipe), {"prompt": PROMPT}) == does
+    found = contest.Contest(helper(), PROMPT, seeds=None, repeats=1)
+    asked = SweepSetting(**setting)
+    assert found.learns(asked.made(), asked.steps) == does

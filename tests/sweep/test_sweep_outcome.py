@@ -14,7 +14,7 @@ from builders.outcomes import HOSTILE
 from builders.sweeps import ABOUT, made, row
 from PIL import Image
 
-from deepcache_patch import Uniform
+from deepcache_patch import Plan, Uniform
 from deepcache_patch.compare.script import python_of
 from deepcache_patch.measuring.generation import Timing
 from deepcache_patch.sweep.figures import cautions_of, knee_text, rows_of
@@ -101,7 +101,7 @@ def test_what_speaks_against_speeds_is_said_as_in_a_comparison() -> None:
 def test_a_setting_that_fewer_steps_beat_is_marked_everywhere(quality: float, better: bool) -> None:
     settings = list(made().settings)
     settings[2] = replace(settings[2], fewer=10)
-    fewer = (*made().fewer, row(2.4, quality, steps=10, plan=""))
+    fewer = (*made().fewer, row(2.4, quality, steps=10, plan=Plan()))
     sweep = made(settings=tuple(settings), fewer=fewer)
     said = (
         "fewer steps at equal work are better, by 1 dB or more, than: auto, interval 2.2, 24 steps"
@@ -127,7 +127,7 @@ def without_knee(*qualities: float, ssim: tuple[float, float] = (0.95, 0.95)) ->
         )
         for (steps, speed), quality, alike in zip(speeds.items(), qualities, ssim, strict=True)
     ]
-    fewer = [row(speed, 30, steps=steps, plan="") for steps, speed in speeds.items()]
+    fewer = [row(speed, 30, steps=steps, plan=Plan()) for steps, speed in speeds.items()]
     return made(settings=tuple(settings), fewer=tuple(fewer), about={**ABOUT, "settings": 2})
 
 
@@ -229,9 +229,9 @@ def test_nothing_to_take_is_said_of_no_setting() -> None:
 
 def test_few_steps_are_remarked_on_once_where_pictures_moved() -> None:
     said = "with 15 steps or fewer pictures move far from the plain ones: try interval=1.5"
-    moved = row(2, 30, SweepSetting(interval=2, steps=12), steps=12, plan="F·" * 6)
+    moved = row(2, 30, SweepSetting(interval=2, steps=12), steps=12, plan=Plan(["full", -1] * 6))
     alike = replace(moved, psnr=(50.0, 50.0), ssim=(1.0, 1.0))
-    more = replace(moved, steps=16, plan="F·" * 8)
+    more = replace(moved, steps=16, plan=Plan(["full", -1] * 8))
     assert said not in cautions_of(made(settings=(alike, more)))
     sweep = made(settings=(moved, alike, moved))
     assert cautions_of(sweep).count(said) == 1
@@ -248,15 +248,17 @@ def test_few_steps_are_remarked_on_once_where_pictures_moved() -> None:
     ],
 )
 def test_auto_that_had_nothing_to_learn_from_is_called_the_default(
-    setting: SweepSetting, full: int, said: bool
+    setting: SweepSetting, full: int, said: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one = row(2, 50, setting, steps=24, plan="F" * full + "·" * (24 - full))
+    monkeypatch.setattr("deepcache_patch.learning.auto.FEW_FULL_STEPS", 8)
+    branch = -1 if setting.branch is None else setting.branch
+    one = row(2, 50, setting, steps=24, plan=Plan(["full"] * full + [branch] * (24 - full)))
     told = f"{one.title}: there was nothing to learn from, so it is as the default"
     assert (told in cautions_of(made(settings=(one,)))) == said
 
 
 def test_a_setting_of_which_one_step_alone_ran_in_full_is_remarked_on() -> None:
-    settings = (replace(made().settings[0], plan="F" + "·" * 23), *made().settings[1:])
+    settings = (replace(made().settings[0], plan=Plan(["full"] + [-1] * 23)), *made().settings[1:])
     said = "Only the first step ran in full: interval 1.5, 24 steps; a smaller interval comes clos"
     assert said in made(settings=settings).table()
 

@@ -8,8 +8,7 @@ from typing import Any
 from . import options
 from .files import model_folder
 from .mistakes import bad_input
-from .shown import json_of
-from .terminal import import_word, phase, say
+from .terminal import import_word, json_of, phase, say
 
 _EXAMPLES = """\
 example:

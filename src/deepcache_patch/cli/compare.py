@@ -10,14 +10,15 @@ import click
 
 from . import options
 from .files import require_writable
-from .mistakes import bad_input, failure
+from .mistakes import BadInputError, bad_input, running
 from .names import SCHEDULES
 from .request import (
     GenerationRequest,
-    helper_arguments,
     interval_for_call,
     require_branch,
+    require_one_amount,
     require_own_scheduler,
+    schedule_given,
 )
 from .terminal import import_word, phase, say
 
@@ -82,9 +83,11 @@ def compare(
     require_metrics()
     require_writable(output, *(output / name for name in FILES))
     with bad_input():
-        settings = helper_arguments(
-            schedule, interval=interval, speedup=speedup, branch=branch, full_steps=full_steps
-        )
+        require_one_amount(schedule, interval=interval, speedup=speedup, full_steps=full_steps)
+        if schedule not in SCHEDULES and (interval, branch) != (None, None):
+            raise BadInputError("--interval and --branch stand in the file of --schedule already")
+        settings: dict[str, Any] = {"interval": interval, "speedup": speedup, "branch": branch}
+        settings["schedule"] = schedule_given(schedule)
         window = Window(first, last)
         asked.check_schedule(settings["schedule"], schedule)
         asked.check_steps(settings["schedule"], schedule)
@@ -96,7 +99,7 @@ def compare(
         if full_steps is not None:
             settings["interval"] = interval_for_call(pipe, call, full_steps, window)
         helper = DeepCacheHelper(pipe, **settings, first=first, last=last, replay=replay)
-    with bad_input(f"{type(pipe).__name__}: "), failure(pipe):
+    with running(pipe):
         outcome = helper.compare(seeds=seeds, repeats=repeats, fewer_steps=fewer_steps, **call)
 
     if schedule not in SCHEDULES:

@@ -83,20 +83,14 @@ def _interval(text: str) -> float:
     context = click.get_current_context(silent=True)
     known = () if context is None else {each.name for each in context.command.params}
     more = f", or --full-steps {full} for {full} of {steps} steps" if "full_steps" in known else ""
-    raise click.BadParameter(
-        f"{text!r} is no finite number: write a decimal, {_decimal(steps, full)}{more}"
-    )
+    decimal = 100 * steps // full / 100  # rounded down, so that no full step is lost
+    raise click.BadParameter(f"{text!r} is no finite number: write a decimal, {decimal:g}{more}")
 
 
 def _fraction(text: str) -> tuple[int, int] | None:
     """What stands above and below the stroke, both at least 1; `None` where it is no fraction."""
     found = re.fullmatch(r"0*([1-9]\d{0,5})/0*([1-9]\d{0,5})", text, re.ASCII)
     return None if found is None else (int(found[1]), int(found[2]))
-
-
-def _decimal(above: int, below: int) -> str:
-    """The fraction with two digits, rounded down: as an interval, no full step is lost."""
-    return f"{100 * above // below / 100:g}"
 
 
 def folder(path: Path) -> Path:

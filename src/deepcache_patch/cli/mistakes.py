@@ -50,22 +50,22 @@ def missing_package(error: BaseException) -> str | None:
 
 
 @contextmanager
-def bad_input(where: str = "") -> Iterator[None]:
+def bad_input() -> Iterator[None]:
     """What the library refuses is the person's mistake: said in one line."""
     try:
         yield
     except (ValueError, DeepCacheError) as error:
-        raise BadInputError(f"{where}{first_line(error)}") from error
+        raise BadInputError(first_line(error)) from error
 
 
 @contextmanager
-def failure(pipe: Any) -> Iterator[None]:
-    """Whatever else pipeline, scheduler and device raise together."""
+def running(pipe: Any) -> Iterator[None]:
+    """The same while a pipeline runs, and what pipeline, scheduler and device raise together."""
+    name = type(pipe).__name__
     try:
         yield
-    except (ValueError, DeepCacheError):
-        raise
+    except (ValueError, DeepCacheError) as error:
+        raise BadInputError(f"{name}: {first_line(error)}") from error
     except Exception as error:
-        device, dtype = pipe.device, str(pipe.dtype).removeprefix("torch.")
-        where = f"{type(pipe).__name__} on {device} in {dtype}"
+        where = f"{name} on {pipe.device} in {str(pipe.dtype).removeprefix('torch.')}"
         raise FailedError(f"{where} failed: {first_line(error)}") from error

@@ -11,8 +11,7 @@ from . import kinds, options
 from .mistakes import BadInputError, bad_input
 from .names import PROGRAM, SCHEDULES
 from .request import interval_leaving, read_schedule, require_one_amount
-from .shown import json_of, plan_as_dict
-from .terminal import import_word, say
+from .terminal import import_word, json_of, plan_as_dict, say
 
 if TYPE_CHECKING:
     from ..learning.calibrated_schedule import Calibrated
@@ -139,7 +138,8 @@ def plan(
         from ..schedules.remarks import remarks_on
 
         if len(plans[0]) > FEW_STEPS:
-            say(_levels(scheduler))
+            own = "most schedulers; for those of yours give --scheduler NAME"
+            say(f"by the noise levels of {scheduler or own}")
         for remark in remarks_on(found, plans[0]):
             say(remark)
     if branch > 0:  # all have branch 0
@@ -180,13 +180,6 @@ def _planned(
     if scheduler is None:  # without one, nothing says whether an output can be forecast
         plan = Plan(FULL if entry == FULL else schedule.branch for entry in plan)
     return plan
-
-
-def _levels(scheduler: str | None) -> str:
-    """What a plan by noise levels went by."""
-    if scheduler is None:
-        return "by the noise levels of most schedulers; for those of yours give --scheduler NAME"
-    return f"by the noise levels of {scheduler}"
 
 
 def _in_file(file: str, steps: int | None, given: dict[str, Any]) -> list[Calibrated]:

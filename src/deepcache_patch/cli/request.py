@@ -386,19 +386,3 @@ def _is_built_by(name: str, own: Any, schedule: Any) -> bool:
         return described(scheduler_of(name, own.config)) == dict(schedule.setting.scheduler)
     except ValueError:  # not of diffusers
         return False
-
-
-def helper_arguments(
-    schedule: str,
-    *,
-    interval: float | None,
-    speedup: float | None,
-    branch: int | None,
-    full_steps: int | None,
-) -> dict[str, Any]:
-    """Arguments of `DeepCacheHelper`, but for `--full-steps`: see `interval_for_call`."""
-    require_one_amount(schedule, interval=interval, speedup=speedup, full_steps=full_steps)
-    if schedule not in SCHEDULES and (interval, branch) != (None, None):
-        raise BadInputError("--interval and --branch stand in the file of --schedule already")
-    given = {"interval": interval, "branch": branch, "speedup": speedup}
-    return {**given, "schedule": schedule_given(schedule)}

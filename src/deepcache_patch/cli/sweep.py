@@ -11,7 +11,7 @@ import click
 
 from . import kinds, options
 from .files import require_writable
-from .mistakes import bad_input, failure
+from .mistakes import bad_input, running
 from .names import PROGRAM, SCHEDULES
 from .request import GenerationRequest, require_branch, require_own_scheduler, schedule_given
 from .terminal import complain, import_word, say
@@ -105,18 +105,17 @@ def sweep(
         if steps is not None and "num_inference_steps" in call:
             call["num_inference_steps"] = steps
         helper = DeepCacheHelper(pipe, first=first, last=last, replay=replay)
-    options_of_run: dict[str, Any] = {**settings, "branch": branch, "fewer_steps": fewer_steps}
-    command = _command(context)
     try:
-        with bad_input(f"{type(pipe).__name__}: "), failure(pipe):
+        with running(pipe):
             outcome = run(
-                pipe,
                 helper,
+                **settings,
+                branch=branch,
                 seeds=seeds,
                 repeats=repeats,
+                fewer_steps=fewer_steps,
                 folder=output,
-                command=command,
-                **options_of_run,
+                command=_command(context),
                 **call,
             )
     except SweepInterrupted as stop:
@@ -141,9 +140,7 @@ def _command(context: click.Context) -> str:
         if source is not click.core.ParameterSource.COMMANDLINE or param.name in _OWN:
             continue
         value = context.params[param.name or ""]
-        several = value if param.multiple else [value]
-        for each in several:
-            words += (
-                [str(each)] if isinstance(param, click.Argument) else [param.opts[0], str(each)]
-            )
+        option = [] if isinstance(param, click.Argument) else [param.opts[0]]
+        for each in value if param.multiple else [value]:
+            words += [*option, str(each)]
     return shlex.join(words)

@@ -1,9 +1,11 @@
-"""How something is said to a person at a terminal: in one line, or in signs that it knows. In a log
-file, where nobody sees a bar move, each phase is a line with its time of day.
+"""How something is said to a person at a terminal: in one line, in signs that it knows, or as JSON
+for a program. In a log file, where nobody sees a bar move, each phase is a line with its time of
+day.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
@@ -11,11 +13,15 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, Final, TextIO
+from typing import TYPE_CHECKING, Any, Final, TextIO
 
 import click
 
 from ..errors import DeepCacheWarning
+from ..measuring.writing import finite
+
+if TYPE_CHECKING:
+    from ..schedules.plans import Plan
 
 #: As a shell counts a process that ended because its reader had gone: 128 + SIGPIPE.
 EXIT_NO_READER: Final = 141
@@ -46,6 +52,16 @@ def say(text: str) -> None:
         if isinstance(error, BrokenPipeError):
             raise click.exceptions.Exit(EXIT_NO_READER) from error
         raise
+
+
+def json_of(data: Any) -> str:
+    """Indented, as people read it; JSON knows no infinite number, so such a one is `null`."""
+    return json.dumps(finite(data), indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def plan_as_dict(plan: Plan) -> dict[str, Any]:
+    """The entry of each step, and what is counted in them."""
+    return {"steps": len(plan), "full_steps": list(plan.full_steps), "plan": list(plan)}
 
 
 def complain(text: str) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -140,22 +140,16 @@ def _saved_scheduler(pipe: Any) -> dict[str, Any]:
 
 def _loras(pipe: Any) -> list[dict[str, Any]]:
     """The LoRAs that are in force: name, scale, and the file if it is known."""
-    files = getattr(pipe, LORA_FILES, {})
+    files, scales = getattr(pipe, LORA_FILES, {}), dict[str, float]()
+    layers: list[Any] = [each for part in modules_of(pipe).values() for each in part.modules()]
+    for layer in layers:
+        if hasattr(layer, "lora_alpha") and not layer.disable_adapters:  # one of peft's
+            for name in {*layer.active_adapters} & {*layer.scaling}:
+                usual = layer.lora_alpha[name] / layer.r[name]
+                scales[name] = round(layer.scaling[name] / usual, 6)
     return [
-        {"name": name, "scale": scale, "file": files.get(name)}
-        for name, scale in dict(_scales(pipe)).items()
+        {"name": name, "scale": scale, "file": files.get(name)} for name, scale in scales.items()
     ]
-
-
-def _scales(pipe: Any) -> Iterator[tuple[str, float]]:
-    for part in modules_of(pipe).values():
-        layers: list[Any] = [*part.modules()]
-        for module in layers:
-            # A layer of peft's.
-            if hasattr(module, "lora_alpha") and not module.disable_adapters:
-                for name in {*module.active_adapters} & {*module.scaling}:
-                    usual = module.lora_alpha[name] / module.r[name]
-                    yield name, round(module.scaling[name] / usual, 6)
 
 
 def _offload(pipe: Any) -> str | None:

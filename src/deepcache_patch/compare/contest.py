@@ -9,7 +9,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial, reduce
 from statistics import fmean
 from typing import Any, TypeAlias
@@ -24,10 +24,12 @@ from ..measuring.media import Made, made_by
 from ..measuring.similarity import SMALLEST_FOR_LPIPS, lpips, psnr, require_metrics, snr, ssim
 from ..running.pipeline.components import is_pipeline, unets_of
 from ..running.protocol import Helper
-from ..running.stats import LastGeneration, Stats
-from ..schedules.guide import AnySchedule
-from ..schedules.plans import Uniform
-from .call_steps import STEP_ARGUMENTS, steps_of
+from ..running.stats import Stats
+from ..schedules.guide import AnySchedule, plans_ahead
+from ..schedules.plans import Plan, Uniform
+from ..schedules.window import Window
+from ..settings.preview import num_steps, plan_of
+from .call_steps import LISTS, STEP_ARGUMENTS, steps_of, strength_of
 from .contestant import HELPER
 from .fewer import full_calls_worth
 
@@ -42,34 +44,31 @@ CALIBRATION_SEEDS = 1_000_000
 
 @dataclass(frozen=True)
 class Run:
-    """What all calls of one contestant made, how long they took, and where the U-Net ran."""
+    """What all calls of one contestant made, and what that took.
+
+    Attributes:
+        made: The results.
+        time: How long they took.
+        device: Where the U-Net ran.
+        work: The U-Net's work, in full calls; `None` where it is not known.
+        stats: The counts of this run alone.
+        plans: With the helper, what ran in the last generation, for each U-Net by its name in the
+            pipeline.
+    """
 
     made: Made
     time: Timing
     device: torch.device
-
-
-@dataclass(frozen=True)
-class CachedRun(Run):
-    """A run with the helper.
-
-    Attributes:
-        stats: The counts of this run alone.
-        last: The generation of each U-Net, by its name in the pipeline.
-        work: The U-Net's work, in full calls; `None` where it is not known.
-    """
-
-    stats: Stats
-    last: Mapping[str, LastGeneration]
     work: float | None
+    stats: Stats
+    plans: Mapping[str, Plan] = field(default_factory=dict)
 
 
 class Contest:
     """One request, to be run by several contestants.
 
     Args:
-        pipe: A pipeline that makes pictures, videos or sounds.
-        helper: A helper of this pipeline.
+        helper: A helper of a pipeline that makes pictures, videos or sounds.
         call: Arguments of the pipeline's `__call__`.
         seeds: One for each result; by default 0, or 0, 1, 2, … for as many prompts.
         repeats: Timed runs of each contestant.
@@ -85,7 +84,6 @@ class Contest:
 
     def __init__(
         self,
-        pipe: Any,
         helper: Helper,
         call: Mapping[str, Any],
         *,
@@ -98,11 +96,15 @@ class Contest:
         if seeds is None:
             prompts = call.get("prompt")
             seeds = range(len(prompts) if isinstance(prompts, list | tuple) else 1)
-        seeds = _whole_numbers(seeds)
+        try:
+            seeds = tuple(operator.index(seed) for seed in seeds)
+        except TypeError as error:
+            raise TypeError(f"seeds must be a list of integers, not {seeds!r}") from error
         if not seeds:
             raise ValueError("seeds is empty: give one seed for each picture")
         if repeats < 1:
             raise ValueError(f"repeats is {repeats}: at least 1 run of each kind is needed")
+        pipe: Any = helper.pipe
         if not is_pipeline(pipe):
             raise TypeError(f"a comparison calls a pipeline; {type(pipe).__name__} is none")
         self.pipe, self.helper, self.call, self.seeds = pipe, helper, dict(call), seeds
@@ -142,30 +144,50 @@ class Contest:
             self._generate(calls, "warm-up")
         helper.follow(before)
 
+    def plan_ahead(self, schedule: Any, steps: int | None) -> Plan | None:
+        """The plan by a schedule, or `None` where it is not known before the generation."""
+        pipe, call = self.pipe, self.call
+        lists = any(call.get(name) is not None for name in LISTS)
+        if lists or num_steps(pipe, steps) is None or not plans_ahead(schedule):
+            return None
+        window = Window(self.helper.first, self.helper.last)
+        return plan_of(pipe, schedule, steps, window=window, strength=strength_of(pipe, call))
+
+    def learns(self, schedule: Any, steps: int | None = None) -> bool:
+        """Whether the first generation by a schedule runs in full, to learn."""
+        if not isinstance(schedule, Auto):
+            return False
+        plan = self.plan_ahead(schedule, self.steps if steps is None else steps)
+        return plan is None or schedule.is_worth_it(plan)
+
     def learn(self, steps: int | None = None, label: str = "calibration") -> None:
-        """With `Auto` the first generation runs in full, to learn: this is one of other seeds."""
-        if isinstance(self.helper.schedule, Auto):
-            self.helper.enable()
-            others = [
-                (arguments, [seed + CALIBRATION_SEEDS for seed in some])
-                for arguments, some in self._with(steps)[:1]
-            ]
-            self._generate(others, label)
+        """The generation by which a schedule learns: one of other seeds."""
+        self.helper.enable()
+        others = [
+            (arguments, [seed + CALIBRATION_SEEDS for seed in some])
+            for arguments, some in self._with(steps)[:1]
+        ]
+        self._generate(others, label)
 
     def plain(self, steps: int | None = None, label: str = "plain") -> Run:
         """A run without the helper; `steps` in the place of those of the call."""
         self.helper.disable()
-        return Run(*self._generate(self._with(steps), label))
+        made, time, device = self._generate(self._with(steps), label)
+        return Run(made, time, device, time.calls, Stats(full_calls=time.calls))
 
-    def cached(self, steps: int | None = None, label: str = HELPER) -> CachedRun:
+    def cached(self, steps: int | None = None, label: str = HELPER) -> Run:
         """A run with the helper, by its schedule."""
         helper = self.helper
         helper.disable()
         helper.enable()  # counts from here: its stats are those of this run alone
-        run = self._generate(self._with(steps), label)
-        stats, last = helper.stats, helper.last_generations
+        made, time, device = self._generate(self._with(steps), label)
+        stats = helper.stats
+        plans = {name: each.plan for name, each in helper.last_generations.items()}
         self._branches = self._branches or helper.branches
-        return CachedRun(*run, stats, last, _work(self._branches, stats, last))
+        work = None
+        if isinstance(self._branches, Branches) and len(plans) == 1:
+            work = full_calls_worth(stats, next(iter(plans.values())), self._branches)
+        return Run(made, time, device, work, stats, plans)
 
     def measured(self, plain: Made, other: Made) -> dict[str, tuple[float, ...]]:
         """How alike the results are, by the measures of their kind: what `Measured` holds."""
@@ -203,25 +225,11 @@ class Contest:
         return reduce(operator.add, made), reduce(operator.add, timings), device
 
 
-def _work(branches: Any, stats: Stats, last: Mapping[str, LastGeneration]) -> float | None:
-    """What ran with the helper, in full calls; `None` where it is not known."""
-    if not isinstance(branches, Branches) or len(last) != 1:
-        return None
-    return full_calls_worth(stats, next(iter(last.values())).plan, branches)
-
-
 def _by_frame(measure: _Distance, plain: np.ndarray, cached: np.ndarray) -> float:
     """The mean over the frames, without those that are identical to a PSNR that is infinite."""
     values = [measure(*frames) for frames in zip(plain, cached, strict=True)]
     different = [value for value in values if value != float("inf")]
     return fmean(different) if different else float("inf")
-
-
-def _whole_numbers(seeds: Any) -> tuple[int, ...]:
-    try:
-        return tuple(operator.index(seed) for seed in seeds)
-    except TypeError as error:
-        raise TypeError(f"seeds must be a list of integers, not {seeds!r}") from error
 
 
 def branches_to_warm(schedules: Iterable[AnySchedule]) -> tuple[int, ...]:

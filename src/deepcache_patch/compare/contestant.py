@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..measuring.generation import Timing
 from ..measuring.speed import WIDEST, Speed
+from ..schedules.plans import Plan
 from ..schedules.remarks import if_short
 from .measures import SAME, Measured
 
@@ -109,32 +110,43 @@ def doubts(contestants: Mapping[str, Contestant]) -> list[str]:
     return found
 
 
+def looks_lines(contestants: Mapping[str, Contestant]) -> list[str]:
+    """For each contestant, by its name, the verdict in words and the worst; nothing for sounds."""
+    lines = []
+    for name, each in contestants.items():
+        if each.looks is not None:
+            worst = "; ".join(f"{one.name} {one.worst_text()}" for one in each.measures[:2])
+            lines.append(f"{name}: {each.looks} (worst {worst})")
+    return lines
+
+
 def _few(names: Sequence[str]) -> str:
     more = len(names) - _NAMED
     return "; ".join(names[:_NAMED]) + (f"; and {more} more" if more > 0 else "")
 
 
-def only_one_full(contestants: Mapping[str, str]) -> list[str]:
+def only_one_full(plans: Mapping[str, Plan]) -> list[str]:
     """A remark on those whose first step alone ran in full, in words.
 
     Args:
-        contestants: What ran of each, as a strip, by its name.
+        plans: What ran of each contestant, by its name.
     """
-    named = [name for name, plan in contestants.items() if plan.count("F") == 1 < len(plan)]
+    named = [name for name, plan in plans.items() if len(plan.full_steps) == 1 < len(plan)]
     told = f"only the first step ran in full: {'; '.join(named)}; a smaller interval comes closer"
     return [told] if named else []
 
 
-def few_steps(each: Measured, plan: str) -> list[str]:
+def few_steps(each: Measured, plan: Plan) -> list[str]:
     """A remark on pictures that so few steps have moved, in words, unless one step alone was full.
 
     Args:
         each: A contestant; nothing is said of sounds, nor where no difference is visible.
-        plan: What ran of it, as a strip.
+        plan: What ran of it.
     """
-    if each.looks in (None, SAME) or plan.count("F") == 1:
+    full = len(plan.full_steps)
+    if each.looks in (None, SAME) or full == 1:
         return []
-    told = if_short(len(plan), plan.count("F"))
+    told = if_short(len(plan), full)
     return [told] if told else []
 
 

@@ -5,9 +5,9 @@ held here, and how many steps it gets is decided here; how it is run stands in `
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Final, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import first_line
 from ..inspection.branches import Branch
@@ -20,6 +20,9 @@ from ..settings.preview import num_steps
 from .call_steps import LISTS, strength_of
 from .contestant import Contestant
 
+if TYPE_CHECKING:
+    from .contest import Contest
+
 #: What stands before its progress bar.
 LABEL: Final = "fewer steps"
 
@@ -28,22 +31,12 @@ class LeftOutError(Exception):
     """No number of steps is of equal work; the message says why."""
 
 
-class _Timed(Protocol):
-    @property
-    def time(self) -> Timing: ...
-
-
-_Run = TypeVar("_Run", bound=_Timed)
-
-
-class FewerStepsRival(Generic[_Run]):
+class FewerStepsRival:
     """The runs with fewer steps; how many steps is known once plain and cached have run.
 
     Args:
-        pipe: The pipeline.
-        call: Arguments of its call.
-        steps: The `num_inference_steps` of the plain pipeline.
-        run: Runs the plain pipeline with a number of steps.
+        contest: Whose plain pipeline it is.
+        run: Runs that with a number of steps; what it returns has the `time` of it.
 
     Attributes:
         runs: Those that were not left out, in order.
@@ -52,14 +45,12 @@ class FewerStepsRival(Generic[_Run]):
         failed: Whether that was an error of the run, which another run need not have.
     """
 
-    def __init__(
-        self, pipe: Any, call: Mapping[str, Any], steps: Any, run: Callable[[int, str], _Run]
-    ) -> None:
-        self.runs: list[_Run] = []
+    def __init__(self, contest: Contest, run: Callable[[int, str], Any]) -> None:
+        self.runs: list[Any] = []
         self.steps: int | None = None
         self.left_out: str | None = None
         self.failed = False
-        self._pipe, self._call, self._steps, self._run = pipe, call, steps, run
+        self._contest, self._run = contest, run
 
     def follow(self, plain: Timing, work: float | None) -> None:
         """Run once with fewer steps.
@@ -70,17 +61,16 @@ class FewerStepsRival(Generic[_Run]):
         """
         if self.left_out is not None:
             return
+        contest, all_steps = self._contest, self._contest.steps
         try:
             if self.steps is None:
-                self.steps = steps_of_equal_work(
-                    self._pipe, self._call, steps=self._steps, calls=plain.calls, work=work
-                )
+                self.steps = steps_of_equal_work(contest, calls=plain.calls, work=work)
             fewer = self._run(self.steps, LABEL)
             # How `strength` and its like round is the pipeline's own business.
             while not self.runs and work is not None and fewer.time.calls < work:
                 self.steps += 1
-                if self.steps >= self._steps:
-                    raise nothing_saved(self._steps)
+                if self.steps >= all_steps:
+                    raise nothing_saved(all_steps)
                 fewer = self._run(self.steps, LABEL)
         except LeftOutError as reason:
             self.left_out = str(reason)
@@ -141,21 +131,18 @@ def full_calls_worth(stats: Stats, plan: Plan, branches: Iterable[Branch]) -> fl
     return stats.full_calls + stats.shallow_calls * sum(known) / len(known)
 
 
-def steps_of_equal_work(
-    pipe: Any, call: Mapping[str, Any], *, steps: Any, calls: int, work: float | None
-) -> int:
+def steps_of_equal_work(contest: Contest, *, calls: int, work: float | None) -> int:
     """Returns the least number of steps at which the plain pipeline does no less than `work`.
 
     Args:
-        pipe: The pipeline.
-        call: Arguments of its call.
-        steps: The `num_inference_steps` of the plain pipeline.
-        calls: U-Net calls that it made with these.
+        contest: Whose plain pipeline it is.
+        calls: U-Net calls that it made with all steps.
         work: In full calls of the U-Net; `None` where it is not known.
 
     Raises:
         LeftOutError: It cannot be told, or there is none below `steps`.
     """
+    pipe, call, steps = contest.pipe, contest.call, contest.steps
     for name in LISTS:
         if call.get(name) is not None:
             raise LeftOutError(f"{name}= says which steps there are")
@@ -165,19 +152,6 @@ def steps_of_equal_work(
         raise LeftOutError(f"{type(pipe).__name__} has several U-Nets")
     if work is None:
         raise LeftOutError("the work of a shallow call is not known")
-    found = 1 + bisect_left(range(1, steps), work, key=_calls_of(pipe, call, steps, calls))
-    if found >= steps:
-        raise nothing_saved(steps)
-    return found
-
-
-def nothing_saved(steps: int) -> LeftOutError:
-    """What to raise where only as many steps are of equal work."""
-    return LeftOutError(f"it would take all {steps}, since so little work is saved")
-
-
-def _calls_of(pipe: Any, call: Mapping[str, Any], steps: int, calls: int) -> Callable[[int], float]:
-    """How many U-Net calls a number of steps makes, going by those that `steps` made."""
     strength = strength_of(pipe, call)
 
     def timesteps(number: int) -> int:
@@ -186,4 +160,12 @@ def _calls_of(pipe: Any, call: Mapping[str, Any], steps: int, calls: int) -> Cal
         return (num_steps(pipe, ran) or ran) if ran else 0
 
     of_all = timesteps(steps) or steps
-    return lambda number: timesteps(number) * calls / of_all
+    found = 1 + bisect_left(range(1, steps), work, key=lambda n: timesteps(n) * calls / of_all)
+    if found >= steps:
+        raise nothing_saved(steps)
+    return found
+
+
+def nothing_saved(steps: int) -> LeftOutError:
+    """What to raise where only as many steps are of equal work."""
+    return LeftOutError(f"it would take all {steps}, since so little work is saved")

@@ -6,7 +6,6 @@ made elsewhere.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,6 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..measuring.media import Sound, some_frames
 from .contestant import speed_text
-from .figures import looks_lines
 
 if TYPE_CHECKING:
     from .outcome import Comparison
@@ -31,26 +29,6 @@ DIFFERENCE_FACTOR = 8
 LINE = 1.3
 INK = (28, 32, 38)
 FAINT = (112, 118, 128)
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where everything stands, in pixels from the upper left corner."""
-
-    scale: int
-    cell_width: int
-    cell_height: int
-    left: int
-    top: int
-    width: int
-    height: int
-
-    def corner(self, row: int, column: int) -> tuple[int, int]:
-        """The upper left corner (x, y) of a picture."""
-        return (
-            self.left + column * (self.cell_width + GAP),
-            self.top + row * (self.cell_height + GAP),
-        )
 
 
 def difference_factor(differences: Sequence[np.ndarray]) -> int:
@@ -100,8 +78,7 @@ def comparison_picture(comparison: Comparison) -> Image.Image:
         labelled += [(name, row), (f"difference ×{factor}", difference)]
     measures = (f"{each.name} {each.mean_text()}" for each in comparison.measures)
     fast = f"denoising loop {speed_text(comparison.speeds, comparison.work_speedup)} as fast"
-    lines = [" · ".join((fast, *measures)), *looks_lines(comparison)]
-    lines += [*([comparison.verdict] if comparison.verdict else []), *comparison.notes]
+    lines = [" · ".join((fast, *measures)), *comparison.said]
     return draw_grid(labelled, title=comparison.title, subtitle=lines, columns=headings)
 
 
@@ -120,34 +97,41 @@ def draw_grid(
         subtitle: Further lines, fainter; broken where they are wider than title and pictures.
         columns: A heading for each picture.
     """
-    labels = [drawable(label) for label, _ in rows]
-    title, subtitle, columns = (
-        drawable(title),
-        [drawable(line) for line in subtitle],
-        [drawable(heading) for heading in columns],
-    )
-    first = rows[0][1]
-    place, subtitle, font, large = _layout(
-        first[0].size, len(first), labels, title, subtitle, columns
-    )
+    labels, pictures = [drawable(label) for label, _ in rows], rows[0][1]
+    title, (wide, high) = drawable(title), pictures[0].size
+    scale = max(1, ceil(SMALLEST_CELL / min(wide, high)))
+    wide, high = wide * scale, high * scale
+    font, large = _font(max(14, high // 26)), _font(max(18, high // 20))
+    left = round(MARGIN * 1.6 + max(font.getlength(label) for label in labels))
+    # A single small picture is narrower than its title.
+    content = left + len(pictures) * (wide + GAP) - GAP
+    width = ceil(max(content, MARGIN + large.getlength(title)))
+    lines = [part for line in subtitle for part in wrapped(drawable(line), font, width - MARGIN)]
+    headings = [wrapped(drawable(each), font, wide) for each in columns]
+    more = max(map(len, headings), default=0) + max(0, len(lines) - 1)
+    top = round(MARGIN + large.size * 1.5 + font.size * (2.4 + LINE * more))
+    height = top + len(rows) * (high + GAP) - GAP
 
-    canvas = Image.new("RGB", (place.width, place.height), "white")
+    def corner(row: int, column: int) -> tuple[int, int]:
+        """The upper left corner (x, y) of a picture."""
+        return left + column * (wide + GAP), top + row * (high + GAP)
+
+    canvas = Image.new("RGB", (width + MARGIN, height + MARGIN), "white")
     draw = ImageDraw.Draw(canvas)
     draw.text((MARGIN, MARGIN), title, INK, large)
-    for number, line in enumerate(subtitle):
+    for number, line in enumerate(lines):
         y = MARGIN + large.size * 1.5 + number * font.size * LINE
         draw.text((MARGIN, y), line, FAINT, font)
     for row, (label, (_, pictures)) in enumerate(zip(labels, rows, strict=True)):
-        x, y = place.corner(row, 0)
-        draw.text((x - MARGIN * 0.6, y + place.cell_height / 2), label, INK, font, anchor="rm")
+        x, y = corner(row, 0)
+        draw.text((x - MARGIN * 0.6, y + high / 2), label, INK, font, anchor="rm")
         for column, picture in enumerate(pictures):
-            size = (place.cell_width, place.cell_height)
-            canvas.paste(picture.resize(size, Image.Resampling.NEAREST), place.corner(row, column))
-    for column, heading in enumerate(columns):
-        x, y = place.corner(0, column)
-        broken = "\n".join(wrapped(heading, font, place.cell_width))
-        middle = (x + place.cell_width / 2, y - 6)
-        draw.multiline_text(middle, broken, FAINT, font, anchor="md", align="center")
+            enlarged = picture.resize((wide, high), Image.Resampling.NEAREST)
+            canvas.paste(enlarged, corner(row, column))
+    for column, heading in enumerate(headings):
+        x, y = corner(0, column)
+        middle = (x + wide / 2, y - 6)
+        draw.multiline_text(middle, "\n".join(heading), FAINT, font, anchor="md", align="center")
     return canvas
 
 
@@ -162,31 +146,6 @@ def _amplified(
     pairs = [np.asarray([a, b], np.int16) for a, b in zip(plain, other, strict=True)]
     differences = [np.abs(a - b) * factor for a, b in pairs]
     return [Image.fromarray(each.clip(0, 255).astype(np.uint8)) for each in differences]
-
-
-def _layout(
-    size: tuple[int, int],
-    count: int,
-    labels: Sequence[str],
-    title: str,
-    subtitle: Sequence[str],
-    columns: Sequence[str],
-) -> tuple[Layout, list[str], ImageFont.FreeTypeFont, ImageFont.FreeTypeFont]:
-    """Places `count` pictures of `size`, breaks the subtitle, and chooses fonts that suit them."""
-    scale = max(1, ceil(SMALLEST_CELL / min(size)))
-    cell_width, cell_height = size[0] * scale, size[1] * scale
-    font, large = _font(max(14, cell_height // 26)), _font(max(18, cell_height // 20))
-    left = round(MARGIN * 1.6 + max(font.getlength(label) for label in labels))
-    content = left + count * cell_width + (count - 1) * GAP
-    # A single small picture is narrower than its title.
-    width = ceil(max(content, MARGIN + large.getlength(title)))
-    broken = [part for line in subtitle for part in wrapped(line, font, width - MARGIN)]
-    lines = max((len(wrapped(each, font, cell_width)) for each in columns), default=0)
-    lines += max(0, len(broken) - 1)
-    top = round(MARGIN + large.size * 1.5 + font.size * (2.4 + LINE * lines))
-    height = top + len(labels) * (cell_height + GAP) - GAP
-    place = Layout(scale, cell_width, cell_height, left, top, width + MARGIN, height + MARGIN)
-    return place, broken, font, large
 
 
 def wrapped(heading: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:

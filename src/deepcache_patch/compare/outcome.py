@@ -5,16 +5,17 @@ as a table, a picture, JSON or a page. How it is made stands in `run`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from statistics import median
+from typing import Any, Final, Literal
 
 from PIL import Image
 
 from ..measuring.environment import versions
-from ..measuring.finite import finite
 from ..measuring.generation import Timing
 from ..measuring.media import Kind, Result, kind_of
+from ..measuring.writing import finite
 from ..schedules.plans import Plan, place_of
 from .about import sampler_of
 from .contestant import (
@@ -23,12 +24,14 @@ from .contestant import (
     doubts,
     few_steps,
     figures_of,
+    looks_lines,
     only_one_full,
+    range_text,
     seconds_of,
     speed_text,
+    times_text,
 )
 from .fewer import FewerSteps
-from .figures import looks_lines, rows_of
 from .grid import comparison_picture
 from .measures import CLEAR
 from .saving import Saved, files_of
@@ -131,12 +134,17 @@ class Comparison(Contestant, Saved):
         (of up to four, all); that one is above what the work allows; that only one step ran in
         full; that there are so few steps that pictures move far, if they did.
         """
-        ran = str(self.plan)
         return (
             *doubts(self.contestants),
-            *only_one_full({HELPER: ran}),
-            *few_steps(self, ran),
+            *only_one_full({HELPER: self.plan}),
+            *few_steps(self, self.plan),
         )
+
+    @property
+    def said(self) -> tuple[str, ...]:
+        """All that there is to say in words: how the results look, `verdict` and `notes`."""
+        verdict = [] if self.verdict is None else [self.verdict]
+        return (*looks_lines(self.contestants), *verdict, *self.notes)
 
     @property
     def identical(self) -> int:
@@ -197,8 +205,7 @@ class Comparison(Contestant, Saved):
             f"{name:<15}{plain:>11}" + "".join(f"{each:>{wide}}" for each in others)
             for name, plain, *others in rows
         ]
-        said = [*looks_lines(self), *([self.verdict] if self.verdict else []), *self.notes]
-        lines += ["", *said, *([""] if self.plans else [])] if said else []
+        lines += ["", *self.said, *([""] if self.plans else [])] if self.said else []
         for name, plan in self.plans.items():
             label = "plan" if len(self.plans) == 1 else f"plan of {name}"
             lines.append(f"{label:<15} {plan}")
@@ -225,7 +232,38 @@ class Comparison(Contestant, Saved):
 
     def rows(self) -> list[tuple[str, ...]]:
         """Returns the figures as text: what, and the value of each of `columns`."""
-        return rows_of(self)
+        others, plain = [*self.contestants.values()], self.plain_times
+        works = [each.work for each in others if self.work is not None and each.work is not None]
+
+        def timed(title: str, what: Literal["loop", "call"]) -> Iterator[tuple[str, ...]]:
+            """Seconds, speedups and their ranges, of the loop or of the whole call."""
+            rounds = [plain, *(each.times for each in others)]
+            seconds = [[getattr(one, f"{what}_seconds") for one in each] for each in rounds]
+            speeds = [each.speeds if what == "loop" else each.call_speeds for each in others]
+            yield title, *(f"{median(each):.3f} s" for each in seconds)
+            yield f"{what} speedup", "", *(times_text(each.median) for each in speeds)
+            if len(plain) > 1:
+                yield f"{what} range", "", *(range_text(each) for each in speeds)
+
+        def likeness() -> Iterator[tuple[str, ...]]:
+            for place, each in enumerate(zip(*(each.measures for each in others), strict=True)):
+                yield each[0].name, "", *(one.text() for one in each)
+                if place == 0 and len(each[0].values) > 1:
+                    yield f"worst {each[0].name}", "", *(one.worst_text() for one in each)
+
+        fewer = [] if self.fewer is None else [self.fewer.times[0].calls]
+        full, shallow = str(self.full_calls), str(self.shallow_calls)
+        rows = [
+            *timed("denoising loop", "loop"),
+            ("by work at most", "", *(times_text(1 / each) for each in works)),
+            *timed("whole call", "call"),
+            ("U-Net work", "100.0%", *(f"{each:.1%}" for each in works)),
+            ("full calls", str(plain[0].calls), full, *(str(calls) for calls in fewer)),
+            ("shallow calls", "0", shallow, *("0" for _ in fewer)),
+            *likeness(),
+            ("feature cache", "", f"{self.cache_nbytes / 2**20:.2f} MiB", *("" for _ in fewer)),
+        ]
+        return [row for row in rows if len(row) > 2]  # without works there is none to show
 
     def to_dict(self) -> dict[str, Any]:
         """Returns everything but the results themselves, ready for JSON.

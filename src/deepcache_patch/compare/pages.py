@@ -13,7 +13,7 @@ from io import BytesIO
 from typing import Any
 
 import torch
-from jinja2 import DictLoader, Environment, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
@@ -29,25 +29,20 @@ def rendered(package: str, name: str, about: Mapping[str, Any], **values: Any) -
         about: What the settings at the end of the page are made of.
         values: Values for the template; `title` and `notes`, which all pages have, among them.
     """
-    own, shared = files(package), files(__package__)
 
     def read(kind: str) -> str:
-        parts = (shared.joinpath(f"page.{kind}"), own.joinpath(f"{name}.{kind}"))
+        parts = (files(__package__) / f"page.{kind}", files(package) / f"{name}.{kind}")
         return "".join(each.read_text(encoding="utf-8") for each in parts)
 
     style, script = read("css"), read("js")
-    templates = {each: shared.joinpath(each) for each in ("page.html", "code.html")}
-    templates[name] = own.joinpath(f"{name}.html")
     environment = Environment(
-        loader=DictLoader(
-            {key: each.read_text(encoding="utf-8") for key, each in templates.items()}
-        ),
+        loader=ChoiceLoader([PackageLoader(each, "") for each in (package, __package__)]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(name).render(
+    return environment.get_template(f"{name}.html").render(
         style=Markup(style),
         script=Markup(script),
         hashes={"style": _hash(style), "script": _hash(script)},

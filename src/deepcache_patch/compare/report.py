@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from ..measuring.media import still
 from ..schedules.plans import Plan, place_of
-from .contestant import HELPER, range_text, times_text
-from .figures import looks_lines
+from .contestant import HELPER, looks_lines, range_text, times_text
 from .grid import DIFFERENCE_FACTOR, SMALLEST_CELL, waveform_differences
 from .measures import DETAILS, RULE, SAME, SHAPES, looks_of
 from .pages import picture_uri, rendered, uri
@@ -43,7 +43,7 @@ def page(comparison: Comparison, *, command: str | None = None) -> str:
     pairs = list(_pairs(comparison))
     about = comparison.about
     prompt = about["call"].get("prompt")
-    width, height = _size(comparison)
+    width, height = still(comparison.plain[0]).size
     sounds = comparison.kind == "sounds"
     return rendered(
         __package__,
@@ -60,12 +60,12 @@ def page(comparison: Comparison, *, command: str | None = None) -> str:
         size="large" if width >= _LARGE else "small",
         sharp=min(width, height) < SMALLEST_CELL,
         factor=None if sounds else DIFFERENCE_FACTOR,  # those of sounds have their own
-        looks=looks_lines(comparison),
+        looks=looks_lines(comparison.contestants),
         rule=RULE,
         worst=comparison.measures[0].worst + 1,
         notes=comparison.notes,
         each=_each(comparison),
-        python=python_of(about, saves=comparison.kind == "pictures"),
+        python=python_of(about, plan=comparison.plan, saves=comparison.kind == "pictures"),
         plans=[_plan(name, plan) for name, plan in comparison.plans.items()],
         reading=" ".join(_UNITS[each.name] for each in comparison.measures if each.name in _UNITS),
         command=command,
@@ -167,14 +167,6 @@ def _film(results: Sequence[Sequence[Image.Image]]) -> str:
     more: dict[str, Any] = {"append_images": films[1:], "duration": each, "loop": 0}
     films[0].save(file, format="WEBP", save_all=True, quality=92, **more)
     return uri("image/webp", file.getvalue())
-
-
-def _size(comparison: Comparison) -> tuple[int, int]:
-    first: Any = comparison.plain[0]
-    if comparison.kind == "sounds":
-        first = first.waveform()
-    size: tuple[int, int] = (first[0] if comparison.kind == "videos" else first).size
-    return size
 
 
 def _plan(name: str, plan: Plan) -> dict[str, Any]:

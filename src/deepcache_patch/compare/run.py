@@ -13,13 +13,12 @@ from ..measuring.generation import Timing
 from ..running.protocol import Helper
 from .about import about
 from .call_steps import require_same_steps
-from .contest import CachedRun, Contest, Run
+from .contest import Contest, Run
 from .fewer import FewerSteps, FewerStepsRival
 from .outcome import Comparison
 
 
 def compare(
-    pipe: Any,
     helper: Helper,
     *,
     seeds: Sequence[int] | None = None,
@@ -32,12 +31,13 @@ def compare(
     All pictures are one batch; videos and sounds are made one by one. The results are those of the
     first repeat.
     """
-    contest = Contest(pipe, helper, call, seeds=seeds, repeats=repeats)
-    require_same_steps(pipe, call, helper.schedule)
-    plain, cached, fewer = [], [], FewerStepsRival(pipe, call, contest.steps, contest.plain)
+    contest = Contest(helper, call, seeds=seeds, repeats=repeats)
+    require_same_steps(contest.pipe, call, helper.schedule)
+    plain, cached, fewer = [], [], FewerStepsRival(contest, contest.plain)
     with contest.held():
         contest.warm_up([helper.schedule])
-        contest.learn()
+        if contest.learns(helper.schedule):
+            contest.learn()
         for _ in range(repeats):
             plain.append(contest.plain())
             cached.append(contest.cached())
@@ -49,7 +49,7 @@ def compare(
     return replace(made, fewer=few, fewer_left_out=fewer.left_out)
 
 
-def compared(contest: Contest, plain: Sequence[Run], cached: Sequence[CachedRun]) -> Comparison:
+def compared(contest: Contest, plain: Sequence[Run], cached: Sequence[Run]) -> Comparison:
     """The comparison of runs without the helper and with it."""
     reference, first, last = plain[0], cached[0], cached[-1]
     measures: dict[str, Any] = contest.measured(reference.made, first.made)
@@ -63,13 +63,13 @@ def compared(contest: Contest, plain: Sequence[Run], cached: Sequence[CachedRun]
         shallow_calls=last.stats.shallow_calls,
         cache_nbytes=last.stats.cache_nbytes,
         about=about(contest, reference.device, contest.helper.schedule),
-        plans={name: each.plan for name, each in last.last.items()},
+        plans=last.plans,
         work=None if last.work is None else last.work / reference.time.calls,
     )
 
 
 def _fewer_steps(
-    contest: Contest, plain: Run, plain_times: tuple[Timing, ...], fewer: FewerStepsRival[Run]
+    contest: Contest, plain: Run, plain_times: tuple[Timing, ...], fewer: FewerStepsRival
 ) -> FewerSteps | None:
     """What they made, against the results of the first plain run."""
     if not fewer.runs or fewer.steps is None:

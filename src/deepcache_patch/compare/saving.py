@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from PIL import Image
 
-from ..measuring.finite import finite
-from ..measuring.writing import write_whole
+from ..measuring.writing import finite, write_whole
 
 
 class Saved:

@@ -14,6 +14,8 @@ from typing import Any, Final
 import diffusers
 import numpy as np
 
+from ..learning.auto import Auto
+from ..schedules.plans import Plan
 from .about import PictureFile
 from .contest import CALIBRATION_SEEDS
 
@@ -29,18 +31,19 @@ _OF_EACH: Final = re.compile(r"(\w+_)?prompt(_\d+)?|((?!ip_adapter)\w+_)?image")
 _LEFT_OUT: Final = "..."
 
 
-def python_of(about: Mapping[str, Any], *, saves: bool = True) -> str:
+def python_of(about: Mapping[str, Any], *, plan: Plan | None = None, saves: bool = True) -> str:
     """Returns the script, without a newline at the end.
 
     Where something is no text or number, or is not known, `...` stands, and a comment says so.
 
     Args:
         about: What ran, as in `Comparison.about`. Without "schedule", the plain pipeline runs.
+        plan: What ran, step by step; `None` where that is not known.
         saves: Whether pictures are made, which are saved by their seeds.
     """
     helper, ours, remarks = _helper(about)
     made, theirs = _pipeline(about)
-    calls = _calls(about, saves)
+    calls = _calls(about, plan, saves)
     loads = any(isinstance(value, PictureFile) for value in about["call"].values())
     lines = [
         "import torch",
@@ -118,12 +121,13 @@ def _helper(about: Mapping[str, Any]) -> tuple[list[str], set[str], list[str]]:
     return [line], names, remarks
 
 
-def _calls(about: Mapping[str, Any], saves: bool) -> list[str]:
+def _calls(about: Mapping[str, Any], plan: Plan | None, saves: bool) -> list[str]:
     """One call for each seed; with prompts that are shared out, each with its own."""
     seeds, call = list(about["seeds"]), dict(about["call"])
     shared = _shared(call, len(seeds))
     remark = ""
-    if (about.get("schedule") or "").startswith("Auto("):
+    is_auto = (about.get("schedule") or "").startswith("Auto(")
+    if is_auto and (plan is None or Auto().is_worth_it(plan)):
         seeds = [seeds[0] + CALIBRATION_SEEDS, *seeds]
         shared = {name: [*values[:1], *values] for name, values in shared.items()}
         remark = "  # the schedule learns from the first result"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -44,12 +43,7 @@ class LoopClock:
         self._patch.install(self._timed)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._patch.remove()
 
     @property
@@ -72,22 +66,17 @@ class LoopClock:
     def _timed(
         self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        self._before((*args, *kwargs.values()))
-        output = original(*args, **kwargs)
-        self._after()
-        return output
-
-    def _before(self, inputs: tuple[Any, ...]) -> None:
         if self._start is None:
             # The inputs know where the work is done; the weights may still be offloaded.
+            inputs = (*args, *kwargs.values())
             found = (value.device for value in inputs if isinstance(value, torch.Tensor))
             self.device = next(found, self.device)
             self._start = self._mark(None)
-
-    def _after(self) -> None:
+        output = original(*args, **kwargs)
         # Nobody knows which call is the last one, so each of them moves the end.
         self._end = self._mark(self._end)
         self.calls += 1
+        return output
 
     def _mark(self, event: Any) -> Any:
         """Returns the time now: seconds on the CPU, else `event` (or a new one), recorded anew."""

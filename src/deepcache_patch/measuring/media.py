@@ -177,6 +177,5 @@ def _rate(pipe: Any) -> int:
 def to_pil(floats: np.ndarray) -> Image.Image:
     """Rounds a float picture to 8 bits, in RGB."""
     eight_bits = (np.nan_to_num(floats) * 255).round().astype(np.uint8)
-    return Image.fromarray(eight_bits.squeeze(-1) if floats.shape[-1] == 1 else eight_bits).convert(
-        "RGB"
-    )
+    is_grey = floats.shape[-1] == 1
+    return Image.fromarray(eight_bits.squeeze(-1) if is_grey else eight_bits).convert("RGB")

@@ -1,12 +1,16 @@
-"""Files that are there whole or not at all: written beside, then renamed."""
+"""What is written: figures as JSON can have them, and files that are there whole or not at all:
+written beside, then renamed.
+"""
 
 import errno
+import math
 import os
 import secrets
 import stat
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 
 def require_replaceable(path: Path) -> None:
@@ -58,3 +62,19 @@ def write_whole(contents: Mapping[Path, bytes]) -> None:
         for partial in partials:
             with suppress(OSError):  # what came before is to be told
                 partial.unlink()
+
+
+def finite(data: Any, *, as_text: bool = False) -> Any:
+    """The same with `None` for each number that is infinite or none: JSON knows no such.
+
+    Args:
+        data: A value of JSON's types; keys become text.
+        as_text: Whether text stands for such a number, "inf", so that it can be told from `None`.
+    """
+    if isinstance(data, Mapping):
+        return {str(name): finite(value, as_text=as_text) for name, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [finite(value, as_text=as_text) for value in data]
+    if isinstance(data, float) and not math.isfinite(data):
+        return str(data) if as_text else None
+    return data

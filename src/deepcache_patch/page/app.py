@@ -13,13 +13,11 @@ from threading import Event
 from typing import Any
 
 from ..compare.saving import short_name
-from ..compare.script import python_of
 from ..errors import DeepCacheError, first_line
 from ..learning.calibrated_schedule import Calibrated
 from ..measuring.similarity import require_metrics
 from ..schedules.remarks import remarks_on
 from ..settings.by_name import DEFAULT
-from .card import card_of
 from .fields import Fields
 from .gallery import Gallery
 from .history import History, Try
@@ -67,14 +65,12 @@ class Page:
         schedule_file: str | None = None,
     ) -> None:
         self._gr = gradio()
-        self._pipe = pipe
         self.runner = Runner(pipe)
         self.history = History()
         if not isinstance(schedule, str):
             schedule.check(pipe.unet, pipe.scheduler)
         self._stops: dict[str, Event] = {}  # of each tab that generates, or waits for its turn
-        card = card_of(pipe)
-        self.fields = Fields(self._gr, self.runner, pipe, card, schedule, schedule_file)
+        self.fields = Fields(self._gr, self.runner, schedule, schedule_file)
         self.blocks = self._laid_out()
 
     def close(self) -> None:
@@ -95,7 +91,7 @@ class Page:
         given = self.fields.given(values)
         made = self.history.find(shown)
         if made is not None and made.was_made_with(given):
-            return ran(made.trial.comparison)
+            return ran(made.comparison)
         try:
             schedule, call = self.fields.schedule(given), self.fields.call(given)
             plan = self.runner.plan(schedule, call.get("num_inference_steps"))
@@ -117,13 +113,13 @@ class Page:
         with self._said():
             given["seed"] = self.fields.seed(given)
             try:
-                trial = self.runner.run(**self.fields.asked(given), told=told, stop=stop)
+                made, kept = self.runner.run(**self.fields.asked(given), told=told, stop=stop)
             except StoppedError:
                 self._gr.Info("Stopped. No new pictures were made.")
                 return self._nothing_new()
             finally:
                 self._stops.pop(tab, None)
-            return [*self._shown(self.history.add(given, trial)), *self.gallery.of()]
+            return [*self._shown(self.history.add(given, made, kept=kept)), *self.gallery.of()]
 
     def bring_back(self, made: Try | None) -> list[Any]:
         """What the fields and the result show of a try; nothing changes if there is none."""
@@ -136,7 +132,7 @@ class Page:
         made = self.history.find(shown)
         if made is None:
             return self._gr.skip()
-        return difference(made.trial.plain, made.trial.cached, factor)
+        return difference(*made.pictures, factor)
 
     def busy(self, tab: str) -> list[Any]:
         """The buttons of a tab while its pictures are made, or wait for those of another."""
@@ -161,7 +157,7 @@ class Page:
         return [self._gr.update(interactive=True), self._gr.update(value="Stop", interactive=False)]
 
     def _shown(self, made: Try) -> list[Any]:
-        return [made.number, ran(made.trial.comparison), *self.result.of(made)]
+        return [made.number, ran(made.comparison), *self.result.of(made)]
 
     def _nothing_new(self) -> list[Any]:
         return [self._gr.skip()] * (len(self._shows) + len(self.gallery.all))
@@ -174,13 +170,13 @@ class Page:
         except Exception as error:  # whatever pipeline, scheduler and device raise together
             told = first_line(error)
             if not isinstance(error, DeepCacheError | ValueError | TypeError):
-                told = f"{type(self._pipe).__name__} failed: {told}"
+                told = f"{type(self.runner.pipe).__name__} failed: {told}"
             raise self._gr.Error(escape(told), print_exception=False) from error
 
     # --- the layout -------------------------------------------------------------------------------
 
     def _laid_out(self) -> Any:
-        gr, name = self._gr, type(self._pipe).__name__
+        gr, name = self._gr, type(self.runner.pipe).__name__
         with gr.Blocks(
             title=f"DeepCache · {name}",
             analytics_enabled=False,
@@ -196,9 +192,7 @@ class Page:
             with gr.Row():
                 with gr.Column(scale=6, min_width=280):
                     strip = gr.HTML(elem_id="strip")
-                    self.result = ResultView(
-                        gr, lambda made: python_of(made.trial.comparison.about)
-                    )
+                    self.result = ResultView(gr)
                 with gr.Column(scale=4, min_width=280):
                     self.fields.add_helper()
                     self.fields.add_call()
@@ -209,7 +203,7 @@ class Page:
         return blocks
 
     def _title(self) -> str:
-        pipe = self._pipe
+        pipe = self.runner.pipe
         name = str(getattr(pipe, "name_or_path", "") or type(pipe).__name__)
         scheduler = type(pipe.scheduler).__name__.removesuffix("Scheduler")
         dtype = str(pipe.dtype).removeprefix("torch.")

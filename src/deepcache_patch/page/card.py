@@ -46,7 +46,7 @@ def card_of(pipe: Any) -> Card:
     examples = said.get("widget")
     texts = [each.get("text") for each in examples or () if isinstance(each, dict)]
     return Card(
-        {name: given[name] for name in _NUMBERS if _is_number(given.get(name))},
+        {name: given[name] for name in _NUMBERS if type(given.get(name)) in (int, float)},
         tuple(text for text in texts if isinstance(text, str) and text),
     )
 
@@ -62,7 +62,3 @@ def _file(model: str) -> Path | None:
     except ValueError:  # no id that the hub could have
         return None
     return Path(cached) if isinstance(cached, str) else None
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -13,7 +13,7 @@ from ..learning.calibrated_schedule import Calibrated
 from ..schedules.plans import OUTPUT
 from ..settings.by_name import DEFAULT, NOISE_AWARE, PARAMETERS, branch_of, named_schedule
 from ..settings.preview import num_steps
-from .card import Card
+from .card import card_of
 from .trial import Runner
 
 #: How the choice is called that stands for a file.
@@ -34,8 +34,6 @@ class Fields:
     Args:
         gr: The module gradio.
         runner: What makes the pictures.
-        pipe: Their pipeline.
-        card: What the model's card says.
         schedule: That they begin with; one without a name can be chosen beside those that have one.
         schedule_file: Where one without a name was read.
 
@@ -48,16 +46,14 @@ class Fields:
         self,
         gr: Any,
         runner: Runner,
-        pipe: Any,
-        card: Card,
         schedule: Calibrated | str,
         schedule_file: str | None = None,
     ) -> None:
         self.all: dict[str, Any] = {}
         names = list(dict.fromkeys(name for each in PARAMETERS.values() for name in each))
         self.parameters = [*names, "replay"]
-        self._gr, self._trials, self._pipe = gr, runner, pipe
-        self._card = card
+        self._gr, self._trials = gr, runner
+        self._card = card_of(runner.pipe)
         self._calibrated = None if isinstance(schedule, str) else schedule
         self._file = schedule_file
         self._begin = schedule if isinstance(schedule, str) else FILE
@@ -186,7 +182,7 @@ class Fields:
         if {"height", "width"} <= accepted.keys():
             with gr.Row():
                 for side in ("width", "height"):
-                    value = self._default(side, _own_size(self._pipe))
+                    value = self._default(side, _own_size(self._trials.pipe))
                     label = side.capitalize()
                     add[side] = gr.Number(value=value, precision=0, label=label, min_width=90)
 
@@ -222,7 +218,7 @@ class Fields:
         """How many steps the page begins with: as many as the file is for, if there is one."""
         made = len(self._calibrated.entries) if self._calibrated is not None else 0
         for steps in (made, (made + 1) // 2):  # those of second order make 2n - 1 of n
-            if made and num_steps(self._pipe, steps) == made:
+            if made and num_steps(self._trials.pipe, steps) == made:
                 return steps
         return self._default("num_inference_steps", 50)
 

@@ -85,7 +85,7 @@ def rows(history: History) -> list[list[Any]]:
             made.number,
             _thumbnail(made),
             times_text(made.speedup),
-            made.trial.comparison.measures[0].text(),
+            made.comparison.measures[0].text(),
             made.text,
         ]
         for made in reversed(list(history))
@@ -125,6 +125,6 @@ def plot(history: History) -> str:
 
 
 def _thumbnail(made: Try) -> str:
-    source = picture_uri(small(made.trial.cached, 2 * _THUMBNAIL), lossless=False)
+    source = picture_uri(small(made.pictures[1], 2 * _THUMBNAIL), lossless=False)
     name = escape(f"picture of try {made.number}")
     return f'<img src="{source}" alt="{name}" width="{_THUMBNAIL}">'

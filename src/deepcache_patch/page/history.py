@@ -4,12 +4,14 @@ is shown is decided in `gallery`.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import count
 from math import isinf
 from typing import Any, Final
 
-from .trial import Trial
+from ..compare.outcome import Comparison
 
 #: So many tries are kept; a picture of 1024 pixels takes 3 MB, and each try has two.
 MOST: Final = 50
@@ -17,33 +19,40 @@ MOST: Final = 50
 
 @dataclass(frozen=True)
 class Try:
-    """One trial, and the settings that it was made with.
+    """One picture without and with the helper, and the settings that they were made with.
 
     Attributes:
         number: Counts all tries from 1.
         settings: The values of the page's fields by name; `seed` is the one that was drawn.
-        trial: What came of them.
+        comparison: What came of them: the comparison of the two.
+        kept: Whether the plain picture is of an earlier try, and so are its times.
     """
 
     number: int
     settings: Mapping[str, Any]
-    trial: Trial
+    comparison: Comparison
+    kept: bool
+
+    @property
+    def pictures(self) -> tuple[Any, Any]:
+        """The picture of the plain pipeline, and that of the same call with the helper."""
+        return self.comparison.plain[0], self.comparison.cached[0]
 
     @property
     def speedup(self) -> float:
         """The speedup of the denoising loop, to two digits after the point."""
-        return round(self.trial.comparison.speedup, 2)
+        return round(self.comparison.speedup, 2)
 
     @property
     def psnr(self) -> float | None:
         """Against the plain picture, in dB to two digits after the point; `None`: identical."""
-        value = self.trial.psnr
+        value = self.comparison.measures[0].values[0]
         return None if isinf(value) else round(value, 2)
 
     @property
     def text(self) -> str:
         """Settings, prompt and seed in one line."""
-        said = [self.trial.comparison.setting, f"seed {self.settings['seed']}"]
+        said = [self.comparison.setting, f"seed {self.settings['seed']}"]
         prompt = self.settings.get("prompt")
         return " · ".join([*said, *([prompt] if prompt else [])])
 
@@ -61,25 +70,21 @@ class History:
     """
 
     def __init__(self, most: int = MOST) -> None:
-        self._most = most
-        self._tries: dict[int, Try] = {}
-        self._last = 0
+        self._tries: deque[Try] = deque(maxlen=most)
+        self._numbers = count(1)
 
-    def add(self, settings: Mapping[str, Any], trial: Trial) -> Try:
+    def add(self, settings: Mapping[str, Any], comparison: Comparison, *, kept: bool) -> Try:
         """Keeps one more, and returns it."""
-        self._last += 1
-        made = Try(self._last, dict(settings), trial)
-        self._tries[made.number] = made
-        while len(self._tries) > self._most:
-            del self._tries[next(iter(self._tries))]
+        made = Try(next(self._numbers), dict(settings), comparison, kept)
+        self._tries.append(made)
         return made
 
     def find(self, number: int | None) -> Try | None:
         """The try of that number; `None` if there is none, or it has been forgotten."""
-        return None if number is None else self._tries.get(number)
+        return next((each for each in self if each.number == number), None)
 
     def __iter__(self) -> Iterator[Try]:
-        return iter(tuple(self._tries.values()))
+        return iter(tuple(self._tries))
 
     def __len__(self) -> int:
         return len(self._tries)

@@ -4,7 +4,6 @@ Python, and files to download. Made of gradio.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from shutil import rmtree
 from tempfile import TemporaryDirectory, mkdtemp
@@ -14,6 +13,7 @@ from typing import Any, Final
 from PIL import Image, ImageChops
 
 from ..compare.grid import DIFFERENCE_FACTOR
+from ..compare.script import python_of
 from .history import Try
 from .markup import figures
 
@@ -26,15 +26,14 @@ class ResultView:
 
     Args:
         gr: The module gradio.
-        as_python: Gives the script that makes the picture of a try again.
 
     Attributes:
         pictures: The plain picture and the one with the helper, under a slider.
         all: The components, in the order of `of`.
     """
 
-    def __init__(self, gr: Any, as_python: Callable[[Try], str]) -> None:
-        self._gr, self._as_python = gr, as_python
+    def __init__(self, gr: Any) -> None:
+        self._gr = gr
         self._folder = TemporaryDirectory(prefix="deepcache-patch-")
         self._kept: list[Path] = []  # the one that was shown last at the end
         self._saving = Lock()  # several tabs may show tries at once
@@ -73,14 +72,14 @@ class ResultView:
 
     def of(self, made: Try) -> list[Any]:
         """The updates of `all` for a try."""
-        trial = made.trial
+        comparison = made.comparison
         files = [self._gr.update(value=str(file), interactive=True) for file in self._saved(made)]
         return [
-            (trial.plain, trial.cached),
-            difference(trial.plain, trial.cached, DIFFERENCE_FACTOR),
+            made.pictures,
+            difference(*made.pictures, DIFFERENCE_FACTOR),
             DIFFERENCE_FACTOR,
-            figures(trial, number=made.number),
-            self._as_python(made),
+            figures(made),
+            python_of(comparison.about, plan=comparison.plan),
             *files,
         ]
 
@@ -90,12 +89,8 @@ class ResultView:
 
     def _saved(self, made: Try) -> list[Path]:
         """The files of a try: written beside, then renamed, and older ones are deleted."""
-        folder, trial = Path(self._folder.name) / str(made.number), made.trial
-        contents = {
-            "plain.png": trial.plain,
-            "helper.png": trial.cached,
-            "comparison.html": trial.comparison,
-        }
+        folder, (plain, cached) = Path(self._folder.name) / str(made.number), made.pictures
+        contents = {"plain.png": plain, "helper.png": cached, "comparison.html": made.comparison}
         with self._saving:
             if folder not in self._kept:
                 beside = Path(mkdtemp(dir=self._folder.name))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import ipaddress
 import time
 from contextlib import AbstractContextManager
+from importlib.resources import files
 from typing import Any
 
 from .app import Page, gradio
-from .markup import CSS, KEYS
 
 
 def is_loopback(host: str) -> bool:
@@ -45,7 +45,10 @@ class Server(AbstractContextManager["Server"]):
     """
 
     def __init__(self, page: Page, host: str, port: int) -> None:
-        gr = gradio()
+        gr, place = gradio(), files(__package__)
+        style, script = (
+            place.joinpath(name).read_text(encoding="utf-8") for name in ("app.css", "app.js")
+        )
         self._page = page
         plain = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
         page.blocks.queue(default_concurrency_limit=1)
@@ -63,7 +66,7 @@ class Server(AbstractContextManager["Server"]):
             app_kwargs={"middleware": _only_as(host)},
             theme=gr.themes.Default(primary_hue="blue", **plain),  # no fonts of other sites
             # `css=` would rewrite the selectors.
-            head=f"<style>{CSS}</style><script>{KEYS}</script>",
+            head=f"<style>{style}</style><script>{script}</script>",
         )
 
     def wait(self) -> None:

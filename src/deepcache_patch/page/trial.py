@@ -6,12 +6,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import ceil
 from threading import Event
-from typing import Any, Final, TypeAlias, cast
-
-from PIL import Image
+from typing import Any, Final, TypeAlias
 
 from ..compare.contest import Contest, Run, branches_to_warm, shortened
 from ..compare.outcome import Comparison
@@ -42,34 +40,6 @@ _NO_PICTURES: Final = {
 OnStep: TypeAlias = Callable[[str, int, int | None], None]
 
 
-@dataclass(frozen=True)
-class Trial:
-    """One picture without and with the helper.
-
-    Attributes:
-        comparison: The comparison of the two: one picture of each.
-        kept: Whether the plain one is of an earlier trial, and so are its times.
-    """
-
-    comparison: Comparison
-    kept: bool
-
-    @property
-    def plain(self) -> Image.Image:
-        """The picture of the plain pipeline."""
-        return cast(Image.Image, self.comparison.plain[0])
-
-    @property
-    def cached(self) -> Image.Image:
-        """The picture of the same call with the helper."""
-        return cast(Image.Image, self.comparison.cached[0])
-
-    @property
-    def psnr(self) -> float:
-        """The PSNR of the two in dB; infinite for identical pictures."""
-        return cast(tuple[float, ...], self.comparison.psnr)[0]
-
-
 class Runner:
     """Makes trials of one pipeline, one at a time.
 
@@ -77,6 +47,7 @@ class Runner:
         pipe: A pipeline that makes a picture of a prompt, or of nothing.
 
     Attributes:
+        pipe: The pipeline.
         accepted: The arguments that its call names, with their defaults.
         shares: For each branch the work of a shallow call as a part of a full one's, 0 to 1, or
             `None` where it is not known.
@@ -103,7 +74,7 @@ class Runner:
             raise UnsupportedModelError(f"{name} has several U-Nets: compare it in Python")
         self.accepted = {key: each.default for key, each in accepted.items()}
         self.shares = [each.share for each in branches]
-        self._pipe = pipe
+        self.pipe = pipe
         self._closed = Event()
         self._plains: dict[Any, Run] = {}
         self._autos: dict[tuple[float, int], Auto] = {}
@@ -129,7 +100,7 @@ class Runner:
             InvalidSettingError: The schedule has none for so many steps.
         """
         known = num_inference_steps is not None and plans_ahead(schedule)
-        return plan_of(self._pipe, schedule, num_inference_steps) if known else None
+        return plan_of(self.pipe, schedule, num_inference_steps) if known else None
 
     def run(
         self,
@@ -141,7 +112,7 @@ class Runner:
         schedule_file: str | None = None,
         told: OnStep = lambda *_: None,
         stop: Event | None = None,
-    ) -> Trial:
+    ) -> tuple[Comparison, bool]:
         """Generates with the helper, and without it unless that picture is there already.
 
         Args:
@@ -152,6 +123,10 @@ class Runner:
             schedule_file: Where the schedule was read, which the comparison's `about` says then.
             told: Is called after each step of "warm-up", "plain", "calibration" and "helper".
             stop: Once it is set, the trial ends at the next block of a network.
+
+        Returns:
+            The comparison of the two, one picture of each; and whether the plain one is of an
+            earlier trial, and so are its times.
 
         Raises:
             InvalidSettingError: A setting is out of range, or does not go with another.
@@ -171,17 +146,15 @@ class Runner:
                 done = ceil(calls / self._calls_of_a_step)
                 told(label, done if steps is None else min(done, steps), steps)
 
-            with watched(self._pipe, seen, lambda: any(each.is_set() for each in stops)):
+            with watched(self.pipe, seen, lambda: any(each.is_set() for each in stops)):
                 yield
             if label == "warm-up":
                 self._calls_of_a_step = calls / (steps or calls)
 
-        helper = DeepCacheHelper(self._pipe, schedule=schedule, replay=replay)
+        helper = DeepCacheHelper(self.pipe, schedule=schedule, replay=replay)
         self.plan(schedule, call.get("num_inference_steps"))
         # Without LPIPS: its network would be built, and its weights looked for, at each trial.
-        contest = Contest(
-            self._pipe, helper, call, seeds=[seed], repeats=1, watch=watch, with_lpips=False
-        )
+        contest = Contest(helper, call, seeds=[seed], repeats=1, watch=watch, with_lpips=False)
         # Of another size, or at another branch, a U-Net has kernels of its own to choose.
         warm_for = (call.get("height"), call.get("width"), branches_to_warm([schedule]))
         made_for = (tuple(call.items()), seed)
@@ -196,14 +169,14 @@ class Runner:
                 self._plains[made_for] = contest.plain()
                 while len(self._plains) > _MOST_PLAINS:
                     del self._plains[next(iter(self._plains))]
-            if isinstance(schedule, Auto) and taught not in self._taught:
+            if contest.learns(schedule) and taught not in self._taught:
                 contest.learn()
                 self._taught.add(taught)
             cached = contest.cached()
         made = compared(contest, [self._plains[made_for]], [cached])
         if schedule_file is not None:
             made = replace(made, about={**made.about, "schedule_file": schedule_file})
-        return Trial(made, kept)
+        return made, kept
 
     def close(self) -> None:
         """Ends a trial that is under way, and each one that is begun."""
@@ -211,7 +184,7 @@ class Runner:
 
     def _steps(self, arguments: Mapping[str, Any]) -> int | None:
         given = arguments.get("num_inference_steps", self.accepted.get("num_inference_steps"))
-        return num_steps(self._pipe, given if isinstance(given, int) else None)
+        return num_steps(self.pipe, given if isinstance(given, int) else None)
 
 
 #: Plain pictures that are kept, so that a try that is brought back is varied without waiting.

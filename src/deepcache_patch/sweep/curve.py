@@ -95,12 +95,12 @@ def curve_of(sweep: Sweep) -> Curve:
         y = _share(row.quality, y_ticks) if math.isfinite(row.quality) else 1.0
         return _share(sweep.speed_of(row), x_ticks), y
 
-    marks = {id(row): mark_of(sweep, row) or str(row.steps) for row in rows}
     knee = sweep.knee
     in_turn = sweep.settings + sweep.fewer  # settings keep their places, fewer steps make way
     moved = dict(zip(map(id, in_turn), asides([place(row) for row in in_turn]), strict=True))
     points = tuple(
-        Point(row, marks[id(row)], *place(row), row is knee, moved[id(row)]) for row in rows
+        Point(row, mark_of(sweep, row) or str(row.steps), *place(row), row is knee, moved[id(row)])
+        for row in rows
     )
     measure = rows[0].measures[0]
     front = front_of([(sweep.speed_of(row), row.quality) for row in sweep.settings])

@@ -17,8 +17,7 @@ from ..compare.contestant import (
     times_text,
 )
 from ..compare.measures import CLEAR, SHAPES
-from ..learning.auto import FEW_FULL_STEPS
-from ..schedules.plans import OUTPUT
+from ..learning.auto import Auto
 from .knee import BY_WORK, MEASURED, why_none
 
 if TYPE_CHECKING:
@@ -86,7 +85,9 @@ def cautions_of(sweep: Sweep) -> list[str]:
     found += [
         f"{row.title}: there was nothing to learn from, so it is as the default"
         for row in sweep.settings
-        if _learned_nothing(row)
+        if row.setting is not None
+        and isinstance(schedule := row.setting.made(), Auto)
+        and not schedule.is_worth_it(row.plan)
     ]
     if beaten:
         by = f"by {CLEAR:g} dB or more"
@@ -94,14 +95,6 @@ def cautions_of(sweep: Sweep) -> list[str]:
     if sweep.missing:
         found.append(f"broken off: {sweep.missing} of {sweep.about['settings']} are not there yet")
     return found
-
-
-def _learned_nothing(row: Row) -> bool:
-    """Whether `auto` was what the default is; see `Auto.is_worth_it`."""
-    if row.setting is None or row.setting.schedule != "auto":
-        return False
-    elsewhere = row.setting.branch not in (None, OUTPUT)
-    return elsewhere or row.plan.count("F") < FEW_FULL_STEPS
 
 
 def knee_text(sweep: Sweep) -> str:
@@ -159,7 +152,7 @@ def row_figures(sweep: Sweep, row: Row) -> dict[str, Any]:
     found: dict[str, Any] = {"name": row.name, "steps": row.steps}
     if setting is not None:
         given = {name: getattr(setting, name) for name in ("schedule", "interval", "branch")}
-        found |= {**given, "plan": row.plan, "python": sweep.python(row)}
+        found |= {**given, "plan": str(row.plan), "python": sweep.python(row)}
         found |= {"fewer_steps": row.fewer, "fewer_steps_left_out": row.fewer_left_out}
         found["fewer_steps_are_better"] = sweep.beaten_by(row) is not None
     return {
@@ -178,13 +171,8 @@ def _steps(row: Row) -> str:
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """Columns of text: marks and names to the left, figures to the right, the last as it is."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(_padded(row, widths)).rstrip() for row in rows]
-
-
-def _padded(row: Sequence[str], widths: Sequence[int]) -> list[str]:
-    last = len(row) - 1
-    return [
-        cell.ljust(width) if place in (1, last) else cell.rjust(width)
-        for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-    ]
+    columns = []
+    for place, cells in enumerate(zip(*rows, strict=True)):
+        width, is_left = max(map(len, cells)), place in (1, len(rows[0]) - 1)
+        columns.append([cell.ljust(width) if is_left else cell.rjust(width) for cell in cells])
+    return ["  ".join(row).rstrip() for row in zip(*columns, strict=True)]

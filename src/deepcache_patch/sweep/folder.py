@@ -22,10 +22,10 @@ from PIL import Image
 
 from ..compare.measures import Measured
 from ..errors import InvalidSettingError
-from ..measuring.finite import finite
 from ..measuring.generation import Timing
 from ..measuring.media import Result, Sound, kind_of
-from ..measuring.writing import write_whole
+from ..measuring.writing import finite, write_whole
+from ..schedules.plans import Plan
 from .outcome import Row
 
 #: Where rows lie in the folder of a sweep.
@@ -145,6 +145,9 @@ def _read(place: Path, key: str, setting: Any) -> Row:
     known = {field.name: data[field.name] for field in fields(Row)}
     for name in ("times", "plain_times"):
         known[name] = tuple(Timing(**each) for each in data[name])
+    if isinstance(data["plan"], str):
+        raise ValueError("a strip, which does not tell the branches")
+    known["plan"] = Plan(data["plan"])
     for name in (field.name for field in fields(Measured)):
         known[name] = None if data[name] is None else tuple(map(float, data[name]))
     return Row(**{**known, "setting": setting, "results": tuple(results)})

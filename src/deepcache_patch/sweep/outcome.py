@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from PIL import Image
@@ -17,9 +17,10 @@ from ..compare.measures import CLEAR, DETAILS, SAME
 from ..compare.saving import Saved, files_of
 from ..compare.script import python_of
 from ..measuring.environment import versions
-from ..measuring.finite import finite
 from ..measuring.generation import Timing
 from ..measuring.media import Result, kind_of
+from ..measuring.writing import finite
+from ..schedules.plans import Plan
 from . import figures
 from .knee import BY_WORK, MEASURED, SpeedQuality, knee_of, rule_of
 from .settings import SweepSetting
@@ -48,7 +49,7 @@ class Row(Contestant):
         reference_calls: U-Net calls of the reference.
         full_calls: U-Net calls that ran whole.
         shallow_calls: Those that did not.
-        plan: What ran, as a strip; of the first U-Net.
+        plan: What ran, of the first U-Net: one entry for each step.
         fewer: With how many steps the plain pipeline does as much work, or barely more.
         fewer_left_out: Why that is not known.
     """
@@ -62,7 +63,7 @@ class Row(Contestant):
     reference_calls: int
     full_calls: int = 0
     shallow_calls: int = 0
-    plan: str = ""
+    plan: Plan = field(default_factory=Plan)
     fewer: int | None = None
     fewer_left_out: str | None = None
 
@@ -215,7 +216,7 @@ class Sweep(Saved):
         if setting is not None:
             about["schedule"] = str(setting.made())
             about |= {} if setting.file is None else {"schedule_file": setting.file}
-        return python_of(about, saves=kind_of(row.results) == "pictures")
+        return python_of(about, plan=row.plan, saves=kind_of(row.results) == "pictures")
 
     def command(self, row: Row, command: str | None = None) -> str | None:
         """Returns a command that compares the setting of a row, to be pasted.

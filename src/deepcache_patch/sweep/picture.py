@@ -13,7 +13,7 @@ from ..compare.contestant import speed_text
 from ..compare.grid import FAINT, INK, LINE, MARGIN, draw_grid, drawable, wrapped
 from ..measuring.media import small
 from .curve import Curve, curve_of
-from .figures import said_of
+from .figures import mark_of, said_of
 
 if TYPE_CHECKING:
     from .outcome import Row, Sweep
@@ -42,8 +42,7 @@ _LINE: Final = (225, 228, 232)
 def sweep_picture(sweep: Sweep) -> Image.Image:
     """See `Sweep.picture`."""
     curve = curve_of(sweep)
-    marks = {id(point.row): point.mark for point in curve.points}
-    rows = [("plain", sweep.plain), *((_label(marks[id(row)], row), row) for row in sweep.rows)]
+    rows = [("plain", sweep.plain), *((_label(sweep, row), row) for row in sweep.rows)]
     pictures = [(label, [small(each, _LARGEST) for each in row.results]) for label, row in rows]
     steps = f"{sweep.plain.steps} steps" if sweep.plain.steps else "its own steps"
     grid = draw_grid(pictures, title="Results", columns=sweep.headings)
@@ -56,8 +55,8 @@ def sweep_picture(sweep: Sweep) -> Image.Image:
     return canvas
 
 
-def _label(mark: str, row: Row) -> str:
-    name = row.title if row.setting is None else f"{mark}: {row.title}"
+def _label(sweep: Sweep, row: Row) -> str:
+    name = row.title if row.setting is None else f"{mark_of(sweep, row)}: {row.title}"
     return f"{name}\n{speed_text(row.speeds)}, {row.measures[0].text()}"
 
 

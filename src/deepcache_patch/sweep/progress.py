@@ -23,16 +23,14 @@ class Progress:
     def of(self, name: str, amount: float) -> Iterator[str]:
         """One run; gives what is to be said of it."""
         share = min(self._done / self._total, 0.99) if self._total else 0.0
+        rest = ""
+        if self._done:  # else nobody can tell
+            seconds = self._seconds / self._done * max(self._total - self._done, 0)
+            rest = f", about {duration(seconds)} left"
         start = time.perf_counter()
-        yield f"{name} ({share:.0%} done{self._rest()})"
+        yield f"{name} ({share:.0%} done{rest})"
         self._seconds += time.perf_counter() - start
         self._done += amount
-
-    def _rest(self) -> str:
-        if not self._done:  # nobody can tell
-            return ""
-        seconds = self._seconds / self._done * max(self._total - self._done, 0)
-        return f", about {duration(seconds)} left"
 
 
 def duration(seconds: float) -> str:

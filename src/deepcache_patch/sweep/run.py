@@ -15,7 +15,7 @@ from typing import Any, Final
 from torch import nn
 
 from ..compare.about import about
-from ..compare.contest import CachedRun, Contest, Run
+from ..compare.contest import Contest, Run
 from ..compare.fewer import FewerStepsRival
 from ..errors import InvalidSettingError
 from ..learning.auto import Auto
@@ -24,10 +24,11 @@ from ..measuring.environment import versions
 from ..patching.wrappers import unwrapped
 from ..running.pipeline.components import modules_of, scheduler_getter, unets_of
 from ..running.protocol import Helper
+from ..schedules.plans import Plan
 from .folder import RowStore
 from .outcome import Row, Sweep
 from .progress import Progress
-from .settings import SweepSetting, learns, require_fitting, settings_of
+from .settings import SweepSetting, require_fitting, settings_of
 
 #: Whole, because some schedules take no others; `None` is each schedule's own.
 INTERVALS: Final = (2, None, 3, 5)
@@ -55,7 +56,6 @@ class SweepInterrupted(KeyboardInterrupt):
 
 
 def sweep(
-    pipe: Any,
     helper: Helper,
     *,
     interval: Any = INTERVALS,
@@ -80,8 +80,8 @@ def sweep(
     steps = sorted({each.steps for each in settings if each.steps is not None})
     if steps:
         call["num_inference_steps"] = steps[-1]
-    contest = Contest(pipe, helper, call, seeds=seeds, repeats=repeats)
-    require_fitting(settings, pipe, helper, call)
+    contest = Contest(helper, call, seeds=seeds, repeats=repeats)
+    require_fitting(settings, contest)
     place = None if folder is None else Path(folder)
     running = _Running(contest, settings, steps[:-1], fewer_steps, place)
     try:
@@ -148,7 +148,7 @@ class _Running:
 
     def outcome(self) -> Sweep | None:
         """What there is; `None` before the first setting is finished."""
-        plain = self._rows.restored("plain", None)
+        plain = self._row(None, self._contest.steps)
         rows = [row for each in self._settings if (row := self._row(each)) is not None]
         if plain is None or not rows:
             return None
@@ -156,7 +156,7 @@ class _Running:
             if row.setting is not None and row.setting.key in self._failed:
                 rows[place] = replace(row, fewer_left_out=self._failed[row.setting.key])
         steps = {row.fewer for row in rows if self._fewer_steps} | {*self._smaller}
-        fewer = (self._plain_row(each) for each in sorted(filter(None, steps), reverse=True))
+        fewer = (self._row(None, each) for each in sorted(filter(None, steps), reverse=True))
         return Sweep(plain, tuple(rows), tuple(filter(None, fewer)), self._about)
 
     def _cached_with(self, setting: SweepSetting) -> Row:
@@ -169,7 +169,7 @@ class _Running:
         with self._progress.of(*self._weight(setting)) as label:
             # One that was given may have learned from something else.
             taught = isinstance(schedule, Auto) and schedule.learned and setting.given is None
-            if is_new and not taught and self._learns(setting):
+            if is_new and not taught and contest.learns(schedule, setting.steps):
                 contest.learn(setting.steps, f"calibration of {label}")
             run = contest.cached(setting.steps, label)
         return self._keep(setting, setting.steps or contest.steps, run)
@@ -179,8 +179,7 @@ class _Running:
         if row.fewer is not None:
             self._plain_with(row.fewer)
         elif (row.fewer_left_out or self._failed.get(setting.key)) is None and self._plain:
-            contest = self._contest
-            fewer = FewerStepsRival(contest.pipe, contest.call, contest.steps, self._plain_with)
+            fewer = FewerStepsRival(self._contest, self._plain_with)
             fewer.follow(self._plain.time, row.worth)
             if fewer.failed:
                 self._failed[setting.key] = fewer.left_out
@@ -189,7 +188,7 @@ class _Running:
             self._rows.keep(setting.key, replace(row, fewer=steps, fewer_left_out=fewer.left_out))
 
     def _plain_with(self, steps: int, _label: str = "") -> Row:
-        row = self._plain_row(steps)
+        row = self._row(None, steps)
         if row is not None and len(row.times) > self._number:
             return row
         with self._progress.of(f"plain, {steps} steps", steps) as label:
@@ -199,12 +198,8 @@ class _Running:
     def _keep(self, setting: SweepSetting | None, steps: Any, run: Run) -> Row:
         """Adds a run to its row, or makes the row of it."""
         contest, plain = self._contest, self._plain or run
-        is_reference = setting is None and steps == contest.steps
-        key = "plain" if is_reference else _plain_key(steps) if setting is None else setting.key
-        row = self._rows.restored(key, setting)
+        row = self._row(setting, steps)
         if row is None:
-            cached = run if isinstance(run, CachedRun) else None
-            calls = run.time.calls
             measured: Any = contest.measured(plain.made, run.made)
             row = Row(
                 setting=setting,
@@ -212,24 +207,27 @@ class _Running:
                 results=run.made.shown(),
                 times=(),
                 plain_times=(),
-                worth=calls if cached is None else cached.work,
+                worth=run.work,
                 reference_calls=plain.time.calls,
-                full_calls=calls if cached is None else cached.stats.full_calls,
-                shallow_calls=0 if cached is None else cached.stats.shallow_calls,
-                plan="" if cached is None else _plan_of(cached),
+                full_calls=run.stats.full_calls,
+                shallow_calls=run.stats.shallow_calls,
+                plan=next(iter(run.plans.values()), Plan()),
                 **measured,
             )
         if len(row.times) <= self._number:
             times, plains = (*row.times, run.time), (*row.plain_times, plain.time)
             row = replace(row, times=times, plain_times=plains)
-            self._rows.keep(key, row)
+            self._rows.keep(self._key(setting, steps), row)
         return row
 
-    def _row(self, setting: SweepSetting) -> Row | None:
-        return self._rows.restored(setting.key, setting)
+    def _row(self, setting: SweepSetting | None, steps: Any = None) -> Row | None:
+        """That of a setting, or of the plain pipeline with so many steps; `None` before it ran."""
+        return self._rows.restored(self._key(setting, steps), setting)
 
-    def _plain_row(self, steps: int) -> Row | None:
-        return self._rows.restored(_plain_key(steps), None)
+    def _key(self, setting: SweepSetting | None, steps: Any) -> str:
+        if setting is not None:
+            return setting.key
+        return "plain" if steps == self._contest.steps else f"plain-{steps}-steps"
 
     def _left(self, rounds: int) -> float:
         """The steps that are still to be run in so many rounds, as far as that can be told."""
@@ -243,21 +241,16 @@ class _Running:
         for setting in self._settings:
             row, (_, weight) = self._row(setting), self._weight(setting)
             add(row, weight)
-            if row is None and self._learns(setting):
+            if row is None and self._contest.learns(setting.made(), setting.steps):
                 left += self._weight(None)[1]
             if self._fewer_steps and (row is None or row.fewer_left_out is None):
-                known = None if row is None or row.fewer is None else self._plain_row(row.fewer)
+                known = None if row is None or row.fewer is None else self._row(None, row.fewer)
                 add(known, weight)
         for steps in self._smaller:
-            add(self._plain_row(steps), steps)
-        if self._rows.restored("plain", None) is None:
+            add(self._row(None, steps), steps)
+        if self._row(None, self._contest.steps) is None:
             most = max(most, 1)
         return left + most * self._weight(None)[1]
-
-    def _learns(self, setting: SweepSetting) -> bool:
-        """Whether a full generation comes first, to learn from."""
-        contest = self._contest
-        return learns(setting, contest.pipe, contest.helper, contest.call)
 
     def _weight(self, setting: SweepSetting | None) -> tuple[str, float]:
         """What is said of a run, and about how many full steps it has."""
@@ -266,15 +259,6 @@ class _Running:
         count = steps if isinstance(steps, int) else _USUAL
         interval = 1 if setting is None else setting.interval or 2
         return named if steps is None else f"{named}, {steps} steps", count / interval
-
-
-def _plan_of(cached: CachedRun) -> str:
-    """The plan of the last generation; nothing where no call was of one."""
-    return next((str(last.plan) for last in cached.last.values()), "")
-
-
-def _plain_key(steps: int) -> str:
-    return f"plain-{steps}-steps"
 
 
 def _about(contest: Contest, settings: Sequence[SweepSetting]) -> dict[str, Any]:

@@ -12,19 +12,17 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from ..compare.call_steps import LISTS, require_same_steps, strength_of
+from ..compare.call_steps import LISTS, require_same_steps
+from ..compare.contest import Contest
 from ..errors import InvalidSettingError, no_such
 from ..learning.auto import Auto
 from ..learning.calibrated_schedule import Calibrated
-from ..schedules.guide import plans_ahead
 from ..schedules.noise_aware import NoiseAware
 from ..schedules.placing import FEW_STEPS
-from ..schedules.plans import FULL, Plan, Schedule, whole_number
+from ..schedules.plans import FULL, Schedule, whole_number
 from ..schedules.replay import Extrapolate
-from ..schedules.window import Window
 from ..settings.by_name import DEFAULT, NOISE_AWARE, PARAMETERS, replay_of, schedule_of
 from ..settings.fitting import anatomies_for
-from ..settings.preview import num_steps, plan_of
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,9 @@ class SweepSetting:
         """The name that its files have in a folder."""
         name = f"{self.name}, {'own' if self.steps is None else self.steps} steps"
         if self.given is not None:
-            name += f" {sha256(repr(_content(self.given)).encode()).hexdigest()[:12]}"
+            is_file = isinstance(self.given, Calibrated)
+            content = self.given.to_dict() if is_file else self.given
+            name += f" {sha256(repr(content).encode()).hexdigest()[:12]}"
         return re.sub(r"[^\w.-]+", "-", name)[-100:].strip("-.")
 
     def made(self, file: Path | None = None) -> Any:
@@ -138,19 +138,21 @@ def listed(name: str, value: Any) -> list[Any]:
     return values
 
 
-def require_fitting(settings: Iterable[SweepSetting], pipe: Any, helper: Any, call: Any) -> None:
+def require_fitting(settings: Iterable[SweepSetting], contest: Contest) -> None:
     """Refuses what does not fit the pipeline, or would leave nothing out.
 
     Raises:
         InvalidSettingError: The message names the setting and the cure.
         UnsupportedModelError: If the pipeline has no U-Net that can be cut.
     """
+    pipe, call = contest.pipe, contest.call
+    replay: Any = contest.helper.replay
     lists = [name for name in LISTS if call.get(name) is not None]
     for setting in settings:
         schedule = setting.made()
         anatomies_for(pipe, schedule)
-        if helper.replay != Extrapolate():
-            replay_of(helper.replay, schedule)  # or it is refused: the schedule has its own
+        if replay != Extrapolate():
+            replay_of(replay, schedule)  # or it is refused: the schedule has its own
         if lists and setting.steps is not None:
             raise InvalidSettingError(
                 f"{lists[0]}= says which steps there are: give it, or num_inference_steps"
@@ -158,7 +160,7 @@ def require_fitting(settings: Iterable[SweepSetting], pipe: Any, helper: Any, ca
         require_same_steps(
             pipe, {**call, "num_inference_steps": setting.steps}, schedule, setting.name
         )
-        plan = plan_ahead(setting, pipe, helper, call)
+        plan = None if setting.steps is None else contest.plan_ahead(schedule, setting.steps)
         if plan is not None and all(entry == FULL for entry in plan):
             few = len(plan) <= FEW_STEPS and isinstance(schedule, NoiseAware | Auto)
             cure = f"more than {FEW_STEPS} steps" if few else "a larger interval, or more steps"
@@ -168,32 +170,8 @@ def require_fitting(settings: Iterable[SweepSetting], pipe: Any, helper: Any, ca
             )
 
 
-def plan_ahead(setting: SweepSetting, pipe: Any, helper: Any, call: Any) -> Plan | None:
-    """The plan of a setting, or `None` where it is not known before the generation."""
-    schedule = setting.made()
-    lists = any(call.get(name) is not None for name in LISTS)
-    if lists or num_steps(pipe, setting.steps) is None or not plans_ahead(schedule):
-        return None
-    window, strength = Window(helper.first, helper.last), strength_of(pipe, call)
-    return plan_of(pipe, schedule, setting.steps, window=window, strength=strength)
-
-
-def learns(setting: SweepSetting, pipe: Any, helper: Any, call: Any) -> bool:
-    """Whether the first generation with a setting runs in full, to learn."""
-    schedule = setting.made()
-    if not isinstance(schedule, Auto):
-        return False
-    plan = plan_ahead(setting, pipe, helper, call)
-    return plan is None or schedule.is_worth_it(plan)
-
-
 def _read(file: str | Path) -> Calibrated:
     if isinstance(file, str) and not file.endswith(".json") and not Path(file).exists():
         known = no_such("schedule", file, PARAMETERS)
         raise InvalidSettingError(f"{known}, or a file that `calibrate` wrote")
     return Calibrated.load(file)
-
-
-def _content(schedule: Any) -> Any:
-    """What makes a schedule the one that it is."""
-    return schedule.to_dict() if isinstance(schedule, Calibrated) else schedule
