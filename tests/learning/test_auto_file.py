@@ -18,7 +18,7 @@ from deepcache_patch import (
 )
 from deepcache_patch.learning import trials
 from deepcache_patch.learning.calibrated_schedule import load_all
-from deepcache_patch.learning.nearest import usual_way
+from deepcache_patch.learning.nearest import USUAL_WAY
 
 
 def test_a_file_lets_another_process_start_calibrated(tmp_path):
@@ -79,7 +79,7 @@ def test_a_copy_knows_what_was_learned(duplicate):
 
 
 def test_another_plan_that_was_asked_for_is_not_for_auto_and_the_same_is(tmp_path, monkeypatch):
-    monkeypatch.setattr(trials, "nearest_way", lambda study, *_: usual_way(study))
+    monkeypatch.setattr(trials, "nearest_way", lambda *_: USUAL_WAY)
     file = tmp_path / "learned.json"
     pipe = loaded("ldm")
     runs = []

@@ -192,7 +192,7 @@ def shown(pipe):
 
 
 def test_the_fewest_full_steps_that_come_so_close_are_taken(pipe, monkeypatch):
-    monkeypatch.setattr(trials, "nearest_way", lambda study, *_: nearest.usual_way(study))
+    monkeypatch.setattr(trials, "nearest_way", lambda *_: nearest.USUAL_WAY)
     run = partial(LDM.run, pipe, steps=6)
     (plain,) = run().numpy()
     reached = {}
@@ -249,12 +249,12 @@ def test_the_mean_of_several_pictures_counts(pipe, monkeypatch):
 
 def test_full_steps_are_taken_away_while_the_nearest_plan_is_close_enough(pipe, monkeypatch):
     # The number was looked for by one way to go, which for others is not the nearest.
-    ways = itertools.chain([nearest.Way(1.0)], itertools.repeat(nearest.Way(None)))
+    ways = itertools.chain([nearest.Way()], itertools.repeat(nearest.Way(None)))
     monkeypatch.setattr(trials, "nearest_way", lambda *_: next(ways))
 
     def closeness(self, schedule):
         count = len(schedule.entries.full_steps)
-        usual = nearest.Way(1.0).schedule(self.study, count)
+        usual = nearest.Way().schedule(self.study, count)
         return [60.0 if count >= (5 if schedule == usual else 2) else 40.0]
 
     monkeypatch.setattr(Trials, "closeness_by", closeness)
@@ -389,7 +389,7 @@ def test_each_number_of_full_steps_has_its_own_nearest_plan(clock, pipe, monkeyp
 
     def spied(study, full_steps, _error):
         asked.append(full_steps)
-        return nearest.usual_way(study)
+        return nearest.USUAL_WAY
 
     monkeypatch.setattr(trials, "nearest_way", spied)
     clock.shallow = 0.25
@@ -882,7 +882,7 @@ def test_outputs_that_are_not_finite_teach_nothing(pipe):
 
 
 def test_nothing_runs_in_steps_above_the_output_and_each_has_weights(pipe, monkeypatch):
-    monkeypatch.setattr(trials, "nearest_way", lambda study, *_: nearest.usual_way(study))
+    monkeypatch.setattr(trials, "nearest_way", lambda *_: nearest.USUAL_WAY)
     run = partial(LDM.run, pipe, steps=12)
     helper = DeepCacheHelper(pipe).enable()
     found = helper.calibrate(run, full_steps=5)

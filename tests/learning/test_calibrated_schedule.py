@@ -71,7 +71,8 @@ def test_what_is_loaded_is_what_was_saved(learned, file):
     assert loaded.entries == learned.entries
     assert isinstance(loaded.entries, Plan)
     assert loaded.weights.keys() == learned.weights.keys()
-    assert len(loaded.weights) == 5  # of 6 shallow steps; the last one goes by the trend
+    # Of 6 shallow steps; the first has one full step before it, the last one goes by the trend.
+    assert len(loaded.weights) == 4
     for steps, weights in learned.weights.items():
         assert list(loaded.weights[steps]) == rounded(weights)
 
@@ -95,7 +96,7 @@ def test_what_is_written_over_is_replaced_in_one_go(learned, file):
     # Whoever has the old one open reads it to its end.
     with file.open() as old:
         replace(learned, weights={}).save(file)
-        assert len(json.load(old)["schedules"][0]["weights"]) == 5
+        assert len(json.load(old)["schedules"][0]["weights"]) == 4
     assert Calibrated.load(file).weights == {}
 
 
@@ -113,7 +114,7 @@ def test_a_failed_save_leaves_nothing_behind(learned, tmp_path):
 
 def test_several_schedules_are_for_auto(learned, file):
     save_all(file, [learned, replace(learned, weights={})])
-    assert [len(each.weights) for each in load_all(file)] == [5, 0]
+    assert [len(each.weights) for each in load_all(file)] == [4, 0]
     with pytest.raises(
         InvalidSettingError, match=rf"{file} holds 2 .* give it to Auto\(file=...\)"
     ):

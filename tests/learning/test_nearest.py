@@ -8,7 +8,7 @@ import pytest
 from builders.cases import CASES
 
 from deepcache_patch import Calibrated, DeepCacheHelper, Uniform
-from deepcache_patch.learning.nearest import Way, nearest_way, usual_way
+from deepcache_patch.learning.nearest import USUAL_WAY, Way, nearest_way
 from deepcache_patch.learning.study import Studying
 from deepcache_patch.schedules.placing import cheapest
 from deepcache_patch.schedules.plans import FULL, OUTPUT
@@ -17,7 +17,7 @@ LDM = CASES["ldm"]
 STEPS = 20
 
 #: Those that plans are tried with, in their order; `None` spaces full steps evenly.
-POWERS = (1.0, 0.0, 0.8, 1.5, None)
+POWERS = (0.8, 0.0, 1.0, 1.5, None)
 
 
 def studied(branch=OUTPUT, **settings):
@@ -86,7 +86,7 @@ def test_each_can_be_kept_in_a_file(going_on, study, tmp_path):
 
 
 def test_pictures_that_are_not_finite_are_not_near(study):
-    default = Way(1.0).schedule(study, 8)
+    default = Way().schedule(study, 8)
     assert nearest_way(study, 8, lambda each: math.inf if each == default else 1.0) == Way(0.0)
 
 
@@ -106,11 +106,11 @@ def test_a_plan_whose_pictures_are_not_finite_is_not_taken():
 
 
 def test_of_equally_near_ones_the_default_is_taken(study):
-    assert nearest_way(study, 8, lambda _: 0.0) == Way(1.0)
+    assert nearest_way(study, 8, lambda _: 0.0) == Way()
 
 
 def test_where_nothing_can_be_compared_the_defaults_plan_is_taken_and_fitted(study):
-    found = usual_way(study).schedule(study, 8)
+    found = USUAL_WAY.schedule(study, 8)
     assert found.weights
     assert found == study.learn(found.entries)
     assert found.entries.full_steps == cheapest(study.levels, 8)

@@ -121,8 +121,8 @@ def test_at_the_usual_rate_a_plan_costs_hardly_more_than_the_cheapest():
 def cost_of(levels, full_steps):
     """As `NoiseAware` says."""
     sigmas = torch.tensor(levels).exp()
-    weights = how_long_used(levels) * early_weights(sigmas.clamp(max=8), 1.0)
-    places = (sigmas + 0.05).log()
+    weights = how_long_used(levels) * early_weights(sigmas.clamp(max=8), 0.8)
+    places = (sigmas + 0.15).log()
     last = [max(full for full in full_steps if full <= step) for step in range(len(levels))]
     return sum(weights[i] * abs(places[i] - places[a]) for i, a in enumerate(last))
 

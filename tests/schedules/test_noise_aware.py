@@ -50,7 +50,7 @@ def context(scheduler, steps, *, strength=1.0, window=None):
     return made if window is None else Context(**{**vars(made), "window": window})
 
 
-def cost(levels, full, power=1.0):
+def cost(levels, full):
     """What a plan costs, as the docstring of `NoiseAware` says it."""
     used = [abs(b - a) for a, b in itertools.pairwise(levels)] + [1.0]
     last, total = 0, 0.0
@@ -58,8 +58,8 @@ def cost(levels, full, power=1.0):
         if step in full:
             last = step
         else:
-            drift = abs(math.log(math.exp(level) + 0.05) - math.log(math.exp(levels[last]) + 0.05))
-            total += used[step] * drift * (1 + min(math.exp(level), 8)) ** power
+            drift = abs(math.log(math.exp(level) + 0.15) - math.log(math.exp(levels[last]) + 0.15))
+            total += used[step] * drift * (1 + min(math.exp(level), 8)) ** 0.8
     return total
 
 
@@ -91,15 +91,15 @@ def test_more_protected_steps_than_the_budget_all_run_in_full():
 @pytest.mark.parametrize(
     ("scheduler", "steps", "strength", "plan"),
     [
-        ("dpm-leading", 25, 1.0, "FFFF·F·F··F···F···F···F·F"),
+        ("dpm-leading", 25, 1.0, "FFF·F·F·F··F···F···F··F·F"),
         ("dpm-linspace", 25, 1.0, "FFFF·F·F··F···F···F···F·F"),
         ("dpm-trailing", 25, 1.0, "FFFF·F·F··F···F···F···F·F"),
         ("dpm-karras", 25, 1.0, "F·F·F·F·F·F·F·F··F··F··F·"),
-        ("euler", 30, 1.0, "FFFF·F·F··F··F···F····F···F·FF"),
+        ("euler", 30, 1.0, "FFF·F·F·F··F···F···F···F··F·FF"),
         ("ddim", 50, 1.0, "FFFFFF·F·F·F·F··F··F··F···F···F···F···F···F··F·FFF"),
         ("ddpm-linear", 50, 1.0, "FFFFFF·F·F·F·F·F·F·F··F··F···F····F····F···F··F·FF"),
-        ("euler-video", 25, 1.0, "F··F·F·F·F·F·F·F·F··F·F··"),
-        ("ddim", 50, 0.5, "F··F··F···F··F··F··F·FFFF"),
+        ("euler-video", 25, 1.0, "F··F·F·F·F·F·F·F·F·F·F···"),
+        ("ddim", 50, 0.5, "F··F··F··F··F··F··F·F·FFF"),
     ],
 )
 def test_one_rule_gives_the_plan_of_every_spacing(scheduler, steps, strength, plan):
@@ -175,15 +175,11 @@ def test_the_examples_of_the_docstrings_are_right():
     assert doctest.testmod(deepcache_patch.schedules.noise_aware).failed == 0
 
 
-def test_where_noise_is_added_early_steps_weigh_less():
+def test_the_plan_is_the_same_where_noise_is_added():
     ancestral = context(EulerAncestralDiscreteScheduler(**BETAS), 12)
     plain = context(EulerDiscreteScheduler(**BETAS), 12)
-    assert ancestral.levels == plain.levels
-    for known, power in ((ancestral, 0.8), (plain, 1.0)):
-        full = NoiseAware(2.4).plan_for(known).full_steps
-        others = itertools.combinations(range(1, 12), 4)
-        least = min(cost(known.levels, {0, *other}, power) for other in others)
-        assert math.isclose(cost(known.levels, set(full), power), least, rel_tol=1e-12)
+    assert (ancestral.adds_noise, plain.adds_noise) == (True, False)
+    assert NoiseAware(2.4).plan_for(ancestral) == NoiseAware(2.4).plan_for(plain)
 
 
 def test_an_interval_beyond_the_steps_is_told():

@@ -11,14 +11,14 @@ from typing import Final, NamedTuple
 
 from ..errors import InvalidSettingError
 from ..schedules.fit import DAMPING, trend
-from ..schedules.placing import cheapest, cheapest_by, usual_levels
+from ..schedules.placing import POWER, cheapest, cheapest_by, usual_levels
 from ..schedules.plans import plan_with
 from .calibrated_schedule import Calibrated
 from .study import Study
 
-#: Weights of early steps that plans are tried with, beside the default's, as powers of 1 + sigma;
+#: Weights of early steps that plans are tried with, as powers of 1 + sigma, the default's first;
 #: without one, full steps are evenly spaced.
-POWERS: Final = (0.0, 0.8, 1.0, 1.5, None)
+POWERS: Final = (POWER, 0.0, 1.0, 1.5, None)
 
 #: How many ways are tried for one number of full steps, at most: a plan for each of these, and
 #: three other ways to go on by the nearest.
@@ -35,7 +35,7 @@ class Way(NamedTuple):
         damping: That of the fit; `None` where nothing is, and the trend is followed.
     """
 
-    power: float | None
+    power: float | None = POWER
     strength: float = 1.0
     damping: float | None = None
 
@@ -63,9 +63,8 @@ class Way(NamedTuple):
         return study.goes_by(plan, trend(forecast, plan))
 
 
-def usual_way(study: Study) -> Way:
-    """What is taken where nothing can be tried: the default's plan, and what is fitted."""
-    return Way(study.power, damping=DAMPING)
+#: What is taken where nothing can be tried: the default's plan, and what is fitted.
+USUAL_WAY: Final = Way(damping=DAMPING)
 
 
 def nearest_way(study: Study, full_steps: int, error: Callable[[Calibrated], float]) -> Way:
@@ -80,6 +79,6 @@ def nearest_way(study: Study, full_steps: int, error: Callable[[Calibrated], flo
     def error_of(way: Way) -> float:
         return error(way.schedule(study, full_steps))
 
-    best = min((Way(power) for power in (study.power, *POWERS)), key=error_of)
+    best = min(map(Way, POWERS), key=error_of)
     damped = (best._replace(damping=each) for each in (1.0, DAMPING))
     return min((best, best._replace(strength=0.5), *damped), key=error_of)

@@ -13,7 +13,6 @@ from ..schedules.fit import DAMPING, fitted
 from ..schedules.forecast import Forecast, Weights, channels
 from ..schedules.guide import Guide
 from ..schedules.noise import copied_scheduler, ends_with
-from ..schedules.placing import power_of
 from ..schedules.plans import OUTPUT, Plan
 from ..schedules.transfer import sent
 from .calibrated_schedule import Calibrated, ValidFor
@@ -87,7 +86,6 @@ class Study:
         self.setting = ValidFor.of(context)
         self.fingerprint = Fingerprint.of(context.unet)  # read now, while nothing is under way
         self.levels = context.levels
-        self.power = power_of(context)
         self.protected = context.protected
         self.num_steps = context.num_steps
         self.forecast = Forecast.of(context) if branch == OUTPUT else None

@@ -17,7 +17,7 @@ from ..measuring.speed import Speed
 from ..running.protocol import Helper
 from ..schedules.placing import FEW_STEPS
 from .calibrated_schedule import Calibrated
-from .nearest import Way, nearest_way, usual_way
+from .nearest import USUAL_WAY, Way, nearest_way
 from .reached import Reached, mean_of
 from .study import Study
 
@@ -74,7 +74,7 @@ class Trials:
     def way(self, full_steps: int) -> Way:
         """How to go by so many full steps: the nearest of all ways, if they can be compared."""
         if not self.plain:
-            return usual_way(self.study)
+            return USUAL_WAY
         return nearest_way(self.study, full_steps, self._error)
 
     def nearest(self, full_steps: int) -> Calibrated:
@@ -106,7 +106,7 @@ class Trials:
             return Reached.of(self.work(found), speed)
         close, beside = self.closeness_by(found), []
         if self.study.seen > FEW_STEPS:
-            default = Way(self.study.power).schedule(self.study, self._full_steps(found))
+            default = Way().schedule(self.study, self._full_steps(found))
             beside = self.closeness_by(default)
         return Reached.of(self.work(found), speed, close, beside)
 

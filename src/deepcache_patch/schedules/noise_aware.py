@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from .context import Context
 from .forecast import Forecast
-from .placing import FEW_STEPS, POWER, cheapest, count_of_full_steps, power_of, usual_levels
+from .placing import FEW_STEPS, cheapest, count_of_full_steps, usual_levels
 from .plans import OUTPUT, OneBranch, Plan, number_between, plan_with, whole_number
 from .remarks import if_short
 
@@ -19,11 +19,11 @@ class NoiseAware(OneBranch):
 
     Let step i stand at sigma_i and its output be used over h_i = |ln sigma_i - ln sigma_(i+1)|, the
     last one over 1. Computed from what the full step a before it has left, it costs
-    h_i · |ln(sigma_i + 0.05) - ln(sigma_a + 0.05)| · (1 + min(sigma_i, 8)). Where the sampler adds
-    noise, the last factor is raised to the power of 0.8. The plan is the one that costs the least
-    in sum, exactly, by dynamic programming. Where the levels are not known, those of a usual
-    generation are taken, evenly spaced. A generation of 8 steps or fewer runs in full, with a
-    warning. Where nobody knows how many steps there will be, full steps are evenly spaced.
+    h_i · |ln(sigma_i + 0.15) - ln(sigma_a + 0.15)| · (1 + min(sigma_i, 8))^0.8. The plan is the one
+    that costs the least in sum, exactly, by dynamic programming. Where the levels are not known,
+    those of a usual generation are taken, evenly spaced. A generation of 8 steps or fewer runs in
+    full, with a warning. Where nobody knows how many steps there will be, full steps are evenly
+    spaced.
 
     Args:
         interval: One full step in so many, at least 1, a whole number or not: at most
@@ -38,7 +38,7 @@ class NoiseAware(OneBranch):
 
     Example:
         >>> print(NoiseAware(interval=2.5).plan(25))
-        FFF·F·F·F··F··F···F····F·
+        FFF·F·F·F··F··F···F···F··
     """
 
     interval: float = 2.2
@@ -61,7 +61,7 @@ class NoiseAware(OneBranch):
             count = context.num_steps
             return plan_with((int(place * self.interval) for place in range(count)), count, branch)
         levels = context.levels or usual_levels(context.num_steps)
-        plan = self._plan(levels, context.protected, branch, power_of(context))
+        plan = self._plan(levels, context.protected, branch)
         left_out = context.num_steps > max(1, len(context.protected))
         if self.interval > 1 and left_out and context.num_steps <= FEW_STEPS:
             context.warn_once(
@@ -84,15 +84,9 @@ class NoiseAware(OneBranch):
             return None
         return f"generations of {FEW_STEPS} steps or fewer run in full"
 
-    def _plan(
-        self,
-        levels: tuple[float, ...],
-        protected: frozenset[int],
-        branch: int,
-        power: float = POWER,
-    ) -> Plan:
+    def _plan(self, levels: tuple[float, ...], protected: frozenset[int], branch: int) -> Plan:
         steps = len(levels)
         count = count_of_full_steps(self.interval, steps, protected)
         if steps <= FEW_STEPS:
             count = steps
-        return plan_with(cheapest(levels, max(1, count), protected, power), steps, branch)
+        return plan_with(cheapest(levels, max(1, count), protected), steps, branch)

@@ -9,24 +9,19 @@ from typing import Any, Final
 
 import numpy as np
 
-from .context import Context
-
 #: So few steps are all far apart: nothing that was tried wins over fewer steps there.
 FEW_STEPS: Final = 8
 
 #: (1 + sigma)^this is how much more an error costs under noise, where it changes what is drawn.
 #: Chosen on two models, to one of which early errors matter less; see docs/experiments.md.
-POWER: Final = 1.0
-
-#: The same where the sampler adds noise: what comes later covers a part of an early error.
-_POWER_UNDER_NOISE: Final = 0.8
+POWER: Final = 0.8
 
 #: Above this sigma it costs no more than there: nothing of the picture is to be seen yet.
 _STRONG: Final = 8.0
 
 #: Far below this sigma x0 hardly moves any more, however far ln(sigma) falls: Karras sigmas have
 #: many steps down there, of which few need be full.
-_FINE: Final = 0.05
+_FINE: Final = 0.15
 
 #: How far the last step's output is used, in ln(sigma): what follows it is free of noise.
 _LAST: Final = 1.0
@@ -47,11 +42,6 @@ def count_of_full_steps(interval: float, steps: int, protected: frozenset[int]) 
     What is protected comes on top, or nothing would be left for the steps between.
     """
     return len(protected) + int((steps - len(protected)) / interval + 1e-9)
-
-
-def power_of(context: Context) -> float:
-    """The exponent of 1 + sigma in a plan's cost; smaller if the sampler adds noise."""
-    return _POWER_UNDER_NOISE if context.adds_noise else POWER
 
 
 def usual_levels(steps: int) -> tuple[float, ...]:
