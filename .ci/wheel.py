@@ -22,8 +22,9 @@ SUFFIXES = {".py", ".typed", ".html", ".css", ".js"}
 
 #: What is no module, and is missed only when it is used.
 DATA = {
-    f"deepcache_patch/{name}"
-    for name in ("py.typed", *(f"compare/report.{kind}" for kind in ("html", "css", "js")))
+    path.relative_to(ROOT / "src").as_posix()
+    for path in (ROOT / "src" / "deepcache_patch").rglob("*.*")
+    if path.suffix in SUFFIXES - {".py"}
 }
 
 

@@ -243,7 +243,7 @@ def _psnr_of(rows: Sequence[Row], family: str, budget: float, speed: float) -> s
 
 
 def _psnr_of_best(rows: Sequence[Row], budget: float) -> str:
-    """That of the best rival without a column, with its name."""
+    """The PSNR of the best rival that has no column, and its name."""
     best = _best_other(rows, budget)
     if best is None:
         return "–"

@@ -78,7 +78,7 @@ def set_up(pipe: Any) -> list[str]:
 )
 def test_the_script_makes_the_picture_of_the_page(pipe: Any, schedule: Any, replay: Any) -> None:
     found, _ = Runner(pipe).run(CALL, seed=5, schedule=schedule, replay=replay)
-    exec(compile(python_of(found.about), "script", "exec"), {})
+    exec(compile(python_of(found.about, plan=found.plan), "script", "exec"), {})
     assert np.array_equal(Image.open("5.png"), found.cached[0])
 
 
@@ -361,5 +361,5 @@ def test_a_schedule_that_was_learned_is_read_from_a_file(pipe: Any) -> None:
     assert isinstance(learned, Calibrated)
     found, _ = Runner(pipe).run(CALL, seed=5, schedule=learned)
     learned.save("schedule.json")
-    exec(compile(python_of(found.about), "script", "exec"), {})
+    exec(compile(python_of(found.about, plan=found.plan), "script", "exec"), {})
     assert np.array_equal(Image.open("5.png"), found.cached[0])

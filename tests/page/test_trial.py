@@ -147,6 +147,14 @@ def test_auto_learns_once_from_another_picture(labels: list[str]) -> None:
     assert labels == ["warm-up", "plain", "calibration", "helper", "helper"]
 
 
+def test_auto_learns_nothing_below_the_output(labels: list[str]) -> None:
+    runner = Runner(CASES["sd"].load())
+    schedule = runner.schedule("auto", interval=3, branch=0)
+    found, _ = runner.run({**CALL, "num_inference_steps": 12}, seed=0, schedule=schedule)
+    assert found.shallow_calls == 8
+    assert labels == ["warm-up", "plain", "helper"]
+
+
 def test_the_plan_of_an_adaptive_schedule_is_the_one_that_ran() -> None:
     runner = Runner(CASES["sd"].load())
     found = runner.run(CALL, seed=0, schedule=Adaptive(1.0, (2,)))[0]

@@ -10,7 +10,7 @@ import click
 from ..errors import InvalidSettingError
 from . import kinds, options
 from .files import require_writable
-from .mistakes import BadInputError, bad_input, reason_of, running
+from .mistakes import BadInputError, bad_input, reason_of, while_running
 from .request import GenerationRequest, require_branch, require_within_reach
 from .terminal import import_word, json_of, plan_as_dict, say
 
@@ -85,7 +85,7 @@ def calibrate(
         helper = DeepCacheHelper(pipe, first=first, last=last)
         arguments = batched_call(pipe, call, len(seeds))
         require_within_reach(pipe, call, speedup=speedup, full_steps=full_steps, branch=branch)
-    with running(pipe):
+    with while_running(pipe):
         schedule = helper.calibrate(
             lambda: seeded_call(pipe, arguments, seeds),
             speedup=speedup,

@@ -10,7 +10,7 @@ import click
 
 from . import options
 from .files import require_writable
-from .mistakes import BadInputError, bad_input, running
+from .mistakes import BadInputError, bad_input, while_running
 from .names import SCHEDULES
 from .request import (
     GenerationRequest,
@@ -99,7 +99,7 @@ def compare(
         if full_steps is not None:
             settings["interval"] = interval_for_call(pipe, call, full_steps, window)
         helper = DeepCacheHelper(pipe, **settings, first=first, last=last, replay=replay)
-    with running(pipe):
+    with while_running(pipe):
         outcome = helper.compare(seeds=seeds, repeats=repeats, fewer_steps=fewer_steps, **call)
 
     if schedule not in SCHEDULES:

@@ -59,8 +59,8 @@ def bad_input() -> Iterator[None]:
 
 
 @contextmanager
-def running(pipe: Any) -> Iterator[None]:
-    """The same while a pipeline runs, and what pipeline, scheduler and device raise together."""
+def while_running(pipe: Any) -> Iterator[None]:
+    """What goes wrong while a pipeline runs, in one line: whatever it or its device raises."""
     name = type(pipe).__name__
     try:
         yield

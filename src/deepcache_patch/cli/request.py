@@ -51,7 +51,7 @@ class PipelineRequest:
                 require_package("accelerate", "--offload")
 
     def check_schedule(self, schedule: Any, file: str) -> None:
-        """Refuses a calibrated one of another scheduler than `--scheduler`, before it is loaded."""
+        """Refuses a schedule that was calibrated with another scheduler than `--scheduler`."""
         from ..learning.calibrated_schedule import Calibrated
         from . import loading
 

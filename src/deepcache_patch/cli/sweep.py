@@ -11,7 +11,7 @@ import click
 
 from . import kinds, options
 from .files import require_writable
-from .mistakes import bad_input, running
+from .mistakes import bad_input, while_running
 from .names import PROGRAM, SCHEDULES
 from .request import GenerationRequest, require_branch, require_own_scheduler, schedule_given
 from .terminal import complain, import_word, say
@@ -106,7 +106,7 @@ def sweep(
             call["num_inference_steps"] = steps
         helper = DeepCacheHelper(pipe, first=first, last=last, replay=replay)
     try:
-        with running(pipe):
+        with while_running(pipe):
             outcome = run(
                 helper,
                 **settings,

@@ -65,12 +65,12 @@ def require_same_steps(
         require_so_many(schedule, timesteps_that_run(pipe, call), name)
 
 
-def require_so_many(schedule: Calibrated, every: int | None, name: str | None = None) -> None:
-    """Refuses another number of steps; as `require_same_steps` does, where it is known."""
+def require_so_many(schedule: Calibrated, steps: int | None, name: str | None = None) -> None:
+    """Refuses a schedule for another number of steps; `None` is not known, and passes."""
     made = len(schedule.entries)
-    if every not in (None, made):
+    if steps not in (None, made):
         raise InvalidSettingError(
-            f"{name or schedule} was calibrated for {made} steps, and here are {every}: "
+            f"{name or schedule} was calibrated for {made} steps, and here are {steps}: "
             "give as many, or calibrate anew"
         )
 

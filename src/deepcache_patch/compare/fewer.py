@@ -7,7 +7,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
 
 from ..errors import first_line
 from ..inspection.branches import Branch
@@ -31,12 +31,20 @@ class LeftOutError(Exception):
     """No number of steps is of equal work; the message says why."""
 
 
-class FewerStepsRival:
+class _Timed(Protocol):
+    @property
+    def time(self) -> Timing: ...
+
+
+_Run = TypeVar("_Run", bound=_Timed)
+
+
+class FewerStepsRival(Generic[_Run]):
     """The runs with fewer steps; how many steps is known once plain and cached have run.
 
     Args:
-        contest: Whose plain pipeline it is.
-        run: Runs that with a number of steps; what it returns has the `time` of it.
+        contest: The contest that both take part in.
+        run: Runs the plain pipeline with a number of steps; what it returns has a `time`.
 
     Attributes:
         runs: Those that were not left out, in order.
@@ -45,8 +53,8 @@ class FewerStepsRival:
         failed: Whether that was an error of the run, which another run need not have.
     """
 
-    def __init__(self, contest: Contest, run: Callable[[int, str], Any]) -> None:
-        self.runs: list[Any] = []
+    def __init__(self, contest: Contest, run: Callable[[int, str], _Run]) -> None:
+        self.runs: list[_Run] = []
         self.steps: int | None = None
         self.left_out: str | None = None
         self.failed = False

@@ -205,7 +205,8 @@ class Comparison(Contestant, Saved):
             f"{name:<15}{plain:>11}" + "".join(f"{each:>{wide}}" for each in others)
             for name, plain, *others in rows
         ]
-        lines += ["", *self.said, *([""] if self.plans else [])] if self.said else []
+        said = self.said
+        lines += ["", *said, *([""] if self.plans else [])] if said else []
         for name, plan in self.plans.items():
             label = "plan" if len(self.plans) == 1 else f"plan of {name}"
             lines.append(f"{label:<15} {plan}")
@@ -253,17 +254,20 @@ class Comparison(Contestant, Saved):
 
         fewer = [] if self.fewer is None else [self.fewer.times[0].calls]
         full, shallow = str(self.full_calls), str(self.shallow_calls)
-        rows = [
+        return [
             *timed("denoising loop", "loop"),
-            ("by work at most", "", *(times_text(1 / each) for each in works)),
+            *(
+                [("by work at most", "", *(times_text(1 / each) for each in works))]
+                if works
+                else []
+            ),
             *timed("whole call", "call"),
-            ("U-Net work", "100.0%", *(f"{each:.1%}" for each in works)),
+            *([("U-Net work", "100.0%", *(f"{each:.1%}" for each in works))] if works else []),
             ("full calls", str(plain[0].calls), full, *(str(calls) for calls in fewer)),
             ("shallow calls", "0", shallow, *("0" for _ in fewer)),
             *likeness(),
             ("feature cache", "", f"{self.cache_nbytes / 2**20:.2f} MiB", *("" for _ in fewer)),
         ]
-        return [row for row in rows if len(row) > 2]  # without works there is none to show
 
     def to_dict(self) -> dict[str, Any]:
         """Returns everything but the results themselves, ready for JSON.

@@ -69,7 +69,7 @@ def compared(contest: Contest, plain: Sequence[Run], cached: Sequence[Run]) -> C
 
 
 def _fewer_steps(
-    contest: Contest, plain: Run, plain_times: tuple[Timing, ...], fewer: FewerStepsRival
+    contest: Contest, plain: Run, plain_times: tuple[Timing, ...], fewer: FewerStepsRival[Run]
 ) -> FewerSteps | None:
     """What they made, against the results of the first plain run."""
     if not fewer.runs or fewer.steps is None:

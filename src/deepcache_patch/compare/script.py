@@ -127,7 +127,7 @@ def _calls(about: Mapping[str, Any], plan: Plan | None, saves: bool) -> list[str
     shared = _shared(call, len(seeds))
     remark = ""
     is_auto = (about.get("schedule") or "").startswith("Auto(")
-    if is_auto and (plan is None or Auto().is_worth_it(plan)):
+    if is_auto and (plan is None or Auto.is_worth_it(plan)):
         seeds = [seeds[0] + CALIBRATION_SEEDS, *seeds]
         shared = {name: [*values[:1], *values] for name, values in shared.items()}
         remark = "  # the schedule learns from the first result"

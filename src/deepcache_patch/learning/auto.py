@@ -107,9 +107,10 @@ class Auto(OneBranch):
         """Whether another schedule would do the same, had it learned the same."""
         return type(other) is type(self) and repr(other) == repr(self)
 
-    def is_worth_it(self, plan: Plan) -> bool:
+    @staticmethod
+    def is_worth_it(plan: Plan) -> bool:
         """Whether there is anything to learn for such a plan."""
-        return plan.branches == (OUTPUT,) and self._is_enough(plan)
+        return plan.branches == (OUTPUT,) and _is_enough(plan)
 
     def remark_on(self, plan: Plan, *, is_past: bool = False) -> str | None:
         """What to know of the plan: that it is learned at first, or that nothing is.
@@ -136,10 +137,6 @@ class Auto(OneBranch):
             cure = "give each model a file of its own, or remove this one to learn anew"
         known.compare_weights(unet, name, cure)
 
-    def _is_enough(self, plan: Plan) -> bool:
-        """Whether so many steps are full, and not all."""
-        return FEW_FULL_STEPS <= len(plan.full_steps) < len(plan)
-
     def _can_learn(self, context: Context, plan: Plan) -> bool:
         """Whether there is anything to learn in such a generation, and it is seen."""
         return (
@@ -152,7 +149,7 @@ class Auto(OneBranch):
 
     def _tell(self, context: Context, plan: Plan) -> None:
         """Says that nothing is learned, to somebody who has declared the generation."""
-        if context.is_declared and self.branch == OUTPUT and self._is_enough(plan):
+        if context.is_declared and self.branch == OUTPUT and _is_enough(plan):
             context.warn_once(
                 "schedule='auto' learns nothing from what generation() was given, and goes by the "
                 "default plan: only a scheduler=, whose output is noise, velocity or sample, says "
@@ -187,3 +184,8 @@ class Auto(OneBranch):
     def __repr__(self) -> str:
         file = "" if self.file is None else f", file={str(self.file)!r}"
         return f"Auto(interval={self.interval}, branch={self.branch}{file})"
+
+
+def _is_enough(plan: Plan) -> bool:
+    """Whether so many steps are full, and not all."""
+    return FEW_FULL_STEPS <= len(plan.full_steps) < len(plan)

@@ -52,7 +52,7 @@ class Fields:
         self.all: dict[str, Any] = {}
         names = list(dict.fromkeys(name for each in PARAMETERS.values() for name in each))
         self.parameters = [*names, "replay"]
-        self._gr, self._trials = gr, runner
+        self._gr, self._runner = gr, runner
         self._card = card_of(runner.pipe)
         self._calibrated = None if isinstance(schedule, str) else schedule
         self._file = schedule_file
@@ -75,7 +75,7 @@ class Fields:
         name = given["schedule"]
         if name == FILE and self._calibrated is not None:
             return self._calibrated
-        return self._trials.schedule(name, **{key: given[key] for key in PARAMETERS.get(name, ())})
+        return self._runner.schedule(name, **{key: given[key] for key in PARAMETERS.get(name, ())})
 
     def asked(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """What the values ask for, as `Runner.run` takes it; the seed has been drawn.
@@ -141,7 +141,7 @@ class Fields:
 
     def add_prompt(self) -> None:
         """The prompt, if the pipeline takes one, and such as the model knows."""
-        if "prompt" not in self._trials.accepted:
+        if "prompt" not in self._runner.accepted:
             return
         # One line that grows: in a field of several lines, Enter would begin a new one.
         self.all["prompt"] = self._gr.Textbox(
@@ -159,7 +159,7 @@ class Fields:
 
     def add_call(self) -> None:
         """The other arguments of the call."""
-        gr, accepted, add = self._gr, self._trials.accepted, self.all
+        gr, accepted, add = self._gr, self._runner.accepted, self.all
         with gr.Group():
             if "num_inference_steps" in accepted:
                 steps = self._steps()
@@ -182,7 +182,7 @@ class Fields:
         if {"height", "width"} <= accepted.keys():
             with gr.Row():
                 for side in ("width", "height"):
-                    value = self._default(side, _own_size(self._trials.pipe))
+                    value = self._default(side, _own_size(self._runner.pipe))
                     label = side.capitalize()
                     add[side] = gr.Number(value=value, precision=0, label=label, min_width=90)
 
@@ -193,7 +193,7 @@ class Fields:
         choices = [name for name in PARAMETERS if name != DEFAULT]
         choices += [] if self._calibrated is None else [FILE]
         begun = self._begun(self._begin)
-        deepest = len(self._trials.shares) - 1
+        deepest = len(self._runner.shares) - 1
         ranges: dict[str, tuple[str, float, float, float, float]] = {
             "interval": ("Interval: one full step in", 1, 20, 3, 1),
             "branch": ("Branch: -1, above the output, is fastest", OUTPUT, deepest, 0, 1),
@@ -218,13 +218,13 @@ class Fields:
         """How many steps the page begins with: as many as the file is for, if there is one."""
         made = len(self._calibrated.entries) if self._calibrated is not None else 0
         for steps in (made, (made + 1) // 2):  # those of second order make 2n - 1 of n
-            if made and num_steps(self._trials.pipe, steps) == made:
+            if made and num_steps(self._runner.pipe, steps) == made:
                 return steps
         return self._default("num_inference_steps", 50)
 
     def _default(self, name: str, otherwise: Any) -> Any:
         """What the model's card says, or else the pipeline's own, where that is a number."""
-        default = self._card.defaults.get(name, self._trials.accepted.get(name))
+        default = self._card.defaults.get(name, self._runner.accepted.get(name))
         return default if isinstance(default, int | float) else otherwise
 
 

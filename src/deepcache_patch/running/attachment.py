@@ -74,7 +74,7 @@ class Attachment:
 
     @property
     def lost(self) -> list[str]:
-        """The names of the U-Nets whose calls no longer come here: the pipeline has got others."""
+        """The names of the U-Nets whose calls no longer come here, as they were replaced."""
         return [each.name for each in self._lost(self.unets)]
 
     @property

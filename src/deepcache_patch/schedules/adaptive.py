@@ -49,7 +49,7 @@ class Adaptive:
     The shallowest branch is run with which the errors since the last full step stay below the
     tolerance; it refreshes those above it. If there is none, the step is full. With rates that do
     not change, and sigmas up to about 15, this puts full steps about where `NoiseAware` does, but
-    more of them below sigma = 0.1; as many as the tolerance asks for.
+    more of them first and below sigma = 0.15; as many as the tolerance asks for.
 
     The rate is measured where a branch is recorded: the relative error of what would have been
     replayed there, as x0 has it, in each ln(sigma) and (1 + sigma)^1.25. The picture of a batch

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..cutting.features import Recorded
 from ..errors import warn
-from .noise import adds_noise, noise_levels
+from .noise import noise_levels
 from .window import NO_WINDOW, Window
 
 
@@ -57,11 +57,6 @@ class Context:
         if not self.timesteps:
             return None
         return noise_levels(self.scheduler, self.timesteps, is_own=self.is_own)
-
-    @property
-    def adds_noise(self) -> bool:
-        """Whether the scheduler adds noise in its steps."""
-        return adds_noise(self.scheduler)
 
 
 class Position(NamedTuple):

@@ -13,6 +13,7 @@ import torch
 
 from ..cutting.features import Recorded
 from .context import Context
+from .noise import adds_noise
 from .replay import safe_share
 
 #: What the output of a U-Net may mean.
@@ -92,7 +93,7 @@ class Forecast:
             return None
         if any(after > before for before, after in itertools.pairwise(levels)):
             return None
-        if context.adds_noise:
+        if adds_noise(scheduler):
             strength *= _AFTER_NOISE
         return cls(levels, prediction, strength, weights or {})
 

@@ -20,8 +20,8 @@ _LEAST: Final = 1e-4
 #: So many steps are tried; some samplers add noise only in every second one.
 _TRIED: Final = 4
 
-#: Whether a scheduler adds noise, with the config that it had then. In the module, because plans,
-#: forecasts and previews ask, of any helper, and it takes milliseconds to find out.
+#: Whether a scheduler adds noise, with the config that it had then. In the module, because the
+#: forecasts of any helper ask, and it takes milliseconds to find out.
 _FOUND: Final[weakref.WeakKeyDictionary[Any, tuple[Any, bool]]] = weakref.WeakKeyDictionary()
 
 
@@ -81,8 +81,8 @@ def adds_noise(scheduler: Any) -> bool:
     A copy takes steps from a sample without anything in it, with outputs that say that there is
     nothing: whatever is there afterwards was added. It is looked at once for each config.
 
-    Another attribute that is set by hand later, or a `step` of the instance's own, is not noticed:
-    generations change the attributes, too, so that nearly every one would be tried anew.
+    Only a change of the config is noticed. An attribute or a `step` that is set by hand later is
+    not: generations set attributes, too, and each would need a new trial.
 
     Args:
         scheduler: Any, at any time; it need not have timesteps.

@@ -25,7 +25,7 @@ from ..errors import InvalidSettingError
 from ..measuring.generation import Timing
 from ..measuring.media import Result, Sound, kind_of
 from ..measuring.writing import finite, write_whole
-from ..schedules.plans import Plan
+from ..schedules.plans import FULL, Plan
 from .outcome import Row
 
 #: Where rows lie in the folder of a sweep.
@@ -145,8 +145,8 @@ def _read(place: Path, key: str, setting: Any) -> Row:
     known = {field.name: data[field.name] for field in fields(Row)}
     for name in ("times", "plain_times"):
         known[name] = tuple(Timing(**each) for each in data[name])
-    if isinstance(data["plan"], str):
-        raise ValueError("a strip, which does not tell the branches")
+    if not all(each == FULL or type(each) is int for each in data["plan"]):
+        raise ValueError("no plan")  # a strip, perhaps, which does not tell the branches
     known["plan"] = Plan(data["plan"])
     for name in (field.name for field in fields(Measured)):
         known[name] = None if data[name] is None else tuple(map(float, data[name]))

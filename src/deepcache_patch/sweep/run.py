@@ -221,7 +221,7 @@ class _Running:
         return row
 
     def _row(self, setting: SweepSetting | None, steps: Any = None) -> Row | None:
-        """That of a setting, or of the plain pipeline with so many steps; `None` before it ran."""
+        """The row of a setting, or of the plain pipeline; `None` before it ran."""
         return self._rows.restored(self._key(setting, steps), setting)
 
     def _key(self, setting: SweepSetting | None, steps: Any) -> str:
