@@ -5,7 +5,7 @@ as a table, a picture, JSON or a page. How it is made stands in `run`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, Final, Literal
@@ -246,6 +246,13 @@ class Comparison(Contestant, Saved):
             if len(plain) > 1:
                 yield f"{what} range", "", *(range_text(each) for each in speeds)
 
+        def by_work(
+            title: str, of_plain: str, text: Callable[[float], str]
+        ) -> Iterator[tuple[str, ...]]:
+            """What follows from the work of the U-Net; nothing where that is not known."""
+            if works:
+                yield title, of_plain, *map(text, works)
+
         def likeness() -> Iterator[tuple[str, ...]]:
             for place, each in enumerate(zip(*(each.measures for each in others), strict=True)):
                 yield each[0].name, "", *(one.text() for one in each)
@@ -256,13 +263,9 @@ class Comparison(Contestant, Saved):
         full, shallow = str(self.full_calls), str(self.shallow_calls)
         return [
             *timed("denoising loop", "loop"),
-            *(
-                [("by work at most", "", *(times_text(1 / each) for each in works))]
-                if works
-                else []
-            ),
+            *by_work("by work at most", "", lambda work: times_text(1 / work)),
             *timed("whole call", "call"),
-            *([("U-Net work", "100.0%", *(f"{each:.1%}" for each in works))] if works else []),
+            *by_work("U-Net work", "100.0%", "{:.1%}".format),
             ("full calls", str(plain[0].calls), full, *(str(calls) for calls in fewer)),
             ("shallow calls", "0", shallow, *("0" for _ in fewer)),
             *likeness(),
