@@ -1,7 +1,7 @@
 """The tables that say how near the pictures of faster pipelines come to the plain ones."""
 
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,9 @@ _USUAL = ("dpm-25", "dpm-karras-25", "unipc-20", "euler-30")
 
 #: The budget of tables that have one only.
 _SHOWN_SPEED = SPEEDS[-1]
+
+#: From here on, in dB, one is nearer than another.
+_NOTICED = 0.05
 
 #: Whose speed by work differs from that of a row by no larger part than this keeps it.
 _KEPT = 0.05
@@ -99,28 +102,55 @@ def samplers() -> str:
 
 def usual_samplers() -> str:
     """The same for the samplers of `_USUAL`, on both models, without `auto` and most rivals."""
-    return _on_models(_usual(), [family for family in _FAMILIES if family != "auto"])
+    return _on_models(_usual(), _SHOWN_SPEED)
 
 
 def strong_guidance() -> str:
-    """The same with stronger guidance, where that was measured."""
+    """The same at both budgets with stronger guidance, where that was measured."""
     folders = (RESULTS / "strong-guidance", RESULTS / "emoji" / "strong-guidance")
     reports = [each for folder in folders for each in _counted(folder)]
     if not reports:
         return ""
     scales = sorted({f"{each['guidance_scale']:g}" for each in reports})
-    families = ("fewer steps", "deepcache 0.1.1", "default", "calibrated")
-    return f"With guidance {', '.join(scales)}:\n\n{_on_models(reports, families)}"
+    return f"With guidance {', '.join(scales)}:\n\n{_on_models(reports, *SPEEDS)}"
 
 
-def _on_models(reports: Iterable[Any], families: Iterable[str]) -> str:
-    """PSNR at one budget, of some families."""
-    families = [*families]
+def _on_models(reports: Iterable[Any], *speeds: float) -> str:
+    """PSNR with the model, without `auto` and most rivals."""
+    families = [family for family in _FAMILIES if family != "auto"]
     rows = [
-        (each["title"], each["model"], *_psnrs(each, _SHOWN_SPEED, families)) for each in reports
+        (each["title"], each["model"], *_psnrs(each, speed, families))
+        for each in reports
+        for speed in speeds
     ]
     titles = [_FAMILIES[family] for family in families]
     return table(("PSNR in dB", "model", "speed", *titles), rows)
+
+
+def nearer() -> str:
+    """Who comes nearer to the plain pictures than the default, wherever prompts were drawn."""
+    folders = ("", "strong-guidance", "emoji", "emoji/strong-guidance")
+    reports = [each for folder in folders for each in _counted(RESULTS / folder)]
+    prompted = [each for each in reports if each["guidance_scale"] is not None]
+    rows = [
+        (f"{each['guidance_scale']:g}", each["model"], each["title"], *told)
+        for each in prompted
+        for speed in SPEEDS
+        for told in _nearer(each["rows"], speed)
+    ]
+    header = ("guidance", "model", "sampler", "default", "nearer", "by dB")
+    return f"{table(header, rows)}\n\nCompared were {len(prompted) * len(SPEEDS)} places."
+
+
+def _nearer(rows: Sequence[Row], budget: float) -> Iterator[tuple[str, str, str]]:
+    """The default's speed, and each that comes nearer at the budget, with the dB."""
+    default, speed = fitted_to(rows, "default", budget), _equal_work(rows, budget)
+    fitted = [fitted_to(rows, family, budget) for family in RIVALS]
+    found = [("fewer steps", psnr_at(rows, "fewer steps", speed))]
+    found += [(_title(row) + _aside(row, speed), row["psnr"]) for row in fitted if row is not None]
+    for name, psnr in found:
+        if default is not None and psnr is not None and psnr - default["psnr"] >= _NOTICED:
+            yield f"{speed:.2f}×", name, f"{psnr - default['psnr']:+.1f}"
 
 
 def gains() -> str:
@@ -315,6 +345,7 @@ TABLES: tuple[Callable[[], str], ...] = (
     samplers,
     usual_samplers,
     strong_guidance,
+    nearer,
     gains,
     pictures_of_both,
     curves,

@@ -86,17 +86,54 @@ def test_strong_guidance_has_a_table_of_its_own_once_it_was_measured(monkeypatch
 
     def results(folder):
         about = {"title": "A", "model": folder.parent.name, "guidance_scale": 7.5}
-        rows = [row("default", 30.0, 1 / 2.2, speed=2.2), row("auto", 31.0, 1 / 2.2, speed=2.2)]
+        rows = [
+            row("default", 33.0, 1 / 1.8, speed=1.8),
+            row("default", 30.0, 1 / 2.2, speed=2.2),
+            row("auto", 31.0, 1 / 2.2, speed=2.2),
+        ]
         return {"dpm-25": {**about, "sampler": "dpm-25", "rows": rows}}
 
     monkeypatch.setattr(fidelity, "results", results)
     assert fidelity.strong_guidance().splitlines() == [
         "With guidance 7.5:",
         "",
-        "| PSNR in dB | model | speed | fewer steps | DeepCache 0.1.1 | default | calibrated |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-        "| A | fidelity | 2.20× | – | – | 30.0 | – |",
-        "| A | emoji | 2.20× | – | – | 30.0 | – |",
+        "| PSNR in dB | model | speed | fewer steps | DeepCache 0.1.1 | default | calibrated "
+        "| Spectrum |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| A | fidelity | 1.80× | – | – | 33.0 | – | – |",
+        "| A | fidelity | 2.20× | – | – | 30.0 | – | – |",
+        "| A | emoji | 1.80× | – | – | 33.0 | – | – |",
+        "| A | emoji | 2.20× | – | – | 30.0 | – | – |",
+    ]
+
+
+def test_who_comes_nearer_than_the_default_is_named_wherever_prompts_were_drawn(monkeypatch):
+    def report(guidance, *rows):
+        about = {"title": "A", "model": "m", "sampler": "dpm-25", "guidance_scale": guidance}
+        return {**about, "rows": [row("default", 40.0, 0.5, speed=2.2), *rows]}
+
+    others = [
+        row("zeus", 40.25, 0.5, name="ZEUS, 10 full steps", speed=2.2),
+        row("sada", 41.0, 0.6, name="SADA, up to 10 full steps", speed=2.2),
+        row("spectrum", 40.04, 0.5, name="Spectrum, 10 full steps", speed=2.2),
+        row("easycache", 45.0, 0.5, name="EasyCache, up to 10 full steps", speed=1.8),
+        row("calibrated", 50.0, 0.5, speed=2.2),
+    ]
+    folders = {
+        fidelity.RESULTS: {"a": report(4.0, *others), "b": report(None, *others)},
+        fidelity.RESULTS / "strong-guidance": {},
+        fidelity.RESULTS / "emoji": {"a": report(4.0)},
+        fidelity.RESULTS / "emoji" / "strong-guidance": {
+            "a": report(7.5, row("fewer steps", 43.0, 0.5))
+        },
+    }
+    monkeypatch.setattr(fidelity, "results", folders.__getitem__)
+    assert fidelity.nearer().splitlines()[2:] == [
+        "| 4 | m | A | 2.00× | ZEUS | +0.2 |",
+        "| 4 | m | A | 2.00× | SADA (1.67×) | +1.0 |",
+        "| 7.5 | m | A | 2.00× | fewer steps | +3.0 |",
+        "",
+        "Compared were 6 places.",
     ]
 
 
