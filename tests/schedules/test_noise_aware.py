@@ -18,7 +18,7 @@ import deepcache_patch.schedules.noise_aware
 from deepcache_patch import DeepCacheWarning, InvalidSettingError, NoiseAware
 from deepcache_patch.schedules.context import Context
 from deepcache_patch.schedules.noise import adds_noise
-from deepcache_patch.schedules.placing import FEW_STEPS, cheapest
+from deepcache_patch.schedules.placing import FEW_STEPS, cheapest, usual_levels
 from deepcache_patch.schedules.window import Window
 
 #: Stable Diffusion's.
@@ -87,6 +87,12 @@ def test_what_is_protected_is_in_the_plan_and_in_the_budget(count):
 
 def test_more_protected_steps_than_the_budget_all_run_in_full():
     assert cheapest((2.0, 1.0, 0.0, -1.0), 1, frozenset({1, 3})) == (0, 1, 3)
+
+
+def test_the_plan_of_generations_that_are_alike_is_looked_for_once():
+    levels = usual_levels(50)
+    assert cheapest(levels, 20) is cheapest(tuple(levels), 20)
+    assert cheapest(levels, 20) is not cheapest(levels, 20, power=1.5)
 
 
 @pytest.mark.parametrize(

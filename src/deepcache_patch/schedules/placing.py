@@ -4,7 +4,7 @@ What a sampler integrates over is ln(sigma), not the number of the step. So that
 looks for its places, as far as x0 still moves, by one rule for every spacing.
 """
 
-from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
@@ -31,6 +31,9 @@ _USUAL: Final = (2.5, -3.0)
 
 #: How far apart two full steps may be, at least; see `cheapest`.
 _WIDEST: Final = 64
+
+#: How many plans are remembered: a server's generations are nearly all alike.
+_REMEMBERED: Final = 16
 
 #: More than any plan costs.
 _FORBIDDEN: Final = 1e12
@@ -59,8 +62,9 @@ def early_weights(sigmas: Any, power: float) -> Any:
     return (1 + np.asarray(sigmas)) ** power
 
 
+@lru_cache(_REMEMBERED)
 def cheapest(
-    levels: Sequence[float],
+    levels: tuple[float, ...],
     full_steps: int,
     protected: frozenset[int] = frozenset(),
     power: float = POWER,
