@@ -115,16 +115,19 @@ def strong_guidance() -> str:
     return f"With guidance {', '.join(scales)}:\n\n{_on_models(reports, *SPEEDS)}"
 
 
-def _on_models(reports: Iterable[Any], *speeds: float) -> str:
-    """PSNR with the model, without `auto` and most rivals."""
+def _on_models(reports: Sequence[Any], *speeds: float) -> str:
+    """PSNR by sampler, a figure for each model, without `auto` and most rivals."""
     families = [family for family in _FAMILIES if family != "auto"]
-    rows = [
-        (each["title"], each["model"], *_psnrs(each, speed, families))
-        for each in reports
-        for speed in speeds
-    ]
+    rows = []
+    for title in dict.fromkeys(each["title"] for each in reports):
+        its = [each for each in reports if each["title"] == title]
+        for speed in speeds:
+            each_model = (_psnrs(report, speed, families) for report in its)
+            (kept, *_), *figures = zip(*each_model, strict=True)
+            rows.append((title, kept, *map("/".join, figures)))
+    models = "/".join(dict.fromkeys(each["model"] for each in reports))
     titles = [_FAMILIES[family] for family in families]
-    return table(("PSNR in dB", "model", "speed", *titles), rows)
+    return table((f"PSNR in dB, {models}", "speed", *titles), rows)
 
 
 def nearer() -> str:
