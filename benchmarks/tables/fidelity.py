@@ -106,13 +106,19 @@ def usual_samplers() -> str:
 
 
 def strong_guidance() -> str:
-    """The same at both budgets with stronger guidance, where that was measured."""
+    """The same at both budgets with stronger guidance."""
+    return f"With guidance {_scale(_strong())}:\n\n{_on_models(_strong(), *SPEEDS)}"
+
+
+def _strong() -> list[Any]:
+    """The reports with stronger guidance, on both models."""
     folders = (RESULTS / "strong-guidance", RESULTS / "emoji" / "strong-guidance")
-    reports = [each for folder in folders for each in _counted(folder)]
-    if not reports:
-        return ""
-    scales = sorted({f"{each['guidance_scale']:g}" for each in reports})
-    return f"With guidance {', '.join(scales)}:\n\n{_on_models(reports, *SPEEDS)}"
+    return [each for folder in folders for each in _counted(folder)]
+
+
+def _scale(reports: Iterable[Any]) -> str:
+    """Their guidance scale."""
+    return ", ".join(dict.fromkeys(f"{each['guidance_scale']:g}" for each in reports))
 
 
 def _on_models(reports: Sequence[Any], *speeds: float) -> str:
@@ -132,8 +138,7 @@ def _on_models(reports: Sequence[Any], *speeds: float) -> str:
 
 def nearer() -> str:
     """Who comes nearer to the plain pictures than the default, wherever prompts were drawn."""
-    folders = ("", "strong-guidance", "emoji", "emoji/strong-guidance")
-    reports = [each for folder in folders for each in _counted(RESULTS / folder)]
+    reports = [*_on_both(), *_strong()]
     prompted = [each for each in reports if each["guidance_scale"] is not None]
     rows = [
         (f"{each['guidance_scale']:g}", each["model"], each["title"], *told)
@@ -148,18 +153,21 @@ def nearer() -> str:
 def _nearer(rows: Sequence[Row], budget: float) -> Iterator[tuple[str, str, str]]:
     """The default's speed, and each that comes nearer at the budget, with the dB."""
     default, speed = fitted_to(rows, "default", budget), _equal_work(rows, budget)
-    fitted = [fitted_to(rows, family, budget) for family in RIVALS]
-    found = [("fewer steps", psnr_at(rows, "fewer steps", speed))]
-    found += [(_title(row) + _aside(row, speed), row["psnr"]) for row in fitted if row is not None]
-    for name, psnr in found:
+    for family in ("fewer steps", "deepcache 0.1.1", *RIVALS):
+        psnr, aside = _found(rows, family, budget, speed)
         if default is not None and psnr is not None and psnr - default["psnr"] >= _NOTICED:
-            yield f"{speed:.2f}×", name, f"{psnr - default['psnr']:+.1f}"
+            name = _FAMILIES.get(family) or _title(nearest(rows, family, speed))
+            yield f"{speed:.2f}×", name + aside, f"{psnr - default['psnr']:+.1f}"
 
 
 def gains() -> str:
     """How much nearer than the default is what has learned, over all rows of both models."""
-    reports = _on_both()
-    learned = (f"`calibrate` {_gain(reports, 'calibrated')}", f"`auto` {_gain(reports, 'auto')}")
+    usual, strong = _on_both(), _strong()
+    learned = (
+        f"`calibrate` {_gain(usual, 'calibrated')}",
+        f"`auto` {_gain(usual, 'auto')}",
+        f"`calibrate` with guidance {_scale(strong)} {_gain(strong, 'calibrated')}",
+    )
     return f"Compared with the default, over all rows of these tables: {'; '.join(learned)}."
 
 
@@ -264,15 +272,22 @@ def _equal_work(rows: Sequence[Row], budget: float) -> float:
 
 
 def _psnr_of(rows: Sequence[Row], family: str, budget: float, speed: float) -> str:
-    """Of who was fitted to the budget, else from the curve, else of the nearest.
+    psnr, aside = _found(rows, family, budget, speed)
+    return _decibels(psnr) + aside
 
-    With the speed of who has another than the row.
+
+def _found(
+    rows: Sequence[Row], family: str, budget: float, speed: float
+) -> tuple[float | None, str]:
+    """The PSNR of who was fitted to the budget, else from the curve, else of the nearest.
+
+    With the speed of who has another than the row, as it stands behind the figure.
     """
     fitted, value = fitted_to(rows, family, budget), psnr_at(rows, family, speed)
     near = fitted or nearest(rows, family, speed)
     if near is None or (fitted is None and value is not None):
-        return _decibels(value)
-    return _decibels(near["psnr"]) + _aside(near, speed)
+        return value, ""
+    return near["psnr"], _aside(near, speed)
 
 
 def _psnr_of_best(rows: Sequence[Row], budget: float) -> str:

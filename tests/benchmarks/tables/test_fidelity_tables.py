@@ -77,10 +77,7 @@ def test_the_readme_has_the_usual_samplers_only_on_each_model(monkeypatch):
     )
 
 
-def test_strong_guidance_has_a_table_of_its_own_once_it_was_measured(monkeypatch):
-    monkeypatch.setattr(fidelity, "results", lambda folder: {})
-    assert fidelity.strong_guidance() == ""
-
+def test_strong_guidance_has_a_table_of_its_own(monkeypatch):
     def results(folder):
         about = {"title": "A", "model": folder.parent.name, "guidance_scale": 7.5}
         rows = [
@@ -111,7 +108,7 @@ def test_who_comes_nearer_than_the_default_is_named_wherever_prompts_were_drawn(
         row("zeus", 40.25, 0.5, name="ZEUS, 10 full steps", speed=2.2),
         row("sada", 41.0, 0.6, name="SADA, up to 10 full steps", speed=2.2),
         row("spectrum", 40.04, 0.5, name="Spectrum, 10 full steps", speed=2.2),
-        row("easycache", 45.0, 0.5, name="EasyCache, up to 10 full steps", speed=1.8),
+        row("deepcache 0.1.1", 42.0, 0.5, interval=2),
         row("calibrated", 50.0, 0.5, speed=2.2),
     ]
     folders = {
@@ -124,6 +121,7 @@ def test_who_comes_nearer_than_the_default_is_named_wherever_prompts_were_drawn(
     }
     monkeypatch.setattr(fidelity, "results", folders.__getitem__)
     assert fidelity.nearer().splitlines()[2:] == [
+        "| 4 | m | A | 2.00× | DeepCache 0.1.1 | +2.0 |",
         "| 4 | m | A | 2.00× | ZEUS | +0.2 |",
         "| 4 | m | A | 2.00× | SADA (1.67×) | +1.0 |",
         "| 7.5 | m | A | 2.00× | fewer steps | +3.0 |",
@@ -143,12 +141,20 @@ def test_gains_are_over_all_rows_of_both_models(monkeypatch):
 
     shapes = of([50.0, 45.0], calibrated=[52.0, 44.0], auto=[50.5, 45.0])
     emoji = of([40.0, 35.0], calibrated=[45.0, 37.0])
-    folders = {fidelity.RESULTS: shapes, fidelity.RESULTS / "emoji": emoji}
+    strong = of([40.0, 35.0], calibrated=[39.0, 34.0])
+    strong["a"]["guidance_scale"] = 7.5
+    folders = {
+        fidelity.RESULTS: shapes,
+        fidelity.RESULTS / "emoji": emoji,
+        fidelity.RESULTS / "strong-guidance": strong,
+        fidelity.RESULTS / "emoji" / "strong-guidance": {},
+    }
     monkeypatch.setattr(fidelity, "results", lambda folder=fidelity.RESULTS: folders[folder])
     assert fidelity.gains() == (
         "Compared with the default, over all rows of these tables: `calibrate` is +2.0 dB on "
         "average (−1.0 to +5.0), worse in 1 of 4; `auto` is +0.2 dB on average (+0.0 to +0.5), "
-        "worse in 0 of 2."
+        "worse in 0 of 2; `calibrate` with guidance 7.5 is −1.0 dB on average (−1.0 to −1.0), "
+        "worse in 2 of 2."
     )
 
 
