@@ -462,6 +462,22 @@ def test_a_transformer_pipeline_is_told_of_its_own_caches():
         DeepCacheHelper(transformer)
 
 
+def test_a_transformer_that_has_no_cache_is_not_sent_to_one():
+    # `enable_cache` was advised for Stable Diffusion 3, whose transformer has none.
+    transformer = diffusers.SD3Transformer2DModel(
+        sample_size=8, num_layers=1, attention_head_dim=4, num_attention_heads=1,
+        joint_attention_dim=4, caption_projection_dim=4, pooled_projection_dim=4,
+    )  # fmt: skip
+    assert not hasattr(transformer, "enable_cache")
+    with pytest.raises(UnsupportedModelError) as caught:
+        DeepCacheHelper(transformer)
+    assert str(caught.value) == (
+        "SD3Transformer2DModel has no U-Net that can be cut (found: SD3Transformer2DModel); "
+        f"SD3Transformer2DModel is a transformer, for which diffusers {diffusers.__version__} has "
+        "no cache: what makes it faster is fewer steps, or torch.compile"
+    )
+
+
 @pytest.mark.parametrize("thing", [None, "stabilityai/stable-diffusion-2-1", 3])
 def test_what_is_no_pipeline_is_refused(thing):
     with pytest.raises(UnsupportedModelError, match=f"not {type(thing).__name__}"):
