@@ -163,6 +163,27 @@ def test_above_the_output_the_share_of_the_work_is_known():
     )
 
 
+def test_a_generation_that_was_broken_off_says_so_and_is_not_taken_for_a_short_one(clock):
+    # Six steps of 25 were called a generation of 8 steps or fewer, which runs in full.
+    pipe = with_scheduler(CASES["sd"].load(), "ddim")
+
+    def stop(_pipe, step, _timestep, tensors):
+        if step == 5:
+            raise KeyboardInterrupt
+        return tensors
+
+    helper = DeepCacheHelper(pipe).enable()
+    with pytest.raises(KeyboardInterrupt):
+        pipe("a fox", num_inference_steps=25, height=16, width=16, callback_on_step_end=stop)
+    assert helper.last_generations["unet"].not_run == 19
+    assert str(helper).splitlines()[-2:] == [
+        "  last      6 of 25 steps in 3 s, 2 steps/s; the other 19 have not run",
+        "            4 of 6 calls in full: 67% of the U-Net's work, at most 1.50×",
+    ]
+    helper.set(interval=3)
+    assert str(helper).count("(of 25 steps)") == 1
+
+
 def test_a_calibration_is_called_one_and_says_what_for():
     pipe = with_scheduler(CASES["sd"].load(), "ddim")
     with DeepCacheHelper(pipe, schedule="auto", first=1) as helper:
@@ -332,6 +353,7 @@ def test_a_pipelines_generation_is_told_at_its_last_step(name, lines):
         case.run(pipe)
         (line,) = lines()
         (last,) = helper.last_generations.values()
+        assert last.not_run == 0
         assert line == re.sub(r"in \S+ s", "in _ s", f"unet: {last}")
     assert lines() == [f"{type(pipe).__name__}, {helper.schedule}: disabled"]
 

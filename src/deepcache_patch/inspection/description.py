@@ -52,7 +52,7 @@ def rows(helper: Helper, lost: Sequence[str]) -> list[tuple[str, str]]:
         if last.is_outdated:
             found.append(("", _OUTDATED))
     if any(last.is_outdated for last in lasts.values()) or not (lasts or stats.full_calls):
-        steps = next((len(last.plan) for last in lasts.values()), None)
+        steps = next((len(last.plan) + last.not_run for last in lasts.values()), None)
         found += _expected(helper, window, steps)
     generations = f"{stats.generations} generation{'s' * (stats.generations != 1)}"
     calls = f"{stats.full_calls} in full, {stats.shallow_calls} shallow, in {generations}"
@@ -63,7 +63,7 @@ def rows(helper: Helper, lost: Sequence[str]) -> list[tuple[str, str]]:
     for name, last in lasts.items():
         found.append((f"last of {name}" if several else "last", _speed(last)))
         found.append(("", _work(last)))
-        if not last.is_outdated:
+        if not (last.is_outdated or last.not_run):
             remarks = remarks_on(helper.schedule, last.plan, is_past=True)
             found += [("", each) for each in remarks]
     return found
@@ -121,7 +121,12 @@ def _speed(last: LastGeneration) -> str:
     steps = len(last.plan)
     rate = f", {steps / last.seconds:.3g} steps/s" if last.seconds else ""
     outdated = f", {_OUTDATED}" if last.is_outdated else ""
-    return f"{steps} step{'s' * (steps != 1)} in {last.seconds:.3g} s{rate}{outdated}"
+    count = f"{steps} step{'s' * (steps != 1)}"
+    left = ""
+    if last.not_run:
+        count = f"{steps} of {steps + last.not_run} steps"
+        left = f"; the other {last.not_run} have not run"
+    return f"{count} in {last.seconds:.3g} s{rate}{outdated}{left}"
 
 
 def _work(last: LastGeneration) -> str:
