@@ -68,6 +68,8 @@ def test_before_the_first_generation_the_plan_is_an_example_of_fifty_steps():
         "  replay    Reuse()\n"
         "  plan      F·········F·········F·········F·········F········· (of 50 steps, "
         "for example)\n"
+        "            5 of 50 steps in full, the others at branch 0: 20% of the U-Net's work, "
+        "at most 4.96×\n"
         "  calls     0 in full, 0 shallow, in 0 generations\n"
         "  cache     0.00 MiB at most"
     )
@@ -88,7 +90,8 @@ def test_after_a_generation_it_says_what_ran_and_where_the_others_were_cut(clock
         "  calls     3 in full, 2 shallow, in 1 generation\n"
         f"  cache     {nbytes / 2**20:.2f} MiB at most\n"
         "  last      5 steps in 2.5 s, 2 steps/s\n"
-        "            3 of 5 calls in full, the others at branch 0"
+        "            3 of 5 calls in full, the others at branch 0: 65% of the U-Net's work, "
+        "at most 1.55×"
     )
     helper.disable()
     assert "  ran       F·F·F\n" in str(helper)
@@ -111,7 +114,8 @@ def test_after_a_change_what_ran_is_told_to_be_of_the_previous_settings(clock, i
     ]
     assert lines[-2:] == [
         "  last      5 steps in 2.5 s, 2 steps/s, with the previous settings",
-        "            3 of 5 calls in full, the others at branch 0",
+        "            3 of 5 calls in full, the others at branch 0: 65% of the U-Net's work, "
+        "at most 1.55×",
     ]
     assert helper.last_generations["unet"].is_outdated
     helper.enable()
@@ -152,6 +156,25 @@ def test_schedules_that_cannot_be_compared_are_others():
         loop(unet)
         helper.follow(Odd([FULL] * 5))
         assert helper.last_generations["unet"].is_outdated
+
+
+@pytest.mark.parametrize("branch", [0, 1])
+def test_what_a_branch_saves_is_told_before_a_generation_and_after_it(branch):
+    # At a deep branch nothing said that next to nothing is saved.
+    unet = unet2d_condition()
+    helper = DeepCacheHelper(unet, schedule=Uniform(2, branch)).enable()
+    share = helper.branches[branch].share
+    work = (25 + 25 * share) / 50
+    assert (
+        f"\n            25 of 50 steps in full, the others at branch {branch}: {work:.0%} of the "
+        f"U-Net's work, at most {1 / work:.2f}×\n"
+    ) in str(helper)
+    loop(unet)
+    work = (3 + 2 * share) / 5
+    assert str(helper).endswith(
+        f"\n            3 of 5 calls in full, the others at branch {branch}: {work:.0%} of the "
+        f"U-Net's work, at most {1 / work:.2f}×"
+    )
 
 
 def test_above_the_output_the_share_of_the_work_is_known():

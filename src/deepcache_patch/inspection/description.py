@@ -14,6 +14,7 @@ from ..schedules.noise import timesteps_of
 from ..schedules.plans import OUTPUT, Plan, place_of, schedule_text
 from ..schedules.remarks import remarks_on
 from ..schedules.window import Window
+from .branches import BranchesOfEach, share_of
 
 #: What the plan is shown for where neither a generation nor the scheduler tells how many steps.
 _STEPS = 50
@@ -62,7 +63,7 @@ def rows(helper: Helper, lost: Sequence[str]) -> list[tuple[str, str]]:
     found.append(("cache", f"{stats.cache_nbytes / 2**20:.2f} MiB at most"))
     for name, last in lasts.items():
         found.append((f"last of {name}" if several else "last", _speed(last)))
-        found.append(("", _work(last)))
+        found.append(("", _work(last, _share(helper, last.plan, name))))
         if not (last.is_outdated or last.not_run):
             remarks = remarks_on(helper.schedule, last.plan, is_past=True)
             found += [("", each) for each in remarks]
@@ -106,7 +107,11 @@ def _expected(helper: Helper, window: Window, steps: int | None) -> list[tuple[s
     name, text = found[-1]
     guess = ", for example" if timesteps is None and steps is None else ""
     remarks = [("", each) for each in remarks_on(helper.schedule, plan)]
-    return [*found[:-1], (name, f"{text} (of {len(plan)} steps{guess})"), *remarks]
+    found[-1] = name, f"{text} (of {len(plan)} steps{guess})"
+    if plan.branches:
+        cost = _cost(len(plan.full_steps), len(plan), _share(helper, plan))
+        found.append(("", f"{plan.counted}{cost}"))
+    return [*found, *remarks]
 
 
 def _strip(name: str, plan: Plan) -> list[tuple[str, str]]:
@@ -129,15 +134,38 @@ def _speed(last: LastGeneration) -> str:
     return f"{count} in {last.seconds:.3g} s{rate}{outdated}{left}"
 
 
-def _work(last: LastGeneration) -> str:
-    """What part of the U-Net's work ran: counted in calls where a shallow one costs something."""
+def _work(last: LastGeneration, share: float | None) -> str:
+    """What part of the U-Net's work ran; counted in calls where that is not known."""
     calls = last.full_calls + last.shallow_calls
     text = f"{last.full_calls} of {calls} call{'s' * (calls != 1)} in full"
     if last.calibration is not None:
         return f"{text}: the calibration for {last.calibration}"
-    if last.shallow_calls and last.plan.branches == (OUTPUT,):
-        share = last.full_calls / calls
-        return f"{text}: {share:.0%} of the U-Net's work, at most {1 / share:.2f}×"
-    if last.shallow_calls:
-        return f"{text}, the others {' and '.join(map(place_of, last.plan.branches))}"
-    return text
+    if not last.shallow_calls:
+        return text
+    if last.plan.branches != (OUTPUT,):
+        text += f", the others {' and '.join(map(place_of, last.plan.branches))}"
+    return text + _cost(last.full_calls, calls, share)
+
+
+def _cost(full: int, count: int, share: float | None) -> str:
+    """What part of the U-Net's work that is, if a shallow call has this share of a full one's."""
+    if share is None:
+        return ""
+    work = (full + (count - full) * share) / count
+    return f": {work:.0%} of the U-Net's work, at most {1 / work:.2f}×"
+
+
+def _share(helper: Helper, plan: Plan, name: str | None = None) -> float | None:
+    """The share of a plan's shallow calls; `None` where they differ, or it is not known.
+
+    Of the U-Net of that name, or of the one where it is largest.
+    """
+    if plan.branches == (OUTPUT,):
+        return 0.0
+    try:
+        tables = helper.branches
+        of_each = isinstance(tables, BranchesOfEach) and name is not None
+        (branch,) = plan.branches
+        return share_of(tables[name] if of_each else tables, branch)
+    except Exception:  # several branches; or the U-Net was replaced, and has not as many
+        return None
