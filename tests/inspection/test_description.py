@@ -177,6 +177,23 @@ def test_what_a_branch_saves_is_told_before_a_generation_and_after_it(branch):
     )
 
 
+def test_where_branch_0_stands_for_the_output_it_says_why():
+    # The schedule's line had branch=-1, another line branch 0, and none said why.
+    why = "            branch 0 stands for -1: no scheduler says what the U-Net's output means"
+    cure = "; for a loop of your own, use helper.generation(...)"
+    unet = unet2d_condition()
+    helper = DeepCacheHelper(unet)
+    assert f"{why}{cure}" in str(helper).splitlines()
+    helper.enable()
+    loop(unet, range(900, 0, -90))
+    assert str(helper).splitlines().count(f"{why}{cure}") == 1
+    assert "stands for" not in str(helper.set(branch=0))
+    pipe = with_scheduler(CASES["sd"].load(), "ddim")
+    assert "stands for" not in str(DeepCacheHelper(pipe))
+    pipe.scheduler.register_to_config(prediction_type="unknown")
+    assert why in str(DeepCacheHelper(pipe)).splitlines()
+
+
 def test_above_the_output_the_share_of_the_work_is_known():
     pipe = CASES["sd"].load()
     with DeepCacheHelper(pipe, schedule=Uniform(4, branch=-1)) as helper:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torch import nn
+
 from ..running.pipeline.components import likeliest_scheduler
 from ..running.protocol import Helper
 from ..running.stats import LastGeneration
@@ -22,6 +24,9 @@ _STEPS = 50
 _STRIP_WIDTH, _STRIP_LENGTH = 60, 240
 #: For calls that are of no loop, as far as a helper knows.
 _CURE = "for a loop of your own, use helper.generation(...)"
+
+#: Why no output is forecast.
+_NO_FORECAST = "no scheduler says what the U-Net's output means"
 
 #: Of a generation after which settings were changed.
 _OUTDATED = "with the previous settings"
@@ -64,6 +69,8 @@ def rows(helper: Helper, lost: Sequence[str]) -> list[tuple[str, str]]:
     for name, last in lasts.items():
         found.append((f"last of {name}" if several else "last", _speed(last)))
         found.append(("", _work(last, _share(helper, last.plan, name))))
+        if not last.is_outdated:
+            found += _stand_in(helper, last.plan)
         if not (last.is_outdated or last.not_run):
             remarks = remarks_on(helper.schedule, last.plan, is_past=True)
             found += [("", each) for each in remarks]
@@ -111,7 +118,15 @@ def _expected(helper: Helper, window: Window, steps: int | None) -> list[tuple[s
     if plan.branches:
         cost = _cost(len(plan.full_steps), len(plan), _share(helper, plan))
         found.append(("", f"{plan.counted}{cost}"))
-    return [*found, *remarks]
+    return [*found, *_stand_in(helper, plan), *remarks]
+
+
+def _stand_in(helper: Helper, plan: Plan) -> list[tuple[str, str]]:
+    """Why the branch that runs is not the schedule's."""
+    if tuple(getattr(helper.schedule, "branches", ())) != (OUTPUT,) or plan.branches != (0,):
+        return []
+    cure = f"; {_CURE}" if isinstance(helper.pipe, nn.Module) else ""
+    return [("", f"branch 0 stands for -1: {_NO_FORECAST}{cure}")]
 
 
 def _strip(name: str, plan: Plan) -> list[tuple[str, str]]:
