@@ -283,7 +283,11 @@ NO_BRANCH_9 = "branch 9 is out of range: this UNet2DConditionModel has 9 skip co
         ),
         ({}, {"schedule": "auto", "replay": "reuse"}, "Auto brings its own replay"),
         ({}, {"schedule": Uniform(), "interval": 3}, "not both"),
-        ({}, {"speedup": 2, "interval": 3}, "give speedup or interval"),
+        (
+            {},
+            {"speedup": 2, "interval": 3},
+            "speedup=2 stands in the place of interval=3: give one",
+        ),
         (
             {"schedule": "uniform"},
             {"speedup": 2},

@@ -47,9 +47,9 @@ NO_SCHEDULE = (
     "method plan(num_steps), not "
 )
 NO_INTEGER = "interval must be an integer of at least 1, not "
-NOT_BOTH = (
-    "speedup goes with schedule='noise-aware', the default, or 'auto', and in the place of "
-    "interval: give speedup or interval"
+NO_SPEEDUP = (
+    " has no speedup: give schedule='noise-aware', the default, or 'auto' with it, or leave "
+    "speedup out"
 )
 NO_REPLAY = (
     "replay must be 'reuse' or 'extrapolate' or an object with a method "
@@ -86,9 +86,15 @@ NO_REPLAY = (
         ),
         ({"schedule": "uniform", "interval": 2.5}, NO_INTEGER + "2.5"),
         ({"schedule": "uniform", "branch": 9}, NO_BRANCH_9),
-        ({"speedup": 2, "interval": 2}, NOT_BOTH),
-        ({"speedup": 2, "schedule": Uniform()}, NOT_BOTH),
-        ({"speedup": 2, "schedule": "uniform"}, NOT_BOTH),
+        (
+            {"speedup": 2, "interval": 3},
+            "speedup=2 stands in the place of interval=3: give one",
+        ),
+        (
+            {"speedup": 2, "schedule": Uniform()},
+            f"schedule=Uniform(interval=3, branch=0){NO_SPEEDUP}",
+        ),
+        ({"speedup": 2, "schedule": "uniform"}, f"schedule='uniform'{NO_SPEEDUP}"),
         ({"speedup": 0.5}, "speedup must be a number from 1 to 1000, not 0.5"),
         ({"speedup": True}, "speedup must be a number from 1 to 1000, not True"),
         ({"speedup": 2, "branch": 9}, NO_BRANCH_9),

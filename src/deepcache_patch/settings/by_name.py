@@ -105,10 +105,14 @@ def schedule_of(
     given = {name: value for name, value in given.items() if value is not None}
     schedule = DEFAULT if schedule is None else schedule
     if speedup is not None:
-        if schedule not in TAKE_SPEEDUP or interval is not None:
+        if interval is not None:
             raise InvalidSettingError(
-                "speedup goes with schedule='noise-aware', the default, or 'auto', and in the "
-                "place of interval: give speedup or interval"
+                f"speedup={speedup!r} stands in the place of interval={interval!r}: give one"
+            )
+        if schedule not in TAKE_SPEEDUP:
+            raise InvalidSettingError(
+                f"schedule={schedule!r} has no speedup: give schedule='noise-aware', the default, "
+                "or 'auto' with it, or leave speedup out"
             )
         named = named_schedule(schedule, **given)
         given["interval"] = _interval_for(speedup, named.branch, share_of(named))
