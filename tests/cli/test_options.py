@@ -118,6 +118,26 @@ def test_a_mistyped_option_is_answered_by_the_one_that_was_meant(
     assert "--interval" in meant
 
 
+@pytest.mark.parametrize("name", ["--speedup", "--full-steps"])
+def test_where_there_is_no_speedup_the_interval_is_named(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # "Did you mean one of: '--schedule', '--seed', '--steps'?"
+    message = f"No such option '{name}'. Did you mean '--interval'?"
+    said = refused(capsys, "sweep", "m", name, "2")
+    assert said == f"deepcache-patch sweep: error: {message}"
+
+
+def test_a_speedup_says_whether_it_is_of_work_or_of_time() -> None:
+    for command in ("compare", "plan"):
+        assert str(options_of(command)["--speedup"].help) == (
+            "instead of --interval: how many times less work the U-Net does; calibrate means time"
+        )
+    assert str(options_of("calibrate")["--speedup"].help) == (
+        "goal: how many times as fast the denoising loop is; compare and plan mean work"
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -30,7 +30,7 @@ In Python: DeepCacheHelper(pipe, schedule=Calibrated.load("schedule.json")).
     "--speedup",
     type=kinds.finite,
     metavar="X",
-    help="goal: how many times as fast the denoising loop is",
+    help="goal: how many times as fast the denoising loop is; compare and plan mean work",
 )
 @click.option(
     "--full-steps", type=kinds.positive, metavar="N", help="goal: how many steps run in full"

@@ -61,7 +61,13 @@ class _Command(click.Command):
     """Refuses what click would drop: all values of an option but the last."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        given, _, order = self.make_parser(ctx).parse_args(args=[*args])
+        try:
+            given, _, order = self.make_parser(ctx).parse_args(args=[*args])
+        except click.NoSuchOption as error:
+            if error.option_name in ("--speedup", "--full-steps"):
+                names = [name for param in self.params for name in param.opts]
+                error.possibilities = [name for name in names if name == "--interval"]
+            raise
         if not ctx.resilient_parsing and not given.get("help"):
             for param in dict.fromkeys(order):
                 once = getattr(param, "is_flag", True) or getattr(param, "multiple", True)
@@ -270,7 +276,7 @@ speedup: Decorator = click.option(
     "--speedup",
     type=finite,
     metavar="X",
-    help="instead of --interval: how many times less work the U-Net does",
+    help="instead of --interval: how many times less work the U-Net does; calibrate means time",
 )
 
 full_steps: Decorator = click.option(
