@@ -264,7 +264,7 @@ def test_a_speedup_beyond_the_branch_is_refused_with_the_most_that_there_is(bran
             DeepCacheHelper(unet, speedup=speedup, branch=branch)
         assert str(caught.value) == (
             f"speedup={speedup:g} is out of reach: a shallow call at branch {branch} is "
-            f"{share:.1%} of a full one, so at most {most}×; branch=-1, above the output, costs "
+            f"{share:.1%} of a full one, so at most {most}×; branch=-1, the forecast, costs "
             "nothing"
         )
 

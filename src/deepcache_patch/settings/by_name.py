@@ -185,7 +185,7 @@ def _interval_for(speedup: Any, branch: int, share: float | None) -> float:
         raise InvalidSettingError(
             f"speedup={speedup:g} is out of reach: a shallow call at branch {branch} is "
             f"{share:.1%} of a full one, so at most {math.floor(10 * most) / 10}×; "
-            "branch=-1, above the output, costs nothing"
+            "branch=-1, the forecast, costs nothing"
         )
     return 1 if speedup == 1 else 1 / full
 
