@@ -49,7 +49,16 @@ def test_commands_that_generate_take_the_same_options() -> None:
 
 @pytest.mark.parametrize("command", ["compare", "sweep", "calibrate"])
 def test_the_number_of_images_is_told_to_be_a_total(command: str) -> None:
-    assert "in total" in str(options_of(command)["--images"].help)
+    own = "8, or more of several prompts" if command == "calibrate" else "4, or one for each"
+    assert options_of(command)["--images"].help == (
+        f"how many in total, shared out evenly to the prompts (default: {own})"
+    )
+
+
+def test_the_default_of_the_repeats_is_told() -> None:
+    for command in ("compare", "sweep"):
+        option = options_of(command)["--repeats"]
+        assert str(option.help).endswith(f"(default: {option.default})")
 
 
 def test_an_option_is_of_one_spelling_and_one_type_wherever_it_is_taken() -> None:
@@ -153,6 +162,14 @@ def test_what_is_lacking_or_too_much_is_one_line(
     arguments: str, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert said in refused(capsys, *arguments.split())
+
+
+def test_a_calibration_says_at_once_all_that_it_lacks(capsys: pytest.CaptureFixture[str]) -> None:
+    # It said that --output is missing, and in the second try that a goal is.
+    assert refused(capsys, "calibrate", "m") == (
+        "deepcache-patch calibrate: error: Give one of --speedup, --full-steps and --psnr, and "
+        "only one; and --output FILE"
+    )
 
 
 @pytest.mark.parametrize("goals", ["", "--speedup 2 --psnr 30", "--full-steps 3 --speedup 2"])

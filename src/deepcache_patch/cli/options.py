@@ -202,6 +202,12 @@ def steps(*, default: str) -> Decorator:
     return click.option(*names, "steps", type=positive, metavar="N", help=about)
 
 
+def images(*, default: str) -> Decorator:
+    """How many pictures are made."""
+    about = f"how many in total, shared out evenly to the prompts (default: {default})"
+    return click.option("--images", type=positive, metavar="N", help=about)
+
+
 def strength(about: str) -> Decorator:
     """How much of a picture may change, and what it is for."""
     return click.option("--strength", type=share, metavar="X", help=about)
@@ -213,7 +219,7 @@ def _file(name: str, about: str) -> Decorator:
     return click.option(name, type=Path, metavar="FILE", shell_complete=places, help=about)
 
 
-#: What `request.GenerationRequest` holds, but for model and `loading`.
+#: What `request.GenerationRequest` holds, but for model, `images` and `loading`.
 generation: Decorator = _together(
     click.option("--prompt", multiple=True, metavar="TEXT", help="may be given several times"),
     _file("--prompts", "text file, one prompt in a line"),
@@ -235,13 +241,6 @@ generation: Decorator = _together(
         default=0,
         metavar="N",
         help="of the first picture (default: 0)",
-    ),
-    click.option(
-        "--images",
-        type=positive,
-        metavar="N",
-        help="how many in total, shared out evenly to the prompts (default: 4, or one for each; "
-        "to calibrate, 8 or more)",
     ),
     click.option(
         "--call",
@@ -335,6 +334,7 @@ def comparing(folder: str, *more: Decorator, repeats: int, about: str) -> Decora
     return _together(
         model,
         generation,
+        images(default="4, or one for each"),
         interval,
         *more,
         branch,
