@@ -22,6 +22,7 @@ parser.add_argument("--output", type=Path, default=Path("out"), help="a folder")
 options = parser.parse_args()
 
 device, dtype = ("cuda", torch.float16) if torch.cuda.is_available() else ("cpu", torch.float32)
+# Before diffusers 0.40: torch_dtype=dtype.
 pipe = DiffusionPipeline.from_pretrained(options.model, dtype=dtype).to(device)
 
 helper = DeepCacheHelper(pipe, interval=3).enable()

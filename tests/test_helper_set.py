@@ -283,7 +283,11 @@ NO_BRANCH_9 = "branch 9 is out of range: this UNet2DConditionModel has 9 skip co
         ),
         ({}, {"schedule": "auto", "replay": "reuse"}, "Auto brings its own replay"),
         ({}, {"schedule": Uniform(), "interval": 3}, "not both"),
-        ({}, {"speedup": 2, "interval": 3}, "give speedup or interval"),
+        (
+            {},
+            {"speedup": 2, "interval": 3},
+            "speedup=2 stands in the place of interval=3: give one",
+        ),
         (
             {"schedule": "uniform"},
             {"speedup": 2},
@@ -321,7 +325,7 @@ def test_a_schedule_with_a_replay_of_its_own_is_refused_where_another_is_in_forc
         helper.set(schedule=schedule)
     assert str(caught.value) == (
         "Auto brings its own replay, and replay=Reuse() is in force: give replay='extrapolate' "
-        "with the schedule, which takes that back"
+        "with the schedule, to give Reuse() up"
     )
     assert (helper.schedule, helper.replay) == (NoiseAware(), Reuse())
     # The cure was refused where it stood beside the schedule: "leave replay='extrapolate' out".

@@ -47,9 +47,9 @@ NO_SCHEDULE = (
     "method plan(num_steps), not "
 )
 NO_INTEGER = "interval must be an integer of at least 1, not "
-NOT_BOTH = (
-    "speedup goes with schedule='noise-aware', the default, or 'auto', and in the place of "
-    "interval: give speedup or interval"
+NO_SPEEDUP = (
+    " has no speedup: give schedule='noise-aware', the default, or 'auto' with it, or leave "
+    "speedup out"
 )
 NO_REPLAY = (
     "replay must be 'reuse' or 'extrapolate' or an object with a method "
@@ -86,9 +86,15 @@ NO_REPLAY = (
         ),
         ({"schedule": "uniform", "interval": 2.5}, NO_INTEGER + "2.5"),
         ({"schedule": "uniform", "branch": 9}, NO_BRANCH_9),
-        ({"speedup": 2, "interval": 2}, NOT_BOTH),
-        ({"speedup": 2, "schedule": Uniform()}, NOT_BOTH),
-        ({"speedup": 2, "schedule": "uniform"}, NOT_BOTH),
+        (
+            {"speedup": 2, "interval": 3},
+            "speedup=2 stands in the place of interval=3: give one",
+        ),
+        (
+            {"speedup": 2, "schedule": Uniform()},
+            f"schedule=Uniform(interval=3, branch=0){NO_SPEEDUP}",
+        ),
+        ({"speedup": 2, "schedule": "uniform"}, f"schedule='uniform'{NO_SPEEDUP}"),
         ({"speedup": 0.5}, "speedup must be a number from 1 to 1000, not 0.5"),
         ({"speedup": True}, "speedup must be a number from 1 to 1000, not True"),
         ({"speedup": 2, "branch": 9}, NO_BRANCH_9),
@@ -258,7 +264,7 @@ def test_a_speedup_beyond_the_branch_is_refused_with_the_most_that_there_is(bran
             DeepCacheHelper(unet, speedup=speedup, branch=branch)
         assert str(caught.value) == (
             f"speedup={speedup:g} is out of reach: a shallow call at branch {branch} is "
-            f"{share:.1%} of a full one, so at most {most}×; branch=-1, above the output, costs "
+            f"{share:.1%} of a full one, so at most {most}×; branch=-1, the forecast, costs "
             "nothing"
         )
 
@@ -460,6 +466,22 @@ def test_a_transformer_pipeline_is_told_of_its_own_caches():
         DeepCacheHelper(pipe, schedule=Uniform())
     with pytest.raises(UnsupportedModelError, match=r"transformer\.enable_cache"):
         DeepCacheHelper(transformer)
+
+
+def test_a_transformer_that_has_no_cache_is_not_sent_to_one():
+    # `enable_cache` was advised for Stable Diffusion 3, whose transformer has none.
+    transformer = diffusers.SD3Transformer2DModel(
+        sample_size=8, num_layers=1, attention_head_dim=4, num_attention_heads=1,
+        joint_attention_dim=4, caption_projection_dim=4, pooled_projection_dim=4,
+    )  # fmt: skip
+    assert not hasattr(transformer, "enable_cache")
+    with pytest.raises(UnsupportedModelError) as caught:
+        DeepCacheHelper(transformer)
+    assert str(caught.value) == (
+        "SD3Transformer2DModel has no U-Net that can be cut (found: SD3Transformer2DModel); "
+        f"SD3Transformer2DModel is a transformer, for which diffusers {diffusers.__version__} has "
+        "no cache: what makes it faster is fewer steps, or torch.compile"
+    )
 
 
 @pytest.mark.parametrize("thing", [None, "stabilityai/stable-diffusion-2-1", 3])

@@ -56,7 +56,7 @@ def test_it_prints_plan_count_and_what_was_reached(
     assert out == (
         f"{PLAN}\n"
         "3 of 5 steps in full: 2.05× measured (1.98–2.11, 5 timings), 2.12× by work, 38.2 dB "
-        "(worst 33.1), 35.4 by default, 8 pictures\n"
+        "(worst 33.1), 35.4 dB with the default's plan, over 8 pictures\n"
         f"written to {output}\n"
     )
     assert err == ""

@@ -346,7 +346,8 @@ def test_no_scheduler_is_named_that_keeps_what_differs(
     assert said(capsys, *call) == (
         "this calibrated schedule does not fit: scheduler has use_karras_sigmas=True, not False; "
         "set the scheduler first: pipe.scheduler = DPMSolverMultistepScheduler.from_config("
-        "schedule.setting.scheduler), where schedule is this one, or calibrate it anew"
+        "schedule.setting.scheduler), where schedule is this one; or calibrate it anew, or give "
+        "schedule='default'"
     )
 
 
@@ -359,7 +360,7 @@ def test_no_scheduler_is_named_where_the_unet_is_another(tmp_path: Path, capsys:
     line = said(capsys, "compare", "m", "--prompt", "a", "--schedule", file, "--steps", 10)
     assert line == (
         "this calibrated schedule does not fit: unet is a UNet2DConditionModel, not a UNet2DModel; "
-        "calibrate it anew"
+        "calibrate it anew, or give schedule='default'"
     )
 
 

@@ -49,7 +49,16 @@ def test_commands_that_generate_take_the_same_options() -> None:
 
 @pytest.mark.parametrize("command", ["compare", "sweep", "calibrate"])
 def test_the_number_of_images_is_told_to_be_a_total(command: str) -> None:
-    assert "in total" in str(options_of(command)["--images"].help)
+    own = "8, or more of several prompts" if command == "calibrate" else "4, or one for each"
+    assert options_of(command)["--images"].help == (
+        f"how many in total, shared out evenly to the prompts (default: {own})"
+    )
+
+
+def test_the_default_of_the_repeats_is_told() -> None:
+    for command in ("compare", "sweep"):
+        option = options_of(command)["--repeats"]
+        assert str(option.help).endswith(f"(default: {option.default})")
 
 
 def test_an_option_is_of_one_spelling_and_one_type_wherever_it_is_taken() -> None:
@@ -118,6 +127,26 @@ def test_a_mistyped_option_is_answered_by_the_one_that_was_meant(
     assert "--interval" in meant
 
 
+@pytest.mark.parametrize("name", ["--speedup", "--full-steps"])
+def test_where_there_is_no_speedup_the_interval_is_named(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # "Did you mean one of: '--schedule', '--seed', '--steps'?"
+    message = f"No such option '{name}'. Did you mean '--interval'?"
+    said = refused(capsys, "sweep", "m", name, "2")
+    assert said == f"deepcache-patch sweep: error: {message}"
+
+
+def test_a_speedup_says_whether_it_is_of_work_or_of_time() -> None:
+    for command in ("compare", "plan"):
+        assert str(options_of(command)["--speedup"].help) == (
+            "instead of --interval: how many times less work the U-Net does; calibrate means time"
+        )
+    assert str(options_of("calibrate")["--speedup"].help) == (
+        "goal: how many times as fast the denoising loop is; compare and plan mean work"
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -133,6 +162,14 @@ def test_what_is_lacking_or_too_much_is_one_line(
     arguments: str, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert said in refused(capsys, *arguments.split())
+
+
+def test_a_calibration_says_at_once_all_that_it_lacks(capsys: pytest.CaptureFixture[str]) -> None:
+    # It said that --output is missing, and in the second try that a goal is.
+    assert refused(capsys, "calibrate", "m") == (
+        "deepcache-patch calibrate: error: Give one of --speedup, --full-steps and --psnr, and "
+        "only one; and --output FILE"
+    )
 
 
 @pytest.mark.parametrize("goals", ["", "--speedup 2 --psnr 30", "--full-steps 3 --speedup 2"])

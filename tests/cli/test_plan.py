@@ -40,7 +40,7 @@ def run(*arguments: str) -> int:
         (
             "--schedule uniform --steps 7 --branch -1",
             "F··F··F",
-            "3 of 7 steps in full, the others above the output",
+            "3 of 7 steps in full, the others forecast",
         ),
         (
             "--schedule uniform --num-inference-steps 3 --interval 1",
@@ -135,12 +135,12 @@ def usual(name: str, **options: Any) -> Any:
 @pytest.mark.parametrize(
     ("arguments", "scheduler", "steps", "others"),
     [
-        ("--scheduler ddim", usual("DDIMScheduler"), 50, "above the output"),
+        ("--scheduler ddim", usual("DDIMScheduler"), 50, "forecast"),
         (
             "--steps 25 --scheduler dpm-solver++",
             usual("DPMSolverMultistepScheduler"),
             25,
-            "above the output",
+            "forecast",
         ),
         (
             "--steps 25 --scheduler DPMSolverMultistepScheduler --spacing trailing --branch 2",
@@ -154,7 +154,7 @@ def usual(name: str, **options: Any) -> Any:
                 "DPMSolverMultistepScheduler", timestep_spacing="linspace", use_karras_sigmas=True
             ),
             25,
-            "above the output",
+            "forecast",
         ),
     ],
 )
@@ -204,7 +204,7 @@ def test_a_generation_from_a_picture_is_planned_from_where_it_begins(
     assert run(*["--steps", "40", "--scheduler", "euler", "--strength", "0.5"]) == 0
     expected = plan_by(usual("EulerDiscreteScheduler"), NoiseAware(branch=0), 40, strength=0.5)
     strip, counted, _ = capsys.readouterr().out.splitlines()
-    assert (strip, counted) == (str(expected), "9 of 20 steps in full, the others above the output")
+    assert (strip, counted) == (str(expected), "9 of 20 steps in full, the others forecast")
 
 
 def test_without_a_scheduler_a_plan_goes_by_usual_levels_and_says_so(
@@ -220,7 +220,7 @@ def test_without_a_scheduler_a_plan_goes_by_usual_levels_and_says_so(
         plan = schedule.plan(25)
         assert capsys.readouterr() == (
             f"{plan}\n{len(plan.full_steps)} of 25 steps in full, the others "
-            f"{'at branch 1' if schedule.branch == 1 else 'above the output'}\n{said}"
+            f"{'at branch 1' if schedule.branch == 1 else 'forecast'}\n{said}"
             f"{unchecked('at branch 1') if schedule.branch == 1 else ''}",
             "",
         )
@@ -255,7 +255,7 @@ def test_protected_steps_come_on_top_of_the_budget(capsys: pytest.CaptureFixture
     assert run(*["--steps", "30", "--interval", "3", "--first", "4", "--last", "2"]) == 0
     strip, counted, _ = capsys.readouterr().out.splitlines()
     assert (strip[:4], strip[-2:], strip.count("F")) == ("FFFF", "FF", 14)
-    assert counted == "14 of 30 steps in full, the others above the output"
+    assert counted == "14 of 30 steps in full, the others forecast"
 
 
 def test_few_steps_run_in_full_and_the_plan_says_so(capsys: pytest.CaptureFixture[str]) -> None:
@@ -407,7 +407,7 @@ def test_the_plan_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     for more in ([], ["--steps", "5"]):
         assert run("--schedule", str(file), *more) == 0
         shown = (
-            "FF·F·\n3 of 5 steps in full, the others above the output\n"
+            "FF·F·\n3 of 5 steps in full, the others forecast\n"
             "calibrated for 5 steps with DPMSolverMultistepScheduler\n"
         )
         assert capsys.readouterr() == (shown, "")
@@ -416,10 +416,10 @@ def test_the_plan_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert run("--schedule", str(file)) == 0
     assert capsys.readouterr().out.splitlines() == [
         "FF·F·",
-        "3 of 5 steps in full, the others above the output",
+        "3 of 5 steps in full, the others forecast",
         "calibrated for 5 steps with DPMSolverMultistepScheduler",
         "F·",
-        "1 of 2 steps in full, the others above the output",
+        "1 of 2 steps in full, the others forecast",
         "calibrated for 2 steps with DPMSolverMultistepScheduler",
     ]
     file.write_bytes(VALID)

@@ -72,7 +72,7 @@ def test_plan_figures_settings_and_versions_are_in_the_page() -> None:
         *["shallow"] * 4,
     ]
     said = [text.strip() for text in page.texts if text.strip()]
-    expected = "6 steps: 2 in full, 4 shallow at branch 0"
+    expected = "6 steps: 2 in full, 4 at branch 0"
     assert said.count(expected) == 1
     assert [div["aria-label"] for div in page.all("div", "plan")] == [expected]
     for row in comparison.rows():
@@ -97,7 +97,7 @@ def test_shallow_steps_at_several_branches_have_their_digits() -> None:
     page = pictures(plans={"unet": Plan(["full", 0, 12, 0])}).to_html()
     assert '<span class="full"></span><span class="shallow">0</span>' in page
     assert '<span class="shallow">12</span>' in page
-    assert "4 steps: 1 in full, 2 shallow at branch 0, 1 shallow at branch 12" in page
+    assert "4 steps: 1 in full, 2 at branch 0, 1 at branch 12" in page
 
 
 def test_u_nets_are_named_where_there_are_several() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 from accelerate import cpu_offload
@@ -45,6 +46,12 @@ def pipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     with_scheduler(CASES["sd"].load(), "ddim").save_pretrained(tmp_path / "model")
     monkeypatch.chdir(tmp_path)
     return DiffusionPipeline.from_pretrained(str(tmp_path / "model"))
+
+
+@pytest.fixture(autouse=True)
+def newest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The script is for the diffusers that is installed: here as for a new one."""
+    monkeypatch.setattr(diffusers, "__version__", "0.42.1")
 
 
 def about_of(pipe: Any, call: dict[str, Any] = CALL) -> dict[str, Any]:
@@ -300,6 +307,18 @@ def test_loras_are_said_with_their_scales_and_their_files_if_these_are_known(pip
     assert set_up(pipe)[-1] == "pipe.set_adapters(['ink'], [0.5])"
     pipe.disable_lora()
     assert set_up(pipe) == []
+
+
+@pytest.mark.parametrize(
+    ("version", "name"),
+    [("0.35.0", "torch_dtype"), ("0.39.1", "torch_dtype"), ("0.40.0.dev0", "dtype")],
+)
+def test_the_dtype_has_the_name_that_this_diffusers_knows(
+    monkeypatch: pytest.MonkeyPatch, version: str, name: str
+) -> None:
+    # Before 0.40 `dtype` was ignored, and the pipeline loaded in float32.
+    monkeypatch.setattr(diffusers, "__version__", version)
+    assert f".from_pretrained('a/model', {name}=torch.float32).to('cpu')\n" in python_of(ABOUT)
 
 
 @pytest.mark.parametrize("kind", ["model", "sequential"])

@@ -68,6 +68,8 @@ def test_before_the_first_generation_the_plan_is_an_example_of_fifty_steps():
         "  replay    Reuse()\n"
         "  plan      F·········F·········F·········F·········F········· (of 50 steps, "
         "for example)\n"
+        "            5 of 50 steps in full, the others at branch 0: 20% of the U-Net's work, "
+        "at most 4.96×\n"
         "  calls     0 in full, 0 shallow, in 0 generations\n"
         "  cache     0.00 MiB at most"
     )
@@ -88,7 +90,8 @@ def test_after_a_generation_it_says_what_ran_and_where_the_others_were_cut(clock
         "  calls     3 in full, 2 shallow, in 1 generation\n"
         f"  cache     {nbytes / 2**20:.2f} MiB at most\n"
         "  last      5 steps in 2.5 s, 2 steps/s\n"
-        "            3 of 5 calls in full, the others at branch 0"
+        "            3 of 5 calls in full, the others at branch 0: 65% of the U-Net's work, "
+        "at most 1.55×"
     )
     helper.disable()
     assert "  ran       F·F·F\n" in str(helper)
@@ -111,7 +114,8 @@ def test_after_a_change_what_ran_is_told_to_be_of_the_previous_settings(clock, i
     ]
     assert lines[-2:] == [
         "  last      5 steps in 2.5 s, 2 steps/s, with the previous settings",
-        "            3 of 5 calls in full, the others at branch 0",
+        "            3 of 5 calls in full, the others at branch 0: 65% of the U-Net's work, "
+        "at most 1.55×",
     ]
     assert helper.last_generations["unet"].is_outdated
     helper.enable()
@@ -154,6 +158,42 @@ def test_schedules_that_cannot_be_compared_are_others():
         assert helper.last_generations["unet"].is_outdated
 
 
+@pytest.mark.parametrize("branch", [0, 1])
+def test_what_a_branch_saves_is_told_before_a_generation_and_after_it(branch):
+    # At a deep branch nothing said that next to nothing is saved.
+    unet = unet2d_condition()
+    helper = DeepCacheHelper(unet, schedule=Uniform(2, branch)).enable()
+    share = helper.branches[branch].share
+    work = (25 + 25 * share) / 50
+    assert (
+        f"\n            25 of 50 steps in full, the others at branch {branch}: {work:.0%} of the "
+        f"U-Net's work, at most {1 / work:.2f}×\n"
+    ) in str(helper)
+    loop(unet)
+    work = (3 + 2 * share) / 5
+    assert str(helper).endswith(
+        f"\n            3 of 5 calls in full, the others at branch {branch}: {work:.0%} of the "
+        f"U-Net's work, at most {1 / work:.2f}×"
+    )
+
+
+def test_where_branch_0_stands_for_the_output_it_says_why():
+    # The schedule's line had branch=-1, another line branch 0, and none said why.
+    why = "            branch 0 stands for -1: no scheduler says what the U-Net's output means"
+    cure = "; for a loop of your own, use helper.generation(...)"
+    unet = unet2d_condition()
+    helper = DeepCacheHelper(unet)
+    assert f"{why}{cure}" in str(helper).splitlines()
+    helper.enable()
+    loop(unet, range(900, 0, -90))
+    assert str(helper).splitlines().count(f"{why}{cure}") == 1
+    assert "stands for" not in str(helper.set(branch=0))
+    pipe = with_scheduler(CASES["sd"].load(), "ddim")
+    assert "stands for" not in str(DeepCacheHelper(pipe))
+    pipe.scheduler.register_to_config(prediction_type="unknown")
+    assert why in str(DeepCacheHelper(pipe)).splitlines()
+
+
 def test_above_the_output_the_share_of_the_work_is_known():
     pipe = CASES["sd"].load()
     with DeepCacheHelper(pipe, schedule=Uniform(4, branch=-1)) as helper:
@@ -161,6 +201,27 @@ def test_above_the_output_the_share_of_the_work_is_known():
     assert str(helper).endswith(
         "\n            2 of 8 calls in full: 25% of the U-Net's work, at most 4.00×"
     )
+
+
+def test_a_generation_that_was_broken_off_says_so_and_is_not_taken_for_a_short_one(clock):
+    # Six steps of 25 were called a generation of 8 steps or fewer, which runs in full.
+    pipe = with_scheduler(CASES["sd"].load(), "ddim")
+
+    def stop(_pipe, step, _timestep, tensors):
+        if step == 5:
+            raise KeyboardInterrupt
+        return tensors
+
+    helper = DeepCacheHelper(pipe).enable()
+    with pytest.raises(KeyboardInterrupt):
+        pipe("a fox", num_inference_steps=25, height=16, width=16, callback_on_step_end=stop)
+    assert helper.last_generations["unet"].not_run == 19
+    assert str(helper).splitlines()[-2:] == [
+        "  last      6 of 25 steps in 3 s, 2 steps/s; the other 19 have not run",
+        "            4 of 6 calls in full: 67% of the U-Net's work, at most 1.50×",
+    ]
+    helper.set(interval=3)
+    assert str(helper).count("(of 25 steps)") == 1
 
 
 def test_a_calibration_is_called_one_and_says_what_for():
@@ -332,6 +393,7 @@ def test_a_pipelines_generation_is_told_at_its_last_step(name, lines):
         case.run(pipe)
         (line,) = lines()
         (last,) = helper.last_generations.values()
+        assert last.not_run == 0
         assert line == re.sub(r"in \S+ s", "in _ s", f"unet: {last}")
     assert lines() == [f"{type(pipe).__name__}, {helper.schedule}: disabled"]
 

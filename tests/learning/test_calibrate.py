@@ -379,7 +379,7 @@ def test_timings_that_agree_and_are_fast_enough_are_taken_three_times(clock, pip
     assert str(reached) == (
         f"{expected:.2f}× measured ({expected:.2f}–{expected:.2f}, 3 timings), "
         f"{expected:.2f}× by work, {reached.psnr:.1f} dB (worst {reached.psnr:.1f}), "
-        "1 picture, too few to be sure: give 8 or more"
+        "over 1 picture, too few to be sure: give 8 or more"
     )
 
 
@@ -589,7 +589,7 @@ def test_a_psnr_is_told_with_the_worst_picture(pipe, share, monkeypatch):
     )
     assert str(found.reached) == (
         f"{by_work(1, 6, share):.2f}× by work, 30.0 dB (worst 20.0), "
-        "2 pictures, too few to be sure: give 8 or more"
+        "over 2 pictures, too few to be sure: give 8 or more"
     )
 
 

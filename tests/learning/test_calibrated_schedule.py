@@ -240,11 +240,11 @@ def test_another_unet_or_scheduler_is_refused_before_anything_is_patched(name, l
     pipe = SD.load()
     change(pipe)
     before = trace(pipe.unet)
-    cure = "calibrate it anew"
+    cure = "calibrate it anew, or give schedule='default'"
     if name in ("scheduler", "scheduler-config"):
         cure = (
             "set the scheduler first: pipe.scheduler = DDIMScheduler.from_config("
-            f"schedule.setting.scheduler), where schedule is this one, or {cure}"
+            f"schedule.setting.scheduler), where schedule is this one; or {cure}"
         )
     message = f"this calibrated schedule does not fit: {difference}; {cure}"
     with pytest.raises(InvalidSettingError) as caught:

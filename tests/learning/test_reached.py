@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from html import escape
 
 import pytest
 from builders.plan_files import REACHED, SCHEDULE
@@ -19,17 +20,18 @@ SAID = [
     (
         ALL,
         "2.05× measured (1.98–2.11, 5 timings), 2.12× by work, 38.2 dB (worst 33.1), "
-        "35.4 by default, 8 pictures",
+        "35.4 dB with the default's plan, over 8 pictures",
         "2.05× measured, 38.2 dB",
     ),
     (
         replace(CLOSE, default_psnr=38.2, pictures=7),  # the default was the nearest
-        "38.2 dB (worst 33.1), 7 pictures, too few to be sure: give 8 or more",
+        "38.2 dB (worst 33.1), over 7 pictures, too few to be sure: give 8 or more",
         "38.2 dB",
     ),
     (
         replace(SAME, default_psnr=38.2, pictures=1),
-        "identical pictures, 38.2 by default, 1 picture, too few to be sure: give 8 or more",
+        "identical pictures, 38.2 dB with the default's plan, over 1 picture, too few to be sure: "
+        "give 8 or more",
         "identical pictures",
     ),
     (TIMED, "2.05× measured (1.98–2.11, 5 timings), 2.12× by work", "2.05× measured"),
@@ -92,7 +94,7 @@ def test_a_notebook_gets_what_was_reached_and_how_it_was_measured():
     html = schedule._repr_html_()
     assert html.startswith("<table><caption>Calibrated</caption>")
     for text in (str(schedule.entries), *(text for _, text in ALL.rows)):
-        assert f">{text}</td>" in html
+        assert f">{escape(text)}</td>" in html
     assert [name for name, _ in ALL.rows] == ["speed", "", "PSNR", "", ""]
     assert f">{schedule.setting.unet['class']}</td>" in html
     assert f">{schedule.setting.scheduler['class']}</td>" in html

@@ -198,6 +198,12 @@ def test_an_interval_beyond_the_steps_is_told():
         "full; lower the interval, or the speedup"
     ]
     assert plan.full_steps == (0,)
+    said = (
+        "interval=100 is more than the 12 steps that the generation has: as few as possible run in "
+        "full; lower the interval, or the speedup"
+    )
+    assert NoiseAware(100).remark_on(plan) == said  # `plan` and `print(helper)` before it runs
+    assert NoiseAware(12).remark_on(plan) is None
     assert NoiseAware(12).plan_for(known).full_steps == (0,)  # and nothing is said
 
 

@@ -238,5 +238,5 @@ def test_a_notebook_gets_the_strip_and_what_is_counted_in_it() -> None:
     html = Plan(["full", -1, -1, "full"])._repr_html_()
     assert html.startswith("<table><caption>Plan</caption>")
     assert ">F··F</td>" in html
-    assert ">2 of 4 steps in full, the others above the output</td>" in html
+    assert ">2 of 4 steps in full, the others forecast</td>" in html
     assert html.count("<tr>") == 2

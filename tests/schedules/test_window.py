@@ -385,6 +385,8 @@ def test_a_helper_tells_its_window_and_the_plan_with_it():
         "  replay    Extrapolate(strength=1.0)\n"
         "  plan      FFF·······F·········F·········F·········F·······FF (of 50 steps, "
         "for example)\n"
+        "            9 of 50 steps in full, the others at branch 0: 27% of the U-Net's work, "
+        "at most 3.67×\n"
         "  calls     0 in full, 0 shallow, in 0 generations\n"
         "  cache     0.00 MiB at most"
     )

@@ -58,7 +58,7 @@ def test_the_knee_is_highest_above_the_line(points: Any, knee: int | None) -> No
             [(1, 30), (2, 31), (3, 32)],
             "only one is not beaten by another in both speed by work and quality",
         ),
-        ([(1, 30), (2, 15), (3, 10)], "the curve has no bend, since none lies above the line"),
+        ([(1, 30), (2, 15), (3, 10)], "no setting lies above the straight line from the sl"),
     ],
 )
 def test_why_there_is_no_knee_is_said(points: Any, why: str) -> None:

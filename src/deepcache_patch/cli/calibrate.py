@@ -26,11 +26,12 @@ In Python: DeepCacheHelper(pipe, schedule=Calibrated.load("schedule.json")).
 @options.command(_EXAMPLES, former={"out": "output"})
 @options.model
 @options.generation
+@options.images(default="8, or more of several prompts")
 @click.option(
     "--speedup",
     type=kinds.finite,
     metavar="X",
-    help="goal: how many times as fast the denoising loop is",
+    help="goal: how many times as fast the denoising loop is; compare and plan mean work",
 )
 @click.option(
     "--full-steps", type=kinds.positive, metavar="N", help="goal: how many steps run in full"
@@ -44,7 +45,7 @@ In Python: DeepCacheHelper(pipe, schedule=Calibrated.load("schedule.json")).
 @options.branch
 @options.window
 @options.loading
-@options.output("FILE", required=True, help="JSON file to write")
+@options.output("FILE", help="JSON file to write; has to be given")
 @options.as_json("what was reached")
 def calibrate(
     *,
@@ -54,7 +55,7 @@ def calibrate(
     branch: int | None,
     first: float,
     last: float,
-    output: Path,
+    output: Path | None,
     as_json: bool,
     **generation: Any,
 ) -> None:
@@ -64,7 +65,11 @@ def calibrate(
     with --speedup, and about thirty times with --psnr; each run says which one it is.
     """
     if sum(goal is not None for goal in (speedup, full_steps, psnr)) != 1:
-        raise click.UsageError("Give one of --speedup, --full-steps and --psnr, and only one")
+        more = "; and --output FILE" if output is None else ""
+        goal = "Give one of --speedup, --full-steps and --psnr, and only one"
+        raise click.UsageError(f"{goal}{more}")
+    if output is None:
+        raise click.UsageError("Missing option '--output'")
 
     from ..schedules.plans import OUTPUT
 

@@ -44,7 +44,7 @@ Writes comparison.html, comparison.png and comparison.json into the output folde
     options.speedup,
     options.full_steps,
     repeats=1,
-    about="timed runs of each; medians",
+    about="timed runs of each; medians (default: 1)",
 )
 @click.pass_obj
 def compare(

@@ -61,7 +61,13 @@ class _Command(click.Command):
     """Refuses what click would drop: all values of an option but the last."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        given, _, order = self.make_parser(ctx).parse_args(args=[*args])
+        try:
+            given, _, order = self.make_parser(ctx).parse_args(args=[*args])
+        except click.NoSuchOption as error:
+            if error.option_name in ("--speedup", "--full-steps"):
+                names = [name for param in self.params for name in param.opts]
+                error.possibilities = [name for name in names if name == "--interval"]
+            raise
         if not ctx.resilient_parsing and not given.get("help"):
             for param in dict.fromkeys(order):
                 once = getattr(param, "is_flag", True) or getattr(param, "multiple", True)
@@ -196,6 +202,12 @@ def steps(*, default: str) -> Decorator:
     return click.option(*names, "steps", type=positive, metavar="N", help=about)
 
 
+def images(*, default: str) -> Decorator:
+    """How many pictures are made."""
+    about = f"how many in total, shared out evenly to the prompts (default: {default})"
+    return click.option("--images", type=positive, metavar="N", help=about)
+
+
 def strength(about: str) -> Decorator:
     """How much of a picture may change, and what it is for."""
     return click.option("--strength", type=share, metavar="X", help=about)
@@ -207,7 +219,7 @@ def _file(name: str, about: str) -> Decorator:
     return click.option(name, type=Path, metavar="FILE", shell_complete=places, help=about)
 
 
-#: What `request.GenerationRequest` holds, but for model and `loading`.
+#: What `request.GenerationRequest` holds, but for model, `images` and `loading`.
 generation: Decorator = _together(
     click.option("--prompt", multiple=True, metavar="TEXT", help="may be given several times"),
     _file("--prompts", "text file, one prompt in a line"),
@@ -229,13 +241,6 @@ generation: Decorator = _together(
         default=0,
         metavar="N",
         help="of the first picture (default: 0)",
-    ),
-    click.option(
-        "--images",
-        type=positive,
-        metavar="N",
-        help="how many in total, shared out evenly to the prompts (default: 4, or one for each; "
-        "to calibrate, 8 or more)",
     ),
     click.option(
         "--call",
@@ -270,7 +275,7 @@ speedup: Decorator = click.option(
     "--speedup",
     type=finite,
     metavar="X",
-    help="instead of --interval: how many times less work the U-Net does",
+    help="instead of --interval: how many times less work the U-Net does; calibrate means time",
 )
 
 full_steps: Decorator = click.option(
@@ -329,6 +334,7 @@ def comparing(folder: str, *more: Decorator, repeats: int, about: str) -> Decora
     return _together(
         model,
         generation,
+        images(default="4, or one for each"),
         interval,
         *more,
         branch,

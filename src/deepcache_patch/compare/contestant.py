@@ -104,8 +104,8 @@ def doubts(contestants: Mapping[str, Contestant]) -> list[str]:
         found.append(f"{rule}: {_few(unsteady)}; they are rough")
     if beyond:
         found.append(
-            f"measured faster than the saved work allows: {_few(beyond)}; {WHY_BEYOND}: believe "
-            "the work, or take more repeats (--repeats N) on a quiet machine"
+            f"measured faster than the saved work allows: {_few(beyond, 1)}; timings vary: believe "
+            "the work"
         )
     return found
 
@@ -120,9 +120,9 @@ def looks_lines(contestants: Mapping[str, Contestant]) -> list[str]:
     return lines
 
 
-def _few(names: Sequence[str]) -> str:
-    more = len(names) - _NAMED
-    return "; ".join(names[:_NAMED]) + (f"; and {more} more" if more > 0 else "")
+def _few(names: Sequence[str], named: int = _NAMED) -> str:
+    more = len(names) - named
+    return "; ".join(names[:named]) + (f"; and {more} more" if more > 0 else "")
 
 
 def only_one_full(plans: Mapping[str, Plan]) -> list[str]:

@@ -16,7 +16,7 @@ from ..measuring.environment import versions
 from ..measuring.generation import Timing
 from ..measuring.media import Kind, Result, kind_of
 from ..measuring.writing import finite
-from ..schedules.plans import Plan, place_of
+from ..schedules.plans import Plan
 from .about import sampler_of
 from .contestant import (
     HELPER,
@@ -175,7 +175,7 @@ class Comparison(Contestant, Saved):
         if schedule.startswith("Uniform("):
             schedule = f"interval {about['interval']}, branch {about['branch']}"
         if schedule.startswith("NoiseAware("):
-            schedule = f"noise-aware, interval {about['interval']:g}, {place_of(about['branch'])}"
+            schedule = f"noise-aware, interval {about['interval']:g}, branch {about['branch']}"
         if about["replay"] == "Reuse()":  # the other one is the default
             schedule += ", reuse"
         return " · ".join(part for part in (steps, sampler_of(about), schedule) if part)

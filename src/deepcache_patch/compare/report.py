@@ -173,7 +173,7 @@ def _plan(name: str, plan: Plan) -> dict[str, Any]:
     full = len(plan.full_steps)
     summary = f"{len(plan)} steps: {full} in full"
     shallow = {branch: sum(entry == branch for entry in plan) for branch in plan.branches}
-    summary += "".join(f", {count} shallow {place_of(branch)}" for branch, count in shallow.items())
+    summary += "".join(f", {count} {place_of(branch)}" for branch, count in shallow.items())
     return {
         "name": name,
         "entries": plan,

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import diffusers
 import numpy as np
+from packaging.version import Version
 
 from ..learning.auto import Auto
 from ..schedules.plans import Plan
@@ -72,7 +73,9 @@ def _pipeline(about: Mapping[str, Any]) -> tuple[list[str], list[str]]:
         return [f"# pipe: the {_one_line(kind)} of {_one_line(about['model'])}{sampler}"], []
     model = _LEFT_OUT if about["model"] == kind else repr(str(about["model"]))
     place = "" if about.get("offload") else f".to({about['device']['type']!r})"
-    lines = [f"pipe = {kind}.from_pretrained({model}, dtype=torch.{about['dtype']}){place}"]
+    # The one name is not known before diffusers 0.40, and the other is deprecated from there on.
+    name = "dtype" if Version(diffusers.__version__).release >= (0, 40) else "torch_dtype"
+    lines = [f"pipe = {kind}.from_pretrained({model}, {name}=torch.{about['dtype']}){place}"]
     changed = about.get("scheduler_settings")
     classes = [kind]
     if changed is not None and scheduler in theirs:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torch import nn
+
 from ..running.pipeline.components import likeliest_scheduler
 from ..running.protocol import Helper
 from ..running.stats import LastGeneration
@@ -14,6 +16,7 @@ from ..schedules.noise import timesteps_of
 from ..schedules.plans import OUTPUT, Plan, place_of, schedule_text
 from ..schedules.remarks import remarks_on
 from ..schedules.window import Window
+from .branches import BranchesOfEach, share_of
 
 #: What the plan is shown for where neither a generation nor the scheduler tells how many steps.
 _STEPS = 50
@@ -21,6 +24,9 @@ _STEPS = 50
 _STRIP_WIDTH, _STRIP_LENGTH = 60, 240
 #: For calls that are of no loop, as far as a helper knows.
 _CURE = "for a loop of your own, use helper.generation(...)"
+
+#: Why no output is forecast.
+_NO_FORECAST = "no scheduler says what the U-Net's output means"
 
 #: Of a generation after which settings were changed.
 _OUTDATED = "with the previous settings"
@@ -52,7 +58,7 @@ def rows(helper: Helper, lost: Sequence[str]) -> list[tuple[str, str]]:
         if last.is_outdated:
             found.append(("", _OUTDATED))
     if any(last.is_outdated for last in lasts.values()) or not (lasts or stats.full_calls):
-        steps = next((len(last.plan) for last in lasts.values()), None)
+        steps = next((len(last.plan) + last.not_run for last in lasts.values()), None)
         found += _expected(helper, window, steps)
     generations = f"{stats.generations} generation{'s' * (stats.generations != 1)}"
     calls = f"{stats.full_calls} in full, {stats.shallow_calls} shallow, in {generations}"
@@ -62,8 +68,10 @@ def rows(helper: Helper, lost: Sequence[str]) -> list[tuple[str, str]]:
     found.append(("cache", f"{stats.cache_nbytes / 2**20:.2f} MiB at most"))
     for name, last in lasts.items():
         found.append((f"last of {name}" if several else "last", _speed(last)))
-        found.append(("", _work(last)))
+        found.append(("", _work(last, _share(helper, last.plan, name))))
         if not last.is_outdated:
+            found += _stand_in(helper, last.plan)
+        if not (last.is_outdated or last.not_run):
             remarks = remarks_on(helper.schedule, last.plan, is_past=True)
             found += [("", each) for each in remarks]
     return found
@@ -106,7 +114,19 @@ def _expected(helper: Helper, window: Window, steps: int | None) -> list[tuple[s
     name, text = found[-1]
     guess = ", for example" if timesteps is None and steps is None else ""
     remarks = [("", each) for each in remarks_on(helper.schedule, plan)]
-    return [*found[:-1], (name, f"{text} (of {len(plan)} steps{guess})"), *remarks]
+    found[-1] = name, f"{text} (of {len(plan)} steps{guess})"
+    if plan.branches:
+        cost = _cost(len(plan.full_steps), len(plan), _share(helper, plan))
+        found.append(("", f"{plan.counted}{cost}"))
+    return [*found, *_stand_in(helper, plan), *remarks]
+
+
+def _stand_in(helper: Helper, plan: Plan) -> list[tuple[str, str]]:
+    """Why the branch that runs is not the schedule's."""
+    if tuple(getattr(helper.schedule, "branches", ())) != (OUTPUT,) or plan.branches != (0,):
+        return []
+    cure = f"; {_CURE}" if isinstance(helper.pipe, nn.Module) else ""
+    return [("", f"branch 0 stands for -1: {_NO_FORECAST}{cure}")]
 
 
 def _strip(name: str, plan: Plan) -> list[tuple[str, str]]:
@@ -121,18 +141,46 @@ def _speed(last: LastGeneration) -> str:
     steps = len(last.plan)
     rate = f", {steps / last.seconds:.3g} steps/s" if last.seconds else ""
     outdated = f", {_OUTDATED}" if last.is_outdated else ""
-    return f"{steps} step{'s' * (steps != 1)} in {last.seconds:.3g} s{rate}{outdated}"
+    count = f"{steps} step{'s' * (steps != 1)}"
+    left = ""
+    if last.not_run:
+        count = f"{steps} of {steps + last.not_run} steps"
+        left = f"; the other {last.not_run} have not run"
+    return f"{count} in {last.seconds:.3g} s{rate}{outdated}{left}"
 
 
-def _work(last: LastGeneration) -> str:
-    """What part of the U-Net's work ran: counted in calls where a shallow one costs something."""
+def _work(last: LastGeneration, share: float | None) -> str:
+    """What part of the U-Net's work ran; counted in calls where that is not known."""
     calls = last.full_calls + last.shallow_calls
     text = f"{last.full_calls} of {calls} call{'s' * (calls != 1)} in full"
     if last.calibration is not None:
         return f"{text}: the calibration for {last.calibration}"
-    if last.shallow_calls and last.plan.branches == (OUTPUT,):
-        share = last.full_calls / calls
-        return f"{text}: {share:.0%} of the U-Net's work, at most {1 / share:.2f}×"
-    if last.shallow_calls:
-        return f"{text}, the others {' and '.join(map(place_of, last.plan.branches))}"
-    return text
+    if not last.shallow_calls:
+        return text
+    if last.plan.branches != (OUTPUT,):
+        text += f", the others {' and '.join(map(place_of, last.plan.branches))}"
+    return text + _cost(last.full_calls, calls, share)
+
+
+def _cost(full: int, count: int, share: float | None) -> str:
+    """What part of the U-Net's work that is, if a shallow call has this share of a full one's."""
+    if share is None:
+        return ""
+    work = (full + (count - full) * share) / count
+    return f": {work:.0%} of the U-Net's work, at most {1 / work:.2f}×"
+
+
+def _share(helper: Helper, plan: Plan, name: str | None = None) -> float | None:
+    """The share of a plan's shallow calls; `None` where they differ, or it is not known.
+
+    Of the U-Net of that name, or of the one where it is largest.
+    """
+    if plan.branches == (OUTPUT,):
+        return 0.0
+    try:
+        tables = helper.branches
+        of_each = isinstance(tables, BranchesOfEach) and name is not None
+        (branch,) = plan.branches
+        return share_of(tables[name] if of_each else tables, branch)
+    except Exception:  # several branches; or the U-Net was replaced, and has not as many
+        return None

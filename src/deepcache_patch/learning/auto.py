@@ -13,7 +13,7 @@ from ..schedules.forecast import Forecast
 from ..schedules.guide import Guide, PlannedGuide, planned
 from ..schedules.noise import ends_with
 from ..schedules.noise_aware import NoiseAware
-from ..schedules.plans import OUTPUT, OneBranch, Plan, place_of
+from ..schedules.plans import OUTPUT, OneBranch, Plan
 from ..schedules.replay import Replay
 from .calibrated_schedule import Calibrated, CalibratedGuide, ValidFor, load_all, save_all
 from .study import Study, StudyGuide
@@ -122,7 +122,7 @@ class Auto(OneBranch):
         if not plan.branches:
             return self.default.remark_on(plan, is_past=is_past)
         if plan.branches != (OUTPUT,):
-            return f"auto: nothing is learned {place_of(plan.branches[0])}: as the default"
+            return f"auto: nothing is learned at branch {plan.branches[0]}: as the default"
         if not self.is_worth_it(plan):
             full = len(plan.full_steps)
             return f"auto: {full} full steps, too few to learn from: as the default"

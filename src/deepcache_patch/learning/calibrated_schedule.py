@@ -261,13 +261,14 @@ class Calibrated:
 
     def _cure(self, here: ValidFor) -> str:
         """What to do: where the scheduler alone differs, take the one of the calibration."""
+        anew = "calibrate it anew, or give schedule='default'"
         other = here.scheduler != self.setting.scheduler
         if here.unet != self.setting.unet or not other or here.scheduler["class"] == "NoneType":
-            return "calibrate it anew"
+            return anew
         kind = self.setting.scheduler["class"]
         return (
             f"set the scheduler first: pipe.scheduler = {kind}.from_config("
-            "schedule.setting.scheduler), where schedule is this one, or calibrate it anew"
+            f"schedule.setting.scheduler), where schedule is this one; or {anew}"
         )
 
 

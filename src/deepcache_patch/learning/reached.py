@@ -97,10 +97,10 @@ class Reached:
             found.append(("" if found else "speed", f"{self.work:.2f}× by work"))
         found += [("PSNR", text) for text in self._closeness(worst=True)]
         if self.psnr is not None and self.default_psnr not in (None, self.psnr):
-            found.append(("", f"{self.default_psnr:.1f} by default"))
+            found.append(("", f"{self.default_psnr:.1f} dB with the default's plan"))
         if self.psnr is not None and self.pictures:
             few = "" if self.pictures >= ENOUGH else f", too few to be sure: give {ENOUGH} or more"
-            found.append(("", f"{self.pictures} picture{'s' * (self.pictures > 1)}{few}"))
+            found.append(("", f"over {self.pictures} picture{'s' * (self.pictures > 1)}{few}"))
         return found
 
     def __str__(self) -> str:

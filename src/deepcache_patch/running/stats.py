@@ -5,6 +5,7 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
+from ..schedules.context import Position
 from ..schedules.plans import FULL, Plan, PlanEntry
 
 #: One line at INFO for each `enable`, `disable` and generation, at DEBUG for each U-Net call.
@@ -59,6 +60,8 @@ class LastGeneration:
             less than a step of a large U-Net.
         calibration: If it ran in full to be learned from, what for: "50 steps with DDIMScheduler".
         is_outdated: Whether the helper has gone by other settings since. Not part of the text.
+        not_run: How many of its steps have not run, as far as is known: it was broken off, or is
+            under way. Not part of the text.
     """
 
     plan: Plan
@@ -67,6 +70,7 @@ class LastGeneration:
     seconds: float
     calibration: str | None = None
     is_outdated: bool = False
+    not_run: int = 0
 
     def __str__(self) -> str:
         return (
@@ -121,11 +125,13 @@ class GenerationRecord:
         self.calibration: str | None = None
         self._entries: list[tuple[int | None, PlanEntry]] = []
         self._full_calls = self._shallow_calls = 0
+        self._num_steps: int | None = None
         self._start = self._end = time.perf_counter()
         self._over = False
 
-    def called(self, step: int, order: int, branch: int | None) -> None:
+    def called(self, position: Position, branch: int | None) -> None:
         """A call of a step is over; `branch` is `None` if it ran in full."""
+        step, self._num_steps = position.step, position.num_steps
         self._end = time.perf_counter()
         self._full_calls += branch is None
         self._shallow_calls += branch is not None
@@ -136,7 +142,7 @@ class GenerationRecord:
             self._entries[-1] = step, FULL
         if LOGGER.isEnabledFor(logging.DEBUG):
             what = "in full" if branch is None else f"shallow, at branch {branch}"
-            LOGGER.debug("%s: step %d, call %d of it: %s", self._unet, step, order, what)
+            LOGGER.debug("%s: step %d, call %d of it: %s", self._unet, step, position.order, what)
 
     def called_anywhere(self) -> None:
         """A call is over that ran in full because its step is not known; it counts as a step."""
@@ -161,4 +167,5 @@ class GenerationRecord:
             shallow_calls=self._shallow_calls,
             seconds=self._end - self._start,
             calibration=self.calibration,
+            not_run=max(0, (self._num_steps or 0) - len(plan)),
         )

@@ -270,7 +270,7 @@ class AttachedUNet:
             if not guide.branches and not guide.observes:
                 output = self._unrecorded(session, invocation)
                 self._tally.called(None)
-                session.course.called(position.step, position.order, None)
+                session.course.called(position, None)
                 session.called(position)
                 return output
             return self._step(session, guide, position, invocation)
@@ -299,7 +299,7 @@ class AttachedUNet:
         changed = self._completed(session, branch, arguments)
         self._tally.called(branch)
         if branch == OUTPUT:  # nothing is left to run
-            session.course.called(position.step, position.order, branch)
+            session.course.called(position, branch)
             self._finish_call(session, call, output, is_forecast=True)
             return output
         if branch is not None:
@@ -312,7 +312,7 @@ class AttachedUNet:
             to_prove = self._proof.to_prove(invocation.args, invocation.kwargs, tapped)
         with self._cuts.applied(branch, tapped, feature):
             output = invocation.run()
-        session.course.called(position.step, position.order, branch)
+        session.course.called(position, branch)
         if branch is None:
             self._proof.prove(invocation.original, to_prove, output, tapped)
         self._finish_call(session, call, output)

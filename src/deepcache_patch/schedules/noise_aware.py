@@ -70,19 +70,22 @@ class NoiseAware(OneBranch):
                 "the same, give schedule=Uniform(2), or --schedule uniform on the command line"
             )
         elif left_out and self.interval > context.num_steps:
-            context.warn_once(
-                f"interval={self.interval:g} is more than the {context.num_steps} steps that the "
-                "generation has: as few as possible run in full; lower the interval, or the speedup"
-            )
+            context.warn_once(self._beyond(context.num_steps))
         elif remark := if_short(context.num_steps, len(plan.full_steps)):
             context.warn_once(f"the generation has {context.num_steps} steps; {remark}")
         return plan
 
     def remark_on(self, plan: Plan, *, is_past: bool = False) -> str | None:
-        """What to know of the plan: that it leaves nothing out, because it is so short."""
-        if len(plan) > FEW_STEPS:
-            return None
-        return f"generations of {FEW_STEPS} steps or fewer run in full"
+        """What to know of the plan: that it is too short to leave out anything, or so much."""
+        if len(plan) <= FEW_STEPS:
+            return f"generations of {FEW_STEPS} steps or fewer run in full"
+        return self._beyond(len(plan)) if self.interval > len(plan) else None
+
+    def _beyond(self, steps: int) -> str:
+        return (
+            f"interval={self.interval:g} is more than the {steps} steps that the generation has: "
+            "as few as possible run in full; lower the interval, or the speedup"
+        )
 
     def _plan(self, levels: tuple[float, ...], protected: frozenset[int], branch: int) -> Plan:
         steps = len(levels)

@@ -55,7 +55,7 @@ class Plan(tuple[PlanEntry, ...]):
 
     @property
     def counted(self) -> str:
-        """In words: "5 of 12 steps in full, the others above the output"."""
+        """In words: "5 of 12 steps in full, the others forecast"."""
         text = f"{len(self.full_steps)} of {len(self)} steps in full"
         if not self.branches:
             return text
@@ -117,8 +117,8 @@ def schedule_text(schedule: Any) -> str:
 
 
 def place_of(branch: int) -> str:
-    """Where a shallow step is cut, as a sentence says it."""
-    return "above the output" if branch == OUTPUT else f"at branch {branch}"
+    """How a shallow step is made, as a sentence says it."""
+    return "forecast" if branch == OUTPUT else f"at branch {branch}"
 
 
 def number_between(name: str, value: Any, low: float, high: float) -> float:

@@ -126,7 +126,7 @@ class Adjustable:
             InvalidSettingError: If an argument is no setting, is out of range, is not of this
                 schedule, or does not fit a U-Net; or if the schedule brings a replay of its own
                 (`Auto`) where another than the default is in force: `replay="extrapolate"` with it
-                takes that back.
+                gives that up.
             UnsupportedModelError: If the pipeline's U-Net was replaced by one that cannot be cut.
 
         Example:

@@ -105,10 +105,14 @@ def schedule_of(
     given = {name: value for name, value in given.items() if value is not None}
     schedule = DEFAULT if schedule is None else schedule
     if speedup is not None:
-        if schedule not in TAKE_SPEEDUP or interval is not None:
+        if interval is not None:
             raise InvalidSettingError(
-                "speedup goes with schedule='noise-aware', the default, or 'auto', and in the "
-                "place of interval: give speedup or interval"
+                f"speedup={speedup!r} stands in the place of interval={interval!r}: give one"
+            )
+        if schedule not in TAKE_SPEEDUP:
+            raise InvalidSettingError(
+                f"schedule={schedule!r} has no speedup: give schedule='noise-aware', the default, "
+                "or 'auto' with it, or leave speedup out"
             )
         named = named_schedule(schedule, **given)
         given["interval"] = _interval_for(speedup, named.branch, share_of(named))
@@ -181,7 +185,7 @@ def _interval_for(speedup: Any, branch: int, share: float | None) -> float:
         raise InvalidSettingError(
             f"speedup={speedup:g} is out of reach: a shallow call at branch {branch} is "
             f"{share:.1%} of a full one, so at most {math.floor(10 * most) / 10}×; "
-            "branch=-1, above the output, costs nothing"
+            "branch=-1, the forecast, costs nothing"
         )
     return 1 if speedup == 1 else 1 / full
 

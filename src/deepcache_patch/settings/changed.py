@@ -155,7 +155,7 @@ class Settings:
         if in_force and chosen and brings_replay(schedule):
             raise InvalidSettingError(
                 f"{type(schedule).__name__} brings its own replay, and replay={self.replay!r} is "
-                "in force: give replay='extrapolate' with the schedule, which takes that back"
+                f"in force: give replay='extrapolate' with the schedule, to give {self.replay!r} up"
             )
 
     def _made_of(self, words: Mapping[str, Any], schedule: AnySchedule) -> Settings:

@@ -83,11 +83,11 @@ def cautions_of(sweep: Sweep) -> list[str]:
     found += only_one_full({row.title: row.plan for row in sweep.settings})
     found += dict.fromkeys(said for row in sweep.settings for said in few_steps(row, row.plan))
     found += [
-        f"{row.title}: there was nothing to learn from, so it is as the default"
+        f"{row.title}: {remark.removeprefix('auto: ')}"
         for row in sweep.settings
         if row.setting is not None
         and isinstance(schedule := row.setting.made(), Auto)
-        and not schedule.is_worth_it(row.plan)
+        and (remark := schedule.remark_on(row.plan, is_past=True))
     ]
     if beaten:
         by = f"by {CLEAR:g} dB or more"

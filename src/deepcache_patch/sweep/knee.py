@@ -68,4 +68,4 @@ def why_none(points: Sequence[SpeedQuality], speed: str) -> str:
     if front < 3:
         left = "one is" if front == 1 else "two are"
         return f"only {left} not beaten by another in both {speed} and quality; it takes three"
-    return "the curve has no bend, since none lies above the line from the slowest to the fastest"
+    return "no setting lies above the straight line from the slowest to the fastest"

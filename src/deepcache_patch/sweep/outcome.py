@@ -5,7 +5,7 @@ as a table, a picture, JSON or a page. How it is made stands in `run`.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -16,6 +16,8 @@ from ..compare.contestant import Contestant, speed_text
 from ..compare.measures import CLEAR, DETAILS, SAME
 from ..compare.saving import Saved, files_of
 from ..compare.script import python_of
+from ..learning.auto import Auto
+from ..learning.calibrated_schedule import Calibrated
 from ..measuring.environment import versions
 from ..measuring.generation import Timing
 from ..measuring.media import Result, kind_of
@@ -27,6 +29,9 @@ from .settings import SweepSetting
 
 #: What `Sweep.save_all` writes.
 FILES: Final = files_of("sweep")
+
+#: In dB: a smaller gain is not worth a calibration.
+_HARDLY: Final = 0.1
 
 #: What stands before a setting's options where no command is known.
 _COMMAND: Final = "deepcache-patch compare MODEL --prompt TEXT"
@@ -71,6 +76,12 @@ class Row(Contestant):
     def name(self) -> str:
         """The setting, without its steps; "plain" without the helper."""
         return "plain" if self.setting is None else self.setting.name
+
+    @property
+    def is_learned(self) -> bool:
+        """Whether its schedule comes of a calibration."""
+        made = None if self.setting is None else self.setting.made()
+        return isinstance(made, Auto | Calibrated)
 
     @property
     def title(self) -> str:
@@ -144,25 +155,39 @@ class Sweep(Saved):
         Of the settings that no other one beats in both speed and quality, it is the one that lies
         highest above the straight line from the slowest of them to the fastest, in the figure's
         scales. There is none if these are fewer than three, or if none lies above the line. Speed
-        is `speed_of`: by work, or measured where the work is not known.
+        is `speed_of`: by work, or measured where the work is not known. A setting that is learned
+        gives way to one that is as fast, within 0.1 dB, and is not.
         """
         found = knee_of(self.points)
-        return None if found is None else self._apart[found]
+        return None if found is None else self._simplest(self._apart[found])
 
     @property
     def fastest_unbeaten(self) -> Row | None:
         """The fastest of the settings with the best verdict that fewer steps do not beat.
 
         Each of them is at least as good as fewer steps at equal work. `None` where each setting is
-        beaten by them, or they were not made, or shapes differ with each that is not beaten.
+        beaten by them, or they were not made, or shapes differ with each that is not beaten. Of two
+        that are as fast, the learned one is taken only if it is closer by more than 0.1 dB.
         """
         known = [row for row in self.settings if row.fewer in self.fewer_of]
         unbeaten = [row for row in known if self.beaten_by(row) is None]
         for looks in (SAME, DETAILS, None):  # sounds have no verdict
             alike = [row for row in unbeaten if row.looks == looks]
             if alike:
-                return max(alike, key=lambda row: (self.speed_of(row), row.quality))
+                best = max(alike, key=lambda row: (self.speed_of(row), row.quality))
+                return self._simplest(best, alike)
         return None
+
+    def _simplest(self, best: Row, among: Sequence[Row] | None = None) -> Row:
+        """In the place of a setting that is learned one that is not, as fast and hardly worse."""
+        alike = (
+            row
+            for row in (self.settings if among is None else among)
+            if self.speed_of(row) == self.speed_of(best)
+            and 0 <= best.quality - row.quality <= _HARDLY
+            and not row.is_learned
+        )
+        return next(alike, best) if best.is_learned else best
 
     @property
     def points(self) -> list[SpeedQuality]:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import takewhile
 from typing import Any
 
+import diffusers
 from diffusers import DiffusionPipeline
 from torch import nn
 
@@ -27,8 +28,15 @@ def unets_of(pipe: Any) -> dict[str, nn.Module]:
     unets = {name: module for name, module in modules.items() if _is_whole(module, is_unet)}
     if unets:
         return unets
-    names = ", ".join(type(unwrapped(each)).__name__ for each in modules.values()) or "no modules"
+    kinds = [type(unwrapped(each)).__name__ for each in modules.values()]
+    names = ", ".join(kinds) or "no modules"
     cure = "a U-Net with skip connections is what DeepCache needs"
+    transformer = next((kind for kind in kinds if "Transformer" in kind), None)
+    if transformer is not None:
+        cure = (
+            f"{transformer} is a transformer, for which diffusers {diffusers.__version__} has no "
+            "cache: what makes it faster is fewer steps, or torch.compile"
+        )
     wrappers = {"DataParallel", "FullyShardedDataParallel"}
     inside = _unet_inside(pipe)
     missing = next((name for name, part in _components_of(pipe) if _is_to_come(name, part)), None)
