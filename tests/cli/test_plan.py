@@ -48,9 +48,9 @@ def run(*arguments: str) -> int:
             "3 of 3 steps in full",
         ),
         (
-            "--schedule uniform --steps 6 --interval 3 --scheduler heun",
-            "F··F··F··F·",
-            "4 of 11 steps in full, the others at branch 0",
+            "--schedule uniform --steps 9 --interval 3 --scheduler heun",
+            "F··F··F··F··F··F·",
+            "6 of 17 steps in full, the others at branch 0",
         ),
         (
             "--schedule uniform --steps 10 --interval 3 --scheduler ddim --strength 0.75",
@@ -242,13 +242,18 @@ def test_a_speedup_is_the_interval_that_a_helper_takes_for_it(
 def test_with_few_steps_the_plan_says_what_to_expect(
     steps: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = "with 15 steps or fewer pictures move far from the plain ones: try interval=1.5"
+    said = (
+        "with 15 steps or fewer pictures move far from the plain ones: "
+        "try the default with interval=1.5"
+    )
     assert run("--steps", str(steps)) == 0
     assert capsys.readouterr().out.splitlines()[-1] == said
     assert run("--steps", str(steps), "--interval", "1.5") == 0
     assert said not in capsys.readouterr().out
     assert run("--steps", "16") == 0
     assert said not in capsys.readouterr().out
+    assert run("--steps", str(steps), "--schedule", "uniform") == 0
+    assert capsys.readouterr().out.splitlines()[-1] == said
 
 
 def test_protected_steps_come_on_top_of_the_budget(capsys: pytest.CaptureFixture[str]) -> None:

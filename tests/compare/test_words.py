@@ -89,7 +89,10 @@ def test_a_plan_of_few_steps_says_that_the_pictures_move(
     steps: int, full: int, is_said: bool
 ) -> None:
     # `print(helper)` and the command `plan` said so, but not the pictures themselves.
-    said = "with 15 steps or fewer pictures move far from the plain ones: try interval=1.5"
+    said = (
+        "with 15 steps or fewer pictures move far from the plain ones: "
+        "try the default with interval=1.5"
+    )
     made = outcome(plans={"unet": Plan([FULL] * full + [-1] * (steps - full))})
     assert (said in made.notes) == is_said
     assert (said in made.to_dict()["figures"]["notes"]) == is_said
@@ -99,7 +102,10 @@ def test_a_plan_of_few_steps_says_that_the_pictures_move(
 
 def test_few_steps_are_not_remarked_on_where_nothing_moved_or_one_step_was_full() -> None:
     # It was said beside "no visible difference", and after "a smaller interval comes closer".
-    said = "with 15 steps or fewer pictures move far from the plain ones: try interval=1.5"
+    said = (
+        "with 15 steps or fewer pictures move far from the plain ones: "
+        "try the default with interval=1.5"
+    )
     plans = {"unet": Plan([FULL] * 4 + [-1] * 5)}
     assert said in outcome(plans=plans, psnr=(40.0, 39.9), ssim=(1.0, 1.0)).notes
     assert said not in outcome(plans=plans, psnr=(40.0, math.inf), ssim=(0.98, 1.0)).notes

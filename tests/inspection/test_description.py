@@ -237,7 +237,7 @@ def test_a_calibration_is_called_one_and_says_what_for():
         assert str(helper).endswith(
             "\n            4 of 9 calls in full: 44% of the U-Net's work, at most 2.25×"
             "\n            with 15 steps or fewer pictures move far from the plain ones: try "
-            "interval=1.5"
+            "the default with interval=1.5"
         )
 
 
@@ -276,7 +276,10 @@ def test_auto_says_whether_it_learns(monkeypatch, schedule, steps, before, after
     [(8, 2.2, False), (9, 2.2, True), (15, 2.2, True), (16, 2.2, False), (12, 1.5, False)],
 )
 def test_a_plan_of_few_steps_says_that_the_pictures_move(steps, interval, said):
-    remark = "with 15 steps or fewer pictures move far from the plain ones: try interval=1.5"
+    remark = (
+        "with 15 steps or fewer pictures move far from the plain ones: "
+        "try the default with interval=1.5"
+    )
     remark = f"\n            {remark}"
     pipe = CASES["sd"].load()
     helper = DeepCacheHelper(pipe, interval=interval)

@@ -186,7 +186,10 @@ def test_a_preview_says_what_so_few_steps_do(
     # `print(helper)` and the command `plan` said so, but not the page.
     given = {"interval": interval, "branch": -1, "num_inference_steps": steps}
     shown = preview(page(), schedule=schedule, **given)
-    told = "; with 15 steps or fewer pictures move far from the plain ones: try interval=1.5"
+    told = (
+        "; with 15 steps or fewer pictures move far from the plain ones: "
+        "try the default with interval=1.5"
+    )
     assert (told in shown) == said
     none = "Planned: 8 of 8 steps in full; generations of 8 steps or fewer run in full</p>"
     assert (none in shown) == (steps == 8 and schedule != "uniform")

@@ -221,7 +221,7 @@ def test_steps_so_few_that_pictures_move_are_told_once(steps, interval, is_told)
     said = [str(each.message) for each in caught if each.category is DeepCacheWarning]
     assert said == is_told * [
         f"the generation has {steps} steps; with 15 steps or fewer pictures move far from the "
-        "plain ones: try interval=1.5"
+        "plain ones: try the default with interval=1.5"
     ]
 
 

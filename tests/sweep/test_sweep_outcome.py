@@ -243,7 +243,10 @@ def test_nothing_to_take_is_said_of_no_setting() -> None:
 
 
 def test_few_steps_are_remarked_on_once_where_pictures_moved() -> None:
-    said = "with 15 steps or fewer pictures move far from the plain ones: try interval=1.5"
+    said = (
+        "with 15 steps or fewer pictures move far from the plain ones: "
+        "try the default with interval=1.5"
+    )
     moved = row(2, 30, SweepSetting(interval=2, steps=12), steps=12, plan=Plan(["full", -1] * 6))
     alike = replace(moved, psnr=(50.0, 50.0), ssim=(1.0, 1.0))
     more = replace(moved, steps=16, plan=Plan(["full", -1] * 8))

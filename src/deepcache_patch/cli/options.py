@@ -64,9 +64,9 @@ class _Command(click.Command):
         try:
             given, _, order = self.make_parser(ctx).parse_args(args=[*args])
         except click.NoSuchOption as error:
-            if error.option_name in ("--speedup", "--full-steps"):
-                names = [name for param in self.params for name in param.opts]
-                error.possibilities = [name for name in names if name == "--interval"]
+            near = [name for param in self.params for name in param.opts if name == "--interval"]
+            if near and error.option_name in ("--speedup", "--full-steps"):
+                raise click.NoSuchOption(error.option_name, possibilities=near, ctx=ctx) from None
             raise
         if not ctx.resilient_parsing and not given.get("help"):
             for param in dict.fromkeys(order):

@@ -94,7 +94,9 @@ def plan(
     is_arithmetic = scheduler is None and schedule in ("uniform", "centred")
     if not is_arithmetic:
         import_word()
+    from ..schedules.placing import FEW_STEPS
     from ..schedules.plans import Uniform
+    from ..schedules.remarks import remarks_on
     from ..schedules.window import Window
     from ..settings.by_name import TAKE_SPEEDUP, named_schedule
 
@@ -108,6 +110,7 @@ def plan(
         raise BadInputError(f"--{next(iter(wanted))} goes with --scheduler")
     branch = given.get("branch", -1)
     calibrated: list[Calibrated] = []
+    found: Any = None
     with bad_input():
         window = Window(first, last)
         if speedup is not None:
@@ -133,15 +136,11 @@ def plan(
         say(f"{each}\n{each.counted}")
         if source is not None:
             say(f"calibrated for {source.setting.short}")
-    if schedule in TAKE_SPEEDUP:
-        from ..schedules.placing import FEW_STEPS
-        from ..schedules.remarks import remarks_on
-
-        if len(plans[0]) > FEW_STEPS:
-            own = "most schedulers; for those of yours give --scheduler NAME"
-            say(f"by the noise levels of {scheduler or own}")
-        for remark in remarks_on(found, plans[0]):
-            say(remark)
+    if schedule in TAKE_SPEEDUP and len(plans[0]) > FEW_STEPS:
+        own = "most schedulers; for those of yours give --scheduler NAME"
+        say(f"by the noise levels of {scheduler or own}")
+    for remark in remarks_on(found, plans[0]):
+        say(remark)
     if branch > 0:  # all have branch 0
         say(f"no model tells here whether there is a branch {branch}: {_TABLE} does")
 

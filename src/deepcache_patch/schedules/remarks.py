@@ -27,4 +27,5 @@ def if_short(steps: int, full_steps: int) -> str | None:
     few = FEW_STEPS < steps <= SHORT
     if not few or full_steps >= count_of_full_steps(1.5, steps, frozenset()):
         return None
-    return f"with {SHORT} steps or fewer pictures move far from the plain ones: try interval=1.5"
+    far = f"with {SHORT} steps or fewer pictures move far from the plain ones"
+    return f"{far}: try the default with interval=1.5"
