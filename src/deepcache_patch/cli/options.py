@@ -64,9 +64,10 @@ class _Command(click.Command):
         try:
             given, _, order = self.make_parser(ctx).parse_args(args=[*args])
         except click.NoSuchOption as error:
-            near = [name for param in self.params for name in param.opts if name == "--interval"]
-            if near and error.option_name in ("--speedup", "--full-steps"):
-                raise click.NoSuchOption(error.option_name, possibilities=near, ctx=ctx) from None
+            name, names = error.option_name, {name for each in self.params for name in each.opts}
+            if name in ("--speedup", "--full-steps") and "--interval" in names:
+                meant = f"No such option {name!r}. Did you mean '--interval'?"
+                raise click.NoSuchOption(name, meant, ctx=ctx) from None
             raise
         if not ctx.resilient_parsing and not given.get("help"):
             for param in dict.fromkeys(order):
