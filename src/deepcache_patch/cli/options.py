@@ -64,10 +64,9 @@ class _Command(click.Command):
         try:
             given, _, order = self.make_parser(ctx).parse_args(args=[*args])
         except click.NoSuchOption as error:
-            name, names = error.option_name, {name for each in self.params for name in each.opts}
-            if name in ("--speedup", "--full-steps") and "--interval" in names:
-                meant = f"No such option {name!r}. Did you mean '--interval'?"
-                raise click.NoSuchOption(name, meant, ctx=ctx) from None
+            named = error.option_name
+            if named in ("--speedup", "--full-steps") and self.name == "sweep":
+                raise click.UsageError(f"sweep has no {named}: give --interval 2,3,5") from error
             raise
         if not ctx.resilient_parsing and not given.get("help"):
             for param in dict.fromkeys(order):
