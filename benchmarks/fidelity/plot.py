@@ -24,19 +24,19 @@ from matplotlib.ticker import FixedLocator, NullLocator
 PLOT = ROOT / "docs" / "fidelity.png"
 COLUMNS = 3
 
-#: Colours that stay apart for colour-blind eyes (Okabe and Ito), and the marker of each family.
+#: Colours that stay apart for colour-blind eyes (Okabe and Ito), marker and name of each family.
 STYLES = {
-    "fewer steps": ("#000000", "s"),
-    "deepcache 0.1.1": ("#999999", "x"),
-    "default": ("#0072b2", "^"),
-    "auto": ("#56b4e9", "*"),
-    "calibrated": ("#d55e00", "*"),
-    "spectrum": ("#009e73", "D"),
-    "zeus": ("#f0e442", "v"),
-    "adaptivediffusion": ("#e69f00", "P"),
-    "sada": ("#cc79a7", "X"),
-    "easycache": ("#b8860b", "<"),
-    "output reuse": ("#999999", "o"),
+    "fewer steps": ("#000000", "s", "fewer steps"),
+    "deepcache 0.1.1": ("#999999", "x", "DeepCache 0.1.1"),
+    "default": ("#0072b2", "^", "default"),
+    "auto": ("#56b4e9", "*", "auto"),
+    "calibrated": ("#d55e00", "*", "calibrated"),
+    "spectrum": ("#009e73", "D", "Spectrum"),
+    "zeus": ("#f0e442", "v", "ZEUS"),
+    "adaptivediffusion": ("#e69f00", "P", "AdaptiveDiffusion"),
+    "sada": ("#cc79a7", "X", "SADA"),
+    "easycache": ("#b8860b", "<", "EasyCache"),
+    "output reuse": ("#999999", "o", "output reuse"),
 }
 SPEEDS = (1, 1.5, 1.8, 2.2, 3, 4, 5, 7, 10)
 
@@ -69,7 +69,7 @@ def draw(reports: dict[str, Any], output: Path) -> None:
             axes.set_visible(False)
         for axes, report in zip(grid.flat, reports.values(), strict=False):
             _panel(axes, report)
-        figure.supxlabel("speed by the work of SD 1.5")
+        figure.supxlabel("speed by the work of SD 1.5; small: another of its kind is better")
         figure.supylabel("PSNR against the plain pictures, dB")
         lines = {
             str(line.get_label()): line
@@ -78,17 +78,17 @@ def draw(reports: dict[str, Any], output: Path) -> None:
             if line.get_label() in STYLES
         }
         families = [family for family in STYLES if family in lines]
-        handles = [lines[family] for family in families]
-        figure.legend(handles, families, loc="outside upper center", ncols=5, frameon=False)
+        handles, names = zip(*((lines[each], STYLES[each][2]) for each in families), strict=True)
+        figure.legend(handles, names, loc="outside upper center", ncols=5, frameon=False)
         drawn = io.BytesIO()
-        figure.savefig(drawn, dpi=100)
+        figure.savefig(drawn, dpi=150)
         plt.close(figure)
     # A palette is enough for lines, and a third of the bytes.
-    Image.open(drawn).convert("RGB").quantize(128).save(output, optimize=True)
+    Image.open(drawn).convert("RGB").quantize(256).save(output, optimize=True)
 
 
 def _panel(axes: Axes, report: dict[str, Any]) -> None:
-    for family, (colour, marker) in STYLES.items():
+    for family, (colour, marker, _) in STYLES.items():
         dots = points(report["rows"], family)
         if not dots:
             continue

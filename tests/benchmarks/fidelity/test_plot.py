@@ -28,5 +28,5 @@ def test_all_panels_make_a_small_picture(tmp_path, count):
     reports = {name: {"title": SAMPLERS[name].title, "rows": rows} for name in names}
     plot.draw(reports, tmp_path / "plot.png")
     with Image.open(tmp_path / "plot.png") as picture:
-        assert picture.width == 900
-    assert (tmp_path / "plot.png").stat().st_size < 150_000
+        assert picture.width == 1350
+    assert (tmp_path / "plot.png").stat().st_size < 300_000
