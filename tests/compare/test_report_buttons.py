@@ -90,7 +90,7 @@ def test_python_is_copied_by_a_button(show: Any) -> None:
     )
     find(browser, ".copy").click()
     assert browser.execute_script("return window.copied") == python_of(ABOUT)
-    assert find(browser, ".bar output:not([for])").text == "Copied"
+    assert find(browser, ".code output").text == "Copied"
 
 
 def test_the_file_of_all_side_by_side_plays(show: Any) -> None:
