@@ -8,7 +8,7 @@ import math
 from typing import Any
 
 import pytest
-from builders.outcomes import ABOUT, fewer, outcome, sounds, videos
+from builders.outcomes import ABOUT, fewer, joined, outcome, sounds, videos
 
 from deepcache_patch import FULL, Plan
 from deepcache_patch.compare.measures import RULE, Measure
@@ -59,7 +59,7 @@ def test_a_speed_above_what_the_work_allows_is_remarked_on_in_every_form() -> No
     made = timed((4.0, 2.0), (4.4, 2.0), work=0.5)
     (note,) = made.notes
     assert note in made.table().splitlines()
-    assert f'<p class="note caution">{note[0].upper()}{note[1:]}' in made.to_html()
+    assert f'<p class="note caution">{note[0].upper()}{note[1:]}' in joined(made.to_html())
     assert made.to_dict()["figures"]["notes"] == [note]
 
 
@@ -94,7 +94,9 @@ def test_a_plan_of_few_steps_says_that_the_pictures_move(
     assert (said in made.notes) == is_said
     assert (said in made.to_dict()["figures"]["notes"]) == is_said
     assert (said in made.table().splitlines()) == is_said
-    assert (f'<p class="note caution">{said[0].upper()}{said[1:]}' in made.to_html()) == is_said
+    assert (
+        f'<p class="note caution">{said[0].upper()}{said[1:]}' in joined(made.to_html())
+    ) == is_said
 
 
 def test_few_steps_are_not_remarked_on_where_nothing_moved_or_one_step_was_full() -> None:
