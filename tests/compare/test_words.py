@@ -73,6 +73,7 @@ def test_the_range_is_that_of_runs_that_followed_each_other() -> None:
 
 def test_the_worst_is_named_by_its_number() -> None:
     assert Measure("PSNR", (33.0, 30.6, math.inf, 30.6), "dB", 2).worst_text() == "30.60 dB, #2"
+    assert Measure("PSNR", (30.6,), "dB", 2).worst_text() == "30.60 dB"  # it has no number
     assert Measure("LPIPS", (0.1, 0.3, 0.2)).worst_text() == "0.3000, #2"  # a distance
     assert Measure("SSIM", (0.1, math.nan)).worst == 1
     figures = outcome(psnr=(30.0, 20.0)).to_dict()["figures"]
@@ -132,6 +133,12 @@ def test_the_worst_picture_decides_the_verdict_in_words(psnr: Any, ssim: Any, lo
     made = outcome(psnr=psnr, ssim=ssim)
     assert (made.looks, made.to_dict()["figures"]["looks"]) == (looks, looks)
     assert f"helper: {looks} (worst PSNR " in made.table()
+
+
+def test_a_single_result_is_not_called_the_worst() -> None:
+    one = {"plain": outcome().plain[:1], "cached": outcome().cached[:1]}
+    made = outcome(**one, psnr=(20.0,), ssim=(0.5,), about={**ABOUT, "seeds": [0]})
+    assert made.said[0] == "helper: shapes differ (PSNR 20.00 dB; SSIM 0.5000)"
 
 
 def test_the_rule_names_the_limits_and_whose_they_are() -> None:
