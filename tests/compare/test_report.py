@@ -235,20 +235,21 @@ def test_all_results_stand_in_a_table_that_can_be_sorted() -> None:
             "#",
             "helper PSNR",
             "helper SSIM",
+            "helper verdict",
             "3 steps PSNR",
             "3 steps SSIM",
-            "helper verdict",
+            "3 steps verdict",
         ),
     ]
     cells = [re.findall('data-value="(.*?)">(.*?)</t[dh]>', row) for row in table.split("<tr>")[2:]]
     assert cells[0][1:] == [
-        *(("-1000000000.0", "nan dB"), ("0.5", "0.5000"), ("17.0", "17.00 dB"), ("0.25", "0.2500")),
-        ("0", "shapes differ"),
+        *(("-1000000000.0", "nan dB"), ("0.5", "0.5000"), ("0", "shapes differ")),
+        *(("17.0", "17.00 dB"), ("0.25", "0.2500"), ("0", "shapes differ")),
     ]
     assert cells[1] == [
         ("2", '<a href="#picture-2">#2</a> seed 1'),
-        *(("100000000.0", "identical"), ("1.0", "1.0000")),
-        *(("19.0", "19.00 dB"), ("0.75", "0.7500"), ("2", "no visible difference")),
+        *(("100000000.0", "identical"), ("1.0", "1.0000"), ("2", "no visible difference")),
+        *(("19.0", "19.00 dB"), ("0.75", "0.7500"), ("0", "shapes differ")),
     ]
     assert '<table class="sortable">' not in videos().to_html()
 
