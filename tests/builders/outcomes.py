@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,11 @@ PLAN = Plan(["full", 0, 0, "full", 0, 0])
 
 def flat(colour: tuple[int, int, int], side: int = 64) -> Image.Image:
     return Image.new("RGB", (side, side), colour)
+
+
+def joined(page: str) -> str:
+    """A page without the marks of what a line does not break within."""
+    return re.sub(r'<span class="whole">(.*?)</span>', r"\1", page)
 
 
 def outcome(**changes: Any) -> Comparison:

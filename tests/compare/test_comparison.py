@@ -7,6 +7,7 @@ from __future__ import annotations
 import builtins
 import json
 import math
+from html import escape
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +18,7 @@ from builders.cases import CASES
 from builders.outcomes import ABOUT, flat, outcome
 from PIL import Image
 
-from deepcache_patch import DeepCacheHelper, Uniform
+from deepcache_patch import DeepCacheHelper, Plan, Uniform
 from deepcache_patch.compare.grid import GAP, MARGIN, difference_factor
 from deepcache_patch.compare.run import compare
 from deepcache_patch.measuring.generation import batched_call, labelled_progress
@@ -323,7 +324,17 @@ def test_there_is_a_seed_for_each_prompt_unless_they_are_given() -> None:
     assert made.about["seeds"] == [0, 1]
     assert made.headings == ["a", "b"]
     assert (str(made), made.title.rpartition(" · ")[2]) == (made.table(), "interval 3, branch 0")
-    assert made._repr_html_().startswith(f"<pre>{made.title}\n\n")
+
+
+def test_a_notebook_breaks_sentences_and_scrolls_the_table() -> None:
+    # One long note in the table's own box made the whole page as wide as that note.
+    made = outcome(plans={"unet": Plan(["full", -1])})
+    table, sentences = made._repr_html_().split("</pre>")
+    assert table.startswith('<pre style="overflow-x:auto">')
+    assert "feature cache" in table
+    for line in (*made.said, "plan            F·"):
+        assert f">{escape(line)}</p>" in sentences
+    assert f'<img style="max-width:100%" alt="{made.title}" src="data:image/png;' in sentences
 
 
 @pytest.mark.parametrize(

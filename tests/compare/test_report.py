@@ -13,7 +13,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from builders.outcomes import ABOUT, HOSTILE, PLAN, fewer, flat, outcome, pictures, sounds, videos
+from builders.outcomes import (
+    ABOUT,
+    HOSTILE,
+    PLAN,
+    fewer,
+    flat,
+    joined,
+    outcome,
+    pictures,
+    sounds,
+    videos,
+)
 from PIL import Image
 
 from deepcache_patch import Plan
@@ -29,7 +40,7 @@ class Page(HTMLParser):
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.texts: list[str] = []
-        self.feed(text)
+        self.feed(joined(text))
         self.close()
 
     def handle_starttag(self, tag: str, attrs: Any) -> None:
@@ -224,20 +235,21 @@ def test_all_results_stand_in_a_table_that_can_be_sorted() -> None:
             "#",
             "helper PSNR",
             "helper SSIM",
+            "helper verdict",
             "3 steps PSNR",
             "3 steps SSIM",
-            "helper verdict",
+            "3 steps verdict",
         ),
     ]
     cells = [re.findall('data-value="(.*?)">(.*?)</t[dh]>', row) for row in table.split("<tr>")[2:]]
     assert cells[0][1:] == [
-        *(("-1000000000.0", "nan dB"), ("0.5", "0.5000"), ("17.0", "17.00 dB"), ("0.25", "0.2500")),
-        ("0", "shapes differ"),
+        *(("-1000000000.0", "nan dB"), ("0.5", "0.5000"), ("0", "shapes differ")),
+        *(("17.0", "17.00 dB"), ("0.25", "0.2500"), ("0", "shapes differ")),
     ]
     assert cells[1] == [
         ("2", '<a href="#picture-2">#2</a> seed 1'),
-        *(("100000000.0", "identical"), ("1.0", "1.0000")),
-        *(("19.0", "19.00 dB"), ("0.75", "0.7500"), ("2", "no visible difference")),
+        *(("100000000.0", "identical"), ("1.0", "1.0000"), ("2", "no visible difference")),
+        *(("19.0", "19.00 dB"), ("0.75", "0.7500"), ("0", "shapes differ")),
     ]
     assert '<table class="sortable">' not in videos().to_html()
 
@@ -330,3 +342,11 @@ def test_frames_and_sounds_of_the_third_contestant() -> None:
     assert page.texts.count("Difference of 3 steps, ×1") == 2
     assert len(page.all("img", "residue")) == 4
     assert "3 steps: SNR 2.50 dB" in page.texts
+
+
+def test_options_ranges_and_values_are_not_broken() -> None:
+    whole = outcome()
+    once = outcome(plain_times=whole.plain_times[:1], cached_times=whole.cached_times[:1])
+    page = whole.to_html() + once.to_html()
+    for text in ("--repeats 5", "0.67–2.50×", "PSNR 20.00 dB", "SSIM 0.5000"):
+        assert f'<span class="whole">{text}</span>' in page

@@ -8,7 +8,7 @@ import math
 from typing import Any
 
 import pytest
-from builders.outcomes import ABOUT, fewer, outcome, sounds, videos
+from builders.outcomes import ABOUT, fewer, joined, outcome, sounds, videos
 
 from deepcache_patch import FULL, Plan
 from deepcache_patch.compare.measures import RULE, Measure
@@ -59,7 +59,7 @@ def test_a_speed_above_what_the_work_allows_is_remarked_on_in_every_form() -> No
     made = timed((4.0, 2.0), (4.4, 2.0), work=0.5)
     (note,) = made.notes
     assert note in made.table().splitlines()
-    assert f'<p class="note caution">{note[0].upper()}{note[1:]}' in made.to_html()
+    assert f'<p class="note caution">{note[0].upper()}{note[1:]}' in joined(made.to_html())
     assert made.to_dict()["figures"]["notes"] == [note]
 
 
@@ -73,6 +73,7 @@ def test_the_range_is_that_of_runs_that_followed_each_other() -> None:
 
 def test_the_worst_is_named_by_its_number() -> None:
     assert Measure("PSNR", (33.0, 30.6, math.inf, 30.6), "dB", 2).worst_text() == "30.60 dB, #2"
+    assert Measure("PSNR", (30.6,), "dB", 2).worst_text() == "30.60 dB"  # it has no number
     assert Measure("LPIPS", (0.1, 0.3, 0.2)).worst_text() == "0.3000, #2"  # a distance
     assert Measure("SSIM", (0.1, math.nan)).worst == 1
     figures = outcome(psnr=(30.0, 20.0)).to_dict()["figures"]
@@ -97,7 +98,9 @@ def test_a_plan_of_few_steps_says_that_the_pictures_move(
     assert (said in made.notes) == is_said
     assert (said in made.to_dict()["figures"]["notes"]) == is_said
     assert (said in made.table().splitlines()) == is_said
-    assert (f'<p class="note caution">{said[0].upper()}{said[1:]}' in made.to_html()) == is_said
+    assert (
+        f'<p class="note caution">{said[0].upper()}{said[1:]}' in joined(made.to_html())
+    ) == is_said
 
 
 def test_few_steps_are_not_remarked_on_where_nothing_moved_or_one_step_was_full() -> None:
@@ -136,6 +139,12 @@ def test_the_worst_picture_decides_the_verdict_in_words(psnr: Any, ssim: Any, lo
     made = outcome(psnr=psnr, ssim=ssim)
     assert (made.looks, made.to_dict()["figures"]["looks"]) == (looks, looks)
     assert f"helper: {looks} (worst PSNR " in made.table()
+
+
+def test_a_single_result_is_not_called_the_worst() -> None:
+    one = {"plain": outcome().plain[:1], "cached": outcome().cached[:1]}
+    made = outcome(**one, psnr=(20.0,), ssim=(0.5,), about={**ABOUT, "seeds": [0]})
+    assert made.said[0] == "helper: shapes differ (PSNR 20.00 dB; SSIM 0.5000)"
 
 
 def test_the_rule_names_the_limits_and_whose_they_are() -> None:

@@ -21,3 +21,5 @@ def test_a_header_names_the_columns() -> None:
     table = ElementTree.fromstring(html_table("t", [(NASTY, "b")], header=("x", NASTY)))
     assert [(cell.tag, cell.text) for cell in table[1]] == [("th", "x"), ("th", NASTY)]
     assert [(cell.tag, cell.text) for cell in table[2]] == [("td", NASTY), ("td", "b")]
+    for row in table[1:]:  # figures to the right, and what they are of to the left
+        assert ["text-align:right" in cell.attrib["style"] for cell in row] == [True, False]

@@ -7,7 +7,7 @@ from math import dist
 from typing import Any
 
 import pytest
-from builders.browser import a_browser, a_show  # noqa: F401 (fixtures)
+from builders.browser import a_browser, a_show, find  # noqa: F401 (fixtures)
 from builders.sweeps import made, row
 
 MARKS = """
@@ -30,3 +30,16 @@ def test_no_mark_hides_the_number_of_another(show: Any, width: int) -> None:
     for (x, y, radius), (other_x, other_y, _) in combinations(marks, 2):
         assert dist((x, y), (other_x, other_y)) >= 2 * radius
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+
+
+def test_folded_python_is_copied_by_its_button(show: Any) -> None:
+    sweep = made()
+    browser = show(sweep)
+    browser.execute_script(
+        "addEventListener('copy', () => { window.copied = getSelection().toString() })"
+    )
+    python = find(browser, "#setting-1 .python")
+    assert not python.is_displayed()
+    find(browser, "#setting-1 .copy").click()
+    assert browser.execute_script("return window.copied") == sweep.python(sweep.settings[0])
+    assert python.is_displayed()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders.outcomes import HOSTILE
+from builders.outcomes import HOSTILE, joined
 from builders.sweeps import ABOUT, made, row
 from PIL import Image
 
@@ -78,7 +78,7 @@ def test_the_verdict_of_each_row_is_that_of_a_comparison() -> None:
     sweep = made(settings=(alike, moved))
     assert [each[-2] for each in rows_of(sweep)[1:3]] == ["no visible difference", "details move"]
     assert [each["looks"] for each in sweep.to_dict()["settings"]] == [alike.looks, moved.looks]
-    assert "PSNR 50.00 dB · no visible difference</p>" in sweep.to_html()
+    assert "PSNR 50.00 dB · no visible difference</p>" in joined(sweep.to_html())
 
 
 def test_what_speaks_against_speeds_is_said_as_in_a_comparison() -> None:
@@ -95,7 +95,7 @@ def test_what_speaks_against_speeds_is_said_as_in_a_comparison() -> None:
     sweep = made(settings=tuple(replace(each, **once) for each in made().settings))
     said = "peeds from one run prove little: go by work, or take repeats=5 (--repeats 5)."
     assert f"\nS{said}" in sweep.table()
-    assert f'<p class="note caution">S{said}</p>' in sweep.to_html()
+    assert f'<p class="note caution">S{said}</p>' in joined(sweep.to_html())
     assert sweep.picture().height > made().picture().height
 
 
@@ -162,7 +162,7 @@ def test_without_a_knee_the_fastest_setting_with_the_best_verdict_is_named(
     rule = "the fastest setting with this verdict that fewer steps at equal work do not beat."
     said = f"{NO_KNEE} {said} the figure), {rule}"
     assert said in sweep.table().splitlines()
-    assert f'<p class="knee-text">{said}</p>' in sweep.to_html()
+    assert f'<p class="knee-text">{said}</p>' in joined(sweep.to_html())
     assert f'data-first="setting-{1 + place}"' in sweep.to_html()
     named = json.loads(sweep.to_json())["fastest_unbeaten"]
     assert named == {"name": found.name, "steps": 24}
@@ -201,7 +201,7 @@ def test_without_a_knee_a_setting_that_is_beaten_or_moves_shapes_is_not_named(
     assert sweep.fastest_unbeaten is None
     said = f"{NO_KNEE} Take none of them: {said}"
     assert said in sweep.table().splitlines()
-    assert f'<p class="knee-text">{said}</p>' in sweep.to_html()
+    assert f'<p class="knee-text">{said}</p>' in joined(sweep.to_html())
     assert 'data-first="setting-1"' in sweep.to_html()
     assert json.loads(sweep.to_json())["fastest_unbeaten"] is None
 
@@ -355,7 +355,7 @@ def test_the_page_has_a_point_and_a_card_for_each_row_and_fetches_nothing() -> N
     assert not page.named("link")[1:]
     assert not re.findall(r"<[^>]+ style=", text)  # which the policy would refuse
     # A line ended within the two hyphens of an option.
-    options = [f'<span class="option">{each}</span>' for each in ("--interval", "--steps")]
+    options = [f'<span class="whole">{each}</span>' for each in ("--interval", "--steps")]
     assert "deepcache-patch compare a/model {} 1.5 {} 24</code>".format(*options) in text
 
 

@@ -116,7 +116,8 @@ def looks_lines(contestants: Mapping[str, Contestant]) -> list[str]:
     for name, each in contestants.items():
         if each.looks is not None:
             worst = "; ".join(f"{one.name} {one.worst_text()}" for one in each.measures[:2])
-            lines.append(f"{name}: {each.looks} (worst {worst})")
+            least = "worst " if len(each.measures[0].values) > 1 else ""
+            lines.append(f"{name}: {each.looks} ({least}{worst})")
     return lines
 
 

@@ -53,8 +53,9 @@ class Measure(NamedTuple):
         return order.index(min(order))
 
     def worst_text(self) -> str:
-        """The worst value and its number: "30.60 dB, #4"."""
-        return f"{self.text(self.values[self.worst])}, #{self.worst + 1}"
+        """The worst value and its number: "30.60 dB, #4"; a single one has no number."""
+        number = f", #{self.worst + 1}" if len(self.values) > 1 else ""
+        return f"{self.text(self.values[self.worst])}{number}"
 
     def mean_text(self) -> str:
         """The mean and the worst value: "33.12 dB (worst 30.60 dB, #4)"."""

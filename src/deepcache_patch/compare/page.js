@@ -4,7 +4,9 @@
 addEventListener("click", (event) => {
   const button = event.target.closest(".copy");
   if (!button) return;
-  getSelection().selectAllChildren(button.closest(".code").querySelector("code"));
+  const code = button.closest(".code");
+  code.querySelector("details").open = true; // what is folded cannot be selected
+  getSelection().selectAllChildren(code.querySelector("code"));
   const copied = document.execCommand("copy");
   button.previousElementSibling.value = copied ? "Copied" : "Selected: press Ctrl+C";
 });

@@ -5,19 +5,25 @@ code.html is what is to be copied. And pictures and arguments, as they stand in 
 
 from __future__ import annotations
 
+import re
 from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
 from importlib.resources import files
 from io import BytesIO
-from typing import Any
+from typing import Any, Final
 
 import torch
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from PIL import Image
 
 from ..measuring.environment import versions
+
+#: What a line should not break within: an option, a range, a measure with its value and unit.
+_WHOLE: Final = re.compile(
+    r"--[a-z-]+(?: (?:N|\d+))?|[\d.]+–[\d.]+×?|(?:(?:PSNR|SSIM|LPIPS|SNR) )?\d+\.\d+(?: dB)?"
+)
 
 
 def rendered(package: str, name: str, about: Mapping[str, Any], **values: Any) -> str:
@@ -42,6 +48,7 @@ def rendered(package: str, name: str, about: Mapping[str, Any], **values: Any) -
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["unbroken"] = _unbroken
     return environment.get_template(f"{name}.html").render(
         style=Markup(style),
         script=Markup(script),
@@ -70,6 +77,11 @@ def _settings(about: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "timed runs of each", str(about["repeats"])
     for name, value in about["call"].items():
         yield name, said(value)
+
+
+def _unbroken(text: str) -> Markup:
+    """A sentence with its figures and options each on one line."""
+    return Markup(_WHOLE.sub(r'<span class="whole">\g<0></span>', str(escape(text))))
 
 
 def _hash(text: str) -> str:

@@ -38,7 +38,7 @@ if (difference) {
   show();
 }
 
-// 1:1: one pixel of the picture is one of the screen; all contestants lie in one place and take turns.
+// 1:1: one pixel of the picture is one of the screen; larger if it fits. All lie in one place; the chosen two take turns.
 const MILLISECONDS_OF_A_BLINK = 500;
 const dialog = document.querySelector("dialog");
 if (dialog) {
@@ -60,7 +60,9 @@ if (dialog) {
     blink.setAttribute("aria-pressed", false);
   };
   const start = () => {
-    timer = setInterval(() => show((at + 1) % choices.length), MILLISECONDS_OF_A_BLINK);
+    const kind = document.querySelector(".over :checked")?.value;
+    const pair = { fewer: [0, 2], both: [2, 1] }[kind] ?? [0, 1]; // those left and right of the divider
+    timer = setInterval(() => show(at === pair[0] ? pair[1] : pair[0]), MILLISECONDS_OF_A_BLINK);
     blink.setAttribute("aria-pressed", true);
   };
   const choose = (number) => {
@@ -87,9 +89,11 @@ if (dialog) {
       document.getElementById("shown").textContent = pair.querySelector(".heading").textContent;
       const pictures = pair.querySelectorAll(".stage img:not([hidden])");
       box.replaceChildren(...[...pictures].map((picture) => picture.cloneNode()));
-      size = 1;
-      show(0);
       dialog.showModal();
+      const fits = (times) => times * pictures[0].getAttribute("width") <= box.clientWidth * devicePixelRatio
+        && times * pictures[0].getAttribute("height") <= 0.7 * innerHeight * devicePixelRatio;
+      size = [8, 4, 2].find(fits) ?? 1;
+      show(0);
     };
     pair.querySelector(".open").addEventListener("click", open);
     pair.querySelector(".stage").addEventListener("dblclick", open);

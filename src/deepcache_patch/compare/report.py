@@ -31,6 +31,9 @@ _KINDS = ("plain", "cached", "fewer")
 #: As fast as the script of the page plays videos, too.
 _FRAMES_PER_SECOND = 8
 
+#: In this order they are sorted.
+_VERDICTS = (SHAPES, DETAILS, SAME)
+
 _UNITS = {
     "PSNR": "PSNR (dB, higher is closer) and SSIM (1 is identical) are against the plain results.",
     "LPIPS": "LPIPS is a distance as people see it: 0 is identical.",
@@ -137,16 +140,22 @@ def _each(comparison: Comparison) -> dict[str, Any] | None:
         return None
     others = [each.measures for each in comparison.contestants.values()]
     names = comparison.columns[1:] if fewer else ("",)
+    verdict = ["verdict"] if comparison.looks else []
     heads = [
-        f"{name} {each.name}".strip() for name, of in zip(names, others, strict=True) for each in of
+        f"{name} {head}".strip()
+        for name, of in zip(names, others, strict=True)
+        for head in (*(each.name for each in of), *verdict)
     ]
     rows = []
     for number, heading in enumerate(comparison.headings):
-        values = [(each, each.values[number]) for of in others for each in of]
-        own = [each._replace(values=(each.values[number],)) for each in comparison.measures]
-        cells = [(each.text(value), _sortable(value)) for each, value in values]
-        rows.append((heading, cells, looks_of(own)))
-    return {"heads": heads, "rows": rows, "order": (SHAPES, DETAILS, SAME)}
+        cells: list[tuple[str, float]] = []
+        for of in others:
+            own = [each._replace(values=(each.values[number],)) for each in of]
+            cells += [(each.text(), _sortable(each.values[0])) for each in own]
+            looks = looks_of(own)
+            cells += [(looks, _VERDICTS.index(looks))] if looks else []
+        rows.append((heading, cells))
+    return {"heads": heads, "rows": rows}
 
 
 def _sortable(value: float) -> float:

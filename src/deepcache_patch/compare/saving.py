@@ -57,10 +57,19 @@ class Saved:
         return self.table()
 
     def _repr_html_(self) -> str:
-        """The table and the picture, for a notebook."""
+        """The table, what is said beneath it and the picture, for a notebook."""
         picture = b64encode(self._encoded(Path("picture.png"), None)).decode()
-        table = escape(f"{self.title}\n\n{self.table()}")
-        return f'<pre>{table}</pre><img alt="" src="data:image/png;base64,{picture}">'
+        table, _, said = self.table().partition("\n\n")
+        sentences = "".join(
+            f'<p style="overflow-wrap:anywhere">{escape(line)}</p>'
+            for line in said.splitlines()
+            if line
+        )
+        return (
+            f'<pre style="overflow-x:auto">{escape(table)}</pre>{sentences}<img '
+            f'style="max-width:100%" alt="{escape(self.title)}" '
+            f'src="data:image/png;base64,{picture}">'
+        )
 
     def to_json(self, *, command: str | None = None) -> str:
         """Returns `to_dict()` as indented JSON, after the command line if there is one."""

@@ -8,6 +8,7 @@ from typing import Final
 
 _LEFT: Final = "text-align:left"
 _TEXT: Final = f"{_LEFT};font-family:monospace;white-space:pre-wrap;overflow-wrap:anywhere"
+_FIGURE: Final = "text-align:right;font-family:monospace;white-space:nowrap"
 
 
 def html_table(caption: str, rows: Iterable[tuple[str, ...]], *, header: Sequence[str] = ()) -> str:
@@ -16,14 +17,17 @@ def html_table(caption: str, rows: Iterable[tuple[str, ...]], *, header: Sequenc
     Args:
         caption: What stands above it.
         rows: Cells; the first of each row is its name, unless there is a header.
-        header: Names of the columns; none by default.
+        header: Names of the columns; none by default. All but the last are of figures.
     """
     lines = [f"<caption>{escape(caption)}</caption>"]
     if header:
-        lines.append("".join(_cell("th", name, _LEFT) for name in header))
-    for first, *rest in rows:
-        cells = [_cell("td", first, _TEXT) if header else _cell("th", first, _LEFT)]
-        lines.append("".join([*cells, *(_cell("td", text, _TEXT) for text in rest)]))
+        *figures, last = header
+        heads = [_cell("th", name, "text-align:right") for name in figures]
+        lines.append("".join([*heads, _cell("th", last, _LEFT)]))
+    for first, *rest, last in rows:
+        cells = [_cell("td", first, _FIGURE) if header else _cell("th", first, _LEFT)]
+        cells += [_cell("td", text, _FIGURE) for text in rest]
+        lines.append("".join([*cells, _cell("td", last, _TEXT)]))
     caption, *body = lines
     return f"<table>{caption}{''.join(f'<tr>{line}</tr>' for line in body)}</table>"
 

@@ -25,11 +25,12 @@ _LARGEST: Final = 256
 _SIZE: Final = (900, 420)
 _ABOVE: Final = 124
 _LEFT: Final = 80
-_BELOW: Final = 116
+_BELOW: Final = 136
 
-#: What the marks are: all, the knee, and those that are not in their places.
+#: What marks and lines are: all, the knee, and those that are not in their places.
 _LEGEND: Final = (
-    "Filled: the setting of that number beneath. White: the plain pipeline with so many steps."
+    "Filled: the setting of that number beneath; a blue line joins those that no other one beats. "
+    "White: the plain pipeline with so many steps, on a grey line."
 )
 _RINGED: Final = "Ringed: the knee of this curve."
 _MOVED: Final = "A mark that would cover another is moved aside; a line leads to its place."
