@@ -326,15 +326,13 @@ def test_there_is_a_seed_for_each_prompt_unless_they_are_given() -> None:
     assert (str(made), made.title.rpartition(" · ")[2]) == (made.table(), "interval 3, branch 0")
 
 
-def test_a_notebook_breaks_sentences_and_scrolls_the_table() -> None:
-    # One long note in the table's own box made the whole page as wide as that note.
+def test_a_notebook_breaks_long_lines_and_keeps_columns() -> None:
+    # One long note made the whole page as wide as that note.
     made = outcome(plans={"unet": Plan(["full", -1])})
-    table, sentences = made._repr_html_().split("</pre>")
-    assert table.startswith('<pre style="overflow-x:auto">')
-    assert "feature cache" in table
-    for line in (*made.said, "plan            F·"):
-        assert f">{escape(line)}</p>" in sentences
-    assert f'<img style="max-width:100%" alt="{made.title}" src="data:image/png;' in sentences
+    text, picture = made._repr_html_().split("</pre>")
+    assert text == f'<pre style="white-space:pre-wrap">{escape(made.table())}'
+    start = f'<img style="max-width:100%" alt="{made.title}" src="data:image/png;base64,'
+    assert picture.startswith(start)
 
 
 @pytest.mark.parametrize(

@@ -204,6 +204,7 @@ def test_an_interval_beyond_the_steps_is_told():
     )
     assert NoiseAware(100).remark_on(plan) == said  # `plan` and `print(helper)` before it runs
     assert NoiseAware(12).remark_on(plan) is None
+    assert NoiseAware(100).remark_on(Plan(["full"] * 12)) is None  # it leaves out nothing
     assert NoiseAware(12).plan_for(known).full_steps == (0,)  # and nothing is said
 
 

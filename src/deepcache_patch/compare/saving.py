@@ -57,16 +57,10 @@ class Saved:
         return self.table()
 
     def _repr_html_(self) -> str:
-        """The table, what is said beneath it and the picture, for a notebook."""
+        """The text and the picture, for a notebook; long sentences break, or it would be as wide."""
         picture = b64encode(self._encoded(Path("picture.png"), None)).decode()
-        table, _, said = self.table().partition("\n\n")
-        sentences = "".join(
-            f'<p style="overflow-wrap:anywhere">{escape(line)}</p>'
-            for line in said.splitlines()
-            if line
-        )
         return (
-            f'<pre style="overflow-x:auto">{escape(table)}</pre>{sentences}<img '
+            f'<pre style="white-space:pre-wrap">{escape(self.table())}</pre><img '
             f'style="max-width:100%" alt="{escape(self.title)}" '
             f'src="data:image/png;base64,{picture}">'
         )

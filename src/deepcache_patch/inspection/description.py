@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from ..errors import UnsupportedModelError
 from ..running.pipeline.components import likeliest_scheduler
 from ..running.protocol import Helper
 from ..running.stats import LastGeneration
@@ -177,10 +178,11 @@ def _share(helper: Helper, plan: Plan, name: str | None = None) -> float | None:
     """
     if plan.branches == (OUTPUT,):
         return 0.0
+    if len(plan.branches) != 1:
+        return None
     try:
         tables = helper.branches
-        of_each = isinstance(tables, BranchesOfEach) and name is not None
-        (branch,) = plan.branches
-        return share_of(tables[name] if of_each else tables, branch)
-    except Exception:  # several branches; or the U-Net was replaced, and has not as many
+        of_one = isinstance(tables, BranchesOfEach) and name is not None
+        return share_of(tables[name] if of_one else tables, plan.branches[0])
+    except (LookupError, UnsupportedModelError):  # the U-Net was replaced, and has not as many
         return None

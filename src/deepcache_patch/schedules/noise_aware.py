@@ -79,7 +79,7 @@ class NoiseAware(OneBranch):
         """What to know of the plan: that it is too short to leave out anything, or so much."""
         if len(plan) <= FEW_STEPS:
             return f"generations of {FEW_STEPS} steps or fewer run in full"
-        return self._beyond(len(plan)) if self.interval > len(plan) else None
+        return self._beyond(len(plan)) if plan.branches and self.interval > len(plan) else None
 
     def _beyond(self, steps: int) -> str:
         return (

@@ -5,7 +5,7 @@ as a table, a picture, JSON or a page. How it is made stands in `run`.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -76,12 +76,6 @@ class Row(Contestant):
     def name(self) -> str:
         """The setting, without its steps; "plain" without the helper."""
         return "plain" if self.setting is None else self.setting.name
-
-    @property
-    def is_learned(self) -> bool:
-        """Whether its schedule comes of a calibration."""
-        made = None if self.setting is None else self.setting.made()
-        return isinstance(made, Auto | Calibrated)
 
     @property
     def title(self) -> str:
@@ -155,11 +149,10 @@ class Sweep(Saved):
         Of the settings that no other one beats in both speed and quality, it is the one that lies
         highest above the straight line from the slowest of them to the fastest, in the figure's
         scales. There is none if these are fewer than three, or if none lies above the line. Speed
-        is `speed_of`: by work, or measured where the work is not known. A setting that is learned
-        gives way to one that is as fast, within 0.1 dB, and is not.
+        is `speed_of`: by work, or measured where the work is not known.
         """
         found = knee_of(self.points)
-        return None if found is None else self._simplest(self._apart[found])
+        return None if found is None else self._apart[found]
 
     @property
     def fastest_unbeaten(self) -> Row | None:
@@ -174,20 +167,8 @@ class Sweep(Saved):
         for looks in (SAME, DETAILS, None):  # sounds have no verdict
             alike = [row for row in unbeaten if row.looks == looks]
             if alike:
-                best = max(alike, key=lambda row: (self.speed_of(row), row.quality))
-                return self._simplest(best, alike)
+                return max(alike, key=lambda row: (self.speed_of(row), _worth(row)))
         return None
-
-    def _simplest(self, best: Row, among: Sequence[Row] | None = None) -> Row:
-        """In the place of a setting that is learned one that is not, as fast and hardly worse."""
-        alike = (
-            row
-            for row in (self.settings if among is None else among)
-            if self.speed_of(row) == self.speed_of(best)
-            and 0 <= best.quality - row.quality <= _HARDLY
-            and not row.is_learned
-        )
-        return next(alike, best) if best.is_learned else best
 
     @property
     def points(self) -> list[SpeedQuality]:
@@ -292,6 +273,12 @@ class Sweep(Saved):
         from .report import page  # only it needs jinja2
 
         return page(self, command=command)
+
+
+def _worth(row: Row) -> float:
+    """Its quality, less what a calibration has to gain at least."""
+    schedule = None if row.setting is None else row.setting.made()
+    return row.quality - _HARDLY * isinstance(schedule, Auto | Calibrated)
 
 
 def _named(row: Row | None) -> dict[str, Any] | None:

@@ -28,10 +28,11 @@ def unets_of(pipe: Any) -> dict[str, nn.Module]:
     unets = {name: module for name, module in modules.items() if _is_whole(module, is_unet)}
     if unets:
         return unets
-    kinds = [type(unwrapped(each)).__name__ for each in modules.values()]
-    names = ", ".join(kinds) or "no modules"
+    kinds = [type(unwrapped(each)) for each in modules.values()]
+    names = ", ".join(kind.__name__ for kind in kinds) or "no modules"
     cure = "a U-Net with skip connections is what DeepCache needs"
-    transformer = next((kind for kind in kinds if "Transformer" in kind), None)
+    theirs = (kind.__name__ for kind in kinds if kind.__module__.startswith("diffusers."))
+    transformer = next((name for name in theirs if "Transformer" in name), None)
     if transformer is not None:
         cure = (
             f"{transformer} is a transformer, for which diffusers {diffusers.__version__} has no "
