@@ -530,6 +530,12 @@ def test_the_buttons_change_before_anything_is_generated_and_again_after_it() ->
         number = next((key for key, each in wired.items() if each.trigger_after == number), None)
     assert [each.outputs == buttons for each in chain] == [True, False, True]
     assert not any(each.trigger_only_on_success for each in chain)
+    # After an error the browser runs no `then`: Generate stayed grey until the page was reloaded.
+    last = [each for each in wired.values() if each.trigger_after == by_name["generate"]]
+    assert [(each.outputs, each.trigger_only_on_failure) for each in last] == [
+        (buttons, False),
+        (buttons, True),
+    ]
 
 
 def test_branches_are_told_apart_in_a_strip() -> None:

@@ -246,6 +246,9 @@ def test_what_is_wrong_is_a_message_on_the_page(browser: Browser) -> None:
     browser.wait(lambda: browser.told("have to be divisible by 8 but are 64 and 13"))
     assert "Traceback" not in browser.driver.page_source
     assert browser.all("#pictures img") == []
+    # Generate stayed grey and Stop red until the page was loaded anew.
+    browser.wait(lambda: browser.button("Generate both pictures").is_enabled())
+    assert not browser.button("Stop").is_enabled()
 
 
 def test_stop_in_the_midst_of_a_run_then_another_run(browser: Browser, pipe: Any) -> None:

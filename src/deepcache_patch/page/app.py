@@ -239,7 +239,7 @@ class Page:
         # In a queue of its own: what is said outside of any does not reach the browser. One after
         # the other: a `generate` that returns at once would have `idle` overtaken by `busy`.
         begun = gr.on(starts, of_tab(self.busy), None, buttons, concurrency_limit=None, **quiet)
-        begun.then(
+        made = begun.then(
             generate,
             inputs,
             [*self._shows, *self.gallery.all],
@@ -247,7 +247,9 @@ class Page:
             concurrency_limit=1,
             trigger_mode="once",
             api_visibility="private",
-        ).then(of_tab(self.idle), None, buttons, **aside)
+        )
+        for done in (made.then, made.failure):  # after an error the browser runs no `then`
+            done(of_tab(self.idle), None, buttons, **aside)
         # Not `cancels=`, which would leave the pipeline running behind the page's back.
         self._stop.click(of_tab(self.stop), None, self._stop, **aside)
         blocks.unload(of_tab(self.closed))
