@@ -192,12 +192,36 @@ def test_a_preview_says_what_so_few_steps_do(
     assert (none in shown) == (steps == 8 and schedule != "uniform")
 
 
+@pytest.mark.filterwarnings("ignore:the generation has 8 steps and runs in full")
+@pytest.mark.parametrize(
+    ("schedule", "steps", "said"),
+    [
+        ("uniform", 12, "with 15 steps or fewer pictures move far from the plain ones"),
+        ("noise-aware", 8, "generations of 8 steps or fewer run in full"),
+        ("auto", 20, "auto: nothing is learned at branch 0: as the default"),
+    ],
+)
+def test_what_is_to_say_of_a_plan_stays_when_it_has_run(
+    schedule: str, steps: int, said: str
+) -> None:
+    given = {"schedule": schedule, "interval": 4, "num_inference_steps": steps}
+    assert f"; {said}" in preview(page(), **given)
+    entered = page().fields.given(tuple(values(page(), **given)))
+    made, kept = page().runner.run(**page().fields.asked(entered))
+    page().history.add(entered, made, kept=kept)
+    ran = page().strip(1, *values(page(), **given))
+    assert "Ran: " in ran
+    assert f"; {said}" in ran
+
+
 def test_generate_gives_both_pictures_and_the_figures() -> None:
     shown = generated(page(), seed=5.0)  # as a browser has it
     plain, cached = shown["pictures"]
     assert plain.size == cached.size == (16, 16)
     assert plain.tobytes() != cached.tobytes()
     told = shown["figures"]
+    assert told.startswith('<div class="figures"><p title="“no visible difference”: every ')
+    assert '">Verdict: <strong>no visible difference</strong></p><table>' in told
     assert '<tr><th scope="row">full calls</th><td>6</td><td>2</td></tr>' in told
     assert '<tr><th scope="row">shallow calls</th><td>0</td><td>4</td></tr>' in told
     assert "<caption>Try 1, timed once" in told
@@ -222,6 +246,8 @@ def test_a_speed_that_the_work_does_not_allow_is_named(seconds: float, said: boo
         work=0.5,  # at most 2×
     )
     told = figures(replace(made, comparison=changed))
+    moved = replace(made, comparison=replace(changed, psnr=(30.0,)))
+    assert "Verdict: <strong>details move</strong>" in figures(moved)
     assert ("; faster than the work allows: timings vary, or something" in told) == said
 
 
@@ -267,7 +293,8 @@ def test_each_try_is_a_row_and_a_point() -> None:
     assert all(row[2].endswith("×") for row in rows)
     assert rows[0][3] == "identical"
     assert [row[3].endswith(" dB") for row in rows[1:]] == [True, True]
-    assert rows[1][4].endswith("interval 2, branch 0 · seed 5 · a fox")
+    assert rows[0][4] == "no visible difference"
+    assert rows[1][5].endswith("interval 2, branch 0 · seed 5 · a fox")
     points = re.findall(r'data-try="(\d)" aria-label="(.*?)"', shown["plot"]["value"])
     assert (
         points
@@ -301,7 +328,7 @@ def test_a_seed_of_minus_one_is_drawn_and_remembered(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("deepcache_patch.page.fields.random.randint", lambda low, high: 77)
     shown = generated(page(), seed=-1)
     assert page().history.find(1).settings["seed"] == 77
-    assert " · seed 77 · " in shown["table"]["value"][0][4]
+    assert " · seed 77 · " in shown["table"]["value"][0][5]
     assert "for seed in [77]:" in shown["python"]
     assert "Ran" in page().strip(1, *values(page(), seed=-1))
 

@@ -327,7 +327,7 @@ def test_a_row_or_a_point_brings_its_try_back(browser: Browser, pipe: Any) -> No
     second = browser.strip()
     assert second != first
 
-    browser.all("#tries [role=gridcell]")[5].click()
+    browser.all("#tries [role=gridcell]")[6].click()
     browser.wait(lambda: browser.shows_try(1))
     field = browser.one(f"input[aria-label^={json.dumps(interval)}]")
     browser.wait(lambda: field.get_attribute("value") == "2.2")

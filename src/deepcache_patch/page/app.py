@@ -91,7 +91,7 @@ class Page:
         given = self.fields.given(values)
         made = self.history.find(shown)
         if made is not None and made.was_made_with(given):
-            return ran(made.comparison)
+            return self._ran(made)
         try:
             schedule, call = self.fields.schedule(given), self.fields.call(given)
             plan = self.runner.plan(schedule, call.get("num_inference_steps"))
@@ -157,7 +157,11 @@ class Page:
         return [self._gr.update(interactive=True), self._gr.update(value="Stop", interactive=False)]
 
     def _shown(self, made: Try) -> list[Any]:
-        return [made.number, ran(made.comparison), *self.result.of(made)]
+        return [made.number, self._ran(made), *self.result.of(made)]
+
+    def _ran(self, made: Try) -> str:
+        schedule, plan = self.fields.schedule(made.settings), made.comparison.plan
+        return ran(made.comparison, remarks_on(schedule, plan, is_past=True))
 
     def _nothing_new(self) -> list[Any]:
         return [self._gr.skip()] * (len(self._shows) + len(self.gallery.all))

@@ -13,7 +13,7 @@ from ..measuring.media import small
 from ..sweep.curve import ticks
 from .history import History, Try
 
-_HEADERS: Final = ["try", "picture", "speed", "PSNR", "settings"]
+_HEADERS: Final = ["try", "picture", "speed", "PSNR", "verdict", "settings"]
 _THUMBNAIL: Final = 56
 
 #: A point is told as gradio tells of a row of its tables. Its own plots know no click.
@@ -47,8 +47,8 @@ class Gallery:
                 self.table = gr.Dataframe(
                     rows(history),
                     headers=_HEADERS,
-                    datatype=["number", "html", "str", "str", "str"],
-                    column_widths=["8%", "16%", "15%", "16%", "45%"],
+                    datatype=["number", "html", "str", "str", "str", "str"],
+                    column_widths=["7%", "16%", "16%", "15%", "16%", "30%"],
                     label="What has been tried: select a row to bring it back",
                     interactive=False,
                     wrap=True,
@@ -79,13 +79,14 @@ class Gallery:
 
 
 def rows(history: History) -> list[list[Any]]:
-    """The table: number, thumbnail, speedup, PSNR, and settings; the last try first."""
+    """The table: number, thumbnail, speedup, PSNR, verdict, and settings; the last try first."""
     return [
         [
             made.number,
             _thumbnail(made),
             times_text(made.speedup),
             made.comparison.measures[0].text(),
+            made.comparison.looks,
             made.text,
         ]
         for made in reversed(list(history))
