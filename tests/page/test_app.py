@@ -290,7 +290,9 @@ def test_each_try_is_a_row_and_a_point() -> None:
     rows = shown["table"]["value"]
     assert [row[0] for row in rows] == [3, 2, 1]  # the last one first
     assert all('alt="picture of try' in row[1] for row in rows)
-    assert all(row[2].endswith("×") for row in rows)
+    for row, made in zip(rows, reversed([*page().history]), strict=True):
+        most = made.comparison.work_speedup
+        assert row[2] == f"{made.speedup:.2f}× (at most {most:.2f}×)"
     assert rows[0][3] == "identical"
     assert [row[3].endswith(" dB") for row in rows[1:]] == [True, True]
     assert rows[0][4] == "no visible difference"
@@ -301,11 +303,25 @@ def test_each_try_is_a_row_and_a_point() -> None:
         == [  # identical pictures have no place on the axis
             (
                 f"{each.number}",
-                f"try {each.number}: {each.speedup:.2f}×, {each.psnr:.2f} dB, uniform",
+                f"try {each.number}: speed by work {each.comparison.work_speedup:.2f}×, "
+                f"{each.psnr:.2f} dB, uniform",
             )
             for each in [*page().history][:2]
         ]
     )
+
+
+def test_the_plot_goes_by_work_unless_that_of_a_try_is_not_known() -> None:
+    # It was of the measured speeds, which can be twice what the work allows.
+    generated(page(), seed=5)
+    made = page().history.find(1)
+    assert page().gallery.of()[1]["value"].endswith('<p class="faint">speed by work</p>')
+    unknown = replace(made.comparison, work=None)
+    page().history.add(made.settings, unknown, kept=True)
+    table, plot = (each["value"] for each in page().gallery.of())
+    assert plot.endswith('<p class="faint">measured speed</p>')
+    assert f'"try 1: measured speed {made.speedup:.2f}×, ' in plot
+    assert table[0][2] == f"{made.speedup:.2f}×"
 
 
 def test_a_try_that_is_brought_back_is_shown_as_it_was() -> None:
