@@ -100,6 +100,7 @@ def test_the_page_has_a_field_for_each_argument_that_the_pipeline_takes() -> Non
         "branch": (-1, 1),
     }
     assert (fields["branch"].minimum, fields["branch"].maximum) == (-1, 8)
+    assert fields["branch"].label == "Branch (-1 is fastest)"  # a longer one met its number
     assert page().fields.all["num_inference_steps"].value == 50
     assert (page().fields.all["width"].value, page().fields.all["height"].value) == (16, 16)
     names = [name for name in PARAMETERS if name != "default"]

@@ -362,6 +362,21 @@ def test_the_other_tab_shows_progress_and_a_large_difference(browser: Browser) -
     assert browser.complaints() == []
 
 
+LEFT_EMPTY = """
+const {width} = document.querySelector(".gradio-container").getBoundingClientRect();
+return document.documentElement.clientWidth - width;
+"""
+
+
+def test_the_page_is_as_wide_as_the_window_whatever_it_shows(browser: Browser) -> None:
+    # It was as wide as its content: 1028 pixels, then 1214, and 820 with Python.
+    assert browser.driver.execute_script(LEFT_EMPTY) == 0
+    browser.type_into("number input for Steps", "10")
+    browser.one("#prompt textarea").send_keys(PROMPTS[1], Keys.ENTER)
+    browser.wait(lambda: browser.shows_try(1))
+    assert browser.driver.execute_script(LEFT_EMPTY) == 0
+
+
 def test_python_scrolls_and_the_page_does_not(browser: Browser) -> None:
     # A narrow page grew as wide as the longest line.
     browser.type_into("number input for Steps", "10")
