@@ -400,6 +400,35 @@ def test_results_stand_before_settings_where_the_page_is_narrow(browser: Browser
         assert places == sorted(places)
 
 
+#: The contrast of a text with the white or black behind it, as WCAG 2 has it.
+CONTRAST = """
+const style = getComputedStyle(document.querySelector(arguments[0]));
+const [r, g, b] = style[arguments[1]].match(/[\\d.]+/g).slice(0, 3).map(value => value / 255)
+  .map(value => value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4);
+return 1.05 / (0.05 + 0.2126 * r + 0.7152 * g + 0.0722 * b);
+"""
+
+
+def test_what_is_wrong_is_red_and_small_texts_can_be_read(browser: Browser) -> None:
+    # Gradio's colour of all prose won; the ticks of the plot had a contrast of 1.91.
+    colour = "return getComputedStyle(document.querySelector(arguments[0])).color"
+    faint = browser.driver.execute_script(colour, "#strip .faint")
+    assert browser.driver.execute_script(CONTRAST, "#strip .faint", "color") >= 4.5
+    browser.type_into("number input for Steps", "10")
+    browser.one("#prompt textarea").send_keys(PROMPTS[1], Keys.ENTER)
+    browser.wait(lambda: browser.shows_try(1))
+    browser.wait(lambda: browser.all("#plot text"))
+    for selector, kind in (("#plot text", "fill"), (".figures caption", "color")):
+        assert browser.driver.execute_script(CONTRAST, selector, kind) >= 4.5
+    assert browser.driver.execute_script(colour, ".figures caption") == faint
+    assert browser.driver.execute_script(colour, "#figures strong") != faint
+    browser.type_into("Width", Keys.DELETE)
+    browser.wait(lambda: browser.all("#strip .wrong"))
+    red = browser.driver.execute_script(colour, "#strip .wrong")
+    assert red == "rgb(185, 28, 28)"  # of gradio's theme
+    assert browser.driver.execute_script(CONTRAST, "#strip .wrong", "color") >= 4.5
+
+
 NAMELESS = """
 const kinds = "button, input:not([type=file]), textarea, [role=slider]";
 return [...document.querySelectorAll(kinds)].filter(each => each.checkVisibility() && ![
