@@ -221,7 +221,9 @@ def test_generate_gives_both_pictures_and_the_figures() -> None:
     assert plain.size == cached.size == (16, 16)
     assert plain.tobytes() != cached.tobytes()
     told = shown["figures"]
-    assert told.startswith('<div class="figures"><p title="“no visible difference”: every ')
+    assert told.startswith(
+        '<div class="figures" data-shown="1"><p title="“no visible difference”: every '
+    )
     assert '">Verdict: <strong>no visible difference</strong></p><table>' in told
     assert '<tr><th scope="row">full calls</th><td>6</td><td>2</td></tr>' in told
     assert '<tr><th scope="row">shallow calls</th><td>0</td><td>4</td></tr>' in told
@@ -298,6 +300,7 @@ def test_each_try_is_a_row_and_a_point() -> None:
     assert [row[3].endswith(" dB") for row in rows[1:]] == [True, True]
     assert rows[0][4] == "no visible difference"
     assert rows[1][5].endswith("interval 2, branch 0 · seed 5 · a fox")
+    assert re.findall(r">(\d)</text></a>", shown["plot"]["value"]) == ["1", "2"]
     points = re.findall(r'data-try="(\d)" aria-label="(.*?)"', shown["plot"]["value"])
     assert (
         points

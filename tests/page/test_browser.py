@@ -310,6 +310,13 @@ def test_each_tab_has_a_stop_of_its_own_and_waits_for_its_turn(browser: Browser)
     assert browser.complaints() == []
 
 
+CURRENT = "#plot [aria-current=true]"
+IN_VIEW = """
+const {top, bottom} = document.querySelector("#strip").getBoundingClientRect();
+return top > -1 && bottom < innerHeight + 1;
+"""
+
+
 def test_a_row_or_a_point_brings_its_try_back(browser: Browser, pipe: Any) -> None:
     interval = "number input for Interval"
     browser.type_into("number input for Steps", "10")
@@ -327,15 +334,29 @@ def test_a_row_or_a_point_brings_its_try_back(browser: Browser, pipe: Any) -> No
     second = browser.strip()
     assert second != first
 
+    def marked() -> list[str]:
+        return [each.get_attribute("data-try") for each in browser.all(CURRENT)]
+
+    def is_in_view() -> bool:
+        return bool(browser.driver.execute_script(IN_VIEW))
+
+    browser.wait(lambda: marked() == ["2"])
+    browser.driver.execute_script("scrollTo(0, document.body.scrollHeight)")
+    assert not is_in_view()
+
     browser.all("#tries [role=gridcell]")[6].click()
     browser.wait(lambda: browser.shows_try(1))
     field = browser.one(f"input[aria-label^={json.dumps(interval)}]")
     browser.wait(lambda: field.get_attribute("value") == "2.2")
     browser.wait(lambda: browser.strip() == first)
     assert "Ran" in browser.one("#strip").text
+    browser.wait(is_in_view)
+    assert marked() == ["1"]
 
     browser.one("#plot [data-try='2'] circle").click()
     browser.wait(lambda: browser.shows_try(2))
+    browser.wait(is_in_view)
+    assert marked() == ["2"]
     browser.wait(lambda: browser.strip() == second)
     point = browser.one("#plot [data-try='1']")
     assert point.get_attribute("aria-label").startswith("try 1: ")

@@ -260,7 +260,8 @@ class Page:
 
         back = [*inputs, *self._shows]
         for shown_in in self.gallery.all:
-            shown_in.select(selected, None, back, **aside)
+            chosen = shown_in.select(selected, None, back, **aside)
+            chosen.then(None, js="() => showResult()", **aside)
         factor, residue = self.result.factor, self.result.residue
         factor.input(self.amplified, [shown, factor], residue, **aside)
         # Of a person only: a try that is brought back has values of its own.

@@ -126,9 +126,10 @@ def plot(history: History) -> str:
     for made, speed, psnr in points:
         schedule = escape(made.settings["schedule"])
         said = f"try {made.number}: {name} {times_text(speed)}, {psnr:.2f} dB, {schedule}"
+        x, y = place(speed, across), from_top(psnr)
         drawn += (
             f'<a href="#plot" data-try="{made.number}" aria-label="{said}"><title>{said}</title>'
-            f'<circle cx="{place(speed, across)}" cy="{from_top(psnr)}" r="7"/></a>'
+            f'<circle cx="{x}" cy="{y}" r="11"/><text x="{x}" y="{y}">{made.number}</text></a>'
         )
     return (
         f'<p class="faint">PSNR, dB</p><svg role="group" aria-label="a point for each try">{drawn}'

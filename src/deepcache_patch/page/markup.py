@@ -72,8 +72,8 @@ def figures(made: Try) -> str:
     if comparison.speeds.is_beyond(comparison.work_speedup):
         caption += f"; faster than the work allows: {WHY_BEYOND}, so believe the work"
     return (
-        f'<div class="figures">{verdict}<table><caption>{caption}.</caption>'
-        f"<tr>{head}</tr>{body}</table></div>"
+        f'<div class="figures" data-shown="{made.number}">{verdict}'
+        f"<table><caption>{caption}.</caption><tr>{head}</tr>{body}</table></div>"
     )
 
 
