@@ -217,6 +217,11 @@ def test_settings_by_the_keyboard_then_both_pictures_under_the_slider(
     plain, cached = browser.driver.execute_script(PIXELS)
     assert plain[:2] == cached[:2] == [64, 64]
     assert plain[2] != cached[2]
+    sharp = [e.value_of_css_property("image-rendering") for e in browser.all("#pictures img")]
+    assert sharp == ["pixelated"] * 2
+    browser.wait(lambda: browser.rows())
+    font = browser.all("#tries [role=gridcell] span")[0].value_of_css_property("font-family")
+    assert font.startswith("system-ui")
     names = [each.get_attribute("alt") for each in browser.all("#pictures img")]
     assert names == ["plain picture", "picture with the helper"]
     rows = [row.text.split() for row in browser.all("#figures tr")]

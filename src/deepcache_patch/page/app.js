@@ -14,6 +14,11 @@ new MutationObserver(() => {
   for (const point of document.querySelectorAll("#plot [data-try]"))
     point.ariaCurrent = point.dataset.try === shown;
 }).observe(document.documentElement, {childList: true, subtree: true});
+// Each pixel of a small picture stays a sharp square, as in a report.
+document.addEventListener("load", ({target}) => {
+  if (target.matches?.("#pictures img, #difference img"))
+    target.toggleAttribute("data-small", Math.min(target.naturalWidth, target.naturalHeight) < 160);
+}, true);
 document.addEventListener("keydown", event => {
   const handle = event.target.closest("[data-testid=slider]");
   const side = {ArrowLeft: -1, ArrowRight: 1}[event.key];
