@@ -49,7 +49,7 @@ class Gallery:
                     rows(history),
                     headers=_HEADERS,
                     datatype=["number", "html", "str", "str", "str", "str"],
-                    column_widths=["7%", "16%", "16%", "15%", "16%", "30%"],
+                    column_widths=["7%", "16%", "16%", "15%", "18%", "28%"],
                     label="What has been tried: select a row to bring it back",
                     interactive=False,
                     wrap=True,
