@@ -100,6 +100,7 @@ def test_the_page_has_a_field_for_each_argument_that_the_pipeline_takes() -> Non
         "branch": (-1, 1),
     }
     assert (fields["branch"].minimum, fields["branch"].maximum) == (-1, 8)
+    assert fields["branch"].label == "Branch (-1 is fastest)"  # a longer one met its number
     assert page().fields.all["num_inference_steps"].value == 50
     assert (page().fields.all["width"].value, page().fields.all["height"].value) == (16, 16)
     names = [name for name in PARAMETERS if name != "default"]
@@ -195,12 +196,38 @@ def test_a_preview_says_what_so_few_steps_do(
     assert (none in shown) == (steps == 8 and schedule != "uniform")
 
 
+@pytest.mark.filterwarnings("ignore:the generation has 8 steps and runs in full")
+@pytest.mark.parametrize(
+    ("schedule", "steps", "said"),
+    [
+        ("uniform", 12, "with 15 steps or fewer pictures move far from the plain ones"),
+        ("noise-aware", 8, "generations of 8 steps or fewer run in full"),
+        ("auto", 20, "auto: nothing is learned at branch 0: as the default"),
+    ],
+)
+def test_what_is_to_say_of_a_plan_stays_when_it_has_run(
+    schedule: str, steps: int, said: str
+) -> None:
+    given = {"schedule": schedule, "interval": 4, "num_inference_steps": steps}
+    assert f"; {said}" in preview(page(), **given)
+    entered = page().fields.given(tuple(values(page(), **given)))
+    made, kept = page().runner.run(**page().fields.asked(entered))
+    page().history.add(entered, made, kept=kept)
+    ran = page().strip(1, *values(page(), **given))
+    assert "Ran: " in ran
+    assert f"; {said}" in ran
+
+
 def test_generate_gives_both_pictures_and_the_figures() -> None:
     shown = generated(page(), seed=5.0)  # as a browser has it
     plain, cached = shown["pictures"]
     assert plain.size == cached.size == (16, 16)
     assert plain.tobytes() != cached.tobytes()
     told = shown["figures"]
+    assert told.startswith(
+        '<div class="figures" data-shown="1"><p title="“no visible difference”: every '
+    )
+    assert '">Verdict: <strong>no visible difference</strong></p><table>' in told
     assert '<tr><th scope="row">full calls</th><td>6</td><td>2</td></tr>' in told
     assert '<tr><th scope="row">shallow calls</th><td>0</td><td>4</td></tr>' in told
     assert "<caption>Try 1, timed once" in told
@@ -225,6 +252,8 @@ def test_a_speed_that_the_work_does_not_allow_is_named(seconds: float, said: boo
         work=0.5,  # at most 2×
     )
     told = figures(replace(made, comparison=changed))
+    moved = replace(made, comparison=replace(changed, psnr=(30.0,)))
+    assert "Verdict: <strong>details move</strong>" in figures(moved)
     assert ("; faster than the work allows: timings vary, or something" in told) == said
 
 
@@ -267,21 +296,39 @@ def test_each_try_is_a_row_and_a_point() -> None:
     rows = shown["table"]["value"]
     assert [row[0] for row in rows] == [3, 2, 1]  # the last one first
     assert all('alt="picture of try' in row[1] for row in rows)
-    assert all(row[2].endswith("×") for row in rows)
+    for row, made in zip(rows, reversed([*page().history]), strict=True):
+        most = made.comparison.work_speedup
+        assert row[2] == f"{made.speedup:.2f}× (at most {most:.2f}×)"
     assert rows[0][3] == "identical"
     assert [row[3].endswith(" dB") for row in rows[1:]] == [True, True]
-    assert rows[1][4].endswith("interval 2, branch 0 · seed 5 · a fox")
+    assert rows[0][4] == "no visible difference"
+    assert rows[1][5].endswith("interval 2, branch 0 · seed 5 · a fox")
+    assert re.findall(r">(\d)</text></a>", shown["plot"]["value"]) == ["1", "2"]
     points = re.findall(r'data-try="(\d)" aria-label="(.*?)"', shown["plot"]["value"])
     assert (
         points
         == [  # identical pictures have no place on the axis
             (
                 f"{each.number}",
-                f"try {each.number}: {each.speedup:.2f}×, {each.psnr:.2f} dB, uniform",
+                f"try {each.number}: speed by work {each.comparison.work_speedup:.2f}×, "
+                f"{each.psnr:.2f} dB, uniform",
             )
             for each in [*page().history][:2]
         ]
     )
+
+
+def test_the_plot_goes_by_work_unless_that_of_a_try_is_not_known() -> None:
+    # It was of the measured speeds, which can be twice what the work allows.
+    generated(page(), seed=5)
+    made = page().history.find(1)
+    assert page().gallery.of()[1]["value"].endswith('<p class="faint">speed by work</p>')
+    unknown = replace(made.comparison, work=None)
+    page().history.add(made.settings, unknown, kept=True)
+    table, plot = (each["value"] for each in page().gallery.of())
+    assert plot.endswith('<p class="faint">measured speed</p>')
+    assert f'"try 1: measured speed {made.speedup:.2f}×, ' in plot
+    assert table[0][2] == f"{made.speedup:.2f}×"
 
 
 def test_a_try_that_is_brought_back_is_shown_as_it_was() -> None:
@@ -304,7 +351,7 @@ def test_a_seed_of_minus_one_is_drawn_and_remembered(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("deepcache_patch.page.fields.random.randint", lambda low, high: 77)
     shown = generated(page(), seed=-1)
     assert page().history.find(1).settings["seed"] == 77
-    assert " · seed 77 · " in shown["table"]["value"][0][4]
+    assert " · seed 77 · " in shown["table"]["value"][0][5]
     assert "for seed in [77]:" in shown["python"]
     assert "Ran" in page().strip(1, *values(page(), seed=-1))
 
@@ -533,6 +580,12 @@ def test_the_buttons_change_before_anything_is_generated_and_again_after_it() ->
         number = next((key for key, each in wired.items() if each.trigger_after == number), None)
     assert [each.outputs == buttons for each in chain] == [True, False, True]
     assert not any(each.trigger_only_on_success for each in chain)
+    # After an error the browser runs no `then`: Generate stayed grey until the page was reloaded.
+    last = [each for each in wired.values() if each.trigger_after == by_name["generate"]]
+    assert [(each.outputs, each.trigger_only_on_failure) for each in last] == [
+        (buttons, False),
+        (buttons, True),
+    ]
 
 
 def test_branches_are_told_apart_in_a_strip() -> None:

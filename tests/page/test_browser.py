@@ -217,6 +217,11 @@ def test_settings_by_the_keyboard_then_both_pictures_under_the_slider(
     plain, cached = browser.driver.execute_script(PIXELS)
     assert plain[:2] == cached[:2] == [64, 64]
     assert plain[2] != cached[2]
+    sharp = [e.value_of_css_property("image-rendering") for e in browser.all("#pictures img")]
+    assert sharp == ["pixelated"] * 2
+    browser.wait(lambda: browser.rows())
+    font = browser.all("#tries [role=gridcell] span")[0].value_of_css_property("font-family")
+    assert font.startswith("system-ui")
     names = [each.get_attribute("alt") for each in browser.all("#pictures img")]
     assert names == ["plain picture", "picture with the helper"]
     rows = [row.text.split() for row in browser.all("#figures tr")]
@@ -246,6 +251,9 @@ def test_what_is_wrong_is_a_message_on_the_page(browser: Browser) -> None:
     browser.wait(lambda: browser.told("have to be divisible by 8 but are 64 and 13"))
     assert "Traceback" not in browser.driver.page_source
     assert browser.all("#pictures img") == []
+    # Generate stayed grey and Stop red until the page was loaded anew.
+    browser.wait(lambda: browser.button("Generate both pictures").is_enabled())
+    assert not browser.button("Stop").is_enabled()
 
 
 def test_stop_in_the_midst_of_a_run_then_another_run(browser: Browser, pipe: Any) -> None:
@@ -307,6 +315,13 @@ def test_each_tab_has_a_stop_of_its_own_and_waits_for_its_turn(browser: Browser)
     assert browser.complaints() == []
 
 
+CURRENT = "#plot [aria-current=true]"
+IN_VIEW = """
+const {top, bottom} = document.querySelector("#strip").getBoundingClientRect();
+return top > -1 && bottom < innerHeight + 1;
+"""
+
+
 def test_a_row_or_a_point_brings_its_try_back(browser: Browser, pipe: Any) -> None:
     interval = "number input for Interval"
     browser.type_into("number input for Steps", "10")
@@ -319,20 +334,34 @@ def test_a_row_or_a_point_brings_its_try_back(browser: Browser, pipe: Any) -> No
     browser.wait(lambda: browser.shows_try(2))
     browser.wait(lambda: len(browser.rows()) == 2)
     assert [row[0] for row in browser.rows()] == ["2", "1"]
-    assert [row[2].endswith("×") for row in browser.rows()] == [True, True]
+    assert ["× (at most " in row[2] for row in browser.rows()] == [True, True]
     browser.wait(lambda: len(browser.all("#plot circle")) == 2)
     second = browser.strip()
     assert second != first
 
-    browser.all("#tries [role=gridcell]")[5].click()
+    def marked() -> list[str]:
+        return [each.get_attribute("data-try") for each in browser.all(CURRENT)]
+
+    def is_in_view() -> bool:
+        return bool(browser.driver.execute_script(IN_VIEW))
+
+    browser.wait(lambda: marked() == ["2"])
+    browser.driver.execute_script("scrollTo(0, document.body.scrollHeight)")
+    assert not is_in_view()
+
+    browser.all("#tries [role=gridcell]")[6].click()
     browser.wait(lambda: browser.shows_try(1))
     field = browser.one(f"input[aria-label^={json.dumps(interval)}]")
     browser.wait(lambda: field.get_attribute("value") == "2.2")
     browser.wait(lambda: browser.strip() == first)
     assert "Ran" in browser.one("#strip").text
+    browser.wait(is_in_view)
+    assert marked() == ["1"]
 
     browser.one("#plot [data-try='2'] circle").click()
     browser.wait(lambda: browser.shows_try(2))
+    browser.wait(is_in_view)
+    assert marked() == ["2"]
     browser.wait(lambda: browser.strip() == second)
     point = browser.one("#plot [data-try='1']")
     assert point.get_attribute("aria-label").startswith("try 1: ")
@@ -359,6 +388,21 @@ def test_the_other_tab_shows_progress_and_a_large_difference(browser: Browser) -
     assert browser.complaints() == []
 
 
+LEFT_EMPTY = """
+const {width} = document.querySelector(".gradio-container").getBoundingClientRect();
+return document.documentElement.clientWidth - width;
+"""
+
+
+def test_the_page_is_as_wide_as_the_window_whatever_it_shows(browser: Browser) -> None:
+    # It was as wide as its content: 1028 pixels, then 1214, and 820 with Python.
+    assert browser.driver.execute_script(LEFT_EMPTY) == 0
+    browser.type_into("number input for Steps", "10")
+    browser.one("#prompt textarea").send_keys(PROMPTS[1], Keys.ENTER)
+    browser.wait(lambda: browser.shows_try(1))
+    assert browser.driver.execute_script(LEFT_EMPTY) == 0
+
+
 def test_python_scrolls_and_the_page_does_not(browser: Browser) -> None:
     # A narrow page grew as wide as the longest line.
     browser.type_into("number input for Steps", "10")
@@ -380,6 +424,35 @@ def test_results_stand_before_settings_where_the_page_is_narrow(browser: Browser
     assert places[0] < min(places[1:])
     if browser.driver.execute_script("return window.innerWidth") < 500:
         assert places == sorted(places)
+
+
+#: The contrast of a text with the white or black behind it, as WCAG 2 has it.
+CONTRAST = """
+const style = getComputedStyle(document.querySelector(arguments[0]));
+const [r, g, b] = style[arguments[1]].match(/[\\d.]+/g).slice(0, 3).map(value => value / 255)
+  .map(value => value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4);
+return 1.05 / (0.05 + 0.2126 * r + 0.7152 * g + 0.0722 * b);
+"""
+
+
+def test_what_is_wrong_is_red_and_small_texts_can_be_read(browser: Browser) -> None:
+    # Gradio's colour of all prose won; the ticks of the plot had a contrast of 1.91.
+    colour = "return getComputedStyle(document.querySelector(arguments[0])).color"
+    faint = browser.driver.execute_script(colour, "#strip .faint")
+    assert browser.driver.execute_script(CONTRAST, "#strip .faint", "color") >= 4.5
+    browser.type_into("number input for Steps", "10")
+    browser.one("#prompt textarea").send_keys(PROMPTS[1], Keys.ENTER)
+    browser.wait(lambda: browser.shows_try(1))
+    browser.wait(lambda: browser.all("#plot text"))
+    for selector, kind in (("#plot text", "fill"), (".figures caption", "color")):
+        assert browser.driver.execute_script(CONTRAST, selector, kind) >= 4.5
+    assert browser.driver.execute_script(colour, ".figures caption") == faint
+    assert browser.driver.execute_script(colour, "#figures strong") != faint
+    browser.type_into("Width", Keys.DELETE)
+    browser.wait(lambda: browser.all("#strip .wrong"))
+    red = browser.driver.execute_script(colour, "#strip .wrong")
+    assert red == "rgb(185, 28, 28)"  # of gradio's theme
+    assert browser.driver.execute_script(CONTRAST, "#strip .wrong", "color") >= 4.5
 
 
 NAMELESS = """

@@ -10,7 +10,15 @@ new MutationObserver(() => {
     const name = second ? "picture with the helper" : "plain picture";
     if (picture.alt !== name) picture.alt = name;
   });
+  const shown = document.querySelector("#figures [data-shown]")?.dataset.shown;
+  for (const point of document.querySelectorAll("#plot [data-try]"))
+    point.ariaCurrent = point.dataset.try === shown;
 }).observe(document.documentElement, {childList: true, subtree: true});
+// Each pixel of a small picture stays a sharp square, as in a report.
+document.addEventListener("load", ({target}) => {
+  if (target.matches?.("#pictures img, #difference img"))
+    target.toggleAttribute("data-small", Math.min(target.naturalWidth, target.naturalHeight) < 160);
+}, true);
 document.addEventListener("keydown", event => {
   const handle = event.target.closest("[data-testid=slider]");
   const side = {ArrowLeft: -1, ArrowRight: 1}[event.key];
@@ -25,3 +33,5 @@ document.addEventListener("keydown", event => {
   mouse("mousemove", window);
   mouse("mouseup", window);
 });
+// A try that is brought back: on a narrow page its result is far above the row or point.
+window.showResult = () => document.getElementById("strip").scrollIntoView({block: "nearest"});

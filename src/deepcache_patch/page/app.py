@@ -91,7 +91,7 @@ class Page:
         given = self.fields.given(values)
         made = self.history.find(shown)
         if made is not None and made.was_made_with(given):
-            return ran(made.comparison)
+            return self._ran(made)
         try:
             schedule, call = self.fields.schedule(given), self.fields.call(given)
             plan = self.runner.plan(schedule, call.get("num_inference_steps"))
@@ -157,7 +157,11 @@ class Page:
         return [self._gr.update(interactive=True), self._gr.update(value="Stop", interactive=False)]
 
     def _shown(self, made: Try) -> list[Any]:
-        return [made.number, ran(made.comparison), *self.result.of(made)]
+        return [made.number, self._ran(made), *self.result.of(made)]
+
+    def _ran(self, made: Try) -> str:
+        schedule, plan = self.fields.schedule(made.settings), made.comparison.plan
+        return ran(made.comparison, remarks_on(schedule, plan, is_past=True))
 
     def _nothing_new(self) -> list[Any]:
         return [self._gr.skip()] * (len(self._shows) + len(self.gallery.all))
@@ -239,7 +243,7 @@ class Page:
         # In a queue of its own: what is said outside of any does not reach the browser. One after
         # the other: a `generate` that returns at once would have `idle` overtaken by `busy`.
         begun = gr.on(starts, of_tab(self.busy), None, buttons, concurrency_limit=None, **quiet)
-        begun.then(
+        made = begun.then(
             generate,
             inputs,
             [*self._shows, *self.gallery.all],
@@ -247,14 +251,17 @@ class Page:
             concurrency_limit=1,
             trigger_mode="once",
             api_visibility="private",
-        ).then(of_tab(self.idle), None, buttons, **aside)
+        )
+        for done in (made.then, made.failure):  # after an error the browser runs no `then`
+            done(of_tab(self.idle), None, buttons, **aside)
         # Not `cancels=`, which would leave the pipeline running behind the page's back.
         self._stop.click(of_tab(self.stop), None, self._stop, **aside)
         blocks.unload(of_tab(self.closed))
 
         back = [*inputs, *self._shows]
         for shown_in in self.gallery.all:
-            shown_in.select(selected, None, back, **aside)
+            chosen = shown_in.select(selected, None, back, **aside)
+            chosen.then(None, js="() => showResult()", **aside)
         factor, residue = self.result.factor, self.result.residue
         factor.input(self.amplified, [shown, factor], residue, **aside)
         # Of a person only: a try that is brought back has values of its own.

@@ -196,7 +196,7 @@ class Fields:
         deepest = len(self._runner.shares) - 1
         ranges: dict[str, tuple[str, float, float, float, float]] = {
             "interval": ("Interval: one full step in", 1, 20, 3, 1),
-            "branch": ("Branch: -1, the forecast, is fastest", OUTPUT, deepest, 0, 1),
+            "branch": ("Branch (-1 is fastest)", OUTPUT, deepest, 0, 1),
             "center": ("Center: where full steps are densest", 0, most, 15, 1),
             "power": ("Power: how uneven", 1.1, 10, 1.4, 0.1),
             "tolerance": ("Tolerance: error between full steps", 0, 0.2, 0.03, 0.005),

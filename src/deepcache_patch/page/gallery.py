@@ -11,9 +11,10 @@ from ..compare.contestant import times_text
 from ..compare.pages import picture_uri
 from ..measuring.media import small
 from ..sweep.curve import ticks
+from ..sweep.knee import BY_WORK, MEASURED
 from .history import History, Try
 
-_HEADERS: Final = ["try", "picture", "speed", "PSNR", "settings"]
+_HEADERS: Final = ["try", "picture", "speed", "PSNR", "verdict", "settings"]
 _THUMBNAIL: Final = 56
 
 #: A point is told as gradio tells of a row of its tables. Its own plots know no click.
@@ -47,8 +48,8 @@ class Gallery:
                 self.table = gr.Dataframe(
                     rows(history),
                     headers=_HEADERS,
-                    datatype=["number", "html", "str", "str", "str"],
-                    column_widths=["8%", "16%", "15%", "16%", "45%"],
+                    datatype=["number", "html", "str", "str", "str", "str"],
+                    column_widths=["7%", "16%", "16%", "15%", "18%", "28%"],
                     label="What has been tried: select a row to bring it back",
                     interactive=False,
                     wrap=True,
@@ -79,13 +80,14 @@ class Gallery:
 
 
 def rows(history: History) -> list[list[Any]]:
-    """The table: number, thumbnail, speedup, PSNR, and settings; the last try first."""
+    """The table: number, thumbnail, speed, PSNR, verdict, and settings; the last try first."""
     return [
         [
             made.number,
             _thumbnail(made),
-            times_text(made.speedup),
+            _speed(made),
             made.comparison.measures[0].text(),
+            made.comparison.looks,
             made.text,
         ]
         for made in reversed(list(history))
@@ -93,9 +95,19 @@ def rows(history: History) -> list[list[Any]]:
 
 
 def plot(history: History) -> str:
-    """The points as HTML; identical pictures have no place on the axis."""
-    points = [(made, made.speedup, made.psnr) for made in history if made.psnr is not None]
-    speeds, likeness = [x for _, x, _ in points] or [1.0], [y for *_, y in points] or [0.0]
+    """The points as HTML; identical pictures have no place on the axis.
+
+    To the right is the speed by work, or the measured one where the work of a try is not known.
+    """
+    placed = [(made, made.psnr) for made in history if made.psnr is not None]
+    works = [made.comparison.work_speedup for made, _ in placed]
+    by_work = [most for most in works if most is not None]
+    # As in the figure of a sweep: measured speeds vary from run to run.
+    is_by_work = len(by_work) == len(placed)
+    name = BY_WORK if is_by_work else MEASURED
+    speeds = by_work if is_by_work else [made.speedup for made, _ in placed]
+    points = [(made, speed, psnr) for (made, psnr), speed in zip(placed, speeds, strict=True)]
+    speeds, likeness = speeds or [1.0], [psnr for _, psnr in placed] or [0.0]
     across, upwards = ticks(min(speeds), max(speeds)), ticks(min(likeness), max(likeness))
 
     def place(value: float, among: list[float]) -> str:
@@ -107,21 +119,28 @@ def plot(history: History) -> str:
     drawn = ""
     for tick in across:
         x = place(tick, across)
-        drawn += f'<line x1="{x}" x2="{x}" y2="100%"/><text x="{x}" y="100%">{tick:g}</text>'
+        drawn += f'<line x1="{x}" x2="{x}" y2="100%"/><text x="{x}" y="100%">{tick:g}×</text>'
     for tick in upwards:
         y = from_top(tick)
         drawn += f'<line x2="100%" y1="{y}" y2="{y}"/><text class="y" y="{y}">{tick:g}</text>'
     for made, speed, psnr in points:
         schedule = escape(made.settings["schedule"])
-        said = f"try {made.number}: {speed:.2f}×, {psnr:.2f} dB, {schedule}"
+        said = f"try {made.number}: {name} {times_text(speed)}, {psnr:.2f} dB, {schedule}"
+        x, y = place(speed, across), from_top(psnr)
         drawn += (
             f'<a href="#plot" data-try="{made.number}" aria-label="{said}"><title>{said}</title>'
-            f'<circle cx="{place(speed, across)}" cy="{from_top(psnr)}" r="7"/></a>'
+            f'<circle cx="{x}" cy="{y}" r="11"/><text x="{x}" y="{y}">{made.number}</text></a>'
         )
     return (
-        f'<p class="faint">PSNR (dB)</p><svg role="group" aria-label="a point for each try">{drawn}'
-        '</svg><p class="faint">speed of the denoising loop (×)</p>'
+        f'<p class="faint">PSNR, dB</p><svg role="group" aria-label="a point for each try">{drawn}'
+        f'</svg><p class="faint">{name}</p>'
     )
+
+
+def _speed(made: Try) -> str:
+    """As measured, and the most that the work allows."""
+    most = made.comparison.work_speedup
+    return times_text(made.speedup) + ("" if most is None else f" (at most {times_text(most)})")
 
 
 def _thumbnail(made: Try) -> str:

@@ -9,6 +9,7 @@ from html import escape
 from typing import Any
 
 from ..compare.contestant import WHY_BEYOND
+from ..compare.measures import RULE
 from ..compare.outcome import Comparison
 from ..schedules.plans import FULL, OUTPUT, Plan
 from .history import Try
@@ -42,11 +43,11 @@ def planned(plan: Plan | None, shares: Sequence[float | None], remarks: Sequence
     return strip(plan, "plan") + _faint("; ".join([f"Planned: {_described(plan, work)}", *remarks]))
 
 
-def ran(comparison: Comparison) -> str:
-    """The plan that ran, and what it cost."""
+def ran(comparison: Comparison, remarks: Sequence[str] = ()) -> str:
+    """The plan that ran, what it cost, and what else there is to say of it."""
     plan = comparison.plan
     work = None if len(plan.full_steps) == len(plan) else comparison.work
-    return strip(plan, "what ran") + _faint(f"Ran: {_described(plan, work)}")
+    return strip(plan, "what ran") + _faint("; ".join([f"Ran: {_described(plan, work)}", *remarks]))
 
 
 def wrong(message: str) -> str:
@@ -55,8 +56,9 @@ def wrong(message: str) -> str:
 
 
 def figures(made: Try) -> str:
-    """Times and likeness, as HTML."""
+    """The verdict, times and likeness, as HTML."""
     comparison = made.comparison
+    verdict = f'<p title="{escape(RULE)}">Verdict: <strong>{comparison.looks}</strong></p>'
     body = "".join(
         f'<tr><th scope="row">{name}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
         for name, *cells in comparison.rows()
@@ -70,8 +72,8 @@ def figures(made: Try) -> str:
     if comparison.speeds.is_beyond(comparison.work_speedup):
         caption += f"; faster than the work allows: {WHY_BEYOND}, so believe the work"
     return (
-        f'<div class="figures"><table><caption>{caption}.</caption>'
-        f"<tr>{head}</tr>{body}</table></div>"
+        f'<div class="figures" data-shown="{made.number}">{verdict}'
+        f"<table><caption>{caption}.</caption><tr>{head}</tr>{body}</table></div>"
     )
 
 
