@@ -48,8 +48,8 @@ NO_SCHEDULE = (
 )
 NO_INTEGER = "interval must be an integer of at least 1, not "
 NO_SPEEDUP = (
-    " has no speedup: give schedule='noise-aware', the default, or 'auto' with it, or leave "
-    "speedup out"
+    "speedup goes with the name of a schedule, 'noise-aware' (the default) or 'auto', not with "
+    "{}: give one of the two, or leave speedup out"
 )
 NO_REPLAY = (
     "replay must be 'reuse' or 'extrapolate' or an object with a method "
@@ -92,9 +92,9 @@ NO_REPLAY = (
         ),
         (
             {"speedup": 2, "schedule": Uniform()},
-            f"schedule=Uniform(interval=3, branch=0){NO_SPEEDUP}",
+            NO_SPEEDUP.format("Uniform(interval=3, branch=0)"),
         ),
-        ({"speedup": 2, "schedule": "uniform"}, f"schedule='uniform'{NO_SPEEDUP}"),
+        ({"speedup": 2, "schedule": "uniform"}, NO_SPEEDUP.format("'uniform'")),
         ({"speedup": 0.5}, "speedup must be a number from 1 to 1000, not 0.5"),
         ({"speedup": True}, "speedup must be a number from 1 to 1000, not True"),
         ({"speedup": 2, "branch": 9}, NO_BRANCH_9),

@@ -15,7 +15,7 @@ from diffusers import (
 )
 
 import deepcache_patch.schedules.noise_aware
-from deepcache_patch import DeepCacheWarning, InvalidSettingError, NoiseAware
+from deepcache_patch import DeepCacheWarning, Explicit, InvalidSettingError, NoiseAware
 from deepcache_patch.schedules.context import Context
 from deepcache_patch.schedules.noise import adds_noise
 from deepcache_patch.schedules.placing import FEW_STEPS, cheapest, usual_levels
@@ -204,7 +204,9 @@ def test_an_interval_beyond_the_steps_is_told():
     )
     assert NoiseAware(100).remark_on(plan) == said  # `plan` and `print(helper)` before it runs
     assert NoiseAware(12).remark_on(plan) is None
-    assert NoiseAware(100).remark_on(Plan(["full"] * 12)) is None  # it leaves out nothing
+    assert (
+        NoiseAware(100).remark_on(Explicit(["full"] * 12).entries) is None
+    )  # it leaves out nothing
     assert NoiseAware(12).plan_for(known).full_steps == (0,)  # and nothing is said
 
 

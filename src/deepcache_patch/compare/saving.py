@@ -57,7 +57,7 @@ class Saved:
         return self.table()
 
     def _repr_html_(self) -> str:
-        """The text and the picture, for a notebook; long sentences break, or it would be as wide."""
+        """The text and the picture, for a notebook; long lines break, or it would be as wide."""
         picture = b64encode(self._encoded(Path("picture.png"), None)).decode()
         return (
             f'<pre style="white-space:pre-wrap">{escape(self.table())}</pre><img '

@@ -12,11 +12,12 @@ from html import escape
 from threading import Event
 from typing import Any
 
+from ..compare.contestant import few_steps
 from ..compare.saving import short_name
 from ..errors import DeepCacheError, first_line
 from ..learning.calibrated_schedule import Calibrated
 from ..measuring.similarity import require_metrics
-from ..schedules.remarks import remarks_on
+from ..schedules.remarks import own_remarks_on, remarks_on
 from ..settings.by_name import DEFAULT
 from .fields import Fields
 from .gallery import Gallery
@@ -160,8 +161,9 @@ class Page:
         return [made.number, self._ran(made), *self.result.of(made)]
 
     def _ran(self, made: Try) -> str:
-        schedule, plan = self.fields.schedule(made.settings), made.comparison.plan
-        return ran(made.comparison, remarks_on(schedule, plan, is_past=True))
+        schedule, comparison = self.fields.schedule(made.settings), made.comparison
+        own = own_remarks_on(schedule, comparison.plan, is_past=True)
+        return ran(comparison, [*own, *few_steps(comparison, comparison.plan)])
 
     def _nothing_new(self) -> list[Any]:
         return [self._gr.skip()] * (len(self._shows) + len(self.gallery.all))

@@ -13,13 +13,19 @@ def remarks_on(schedule: Any, plan: Plan, *, is_past: bool = False) -> list[str]
     """What to know of a plan, in sentences: what its schedule says of it, and if it is short.
 
     Args:
-        schedule: Any schedule; it is asked by a method `remark_on`, if it has one.
+        schedule: As for `own_remarks_on`.
         plan: The plan of generations with it.
         is_past: Whether it has run.
     """
+    short = if_short(len(plan), len(plan.full_steps))
+    return [*own_remarks_on(schedule, plan, is_past=is_past), *([short] if short else [])]
+
+
+def own_remarks_on(schedule: Any, plan: Plan, *, is_past: bool = False) -> list[str]:
+    """What a schedule says of a plan: any schedule; it is asked by a method `remark_on`."""
     remark_on = getattr(schedule, "remark_on", None)
     own = None if remark_on is None else remark_on(plan, is_past=is_past)
-    return [said for said in (own, if_short(len(plan), len(plan.full_steps))) if said]
+    return [own] if own else []
 
 
 def if_short(steps: int, full_steps: int) -> str | None:

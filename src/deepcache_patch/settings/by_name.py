@@ -111,8 +111,8 @@ def schedule_of(
             )
         if schedule not in TAKE_SPEEDUP:
             raise InvalidSettingError(
-                "speedup goes with the name of a schedule, 'noise-aware' (the default) or 'auto', not "
-                f"with {schedule!r}: give one of the two, or leave speedup out"
+                "speedup goes with the name of a schedule, 'noise-aware' (the default) or 'auto', "
+                f"not with {schedule!r}: give one of the two, or leave speedup out"
             )
         named = named_schedule(schedule, **given)
         given["interval"] = _interval_for(speedup, named.branch, share_of(named))
