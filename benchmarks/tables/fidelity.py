@@ -87,12 +87,9 @@ def _and(names: Sequence[str]) -> str:
 def pictures_of_both() -> str:
     """What was drawn for the table of `usual_samplers`."""
     counts = {each["model"]: each["images"] for each in _usual()}
-    drawn = " and ".join(f"{images} of {model}" for model, images in counts.items())
+    drawn = " and ".join(f"{images} pictures of {model}" for model, images in counts.items())
     guidance = results()[_SHOWN]["guidance_scale"]
-    return (
-        f"pictures of 64×64 pixels, {drawn}, from the models in `benchmarks/models`, "
-        f"guidance {guidance:g}"
-    )
+    return f"Means over {drawn}, 64×64 pixels, guidance {guidance:g}."
 
 
 def samplers() -> str:

@@ -22,10 +22,14 @@ def by_device(name: str, told: Callable[[Any], str]) -> str:
         name: Of the benchmark.
         told: Makes Markdown of one report; an empty text if nothing in it is to be shown.
     """
-    paths = sorted(RESULTS.glob(f"*/{name}.json"))
-    reports = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-    found = [(told(each), _made_by(each)) for each in reports]
+    found = [(told(each), _made_by(each)) for each in reports(name)]
     return "\n\n".join(f"{text}\n\n{by}" for text, by in found if text) or "Not yet run."
+
+
+def reports(name: str) -> list[Any]:
+    """Those of a benchmark, one for each device that it was run on."""
+    paths = sorted(RESULTS.glob(f"*/{name}.json"))
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
 
 
 def _made_by(report: Any) -> str:

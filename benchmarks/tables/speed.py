@@ -8,14 +8,25 @@ from benchmarks.networks.catalogue import NETWORKS
 from benchmarks.provenance import RESULTS
 from benchmarks.speed.contestants import FORMS
 from benchmarks.speed.macs import mean
-from benchmarks.tables.markdown import by_device, table
+from benchmarks.tables.markdown import by_device, reports, table
 
 _Row = Mapping[str, Any]
+
+#: One full step in so many, in the sentence of `measured`.
+_INTERVAL = 3
+
+#: The networks of that sentence.
+_KNOWN = ("sd15", "sdxl")
 
 
 def speed() -> str:
     """SD 1.5 at two intervals: for the README."""
     return by_device("speed", _summary)
+
+
+def measured() -> str:
+    """How fast the default was with networks of true size, in a sentence: for the README."""
+    return "\n".join(filter(None, map(_measured, reports("speed"))))
 
 
 def controlnet() -> str:
@@ -108,6 +119,16 @@ def _summary(report: Any) -> str:
     ]
     header = ("SD 1.5, branch 0", "interval", "this package", "at most", "DeepCache 0.1.1")
     return _raced(report, "sd15", header, rows)
+
+
+def _measured(report: Any) -> str:
+    told = [
+        f"{row['title']} {row['speedup']['default']:.2f}× ({_form(row)})"
+        for row in _cached(_main(report), interval=_INTERVAL, width=1)
+        if row["network"] in _KNOWN and "default" in row["speedup"]
+    ]
+    how = f"on {report['device']}, one full step in {_INTERVAL}, random weights"
+    return f"Measured speed of the loop ({how}): {', '.join(told)}." if told else ""
 
 
 def _controlnet(report: Any) -> str:
@@ -243,6 +264,7 @@ def _giga(count: float, digits: int = 2) -> str:
 
 TABLES: tuple[Callable[[], str], ...] = (
     speed,
+    measured,
     controlnet,
     speeds,
     rivals,

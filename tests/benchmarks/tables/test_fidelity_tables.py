@@ -72,8 +72,7 @@ def test_the_readme_has_the_usual_samplers_only_on_each_model(monkeypatch):
     assert header.startswith("| PSNR in dB, shapes/emoji | speed | fewer steps |")
     assert rows == ["| A | 2.20× | –/– | –/– | 44.0/41.0 | –/– | –/– |"]
     assert fidelity.pictures_of_both() == (
-        "pictures of 64×64 pixels, 8 of shapes and 4 of emoji, from the models in "
-        "`benchmarks/models`, guidance 4"
+        "Means over 8 pictures of shapes and 4 pictures of emoji, 64×64 pixels, guidance 4."
     )
 
 
