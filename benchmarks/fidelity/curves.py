@@ -14,6 +14,21 @@ from benchmarks.provenance import RESULTS as ALL_RESULTS
 
 RESULTS = ALL_RESULTS / "fidelity"
 
+#: What people call each family of `contestants` that tables and plots show.
+TITLES = {
+    "fewer steps": "fewer steps",
+    "deepcache 0.1.1": "DeepCache 0.1.1",
+    "default": "default",
+    "auto": "auto",
+    "calibrated": "calibrated",
+    "spectrum": "Spectrum",
+    "zeus": "ZEUS",
+    "adaptivediffusion": "AdaptiveDiffusion",
+    "sada": "SADA",
+    "easycache": "EasyCache",
+    "output reuse": "Output reuse",
+}
+
 #: One contestant's figures, as `run` writes them.
 Row = Mapping[str, Any]
 

@@ -13,7 +13,7 @@ from typing import Any
 import matplotlib as mpl
 from PIL import Image
 
-from benchmarks.fidelity.curves import RESULTS, envelope, points, results
+from benchmarks.fidelity.curves import RESULTS, TITLES, envelope, points, results
 from benchmarks.provenance import ROOT
 
 mpl.use("Agg")  # before pyplot: no window is opened, none need be there
@@ -24,19 +24,19 @@ from matplotlib.ticker import FixedLocator, NullLocator
 PLOT = ROOT / "docs" / "fidelity.png"
 COLUMNS = 3
 
-#: Colours that stay apart for colour-blind eyes (Okabe and Ito), marker and name of each family.
+#: Colours that stay apart for colour-blind eyes (Okabe and Ito), and the marker of each family.
 STYLES = {
-    "fewer steps": ("#000000", "s", "fewer steps"),
-    "deepcache 0.1.1": ("#999999", "x", "DeepCache 0.1.1"),
-    "default": ("#0072b2", "^", "default"),
-    "auto": ("#56b4e9", "*", "auto"),
-    "calibrated": ("#d55e00", "*", "calibrated"),
-    "spectrum": ("#009e73", "D", "Spectrum"),
-    "zeus": ("#f0e442", "v", "ZEUS"),
-    "adaptivediffusion": ("#e69f00", "P", "AdaptiveDiffusion"),
-    "sada": ("#cc79a7", "X", "SADA"),
-    "easycache": ("#b8860b", "<", "EasyCache"),
-    "output reuse": ("#999999", "o", "output reuse"),
+    "fewer steps": ("#000000", "s"),
+    "deepcache 0.1.1": ("#999999", "x"),
+    "default": ("#0072b2", "^"),
+    "auto": ("#56b4e9", "*"),
+    "calibrated": ("#d55e00", "*"),
+    "spectrum": ("#009e73", "D"),
+    "zeus": ("#f0e442", "v"),
+    "adaptivediffusion": ("#e69f00", "P"),
+    "sada": ("#cc79a7", "X"),
+    "easycache": ("#b8860b", "<"),
+    "output reuse": ("#999999", "o"),
 }
 SPEEDS = (1, 1.5, 1.8, 2.2, 3, 4, 5, 7, 10)
 
@@ -78,7 +78,7 @@ def draw(reports: dict[str, Any], output: Path) -> None:
             if line.get_label() in STYLES
         }
         families = [family for family in STYLES if family in lines]
-        handles, names = zip(*((lines[each], STYLES[each][2]) for each in families), strict=True)
+        handles, names = [lines[each] for each in families], [TITLES[each] for each in families]
         figure.legend(handles, names, loc="outside upper center", ncols=5, frameon=False)
         drawn = io.BytesIO()
         figure.savefig(drawn, dpi=150)
@@ -88,7 +88,7 @@ def draw(reports: dict[str, Any], output: Path) -> None:
 
 
 def _panel(axes: Axes, report: dict[str, Any]) -> None:
-    for family, (colour, marker, _) in STYLES.items():
+    for family, (colour, marker) in STYLES.items():
         dots = points(report["rows"], family)
         if not dots:
             continue

@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.fidelity import per_picture
 from benchmarks.fidelity.contestants import RIVALS
-from benchmarks.fidelity.curves import RESULTS, Row, fitted_to, nearest, psnr_at, results
+from benchmarks.fidelity.curves import RESULTS, TITLES, Row, fitted_to, nearest, psnr_at, results
 from benchmarks.fidelity.work import SPEEDS
 from benchmarks.tables.markdown import table
 
@@ -129,7 +129,7 @@ def _on_models(reports: Sequence[Any], *speeds: float) -> str:
             (kept, *_), *figures = zip(*each_model, strict=True)
             rows.append((title, kept, *map("/".join, figures)))
     models = "/".join(dict.fromkeys(each["model"] for each in reports))
-    titles = [_FAMILIES[family] for family in families]
+    titles = [TITLES[family] for family in families]
     return table((f"PSNR in dB, {models}", "speed", *titles), rows)
 
 
@@ -153,8 +153,7 @@ def _nearer(rows: Sequence[Row], budget: float) -> Iterator[tuple[str, str, str]
     for family in ("fewer steps", "deepcache 0.1.1", *RIVALS):
         psnr, aside = _found(rows, family, budget, speed)
         if default is not None and psnr is not None and psnr - default["psnr"] >= _NOTICED:
-            name = _FAMILIES.get(family) or _title(nearest(rows, family, speed))
-            yield f"{speed:.2f}×", name + aside, f"{psnr - default['psnr']:+.1f}"
+            yield f"{speed:.2f}×", TITLES[family] + aside, f"{psnr - default['psnr']:+.1f}"
 
 
 def gains() -> str:
@@ -234,17 +233,10 @@ def quality() -> str:
     return table(header, rows)
 
 
-#: The families with a column of their own, and its head.
-_FAMILIES = {
-    "fewer steps": "fewer steps",
-    "deepcache 0.1.1": "DeepCache 0.1.1",
-    "default": "default",
-    "auto": "auto",
-    "calibrated": "calibrated",
-    "spectrum": "Spectrum",
-}
+#: The families with a column of their own.
+_FAMILIES = ("fewer steps", "deepcache 0.1.1", "default", "auto", "calibrated", "spectrum")
 _OTHERS = "best of the other rivals"
-_COLUMNS = (*_FAMILIES.values(), _OTHERS)
+_COLUMNS = (*(TITLES[family] for family in _FAMILIES), _OTHERS)
 
 
 def _counted(folder: Path = RESULTS) -> list[Any]:
@@ -292,7 +284,7 @@ def _psnr_of_best(rows: Sequence[Row], budget: float) -> str:
     best = _best_other(rows, budget)
     if best is None:
         return "–"
-    return _decibels(best["psnr"]) + _aside(best, _equal_work(rows, budget), _title(best))
+    return _decibels(best["psnr"]) + _aside(best, _equal_work(rows, budget), TITLES[best["family"]])
 
 
 def _aside(row: Row, speed: float, *words: str) -> str:
@@ -310,10 +302,6 @@ def _best_other(rows: Sequence[Row], budget: float) -> Row | None:
     return max(known, key=lambda row: row["psnr"], default=None)
 
 
-def _title(row: Row) -> str:
-    return str(row["name"]).partition(",")[0]
-
-
 def _decibels(value: float | None) -> str:
     return "–" if value is None else f"{value:.1f}"
 
@@ -322,7 +310,7 @@ def _quality_of(row: Row | None, *, named: bool = False) -> str:
     if row is None:
         return "–"
     read = "–" if row["read_back"] is None else f"{row['read_back']:.0%}"
-    name = f" ({_title(row)})" if named else ""
+    name = f" ({TITLES[row['family']]})" if named else ""
     return f"{read} · {row['frechet']:.1f} · {_decibels(row['psnr_worst_tenth'])}{name}"
 
 
