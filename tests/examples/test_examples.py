@@ -289,8 +289,8 @@ def test_a_script_is_short_run_and_shown(name):
     file = "test_ray.py" if name in WITH_RAY else "test_examples.py"
     assert f"def test_{name}(" in Path(__file__).with_name(file).read_text(encoding="utf-8")
     assert "For a real " in text.split('"""')[1]
-    recipes = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
-    assert f"\n[`examples/{name}.py`](../examples/{name}.py)\n" in recipes
+    pages = "".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs").glob("*.md"))
+    assert f"\n[`examples/{name}.py`](../examples/{name}.py)\n" in pages
 
 
 def test_the_site_has_a_script_in_the_place_of_its_link():
