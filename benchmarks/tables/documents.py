@@ -18,6 +18,7 @@ DOCUMENTS = (
     "docs/experiments.md",
     "docs/for-diffusers.md",
     "docs/limits.md",
+    "docs/plans-and-forecasts.md",
     "docs/results.md",
     "docs/schedules.md",
     "docs/speed.md",

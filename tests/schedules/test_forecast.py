@@ -271,7 +271,7 @@ FULL = (4, 2, 0)
 
 
 def weight(step, newest, older):
-    """How far beyond the newest the trend goes, by the formula in docs/experiments.md."""
+    """How far beyond the newest the trend goes, by the formula in docs/plans-and-forecasts.md."""
     settles = rate(math.exp(CLOSE[newest]))
     ahead, behind = CLOSE[newest] - CLOSE[step], CLOSE[older] - CLOSE[newest]
     return (1 - math.exp(-settles * ahead)) / (math.exp(settles * behind) - 1)

@@ -19,7 +19,7 @@ from .calibrated_schedule import Calibrated, CalibratedGuide, ValidFor, load_all
 from .study import Study, StudyGuide
 
 #: With fewer full steps than these nothing is learned: what fits one picture does not carry over to
-#: others there. Measured with 12 to 20 steps (docs/experiments.md).
+#: others there. Measured with 12 to 20 steps (docs/plans-and-forecasts.md).
 FEW_FULL_STEPS: Final = 8
 
 #: How many settings are remembered; the one that was learned first is forgotten first.

@@ -61,7 +61,7 @@ class Adaptive:
 
     Args:
         tolerance: The error between two full steps, as a part of the picture, from 0 to 1. Its work
-            depends on sampler and model; docs/experiments.md has some.
+            depends on sampler and model; docs/plans-and-forecasts.md has some.
         branches: Those to choose from, at least -1, which is above the output. Where a forecast is
             not possible, -1 stands for 0.
         interval: One full step in so many, at least 1: at most steps / interval steps run in full,
