@@ -294,7 +294,8 @@ def forecast_of(x0s):
 
 
 @pytest.mark.parametrize(
-    ("share", "followed"), [(3, 1), (1, 1), (0.5, 0.75), (0, 0.5), (-0.5, 0.25), (-1, 0), (-3, 0)]
+    ("share", "followed"),
+    [(3, 1), (1, 1), (0.5, 0.75), (0, 0.5), (-0.5, 0.25), (-1, 0), (-2, -0.5), (-3, -1), (-5, -1)],
 )
 def test_less_of_a_trend_is_followed_that_has_not_held(share, followed):
     newest, older, oldest = gone(share)
@@ -320,11 +321,23 @@ def test_full_steps_that_lie_very_far_apart_say_nothing_that_is_not_finite():
     levels = (13.8, 1.0, 0.8, 0.6, 0.4, 0.2)
     x = torch.zeros(1, 3, 4, 4)
     forecast, newest, older = Forecast(levels, "sample"), x + 2, x + 1
-    for oldest, followed in ((x, 1), (x + 3, 0)):  # the direction alone decides
+    for oldest, followed in ((x, 1), (x + 3, -1)):  # the direction alone decides
         seen = [recorded(3, x, newest), recorded(1, x, older), recorded(0, x, oldest)]
         (weight,) = forecast.weights_of(4, (3, 1, 0))
         expected = newest + followed * weight * (newest - older)
         torch.testing.assert_close(forecast.output(4, seen, x + 1), expected)
+
+
+def test_x0_that_swings_is_followed_back_however_far_apart_the_full_steps_lie():
+    levels = (2.0, 1.0, -0.2, -0.5)  # beyond the reach of a trend
+    forecast, x = Forecast(levels, "sample"), torch.zeros(1, 3, 4, 4)
+    assert forecast.weights_of(3, (2, 1, 0)) == (0,)
+    seen = [recorded(2, x, x + 1), recorded(1, x, x + 2), recorded(0, x, x - 1)]
+    settles = rate(math.exp(levels[2]))
+    gone_back = (1 - math.exp(-settles * 0.3)) / (math.exp(settles * 1.2) - 1)
+    torch.testing.assert_close(forecast.output(3, seen, x + 1), x + 1 + gone_back)
+    seen[2] = recorded(0, x, x + 3)  # it has gone on
+    torch.testing.assert_close(forecast.output(3, seen, x + 1), x + 1)
 
 
 def test_what_was_learned_is_followed_as_far_as_the_trend_has_held():

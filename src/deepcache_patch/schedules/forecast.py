@@ -49,8 +49,8 @@ class Forecast:
 
     The trend is followed as far as it has held: less where the last full steps lie far apart, and,
     once three are known, less where x0 has not gone on along the trend before (see `_held`). Where
-    guidance is strong, forecasts that are always wrong on the same side make x0 swing about; then
-    the newest x0 is the better forecast.
+    guidance is strong, forecasts that are always wrong on the same side make x0 swing about: it
+    goes to the one side, and at the next full step back. Then a forecast goes back, too.
 
     Weights that are given say how to go on in the place of the trend, as far as it has held.
 
@@ -154,26 +154,44 @@ class Forecast:
             denoised.append(self.denoised(each.step, x, output))
         ahead = self.ahead(step, steps, denoised)
         if len(denoised) >= KEEP and self.strength:
-            ahead = torch.lerp(denoised[0], ahead, self._held(steps, denoised))
+            ahead = self._as_it_held(step, steps, denoised, ahead)
         made = self.answer(step, _some(sample, place, start, count).float(), ahead)
         return made.to(recorded[0].feature.dtype)
 
-    def _held(self, steps: Sequence[int], denoised: Sequence[torch.Tensor]) -> torch.Tensor | float:
+    def _as_it_held(
+        self,
+        step: int,
+        steps: Sequence[int],
+        denoised: Sequence[torch.Tensor],
+        ahead: torch.Tensor,
+    ) -> torch.Tensor:
+        """What was forecast, as far as the trend has held; where x0 swings about, back from it.
+
+        Back along the trend itself, however far the last full steps lie apart.
+        """
+        newest, older = denoised[:2]
+        held = self._held(steps, denoised)
+        if held is None:
+            return ahead
+        back = self.strength * self._trend(step, *steps[:2]) * held.clamp(max=0)
+        return torch.lerp(newest, ahead, held.clamp(min=0)) + back * (newest - older)
+
+    def _held(self, steps: Sequence[int], denoised: Sequence[torch.Tensor]) -> torch.Tensor | None:
         """How much of the trend to follow, in each picture: all if x0 has gone on along it.
 
         The trend before the newest full step said how far x0 would go until there. If x0 has gone
-        the share s of that, by the least squares, this is (1 + s) / 2, within 0 to 1: none if it
-        went back as far as it was to go on. Shape `(batch, 1, ...)`.
+        the share s of that, by the least squares, this is (1 + s) / 2, within -1 and 1: none if it
+        went back as far as it was to go on. Shape `(batch, 1, ...)`; `None` if nothing was said.
         """
         said = self._trend(steps[0], *steps[1:KEEP])
         if said <= 0:
-            return 1.0
+            return None
         newest, older, oldest = denoised[:KEEP]
         change, others = older - oldest, [*range(1, newest.ndim)]
         expected = said * change.square().sum(others, keepdim=True)
         gone = ((newest - older) * change).sum(others, keepdim=True)
         share = gone / expected.clamp(min=1e-30)  # of what does not move, 0
-        return ((1 + share) / 2).clamp(0, 1)
+        return ((1 + share) / 2).clamp(-1, 1)
 
     def ahead(
         self, step: int, steps: Sequence[int], denoised: Sequence[torch.Tensor]
