@@ -59,9 +59,9 @@ def test_speedup_is_the_median_of_the_ratios_of_runs_that_followed_each_other() 
 
 
 def test_the_mean_psnr_leaves_identical_pictures_out_and_counts_them() -> None:
-    assert outcome().mean_psnr == 20.0
+    assert outcome().measures[0].mean == 20.0
     assert outcome().identical == 1
-    assert outcome(psnr=(math.inf, math.inf)).mean_psnr == math.inf
+    assert outcome(psnr=(math.inf, math.inf)).measures[0].mean == math.inf
 
 
 def test_missing_scikit_image_is_told_with_the_command_that_helps(
