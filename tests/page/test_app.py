@@ -24,6 +24,7 @@ from PIL import Image
 from deepcache_patch import Auto, DeepCacheHelper, Plan, UnsupportedModelError
 from deepcache_patch.cli import ui as _command  # noqa: F401, before `phases` changes what it says with
 from deepcache_patch.cli.main import main
+from deepcache_patch.compare.grid import difference
 from deepcache_patch.learning import auto
 from deepcache_patch.measuring.generation import Timing
 from deepcache_patch.settings.by_name import PARAMETERS, named_schedule
@@ -32,7 +33,6 @@ gradio = pytest.importorskip("gradio", reason="gradio is not installed: make tes
 from deepcache_patch.page import app as ui  # noqa: E402
 from deepcache_patch.page import serving  # noqa: E402
 from deepcache_patch.page.markup import figures, strip  # noqa: E402
-from deepcache_patch.page.result import difference  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
 

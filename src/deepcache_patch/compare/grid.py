@@ -10,7 +10,7 @@ from math import ceil
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageChops, ImageDraw, ImageFont
 
 from ..measuring.media import Sound, some_frames
 from .contestant import speed_text
@@ -54,6 +54,14 @@ def waveform_differences(
     return factor, [[each.waveform(factor=factor) for each in row] for row in differences]
 
 
+def difference(
+    plain: Image.Image, other: Image.Image, factor: float = DIFFERENCE_FACTOR
+) -> Image.Image:
+    """The absolute difference of two pictures, times the factor, cut off at white."""
+    apart = ImageChops.difference(plain.convert("RGB"), other.convert("RGB"))
+    return apart.point([min(255, round(value * factor)) for value in range(256)] * 3)
+
+
 def comparison_picture(comparison: Comparison) -> Image.Image:
     """See `Comparison.grid`."""
     rows: list[Sequence[Any]] = [comparison.plain, comparison.cached]
@@ -72,10 +80,10 @@ def comparison_picture(comparison: Comparison) -> Image.Image:
         rows = [[sound.waveform() for sound in row] for row in rows]
     else:
         factor = DIFFERENCE_FACTOR
-        differences = [_amplified(rows[0], row, factor) for row in rows[1:]]
+        differences = [[*map(difference, rows[0], row)] for row in rows[1:]]
     labelled = [("plain", rows[0])]
-    for name, row, difference in zip(comparison.columns[1:], rows[1:], differences, strict=True):
-        labelled += [(name, row), (f"difference ×{factor}", difference)]
+    for name, row, apart in zip(comparison.columns[1:], rows[1:], differences, strict=True):
+        labelled += [(name, row), (f"difference ×{factor}", apart)]
     measures = (f"{each.name} {each.mean_text()}" for each in comparison.measures)
     fast = f"denoising loop {speed_text(comparison.speeds, comparison.work_speedup)} as fast"
     lines = [" · ".join((fast, *measures)), *comparison.said]
@@ -138,14 +146,6 @@ def draw_grid(
 def drawable(text: str) -> str:
     """The text in letters that Pillow's own font has: neither a multiplication sign nor a dash."""
     return text.replace("×", "x").replace("–", "-")
-
-
-def _amplified(
-    plain: Sequence[Image.Image], other: Sequence[Image.Image], factor: int
-) -> list[Image.Image]:
-    pairs = [np.asarray([a, b], np.int16) for a, b in zip(plain, other, strict=True)]
-    differences = [np.abs(a - b) * factor for a, b in pairs]
-    return [Image.fromarray(each.clip(0, 255).astype(np.uint8)) for each in differences]
 
 
 def wrapped(heading: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:

@@ -13,6 +13,7 @@ from threading import Event
 from typing import Any
 
 from ..compare.contestant import few_steps
+from ..compare.grid import difference
 from ..compare.saving import short_name
 from ..errors import DeepCacheError, first_line
 from ..learning.calibrated_schedule import Calibrated
@@ -23,7 +24,7 @@ from .fields import Fields
 from .gallery import Gallery
 from .history import History, Try
 from .markup import planned, ran, wrong
-from .result import ResultView, difference
+from .result import ResultView
 from .trial import OnStep, Runner
 from .watch import StoppedError
 
