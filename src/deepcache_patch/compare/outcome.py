@@ -180,8 +180,8 @@ class Comparison(Contestant, Saved):
     def grid(self) -> Image.Image:
         """Draws a row for each contestant, and after each the amplified difference to plain.
 
-        Differences of pixels are amplified 8 times in every comparison, those of sounds as far as
-        they fit. Of a video three frames, of a sound the waveform.
+        Differences are amplified 8 times in every comparison. Of a video there are three frames, of
+        a sound the waveform, without a difference.
         """
         return comparison_picture(self)
 
