@@ -23,7 +23,7 @@ In Python: DeepCacheHelper(pipe, schedule=Calibrated.load("schedule.json")).
 """
 
 
-@options.command(_EXAMPLES, former={"out": "output"})
+@options.command(_EXAMPLES)
 @options.model
 @options.generation
 @options.images(default="8, or more of several prompts")

@@ -5,7 +5,7 @@ shell completes it. What only one command has stands with that command. Nothing 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -36,23 +36,16 @@ Decorator: TypeAlias = Callable[[Callable[..., Any]], Callable[..., Any]]
 Completer: TypeAlias = "Callable[[click.Context, click.Parameter, str], list[CompletionItem]]"
 
 
-def command(
-    examples: str, *, former: Mapping[str, str] | None = None
-) -> Callable[[Callable[..., Any]], click.Command]:
+def command(examples: str) -> Callable[[Callable[..., Any]], click.Command]:
     """Makes a command of a function, whose docstring is the help; the examples end it.
 
     Args:
         examples: Each paragraph keeps its lines.
-        former: Name that an option had -> its name. The former one still works; help and
-            completion do not show it.
     """
-    known = dict(former or {})
-    spelling = {"token_normalize_func": lambda name: known.get(name, name)}
     epilog = "\n\n".join(f"\b\n{paragraph}" for paragraph in examples.split("\n\n"))
 
     def made(function: Callable[..., Any]) -> click.Command:
-        add = click.command(cls=_Command, epilog=epilog, context_settings=spelling)
-        return add(help_option(function))
+        return click.command(cls=_Command, epilog=epilog)(help_option(function))
 
     return made
 
