@@ -5,7 +5,7 @@ shell completes it. What only one command has stands with that command. Nothing 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -36,16 +36,20 @@ Decorator: TypeAlias = Callable[[Callable[..., Any]], Callable[..., Any]]
 Completer: TypeAlias = "Callable[[click.Context, click.Parameter, str], list[CompletionItem]]"
 
 
-def command(examples: str) -> Callable[[Callable[..., Any]], click.Command]:
+def command(
+    examples: str, *, absent: Mapping[str, str] | None = None
+) -> Callable[[Callable[..., Any]], click.Command]:
     """Makes a command of a function, whose docstring is the help; the examples end it.
 
     Args:
         examples: Each paragraph keeps its lines.
+        absent: Options of other commands that it does not have -> what to do instead.
     """
     epilog = "\n\n".join(f"\b\n{paragraph}" for paragraph in examples.split("\n\n"))
 
     def made(function: Callable[..., Any]) -> click.Command:
-        return click.command(cls=_Command, epilog=epilog)(help_option(function))
+        add = click.command(cls=_Command, epilog=epilog, absent=absent or {})
+        return add(help_option(function))
 
     return made
 
@@ -53,14 +57,19 @@ def command(examples: str) -> Callable[[Callable[..., Any]], click.Command]:
 class _Command(click.Command):
     """Refuses what click would drop: all values of an option but the last."""
 
+    def __init__(self, *args: Any, absent: Mapping[str, str], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._absent = absent
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         try:
             given, _, order = self.make_parser(ctx).parse_args(args=[*args])
         except click.NoSuchOption as error:
             named = error.option_name
-            if named in ("--speedup", "--full-steps") and self.name == "sweep":
-                raise click.UsageError(f"sweep has no {named}: give --interval 2,3,5") from error
-            raise
+            if named not in self._absent:
+                raise
+            told = f"{self.name} has no {named}: {self._absent[named]}"
+            raise click.UsageError(told) from error
         if not ctx.resilient_parsing and not given.get("help"):
             for param in dict.fromkeys(order):
                 once = getattr(param, "is_flag", True) or getattr(param, "multiple", True)
