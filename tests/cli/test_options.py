@@ -137,7 +137,7 @@ def test_a_speedup_says_whether_it_is_of_work_or_of_time() -> None:
         ("compare m --seed", "deepcache-patch compare: error: Option '--seed' requires an arg"),
         ("compare m --json=1", "deepcache-patch compare: error: Option '--json' does not take a v"),
         ("compare m --replay x", "'--replay': 'x' is not one of 'extrapolate', 'reuse'"),
-        ("calibrate m --speedup 2", "deepcache-patch calibrate: error: Missing option '--output'"),
+        ("calibrate m --speedup 2", "deepcache-patch calibrate: error: Give --output FILE"),
     ],
 )
 def test_what_is_lacking_or_too_much_is_one_line(
