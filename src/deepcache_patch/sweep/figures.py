@@ -82,7 +82,7 @@ def cautions_of(sweep: Sweep) -> list[str]:
     found += only_one_full({row.title: row.plan for row in sweep.settings})
     found += dict.fromkeys(said for row in sweep.settings for said in few_steps(row, row.plan))
     found += [
-        f"{row.title}: {remark.removeprefix('auto: ')}"
+        f"{row.title}: {remark}"
         for row in sweep.settings
         if row.setting is not None
         and isinstance(schedule := row.setting.made(), Auto)
