@@ -25,7 +25,7 @@ from .gallery import Gallery
 from .history import History, Try
 from .markup import planned, ran, wrong
 from .result import ResultView
-from .trial import OnStep, Runner
+from .runner import OnStep, Runner
 from .watch import StoppedError
 
 
@@ -76,7 +76,7 @@ class Page:
         self.blocks = self._laid_out()
 
     def close(self) -> None:
-        """Ends a trial that is under way, and deletes what was written."""
+        """Ends a try that is under way, and deletes what was written."""
         self.runner.close()
         self.result.close()
 
