@@ -367,7 +367,7 @@ VALUES = st.one_of(
 )
 OPTIONS = {
     "compare": "interval speedup full-steps schedule replay repeats",
-    "calibrate": "speedup full-steps psnr out",
+    "calibrate": "speedup full-steps psnr",
 }
 SHARED = (
     "prompt prompts negative-prompt guidance-scale height width steps seed images branch scheduler "
@@ -399,7 +399,7 @@ def check_one_line(arguments: list[str], folder: Path, capsys: pytest.CaptureFix
     folder.mkdir(exist_ok=True)
     os.chdir(folder)
     if arguments[0] == "calibrate":
-        arguments = [*arguments, "--out=out.json"]
+        arguments = [*arguments, "--output=out.json"]
     status = main(arguments)
     out, err = capsys.readouterr()
     assert status in (1, 2), (arguments, status)

@@ -56,7 +56,6 @@ def plain(*names: str) -> list[str]:
             plain("--strength", "--steps", "--seed", "--speedup", "--schedule", "--scheduler"),
         ),
         ("calibrate m --pro", plain("--prompt", "--prompts")),
-        # The name that it had is still taken, but not offered.
         ("calibrate --out", plain("--output")),
         ("compare ", ["dir,"]),
         ("compare --output ", ["dir,"]),

@@ -1,5 +1,5 @@
-"""One spelling for an option in all commands, what it was called before, and no abbreviations; how
-a name is answered that there is not; and what is imported for that.
+"""One spelling for an option in all commands, and no abbreviations; how a name that there is not is
+answered; and what is imported for that.
 """
 
 from __future__ import annotations
@@ -82,24 +82,6 @@ def test_every_option_has_a_long_name_and_no_alias_is_shown_but_that_of_diffuser
     }
 
 
-@pytest.mark.parametrize("spelling", ["--out", "--output"])
-def test_the_file_of_a_calibration_may_be_named_by_its_former_option(
-    spelling: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for words in ([spelling, "/dev/null/x"], [f"{spelling}=/dev/null/x"]):
-        assert main(["calibrate", "a/m", "--speedup", "2", *words]) == 2
-        assert capsys.readouterr().err == (
-            "deepcache-patch calibrate: error: cannot write into --output /dev/null: Not a "
-            "directory\n"
-        )
-    assert main(["calibrate", "--help"]) == 0
-    assert "--out " not in capsys.readouterr().out
-
-
-def test_only_calibrate_had_the_former_option(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "--out" in refused(capsys, "compare", "m", "--prompt", "a", "--out", "x")
-
-
 # --- names that there are not ---------------------------------------------------------------------
 
 
@@ -107,7 +89,7 @@ def test_only_calibrate_had_the_former_option(capsys: pytest.CaptureFixture[str]
 def test_no_option_can_be_abbreviated(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     names = {name for option in options_of(command).values() for name in option.opts}
     for name in names - {"-h"}:
-        if (short := name[:-1]) not in {*names, "--out"}:
+        if (short := name[:-1]) not in names:
             line = refused(capsys, command, f"{short}=1")
             assert line.startswith(f"deepcache-patch {command}: error: No such option")
             assert short in line
@@ -155,7 +137,7 @@ def test_a_speedup_says_whether_it_is_of_work_or_of_time() -> None:
         ("compare m --seed", "deepcache-patch compare: error: Option '--seed' requires an arg"),
         ("compare m --json=1", "deepcache-patch compare: error: Option '--json' does not take a v"),
         ("compare m --replay x", "'--replay': 'x' is not one of 'extrapolate', 'reuse'"),
-        ("calibrate m --speedup 2", "deepcache-patch calibrate: error: Missing option '--output'"),
+        ("calibrate m --speedup 2", "deepcache-patch calibrate: error: Give --output FILE"),
     ],
 )
 def test_what_is_lacking_or_too_much_is_one_line(

@@ -180,9 +180,9 @@ def test_a_plan_by_a_schedulers_noise_levels(
     ("more", "said"),
     [
         ("--steps 20", "the first generation in each setting runs in full, to learn"),
-        ("--steps 16", "auto: 7 full steps, too few to learn from: as the default"),
-        ("--steps 20 --speedup 4", "auto: 5 full steps, too few to learn from: as the default"),
-        ("--steps 20 --branch 0", "auto: nothing is learned at branch 0: as the default"),
+        ("--steps 16", "7 full steps, too few to learn from: as the default"),
+        ("--steps 20 --speedup 4", "5 full steps, too few to learn from: as the default"),
+        ("--steps 20 --branch 0", "nothing is learned at branch 0: as the default"),
     ],
 )
 def test_the_plan_of_auto_is_the_defaults_and_says_whether_it_learns(

@@ -256,12 +256,8 @@ def test_an_option_that_would_be_dropped_is_refused(
 
 
 def test_by_another_name_it_is_the_same_option(capsys: pytest.CaptureFixture[str]) -> None:
-    for first, second, name in [
-        ("--out", "--output", "--output"),
-        ("--steps", "--num-inference-steps", "--steps"),
-    ]:
-        line = refused(capsys, "calibrate", "m", first, "2", second, "3")
-        assert f"{name} is given 2 times" in line
+    line = refused(capsys, "calibrate", "m", "--steps", "2", "--num-inference-steps", "3")
+    assert "--steps is given 2 times" in line
 
 
 def test_help_is_shown_all_the_same(capsys: pytest.CaptureFixture[str]) -> None:

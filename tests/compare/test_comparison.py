@@ -19,7 +19,7 @@ from builders.outcomes import ABOUT, flat, outcome
 from PIL import Image
 
 from deepcache_patch import DeepCacheHelper, Plan, Uniform
-from deepcache_patch.compare.grid import GAP, MARGIN, difference_factor
+from deepcache_patch.compare.grid import GAP, MARGIN
 from deepcache_patch.compare.run import compare
 from deepcache_patch.measuring.generation import batched_call, labelled_progress
 from deepcache_patch.measuring.loop_clock import LoopClock
@@ -59,9 +59,9 @@ def test_speedup_is_the_median_of_the_ratios_of_runs_that_followed_each_other() 
 
 
 def test_the_mean_psnr_leaves_identical_pictures_out_and_counts_them() -> None:
-    assert outcome().mean_psnr == 20.0
+    assert outcome().measures[0].mean == 20.0
     assert outcome().identical == 1
-    assert outcome(psnr=(math.inf, math.inf)).mean_psnr == math.inf
+    assert outcome(psnr=(math.inf, math.inf)).measures[0].mean == math.inf
 
 
 def test_missing_scikit_image_is_told_with_the_command_that_helps(
@@ -207,11 +207,6 @@ def test_large_pictures_keep_their_size() -> None:
 def test_a_long_title_widens_the_picture() -> None:
     long = {**ABOUT, "model": "somebody/" + "a-very-long-name-" * 6}
     assert outcome(about=long).grid().width > outcome().grid().width
-
-
-@pytest.mark.parametrize(("difference", "factor"), [(0, 64), (3, 64), (4, 32), (60, 4), (128, 1)])
-def test_that_of_sounds_is_amplified_as_far_as_it_fits(difference: int, factor: int) -> None:
-    assert difference_factor([np.full((4, 4, 3), difference)]) == factor
 
 
 # --- what the pipeline is asked -----------------------------------------------------------------

@@ -36,7 +36,7 @@ from deepcache_patch import (
 )
 from deepcache_patch.compare.about import LORA_FILES, PICTURE_FILE, PictureFile, about
 from deepcache_patch.compare.script import python_of
-from deepcache_patch.page.trial import Runner
+from deepcache_patch.page.runner import Runner
 
 CALL = {"prompt": 'a "fox"', "num_inference_steps": 12, "height": 16, "width": 16}
 

@@ -117,7 +117,7 @@ def test_a_waveform_reaches_as_high_as_the_loudest_sample_of_each_column() -> No
     assert np.flatnonzero(ink[:, 100]).tolist() in ([99], [100], [99, 100])  # silence
 
 
-def test_an_amplified_waveform_is_clipped() -> None:
-    quiet = Sound(np.tile(np.float32([0.25, -0.25]), (1, 3200)), 8000)
-    ink = (np.asarray(quiet.waveform(factor=8)) == (38, 96, 164)).all(-1)
+def test_the_waveform_of_what_is_too_loud_is_clipped() -> None:
+    loud = Sound(np.tile(np.float32([2, -2]), (1, 3200)), 8000)
+    ink = (np.asarray(loud.waveform()) == (38, 96, 164)).all(-1)
     assert ink.all()

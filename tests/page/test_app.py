@@ -24,6 +24,7 @@ from PIL import Image
 from deepcache_patch import Auto, DeepCacheHelper, Plan, UnsupportedModelError
 from deepcache_patch.cli import ui as _command  # noqa: F401, before `phases` changes what it says with
 from deepcache_patch.cli.main import main
+from deepcache_patch.compare.grid import difference
 from deepcache_patch.learning import auto
 from deepcache_patch.measuring.generation import Timing
 from deepcache_patch.settings.by_name import PARAMETERS, named_schedule
@@ -32,7 +33,6 @@ gradio = pytest.importorskip("gradio", reason="gradio is not installed: make tes
 from deepcache_patch.page import app as ui  # noqa: E402
 from deepcache_patch.page import serving  # noqa: E402
 from deepcache_patch.page.markup import figures, strip  # noqa: E402
-from deepcache_patch.page.result import difference  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
 
@@ -164,7 +164,7 @@ def test_a_preview_says_what_is_wrong() -> None:
     ("interval", "said"),
     [
         (2, "the first generation in each setting runs in full, to learn"),
-        (3, "auto: 6 full steps, too few to learn from: as the default"),
+        (3, "6 full steps, too few to learn from: as the default"),
     ],
 )
 def test_a_preview_of_auto_is_the_defaults_and_says_whether_it_learns(
@@ -202,7 +202,7 @@ def test_a_preview_says_what_so_few_steps_do(
     [
         ("uniform", 12, "with 15 steps or fewer pictures move far from the plain ones"),
         ("noise-aware", 8, "generations of 8 steps or fewer run in full"),
-        ("auto", 20, "auto: nothing is learned at branch 0: as the default"),
+        ("auto", 20, "nothing is learned at branch 0: as the default"),
     ],
 )
 def test_what_is_to_say_of_a_plan_stays_when_it_has_run(

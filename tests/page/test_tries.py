@@ -10,7 +10,7 @@ from PIL import Image
 from deepcache_patch import Plan
 from deepcache_patch.compare.outcome import Comparison
 from deepcache_patch.measuring.generation import Timing
-from deepcache_patch.page.history import History
+from deepcache_patch.page.history import MOST, History
 
 
 def comparison(*, seconds: float = 4.0, psnr: float = 31.0) -> Comparison:
@@ -69,10 +69,10 @@ def test_a_try_says_its_settings_prompt_seed_speed_and_likeness() -> None:
 
 
 def test_the_oldest_are_forgotten_and_numbers_go_on() -> None:
-    history = History(most=2)
-    for _ in range(3):
+    history = History()
+    for _ in range(MOST + 1):
         history.add(settings(), comparison(), kept=False)
-    assert [each.number for each in history] == [2, 3]
+    assert [each.number for each in history] == [*range(2, MOST + 2)]
     assert history.find(1) is None
 
 

@@ -108,6 +108,7 @@ def test_lists_of_one_call_may_be_added_to_by_a_block():
     adds = layer("x.append(1)")
     assert module_may_be_stateful(adds)
     assert not module_may_be_stateful(adds, for_one_call=True)
+    assert module_may_be_stateful(layer("x.insert(0, self.maps)"), for_one_call=True)
 
 
 def test_what_a_layer_lacks_its_methods_cannot_add_to():

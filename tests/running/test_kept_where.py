@@ -272,13 +272,6 @@ def test_of_somebodys_module_that_is_looked_at_which_code_names():
     assert not may_be_stateful(written("theirs.kept", "x", theirs=theirs))
 
 
-def test_lists_of_one_call_may_be_added_to_there():
-    adds = written("x.append(1)", "x")
-    assert may_be_stateful(adds)
-    assert not may_be_stateful(adds, for_one_call=True)
-    assert may_be_stateful(written("x.insert(0, kept)", "x", kept=[]), for_one_call=True)
-
-
 # --- classes and objects ------------------------------------------------------------------------
 
 

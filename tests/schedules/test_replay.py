@@ -16,7 +16,7 @@ from deepcache_patch import (
     Uniform,
 )
 from deepcache_patch.cutting.features import FeatureKey, Recorded
-from deepcache_patch.schedules.replay import REACH, damping
+from deepcache_patch.schedules.replay import REACH, damping, safe_share
 
 LDM = CASES["ldm"]
 KEY = FeatureKey.of(torch.zeros(1, 4, 8, 8))
@@ -126,22 +126,21 @@ def test_between_them_it_follows_a_share_of_the_slope():
 @pytest.mark.parametrize("sign", [1, -1], ids=["rising", "falling"])
 def test_damping_is_whole_up_to_half_the_reach_and_nothing_from_the_reach_on(gap, share, sign):
     # Recorded at step 1; the output of step 2 is used up to step 3, which is `gap` on.
-    levels = [9.0, 4.0, 77.0, 4.0 + sign * gap, -9.0]
+    levels = [9.0, 4.0, 77.0, 4.0 + sign * gap * REACH / 2, -9.0]
     # The gap is a difference of floats, and is divided by: a few units in the last place.
-    assert damping(1, 2, levels, reach=2.0) == pytest.approx(share, abs=1e-14)
+    assert damping(1, 2, levels) == pytest.approx(share, abs=1e-13)
 
 
-def test_damping_is_exact_where_the_gap_is():
-    levels = [4.0, 2.0, 1.0, 0.5]
-    assert damping(0, 1, levels, reach=4.0) == 4 / 3 - 1
-    assert damping(0, 0, levels, reach=4.0) == 1.0
-    assert damping(0, 0, levels, reach=3.0) == 0.5
-    assert damping(0, 0, levels, reach=2.0) == 0.0
+def test_the_share_is_exact_where_the_gap_is():
+    assert safe_share(3.0, 4.0) == 4 / 3 - 1
+    assert safe_share(2.0, 4.0) == 1.0
+    assert safe_share(2.0, 3.0) == 0.5
+    assert safe_share(2.0, 2.0) == 0.0
 
 
 def test_the_last_step_has_no_next_one():
-    levels = [4.0, 2.0]
-    assert damping(0, 1, levels, reach=3.0) == damping(0, 0, levels, reach=3.0) == 0.5
+    levels = [4.0, 3.75]
+    assert damping(0, 1, levels) == damping(0, 0, levels) == REACH / 0.25 - 1
 
 
 def test_without_levels_nothing_is_damped():

@@ -142,49 +142,15 @@ def test_a_schedule_that_plans_for_a_context_is_given_the_window():
     assert seen[0].protected == {0, 1, 5}
 
 
-def test_a_guide_of_somebody_elses_is_asked_for_every_step_and_told_of_every_call():
-    class Noting(Guide):
-        def entry(self, step):
-            noted.append(step)
-            return 0
-
-        def feature(self, step, branch, recorded):
-            return noted.append((step, branch, recorded))
-
-        def observe(self, call):
-            noted.append(call)
-
-        def finish(self):
-            noted.append("finish")
-
+def test_a_schedule_that_guides_is_given_the_window_and_its_guide_heeds_it():
     class Guiding:
         def begin(self, context, replay):
-            return Noting(context.num_steps, (0, 2), keep=2)
+            begun.append(context)
+            return guide
 
-    noted = []
-    guide = guide_factory(Guiding(), Reuse(), Window(1, 1))(context(4, Window()))
-    assert (guide.num_steps, guide.branches, guide.keep) == (4, (0, 2), 2)
-    assert [guide.entry(step) for step in range(4)] == [FULL, 0, 0, FULL]
-    guide.feature(1, 0, ())
-    guide.observe("call")
-    guide.finish()
-    assert noted == [0, 1, 2, 3, (1, 0, ()), "call", "finish"]
-    alone = guide_factory(Guiding(), Reuse())(context(4, Window()))
-    assert type(alone) is Noting
-
-
-@pytest.mark.parametrize("observe", [None, print], ids=["observes nothing", "observes"])
-def test_a_protected_guide_observes_if_its_own_does(observe):
-    class Guiding:
-        def begin(self, context, replay):
-            found = Guide(context.num_steps, ())
-            if observe is not None:
-                found.observe = observe
-            return found
-
-    begun = context(4, Window())
-    for window in (Window(), Window(1, 1)):
-        assert guide_factory(Guiding(), Reuse(), window)(begun).observes == (observe is not None)
+    begun, guide = [], Guide(6, ())
+    assert guide_factory(Guiding(), Reuse(), Window(2, 1))(context(6, Window())) is guide
+    assert [each.protected for each in begun] == [{0, 1, 5}]
 
 
 # --- what runs ------------------------------------------------------------------------------------

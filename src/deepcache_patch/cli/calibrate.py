@@ -23,7 +23,7 @@ In Python: DeepCacheHelper(pipe, schedule=Calibrated.load("schedule.json")).
 """
 
 
-@options.command(_EXAMPLES, former={"out": "output"})
+@options.command(_EXAMPLES)
 @options.model
 @options.generation
 @options.images(default="8, or more of several prompts")
@@ -64,12 +64,13 @@ def calibrate(
     Give one goal: --speedup, --full-steps or --psnr. The pipeline runs about ten times, more often
     with --speedup, and about thirty times with --psnr; each run says which one it is.
     """
+    lacking = []
     if sum(goal is not None for goal in (speedup, full_steps, psnr)) != 1:
-        more = "; and --output FILE" if output is None else ""
-        goal = "Give one of --speedup, --full-steps and --psnr, and only one"
-        raise click.UsageError(f"{goal}{more}")
+        lacking.append("one of --speedup, --full-steps and --psnr, and only one")
     if output is None:
-        raise click.UsageError("Missing option '--output'")
+        lacking.append("--output FILE")
+    if lacking or output is None:
+        raise click.UsageError(f"Give {'; and '.join(lacking)}")
 
     from ..schedules.plans import OUTPUT
 

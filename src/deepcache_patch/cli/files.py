@@ -40,9 +40,14 @@ def model_folder(model: str, revision: str | None = None) -> Path | None:
         raise ValueError(f"{model} is not a diffusers pipeline: it has no model_index.json")
     if folder.exists():
         raise ValueError(f"{model} is a file; give the folder of a diffusers pipeline")
-    if model.startswith((".", "/", "~")) or model.count("/") != 1:
+    if looks_local(model):
         raise ValueError(f"there is no folder {model}")
     return None
+
+
+def looks_local(place: str) -> bool:
+    """Whether what is typed cannot be a hub id, so that it has to be here."""
+    return place.startswith((".", "/", "~")) or place.count("/") != 1
 
 
 def scheduler_in(folder: Path) -> str | None:

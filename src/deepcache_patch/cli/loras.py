@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from ..errors import first_line
+from .files import looks_local
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,7 @@ class Lora:
             there = self._place.exists()
         except RuntimeError:  # ~somebody who has no home
             there = False
-        looks_local = self.path.startswith((".", "/", "~")) or self.path.count("/") != 1
-        if looks_local and not there:
+        if looks_local(self.path) and not there:
             raise ValueError(f"there is no file or folder --lora {self.path}")
 
     @property

@@ -37,21 +37,18 @@ Completer: TypeAlias = "Callable[[click.Context, click.Parameter, str], list[Com
 
 
 def command(
-    examples: str, *, former: Mapping[str, str] | None = None
+    examples: str, *, absent: Mapping[str, str] | None = None
 ) -> Callable[[Callable[..., Any]], click.Command]:
     """Makes a command of a function, whose docstring is the help; the examples end it.
 
     Args:
         examples: Each paragraph keeps its lines.
-        former: Name that an option had -> its name. The former one still works; help and
-            completion do not show it.
+        absent: Options of other commands that it does not have -> what to do instead.
     """
-    known = dict(former or {})
-    spelling = {"token_normalize_func": lambda name: known.get(name, name)}
     epilog = "\n\n".join(f"\b\n{paragraph}" for paragraph in examples.split("\n\n"))
 
     def made(function: Callable[..., Any]) -> click.Command:
-        add = click.command(cls=_Command, epilog=epilog, context_settings=spelling)
+        add = click.command(cls=_Command, epilog=epilog, absent=absent or {})
         return add(help_option(function))
 
     return made
@@ -60,14 +57,19 @@ def command(
 class _Command(click.Command):
     """Refuses what click would drop: all values of an option but the last."""
 
+    def __init__(self, *args: Any, absent: Mapping[str, str], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._absent = absent
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         try:
             given, _, order = self.make_parser(ctx).parse_args(args=[*args])
         except click.NoSuchOption as error:
             named = error.option_name
-            if named in ("--speedup", "--full-steps") and self.name == "sweep":
-                raise click.UsageError(f"sweep has no {named}: give --interval 2,3,5") from error
-            raise
+            if named not in self._absent:
+                raise
+            told = f"{self.name} has no {named}: {self._absent[named]}"
+            raise click.UsageError(told) from error
         if not ctx.resilient_parsing and not given.get("help"):
             for param in dict.fromkeys(order):
                 once = getattr(param, "is_flag", True) or getattr(param, "multiple", True)

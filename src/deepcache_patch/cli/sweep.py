@@ -48,7 +48,9 @@ def _lists(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-@options.command(_EXAMPLES)
+@options.command(
+    _EXAMPLES, absent=dict.fromkeys(("--speedup", "--full-steps"), "give --interval 2,3,5")
+)
 @_lists
 @options.comparing(
     "deepcache-sweep",

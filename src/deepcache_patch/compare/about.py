@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from PIL import Image
 
 from ..measuring.environment import device_name
@@ -96,6 +97,26 @@ def sampler_of(about: Mapping[str, Any]) -> str:
     return " ".join((about["scheduler"], *spacings))
 
 
+def model_file(pipe: Any, name: str) -> Path | None:
+    """A file of the model that the pipeline was loaded from; `None` if it is not at hand.
+
+    Nothing is fetched: it is in the model's folder, or in the cache of the hub already.
+
+    Args:
+        pipe: A pipeline; `name_or_path` is its folder, or its id on the hub.
+        name: The file's, with the folders that it is in.
+    """
+    model = str(getattr(pipe, "name_or_path", None) or "")
+    if not model:
+        return None
+    try:
+        folder = Path(model)
+        found: Any = folder / name if folder.is_dir() else try_to_load_from_cache(model, name)
+        return Path(found) if isinstance(found, str | Path) and Path(found).is_file() else None
+    except (OSError, ValueError):  # no such folder, and no id that the hub could have
+        return None
+
+
 def _named(value: Any) -> Any:
     """An argument; for a picture, or for one picture many times, its file if that is known."""
     first = value[0] if isinstance(value, list) and value else value
@@ -126,15 +147,10 @@ def _changed_settings(pipe: Any) -> dict[str, Any] | None:
 
 def _saved_scheduler(pipe: Any) -> dict[str, Any]:
     """What the model's files say of its scheduler; nothing if they are not at hand."""
-    model, name = str(getattr(pipe, "name_or_path", "")), "scheduler/scheduler_config.json"
-    file: Any = Path(model) / name
+    file = model_file(pipe, "scheduler/scheduler_config.json")
     try:
-        if not file.is_file():
-            from huggingface_hub import try_to_load_from_cache
-
-            file = try_to_load_from_cache(model, name)
-        return dict(json.loads(Path(file).read_bytes()))
-    except (OSError, TypeError, ValueError):  # no such folder, and no hub id
+        return {} if file is None else dict(json.loads(file.read_bytes()))
+    except (OSError, TypeError, ValueError):  # it cannot be read, or is not one
         return {}
 
 

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial, reduce
-from statistics import fmean
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -21,7 +20,15 @@ from ..inspection.branches import Branches
 from ..learning.auto import Auto
 from ..measuring.generation import Timing, calls_of, timed_call
 from ..measuring.media import Made, made_by
-from ..measuring.similarity import SMALLEST_FOR_LPIPS, lpips, psnr, require_metrics, snr, ssim
+from ..measuring.similarity import (
+    SMALLEST_FOR_LPIPS,
+    lpips,
+    mean_of,
+    psnr,
+    require_metrics,
+    snr,
+    ssim,
+)
 from ..running.pipeline.components import is_pipeline, unets_of
 from ..running.protocol import Helper
 from ..running.stats import Stats
@@ -226,10 +233,8 @@ class Contest:
 
 
 def _by_frame(measure: _Distance, plain: np.ndarray, cached: np.ndarray) -> float:
-    """The mean over the frames, without those that are identical to a PSNR that is infinite."""
-    values = [measure(*frames) for frames in zip(plain, cached, strict=True)]
-    different = [value for value in values if value != float("inf")]
-    return fmean(different) if different else float("inf")
+    """The mean over the frames."""
+    return mean_of([measure(*frames) for frames in zip(plain, cached, strict=True)])
 
 
 def branches_to_warm(schedules: Iterable[AnySchedule]) -> tuple[int, ...]:

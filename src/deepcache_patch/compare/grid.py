@@ -1,6 +1,6 @@
 """The picture of a comparison: a row of plain pictures, and for each other contestant a row of its
-pictures and one of their amplified difference to the plain ones, with labels. Figures and files are
-made elsewhere.
+pictures and one of their amplified difference to the plain ones, with labels; of sounds waveforms,
+without differences. Figures and files are made elsewhere.
 """
 
 from __future__ import annotations
@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageChops, ImageDraw, ImageFont
 
-from ..measuring.media import Sound, some_frames
+from ..measuring.media import some_frames
 from .contestant import speed_text
 
 if TYPE_CHECKING:
@@ -31,27 +30,12 @@ INK = (28, 32, 38)
 FAINT = (112, 118, 128)
 
 
-def difference_factor(differences: Sequence[np.ndarray]) -> int:
-    """The power of two, at most 64, by which 99 of 100 differences still fit into 0..255."""
-    every = np.concatenate([difference.ravel() for difference in differences])
-    typical = max(1.0, float(np.percentile(every, 99)))
-    factor = 1
-    while factor < 64 and 2 * factor * typical <= 255:
-        factor *= 2
-    return factor
-
-
-def waveform_differences(
-    plain: Sequence[Any], *others: Sequence[Any]
-) -> tuple[int, list[list[Image.Image]]]:
-    """The waveforms of what each of the others differs by, and the factor that amplifies all."""
-    differences = [
-        [Sound(b.samples - a.samples, a.rate) for a, b in zip(plain, other, strict=True)]
-        for other in others
-    ]
-    every = [np.abs(each.samples).ravel() * 255 for row in differences for each in row]
-    factor = difference_factor(every)
-    return factor, [[each.waveform(factor=factor) for each in row] for row in differences]
+def difference(
+    plain: Image.Image, other: Image.Image, factor: float = DIFFERENCE_FACTOR
+) -> Image.Image:
+    """The absolute difference of two pictures, times the factor, cut off at white."""
+    apart = ImageChops.difference(plain.convert("RGB"), other.convert("RGB"))
+    return apart.point([min(255, round(value * factor)) for value in range(256)] * 3)
 
 
 def comparison_picture(comparison: Comparison) -> Image.Image:
@@ -67,15 +51,15 @@ def comparison_picture(comparison: Comparison) -> Image.Image:
             for place in some_frames(video)
         ]
         rows = [[frame for video in row for frame in some_frames(video).values()] for row in rows]
-    if comparison.kind == "sounds":
-        factor, differences = waveform_differences(*rows)
+    sounds = comparison.kind == "sounds"
+    if sounds:
         rows = [[sound.waveform() for sound in row] for row in rows]
-    else:
-        factor = DIFFERENCE_FACTOR
-        differences = [_amplified(rows[0], row, factor) for row in rows[1:]]
     labelled = [("plain", rows[0])]
-    for name, row, difference in zip(comparison.columns[1:], rows[1:], differences, strict=True):
-        labelled += [(name, row), (f"difference ×{factor}", difference)]
+    for name, row in zip(comparison.columns[1:], rows[1:], strict=True):
+        labelled.append((name, row))
+        if not sounds:
+            apart = [*map(difference, rows[0], row)]
+            labelled.append((f"difference ×{DIFFERENCE_FACTOR}", apart))
     measures = (f"{each.name} {each.mean_text()}" for each in comparison.measures)
     fast = f"denoising loop {speed_text(comparison.speeds, comparison.work_speedup)} as fast"
     lines = [" · ".join((fast, *measures)), *comparison.said]
@@ -138,14 +122,6 @@ def draw_grid(
 def drawable(text: str) -> str:
     """The text in letters that Pillow's own font has: neither a multiplication sign nor a dash."""
     return text.replace("×", "x").replace("–", "-")
-
-
-def _amplified(
-    plain: Sequence[Image.Image], other: Sequence[Image.Image], factor: int
-) -> list[Image.Image]:
-    pairs = [np.asarray([a, b], np.int16) for a, b in zip(plain, other, strict=True)]
-    differences = [np.abs(a - b) * factor for a, b in pairs]
-    return [Image.fromarray(each.clip(0, 255).astype(np.uint8)) for each in differences]
 
 
 def wrapped(heading: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:

@@ -5,10 +5,11 @@ itself is done in `measuring`.
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
+
+from ..measuring.similarity import mean_of
 
 SAME, DETAILS, SHAPES = "no visible difference", "details move", "shapes differ"
 
@@ -41,9 +42,8 @@ class Measure(NamedTuple):
 
     @property
     def mean(self) -> float:
-        """The mean of the finite values; infinite only where every result is identical."""
-        different = [value for value in self.values if value != float("inf")]
-        return statistics.fmean(different) if different else float("inf")
+        """`mean_of` the values: infinite only where every result is identical."""
+        return mean_of(self.values)
 
     @property
     def worst(self) -> int:

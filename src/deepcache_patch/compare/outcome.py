@@ -152,16 +152,6 @@ class Comparison(Contestant, Saved):
         return sum(value == float("inf") for value in self.measures[0].values)
 
     @property
-    def mean_psnr(self) -> float | None:
-        """Mean of the finite `psnr`; infinite only where every picture is identical."""
-        return self._mean("PSNR")
-
-    @property
-    def mean_ssim(self) -> float | None:
-        """Mean of `ssim`."""
-        return self._mean("SSIM")
-
-    @property
     def title(self) -> str:
         """`model` and `setting` in one line."""
         return f"{self.model} · {self.setting}"
@@ -190,8 +180,8 @@ class Comparison(Contestant, Saved):
     def grid(self) -> Image.Image:
         """Draws a row for each contestant, and after each the amplified difference to plain.
 
-        Differences of pixels are amplified 8 times in every comparison, those of sounds as far as
-        they fit. Of a video three frames, of a sound the waveform.
+        Differences are amplified 8 times in every comparison. Of a video there are three frames, of
+        a sound the waveform, without a difference.
         """
         return comparison_picture(self)
 
@@ -305,6 +295,3 @@ class Comparison(Contestant, Saved):
         from .report import page  # only it needs jinja2
 
         return page(self, command=command)
-
-    def _mean(self, name: str) -> float | None:
-        return next((each.mean for each in self.measures if each.name == name), None)

@@ -14,7 +14,7 @@ from PIL import Image
 from ..measuring.media import still
 from ..schedules.plans import Plan, place_of
 from .contestant import HELPER, looks_lines, range_text, times_text
-from .grid import DIFFERENCE_FACTOR, SMALLEST_CELL, waveform_differences
+from .grid import DIFFERENCE_FACTOR, SMALLEST_CELL
 from .measures import DETAILS, RULE, SAME, SHAPES, looks_of
 from .pages import picture_uri, rendered, uri
 from .script import python_of
@@ -62,7 +62,7 @@ def page(comparison: Comparison, *, command: str | None = None) -> str:
         height=height,
         size="large" if width >= _LARGE else "small",
         sharp=min(width, height) < SMALLEST_CELL,
-        factor=None if sounds else DIFFERENCE_FACTOR,  # those of sounds have their own
+        factor=None if sounds else DIFFERENCE_FACTOR,
         looks=looks_lines(comparison.contestants),
         rule=RULE,
         worst=comparison.measures[0].worst + 1,
@@ -103,24 +103,17 @@ def _pairs(comparison: Comparison) -> Iterator[dict[str, Any]]:
     rows: list[Sequence[Any]] = [comparison.plain, comparison.cached]
     measures = [each.measures for each in comparison.contestants.values()]
     rows += [fewer.results] if fewer else []
-    factor, residues = 0, list[list[Image.Image]]()
-    if comparison.kind == "sounds":
-        factor, residues = waveform_differences(*rows)
     for number, heading in enumerate(comparison.numbered):
         results: list[Any] = [row[number] for row in rows]
-        pair: dict[str, Any] = {"heading": heading, "sounds": [], "residues": [], "factor": factor}
+        pair: dict[str, Any] = {"heading": heading, "sounds": []}
         pair["measures"] = [
             " · ".join(f"{each.name} {each.text(each.values[number])}" for each in of_one)
             for of_one in measures
         ]
-        if residues:
+        if comparison.kind == "sounds":
             pair["sounds"] = [
                 (name, uri("audio/wav", sound.wav()))
                 for name, sound in zip(names, results, strict=True)
-            ]
-            pair["residues"] = [
-                (name, picture_uri(row[number]))
-                for name, row in zip(names[1:], residues, strict=True)
             ]
             results = [(sound.waveform(),) for sound in results]
         elif comparison.kind == "pictures":

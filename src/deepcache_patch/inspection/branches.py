@@ -18,8 +18,8 @@ from ..running.example import example_from_config
 from ..running.pipeline.components import unets_of
 from ..running.watching.observers import observer_of
 from ..running.watching.walk import Parts
-from ..schedules.html import html_table
 from ..schedules.plans import OUTPUT
+from ..schedules.tables import aligned, html_table
 from .outline import Outline
 
 _EVERYTHING: Final = "leaves out everything"
@@ -107,13 +107,7 @@ class Branches(Sequence[Branch]):
         return f"{html_table(self.title, rows, header=header)}{remarks}"
 
     def __str__(self) -> str:
-        rows = self._rows()
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1]
-        lines = [
-            "  ".join([*(cell.rjust(width) for cell, width in zip(row, widths, strict=True)), last])
-            for *row, last in rows
-        ]
-        return "\n".join([self.title, *lines, *self._remarks])
+        return "\n".join([self.title, *aligned(self._rows()), *self._remarks])
 
     __repr__ = __str__
 

@@ -12,10 +12,10 @@ from ..running.protocol import Helper
 from ..running.stats import LastGeneration
 from ..schedules.context import Context
 from ..schedules.guide import brings_replay, expected
-from ..schedules.html import html_table
 from ..schedules.noise import timesteps_of
 from ..schedules.plans import OUTPUT, Plan, place_of, schedule_text
 from ..schedules.remarks import remarks_on
+from ..schedules.tables import html_table
 from ..schedules.window import Window
 from .branches import BranchesOfEach, share_of
 

@@ -122,10 +122,10 @@ class Auto(OneBranch):
         if not plan.branches:
             return self.default.remark_on(plan, is_past=is_past)
         if plan.branches != (OUTPUT,):
-            return f"auto: nothing is learned at branch {plan.branches[0]}: as the default"
+            return f"nothing is learned at branch {plan.branches[0]}: as the default"
         if not self.is_worth_it(plan):
             full = len(plan.full_steps)
-            return f"auto: {full} full steps, too few to learn from: as the default"
+            return f"{full} full steps, too few to learn from: as the default"
         return None if is_past else "the first generation in each setting runs in full, to learn"
 
     def _compare_weights(self, known: Calibrated, unet: nn.Module) -> None:

@@ -18,6 +18,7 @@ from torch import nn
 
 from ..errors import InvalidSettingError, warn
 from ..measuring.generation import labelled_progress
+from ..measuring.similarity import mean_of
 from ..measuring.speed import FEWEST, Speed, measured_speed
 from ..patching.wrappers import unwrapped
 from ..running.pipeline.components import unets_of
@@ -25,7 +26,7 @@ from ..running.protocol import Helper
 from ..schedules.plans import OUTPUT, number_between, whole_number
 from .calibrated_schedule import Calibrated, described
 from .nearest import TRIED
-from .reached import Reached, mean_of
+from .reached import Reached
 from .study import Study, Studying
 from .trials import Trials
 

@@ -15,9 +15,9 @@ from ..errors import InvalidSettingError, warn
 from ..schedules.context import Context
 from ..schedules.forecast import KEEP, Forecast, Weights
 from ..schedules.guide import PlannedGuide
-from ..schedules.html import html_table
 from ..schedules.plans import Explicit, Plan
 from ..schedules.replay import Replay
+from ..schedules.tables import html_table
 from . import schedule_file
 from .fingerprint import Fingerprint
 from .reached import Reached

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
-import numpy as np
-
+from ..measuring.similarity import mean_of
 from ..measuring.speed import Speed
 
 #: With fewer pictures a plan may suit them and no others (docs/experiments.md).
@@ -112,15 +111,3 @@ class Reached:
         if math.isinf(self.worst_psnr):
             return ["identical pictures"]
         return [f"{self.psnr:.1f} dB" + (f" (worst {self.worst_psnr:.1f})" if worst else "")]
-
-
-def mean_of(decibels: Sequence[float]) -> float:
-    """The mean PSNR, of those pictures that are not identical, if there are any.
-
-    One that is, such as a black one of a safety checker, would make it infinite. It is NaN where
-    there are none, or some that are not finite.
-    """
-    different = [each for each in decibels if each != math.inf]
-    if not different:
-        return math.inf if decibels else math.nan
-    return float(np.mean(different))

@@ -12,13 +12,13 @@ from torch import nn
 from ..errors import InvalidSettingError
 from ..measuring.generation import as_floats
 from ..measuring.loop_clock import LoopClock
-from ..measuring.similarity import psnr
+from ..measuring.similarity import mean_of, psnr
 from ..measuring.speed import Speed
 from ..running.protocol import Helper
 from ..schedules.placing import FEW_STEPS
 from .calibrated_schedule import Calibrated
 from .nearest import USUAL_WAY, Way, nearest_way
-from .reached import Reached, mean_of
+from .reached import Reached
 from .study import Study
 
 #: PSNR in dB, from which two pictures are one, made twice on a device that does not add up in a

@@ -46,18 +46,14 @@ class Sound:
             writer.writeframes(loud.round().astype("<i2").T.tobytes())
         return file.getvalue()
 
-    def waveform(self, *, factor: int = 1) -> Image.Image:
-        """Draws, for each column of pixels, from the lowest to the highest sample in it.
-
-        Args:
-            factor: What the samples are multiplied by first.
-        """
+    def waveform(self) -> Image.Image:
+        """Draws, for each column of pixels, from the lowest to the highest sample in it."""
         width, height = _WAVEFORM_SIZE
         picture = Image.new("RGB", _WAVEFORM_SIZE, _PAPER)
         draw = ImageDraw.Draw(picture)
         middle = (height - 1) / 2
         draw.line((0, middle, width, middle), _SILENCE)
-        mono = np.nan_to_num(self.samples).mean(0) * factor
+        mono = np.nan_to_num(self.samples).mean(0)
         ends = np.linspace(0, len(mono), width + 1).round().astype(int)
         for column, (start, end) in enumerate(pairwise(ends)):
             part = mono[max(0, start - 1) : max(end, start + 1)].clip(-1, 1)  # joined to the last

@@ -1,12 +1,13 @@
 """How alike two pictures are: PSNR; SSIM, from scikit-image, which is an extra; and LPIPS, from
 `lpips`, where it is installed. Pictures are arrays of floats in 0..1, (height, width, channels).
-How alike two sounds are: the ratio of signal to noise.
+How alike two sounds are: the ratio of signal to noise. And the mean of any of these.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from statistics import fmean
 
 import numpy as np
 import torch
@@ -68,6 +69,17 @@ def snr(reference: np.ndarray, other: np.ndarray) -> float:
     if noise == 0:
         return float("inf")
     return 10 * math.log10(signal / noise) if signal else float("-inf")
+
+
+def mean_of(values: Sequence[float]) -> float:
+    """The mean over those that are not identical, if there are any; NaN of no values at all.
+
+    One that is, such as a black picture of a safety checker, would make it infinite.
+    """
+    different = [each for each in values if each != math.inf]
+    if not different:
+        return math.inf if values else math.nan
+    return fmean(different)
 
 
 def lpips(

@@ -13,6 +13,7 @@ from threading import Event
 from typing import Any
 
 from ..compare.contestant import few_steps
+from ..compare.grid import difference
 from ..compare.saving import short_name
 from ..errors import DeepCacheError, first_line
 from ..learning.calibrated_schedule import Calibrated
@@ -23,8 +24,8 @@ from .fields import Fields
 from .gallery import Gallery
 from .history import History, Try
 from .markup import planned, ran, wrong
-from .result import ResultView, difference
-from .trial import OnStep, Runner
+from .result import ResultView
+from .runner import OnStep, Runner
 from .watch import StoppedError
 
 
@@ -75,7 +76,7 @@ class Page:
         self.blocks = self._laid_out()
 
     def close(self) -> None:
-        """Ends a trial that is under way, and deletes what was written."""
+        """Ends a try that is under way, and deletes what was written."""
         self.runner.close()
         self.result.close()
 

@@ -6,10 +6,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final
 
-from huggingface_hub import metadata_load, try_to_load_from_cache
+from huggingface_hub import metadata_load
+
+from ..compare.about import model_file
 
 _NUMBERS: Final = ("num_inference_steps", "guidance_scale", "height", "width")
 
@@ -33,7 +34,7 @@ def card_of(pipe: Any) -> Card:
     Args:
         pipe: A pipeline; `name_or_path` is its folder, or its id on the hub.
     """
-    found = _file(str(getattr(pipe, "name_or_path", None) or ""))
+    found = model_file(pipe, "README.md")
     if found is None:
         return Card()
     try:
@@ -49,16 +50,3 @@ def card_of(pipe: Any) -> Card:
         {name: given[name] for name in _NUMBERS if type(given.get(name)) in (int, float)},
         tuple(text for text in texts if isinstance(text, str) and text),
     )
-
-
-def _file(model: str) -> Path | None:
-    if not model:
-        return None
-    if Path(model).is_dir():
-        card = Path(model) / "README.md"
-        return card if card.is_file() else None
-    try:
-        cached = try_to_load_from_cache(model, "README.md")
-    except ValueError:  # no id that the hub could have
-        return None
-    return Path(cached) if isinstance(cached, str) else None

@@ -14,7 +14,7 @@ from ..schedules.plans import OUTPUT
 from ..settings.by_name import DEFAULT, NOISE_AWARE, PARAMETERS, branch_of, named_schedule
 from ..settings.preview import num_steps
 from .card import card_of
-from .trial import Runner
+from .runner import Runner
 
 #: How the choice is called that stands for a file.
 FILE: Final = "calibrated"

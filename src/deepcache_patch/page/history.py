@@ -63,14 +63,10 @@ class Try:
 
 
 class History:
-    """The last tries, the first one first.
+    """The last tries, at most `MOST`, the first one first."""
 
-    Args:
-        most: How many are kept; the oldest are forgotten.
-    """
-
-    def __init__(self, most: int = MOST) -> None:
-        self._tries: deque[Try] = deque(maxlen=most)
+    def __init__(self) -> None:
+        self._tries: deque[Try] = deque(maxlen=MOST)
         self._numbers = count(1)
 
     def add(self, settings: Mapping[str, Any], comparison: Comparison, *, kept: bool) -> Try:

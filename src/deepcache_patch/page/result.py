@@ -10,9 +10,7 @@ from tempfile import TemporaryDirectory, mkdtemp
 from threading import Lock
 from typing import Any, Final
 
-from PIL import Image, ImageChops
-
-from ..compare.grid import DIFFERENCE_FACTOR
+from ..compare.grid import DIFFERENCE_FACTOR, difference
 from ..compare.script import python_of
 from .history import Try
 from .markup import figures
@@ -76,7 +74,7 @@ class ResultView:
         files = [self._gr.update(value=str(file), interactive=True) for file in self._saved(made)]
         return [
             made.pictures,
-            difference(*made.pictures, DIFFERENCE_FACTOR),
+            difference(*made.pictures),
             DIFFERENCE_FACTOR,
             figures(made),
             python_of(comparison.about, plan=comparison.plan),
@@ -102,9 +100,3 @@ class ResultView:
                 rmtree(old)
             del self._kept[:-_MOST_FILES]
         return [folder / name for name in contents]
-
-
-def difference(plain: Image.Image, cached: Image.Image, factor: float) -> Image.Image:
-    """The absolute difference of two pictures, times the factor, cut off at white."""
-    apart = ImageChops.difference(plain.convert("RGB"), cached.convert("RGB"))
-    return apart.point([min(255, round(value * factor)) for value in range(256)] * 3)

@@ -1,5 +1,5 @@
 """Watches the calls of a pipeline's U-Net: tells of each while a generation runs, and ends it in
-the midst of one. What is generated is the business of `trial`.
+the midst of one. What is generated is the business of `runner`.
 """
 
 from __future__ import annotations

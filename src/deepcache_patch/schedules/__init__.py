@@ -8,6 +8,5 @@ the least, and `remarks` says what to know of a plan.
 One generation: `context` is what is known of it, `guide` what each schedule gives to lead through
 it. What a shallow step gets is made by `replay`, and above the output by `forecast`. Both go by the
 noise levels that `noise` reads from the scheduler. `transfer` gets a number off the device without
-waiting. `html` is here because a plan shows itself as a table in notebooks; other rooms use it,
-too.
+waiting. `tables` is here because a plan shows itself as one in notebooks; other rooms use it, too.
 """

@@ -72,7 +72,10 @@ class GuidingSchedule(Protocol):
     """
 
     def begin(self, context: Context, replay: Replay) -> Guide:
-        """Lead through a generation; called before its first step."""
+        """Lead through a generation; called before its first step.
+
+        The guide itself heeds `context.window`: nobody else makes its steps full.
+        """
         ...
 
 
@@ -115,49 +118,6 @@ class PlannedGuide(ReplayGuide):
     def entry(self, step: int) -> PlanEntry:
         """The plan's."""
         return self._plan[step]
-
-
-class ProtectingGuide(Guide):
-    """Another guide, but for the steps that run in full whatever it says.
-
-    It is for guides of others: those of this package know the window, and say so themselves.
-
-    Args:
-        guide: Is asked and told everything, as if it were alone.
-        protected: Those steps.
-    """
-
-    def __init__(self, guide: Guide, protected: frozenset[int]) -> None:
-        super().__init__(guide.num_steps, guide.branches, guide.keep)
-        self.learns = guide.learns
-        self._guide = guide
-        self._protected = protected
-
-    def entry(self, step: int) -> PlanEntry:
-        """Full, or the guide's."""
-        entry = self._guide.entry(step)
-        return FULL if step in self._protected else entry
-
-    def feature(self, step: int, branch: int, recorded: Sequence[Recorded]) -> torch.Tensor:
-        """The guide's."""
-        return self._guide.feature(step, branch, recorded)
-
-    def output(self, step: int, recorded: Sequence[Recorded], sample: torch.Tensor) -> torch.Tensor:
-        """The guide's."""
-        return self._guide.output(step, recorded, sample)
-
-    @property
-    def observes(self) -> bool:
-        """Whether the guide does."""
-        return self._guide.observes
-
-    def observe(self, call: FinishedCall) -> None:
-        """Let the guide look."""
-        self._guide.observe(call)
-
-    def finish(self) -> None:
-        """Tell the guide."""
-        self._guide.finish()
 
 
 def brings_replay(schedule: Any) -> bool:
@@ -209,7 +169,6 @@ def guide_factory(
         context = replace(context, window=window, warned=warned)
         if not isinstance(schedule, GuidingSchedule):
             return PlannedGuide(schedule, replay, context)
-        found = schedule.begin(context, replay)
-        return ProtectingGuide(found, context.protected) if window else found
+        return schedule.begin(context, replay)
 
     return guide

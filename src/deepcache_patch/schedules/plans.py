@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 
 from ..errors import InvalidSettingError
-from .html import html_table
+from .tables import html_table
 
 #: The entry of a plan that makes a step run in full.
 FULL: Final = "full"

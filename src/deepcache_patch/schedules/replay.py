@@ -93,27 +93,24 @@ class Extrapolate:
         return torch.lerp(older.feature, newest.feature, 1 + weight) if weight else newest.feature
 
 
-def damping(
-    recorded: int, step: int, levels: Sequence[float] | None, reach: float = REACH
-) -> float:
+def damping(recorded: int, step: int, levels: Sequence[float] | None) -> float:
     """The share of an extrapolation's slope that is safe to follow, from 0 to 1.
 
     Seen from the sampler, replaying what was recorded is Euler's method and following a line is the
     two-step method of Adams and Bashforth, whose region of stability is half as long: with a share
     b of the slope, full steps that are h apart in ln(sigma) stay stable up to h = reach / (1 + b),
-    where `reach` is 2 for a denoiser that is all deep features and a sampler of first order. What
+    where the reach is 2 for a denoiser that is all deep features and a sampler of first order. What
     is followed further than that makes the error of one full step return larger in the next.
 
     Args:
         recorded: The step that recorded the newest feature.
         step: The shallow step after it.
         levels: ln(sigma) of each step; `None` means that nothing is known, and no damping.
-        reach: See above.
     """
     if levels is None:
         return 1.0
     ahead = min(step + 1, len(levels) - 1)  # the output of this step is used up to the next
-    return safe_share(abs(levels[ahead] - levels[recorded]), reach)
+    return safe_share(abs(levels[ahead] - levels[recorded]), REACH)
 
 
 def safe_share(gap: float, reach: float) -> float:

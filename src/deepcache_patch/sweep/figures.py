@@ -4,7 +4,6 @@ each row. What is said of any row stands in `compare.contestant`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..compare.contestant import (
@@ -83,7 +82,7 @@ def cautions_of(sweep: Sweep) -> list[str]:
     found += only_one_full({row.title: row.plan for row in sweep.settings})
     found += dict.fromkeys(said for row in sweep.settings for said in few_steps(row, row.plan))
     found += [
-        f"{row.title}: {remark.removeprefix('auto: ')}"
+        f"{row.title}: {remark}"
         for row in sweep.settings
         if row.setting is not None
         and isinstance(schedule := row.setting.made(), Auto)
@@ -167,12 +166,3 @@ def row_figures(sweep: Sweep, row: Row) -> dict[str, Any]:
 
 def _steps(row: Row) -> str:
     return "own" if row.steps is None else str(row.steps)
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns of text: marks and names to the left, figures to the right, the last as it is."""
-    columns = []
-    for place, cells in enumerate(zip(*rows, strict=True)):
-        width, is_left = max(map(len, cells)), place in (1, len(rows[0]) - 1)
-        columns.append([cell.ljust(width) if is_left else cell.rjust(width) for cell in cells])
-    return ["  ".join(row).rstrip() for row in zip(*columns, strict=True)]

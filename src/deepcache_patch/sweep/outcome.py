@@ -23,6 +23,7 @@ from ..measuring.generation import Timing
 from ..measuring.media import Result, kind_of
 from ..measuring.writing import finite
 from ..schedules.plans import Plan
+from ..schedules.tables import aligned
 from . import figures
 from .knee import BY_WORK, MEASURED, SpeedQuality, knee_of, rule_of
 from .settings import SweepSetting
@@ -204,7 +205,7 @@ class Sweep(Saved):
 
     def table(self) -> str:
         """Returns the figures as aligned text, and the knee, without a newline at the end."""
-        lines = figures.aligned([["", *figures.columns_of(self)], *figures.rows_of(self)])
+        lines = aligned([["", *figures.columns_of(self)], *figures.rows_of(self)], 1)
         knee, *said = figures.said_of(self)
         knee += f" {rule_of(self.speed_name)}" if self.knee else ""
         return "\n".join([*lines, "", *figures.reading_of(self), knee, *said])

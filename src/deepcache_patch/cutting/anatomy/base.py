@@ -1,8 +1,8 @@
 """What every anatomy gives: the skips of a U-Net, its branches, and the cut for each of them.
 
-A layout is a subclass of `Anatomy` in another file of this folder. It knows its models
-by `has_lists` or `are_lists`, remembers the modules that `with_blocks` gives, and refuses a model
-with `cannot_cut` or `do_not_add_up`. Nothing here is about one layout.
+A layout is a subclass of `Anatomy` in another file of this folder. It says at its head by what it
+knows its models, remembers the modules that `with_blocks` gives, and refuses a model with
+`cannot_cut` or `do_not_add_up`. Nothing here is about one layout.
 """
 
 import inspect
@@ -173,22 +173,33 @@ class Anatomy(Dissected, ABC):
 
     Branch k keeps what produces skips 0…k and what consumes them.
 
-    A subclass finds the skips in `__init__`, calls `_found` at its end, and gives the cut.
+    A subclass says by what it knows a model, finds the skips in `__init__`, calls `_found` at its
+    end, and gives the cut. It has a `fits` of its own where names do not tell its models.
 
     Args:
         unet: The U-Net; it is only looked at.
 
     Attributes:
+        lists: The lists of modules by which a model is known.
+        may_be_empty: Whether there may be nothing in them, so that it is refused with the reason.
+        parts: The other attributes by which it is known.
+        absent: Attributes that it does not have.
         sample_name: The argument of the U-Net's `forward` that is denoised.
         timestep_name: The argument that says how far the denoising is.
+        more_arguments: The other arguments by which it is known.
         num_skips: How many skip connections there are.
         branches: The branches of this U-Net, `range(0, …)`.
         is_known: Whether it and its blocks run what diffusers' classes define. What others do
             between their layers is not known, so a cut of theirs has to be proved by a call.
     """
 
+    lists: ClassVar[tuple[str, ...]]
+    may_be_empty: ClassVar[bool] = False
+    parts: ClassVar[tuple[str, ...]] = ()
+    absent: ClassVar[tuple[str, ...]] = ()
     sample_name: ClassVar[str] = "sample"
     timestep_name: ClassVar[str] = "timestep"
+    more_arguments: ClassVar[tuple[str, ...]] = ()
 
     num_skips: int
     branches: range
@@ -199,9 +210,9 @@ class Anatomy(Dissected, ABC):
         self._unet: Any = unet
 
     @classmethod
-    @abstractmethod
-    def fits(cls, model: object) -> bool:
+    def fits(cls, model: Any) -> bool:
         """Whether the model has this layout."""
+        return cls._has_parts(model) and cls._takes_arguments(model)
 
     @abstractmethod
     def cut(self, branch: int | None, stand_in: StandIn, recorders: Mapping[int, Recorder]) -> Cut:
@@ -289,10 +300,19 @@ class Anatomy(Dissected, ABC):
         """The timestep of a call, a number or a tensor; `None` if it has none."""
         return arguments.get(self.timestep_name)
 
-    @staticmethod
-    def _takes(model: object, *names: str) -> bool:
-        """Whether the model's `forward` has arguments with these names."""
-        return set(names) <= set(parameters_of(model))
+    @classmethod
+    def _has_parts(cls, model: object) -> bool:
+        has = are_lists if cls.may_be_empty else has_lists
+        return (
+            has(model, *cls.lists)
+            and all(hasattr(model, name) for name in cls.parts)
+            and not any(hasattr(model, name) for name in cls.absent)
+        )
+
+    @classmethod
+    def _takes_arguments(cls, model: object) -> bool:
+        names = {cls.sample_name, cls.timestep_name, *cls.more_arguments}
+        return names <= set(parameters_of(model))
 
     def _found(self, owners: Iterable[nn.Module]) -> None:
         """Remember the children of all modules that the cuts look at."""

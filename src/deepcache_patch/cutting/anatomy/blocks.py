@@ -13,7 +13,6 @@ from torch import nn
 
 from ..cut import Cut
 from ..features import Recorder, StandIn
-from .base import has_lists
 from .layered import DownPath, LayeredAnatomy
 
 
@@ -25,17 +24,11 @@ class BlockAnatomy(LayeredAnatomy):
             that are emitted do not add up to those that are consumed.
     """
 
+    lists = ("down_blocks", "up_blocks")
+    parts = ("conv_in", "conv_out")
+
     def __init__(self, unet: nn.Module) -> None:
         super().__init__(unet, DownPath(unet))
-
-    @classmethod
-    def fits(cls, model: Any) -> bool:
-        """Whether the model has these parts, and blocks of layers in them."""
-        return (
-            all(hasattr(model, name) for name in ("conv_in", "conv_out"))
-            and has_lists(model, "down_blocks", "up_blocks")
-            and cls._takes(model, "sample", "timestep")
-        )
 
     def cut(self, branch: int | None, stand_in: StandIn, recorders: Mapping[int, Recorder]) -> Cut:
         """What one kind of call needs; see `Anatomy.cut`."""

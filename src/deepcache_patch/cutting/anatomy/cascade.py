@@ -17,7 +17,10 @@ from torch import nn
 
 from ..cut import Cut, Swap, shorten
 from ..features import Recorder, StandIn, Tap
-from .base import Anatomy, are_lists, cannot_cut
+from .base import Anatomy, cannot_cut
+
+_DOWN = ("down_blocks", "down_downscalers", "down_repeat_mappers")
+_UP = ("up_blocks", "up_upscalers", "up_repeat_mappers")
 
 
 class _ScaledAnatomy(Anatomy):
@@ -26,6 +29,8 @@ class _ScaledAnatomy(Anatomy):
     Raises:
         UnsupportedModelError: If its levels do not fit together, or if there are no two of them.
     """
+
+    may_be_empty = True
 
     def __init__(self, unet: nn.Module) -> None:
         super().__init__(unet)
@@ -41,20 +46,16 @@ class _ScaledAnatomy(Anatomy):
 class CascadeAnatomy(_ScaledAnatomy):
     """The skips of a `StableCascadeUNet`, and how to cut it."""
 
+    lists = (*_DOWN, *_UP)
     timestep_name = "timestep_ratio"
 
     def __init__(self, unet: nn.Module) -> None:
         super().__init__(unet)
-        lists = {name: getattr(unet, name) for name in (*_DOWN, *_UP)}
+        lists = {name: getattr(unet, name) for name in self.lists}
         for name, parts in lists.items():
             if len(parts) != self._levels:
                 raise cannot_cut(unet, f"it has {len(parts)} {name} for {self._levels} levels")
         self._found([unet, *lists.values()])
-
-    @classmethod
-    def fits(cls, model: Any) -> bool:
-        """Whether the model has levels with scalers and repeat mappers apart from the blocks."""
-        return are_lists(model, *_DOWN, *_UP) and cls._takes(model, "sample", "timestep_ratio")
 
     def cut(self, branch: int | None, stand_in: StandIn, recorders: Mapping[int, Recorder]) -> Cut:
         """What one kind of call needs; see `Anatomy.cut`."""
@@ -83,8 +84,10 @@ class WuerstchenAnatomy(_ScaledAnatomy):
     highest ends with what scales up.
     """
 
+    lists = ("down_blocks", "up_blocks", "effnet_mappers")
     sample_name = "x"
     timestep_name = "r"
+    more_arguments = ("effnet",)
 
     def __init__(self, unet: nn.Module) -> None:
         super().__init__(unet)
@@ -96,12 +99,6 @@ class WuerstchenAnatomy(_ScaledAnatomy):
         if not all(_ends_with_scaler(group) for group in ups[:-1]):
             raise cannot_cut(unet, "an up level below the highest does not end with what scales up")
         self._found([unet, self._unet.down_blocks, self._unet.up_blocks, *ups, mappers])
-
-    @classmethod
-    def fits(cls, model: Any) -> bool:
-        """Whether the model has levels of blocks, and effnet mappers for them."""
-        lists = ("down_blocks", "up_blocks", "effnet_mappers")
-        return are_lists(model, *lists) and cls._takes(model, "x", "r", "effnet")
 
     def cut(self, branch: int | None, stand_in: StandIn, recorders: Mapping[int, Recorder]) -> Cut:
         """What one kind of call needs; see `Anatomy.cut`."""
@@ -119,10 +116,6 @@ class WuerstchenAnatomy(_ScaledAnatomy):
         mappers, empty = list(self._unet.effnet_mappers), [None, None]
         shorten(swaps, self._unet, "effnet_mappers", mappers[:kept] + empty + mappers[-kept:])
         return Cut(swaps)
-
-
-_DOWN = ("down_blocks", "down_downscalers", "down_repeat_mappers")
-_UP = ("up_blocks", "up_upscalers", "up_repeat_mappers")
 
 
 def _level(*blocks: nn.Module) -> tuple[nn.Module, nn.Module, nn.Module]:

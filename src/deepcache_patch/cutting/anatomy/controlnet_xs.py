@@ -33,17 +33,17 @@ class ControlNetXSAnatomy(LayeredAnatomy):
             that are emitted do not add up to those that are consumed.
     """
 
+    lists = ("down_blocks", "up_blocks")
+    parts = ("base_conv_in", "ctrl_conv_in", "mid_block")
+    more_arguments = ("controlnet_cond",)
+
     def __init__(self, unet: nn.Module) -> None:
         super().__init__(unet, _DownPath(unet))
 
     @classmethod
     def fits(cls, model: Any) -> bool:
-        """Whether the model has blocks with a base and a control path."""
-        if not all(hasattr(model, name) for name in ("base_conv_in", "ctrl_conv_in", "mid_block")):
-            return False
-        if not has_lists(model, "down_blocks", "up_blocks"):
-            return False
-        return cls._takes(model, "sample", "timestep", "controlnet_cond") and all(
+        """Whether the model has these parts, and its blocks have a base path."""
+        return super().fits(model) and all(
             has_lists(block, "base_resnets") for block in model.down_blocks
         )
 

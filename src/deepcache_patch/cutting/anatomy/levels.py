@@ -19,7 +19,7 @@ from torch import nn
 
 from ..cut import Cut, Swap, shorten
 from ..features import Recorder, StandIn, Tap
-from .base import Anatomy, cannot_cut, do_not_add_up, has_lists, with_blocks
+from .base import Anatomy, cannot_cut, do_not_add_up, with_blocks
 
 
 class LevelAnatomy(Anatomy):
@@ -93,6 +93,9 @@ class KBlockAnatomy(LevelAnatomy):
         UnsupportedModelError: If not all blocks are K-blocks, or those of a level do not match.
     """
 
+    lists = ("down_blocks", "up_blocks")
+    parts = ("conv_in", "mid_block", "conv_out")
+
     def __init__(self, unet: nn.Module) -> None:
         model: Any = unet
         for paths, kinds in ((model.down_blocks, _K_DOWN), (model.up_blocks, _K_UP)):
@@ -117,15 +120,10 @@ class KBlockAnatomy(LevelAnatomy):
 
     @classmethod
     def fits(cls, model: Any) -> bool:
-        """Whether the model has K-blocks."""
+        """Whether the model has these parts, and K-blocks among them."""
         # Nothing but its class tells a K-block from a block with a skip for each layer.
-        return (
-            has_lists(model, "down_blocks", "up_blocks")
-            and all(hasattr(model, name) for name in ("conv_in", "mid_block", "conv_out"))
-            and any(
-                isinstance(b, (*_K_DOWN, *_K_UP)) for b in (*model.down_blocks, *model.up_blocks)
-            )
-            and cls._takes(model, "sample", "timestep")
+        return super().fits(model) and any(
+            isinstance(b, (*_K_DOWN, *_K_UP)) for b in (*model.down_blocks, *model.up_blocks)
         )
 
     def refusal(self, arguments: Mapping[str, Any]) -> str | None:
@@ -149,6 +147,10 @@ class OneDimensionalAnatomy(LevelAnatomy):
         UnsupportedModelError: If there are more up blocks than down blocks, or unknown ones.
     """
 
+    lists = ("down_blocks", "up_blocks")  # a value function has no way up, and is none
+    parts = ("out_block",)
+    absent = ("conv_in",)
+
     def __init__(self, unet: nn.Module) -> None:
         model: Any = unet
         for block in (*model.down_blocks, *model.up_blocks):
@@ -159,16 +161,6 @@ class OneDimensionalAnatomy(LevelAnatomy):
         if emitted < consumed:
             raise do_not_add_up(unet, emitted, consumed)
         super().__init__(unet, consumed)
-
-    @classmethod
-    def fits(cls, model: Any) -> bool:
-        """Whether the model has these parts; a value function has no way up and is none."""
-        return (
-            has_lists(model, "down_blocks", "up_blocks")
-            and hasattr(model, "out_block")
-            and not hasattr(model, "conv_in")
-            and cls._takes(model, "sample", "timestep")
-        )
 
     def _after_skip(self, block: Any) -> list[Swap]:
         # Other kinds of block emit last of all.
@@ -187,6 +179,10 @@ class Kandinsky3Anatomy(LevelAnatomy):
         UnsupportedModelError: If there are not as many blocks on both ways as `num_levels` says.
     """
 
+    lists = ("down_blocks", "up_blocks")
+    parts = ("num_levels",)
+    absent = ("mid_block",)
+
     def __init__(self, unet: nn.Module) -> None:
         model: Any = unet
         downs, ups, levels = len(model.down_blocks), len(model.up_blocks), model.num_levels
@@ -198,13 +194,9 @@ class Kandinsky3Anatomy(LevelAnatomy):
 
     @classmethod
     def fits(cls, model: Any) -> bool:
-        """Whether the model has these parts."""
-        return (
-            has_lists(model, "down_blocks", "up_blocks")
-            and hasattr(model, "num_levels")
-            and not hasattr(model, "mid_block")
-            and all(hasattr(b, "resnets_in") for b in (*model.down_blocks, *model.up_blocks))
-            and cls._takes(model, "sample", "timestep")
+        """Whether the model has these parts, and blocks that begin with a resnet."""
+        return super().fits(model) and all(
+            hasattr(b, "resnets_in") for b in (*model.down_blocks, *model.up_blocks)
         )
 
     def _instead_of_the_middle(self, middle: nn.Module, ups: list[Any]) -> list[Swap]:

@@ -13,7 +13,7 @@ from torch import nn
 
 from ..cut import Cut, Swap, shorten
 from ..features import Recorder, StandIn, Tap
-from .base import Anatomy, are_lists, cannot_cut, do_not_add_up
+from .base import Anatomy, cannot_cut, do_not_add_up
 
 
 class HunyuanAnatomy(Anatomy):
@@ -31,7 +31,10 @@ class HunyuanAnatomy(Anatomy):
         UnsupportedModelError: If other blocks consume a skip than its forward makes use.
     """
 
+    lists = ("blocks",)
+    parts = ("config",)
     sample_name = "hidden_states"
+    more_arguments = ("controlnet_block_samples",)
 
     def __init__(self, unet: nn.Module) -> None:
         super().__init__(unet)
@@ -50,13 +53,8 @@ class HunyuanAnatomy(Anatomy):
 
     @classmethod
     def fits(cls, model: Any) -> bool:
-        """Whether the model is one list of blocks that may have a linear layer for a skip."""
-        blocks = getattr(model, "blocks", None)
-        if not isinstance(blocks, nn.ModuleList) or not len(blocks) or not hasattr(model, "config"):
-            return False
-        return all(hasattr(block, "skip_linear") for block in blocks) and (
-            cls._takes(model, "hidden_states", "timestep", "controlnet_block_samples")
-        )
+        """Whether the model has these parts, and blocks that may have a layer for a skip."""
+        return super().fits(model) and all(hasattr(block, "skip_linear") for block in model.blocks)
 
     def cut(self, branch: int | None, stand_in: StandIn, recorders: Mapping[int, Recorder]) -> Cut:
         """What one kind of call needs; see `Anatomy.cut`."""
@@ -116,6 +114,9 @@ class UViTAnatomy(Anatomy):
         UnsupportedModelError: If it has no skips, or if other skips are consumed than emitted.
     """
 
+    lists = ("transformer_in_blocks", "transformer_out_blocks")
+    may_be_empty = True
+    parts = ("transformer_mid_block",)
     sample_name = "hidden_states"
 
     def __init__(self, unet: nn.Module) -> None:
@@ -127,11 +128,6 @@ class UViTAnatomy(Anatomy):
             raise do_not_add_up(unet, len(ins), len(outs), "in-blocks", "out-blocks")
         self.branches = range(self.num_skips)
         self._found([unet, self._core, ins, outs, *outs])
-
-    @classmethod
-    def fits(cls, model: Any) -> bool:
-        """Whether the model has in-blocks, a middle block and out-blocks."""
-        return _is_uvit(model) and cls._takes(model, "hidden_states", "timestep")
 
     def cut(self, branch: int | None, stand_in: StandIn, recorders: Mapping[int, Recorder]) -> Cut:
         """What one kind of call needs; see `Anatomy.cut`."""
@@ -164,13 +160,12 @@ class UniDiffuserAnatomy(UViTAnatomy):
 
     sample_name = "latent_image_embeds"
     timestep_name = "timestep_img"
+    more_arguments = ("timestep_text",)
 
     @classmethod
     def fits(cls, model: Any) -> bool:
-        """Whether the model has a U-ViT and a timestep for each of what it takes."""
-        return _is_uvit(getattr(model, "transformer", None)) and (
-            cls._takes(model, "latent_image_embeds", "timestep_img", "timestep_text")
-        )
+        """Whether the model has a `transformer` with these parts, and takes these arguments."""
+        return cls._has_parts(getattr(model, "transformer", None)) and cls._takes_arguments(model)
 
     def timestep(self, arguments: Mapping[str, Any]) -> Any:
         """The timestep of what is denoised, a number or a tensor.
@@ -205,8 +200,3 @@ class _PassThrough(nn.Module):
 
 def _consumes(block: Any) -> bool:
     return block.skip_linear is not None
-
-
-def _is_uvit(model: Any) -> bool:
-    lists = ("transformer_in_blocks", "transformer_out_blocks")
-    return hasattr(model, "transformer_mid_block") and are_lists(model, *lists)

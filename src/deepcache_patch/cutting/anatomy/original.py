@@ -13,7 +13,7 @@ from torch import nn
 
 from ..cut import Cut, Swap, shorten
 from ..features import Recorder, StandIn, Tap
-from .base import Anatomy, cannot_cut, do_not_add_up, has_lists
+from .base import Anatomy, cannot_cut, do_not_add_up
 
 
 class OriginalAnatomy(Anatomy):
@@ -26,6 +26,8 @@ class OriginalAnatomy(Anatomy):
         UnsupportedModelError: If it does not have as many output blocks as input blocks.
     """
 
+    lists = ("input_blocks", "output_blocks")
+    parts = ("middle_block",)
     sample_name = "x"
     timestep_name = "timesteps"
 
@@ -40,15 +42,6 @@ class OriginalAnatomy(Anatomy):
             reason = "with one skip connection and no middle block there is nothing to leave out"
             raise cannot_cut(unet, reason)
         self._found([unet, ins, outs])
-
-    @classmethod
-    def fits(cls, model: Any) -> bool:
-        """Whether the model has input blocks, a middle block and output blocks."""
-        return (
-            has_lists(model, "input_blocks", "output_blocks")
-            and hasattr(model, "middle_block")
-            and cls._takes(model, "x", "timesteps")
-        )
 
     def cut(self, branch: int | None, stand_in: StandIn, recorders: Mapping[int, Recorder]) -> Cut:
         """What one kind of call needs; see `Anatomy.cut`."""

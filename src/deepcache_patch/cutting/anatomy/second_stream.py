@@ -19,7 +19,7 @@ from torch import nn
 from ...errors import UnsupportedModelError
 from ..cut import Cut, Swap
 from ..features import Around, Recorder, StandIn, Tap
-from .base import cannot_cut, has_lists
+from .base import cannot_cut
 from .layered import DownPath, LayeredAnatomy
 
 
@@ -34,6 +34,9 @@ class SecondStreamAnatomy(LayeredAnatomy):
             the skips that are emitted do not add up to those that are consumed.
     """
 
+    lists = ("down_blocks", "up_blocks")
+    parts = ("conv_in", "mid_block", "conv_out")
+
     def __init__(self, unet: nn.Module) -> None:
         super().__init__(unet, DownPath(unet))
         for below, block in pairwise(self._unet.up_blocks):
@@ -46,12 +49,9 @@ class SecondStreamAnatomy(LayeredAnatomy):
 
     @classmethod
     def fits(cls, model: Any) -> bool:
-        """Whether the model has blocks with a second stream."""
-        return (
-            has_lists(model, "down_blocks", "up_blocks")
-            and all(hasattr(model, name) for name in ("conv_in", "mid_block", "conv_out"))
-            and any(_has_stream(block) for block in chain(model.down_blocks, model.up_blocks))
-            and cls._takes(model, "sample", "timestep")
+        """Whether the model has these parts, and blocks with a second stream."""
+        return super().fits(model) and any(
+            _has_stream(block) for block in chain(model.down_blocks, model.up_blocks)
         )
 
     def cut(self, branch: int | None, stand_in: StandIn, recorders: Mapping[int, Recorder]) -> Cut:

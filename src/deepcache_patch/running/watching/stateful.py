@@ -42,15 +42,13 @@ _APART: Final = {
 }
 
 
-def may_be_stateful(called: Any, *, for_one_call: bool = False) -> bool:
+def may_be_stateful(called: Any) -> bool:
     """Whether what is called may keep something or count.
 
     Args:
         called: A function, a method, a module or another object that can be called.
-        for_one_call: Whether the lists that it is called with are made anew for each call, as those
-            of skips are that a U-Net's blocks hand on.
     """
-    return _or_in_doubt(_Search(for_one_call).callable, called)
+    return _or_in_doubt(_Search().callable, called)
 
 
 def module_may_be_stateful(module: nn.Module, *, for_one_call: bool = False) -> bool:
@@ -58,7 +56,8 @@ def module_may_be_stateful(module: nn.Module, *, for_one_call: bool = False) -> 
 
     Args:
         module: Its children are not looked at.
-        for_one_call: Whether lists are made anew for each call, as for `may_be_stateful`.
+        for_one_call: Whether the lists that it is called with are made anew for each call, as those
+            of skips are that a U-Net's blocks hand on.
     """
     return _or_in_doubt(_Search(for_one_call).module, module)
 
@@ -84,7 +83,7 @@ def is_plain(value: Any) -> bool:
 class _Search:
     """One look: what it has seen already is not looked at again."""
 
-    def __init__(self, for_one_call: bool) -> None:
+    def __init__(self, for_one_call: bool = False) -> None:
         self._for_one_call = for_one_call
         self._seen: dict[Any, Any] = {}
 

@@ -1,4 +1,4 @@
-"""Trials for a page: the plain picture is kept, what ran is told, and nothing is left behind."""
+"""Tries for a page: the plain picture is kept, what ran is told, and nothing is left behind."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from deepcache_patch import (
     UnsupportedModelError,
 )
 from deepcache_patch.compare import contest
-from deepcache_patch.page.trial import Runner
+from deepcache_patch.page.runner import Runner
 from deepcache_patch.page.watch import StoppedError
 from deepcache_patch.settings.by_name import PARAMETERS, named_schedule
 from deepcache_patch.settings.preview import num_steps
@@ -65,7 +65,7 @@ def test_both_pictures_are_the_pipelines_own_and_nothing_is_left() -> None:
     assert outcome.plain_times[0].calls == outcome.cached_times[0].calls == 6
 
 
-def test_the_comparison_of_a_trial_is_that_of_the_helper() -> None:
+def test_the_comparison_of_a_try_is_that_of_the_helper() -> None:
     pipe = CASES["sd"].load()
     ours, _ = Runner(pipe).run(CALL, seed=3, schedule=Uniform(3))
     theirs = DeepCacheHelper(pipe, schedule=Uniform(3)).compare(
@@ -80,8 +80,8 @@ def test_the_comparison_of_a_trial_is_that_of_the_helper() -> None:
     assert np.array_equal(ours.cached[0], theirs.cached[0])
 
 
-def test_no_network_is_built_to_measure_a_trial(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Each trial built the network of LPIPS anew, or warned that its weights are out of reach.
+def test_no_network_is_built_to_measure_a_try(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Each try built the network of LPIPS anew, or warned that its weights are out of reach.
     made: list[str] = []
 
     def lpips() -> Any:
@@ -235,7 +235,7 @@ def test_a_step_of_two_calls_is_one_step() -> None:
 
 
 @pytest.mark.parametrize("half", ["warm-up", "plain", "helper"])
-def test_stop_ends_a_trial_at_the_next_block_and_the_next_one_runs(half: str) -> None:
+def test_stop_ends_a_try_at_the_next_block_and_the_next_one_runs(half: str) -> None:
     pipe = CASES["sd"].load()
     before = trace(pipe.unet)
     hooks = [len(module._forward_pre_hooks) for module in pipe.unet.modules()]
@@ -264,7 +264,7 @@ def test_stop_ends_a_trial_at_the_next_block_and_the_next_one_runs(half: str) ->
     assert kept == (half == "helper")
 
 
-def test_stop_ends_a_trial_within_a_step() -> None:
+def test_stop_ends_a_try_within_a_step() -> None:
     pipe = CASES["sd"].load()
     before, stop, left = trace(pipe.unet), Event(), []
     with (
@@ -277,7 +277,7 @@ def test_stop_ends_a_trial_within_a_step() -> None:
     assert trace(pipe.unet) == before
 
 
-def test_stop_ends_a_trial_while_the_picture_is_decoded() -> None:
+def test_stop_ends_a_try_while_the_picture_is_decoded() -> None:
     pipe, stop = CASES["sd"].load(), Event()
     with (
         pipe.vae.decoder.conv_in.register_forward_hook(lambda *_: stop.set()),

@@ -1,12 +1,18 @@
-"""Tables for a notebook: what is told is text, whatever it holds."""
+"""Tables: aligned columns of text; for a notebook, what is told is text, whatever it holds."""
 
 from __future__ import annotations
 
 from xml.etree import ElementTree
 
-from deepcache_patch.schedules.html import html_table
+from deepcache_patch.schedules.tables import aligned, html_table
 
 NASTY = "<script>\"&'</td>"
+
+
+def test_figures_stand_to_the_right_names_and_the_last_column_to_the_left() -> None:
+    rows = [("", "name", "speed", "why"), ("1", "a", "2×", ""), ("12", "bc", "10.5×", "more")]
+    assert aligned(rows, 1) == ["    name  speed  why", " 1  a        2×", "12  bc    10.5×  more"]
+    assert aligned(rows)[1] == " 1     a     2×"
 
 
 def test_names_stand_before_their_rows() -> None:

@@ -41,7 +41,7 @@ OnStep: TypeAlias = Callable[[str, int, int | None], None]
 
 
 class Runner:
-    """Makes trials of one pipeline, one at a time.
+    """Makes tries of one pipeline, one at a time.
 
     Args:
         pipe: A pipeline that makes a picture of a prompt, or of nothing.
@@ -122,11 +122,11 @@ class Runner:
             replay: See `DeepCacheHelper`.
             schedule_file: Where the schedule was read, which the comparison's `about` says then.
             told: Is called after each step of "warm-up", "plain", "calibration" and "helper".
-            stop: Once it is set, the trial ends at the next block of a network.
+            stop: Once it is set, the try ends at the next block of a network.
 
         Returns:
             The comparison of the two, one picture of each; and whether the plain one is of an
-            earlier trial, and so are its times.
+            earlier try, and so are its times.
 
         Raises:
             InvalidSettingError: A setting is out of range, or does not go with another.
@@ -153,7 +153,7 @@ class Runner:
 
         helper = DeepCacheHelper(self.pipe, schedule=schedule, replay=replay)
         self.plan(schedule, call.get("num_inference_steps"))
-        # Without LPIPS: its network would be built, and its weights looked for, at each trial.
+        # Without LPIPS: its network would be built, and its weights looked for, at each try.
         contest = Contest(helper, call, seeds=[seed], repeats=1, watch=watch, with_lpips=False)
         # Of another size, or at another branch, a U-Net has kernels of its own to choose.
         warm_for = (call.get("height"), call.get("width"), branches_to_warm([schedule]))
@@ -179,7 +179,7 @@ class Runner:
         return made, kept
 
     def close(self) -> None:
-        """Ends a trial that is under way, and each one that is begun."""
+        """Ends a try that is under way, and each one that is begun."""
         self._closed.set()
 
     def _steps(self, arguments: Mapping[str, Any]) -> int | None:

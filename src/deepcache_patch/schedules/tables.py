@@ -1,4 +1,6 @@
-"""Tables for a notebook: plain HTML, in which whatever is told is text and never markup."""
+"""Tables: of text, and of plain HTML for a notebook, in which whatever is told is text and never
+markup.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +11,15 @@ from typing import Final
 _LEFT: Final = "text-align:left"
 _TEXT: Final = f"{_LEFT};font-family:monospace;white-space:pre-wrap;overflow-wrap:anywhere"
 _FIGURE: Final = "text-align:right;font-family:monospace;white-space:nowrap"
+
+
+def aligned(rows: Sequence[Sequence[str]], *left: int) -> list[str]:
+    """Returns a line for each row: figures to the right, the columns in `left` and the last not."""
+    columns = []
+    for place, cells in enumerate(zip(*rows, strict=True)):
+        width, is_left = max(map(len, cells)), place in (*left, len(rows[0]) - 1)
+        columns.append([cell.ljust(width) if is_left else cell.rjust(width) for cell in cells])
+    return ["  ".join(row).rstrip() for row in zip(*columns, strict=True)]
 
 
 def html_table(caption: str, rows: Iterable[tuple[str, ...]], *, header: Sequence[str] = ()) -> str:
