@@ -149,7 +149,10 @@ def test_a_pipeline_for_sounds() -> None:
     figures = outcome.to_dict()["figures"]
     assert (figures["kind"], figures["psnr"]) == ("sounds", None)
     assert figures["snr_each"] == list(outcome.snr)
-    assert outcome.grid().width > 2 * 640
+    grid = outcome.grid()
+    assert grid.width > 2 * 640
+    height = outcome.plain[0].waveform().height
+    assert 3 * height < grid.height < 5 * height  # plain, helper, fewer steps: no differences
     assert (outcome.fewer.psnr, len(outcome.fewer.snr)) == (None, 2)
 
 

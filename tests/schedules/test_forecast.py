@@ -287,10 +287,10 @@ def gone(share):
     return [older + share * weight(4, 2, 0) * change + 0.1 * aside, older, oldest]
 
 
-def forecast_of(x0s):
+def forecast_of(x0s, weights=None):
     x = torch.zeros_like(x0s[0])
     seen = [recorded(step, x, each) for step, each in zip(FULL, x0s, strict=True)]
-    return Forecast(CLOSE, "sample").output(5, seen, x + 1)
+    return Forecast(CLOSE, "sample", weights=weights or {}).output(5, seen, x + 1)
 
 
 @pytest.mark.parametrize(
@@ -328,27 +328,32 @@ def test_full_steps_that_lie_very_far_apart_say_nothing_that_is_not_finite():
         torch.testing.assert_close(forecast.output(4, seen, x + 1), expected)
 
 
-def test_x0_that_swings_is_followed_back_however_far_apart_the_full_steps_lie():
+@pytest.mark.parametrize("strength", [1, 0.5])
+def test_x0_that_swings_is_followed_back_however_far_apart_the_full_steps_lie(strength):
     levels = (2.0, 1.0, -0.2, -0.5)  # beyond the reach of a trend
-    forecast, x = Forecast(levels, "sample"), torch.zeros(1, 3, 4, 4)
+    forecast, x = Forecast(levels, "sample", strength), torch.zeros(1, 3, 4, 4)
     assert forecast.weights_of(3, (2, 1, 0)) == (0,)
     seen = [recorded(2, x, x + 1), recorded(1, x, x + 2), recorded(0, x, x - 1)]
     settles = rate(math.exp(levels[2]))
     gone_back = (1 - math.exp(-settles * 0.3)) / (math.exp(settles * 1.2) - 1)
-    torch.testing.assert_close(forecast.output(3, seen, x + 1), x + 1 + gone_back)
+    torch.testing.assert_close(forecast.output(3, seen, x + 1), x + 1 + strength * gone_back)
     seen[2] = recorded(0, x, x + 3)  # it has gone on
     torch.testing.assert_close(forecast.output(3, seen, x + 1), x + 1)
 
 
+LEARNED = {(5, *FULL): (0.7, -0.2)}
+
+
 def test_what_was_learned_is_followed_as_far_as_the_trend_has_held():
-    newest, older, oldest = gone(0)  # half
-    x = torch.zeros_like(newest)
-    seen = [
-        recorded(step, x, each) for step, each in zip(FULL, (newest, older, oldest), strict=True)
-    ]
-    forecast = Forecast(CLOSE, "sample", weights={(5, *FULL): (0.7, -0.2)})
+    newest, older, oldest = x0s = gone(0)  # half
     expected = newest + (0.7 * (newest - older) - 0.2 * (older - oldest)) / 2
-    torch.testing.assert_close(forecast.output(5, seen, x + 1), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(forecast_of(x0s, LEARNED), expected, rtol=0, atol=1e-5)
+
+
+def test_where_x0_swings_what_was_learned_is_not_followed():
+    newest, older, _ = x0s = gone(-3)
+    expected = newest - weight(5, 4, 2) * (newest - older)
+    torch.testing.assert_close(forecast_of(x0s, LEARNED), expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)

@@ -142,15 +142,28 @@ def test_a_schedule_that_plans_for_a_context_is_given_the_window():
     assert seen[0].protected == {0, 1, 5}
 
 
-def test_a_schedule_that_guides_is_given_the_window_and_its_guide_heeds_it():
-    class Guiding:
-        def begin(self, context, replay):
-            begun.append(context)
-            return guide
+class Heedless:
+    """A schedule of somebody's own: its guide looks at no window, and names no full step."""
 
-    begun, guide = [], Guide(6, ())
-    assert guide_factory(Guiding(), Reuse(), Window(2, 1))(context(6, Window())) is guide
-    assert [each.protected for each in begun] == [{0, 1, 5}]
+    def __init__(self):
+        self.begun, self.asked = [], []
+
+    def begin(self, context, replay):
+        self.begun.append(context)
+        asked = self.asked
+
+        class Shallow(Guide):
+            def entry(self, step):
+                asked.append(step)
+                return 0
+
+        return Shallow(context.num_steps, (0,))
+
+
+def test_a_schedule_that_guides_is_given_the_window():
+    schedule = Heedless()
+    guide_factory(schedule, Reuse(), Window(2, 1))(context(6, Window()))
+    assert [each.protected for each in schedule.begun] == [{0, 1, 5}]
 
 
 # --- what runs ------------------------------------------------------------------------------------
@@ -174,6 +187,18 @@ def test_the_calls_that_run_in_full(schedule, strip):
         LDM.run(pipe, steps=12)
         assert ran(helper) == strip
     assert (calls["mid_block"], calls[""]) == (strip.count("F"), 12)
+
+
+def test_a_guide_that_heeds_no_window_runs_in_full_what_is_protected():
+    pipe, schedule = loaded("ldm"), Heedless()
+    with (
+        counted_calls(pipe.unet) as calls,
+        DeepCacheHelper(pipe, schedule=schedule, first=4, last=2) as helper,
+    ):
+        LDM.run(pipe, steps=12)
+        assert ran(helper) == "FFFF······FF"
+    assert (calls["mid_block"], calls[""]) == (6, 12)
+    assert schedule.asked == [*range(12)]  # it knows of every step
 
 
 def test_adaptive_runs_in_full_what_is_protected():

@@ -69,7 +69,7 @@ def calibrate(
         lacking.append("one of --speedup, --full-steps and --psnr, and only one")
     if output is None:
         lacking.append("--output FILE")
-    if lacking or output is None:
+    if lacking or output is None:  # which is among what is lacking
         raise click.UsageError(f"Give {'; and '.join(lacking)}")
 
     from ..schedules.plans import OUTPUT

@@ -58,7 +58,7 @@ def comparison_picture(comparison: Comparison) -> Image.Image:
     for name, row in zip(comparison.columns[1:], rows[1:], strict=True):
         labelled.append((name, row))
         if not sounds:
-            apart = [*map(difference, rows[0], row)]
+            apart = [difference(*pair) for pair in zip(rows[0], row, strict=True)]
             labelled.append((f"difference ×{DIFFERENCE_FACTOR}", apart))
     measures = (f"{each.name} {each.mean_text()}" for each in comparison.measures)
     fast = f"denoising loop {speed_text(comparison.speeds, comparison.work_speedup)} as fast"

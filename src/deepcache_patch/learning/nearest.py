@@ -31,7 +31,8 @@ class Way(NamedTuple):
     Attributes:
         power: The exponent of 1 + sigma, how much more an error costs under noise; `None` to space
             the full steps evenly.
-        strength: How much of what the default follows of the trend, from 0 to 1.
+        strength: How much of what the default follows of the trend, from 0 to 1; where x0 swings
+            about, forecasts go back as the default's do.
         damping: That of the fit; `None` where nothing is, and the trend is followed.
     """
 

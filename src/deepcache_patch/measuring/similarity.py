@@ -72,9 +72,9 @@ def snr(reference: np.ndarray, other: np.ndarray) -> float:
 
 
 def mean_of(values: Sequence[float]) -> float:
-    """The mean over those that are not identical, if there are any; NaN of no values at all.
+    """The mean of those that are not infinite, if there are any; NaN of no values at all.
 
-    One that is, such as a black picture of a safety checker, would make it infinite.
+    In decibels a result that is identical, such as a black picture of a safety checker, is.
     """
     different = [each for each in values if each != math.inf]
     if not different:

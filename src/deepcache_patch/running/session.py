@@ -103,6 +103,8 @@ class Session:
             return
         first = min(self._entered + 1, step)
         entries = [guide.entry(each) for each in range(first, step + 1)]
+        if not guide.protected.isdisjoint(range(first, step + 1)):
+            entries.append(FULL)
         self._entered = step
         self._calls, self._calls_before = 0, self._calls
         self.entry = FULL if FULL in entries else entries[-1]

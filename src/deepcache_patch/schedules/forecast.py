@@ -50,9 +50,11 @@ class Forecast:
     The trend is followed as far as it has held: less where the last full steps lie far apart, and,
     once three are known, less where x0 has not gone on along the trend before (see `_held`). Where
     guidance is strong, forecasts that are always wrong on the same side make x0 swing about: it
-    goes to the one side, and at the next full step back. Then a forecast goes back, too.
+    goes to the one side, and at the next full step back. Then a forecast goes back along the
+    trend, too, however far the last full steps lie apart.
 
-    Weights that are given say how to go on in the place of the trend, as far as it has held.
+    Weights that are given say how to go on in the place of the trend, as far as it has held; they
+    do not say how to go back.
 
     Attributes:
         levels: ln(sigma) of each step.
@@ -165,10 +167,7 @@ class Forecast:
         denoised: Sequence[torch.Tensor],
         ahead: torch.Tensor,
     ) -> torch.Tensor:
-        """What was forecast, as far as the trend has held; where x0 swings about, back from it.
-
-        Back along the trend itself, however far the last full steps lie apart.
-        """
+        """What was forecast, as far as the trend has held; where x0 swings about, back from it."""
         newest, older = denoised[:2]
         held = self._held(steps, denoised)
         if held is None:
@@ -181,7 +180,8 @@ class Forecast:
 
         The trend before the newest full step said how far x0 would go until there. If x0 has gone
         the share s of that, by the least squares, this is (1 + s) / 2, within -1 and 1: none if it
-        went back as far as it was to go on. Shape `(batch, 1, ...)`; `None` if nothing was said.
+        went back as far as it was to go on, below that how far to go back. Shape
+        `(batch, 1, ...)`; `None` if nothing was said.
         """
         said = self._trend(steps[0], *steps[1:KEEP])
         if said <= 0:

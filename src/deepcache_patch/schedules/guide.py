@@ -24,9 +24,11 @@ class Guide:
         num_steps: Up to where it knows what to do.
         branches: Those that may be replayed, rising: what is recorded.
         keep: How many features of each slot and branch.
+        protected: Steps that run in full whatever it says of them.
     """
 
     learns: str | None = None
+    protected: frozenset[int] = frozenset()
 
     def __init__(self, num_steps: int, branches: tuple[int, ...], keep: int = 1) -> None:
         self.num_steps = num_steps
@@ -48,7 +50,7 @@ class Guide:
     @property
     def observes(self) -> bool:
         """Whether it has an `observe` of its own."""
-        return getattr(self.observe, "__func__", None) is not Guide.observe
+        return type(self).observe is not Guide.observe
 
     def observe(self, call: FinishedCall) -> None:
         """Look at a call that is over; called after each that recorded something, or could."""
@@ -72,10 +74,7 @@ class GuidingSchedule(Protocol):
     """
 
     def begin(self, context: Context, replay: Replay) -> Guide:
-        """Lead through a generation; called before its first step.
-
-        The guide itself heeds `context.window`: nobody else makes its steps full.
-        """
+        """Lead through a generation; called before its first step."""
         ...
 
 
@@ -169,6 +168,8 @@ def guide_factory(
         context = replace(context, window=window, warned=warned)
         if not isinstance(schedule, GuidingSchedule):
             return PlannedGuide(schedule, replay, context)
-        return schedule.begin(context, replay)
+        found = schedule.begin(context, replay)
+        found.protected = context.protected
+        return found
 
     return guide
