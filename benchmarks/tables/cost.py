@@ -29,8 +29,9 @@ def lifetime() -> str:
 
 
 _CONTESTANTS = {
-    "reuse": '`replay="reuse"`',
-    "extrapolate": "default",
+    "default": "default",
+    "reuse": "branch 0, reuse",
+    "extrapolate": "branch 0, extrapolate",
     "deepcache": "DeepCache 0.1.1",
 }
 

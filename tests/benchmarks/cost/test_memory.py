@@ -53,6 +53,8 @@ def test_attention_without_values_takes_no_more_than_its_output():
 def test_a_network_without_values_keeps_what_a_real_one_keeps():
     found = [memory.row(tiny(device, torch.float32), 3)["contestants"] for device in DEVICES]
     assert found[0] == found[1]
+    output = 3 * 3 * 8 * 8 * 4
+    assert found[0]["default"]["cache"] == found[0]["default"]["kept"] == 3 * 2 * output
     feature = 3 * 8 * 8 * 8 * 4
     for name, features in (("reuse", 1), ("extrapolate", 2)):
         its = found[0][name]
