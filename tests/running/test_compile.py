@@ -17,6 +17,7 @@ from zoo import CASES
 
 from deepcache_patch import (
     FULL,
+    OUTPUT,
     AlreadyEnabledError,
     DeepCacheHelper,
     DeepCacheWarning,
@@ -217,6 +218,19 @@ def test_switching_on_and_off_compiles_nothing_again(form, graphs, pictures):
                 assert torch.equal(loop(compiled), pictures[1])
             assert torch.equal(loop(compiled), pictures[0])
     assert graphs.frame_count == 3
+
+
+def test_above_the_output_the_plain_graph_is_the_only_one(graphs):
+    plan = Explicit((FULL, OUTPUT, OUTPUT, FULL, OUTPUT, OUTPUT))
+    eager, unet = small_unet(), small_unet()
+    with DeepCacheHelper(eager, schedule=plan):
+        expected = loop(eager)
+    unet.compile(backend=graphs, fullgraph=True)
+    with DeepCacheHelper(unet, schedule=plan) as helper:
+        assert torch.equal(loop(unet), expected)
+        assert (helper.stats.full_calls, helper.stats.shallow_calls) == (2, 4)
+    assert torch.equal(loop(unet), loop(eager))
+    assert graphs.frame_count == 1
 
 
 @pytest.mark.slow
