@@ -100,7 +100,9 @@ def row(pipe: LoopPipeline, pictures: int, size: int | None = None) -> dict[str,
         size: Of the latents; the network's own by default.
     """
     pipe.scheduler = CountedDDIM.from_config(pipe.scheduler.config)
-    adds_noise(pipe.scheduler)  # found once, on a copy, whose memory the meter would miss the end of
+    adds_noise(
+        pipe.scheduler
+    )  # found once, on a copy, whose memory the meter would miss the end of
     contestants: dict[str, Callable[[], AbstractContextManager[Any]]] = {
         "default": lambda: DeepCacheHelper(pipe, interval=INTERVAL),
         "reuse": lambda: DeepCacheHelper(pipe, schedule=Uniform(INTERVAL), replay="reuse"),

@@ -98,8 +98,16 @@ def samplers() -> str:
 
 
 def usual_samplers() -> str:
-    """The same for the samplers of `_USUAL`, on both models, without `auto` and most rivals."""
-    return _on_models(_usual(), _SHOWN_SPEED)
+    """The same for the samplers of `_USUAL`, on both models, without `auto` and most rivals.
+
+    One of them with stronger guidance, too.
+    """
+    strong = (
+        {**each, "title": f"{each['title']}, guidance {each['guidance_scale']:g}"}
+        for each in _strong()
+        if each["sampler"] == _SHOWN
+    )
+    return _on_models([*_usual(), *strong], _SHOWN_SPEED)
 
 
 def strong_guidance() -> str:
@@ -207,8 +215,8 @@ def curves_on_emoji() -> str:
         for each in reports
     }
     return (
-        "The same on another model, `emoji`, which had no part in choosing most of the constants "
-        f"({'; '.join(sorted(drawn))}):\n\n{_at_budgets(reports, *SPEEDS)}"
+        "The same on another model, `emoji`. Most constants were chosen on both, with other prompts "
+        f"and seeds ({'; '.join(sorted(drawn))}):\n\n{_at_budgets(reports, *SPEEDS)}"
     )
 
 

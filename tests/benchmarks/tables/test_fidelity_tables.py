@@ -62,15 +62,20 @@ def test_who_did_not_keep_the_budget_is_shown_with_its_speed(monkeypatch):
 
 def test_the_readme_has_the_usual_samplers_only_on_each_model(monkeypatch):
     def results(folder=fidelity.RESULTS):
-        model, images = ("emoji", 4) if folder.name == "emoji" else ("shapes", 8)
-        about = {"title": "A", "model": model, "images": images, "guidance_scale": 4.0}
-        rows = [row("default", 44.0 if model == "shapes" else 41.0, 1 / 2.2, speed=2.2)]
+        model, images = ("emoji", 4) if "emoji" in folder.parts else ("shapes", 8)
+        guidance = 7.5 if folder.name == "strong-guidance" else 4.0
+        about = {"title": "A", "model": model, "images": images, "guidance_scale": guidance}
+        psnr = (44.0 if model == "shapes" else 41.0) - guidance
+        rows = [row("default", psnr, 1 / 2.2, speed=2.2)]
         return {name: {**about, "sampler": name, "rows": rows} for name in ("dpm-20", "dpm-25")}
 
     monkeypatch.setattr(fidelity, "results", results)
     header, _, *rows = fidelity.usual_samplers().splitlines()
     assert header.startswith("| PSNR in dB, shapes/emoji | speed | fewer steps |")
-    assert rows == ["| A | 2.20× | –/– | –/– | 44.0/41.0 | –/– | –/– |"]
+    assert rows == [
+        "| A | 2.20× | –/– | –/– | 40.0/37.0 | –/– | –/– |",
+        "| A, guidance 7.5 | 2.20× | –/– | –/– | 36.5/33.5 | –/– | –/– |",
+    ]
     assert fidelity.pictures_of_both() == (
         "Means over 8 pictures of shapes and 4 pictures of emoji, 64×64 pixels, guidance 4."
     )
@@ -203,7 +208,7 @@ def test_emoji_have_the_same_table_and_results_of_their_own(monkeypatch):
     monkeypatch.setattr(fidelity, "results", folders.__getitem__)
     said, table = fidelity.curves_on_emoji().split("\n\n")
     assert said == (
-        "The same on another model, `emoji`, which had no part in choosing most of the constants "
-        "(96 pictures, guidance 4, A Chip):"
+        "The same on another model, `emoji`. Most constants were chosen on both, with other prompts "
+        "and seeds (96 pictures, guidance 4, A Chip):"
     )
     assert table == expected
