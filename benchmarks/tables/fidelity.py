@@ -215,8 +215,8 @@ def curves_on_emoji() -> str:
         for each in reports
     }
     return (
-        "The same on another model, `emoji`. Most constants were chosen on both, with other prompts "
-        f"and seeds ({'; '.join(sorted(drawn))}):\n\n{_at_budgets(reports, *SPEEDS)}"
+        "The same on another model, `emoji`. Most constants were chosen on both, with other "
+        f"prompts and seeds ({'; '.join(sorted(drawn))}):\n\n{_at_budgets(reports, *SPEEDS)}"
     )
 
 

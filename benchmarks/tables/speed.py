@@ -122,13 +122,13 @@ def _summary(report: Any) -> str:
 
 
 def _measured(report: Any) -> str:
-    told = [
-        f"{row['title']} {row['speedup']['default']:.2f}× ({_form(row)})"
-        for row in _cached(_main(report), interval=_INTERVAL, width=1)
-        if row["network"] in _KNOWN and "default" in row["speedup"]
-    ]
+    told: dict[str, str] = {}  # by network, the first form that was measured
+    for row in _cached(_main(report), interval=_INTERVAL, width=1):
+        if row["network"] in _KNOWN and "default" in row["speedup"]:
+            made = f"{row['speedup']['default']:.2f}× ({_form(row)}, {row['steps']} steps)"
+            told.setdefault(row["title"], f"{row['title']} {made}")
     how = f"on {report['device']}, one full step in {_INTERVAL}, random weights"
-    return f"Measured speed of the loop ({how}): {', '.join(told)}." if told else ""
+    return f"Measured speed of the loop ({how}): {', '.join(told.values())}." if told else ""
 
 
 def _controlnet(report: Any) -> str:

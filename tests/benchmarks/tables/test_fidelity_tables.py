@@ -208,7 +208,7 @@ def test_emoji_have_the_same_table_and_results_of_their_own(monkeypatch):
     monkeypatch.setattr(fidelity, "results", folders.__getitem__)
     said, table = fidelity.curves_on_emoji().split("\n\n")
     assert said == (
-        "The same on another model, `emoji`. Most constants were chosen on both, with other prompts "
-        "and seeds (96 pictures, guidance 4, A Chip):"
+        "The same on another model, `emoji`. Most constants were chosen on both, with other "
+        "prompts and seeds (96 pictures, guidance 4, A Chip):"
     )
     assert table == expected
