@@ -61,6 +61,8 @@ class Proof:
 class Guide:
     """Says what a step is, and no more is asked of it here."""
 
+    protected = frozenset()
+
     def __init__(self, *entries):
         self.entries = entries or (FULL, 0, 0, 0)
         self.num_steps = len(self.entries)

@@ -22,6 +22,8 @@ pytestmark = pytest.mark.usefixtures("no_grad")
 
 
 class Guide:
+    protected = frozenset()
+
     def __init__(self, *entries):
         self.entries, self.asked = entries, []
 
