@@ -100,9 +100,8 @@ def row(pipe: LoopPipeline, pictures: int, size: int | None = None) -> dict[str,
         size: Of the latents; the network's own by default.
     """
     pipe.scheduler = CountedDDIM.from_config(pipe.scheduler.config)
-    adds_noise(
-        pipe.scheduler
-    )  # found once, on a copy, whose memory the meter would miss the end of
+    # The helper finds this once, on a copy, of whose memory the meter would miss the end.
+    adds_noise(pipe.scheduler)
     contestants: dict[str, Callable[[], AbstractContextManager[Any]]] = {
         "default": lambda: DeepCacheHelper(pipe, interval=INTERVAL),
         "reuse": lambda: DeepCacheHelper(pipe, schedule=Uniform(INTERVAL), replay="reuse"),
