@@ -327,26 +327,13 @@ def test_a_pause_in_a_generation_makes_the_next_step_full():
     assert (helper.stats.full_calls, helper.stats.shallow_calls) == (2, 1)
 
 
-def test_set_params_is_the_call_of_the_deepcache_package():
-    unet = unet2d_condition()
-    helper = DeepCacheHelper(unet, schedule=Uniform())
-    helper.set_params(cache_interval=2, cache_branch_id=1)
-    assert helper.schedule == Uniform(interval=2, branch=1)
-    helper.set_params(cache_interval=5)
-    assert helper.schedule == Uniform(interval=5, branch=1)
-    with helper:
-        assert kinds_of_steps(unet, steps=3) == "Fss"
-        helper.set_params(2, 0, "uniform")
-        assert kinds_of_steps(unet, steps=3) == "FsF"
-
-
 def test_settings_changed_in_a_generation_make_the_next_step_full():
     unet = unet2d_condition()
     timesteps = torch.tensor([900, 700, 500, 300])
     with DeepCacheHelper(unet, schedule=Uniform(10)) as helper, torch.no_grad():
         for index, timestep in enumerate(timesteps):
             if index == 2:
-                helper.set_params(cache_branch_id=2)
+                helper.set(branch=2)
             unet(**(inputs2d_condition() | {"timestep": timestep}))
     assert (helper.stats.full_calls, helper.stats.shallow_calls) == (2, 2)
 

@@ -124,36 +124,6 @@ def test_bad_settings_are_refused_before_anything_is_patched(settings, message):
     assert trace(unet) == before
 
 
-@pytest.mark.parametrize(
-    ("params", "message"),
-    [
-        ({"cache_interval": 0}, "interval must be an integer of at least 1, not 0"),
-        ({"cache_branch_id": 9}, NO_BRANCH_9),
-        (
-            {"skip_mode": "non-uniform"},
-            "skip_mode must be 'uniform', not 'non-uniform': for another strategy give "
-            "DeepCacheHelper(pipe, schedule=...) a schedule",
-        ),
-    ],
-)
-def test_bad_params_change_nothing(params, message):
-    unet = unet2d_condition()
-    with DeepCacheHelper(unet, schedule=Uniform(4)) as helper:
-        with pytest.raises(InvalidSettingError) as caught:
-            helper.set_params(**params)
-        assert str(caught.value) == message
-        assert helper.schedule == Uniform(interval=4)
-        assert kinds_of_steps(unet) == "FsssFss"
-
-
-def test_params_that_are_not_given_stay_as_they_are():
-    helper = DeepCacheHelper(unet2d_condition(), schedule=Uniform(4, branch=2))
-    helper.set_params(cache_interval=2)
-    assert helper.schedule == Uniform(2, 2)
-    helper.set_params(cache_branch_id=1)
-    assert helper.schedule == Uniform(2, 1)
-
-
 def test_by_default_steps_are_planned_by_noise_levels():
     unet = unet2d_condition()
     assert DeepCacheHelper(unet).schedule == NoiseAware(2.2, -1)
@@ -279,41 +249,6 @@ def test_where_a_branchs_cost_is_not_known_a_speedup_is_refused(monkeypatch):
         "speedup"
     )
     assert DeepCacheHelper(ZOO["sd"].load(), speedup=2).schedule == NoiseAware(2)
-
-
-# --- from DeepCache -----------------------------------------------------------------------------
-
-
-def test_set_params_on_the_default_schedule_is_the_uniform_one_of_deepcache():
-    for branch, expected in ((None, 0), (0, 0), (2, 2)):
-        helper = DeepCacheHelper(unet2d_condition(), branch=branch)
-        helper.set_params(cache_interval=3)
-        assert helper.schedule == Uniform(3, expected)
-    helper = DeepCacheHelper(unet2d_condition())
-    helper.set_params(cache_interval=3, cache_branch_id=1)
-    assert helper.schedule == Uniform(3, 1)
-    default = DeepCacheHelper(unet2d_condition())
-    with pytest.raises(InvalidSettingError) as caught:
-        default.set_params(cache_branch_id=1)
-    assert str(caught.value) == (
-        "the schedule is NoiseAware(interval=2.2, branch=-1): to replace it by a uniform one, give "
-        "cache_interval"
-    )
-    assert default.schedule == NoiseAware()
-
-
-def test_set_params_does_not_guess_at_half_of_another_schedule():
-    schedule = Written(FULL)
-    helper = DeepCacheHelper(unet2d_condition(), schedule=schedule)
-    for half in ({"cache_interval": 2}, {"cache_branch_id": 1}, {}):
-        with pytest.raises(InvalidSettingError) as caught:
-            helper.set_params(**half)
-        assert str(caught.value) == (
-            f"the schedule is {schedule!r}: to replace it by a uniform one, give both "
-            "cache_interval and cache_branch_id"
-        )
-    helper.set_params(2, 1)
-    assert helper.schedule == Uniform(2, 1)
 
 
 def test_a_schedule_that_guides_gets_the_replay_and_every_generations_context():

@@ -168,8 +168,8 @@ class Lifecycle(Uses):
             self.in_force = self.settings
 
     @rule(interval=st.integers(1, 4), branch=st.integers(0, 2))
-    def set_params(self, interval, branch):
-        self.helper.set_params(interval, branch)
+    def set(self, interval, branch):
+        self.helper.set(schedule="uniform", interval=interval, branch=branch)
         self.settings = (Uniform(interval, branch), self.settings[1])
         if self.in_force is not None and not self.orphaned:
             self.in_force = self.settings

@@ -225,7 +225,7 @@ def _toggle(helper):
 
 MEDDLINGS: dict[str, Callable[[DeepCacheHelper], Any]] = {
     "reset": lambda helper: helper.reset(),
-    "set_params": lambda helper: helper.set_params(cache_interval=2, cache_branch_id=1),
+    "set": lambda helper: helper.set(schedule="uniform", interval=2, branch=1),
     "disable": lambda helper: helper.disable(),
     "disable and enable": _toggle,
 }

@@ -229,7 +229,7 @@ def test_what_is_plugged_in_is_accelerated_and_the_next_generation_is_right(name
     unet, before = case.unet(pipe), trace(case.unet(pipe))
     helper = DeepCacheHelper(pipe, schedule=Uniform(1, branch=branch)).enable()
     assert torch.equal(case.run(pipe, steps=STEPS), plain)
-    helper.set_params(cache_interval=3)
+    helper.set(interval=3)
     assert not torch.equal(case.run(pipe, steps=STEPS), plain)
     before_other = helper.stats.shallow_calls
     assert before_other >= SHALLOW

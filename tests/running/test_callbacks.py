@@ -33,7 +33,7 @@ def _assert_right(load, run, changes=0):
     pipe = load()
     helper = DeepCacheHelper(pipe, schedule=Uniform(1)).enable()
     assert torch.equal(run(pipe), plain)
-    helper.set_params(cache_interval=3)
+    helper.set(interval=3)
     SD.run(pipe, steps=7, seed=1)
     before = helper.stats
     assert torch.equal(run(pipe), expected)

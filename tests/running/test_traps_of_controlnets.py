@@ -159,7 +159,7 @@ def test_trap_controlnet_cut_unet_full_with_changed_residuals():
             by_hand.step(TWICE[1], ([0.5 * each for each in down], mid), seed=1)
 
 
-@pytest.mark.parametrize("between", ["paused", "reset", "set_params"])
+@pytest.mark.parametrize("between", ["paused", "reset", "set"])
 def test_trap_controlnet_cut_unet_full_by_order(between):
     # As above, but it is the caller who wants a full call, after the ControlNet was cut.
     pipe = CASES["sd-controlnet"].load()
@@ -174,7 +174,7 @@ def test_trap_controlnet_cut_unet_full_by_order(between):
             with helper.paused():
                 output = by_hand.step(TWICE[1], (down, mid))
         else:
-            getattr(helper, between)(**{"cache_interval": 2} if between == "set_params" else {})
+            getattr(helper, between)(**{"interval": 2} if between == "set" else {})
             output = by_hand.step(TWICE[1], (down, mid))
     assert torch.equal(output, plain)
 

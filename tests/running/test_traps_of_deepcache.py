@@ -26,6 +26,7 @@ from zoo import CASES
 
 from deepcache_patch import (
     DeepCacheHelper,
+    DeepCacheSDHelper,
     InvalidSettingError,
     Uniform,
 )
@@ -170,12 +171,13 @@ def test_trap_skip_mode():
     # With any other `skip_mode`, DeepCache skips from step 0 on, with nothing to replay.
     case = CASES["sd"]
     pipe = case.load()
-    with DeepCacheHelper(pipe, schedule=Uniform(2)) as helper:
-        for mode in ("non-uniform", "quad", None):
-            with pytest.raises(InvalidSettingError, match="skip_mode must be 'uniform'"):
-                helper.set_params(cache_interval=3, cache_branch_id=0, skip_mode=mode)
-        assert helper.schedule == Uniform(2, 0)
-        assert kinds_of(case, pipe) == "FsFsF"
+    helper = DeepCacheSDHelper(pipe)
+    helper.set_params(cache_interval=2)
+    helper.enable()
+    for mode in ("non-uniform", "quad", None):
+        with pytest.raises(InvalidSettingError, match="skip_mode must be 'uniform'"):
+            helper.set_params(cache_interval=3, cache_branch_id=0, skip_mode=mode)
+    assert kinds_of(case, pipe) == "FsFsF"
 
 
 def test_trap_instance_forward():

@@ -281,7 +281,7 @@ def test_the_window_stays_when_another_schedule_is_followed():
         assert kinds_of_steps(unet) == "FssssFF"
         helper.follow(Uniform(2))
         assert kinds_of_steps(unet) == "FsFsFFF"
-        helper.set_params(4)
+        helper.set(interval=4)
         assert kinds_of_steps(unet) == "FsssFFF"
         assert (helper.first, helper.last) == (1, 2)
 

@@ -3,7 +3,7 @@ matter; what becomes of them when some are given anew stands in `changed`.
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
 from diffusers import DiffusionPipeline
 from torch import nn
@@ -13,7 +13,7 @@ from ..running.attachment import SWITCHING, Attachment
 from ..schedules.guide import AnySchedule
 from ..schedules.noise_aware import NoiseAware
 from ..schedules.replay import Replay
-from .by_name import ReplayName, ScheduleName, branch_of, uniform_of
+from .by_name import ReplayName, ScheduleName, branch_of
 from .changed import DEFAULT, Settings, SettingsGiven, require_known
 from .fitting import anatomies_for
 
@@ -147,23 +147,6 @@ class Adjustable:
             with SWITCHING:
                 self._go_by(self._fitting(self._settings, given))
         return self
-
-    def set_params(
-        self,
-        cache_interval: int | None = None,
-        cache_branch_id: int | None = None,
-        skip_mode: Literal["uniform"] = "uniform",
-    ) -> None:
-        """Change to the uniform schedule as `follow` does; the call of `DeepCacheSDHelper`.
-
-        `cache_interval` is N of the paper's 1:N, at least 1; `cache_branch_id` the branch. `None`
-        leaves a value as it is; where the default schedule was in force, the branch becomes 0.
-        `skip_mode` is "uniform".
-
-        Raises:
-            InvalidSettingError: If a value is out of range, or `None` without a uniform one.
-        """
-        self.follow(uniform_of(self.schedule, cache_interval, cache_branch_id, skip_mode))
 
     def follow(self, schedule: AnySchedule | ScheduleName) -> None:
         """Go by another schedule, or by the one of that name as it is by default.

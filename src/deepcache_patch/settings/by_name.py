@@ -10,10 +10,9 @@ from dataclasses import fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from ..errors import InvalidSettingError, no_such
-from ..schedules.plans import Centred, Uniform, number_between, schedule_text
+from ..schedules.plans import Centred, Uniform, number_between
 
 if TYPE_CHECKING:
-    from ..schedules.guide import AnySchedule
     from ..schedules.replay import Replay
 
 #: What `schedule=` knows by name.
@@ -213,41 +212,3 @@ def replay_of(replay: Any, schedule: Any) -> Replay:
             f"feature(step, recorded, levels), not {as_given(replay, 'feature')}"
         )
     return replay
-
-
-def uniform_of(
-    schedule: AnySchedule, interval: int | None, branch: int | None, skip_mode: str
-) -> Uniform:
-    """The uniform schedule that is meant by the arguments of `DeepCacheHelper.set_params`.
-
-    Args:
-        schedule: What is in force: where it is uniform, `None` leaves a value as it is. Where it
-            is `NoiseAware`, so does it with the branch, but for the one above the output, which
-            becomes 0.
-        interval: At least 1.
-        branch: At least -1.
-        skip_mode: Only "uniform".
-
-    Raises:
-        InvalidSettingError: As `DeepCacheHelper.set_params` says.
-    """
-    from ..schedules.noise_aware import NoiseAware  # which needs torch
-
-    if skip_mode != "uniform":
-        raise InvalidSettingError(
-            f"skip_mode must be 'uniform', not {skip_mode!r}: for another strategy give "
-            "DeepCacheHelper(pipe, schedule=...) a schedule"
-        )
-    if isinstance(schedule, Uniform):
-        interval = schedule.interval if interval is None else interval
-        branch = schedule.branch if branch is None else branch
-    if isinstance(schedule, NoiseAware) and branch is None:
-        branch = max(schedule.branch, 0)  # where DeepCache begins to count
-    if interval is None or branch is None:
-        is_default = isinstance(schedule, NoiseAware)
-        lacking = "cache_interval" if is_default else "both cache_interval and cache_branch_id"
-        raise InvalidSettingError(
-            f"the schedule is {schedule_text(schedule)}: to replace it by a uniform one, "
-            f"give {lacking}"
-        )
-    return Uniform(interval, branch)
