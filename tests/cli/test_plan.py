@@ -104,6 +104,7 @@ def test_so_many_steps_as_are_asked_for_run_in_full(
         *((name, "dpm-solver++") for name in ("dpmpp", "dpmpp-2m", "dpm++", "dpm++2m", "DPM++ 2M")),
         *((name, "dpm-solver++-karras") for name in ("dpmpp_2m_karras", "DPM++ 2M Karras")),
         ("dpmpp_2m_sde", "dpm-solver++-sde"),
+        ("DPMSolverMultistep", "DPMSolverMultistepScheduler"),  # as reports name it
         ("DPM++ 2M SDE Karras", "dpm-solver++-sde-karras"),
         ("euler_ancestral", "euler-ancestral"),
         ("DPMSolver++", "dpm-solver++"),

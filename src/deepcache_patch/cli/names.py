@@ -63,8 +63,10 @@ def _letters(name: str) -> str:
     return re.sub("[^a-z0-9]", "", name.lower().replace("+", "p"))
 
 
-#: By these letters other programs know some of them; the known names have letters of their own.
+#: By these letters other programs know some of them, and reports know classes without their suffix;
+#: the known names have letters of their own.
 _BY_LETTERS: Final = {
+    **{_letters(kind.removesuffix("Scheduler")): kind for kind in SCHEDULERS.values()},
     **{_letters(name): name for name in SCHEDULERS},
     "dpmpp": "dpm-solver++",
     "dpmpp2m": "dpm-solver++",
@@ -75,7 +77,7 @@ _BY_LETTERS: Final = {
 
 
 def friendly_name(text: str) -> str:
-    """The known name that is spelt so by other programs, or the text itself."""
+    """The known name or class that is spelt so elsewhere, or the text itself."""
     return _BY_LETTERS.get(_letters(text), text)
 
 
