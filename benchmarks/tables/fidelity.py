@@ -166,13 +166,14 @@ def _nearer(rows: Sequence[Row], budget: float) -> Iterator[tuple[str, str, str]
 
 def gains() -> str:
     """How much nearer than the default is what has learned, over all rows of both models."""
-    usual, strong = _on_both(), _strong()
-    learned = (
-        f"`calibrate` {_gain(usual, 'calibrated')}",
-        f"`auto` {_gain(usual, 'auto')}",
-        f"`calibrate` with guidance {_scale(strong)} {_gain(strong, 'calibrated')}",
+    strong = _strong()
+    places = (("", _on_both()), (f" with guidance {_scale(strong)}", strong))
+    told = (
+        f"`{name}`{where} {_gain(reports, family)}"
+        for where, reports in places
+        for name, family in (("calibrate", "calibrated"), ("auto", "auto"))
     )
-    return f"Compared with the default, over all rows of these tables: {'; '.join(learned)}."
+    return f"Compared with the default, over all rows of these tables: {'; '.join(told)}."
 
 
 def _gain(reports: Iterable[Any], family: str) -> str:
