@@ -17,6 +17,9 @@ _SHOWN = "dpm-25"
 #: Those of the README's table, at the numbers of steps that people take.
 _USUAL = ("dpm-25", "dpm-karras-25", "unipc-20", "euler-30")
 
+#: Those of it with stronger guidance: one that people take, and one with which least is gained.
+_STRONG = (_SHOWN, "ddim-20")
+
 #: The budget of tables that have one only.
 _SHOWN_SPEED = SPEEDS[-1]
 
@@ -100,12 +103,12 @@ def samplers() -> str:
 def usual_samplers() -> str:
     """The same for the samplers of `_USUAL`, on both models, without `auto` and most rivals.
 
-    One of them with stronger guidance, too.
+    And those of `_STRONG` with stronger guidance.
     """
     strong = (
         {**each, "title": f"{each['title']}, guidance {each['guidance_scale']:g}"}
         for each in _strong()
-        if each["sampler"] == _SHOWN
+        if each["sampler"] in _STRONG
     )
     return _on_models([*_usual(), *strong], _SHOWN_SPEED)
 

@@ -104,6 +104,12 @@ def test_plan_figures_settings_and_versions_are_in_the_page() -> None:
     assert any(f"torch {torch.__version__}" in text for text in said)
 
 
+def test_a_guidance_that_nobody_gave_is_in_the_page_too() -> None:
+    page = Page(pictures(about={**ABOUT, "guidance_scale": 7.5}).to_html())
+    said = [text.strip() for text in page.texts if text.strip()]
+    assert said[said.index("guidance_scale") + 1] == "7.5, as the pipeline has it"
+
+
 def test_shallow_steps_at_several_branches_have_their_digits() -> None:
     page = pictures(plans={"unet": Plan(["full", 0, 12, 0])}).to_html()
     assert '<span class="full"></span><span class="shallow">0</span>' in page

@@ -350,7 +350,7 @@ def other_weights(pipe: Any) -> None:
         ({"seeds": [4]}, None, r"another seeds: \[3\] there, \[4\] here"),
         ({"prompt": "a hen"}, None, "another prompt: 'a small red circle' there, 'a hen' here"),
         ({"num_inference_steps": [12, 13]}, None, "another steps: 12 there, 13 here"),
-        ({"guidance_scale": 3.0}, None, "another guidance_scale: None there, 3.0 here"),
+        ({"guidance_scale": 3.0}, None, "another guidance_scale: 7.5 there, 3.0 here"),
         ({}, other_weights, r"another weights \(unet\): "),
     ],
 )

@@ -19,7 +19,7 @@ from ..patching.wrappers import layers_of
 from ..running.pipeline.components import likeliest_scheduler, modules_of, unets_of
 from ..running.watching.offloading import accelerate_hooks
 from ..schedules.guide import AnySchedule, brings_replay
-from .call_steps import steps_of
+from .call_steps import default_of, steps_of
 
 if TYPE_CHECKING:
     from .contest import Contest
@@ -81,6 +81,7 @@ def about(
         "device": {"type": str(device), "name": device_name(device)},
         "dtype": str(getattr(unet, "dtype", "unknown")).removeprefix("torch."),
         "steps": steps_of(pipe, call),
+        "guidance_scale": call.get("guidance_scale", default_of(pipe, "guidance_scale")),
         "first": helper.first,
         "last": helper.last,
         "seeds": list(contest.seeds),

@@ -1,4 +1,4 @@
-"""How many steps a call makes, as far as its arguments say so before it runs."""
+"""What a call makes, as far as its arguments say so before it runs: how many steps, above all."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def steps_of(pipe: Any, call: Mapping[str, Any]) -> Any:
     for name in LISTS:
         if call.get(name) is not None:
             return len(call[name])
-    return call.get("num_inference_steps", _default(pipe, "num_inference_steps"))
+    return call.get("num_inference_steps", default_of(pipe, "num_inference_steps"))
 
 
 def strength_of(pipe: Any, call: Mapping[str, Any]) -> float:
     """The share of the steps that run, 0 to 1: less than 1 where a picture is begun with."""
-    strength = call.get("strength", _default(pipe, "strength"))
+    strength = call.get("strength", default_of(pipe, "strength"))
     begins_later = any(call.get(name) is not None for name in BEGINS)
     is_whole = call.get("denoising_start") is not None or not begins_later
     return 1 if is_whole or not isinstance(strength, float) else strength
@@ -41,7 +41,7 @@ def strength_of(pipe: Any, call: Mapping[str, Any]) -> float:
 def timesteps_that_run(pipe: Any, call: Mapping[str, Any]) -> int | None:
     """How many of the scheduler's timesteps run; `None` where the arguments do not tell."""
     told = any(call.get(name) is not None for name in STEP_ARGUMENTS if name != "strength")
-    count = call.get("num_inference_steps") or _default(pipe, "num_inference_steps")
+    count = call.get("num_inference_steps") or default_of(pipe, "num_inference_steps")
     if told or num_steps(pipe, count) is None:
         return None
     return len(plan_of(pipe, Uniform(1), count, strength=strength_of(pipe, call)))
@@ -75,6 +75,7 @@ def require_so_many(schedule: Calibrated, steps: int | None, name: str | None = 
         )
 
 
-def _default(pipe: Any, argument: str) -> Any:
+def default_of(pipe: Any, argument: str) -> Any:
+    """What the pipeline takes where a call does not give this argument; `None` if it has none."""
     parameter = accepted_arguments(pipe).get(argument)
     return None if parameter is None else parameter.default

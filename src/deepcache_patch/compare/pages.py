@@ -75,6 +75,9 @@ def _settings(about: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "device", f"{device['type']} ({device['name']}), {about['dtype']}"
     yield "seeds", said(about["seeds"])
     yield "timed runs of each", str(about["repeats"])
+    guidance = about.get("guidance_scale")
+    if guidance is not None and "guidance_scale" not in about["call"]:
+        yield "guidance_scale", f"{said(guidance)}, as the pipeline has it"
     for name, value in about["call"].items():
         yield name, said(value)
 

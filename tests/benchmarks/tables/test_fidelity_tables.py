@@ -145,7 +145,7 @@ def test_gains_are_over_all_rows_of_both_models(monkeypatch):
 
     shapes = of([50.0, 45.0], calibrated=[52.0, 44.0], auto=[50.5, 45.0])
     emoji = of([40.0, 35.0], calibrated=[45.0, 37.0])
-    strong = of([40.0, 35.0], calibrated=[39.0, 34.0])
+    strong = of([40.0, 35.0], calibrated=[39.0, 34.0], auto=[40.0, 34.0])
     strong["a"]["guidance_scale"] = 7.5
     folders = {
         fidelity.RESULTS: shapes,
@@ -158,7 +158,8 @@ def test_gains_are_over_all_rows_of_both_models(monkeypatch):
         "Compared with the default, over all rows of these tables: `calibrate` is +2.0 dB on "
         "average (−1.0 to +5.0), worse in 1 of 4; `auto` is +0.2 dB on average (+0.0 to +0.5), "
         "worse in 0 of 2; `calibrate` with guidance 7.5 is −1.0 dB on average (−1.0 to −1.0), "
-        "worse in 2 of 2."
+        "worse in 2 of 2; `auto` with guidance 7.5 is −0.5 dB on average (−1.0 to +0.0), worse in "
+        "1 of 2."
     )
 
 
