@@ -160,7 +160,7 @@ def test_without_a_knee_the_fastest_setting_with_the_best_verdict_is_named(
     assert sweep.knee is None
     assert sweep.fastest_unbeaten is found
     rule = "the fastest setting with this verdict that fewer steps at equal work do not beat."
-    said = f"{NO_KNEE} {said} the figure), {rule}"
+    said = f"{said} the figure), {rule} {NO_KNEE}"
     assert said in sweep.table().splitlines()
     assert f'<p class="knee-text">{said}</p>' in joined(sweep.to_html())
     assert f'data-first="setting-{1 + place}"' in sweep.to_html()
@@ -201,7 +201,7 @@ def test_without_a_knee_a_setting_that_is_beaten_or_moves_shapes_is_not_named(
 ) -> None:
     sweep = without_knee(*qualities, ssim=ssim)
     assert sweep.fastest_unbeaten is None
-    said = f"{NO_KNEE} Take none of them: {said}"
+    said = f"Take none of them: {said} {NO_KNEE}"
     assert said in sweep.table().splitlines()
     assert f'<p class="knee-text">{said}</p>' in joined(sweep.to_html())
     assert 'data-first="setting-1"' in sweep.to_html()
@@ -218,8 +218,8 @@ def test_of_sounds_which_have_no_verdict_the_fastest_above_fewer_steps_is_named(
     )
     assert sweep.fastest_unbeaten is sweep.settings[1]
     assert knee_text(sweep) == (
-        f"{NO_KNEE} {FASTER} work, SNR 31.00 dB (2 in the figure), the fastest setting that fewer "
-        "steps at equal work do not beat."
+        f"{FASTER} work, SNR 31.00 dB (2 in the figure), the fastest setting that fewer "
+        f"steps at equal work do not beat. {NO_KNEE}"
     )
 
 

@@ -97,10 +97,11 @@ def cautions_of(sweep: Sweep) -> list[str]:
 
 
 def knee_text(sweep: Sweep) -> str:
-    """The setting at the knee in a sentence, or why there is none, and what to take then."""
+    """The setting at the knee in a sentence, or what to take where there is none, and why."""
     knee = sweep.knee
     if knee is None:
-        return f"There is no knee: {why_none(sweep.points, sweep.speed_name)}.{_instead(sweep)}"
+        why = f"There is no knee: {why_none(sweep.points, sweep.speed_name)}."
+        return f"{_instead(sweep)} {why}".lstrip()
     text = f"The knee is {_told(sweep, knee)}."
     better = sweep.beaten_by(knee)
     return text if better is None else f"{text} But {better.steps} plain steps are better."
@@ -117,12 +118,12 @@ def _instead(sweep: Sweep) -> str:
     if found is not None:
         verdict = " with this verdict" if found.looks else ""
         rule = f"the fastest setting{verdict} that fewer steps at equal work do not beat"
-        return f" Take {_told(sweep, found)}, {rule}."
+        return f"Take {_told(sweep, found)}, {rule}."
     if all(sweep.beaten_by(row) for row in sweep.settings):
-        return " Take none of them: fewer steps at equal work are better than every setting."
+        return "Take none of them: fewer steps at equal work are better than every setting."
     if sweep.fewer and all(sweep.beaten_by(row) or row.looks == SHAPES for row in sweep.settings):
         return (
-            " Take none of them: shapes differ, or fewer steps at equal work are better. "
+            "Take none of them: shapes differ, or fewer steps at equal work are better. "
             "A smaller interval comes closer."
         )
     return ""
