@@ -334,6 +334,20 @@ def test_the_plot_goes_by_work_unless_that_of_a_try_is_not_known() -> None:
     assert table[0][2] == f"{made.speedup:.2f}×"
 
 
+def test_a_point_makes_way_for_a_later_one_that_would_cover_it() -> None:
+    # The later one lay over it, and no click reached it.
+    generated(page(), seed=5)
+    made = page().history.find(1)
+    page().history.add(made.settings, made.comparison, kept=True)
+    plot = page().gallery.of()[1]["value"]
+    lines = re.findall(r'<line x1="(\S+)%" x2="(\S+)%" y1', plot)
+    marks = re.findall(r'<circle cx="(\S+)%"', plot)
+    places, drawn = zip(*lines, strict=True)
+    assert (places[0], drawn) == (places[1], tuple(marks))
+    assert places[1] == drawn[1]
+    assert abs(float(drawn[0]) - float(places[0])) == 7.5
+
+
 def test_a_try_that_is_brought_back_is_shown_as_it_was() -> None:
     first = generated(page(), seed=5, schedule="centred", center=2)
     generated(page(), seed=6, interval=2)

@@ -10,12 +10,15 @@ from typing import Any, Final
 from ..compare.contestant import times_text
 from ..compare.pages import picture_uri
 from ..measuring.media import small
-from ..sweep.curve import ticks
+from ..sweep.curve import drawn_xs, ticks
 from ..sweep.knee import BY_WORK, MEASURED
 from .history import History, Try
 
 _HEADERS: Final = ["try", "picture", "speed", "PSNR", "verdict", "settings"]
 _THUMBNAIL: Final = 56
+
+#: Points nearer than these shares of the plot's width and height would cover each other's number.
+_NEAR: Final = (0.07, 0.11)
 
 #: A point is told as gradio tells of a row of its tables. Its own plots know no click.
 _CHOOSE: Final = """
@@ -110,24 +113,30 @@ def plot(history: History) -> str:
     speeds, likeness = speeds or [1.0], [psnr for _, psnr in placed] or [0.0]
     across, upwards = ticks(min(speeds), max(speeds)), ticks(min(likeness), max(likeness))
 
-    def place(value: float, among: list[float]) -> str:
-        return f"{100 * (value - among[0]) / (among[-1] - among[0]):.2f}%"
+    def share(value: float, among: list[float]) -> float:
+        return (value - among[0]) / (among[-1] - among[0])
+
+    def from_left(value: float) -> str:
+        return f"{100 * share(value, across):.2f}%"
 
     def from_top(value: float) -> str:
-        return place(upwards[0] + upwards[-1] - value, upwards)
+        return f"{100 - 100 * share(value, upwards):.2f}%"
 
     drawn = ""
     for tick in across:
-        x = place(tick, across)
+        x = from_left(tick)
         drawn += f'<line x1="{x}" x2="{x}" y2="100%"/><text x="{x}" y="100%">{tick:g}×</text>'
     for tick in upwards:
         y = from_top(tick)
         drawn += f'<line x2="100%" y1="{y}" y2="{y}"/><text class="y" y="{y}">{tick:g}</text>'
-    for made, speed, psnr in points:
+    latest_first = points[::-1]  # the latest keeps its place, and is drawn last
+    places = [(share(speed, across), share(psnr, upwards)) for _, speed, psnr in latest_first]
+    for (made, speed, psnr), moved in zip(points, drawn_xs(places, _NEAR)[::-1], strict=True):
         schedule = escape(made.settings["schedule"])
         said = f"try {made.number}: {name} {times_text(speed)}, {psnr:.2f} dB, {schedule}"
-        x, y = place(speed, across), from_top(psnr)
+        x, y = f"{100 * moved:.2f}%", from_top(psnr)
         drawn += (
+            f'<line x1="{from_left(speed)}" x2="{x}" y1="{y}" y2="{y}"/>'
             f'<a href="#plot" data-try="{made.number}" aria-label="{said}"><title>{said}</title>'
             f'<circle cx="{x}" cy="{y}" r="11"/><text x="{x}" y="{y}">{made.number}</text></a>'
         )

@@ -115,26 +115,36 @@ def curve_of(sweep: Sweep) -> Curve:
     )
 
 
-def asides(places: Sequence[Share]) -> list[int]:
+def drawn_xs(places: Sequence[Share], near: Share) -> list[float]:
+    """Where each mark is drawn, from the left, so that none covers one before it; see `asides`."""
+    moved = zip(places, asides(places, near), strict=True)
+    return [x + steps * _ASIDE for (x, _), steps in moved]
+
+
+def asides(places: Sequence[Share], near: Share = _NEAR) -> list[int]:
     """By how many strides each is to be moved to the right, so that none covers one before it.
 
     Where there is no room left beside it, it stays.
+
+    Args:
+        places: In turn.
+        near: Marks that lie nearer than this in both directions cover each other.
     """
     found: list[int] = []
     taken: list[Share] = []
     for x, y in places:
         moved = {steps: (x + steps * _ASIDE, y) for steps in _STEPS}
         within = (s for s in _STEPS if not s or _EDGES[0] <= moved[s][0] <= _EDGES[1])
-        free = (s for s in within if not any(_is_near(moved[s], other) for other in taken))
+        free = (s for s in within if not any(_is_near(moved[s], other, near) for other in taken))
         aside = next(free, 0)
         found.append(aside)
         taken.append(moved[aside])
     return found
 
 
-def _is_near(one: Share, other: Share) -> bool:
+def _is_near(one: Share, other: Share, near: Share) -> bool:
     across, upwards = abs(one[0] - other[0]), abs(one[1] - other[1])
-    return across < _NEAR[0] - 1e-9 and upwards < _NEAR[1]  # neighbours are not, but for rounding
+    return across < near[0] - 1e-9 and upwards < near[1]  # neighbours are not, but for rounding
 
 
 def ticks(low: float, high: float) -> list[float]:

@@ -29,8 +29,8 @@ _BELOW: Final = 136
 
 #: What marks and lines are: all, the knee, and those that are not in their places.
 _LEGEND: Final = (
-    "Filled: the setting of that number beneath; a blue line joins those that no other setting beats. "
-    "White: the plain pipeline with so many steps, on a grey line."
+    "Filled: the setting of that number beneath; a blue line joins those that no other setting "
+    "beats. White: the plain pipeline with so many steps, on a grey line."
 )
 _RINGED: Final = "Ringed: the knee of this curve."
 _MOVED: Final = "A mark that would cover another is moved aside; a line leads to its place."
