@@ -79,37 +79,6 @@ class LastGeneration:
         )
 
 
-class Tally:
-    """Keeps what becomes `Stats`."""
-
-    def __init__(self) -> None:
-        self._generations = self._full = self._shallow = self._nbytes = self._unplaced = 0
-
-    def begun(self) -> None:
-        """A generation has begun."""
-        self._generations += 1
-
-    def called(self, branch: int | None, *, is_placed: bool = True) -> None:
-        """A call begins; `branch` is `None` if it runs in full."""
-        self._full += branch is None
-        self._shallow += branch is not None
-        self._unplaced += not is_placed
-
-    def held(self, nbytes: int) -> None:
-        """So many bytes are recorded now."""
-        self._nbytes = max(self._nbytes, nbytes)
-
-    def so_far(self) -> Stats:
-        """What was counted until now."""
-        return Stats(
-            generations=self._generations,
-            full_calls=self._full,
-            shallow_calls=self._shallow,
-            cache_nbytes=self._nbytes,
-            unplaced_calls=self._unplaced,
-        )
-
-
 class GenerationRecord:
     """Keeps what becomes a `LastGeneration`.
 

@@ -30,7 +30,7 @@ from .pipeline.callers import Callers
 from .proof import Proof
 from .residuals import Given, Source
 from .session import Session
-from .stats import GenerationRecord, LastGeneration, Stats, Tally
+from .stats import GenerationRecord, LastGeneration, Stats
 from .tracing import is_written_down
 from .unet_cuts import UNetCuts
 
@@ -38,6 +38,11 @@ _ANOTHERS: Final = (
     "it is of another asyncio task than the loop whose block of generation() it is in: enter a "
     "block in each task"
 )
+
+# What each call adds to the counts; made once, for making it takes as long as adding it.
+_FULL: Final = Stats(full_calls=1)
+_SHALLOW: Final = Stats(shallow_calls=1)
+_UNPLACED: Final = Stats(full_calls=1, unplaced_calls=1)
 
 
 class _Invocation(NamedTuple):
@@ -77,6 +82,7 @@ class AttachedUNet:
         declared: Gives the generation that the caller has declared, if it is in one.
 
     Attributes:
+        stats: Counts since this was made.
         example: What the last generation called it with, without values; or `None`.
     """
 
@@ -103,20 +109,15 @@ class AttachedUNet:
         self._declared = declared
         self._local = threading.local()
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+        self.stats = Stats()
         self.example: dict[str, Any] | None = None
         self._course: GenerationRecord | None = None
         self._outdated: GenerationRecord | None = None  # of the settings before
         self._warned_of_changes = False
         self._doubts: set[str] = set()  # the kinds of those that were told
-        self._tally = Tally()
         # A cut changes the U-Net for everybody, so calls take turns.
         self._lock = patch.lock
         self._patch = patch
-
-    @property
-    def stats(self) -> Stats:
-        """Counts since this was made."""
-        return self._tally.so_far()
 
     @property
     def last_generation(self) -> LastGeneration | None:
@@ -259,7 +260,7 @@ class AttachedUNet:
         position = self._decision.position(session, arguments)
         if position is None:
             output = self._unrecorded(session, invocation)
-            self._tally.called(None, is_placed=False)
+            self.stats += _UNPLACED
             session.course.called_anywhere()
             return output
         try:
@@ -269,7 +270,7 @@ class AttachedUNet:
             # Where no call can be shallow, neither slots nor replaced blocks matter.
             if not guide.branches and not guide.observes:
                 output = self._unrecorded(session, invocation)
-                self._tally.called(None)
+                self.stats += _FULL
                 session.course.called(position, None)
                 session.called(position)
                 return output
@@ -297,7 +298,7 @@ class AttachedUNet:
             feature = guide.feature(position.step, branch, recorded)
         del recorded  # or the traceback of an error would keep all of it
         changed = self._completed(session, branch, arguments)
-        self._tally.called(branch)
+        self.stats += _FULL if branch is None else _SHALLOW
         if branch == OUTPUT:  # nothing is left to run
             session.course.called(position, branch)
             self._finish_call(session, call, output, is_forecast=True)
@@ -402,7 +403,7 @@ class AttachedUNet:
         session.forget()
         if finished is not None:
             finished.finish()
-        self._tally.begun()
+        self.stats += Stats(generations=1)
         session.course.finish()
         self._course = session.course = GenerationRecord(self.name)
 
@@ -477,7 +478,8 @@ class AttachedUNet:
             )
             is_more |= session.cache.put(slot.number, branch, recorded, keep=keep)
         if is_more:
-            self._tally.held(sum(each.cache.nbytes for each in self._sessions))
+            held = sum(each.cache.nbytes for each in self._sessions)
+            self.stats = replace(self.stats, cache_nbytes=max(self.stats.cache_nbytes, held))
 
 
 def _forecast(call: Call, recorded: Sequence[Recorded]) -> Any:
