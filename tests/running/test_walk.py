@@ -40,6 +40,14 @@ def test_a_proxy_stands_for_what_it_wraps():
     assert found[0] is network
 
 
+def test_a_proxy_in_the_place_of_a_layer_is_found_and_not_what_it_wraps():
+    # Its class may be somebody's own, and keep what it sees; torch gives what it wraps.
+    network = nn.Sequential(nn.ReLU())
+    proxy = network[0] = ObjectProxy(network[0])
+    assert every_module(network)[1] is proxy
+    assert Parts(network).kinds == [nn.Sequential, ObjectProxy]
+
+
 # --- whether it is still the network that was walked through -----------------------------------
 
 
