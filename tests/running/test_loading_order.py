@@ -12,10 +12,7 @@ import diffusers
 import pytest
 import torch
 from accelerate import cpu_offload
-from accelerate.hooks import (
-    CpuOffload,
-    add_hook_to_module,
-)
+from accelerate.hooks import CpuOffload, SequentialHook, add_hook_to_module
 from builders.marks import mostly_slow
 from builders.savers import CASES, CPU, META, denoisers, without_groups
 from builders.unets import unet2d_condition
@@ -231,13 +228,15 @@ def test_weights_that_are_loaded_by_the_names_of_inner_layers_run_in_full(classe
     assert helper.stats.shallow_calls == 0
 
 
-def test_a_unet_that_is_offloaded_amid_a_generation_comes_back_whole(far):
+@pytest.mark.parametrize("around", [(), (SequentialHook, SequentialHook)], ids=["alone", "nested"])
+def test_a_unet_that_is_offloaded_amid_a_generation_comes_back_whole(around, far):
     # A preview in a callback: `vae.decode` sends the U-Net to the CPU. In a shallow step accelerate
     # fetched what was left of it, and in the next full one saw by its first weight that it was
     # there.
     case = CASES["sd"]
     pipe = case.load()
-    add_hook_to_module(pipe.unet, CpuOffload(CPU))
+    hook = functools.reduce(lambda inner, kind: kind(inner), around, CpuOffload(CPU))
+    add_hook_to_module(pipe.unet, hook)
     vars(pipe.unet)["to"] = lambda _device: far.here(pipe.unet.parameters())
 
     def preview(pipe, step, _timestep, kwargs):

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 
 from ..cutting.origin import LIBRARIES
+from .watching.offloading import accelerate_hooks
 from .watching.stateful import may_be_stateful
 
 # Those whose random state can be read and set for all devices at once.
@@ -27,7 +28,8 @@ def obstacle_to_a_second_run(unet: nn.Module) -> str | None:
     Forward hooks of modules are no obstacle: those that may keep something are left out of it.
     """
     for name, module in unet.named_modules():
-        for hook in _hooks_of(module):
+        registry = vars(module).get("_diffusers_hook")
+        for hook in (*accelerate_hooks(module), *getattr(registry, "hooks", {}).values()):
             is_own = type(hook).__module__.partition(".")[0] not in LIBRARIES
             if is_own or getattr(hook, "_is_stateful", False):
                 return f"the hook {type(hook).__name__} at {name or type(unet).__name__}"
@@ -128,15 +130,3 @@ def _random_states() -> Iterator[tuple[Any, Any]]:
             yield backend.get_rng_state_all, backend.set_rng_state_all
     if torch.backends.mps.is_available():
         yield torch.mps.get_rng_state, torch.mps.set_rng_state
-
-
-def _hooks_of(module: nn.Module) -> Iterator[Any]:
-    """The hooks of accelerate and diffusers, which stand round a module's `forward`."""
-    hook: Any = vars(module).get("_hf_hook")
-    todo = [] if hook is None else [hook]
-    while todo:
-        hook = todo.pop()
-        yield hook
-        todo += getattr(hook, "hooks", ())
-    registry: Any = vars(module).get("_diffusers_hook")
-    yield from getattr(registry, "hooks", {}).values()

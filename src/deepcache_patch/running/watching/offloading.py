@@ -4,7 +4,7 @@ Memory savers bring a layer's weights to the device when it runs, or just before
 the layer itself, and never notice that others are left out; this knows those that do not.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 import diffusers
@@ -72,8 +72,10 @@ def group_of(module: nn.Module) -> Any:
     return getattr(hook, "group", None)
 
 
-def accelerate_hooks(module: nn.Module) -> Sequence[Any]:
-    """The hooks of accelerate on a module itself, one by one."""
+def accelerate_hooks(module: nn.Module) -> Iterator[Any]:
+    """The hooks of accelerate on a module itself, one by one, and those within a hook."""
     hook: Any = vars(module).get("_hf_hook")
-    # A `SequentialHook` has several.
-    return () if hook is None else getattr(hook, "hooks", (hook,))
+    hooks = [] if hook is None else [hook]
+    for hook in hooks:
+        yield hook
+        hooks += getattr(hook, "hooks", ())  # a `SequentialHook` has several, of its own kind, too
