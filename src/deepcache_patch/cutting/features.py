@@ -190,7 +190,7 @@ class FeatureCache:
         held = (each for recorded in self._recorded.values() for each in recorded)
         return sum(each.nbytes for each in held)
 
-    def put(self, slot: int, branch: int, recorded: Recorded, *, keep: int = 1) -> bool:
+    def put(self, slot: int, branch: int, recorded: Recorded, *, keep: int = 1) -> None:
         """Keep what was recorded, and no more than `keep` in all.
 
         Args:
@@ -198,15 +198,10 @@ class FeatureCache:
             branch: The branch that it belongs to, at least -1.
             recorded: The newest feature.
             keep: How many, at least 1. Those of another key are never kept beside the newest.
-
-        Returns:
-            Whether more bytes may be held now than before.
         """
         before = self._recorded.get((slot, branch), ())
         is_alike = bool(before) and before[0].key == recorded.key
-        now = (recorded, *before)[:keep] if is_alike else (recorded,)
-        self._recorded[slot, branch] = now
-        return len(now) > len(before) or recorded.nbytes > before[-1].nbytes
+        self._recorded[slot, branch] = (recorded, *before)[:keep] if is_alike else (recorded,)
 
     def get(self, slot: int, branch: int) -> tuple[Recorded, ...]:
         """Return what was recorded, the newest first; all have the newest's key."""

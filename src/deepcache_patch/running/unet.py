@@ -466,7 +466,6 @@ class AttachedUNet:
             return
         keep = 1 if slot.is_earlier else guide.keep  # no trend leads on where calls are left out
         key = FeatureKey.of(sample)
-        is_more = False
         for branch, feature in features.items():
             is_output = branch == OUTPUT
             recorded = Recorded(
@@ -476,10 +475,10 @@ class AttachedUNet:
                 sample=sample.clone() if is_output else None,
                 answer=answer if is_output else None,
             )
-            is_more |= session.cache.put(slot.number, branch, recorded, keep=keep)
-        if is_more:
-            held = sum(each.cache.nbytes for each in self._sessions)
-            self.stats = replace(self.stats, cache_nbytes=max(self.stats.cache_nbytes, held))
+            session.cache.put(slot.number, branch, recorded, keep=keep)
+        held = sum(each.cache.nbytes for each in self._sessions)
+        if held > self.stats.cache_nbytes:
+            self.stats = replace(self.stats, cache_nbytes=held)
 
 
 def _forecast(call: Call, recorded: Sequence[Recorded]) -> Any:
