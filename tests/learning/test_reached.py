@@ -39,6 +39,9 @@ SAID = [
     (CLOSE, "38.2 dB (worst 33.1)", "38.2 dB"),
     (SAME, "identical pictures", "identical pictures"),
     (Reached(), "", ""),
+    # What lacks its fellow, in a file that somebody has written.
+    (Reached(None, None, (1.98, 2.11), 5, None, 33.1, 35.4, 8), "", ""),
+    (Reached(speed=2.05, psnr=38.2), "", "2.05× measured"),
 ]
 
 

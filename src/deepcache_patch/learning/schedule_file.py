@@ -152,7 +152,7 @@ def _check_weights(plan: Plan, weights: Any) -> None:
 
 
 def _check_reached(reached: dict[str, Any]) -> None:
-    """Each is there or `None`, and what belongs together is there together."""
+    """Each is in its range or `None`; whoever tells them leaves out what lacks its fellow."""
     for name in ("timings", "pictures"):
         count = whole_number(f"{name} of reached", reached.get(name, 0), 0)
         number_between(f"{name} of reached", count, 0, _MOST)
@@ -163,14 +163,6 @@ def _check_reached(reached: dict[str, Any]) -> None:
             number_between(f"{name} of reached", value, 0, _MOST)
     if reached["quartiles"] is not None:
         _check_numbers("quartiles of reached", reached["quartiles"], _MOST, count=2)
-    timed = {
-        reached["timings"] > 0,
-        *(reached[name] is not None for name in ("speed", "quartiles")),
-    }
-    compared = reached["psnr"] is not None
-    beside = reached.get("default_psnr") is not None or reached.get("pictures", 0) > 0
-    if len(timed) > 1 or compared != (reached["worst_psnr"] is not None) or beside > compared:
-        raise InvalidSettingError("reached has a part of what belongs together")
 
 
 def _check_fingerprint(fingerprint: dict[str, Any]) -> None:
