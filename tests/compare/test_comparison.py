@@ -470,7 +470,7 @@ def test_counts_and_settings_of_a_cached_generation() -> None:
     helper = DeepCacheHelper(pipe, schedule=Uniform(3))
     result = compare(helper, seeds=[3], prompt="a fox", num_inference_steps=7, repeats=2)
     assert (result.full_calls, result.shallow_calls) == (3, 4)
-    assert [time.calls for time in result.plain_times + result.cached_times] == [7] * 4
+    assert [time.calls for time in result.plain_times + result.times] == [7] * 4
     assert result.cache_nbytes > 0
     assert (result.about["steps"], result.about["guidance_scale"]) == (7, 7.5)
     assert (result.about["interval"], result.about["branch"]) == (3, 0)

@@ -346,7 +346,7 @@ def test_frames_and_sounds_of_the_third_contestant() -> None:
 
 def test_options_ranges_and_values_are_not_broken() -> None:
     whole = outcome()
-    once = outcome(plain_times=whole.plain_times[:1], cached_times=whole.cached_times[:1])
+    once = outcome(plain_times=whole.plain_times[:1], times=whole.times[:1])
     page = whole.to_html() + once.to_html()
     for text in ("--repeats 5", "0.67–2.50×", "PSNR 20.00 dB", "SSIM 0.5000"):
         assert f'<span class="whole">{text}</span>' in page

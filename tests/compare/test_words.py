@@ -19,7 +19,7 @@ def timed(*pairs: tuple[float, float], **changes: Any) -> Any:
     """Plain and cached seconds of each repeat, of the loop and of the whole call."""
     plain, cached = zip(*pairs, strict=True)
     rows = [tuple(Timing(each, each, 6) for each in row) for row in (plain, cached)]
-    return outcome(plain_times=rows[0], cached_times=rows[1], **changes)
+    return outcome(plain_times=rows[0], times=rows[1], **changes)
 
 
 def test_one_run_has_no_range_but_a_word_of_caution() -> None:

@@ -251,7 +251,7 @@ def test_a_speed_that_the_work_does_not_allow_is_named(seconds: float, said: boo
     changed = replace(
         made.comparison,
         plain_times=(Timing(10.0, 11.0, 6),),
-        cached_times=(Timing(seconds, 5.0, 6),),
+        times=(Timing(seconds, 5.0, 6),),
         work=0.5,  # at most 2×
     )
     told = figures(replace(made, comparison=changed))

@@ -62,7 +62,7 @@ def test_both_pictures_are_the_pipelines_own_and_nothing_is_left() -> None:
     assert not np.array_equal(outcome.plain[0], outcome.cached[0])
     assert (outcome.full_calls, outcome.shallow_calls, kept) == (2, 4, False)
     assert str(outcome.plan) == "F··F··"
-    assert outcome.plain_times[0].calls == outcome.cached_times[0].calls == 6
+    assert outcome.plain_times[0].calls == outcome.times[0].calls == 6
 
 
 def test_the_comparison_of_a_try_is_that_of_the_helper() -> None:

@@ -31,7 +31,7 @@ def comparison(*, seconds: float = 4.0, psnr: float = 31.0) -> Comparison:
         plain=(picture,),
         cached=(picture,),
         plain_times=(Timing(10.0, 11.0, 6),),
-        cached_times=(Timing(seconds, seconds + 1, 6),),
+        times=(Timing(seconds, seconds + 1, 6),),
         psnr=(psnr,),
         ssim=(1.0,),
         full_calls=2,

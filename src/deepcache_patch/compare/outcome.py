@@ -59,7 +59,7 @@ class Comparison(Contestant, Saved):
             video, or a `Sound`.
         cached: The same with the helper.
         plain_times: One for each repeat, in order.
-        cached_times: One for each repeat, each taken right after its plain counterpart. Speeds are
+        times: One for each repeat, each taken right after its plain counterpart. Speeds are
             medians of the ratios of the two: see `measuring.speed.Speed`.
         full_calls: U-Net calls of one cached generation that ran whole.
         shallow_calls: Those that ran only what lies above the branch.
@@ -77,7 +77,7 @@ class Comparison(Contestant, Saved):
     plain: tuple[Result, ...]
     cached: tuple[Result, ...]
     plain_times: tuple[Timing, ...]
-    cached_times: tuple[Timing, ...]
+    times: tuple[Timing, ...]
     full_calls: int
     shallow_calls: int
     cache_nbytes: int
@@ -88,11 +88,6 @@ class Comparison(Contestant, Saved):
     fewer_left_out: str | None = None
 
     kind_of_result = "comparison"
-
-    @property
-    def times(self) -> tuple[Timing, ...]:
-        """`cached_times`."""
-        return self.cached_times
 
     @property
     def kind(self) -> Kind:

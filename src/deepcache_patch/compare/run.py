@@ -57,7 +57,7 @@ def compared(contest: Contest, plain: Sequence[Run], cached: Sequence[Run]) -> C
         plain=reference.made.shown(),
         cached=first.made.shown(),
         plain_times=tuple(run.time for run in plain),
-        cached_times=tuple(run.time for run in cached),
+        times=tuple(run.time for run in cached),
         **measures,
         full_calls=last.stats.full_calls,
         shallow_calls=last.stats.shallow_calls,
