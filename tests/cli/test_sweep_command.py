@@ -128,7 +128,10 @@ def test_a_sweep_is_run_and_its_report_is_there_after_ctrl_c_too(
     assert main([*line, *asked]) == (130 if stops else 0)
     out, err = capsys.readouterr()
     assert {path.name for path in tmp_path.iterdir()} == {*FILES, "rows"}
-    names = [each["name"] for each in json.loads((tmp_path / "sweep.json").read_text())["settings"]]
+    found = json.loads((tmp_path / "sweep.json").read_text())
+    # The beginning of each setting's command stood there, as if it had made the sweep.
+    assert "command" not in found
+    names = [each["name"] for each in found["settings"]]
     assert names == (["interval 2"] if stops else ["interval 2", "auto, interval 2"])
     said = "deepcache-patch compare m --prompt 'a fox' --images 1 --interval 2 --steps 10"
     text = html.unescape(re.sub("<[^>]*>", "", (tmp_path / "sweep.html").read_text()))

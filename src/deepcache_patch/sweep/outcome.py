@@ -265,6 +265,10 @@ class Sweep(Saved):
         }
         return finite(found)  # type: ignore[no-any-return]
 
+    def to_json(self, *, command: str | None = None) -> str:
+        """Returns `to_dict()` as indented JSON. `command` is for the page: it made none of this."""
+        return super().to_json()
+
     def to_html(self, *, command: str | None = None) -> str:
         """Returns one page that needs nothing else: the curve, the table, results, settings.
 
