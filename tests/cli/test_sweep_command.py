@@ -164,7 +164,7 @@ def test_a_picture_is_told_by_its_file_and_another_one_in_it_is_another_sweep(
     assert f"        image=load_image('{file}').resize((24, 16)),\n" in setting["python"]
     capsys.readouterr()
     line[line.index("24")] = "16"
-    assert f"{output} holds a sweep with another image: " in refused(capsys, *line)
+    assert f"{output} holds a sweep that differs in image: " in refused(capsys, *line)
 
 
 @pytest.mark.parametrize(

@@ -123,9 +123,11 @@ class RowStore:
                 inner = next(key for key in [*now, *before] if before.get(key) != now.get(key))
                 before, now = before.get(inner), now.get(inner)
                 name = inner if name == "call" else f"{name} ({inner})"
+            values = [_short(before), _short(now)]
+            told = "" if None in values else ": {} there, {} here".format(*values)
             raise InvalidSettingError(
-                f"{file.parent.parent} holds a sweep with another {name}: {_short(before)} there, "
-                f"{_short(now)} here; give another folder, or remove {file.parent}"
+                f"{file.parent.parent} holds a sweep that differs in {name}{told}; give another "
+                f"folder, or remove {file.parent}"
             )
 
 
@@ -211,6 +213,9 @@ def _named(value: Any) -> Any:
     )
 
 
-def _short(value: Any) -> str:
+def _short(value: Any) -> str | None:
+    """The value as text; `None` for a long row of numbers, which says nothing to a person."""
     text = repr(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+    if len(text) <= _SHOWN:
+        return text
+    return f"{text[:_SHOWN]}…" if isinstance(value, str) else None
