@@ -146,6 +146,11 @@ def test_a_sweep_is_run_and_its_report_is_there_after_ctrl_c_too(
         ]
     else:
         assert "report: " in out
+        assert "nothing was run" not in err
+        assert main([*line, *asked]) == 0
+        again = capsys.readouterr()
+        assert again.out == out
+        assert again.err.endswith(f"all of it is in {tmp_path} already: nothing was run\n")
 
 
 def test_a_picture_is_told_by_its_file_and_another_one_in_it_is_another_sweep(

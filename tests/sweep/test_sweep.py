@@ -226,8 +226,10 @@ def test_a_second_run_makes_nothing(made: list[str], tmp_path: Path) -> None:
     first = helper().sweep(**ASKED, repeats=1, folder=tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {*FILES, "rows"}
     made.clear()
-    assert same(helper().sweep(**ASKED, repeats=1, folder=tmp_path), first)
+    second = helper().sweep(**ASKED, repeats=1, folder=tmp_path)
+    assert same(second, first)
     assert made == []
+    assert (first.is_restored, second.is_restored) == (False, True)
 
 
 def test_a_second_run_makes_what_is_missing_and_no_more(made: list[str], tmp_path: Path) -> None:
@@ -235,6 +237,7 @@ def test_a_second_run_makes_what_is_missing_and_no_more(made: list[str], tmp_pat
     made.clear()
     more = helper().sweep(**{**ASKED, "interval": [2, 3]}, repeats=1, folder=tmp_path)
     fewer = more.settings[1].fewer
+    assert not more.is_restored
     assert made == [
         *("warm-up", "plain, 12 steps"),
         *("interval 3, 12 steps", f"plain, {fewer} steps"),

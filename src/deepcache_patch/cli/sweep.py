@@ -128,6 +128,8 @@ def sweep(
             say(stop.sweep.to_json() if as_json else so_far)
             complain(f"{PROGRAM} sweep: the same command goes on with what is missing")
         raise
+    if outcome.is_restored:
+        complain(f"all of it is in {output} already: nothing was run")
     if as_json:
         say(outcome.to_json())
     else:

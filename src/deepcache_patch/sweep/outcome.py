@@ -114,12 +114,14 @@ class Sweep(Saved):
         fewer: The plain pipeline with fewer steps, the most steps first.
         about: Model, pipeline, scheduler, device, dtype, steps, seeds, repeats, the arguments of
             the call, and how many settings were asked for.
+        is_restored: Whether all of it was in the folder already, so that nothing was run.
     """
 
     plain: Row
     settings: tuple[Row, ...]
     fewer: tuple[Row, ...]
     about: Mapping[str, Any]
+    is_restored: bool = False
 
     kind_of_result = "sweep"
 

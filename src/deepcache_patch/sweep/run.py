@@ -124,7 +124,9 @@ class _Running:
         self._failed: dict[str, str | None] = {}  # why fewer steps failed: the next run tries again
         self._number = 0  # the round
         self._plain: Run | None = None  # of the reference in it
-        self._progress = Progress(self._left(contest.repeats))
+        left = self._left(contest.repeats)
+        self._is_restored = not left
+        self._progress = Progress(left)
 
     def round(self, number: int) -> None:
         """Everybody who has run in fewer rounds than these runs once, the reference first."""
@@ -157,7 +159,8 @@ class _Running:
                 rows[place] = replace(row, fewer_left_out=self._failed[row.setting.key])
         steps = {row.fewer for row in rows if self._fewer_steps} | {*self._smaller}
         fewer = (self._row(None, each) for each in sorted(filter(None, steps), reverse=True))
-        return Sweep(plain, tuple(rows), tuple(filter(None, fewer)), self._about)
+        made = tuple(filter(None, fewer))
+        return Sweep(plain, tuple(rows), made, self._about, is_restored=self._is_restored)
 
     def _cached_with(self, setting: SweepSetting) -> Row:
         contest, key = self._contest, setting.key
