@@ -231,6 +231,13 @@ def test_arguments_for_videos_that_do_not_fit_are_named(
         calls_of(VideoPipeline(), call, range(4))
 
 
+def test_who_gives_steps_is_told_of_num_inference_steps() -> None:
+    # "Did you mean timesteps?": by its letters that is nearer.
+    said = r"StableDiffusionPipeline does not take steps \(did you mean num_inference_steps\?\)"
+    with pytest.raises(TypeError, match=said):
+        calls_of(CASES["sd"].load(), {"prompt": "a", "steps": 1}, range(2))
+
+
 # --- progress -----------------------------------------------------------------------------------
 
 

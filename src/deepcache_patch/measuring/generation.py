@@ -142,8 +142,8 @@ def _check(pipe: Any, call: Mapping[str, Any]) -> None:
         if argument not in accepted:
             known = [each for each in accepted if each not in _OWN_ARGUMENTS]
             holding = [each for each in known if argument in each.split("_")]
-            near = get_close_matches(argument, known, n=1) or holding
-            meant = f" (did you mean {near[0]}?)" if len(near) == 1 else ""
+            near = holding if len(holding) == 1 else get_close_matches(argument, known, n=1)
+            meant = f" (did you mean {near[0]}?)" if near else ""
             raise TypeError(f"{name} does not take {argument}{meant}; it takes {', '.join(known)}")
     for each in accepted.values():
         if each.default is inspect.Parameter.empty and each.name not in call:
