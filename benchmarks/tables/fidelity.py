@@ -92,7 +92,7 @@ def pictures_of_both() -> str:
     counts = {each["model"]: each["images"] for each in _usual()}
     drawn = " and ".join(f"{images} pictures of {model}" for model, images in counts.items())
     guidance = results()[_SHOWN]["guidance_scale"]
-    return f"Means over {drawn}, 64×64 pixels, guidance {guidance:g}."
+    return f"Means over {drawn}, 64×64 pixels, guidance {guidance:g} unless named."
 
 
 def samplers() -> str:
@@ -176,7 +176,7 @@ def gains() -> str:
         for where, reports in places
         for name, family in (("calibrate", "calibrated"), ("auto", "auto"))
     )
-    return f"Compared with the default, over all rows of these tables: {'; '.join(told)}."
+    return f"Compared with the default, over all rows that were measured: {'; '.join(told)}."
 
 
 def _gain(reports: Iterable[Any], family: str) -> str:

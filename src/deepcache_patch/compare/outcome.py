@@ -64,8 +64,8 @@ class Comparison(Contestant, Saved):
         full_calls: U-Net calls of one cached generation that ran whole.
         shallow_calls: Those that ran only what lies above the branch.
         cache_nbytes: Largest size of the feature cache, in bytes.
-        about: Model, pipeline, scheduler, device, dtype, steps, schedule, replay, seeds, repeats
-            and the arguments of the call.
+        about: Model, pipeline, scheduler, device, dtype, steps, guidance_scale (`None` if there
+            is none), schedule, replay, seeds, repeats and the arguments of the call.
         plans: What ran in the last cached generation, for each U-Net by its name in the pipeline.
         work: The U-Net's work with the helper, in multiply-adds, as a share of the plain one's, 0
             to 1. `None` where it is not known: for several U-Nets, and for some that are not

@@ -152,7 +152,7 @@ def _check_weights(plan: Plan, weights: Any) -> None:
 
 
 def _check_reached(reached: dict[str, Any]) -> None:
-    """Each is in its range or `None`; whoever tells them leaves out what lacks its fellow."""
+    """Each is in its range or `None`; `Reached.rows` shows no figure whose partner is missing."""
     for name in ("timings", "pictures"):
         count = whole_number(f"{name} of reached", reached.get(name, 0), 0)
         number_between(f"{name} of reached", count, 0, _MOST)

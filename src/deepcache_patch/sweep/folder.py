@@ -214,7 +214,7 @@ def _named(value: Any) -> Any:
 
 
 def _short(value: Any) -> str | None:
-    """The value as text; `None` for a long row of numbers, which says nothing to a person."""
+    """The value as text, a long string cut; `None` for other long values, as lists."""
     text = repr(value)
     if len(text) <= _SHOWN:
         return text

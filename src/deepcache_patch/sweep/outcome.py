@@ -112,8 +112,8 @@ class Sweep(Saved):
         plain: The reference: the plain pipeline with the largest number of steps.
         settings: One row for each setting of the helper that was made, in the order asked for.
         fewer: The plain pipeline with fewer steps, the most steps first.
-        about: Model, pipeline, scheduler, device, dtype, steps, seeds, repeats, the arguments of
-            the call, and how many settings were asked for.
+        about: Model, pipeline, scheduler, device, dtype, steps, guidance_scale, seeds, repeats,
+            the arguments of the call, and how many settings were asked for.
         is_restored: Whether all of it was in the folder already, so that nothing was run.
     """
 
@@ -268,7 +268,7 @@ class Sweep(Saved):
         return finite(found)  # type: ignore[no-any-return]
 
     def to_json(self, *, command: str | None = None) -> str:
-        """Returns `to_dict()` as indented JSON. `command` is for the page: it made none of this."""
+        """Returns `to_dict()` as indented JSON; `command`, which the page has, is not in it."""
         return super().to_json()
 
     def to_html(self, *, command: str | None = None) -> str:

@@ -77,7 +77,8 @@ def test_the_readme_has_the_usual_samplers_only_on_each_model(monkeypatch):
         "| A, guidance 7.5 | 2.20× | –/– | –/– | 36.5/33.5 | –/– | –/– |",
     ]
     assert fidelity.pictures_of_both() == (
-        "Means over 8 pictures of shapes and 4 pictures of emoji, 64×64 pixels, guidance 4."
+        "Means over 8 pictures of shapes and 4 pictures of emoji, 64×64 pixels, guidance 4 unless "
+        "named."
     )
 
 
@@ -155,7 +156,7 @@ def test_gains_are_over_all_rows_of_both_models(monkeypatch):
     }
     monkeypatch.setattr(fidelity, "results", lambda folder=fidelity.RESULTS: folders[folder])
     assert fidelity.gains() == (
-        "Compared with the default, over all rows of these tables: `calibrate` is +2.0 dB on "
+        "Compared with the default, over all rows that were measured: `calibrate` is +2.0 dB on "
         "average (−1.0 to +5.0), worse in 1 of 4; `auto` is +0.2 dB on average (+0.0 to +0.5), "
         "worse in 0 of 2; `calibrate` with guidance 7.5 is −1.0 dB on average (−1.0 to −1.0), "
         "worse in 2 of 2; `auto` with guidance 7.5 is −0.5 dB on average (−1.0 to +0.0), worse in "

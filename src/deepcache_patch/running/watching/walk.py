@@ -1,4 +1,4 @@
-"""All modules of a network, a proxy in the place of a layer as itself.
+"""All modules of a network; where a proxy stands in the place of a layer, the proxy.
 
 A U-Net has a thousand modules or two. It is walked through once, and again only when it has become
 another one; whether it has is seen at the start of each generation, and once more before its first
