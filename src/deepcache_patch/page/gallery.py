@@ -10,7 +10,7 @@ from typing import Any, Final
 from ..compare.contestant import times_text
 from ..compare.pages import picture_uri
 from ..measuring.media import small
-from ..sweep.curve import drawn_xs, ticks
+from ..sweep.curve import asides, beside, share, ticks
 from ..sweep.knee import BY_WORK, MEASURED
 from .history import History, Try
 
@@ -113,9 +113,6 @@ def plot(history: History) -> str:
     speeds, likeness = speeds or [1.0], [psnr for _, psnr in placed] or [0.0]
     across, upwards = ticks(min(speeds), max(speeds)), ticks(min(likeness), max(likeness))
 
-    def share(value: float, among: list[float]) -> float:
-        return (value - among[0]) / (among[-1] - among[0])
-
     def from_left(value: float) -> str:
         return f"{100 * share(value, across):.2f}%"
 
@@ -131,10 +128,10 @@ def plot(history: History) -> str:
         drawn += f'<line x2="100%" y1="{y}" y2="{y}"/><text class="y" y="{y}">{tick:g}</text>'
     latest_first = points[::-1]  # the latest keeps its place, and is drawn last
     places = [(share(speed, across), share(psnr, upwards)) for _, speed, psnr in latest_first]
-    for (made, speed, psnr), moved in zip(points, drawn_xs(places, _NEAR)[::-1], strict=True):
+    for (made, speed, psnr), aside in zip(points, asides(places, _NEAR)[::-1], strict=True):
         schedule = escape(made.settings["schedule"])
         said = f"try {made.number}: {name} {times_text(speed)}, {psnr:.2f} dB, {schedule}"
-        x, y = f"{100 * moved:.2f}%", from_top(psnr)
+        x, y = f"{100 * beside(share(speed, across), aside):.2f}%", from_top(psnr)
         drawn += (
             f'<line x1="{from_left(speed)}" x2="{x}" y1="{y}" y2="{y}"/>'
             f'<a href="#plot" data-try="{made.number}" aria-label="{said}"><title>{said}</title>'

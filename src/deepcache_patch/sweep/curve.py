@@ -58,7 +58,7 @@ class Point:
     @property
     def drawn_x(self) -> float:
         """Where the mark is drawn, from the left."""
-        return self.x + self.aside * _ASIDE
+        return beside(self.x, self.aside)
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,8 @@ def curve_of(sweep: Sweep) -> Curve:
     x_ticks, y_ticks = ticks(min(1.0, *speeds), max(speeds)), ticks(min(finite), max(finite))
 
     def place(row: Row) -> Share:
-        y = _share(row.quality, y_ticks) if math.isfinite(row.quality) else 1.0
-        return _share(sweep.speed_of(row), x_ticks), y
+        y = share(row.quality, y_ticks) if math.isfinite(row.quality) else 1.0
+        return share(sweep.speed_of(row), x_ticks), y
 
     knee = sweep.knee
     in_turn = sweep.settings + sweep.fewer  # settings keep their places, fewer steps make way
@@ -108,17 +108,16 @@ def curve_of(sweep: Sweep) -> Curve:
         points,
         tuple(place(sweep.settings[number]) for number in front),
         tuple(sorted(place(row) for row in sweep.fewer)),
-        tuple((_share(tick, x_ticks), f"{tick:g}×") for tick in x_ticks),
-        tuple((_share(tick, y_ticks), f"{tick:g}") for tick in y_ticks),
+        tuple((share(tick, x_ticks), f"{tick:g}×") for tick in x_ticks),
+        tuple((share(tick, y_ticks), f"{tick:g}") for tick in y_ticks),
         sweep.speed_name,
         f"{measure.name}, {measure.unit}" if measure.unit else measure.name,
     )
 
 
-def drawn_xs(places: Sequence[Share], near: Share) -> list[float]:
-    """Where each mark is drawn, from the left, so that none covers one before it; see `asides`."""
-    moved = zip(places, asides(places, near), strict=True)
-    return [x + steps * _ASIDE for (x, _), steps in moved]
+def beside(x: float, strides: int) -> float:
+    """Where a mark is drawn, from the left, that is moved so far; see `asides`."""
+    return x + strides * _ASIDE
 
 
 def asides(places: Sequence[Share], near: Share = _NEAR) -> list[int]:
@@ -133,7 +132,7 @@ def asides(places: Sequence[Share], near: Share = _NEAR) -> list[int]:
     found: list[int] = []
     taken: list[Share] = []
     for x, y in places:
-        moved = {steps: (x + steps * _ASIDE, y) for steps in _STEPS}
+        moved = {steps: (beside(x, steps), y) for steps in _STEPS}
         within = (s for s in _STEPS if not s or _EDGES[0] <= moved[s][0] <= _EDGES[1])
         free = (s for s in within if not any(_is_near(moved[s], other, near) for other in taken))
         aside = next(free, 0)
@@ -156,5 +155,6 @@ def ticks(low: float, high: float) -> list[float]:
     return [round(number * step, 10) for number in range(first, max(last, first + 1) + 1)]
 
 
-def _share(value: float, among: list[float]) -> float:
+def share(value: float, among: list[float]) -> float:
+    """Where a value stands between the first and the last of these ticks, 0 to 1."""
     return (value - among[0]) / (among[-1] - among[0])
