@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
 import torch
+from torch.nn.functional import avg_pool2d
 
 from ..cutting.features import Recorded
 from .context import Context
@@ -156,7 +157,7 @@ class Forecast:
             denoised.append(self.denoised(each.step, x, output))
         ahead = self.ahead(step, steps, denoised)
         if len(denoised) >= KEEP and self.strength:
-            ahead = self._as_it_held(step, steps, denoised, ahead)
+            ahead = self._as_it_held(step, steps, denoised, ahead, place)
         made = self.answer(step, _some(sample, place, start, count).float(), ahead)
         return made.to(recorded[0].feature.dtype)
 
@@ -166,30 +167,33 @@ class Forecast:
         steps: Sequence[int],
         denoised: Sequence[torch.Tensor],
         ahead: torch.Tensor,
+        place: int,
     ) -> torch.Tensor:
         """What was forecast, as far as the trend has held; where x0 swings about, back from it."""
         newest, older = denoised[:2]
-        held = self._held(steps, denoised)
+        held = self._held(steps, denoised, place)
         if held is None:
             return ahead
         back = self.strength * self._trend(step, *steps[:2]) * held.clamp(max=0)
         return torch.lerp(newest, ahead, held.clamp(min=0)) + back * (newest - older)
 
-    def _held(self, steps: Sequence[int], denoised: Sequence[torch.Tensor]) -> torch.Tensor | None:
-        """How much of the trend to follow, in each picture: all if x0 has gone on along it.
+    def _held(
+        self, steps: Sequence[int], denoised: Sequence[torch.Tensor], place: int
+    ) -> torch.Tensor | None:
+        """How much of the trend to follow, at each place of each picture: all if x0 has gone on.
 
         The trend before the newest full step said how far x0 would go until there. If x0 has gone
-        the share s of that, by the least squares, this is (1 + s) / 2, within -1 and 1: none if it
-        went back as far as it was to go on, below that how far to go back. Shape
-        `(batch, 1, ...)`; `None` if nothing was said.
+        the share s of that around a place, by the least squares, this is (1 + s) / 2, within -1
+        and 1: none if it went back as far as it was to go on, below that how far to go back. The
+        sample's shape, with one channel; `None` if nothing was said.
         """
         said = self._trend(steps[0], *steps[1:KEEP])
         if said <= 0:
             return None
         newest, older, oldest = denoised[:KEEP]
-        change, others = older - oldest, [*range(1, newest.ndim)]
-        expected = said * change.square().sum(others, keepdim=True)
-        gone = ((newest - older) * change).sum(others, keepdim=True)
+        change = older - oldest
+        expected = said * _around(change.square().mean(place, keepdim=True))
+        gone = _around(((newest - older) * change).mean(place, keepdim=True))
         share = gone / expected.clamp(min=1e-30)  # of what does not move, 0
         return ((1 + share) / 2).clamp(-1, 1)
 
@@ -264,6 +268,14 @@ def _some(tensor: torch.Tensor, place: int, start: int, count: int) -> torch.Ten
     """So many channels of it, from one on; itself if that is all."""
     is_all = count == tensor.shape[place]
     return tensor if is_all else tensor.narrow(place, start, count)
+
+
+def _around(tensor: torch.Tensor) -> torch.Tensor:
+    """The mean over each place and those next to it, in the last two dimensions."""
+    if tensor.ndim < 3:
+        return tensor
+    around = avg_pool2d(tensor.flatten(0, -3), 3, 1, padding=1, count_include_pad=False)
+    return around.view_as(tensor)
 
 
 def _rate(sigma: float) -> float:
