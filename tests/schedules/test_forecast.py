@@ -282,7 +282,8 @@ def gone(share):
     oldest, change, aside = (
         torch.randn(1, 3, 4, 4, generator=generator(seed)) for seed in range(3)
     )
-    aside -= (aside * change).sum() / change.square().sum() * change  # which the trend is blind to
+    # At each place the trend is blind to it.
+    aside -= (aside * change).sum(1, True) / change.square().sum(1, True) * change
     older = oldest + change
     return [older + share * weight(4, 2, 0) * change + 0.1 * aside, older, oldest]
 
@@ -302,6 +303,33 @@ def test_less_of_a_trend_is_followed_that_has_not_held(share, followed):
     expected = newest + followed * weight(5, 4, 2) * (newest - older)
     # A few roundings of float32, of numbers up to 5.
     torch.testing.assert_close(forecast_of([newest, older, oldest]), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "shape", [(2, 3, 9), (2, 3, 4, 9), (2, 3, 2, 4, 9)], ids=["3D", "4D", "5D"]
+)
+def test_each_part_of_a_picture_has_its_own_trend(shape):
+    # On the left x0 has gone on along the trend, on the right back as far, in the middle both.
+    x, width = torch.zeros(shape), shape[-1]
+    older, said = x + 1, weight(4, 2, 0)
+    share = torch.tensor([1.0] * 4 + [-1.0] * (width - 4))
+    newest = older + said * share
+    followed = torch.tensor([1.0] * 3 + [2 / 3, 1 / 3] + [0.0] * (width - 5))  # means of 3
+    expected = newest + followed * weight(5, 4, 2) * (newest - older)
+    torch.testing.assert_close(forecast_of([newest, older, x]), expected, rtol=0, atol=1e-6)
+
+
+def test_frames_before_channels_have_trends_of_their_own():
+    frames = [torch.stack(each, 1) for each in zip(*map(gone, (1, -0.3, -3)), strict=True)]
+    condition = torch.ones_like(frames[0])
+    seen = [
+        recorded(step, torch.cat([torch.zeros_like(x0), condition], 2), x0)
+        for step, x0 in zip(FULL, frames, strict=True)
+    ]
+    sample = torch.cat([torch.ones_like(condition), condition], 2)
+    found = Forecast(CLOSE, "sample").output(5, seen, sample)
+    for frame, share in enumerate((1, -0.3, -3)):
+        torch.testing.assert_close(found[:, frame], forecast_of(gone(share)), rtol=0, atol=1e-6)
 
 
 def test_each_picture_of_a_batch_has_its_own_trend():
