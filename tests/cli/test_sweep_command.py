@@ -85,7 +85,7 @@ def test_lists_reach_the_sweep_and_the_table_is_printed(
         "fewer_steps": False,
         "folder": tmp_path,
         # What was typed, but for what a comparison is told of one setting.
-        "command": "deepcache-patch compare m --prompt 'a fox' --prompt 'a hen' "
+        "compared_by": "deepcache-patch compare m --prompt 'a fox' --prompt 'a hen' "
         "--guidance-scale 4.0 --seed 7 --call 'clip_skip=\"1\"' --call eta=0.5 --first 2",
     }
     end = f"\n\nreport: {tmp_path / 'sweep.html'}\npicture: {tmp_path / 'sweep.png'}\n"

@@ -111,7 +111,7 @@ def test_the_table_says_identical_instead_of_infinity() -> None:
 
 
 def test_json_holds_settings_versions_and_figures() -> None:
-    whole = json.loads(outcome().to_json(command="deepcache-patch compare a/model"))
+    whole = json.loads(outcome(command="deepcache-patch compare a/model").to_json())
     assert set(whole) == {"command", "versions", "figures", *ABOUT}
     assert set(whole["versions"]) == {"python", "deepcache_patch", "torch", "diffusers"}
     assert {key: whole[key] for key in ABOUT} == ABOUT
@@ -144,7 +144,7 @@ def test_arguments_that_json_has_no_word_for_are_text() -> None:
 
 def test_saving_leaves_nothing_else_behind(tmp_path: Any) -> None:
     outcome().save(tmp_path / "a.png")
-    outcome().save(tmp_path / "a.json", command="x")
+    outcome(command="x").save(tmp_path / "a.json")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "a.png"]
     with Image.open(tmp_path / "a.png") as picture:
         assert picture.size == outcome().grid().size

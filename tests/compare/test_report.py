@@ -6,6 +6,7 @@ import base64
 import math
 import re
 import wave
+from dataclasses import replace
 from html.parser import HTMLParser
 from io import BytesIO
 from typing import Any
@@ -76,7 +77,7 @@ def test_the_pictures_are_in_the_page_pixel_by_pixel() -> None:
 
 def test_plan_figures_settings_and_versions_are_in_the_page() -> None:
     comparison = pictures(about={**ABOUT, "call": {"prompt": "a fox", "guidance_scale": 4.5}})
-    page = Page(comparison.to_html(command="deepcache-patch compare a/model"))
+    page = Page(replace(comparison, command="deepcache-patch compare a/model").to_html())
     assert "F··F··" in page.texts
     assert [bar["class"] for bar in page.all("span", "full") + page.all("span", "shallow")] == [
         *["full"] * 2,
@@ -126,7 +127,7 @@ def test_u_nets_are_named_where_there_are_several() -> None:
 def test_no_text_becomes_markup() -> None:
     about = {key: HOSTILE if isinstance(value, str) else value for key, value in ABOUT.items()}
     about |= {"call": {"prompt": [HOSTILE, HOSTILE], HOSTILE: HOSTILE}}
-    text = pictures(about=about, plans={HOSTILE: PLAN, "unet": PLAN}).to_html(command=HOSTILE)
+    text = pictures(about=about, plans={HOSTILE: PLAN, "unet": PLAN}, command=HOSTILE).to_html()
     page, plain = Page(text), Page(pictures(plans={"a": PLAN, "b": PLAN}).to_html())
     assert len(page.all("script")) == 1
     assert len(page.all("img")) == len(plain.all("img"))
@@ -186,7 +187,7 @@ def test_both_files_of_each_sound() -> None:
 
 
 def test_python_and_the_command_can_be_copied() -> None:
-    page = Page(pictures().to_html(command="deepcache-patch compare m"))
+    page = Page(pictures(command="deepcache-patch compare m").to_html())
     assert {python_of(ABOUT), "deepcache-patch compare m"} <= set(page.texts)
     copies = [button["aria-label"] for button in page.all("button", "copy")]
     assert copies == ["Copy: Python", "Copy: Command"]

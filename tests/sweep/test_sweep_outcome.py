@@ -313,7 +313,7 @@ def test_each_row_is_written_to_be_pasted() -> None:
             "call": {**ABOUT["call"], "num_inference_steps": 24},
         }
     )
-    assert sweep.command(sweep.settings[1], "deepcache-patch compare m") == (
+    assert replace(sweep, compared_by="deepcache-patch compare m").command(sweep.settings[1]) == (
         "deepcache-patch compare m --interval 2 --branch 0 --schedule uniform --steps 24"
     )
     plain = sweep.python(sweep.fewer[0])
@@ -345,7 +345,7 @@ class Page(HTMLParser):
 
 
 def test_the_page_has_a_point_and_a_card_for_each_row_and_fetches_nothing() -> None:
-    text = made().to_html(command="deepcache-patch compare a/model")
+    text = made(compared_by="deepcache-patch compare a/model").to_html()
     page = Page(text)
     cards = [each["id"] for each in page.named("article")]
     assert cards == ["setting-1", "setting-2", "setting-3", "setting-4", "plain-16"]
@@ -363,7 +363,7 @@ def test_the_page_has_a_point_and_a_card_for_each_row_and_fetches_nothing() -> N
 
 def test_the_page_escapes_whatever_it_is_given() -> None:
     about = {**ABOUT, "model": HOSTILE, "call": {"prompt": HOSTILE}}
-    page = Page(made(about=about).to_html(command=HOSTILE))
+    page = Page(made(about=about, compared_by=HOSTILE).to_html())
     assert len(page.named("script")) == 1
     assert all("onerror" not in each for each in page.named("img"))
 

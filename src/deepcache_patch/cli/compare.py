@@ -104,10 +104,11 @@ def compare(
 
     if schedule not in SCHEDULES:
         outcome = replace(outcome, about={**outcome.about, "schedule_file": schedule})
+    outcome = replace(outcome, command=line)
     phase("writing the report")
     output.mkdir(parents=True, exist_ok=True)
-    picture, _, report = outcome.save_all(output, command=line)
+    picture, _, report = outcome.save_all(output)
     if as_json:
-        say(outcome.to_json(command=line))
+        say(outcome.to_json())
     else:
         say(f"{outcome.table()}\n\nreport: {report}\npicture: {picture}")

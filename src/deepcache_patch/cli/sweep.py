@@ -117,7 +117,7 @@ def sweep(
                 repeats=repeats,
                 fewer_steps=fewer_steps,
                 folder=output,
-                command=_command(context),
+                compared_by=_command(context),
                 **call,
             )
     except SweepInterrupted as stop:

@@ -72,6 +72,7 @@ class Comparison(Contestant, Saved):
             diffusers' own.
         fewer: The plain pipeline with fewer steps at equal work, or `None`.
         fewer_left_out: Why there is no `fewer`, if it was asked for.
+        command: The command line that made it, if one did.
     """
 
     plain: tuple[Result, ...]
@@ -86,6 +87,7 @@ class Comparison(Contestant, Saved):
     work: float | None = None
     fewer: FewerSteps | None = None
     fewer_left_out: str | None = None
+    command: str | None = None
 
     kind_of_result = "comparison"
 
@@ -279,14 +281,11 @@ class Comparison(Contestant, Saved):
             "fewer_steps_left_out": self.fewer_left_out,
             "notes": self.notes,
         }
-        return {"versions": versions(), **self.about, "figures": finite(figures)}
+        made_by = {} if self.command is None else {"command": self.command}
+        return {**made_by, "versions": versions(), **self.about, "figures": finite(figures)}
 
-    def to_html(self, *, command: str | None = None) -> str:
-        """Returns one page that needs nothing else: the results under sliders, and the figures.
-
-        Args:
-            command: The command line that made the comparison, to be shown.
-        """
+    def to_html(self) -> str:
+        """Returns one page that needs nothing else: the results under sliders, and the figures."""
         from .report import page  # only it needs jinja2
 
-        return page(self, command=command)
+        return page(self)

@@ -41,7 +41,7 @@ _UNITS = {
 }
 
 
-def page(comparison: Comparison, *, command: str | None = None) -> str:
+def page(comparison: Comparison) -> str:
     """Returns the whole page; see `Comparison.to_html`."""
     pairs = list(_pairs(comparison))
     about = comparison.about
@@ -71,7 +71,7 @@ def page(comparison: Comparison, *, command: str | None = None) -> str:
         python=python_of(about, plan=comparison.plan, saves=comparison.kind == "pictures"),
         plans=[_plan(name, plan) for name, plan in comparison.plans.items()],
         reading=" ".join(_UNITS[each.name] for each in comparison.measures if each.name in _UNITS),
-        command=command,
+        command=comparison.command,
     )
 
 

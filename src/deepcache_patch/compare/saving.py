@@ -33,7 +33,7 @@ class Saved:
         def title(self) -> str: ...
         def table(self) -> str: ...
         def to_dict(self) -> dict[str, Any]: ...
-        def to_html(self, *, command: str | None = None) -> str: ...
+        def to_html(self) -> str: ...
         def _drawn(self) -> Image.Image: ...
 
     @property
@@ -58,41 +58,37 @@ class Saved:
 
     def _repr_html_(self) -> str:
         """The text and the picture, for a notebook; long lines break, or it would be as wide."""
-        picture = b64encode(self._encoded(Path("picture.png"), None)).decode()
+        picture = b64encode(self._encoded(Path("picture.png"))).decode()
         return (
             f'<pre style="white-space:pre-wrap">{escape(self.table())}</pre><img '
             f'style="max-width:100%" alt="{escape(self.title)}" '
             f'src="data:image/png;base64,{picture}">'
         )
 
-    def to_json(self, *, command: str | None = None) -> str:
-        """Returns `to_dict()` as indented JSON, after the command line if there is one."""
-        first = {} if command is None else {"command": command}
-        whole = finite({**first, **self.to_dict()}, as_text=True)
+    def to_json(self) -> str:
+        """Returns `to_dict()` as indented JSON."""
+        whole = finite(self.to_dict(), as_text=True)
         return json.dumps(whole, indent=2, ensure_ascii=False, allow_nan=False, default=str)
 
-    def save(self, path: str | os.PathLike[str], *, command: str | None = None) -> Path:
+    def save(self, path: str | os.PathLike[str]) -> Path:
         """Writes the page (.html), the picture (.png) or the figures (.json), by the suffix.
 
         The file is written beside and then renamed: it is there whole or not at all.
 
         Args:
             path: The file; its folder is made if it is not there.
-            command: What `to_html` and `to_json` take.
 
         Raises:
             ValueError: Another suffix.
             OSError: It cannot be written. What was there is there still.
         """
         path = Path(path)
-        encoded = self._encoded(path, command)
+        encoded = self._encoded(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole({path: encoded})
         return path
 
-    def save_all(
-        self, folder: str | os.PathLike[str], *, command: str | None = None
-    ) -> tuple[Path, ...]:
+    def save_all(self, folder: str | os.PathLike[str]) -> tuple[Path, ...]:
         """Writes a picture, figures and a page (.png, .json, .html); returns their paths.
 
         The folder is made if it is not there.
@@ -102,14 +98,14 @@ class Saved:
         """
         Path(folder).mkdir(parents=True, exist_ok=True)
         paths = tuple(Path(folder) / name for name in files_of(self.kind_of_result))
-        write_whole({path: self._encoded(path, command) for path in paths})
+        write_whole({path: self._encoded(path) for path in paths})
         return paths
 
-    def _encoded(self, path: Path, command: str | None) -> bytes:
+    def _encoded(self, path: Path) -> bytes:
         if path.suffix in (".json", ".html"):
             make = self.to_json if path.suffix == ".json" else self.to_html
             # Bytes of the command line that are no text stand in it as escapes, as JSON has them.
-            return (make(command=command) + "\n").encode("utf-8", "backslashreplace")
+            return (make() + "\n").encode("utf-8", "backslashreplace")
         if path.suffix != ".png":
             raise ValueError(
                 f"cannot save a {self.kind_of_result} as {path.name!r}; end in .html, .png or .json"

@@ -31,11 +31,11 @@ from .settings import SweepSetting
 #: What `Sweep.save_all` writes.
 FILES: Final = files_of("sweep")
 
+#: The command that compares one setting, with words for what to fill in.
+COMPARE: Final = "deepcache-patch compare MODEL --prompt TEXT"
+
 #: In dB: a smaller gain is not worth a calibration.
 _HARDLY: Final = 0.1
-
-#: What stands before a setting's options where no command is known.
-_COMMAND: Final = "deepcache-patch compare MODEL --prompt TEXT"
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,7 @@ class Sweep(Saved):
         about: Model, pipeline, scheduler, device, dtype, steps, guidance_scale, seeds, repeats,
             the arguments of the call, and how many settings were asked for.
         is_restored: Whether all of it was in the folder already, so that nothing was run.
+        compared_by: The command that compares one setting, without the setting's options.
     """
 
     plain: Row
@@ -122,6 +123,7 @@ class Sweep(Saved):
     fewer: tuple[Row, ...]
     about: Mapping[str, Any]
     is_restored: bool = False
+    compared_by: str = COMPARE
 
     kind_of_result = "sweep"
 
@@ -227,18 +229,14 @@ class Sweep(Saved):
             about |= {} if setting.file is None else {"schedule_file": setting.file}
         return python_of(about, plan=row.plan, saves=kind_of(row.results) == "pictures")
 
-    def command(self, row: Row, command: str | None = None) -> str | None:
+    def command(self, row: Row) -> str | None:
         """Returns a command that compares the setting of a row, to be pasted.
 
-        Args:
-            row: One of `rows`.
-            command: What stands before its options; by default with words for what to fill in.
-
-        Returns:
-            `None` where the command line has no words for it.
+        Where the sweep was not made on the command line, it has words for what to fill in. `None`
+        where the command line has no options for the setting.
         """
         options = None if row.setting is None else row.setting.options()
-        return None if options is None else f"{command or _COMMAND} {shlex.join(options)}"
+        return None if options is None else f"{self.compared_by} {shlex.join(options)}"
 
     def picture(self) -> Image.Image:
         """Draws the curve, and beneath it a row of results for each row of the table."""
@@ -267,19 +265,11 @@ class Sweep(Saved):
         }
         return finite(found)  # type: ignore[no-any-return]
 
-    def to_json(self, *, command: str | None = None) -> str:
-        """Returns `to_dict()` as indented JSON; `command`, which the page has, is not in it."""
-        return super().to_json()
-
-    def to_html(self, *, command: str | None = None) -> str:
-        """Returns one page that needs nothing else: the curve, the table, results, settings.
-
-        Args:
-            command: What stands before the options of a row, as for `Sweep.command`.
-        """
+    def to_html(self) -> str:
+        """Returns one page that needs nothing else: the curve, the table, results, settings."""
         from .report import page  # only it needs jinja2
 
-        return page(self, command=command)
+        return page(self)
 
 
 def _worth(row: Row) -> float:

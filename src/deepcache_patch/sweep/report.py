@@ -27,7 +27,7 @@ _THUMB: Final = 72
 _LARGEST: Final = 512
 
 
-def page(sweep: Sweep, *, command: str | None = None) -> str:
+def page(sweep: Sweep) -> str:
     """Returns the whole page; see `Sweep.to_html`."""
     curve, about = curve_of(sweep), sweep.about
     shown = [sweep.plain, *sweep.rows]
@@ -49,7 +49,7 @@ def page(sweep: Sweep, *, command: str | None = None) -> str:
         reading=[*figures.reading_of(sweep), *([LOOKS_RULE] if sweep.plain.looks else [])],
         table=list(zip(ids, shown, figures.rows_of(sweep), thumbs, strict=True)),
         plain=[picture_uri(small(each, _LARGEST)) for each in sweep.plain.results],
-        cards={id: _card(sweep, row, command) for id, row in zip(ids[1:], shown[1:], strict=True)},
+        cards={id: _card(sweep, row) for id, row in zip(ids[1:], shown[1:], strict=True)},
         id_of=lambda row: _id(sweep, row),
         first=_id(sweep, sweep.knee or sweep.fastest_unbeaten or sweep.settings[0]),
         sharp=min(still(sweep.plain.results[0]).size) < SMALLEST_CELL,
@@ -67,7 +67,7 @@ def _lines(curve: Curve) -> Iterator[tuple[str, Share, Share]]:
             yield kind, start, end
 
 
-def _card(sweep: Sweep, row: Row, command: str | None) -> dict[str, Any]:
+def _card(sweep: Sweep, row: Row) -> dict[str, Any]:
     measure, fewer = row.measures[0], figures.fewer_text(sweep, row)
     facts = [speed_text(row.speeds, row.work_speedup), f"{measure.name} {measure.text()}"]
     return {
@@ -81,7 +81,7 @@ def _card(sweep: Sweep, row: Row, command: str | None) -> dict[str, Any]:
             for number, (result, value) in enumerate(zip(row.results, measure.values, strict=True))
         ],
         "python": sweep.python(row),
-        "command": sweep.command(row, command),
+        "command": sweep.command(row),
     }
 
 

@@ -26,7 +26,7 @@ from ..running.pipeline.components import modules_of, scheduler_getter, unets_of
 from ..running.protocol import Helper
 from ..schedules.plans import Plan
 from .folder import RowStore
-from .outcome import Row, Sweep
+from .outcome import COMPARE, Row, Sweep
 from .progress import Progress
 from .settings import SweepSetting, require_fitting, settings_of
 
@@ -65,12 +65,12 @@ def sweep(
     repeats: int = 3,
     fewer_steps: bool = True,
     folder: str | os.PathLike[str] | None = None,
-    command: str | None = None,
+    compared_by: str = COMPARE,
     **call: Any,
 ) -> Sweep:
     """Generates the same results with many settings; see `DeepCacheHelper.sweep`.
 
-    `command` is as for `Sweep.command`, for the report in the folder.
+    `compared_by` is that of the `Sweep`.
 
     Raises:
         SweepInterrupted: After Ctrl-C.
@@ -83,7 +83,7 @@ def sweep(
     contest = Contest(helper, call, seeds=seeds, repeats=repeats)
     require_fitting(settings, contest)
     place = None if folder is None else Path(folder)
-    running = _Running(contest, settings, steps[:-1], fewer_steps, place)
+    running = _Running(contest, settings, steps[:-1], fewer_steps, place, compared_by)
     try:
         with contest.held():
             for number in range(repeats):
@@ -92,7 +92,7 @@ def sweep(
         found = running.outcome()
         if found is not None and place is not None:
             with suppress(Exception):  # what has happened before says more
-                found.save_all(place, command=command)
+                found.save_all(place)
         if isinstance(error, KeyboardInterrupt):
             raise SweepInterrupted(found) from error
         raise
@@ -100,7 +100,7 @@ def sweep(
     if found is None:  # what is asked for is never empty
         raise InvalidSettingError("there is nothing to run")
     if place is not None:
-        found.save_all(place, command=command)
+        found.save_all(place)
     return found
 
 
@@ -114,9 +114,10 @@ class _Running:
         smaller: Sequence[int],
         fewer_steps: bool,
         folder: Path | None,
+        compared_by: str,
     ) -> None:
         self._contest, self._settings, self._fewer_steps = contest, settings, fewer_steps
-        self._smaller = smaller[::-1]
+        self._smaller, self._compared_by = smaller[::-1], compared_by
         self._about = _about(contest, settings)
         # Telling all weights and adapters apart takes a while: only where rows are kept.
         self._rows = RowStore(folder, {} if folder is None else _request(contest, self._about))
@@ -160,7 +161,7 @@ class _Running:
         steps = {row.fewer for row in rows if self._fewer_steps} | {*self._smaller}
         fewer = (self._row(None, each) for each in sorted(filter(None, steps), reverse=True))
         made = tuple(filter(None, fewer))
-        return Sweep(plain, tuple(rows), made, self._about, is_restored=self._is_restored)
+        return Sweep(plain, tuple(rows), made, self._about, self._is_restored, self._compared_by)
 
     def _cached_with(self, setting: SweepSetting) -> Row:
         contest, key = self._contest, setting.key
