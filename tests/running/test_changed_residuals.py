@@ -356,3 +356,25 @@ def test_a_controlnet_that_weighs_in_its_own_call_is_whole(how, schedule, monkey
     with DeepCacheHelper(pipe, schedule=schedule), counted_calls(pipe.controlnet) as calls:
         loop(pipe, None)
     assert calls["mid_block"] < calls["conv_in"] == STEPS
+
+
+def test_what_a_broken_off_generation_gave_is_not_taken_for_changed_later():
+    # A traceback keeps it, as a notebook does; guess mode gives residuals that nobody remembers.
+    case = CASES["sd-controlnet"]
+    pipe = case.load()
+    kept = []
+
+    def stop(_pipe, step, _timestep, inputs):
+        if step == 4:
+            raise KeyboardInterrupt
+        return inputs
+
+    with DeepCacheHelper(pipe, schedule=Uniform(3)):
+        try:
+            case.run(pipe, steps=8, callback_on_step_end=stop)
+        except KeyboardInterrupt as error:
+            kept.append(error)
+        case.run(pipe, steps=8, guess_mode=True)
+        with kinds_of_calls(pipe.controlnet, pipe.controlnet.controlnet_mid_block) as kinds:
+            case.run(pipe, steps=8)
+    assert "".join(kinds) == "FssFssFs"

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import threading
 import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -264,3 +265,42 @@ def test_a_cut_controlnet_gives_what_a_whole_one_does(name, branch, overrides, i
     assert calls[middle] == in_full
     assert helper.stats.shallow_calls == 4 + SHALLOW
     assert (trace(pipe.unet), trace(pipe.controlnet)) == traces
+
+
+def test_guess_mode_waits_until_no_other_thread_has_the_controlnet_cut():
+    case = CASES["sd-controlnet"]
+    pipe = case.load()
+    own = {name: copy.deepcopy(getattr(pipe, name)) for name in ("scheduler", "tokenizer")}
+    other = type(pipe)(**{**pipe.components, **own})
+    other.set_progress_bar_config(disable=True)
+    net, whole = pipe.controlnet, len(pipe.controlnet.down_blocks)
+    may_go, is_cut, is_over = threading.Event(), threading.Event(), threading.Event()
+
+    def between_steps(_pipe, _step, _timestep, inputs):
+        may_go.wait(30)  # the next call is the first that is cut
+        return inputs
+
+    def first_layer(*_):
+        if len(net.down_blocks) < whole:
+            is_cut.set()
+            is_over.wait(30)
+        elif threading.current_thread().name == "guess" and not may_go.is_set():
+            may_go.set()
+            is_cut.wait(0.5)  # in vain, if that call waits for this one
+
+    def guess():
+        threading.current_thread().name = "guess"
+        try:
+            return case.run(pipe, steps=1, guess_mode=True)
+        finally:
+            is_over.set()
+
+    with DeepCacheHelper(pipe, schedule=Uniform()):
+        alone = case.run(pipe, steps=1, guess_mode=True)
+        net.conv_in.register_forward_pre_hook(first_layer)
+        with ThreadPoolExecutor(2) as pool:
+            normal = pool.submit(case.run, other, steps=2, callback_on_step_end=between_steps)
+            guessed = pool.submit(guess)
+            assert torch.equal(guessed.result(), alone)
+            normal.result()
+    assert is_cut.is_set()

@@ -65,10 +65,9 @@ class AttachedControlNet:
         if unet is None or anatomy is None:
             return original(*args, **kwargs)
         arguments = anatomy.arguments(args, kwargs)
-        if not self._may_be_cut(unet, anatomy, arguments):
-            return original(*args, **kwargs)
-        branch = self._branch(unet, anatomy, arguments)
-        # Cut at each branch, and whole.
+        may_be_cut = self._may_be_cut(unet, anatomy, arguments)
+        branch = self._branch(unet, anatomy, arguments) if may_be_cut else None
+        # Cut at each branch, and whole: another thread may have it cut even when this one may not.
         with self._lock, self._patch.room_for_graphs(unet.num_skips + 1):
             mine = self._patch.installed
             # While this call was waiting, layers may have been replaced.
@@ -87,7 +86,7 @@ class AttachedControlNet:
             return self._patch.module(*args, **kwargs)
         # Not under this lock: the U-Net's may be held by a call that waits for this one.
         if is_whole:
-            if is_known(output):
+            if may_be_cut and is_known(output):
                 unet.remember(Given(self._source, output))
             return output
 

@@ -44,13 +44,14 @@ class Given:
 
     Attributes:
         seen: Whether residuals have reached the U-Net since.
+        is_over: Whether they had before this generation, so that it knows nothing of what comes.
         again: `None` once nobody has the first residual any more.
     """
 
     def __init__(self, source: Source, output: Any, again: Callable[[], Any] | None = None) -> None:
         self.source = source
         self.is_cut = again is not None
-        self.seen = False
+        self.seen = self.is_over = False
         self.again = again
         residuals, *middle = _parts(output)
         self._residuals = [_Witness(each, self.is_cut) for each in residuals]
@@ -169,7 +170,8 @@ class Residuals:
         for call in self._calls:
             if call.is_what(residuals, middle):
                 found = call
-        for call in [found] if found is not None else self._calls:
+        blamed = [call for call in self._calls if not call.is_over]
+        for call in blamed if found is None else [found]:
             call.seen = True
             call.source.changed |= found is None
             self._trusted.add(call.source)
@@ -186,6 +188,8 @@ class Residuals:
         left = [call for call in self._calls if call.again is not None or not call.seen]
         self._calls.clear()
         self._calls.extend(left)
+        for call in left:
+            call.is_over = call.seen
 
     def clear(self) -> None:
         """Let go of everything."""
