@@ -149,7 +149,7 @@ def test_the_window_reaches_the_helper(
     monkeypatch.setattr(comparison, "compare", note)
     monkeypatch.setattr(DeepCacheHelper, "calibrate", note)
     known = prompts if command == "calibrate" else ["compare", "m", "--prompt", "a fox"]
-    goal = ["--full-steps", 2] if command == "calibrate" else []
+    goal = ["--full-steps", 20] if command == "calibrate" else []
     window = ["--first", "0.2", "--last", "3"]
     assert said(capsys, *known, *goal, *window).endswith("first=0.2, last=3")
 
@@ -187,6 +187,13 @@ def test_the_window_reaches_the_helper(
 )
 def test_full_steps_that_a_comparison_cannot_have(options: str, message: str, capsys: Any) -> None:
     assert said(capsys, "compare", "m", "--prompt", "a fox", *options.split()) == message
+
+
+def test_full_steps_that_a_calibration_cannot_have(prompts: list[Any], capsys: Any) -> None:
+    window = ["--full-steps", 2, "--first", 2, "--last", 1]
+    assert said(capsys, *prompts, *window) == (
+        "--full-steps 2 is fewer than run in full in any case, by --first and --last: 3"
+    )
 
 
 @pytest.mark.parametrize(

@@ -129,6 +129,28 @@ def test_as_many_full_steps_as_were_asked_for(full, pipe):
     helper.disable()
 
 
+@pytest.mark.parametrize(
+    ("goal", "message"),
+    [
+        (
+            {"full_steps": 3},
+            "full_steps=3 is fewer than run in full in any case, by first and last: 4; "
+            "give 4 or more",
+        ),
+        (
+            {"speedup": 2.5},
+            "speedup=2.5 is out of reach: at branch -1 at most 2.00×, with 4 of 8 steps in full, "
+            "as a shallow call is 0.0% of a full one's work; ask for less",
+        ),
+    ],
+)
+def test_fewer_full_steps_than_are_protected_are_refused(pipe, goal, message):
+    helper = DeepCacheHelper(pipe, first=3, last=1)
+    with pytest.raises(InvalidSettingError) as caught:
+        helper.calibrate(partial(LDM.run, pipe, steps=8), **goal)
+    assert str(caught.value) == message
+
+
 def test_more_full_steps_than_there_are_are_refused(pipe):
     untouched, helper = trace(pipe.unet), DeepCacheHelper(pipe, schedule=Uniform())
     with pytest.raises(InvalidSettingError) as caught:

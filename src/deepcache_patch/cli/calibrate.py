@@ -81,6 +81,7 @@ def calibrate(
     from ..helper import DeepCacheHelper
     from ..learning.reached import ENOUGH
     from ..measuring.generation import batched_call, seeded_call
+    from ..schedules.window import Window
 
     require_writable(output.parent, output)
     _require_replaceable(output)
@@ -88,9 +89,10 @@ def calibrate(
         pipe = asked.load()
         seeds, call = asked.call_of(pipe, enough=ENOUGH)
         require_branch(pipe, branch, model=asked.model)
-        helper = DeepCacheHelper(pipe, first=first, last=last)
+        helper, window = DeepCacheHelper(pipe, first=first, last=last), Window(first, last)
         arguments = batched_call(pipe, call, len(seeds))
-        require_within_reach(pipe, call, speedup=speedup, full_steps=full_steps, branch=branch)
+        goal: dict[str, Any] = {"speedup": speedup, "full_steps": full_steps}
+        require_within_reach(pipe, call, **goal, branch=branch, window=window)
     with while_running(pipe):
         schedule = helper.calibrate(
             lambda: seeded_call(pipe, arguments, seeds),

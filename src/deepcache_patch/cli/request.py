@@ -240,6 +240,7 @@ def require_within_reach(
     speedup: float | None,
     full_steps: int | None,
     branch: int,
+    window: Window,
 ) -> None:
     """Refuses the goal of a calibration that no schedule can have, as far as it is known."""
     from ..helper import DeepCacheHelper
@@ -250,7 +251,7 @@ def require_within_reach(
     if steps is None:
         return
     if full_steps is not None:
-        _require_so_many(full_steps, steps)
+        _require_so_many(full_steps, steps, window)
     if speedup is not None:
         branches, share = DeepCacheHelper(pipe).branches, None
         # It is known for the U-Net's own size: smaller pictures have a smaller one.
@@ -265,11 +266,17 @@ def require_within_reach(
             )
 
 
-def _require_so_many(full_steps: int, steps: int) -> None:
+def _require_so_many(full_steps: int, steps: int, window: Window) -> None:
     if full_steps > steps:
         raise BadInputError(
             f"--full-steps {full_steps} is more than the generation has: {steps}; give {steps} or "
             "fewer, or more --steps"
+        )
+    always = len(window.steps(steps) | {0})
+    if full_steps < always:
+        raise BadInputError(
+            f"--full-steps {full_steps} is fewer than run in full in any case, by --first and "
+            f"--last: {always}"
         )
 
 
@@ -313,18 +320,13 @@ def interval_leaving(full_steps: int, steps: int, window: Window) -> float:
     """
     from ..schedules.placing import FEW_STEPS
 
-    _require_so_many(full_steps, steps)
+    _require_so_many(full_steps, steps, window)
     if full_steps < steps <= FEW_STEPS:
         raise BadInputError(
             f"--full-steps {full_steps} of {steps} steps: with {FEW_STEPS} or fewer all run in "
             "full; take more --steps, or --schedule uniform with --interval"
         )
     protected = window.steps(steps)
-    if full_steps < len(protected | {0}):
-        raise BadInputError(
-            f"--full-steps {full_steps} is fewer than run in full in any case, by --first and "
-            f"--last: {len(protected | {0})}"
-        )
     others, left = steps - len(protected), full_steps - len(protected)
     if left == 0:
         return others + 1  # so long that none comes beside them

@@ -148,6 +148,12 @@ def _with_so_many(trials: Trials, full_steps: int, first: Any) -> Calibrated:
             f"full_steps={full_steps} is more than the generation has: {trials.study.seen}; "
             "give fewer"
         )
+    always = trials.study.always_full
+    if full_steps < always:
+        raise InvalidSettingError(
+            f"full_steps={full_steps} is fewer than run in full in any case, by first and last: "
+            f"{always}; give {always} or more"
+        )
     _tell(trials.see_plain(first))
     found = trials.nearest(full_steps)
     return replace(found, reached=trials.reached(found))
@@ -172,20 +178,22 @@ def _fast_enough(trials: Trials, speedup: float, first: Any) -> Calibrated:
         first: What the studied run returned.
     """
     branch, share, steps = trials.study.branch, trials.share, trials.study.seen
+    always = trials.study.always_full
     if share is None:
         raise InvalidSettingError(
             "speedup cannot be a goal here, because the work of this U-Net's shallow calls cannot "
             "be counted: give full_steps or psnr"
         )
     count = _most_full_steps(speedup, steps, share)
-    if count < 1:
+    if count < always:
         raise InvalidSettingError(
             f"speedup={speedup} is out of reach: at branch {branch} at most "
-            f"{steps / (1 + (steps - 1) * share):.2f}×, with 1 of {steps} steps in full, as a "
+            f"{steps / (always + (steps - always) * share):.2f}×, with {always} of {steps} steps "
+            f"in full, as a "
             f"shallow call is {share:.1%} of a full one's work; ask for less"
         )
     dearest = min(max(2 * share, _OVERHEAD), 0.99)
-    least = max(_most_full_steps(speedup, steps, dearest), -(-count // 2))
+    least = max(_most_full_steps(speedup, steps, dearest), -(-count // 2), always)
 
     _tell(trials.see_plain(first))  # the first calls of a kind may compile, or choose kernels
     while True:

@@ -101,6 +101,11 @@ class Study:
         """How many steps ran, in each of the generations."""
         return min((each.steps for each in self._begun()), default=0)
 
+    @property
+    def always_full(self) -> int:
+        """How many of the steps that ran are full in any plan: the first, and protected ones."""
+        return len(self.protected.intersection(range(self.seen)) | {0})
+
     def begin(self) -> Watched:
         """Another generation begins."""
         self._generations.append(Watched())
