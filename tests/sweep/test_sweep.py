@@ -12,11 +12,13 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+import zoo
 from builders.cases import CASES, PROMPT, picture
 from builders.marks import mostly_slow
 from builders.outcomes import flat
 from builders.schedulers import with_scheduler
 from builders.sweeps import row
+from diffusers.models.attention_processor import PAGIdentitySelfAttnProcessor2_0
 from PIL import Image
 from torch import nn
 
@@ -347,6 +349,10 @@ def other_weights(pipe: Any) -> None:
             parameter.mul_(2)
 
 
+def with_freeu(pipe: Any) -> None:
+    pipe.enable_freeu(s1=0.9, s2=0.2, b1=1.5, b2=1.6)
+
+
 @pytest.mark.parametrize(
     ("changes", "change", "said"),
     [
@@ -357,6 +363,7 @@ def other_weights(pipe: Any) -> None:
         ({"num_inference_steps": [12, 13]}, None, "steps: 12 there, 13 here"),
         ({"guidance_scale": 3.0}, None, "guidance_scale: 7.5 there, 3.0 here"),
         ({}, other_weights, r"weights \(unet\)"),
+        ({}, with_freeu, r"adapters \(unet\): '\w+' there, '\w+' here"),
     ],
 )
 def test_a_folder_of_another_request_is_refused(
@@ -417,6 +424,44 @@ def test_an_adapter_or_another_scale_of_it_is_another_request() -> None:
     digests = [adapters_of(layer(*each)) for each in ((1, 1), (1, 1), (0.5, 1), (1, 2))]
     assert digests[0] == digests[1]
     assert len(set(digests)) == 3
+
+
+def test_freeu_and_another_attention_processor_are_another_request() -> None:
+    # A folder of pictures without FreeU was taken for one with it: nothing ran.
+    pipe = CASES["sd"].load()
+    before = adapters_of(pipe.unet)
+    pipe.enable_freeu(s1=0.9, s2=0.2, b1=1.5, b2=1.6)
+    first = adapters_of(pipe.unet)
+    pipe.enable_freeu(s1=0.9, s2=0.2, b1=1.5, b2=1.7)
+    assert len({before, first, adapters_of(pipe.unet)}) == 3
+    pipe.disable_freeu()  # which leaves None
+    assert adapters_of(pipe.unet) == before
+    pipe.unet.set_attn_processor(PAGIdentitySelfAttnProcessor2_0())
+    assert adapters_of(pipe.unet) != before
+
+
+@pytest.mark.parametrize("name", ["sd", "sd-pag"])
+def test_a_helper_that_is_enabled_or_has_run_changes_no_request(name: str) -> None:
+    subject = DeepCacheHelper({**CASES, **zoo.CASES}[name].load())
+    before = adapters_of(subject.pipe.unet)
+    subject.enable()
+    assert adapters_of(subject.pipe.unet) == before
+    subject.pipe(num_inference_steps=12, output_type="np", **PROMPT)
+    assert subject.stats.shallow_calls > 0
+    assert adapters_of(subject.pipe.unet) == before
+
+
+def test_other_layers_with_pag_are_another_request(made: list[str], tmp_path: Path) -> None:
+    # Nothing ran either: PAG takes its processors away after each call, so the U-Net does not tell.
+    subject = DeepCacheHelper(zoo.CASES["sd-pag"].load())
+    asked = {**ASKED, "schedule": "uniform", "repeats": 1, "fewer_steps": False}
+    subject.sweep(**asked, folder=tmp_path)
+    made.clear()
+    assert subject.sweep(**asked, folder=tmp_path).is_restored
+    subject.pipe.set_pag_applied_layers(["up"])
+    with pytest.raises(InvalidSettingError, match=r"PAG's layers: \['mid'\] there, \['up'\] here"):
+        subject.sweep(**asked, folder=tmp_path)
+    assert made == []
 
 
 def test_a_plan_is_kept_by_its_entries_and_made_anew_from_a_strip(tmp_path: Path) -> None:

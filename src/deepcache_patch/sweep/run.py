@@ -36,8 +36,11 @@ INTERVALS: Final = (2, None, 3, 5)
 #: Steps of a pipeline that is told none, to foretell how long a run takes.
 _USUAL: Final = 50
 
-#: What peft's layers say of theirs, and IP-Adapter's processors.
-_OF_ADAPTERS: Final = ("scaling", "active_adapters", "merged_adapters", "disable_adapters", "scale")
+#: What peft's layers say of theirs, IP-Adapter's processors, and blocks with FreeU.
+_OF_ADAPTERS: Final = (
+    *("scaling", "active_adapters", "merged_adapters", "disable_adapters", "scale"),
+    *("s1", "s2", "b1", "b2"),
+)
 
 #: What may differ between two sweeps in one folder.
 _OWN: Final = ("repeats", "settings", "loras")
@@ -285,16 +288,28 @@ def _request(contest: Contest, told: Mapping[str, Any]) -> dict[str, Any]:
             {key: value for key, value in each.config.items() if not key.startswith("_")}
             for each in scheduler_getter(contest.pipe, name)()
         ]
-    known = {"weights": weights, "adapters": adapters, "scheduler settings": schedulers}
+    # PAG's own processors stand in the U-Net during a call only.
+    pag = getattr(contest.pipe, "pag_applied_layers", None)
+    known = {
+        "weights": weights,
+        "adapters": adapters,
+        "PAG's layers": pag,
+        "scheduler settings": schedulers,
+    }
     # The call itself: the name of a picture's file does not say what the picture is.
     return {**shared, "call": contest.call, **known, **versions()}
 
 
 def adapters_of(part: nn.Module) -> str:
-    """A digest of what stands beside a network's weights: LoRAs, their scales, IP-Adapters."""
+    """A digest of what stands beside a network's weights: LoRAs, their scales, IP-Adapters, FreeU,
+    and the kinds of attention processors.
+    """
     digest = sha256()
     for module in part.modules():
-        digest.update(repr([getattr(module, name, None) for name in _OF_ADAPTERS]).encode())
+        processor = getattr(module, "processor", None)
+        kind = getattr(processor, "__name__", type(processor).__name__)  # it may be a function
+        told = [getattr(module, name, None) for name in _OF_ADAPTERS]
+        digest.update(repr([*told, kind]).encode())
     for name, parameter in part.named_parameters():
         beside = "lora_" in name or ".processor." in name
         if beside and not parameter.is_meta:
