@@ -19,6 +19,7 @@ from builders.marks import mostly_slow
 from builders.outcomes import ABOUT, fewer, flat, outcome
 from builders.schedulers import with_scheduler
 from diffusers import DDIMScheduler, DDPMPipeline, ImagePipelineOutput
+from diffusers.schedulers import AysSchedules
 
 from deepcache_patch import DeepCacheHelper, Explicit, Plan, Uniform
 from deepcache_patch.compare import contest
@@ -100,6 +101,15 @@ def test_the_third_run_makes_the_calls_that_cost_no_less(
     assert made.fewer.work == calls / plain_calls
     assert made.fewer.work >= made.work > (calls - a_step) / plain_calls
     assert not helper.enabled
+
+
+def test_the_level_at_the_end_is_no_step() -> None:
+    # A list of 11 for 10 steps was called 11 steps.
+    pipe = with_scheduler(CASES["sd"].load(), "euler")
+    sigmas = AysSchedules["StableDiffusionSigmas"]
+    outcome = DeepCacheHelper(pipe, schedule=Uniform(3)).compare(sigmas=sigmas, **PROMPT)
+    assert len(sigmas) == 11
+    assert outcome.about["steps"] == len(outcome.plan) == outcome.plain_times[0].calls == 10
 
 
 def test_it_makes_what_the_plain_pipeline_makes_with_so_many_steps() -> None:
@@ -185,6 +195,14 @@ def test_steps_that_make_too_few_calls_are_not_taken(
 
 
 # --- left out -----------------------------------------------------------------------------------
+
+
+def test_an_integer_of_numpy_is_a_number_of_steps() -> None:
+    # The pipeline was said not to be told a number of steps.
+    helper = DeepCacheHelper(CASES["sd"].load(), schedule=Uniform(3))
+    made = helper.compare(num_inference_steps=np.int64(12), **PROMPT)
+    assert made.fewer.steps == helper.compare(num_inference_steps=12, **PROMPT).fewer.steps
+    assert type(made.about["steps"]) is int
 
 
 @pytest.mark.parametrize(

@@ -228,3 +228,9 @@ def test_of_second_order_there_are_more_steps_than_are_asked_for():
     assert num_steps(scheduled("heun"), 10) == 19
     assert num_steps(scheduled("euler"), 10) == 10
     assert num_steps(scheduled("euler"), None) is None
+
+
+def test_noise_levels_make_as_many_steps_as_the_scheduler_takes_them_for():
+    # The level at the end is among those of Euler.
+    assert num_steps(scheduled("euler"), None, sigmas=[9.0, 3.0, 1.0, 0.0]) == 3
+    assert num_steps(scheduled("ddim"), None, sigmas=[9.0, 3.0, 1.0, 0.0]) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -23,11 +24,16 @@ BEGINS: Final = ("image", "video", "image_latents")
 
 
 def steps_of(pipe: Any, call: Mapping[str, Any]) -> Any:
-    """As many as a list in the call has, its `num_inference_steps`, or else the pipeline's own."""
-    for name in LISTS:
-        if call.get(name) is not None:
-            return len(call[name])
-    return call.get("num_inference_steps", default_of(pipe, "num_inference_steps"))
+    """As many as a list in the call makes, `num_inference_steps`, or else the pipeline's own."""
+    if call.get("timesteps") is not None:
+        return len(call["timesteps"])
+    if call.get("sigmas") is not None:  # for some schedulers, the level at the end is among them
+        return num_steps(pipe, None, sigmas=call["sigmas"]) or len(call["sigmas"])
+    steps = call.get("num_inference_steps", default_of(pipe, "num_inference_steps"))
+    try:
+        return operator.index(steps)  # an integer of numpy is none of Python's
+    except TypeError:
+        return steps
 
 
 def strength_of(pipe: Any, call: Mapping[str, Any]) -> float:

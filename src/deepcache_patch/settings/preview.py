@@ -21,16 +21,21 @@ from ..schedules.window import NO_WINDOW, Window
 _STEPS: Final = "num_inference_steps"
 
 
-def num_steps(pipe: Any, num_inference_steps: int | None) -> int | None:
+def num_steps(pipe: Any, num_inference_steps: int | None, **given: Any) -> int | None:
     """Returns how many steps the pipeline's scheduler makes of `num_inference_steps`.
 
     As many, for most; those of second order make 2n - 1 of n. `None` where it cannot be told.
+
+    Args:
+        pipe: The pipeline.
+        num_inference_steps: `None` where `given` says it.
+        given: What else the scheduler's `set_timesteps` takes, such as `sigmas`.
     """
-    if num_inference_steps is None:
+    if num_inference_steps is None and not given:
         return None
     try:
         scheduler = copy.deepcopy(pipe.scheduler)  # the pipeline's own stays as it is
-        scheduler.set_timesteps(num_inference_steps)
+        scheduler.set_timesteps(num_inference_steps, **given)
         return len(scheduler.timesteps)
     except Exception:  # no scheduler, or one that needs to know more; the pipeline will tell
         return None
