@@ -15,10 +15,17 @@ import pytest
 import torch
 import zoo
 from builders.cases import CASES, PROMPT
+from builders.kinds_of_calls import kinds_of_calls
 from builders.unets import UNETS
 from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
 
-from deepcache_patch import DeepCacheHelper, DeepCacheWarning, Explicit, Uniform
+from deepcache_patch import (
+    DeepCacheHelper,
+    DeepCacheWarning,
+    Explicit,
+    InvalidSettingError,
+    Uniform,
+)
 from deepcache_patch.compare.run import compare
 from deepcache_patch.measuring.generation import calls_of, labelled_progress
 from deepcache_patch.measuring.media import Sound
@@ -55,6 +62,29 @@ def test_the_plan_is_the_one_that_ran(schedule: Any, strip: str) -> None:
     assert outcome.full_calls == strip.count("F")
     assert outcome.to_dict()["figures"]["plans"] == {"unet": strip}
     assert outcome.table().splitlines()[-1] == f"plan            {strip}"
+
+
+def test_as_many_pictures_are_made_as_there_are_embeddings() -> None:
+    # One picture for two prompts was refused, though nobody had given seeds.
+    pipe = CASES["sd"].load()
+    embeds, _ = pipe.encode_prompt(["a hen", "a cat"], "cpu", 1, False)
+    call = {"num_inference_steps": 4, "guidance_scale": 1.0, "fewer_steps": False}
+    helper = DeepCacheHelper(pipe, schedule=Uniform(2))
+    outcome = helper.compare(prompt_embeds=embeds, **call)
+    assert outcome.about["seeds"] == [0, 1]
+    by_text = helper.compare(prompt=["a hen", "a cat"], **call)
+    for one, other in zip(outcome.plain, by_text.plain, strict=True):
+        assert one.tobytes() == other.tobytes()
+
+
+@pytest.mark.parametrize("repeats", [0, 1.5])
+def test_repeats_that_cannot_be_are_refused_before_anything_runs(repeats: Any) -> None:
+    helper = DeepCacheHelper(CASES["sd"].load())
+    with kinds_of_calls(helper.pipe.unet) as kinds:
+        said = f"repeats must be an integer of at least 1, not {repeats}"
+        with pytest.raises(InvalidSettingError, match=said):
+            helper.compare(num_inference_steps=4, repeats=repeats, **PROMPT)
+    assert kinds == []
 
 
 def test_nothing_is_left_on_the_denoiser() -> None:

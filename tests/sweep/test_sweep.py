@@ -510,7 +510,8 @@ def test_videos_and_sounds_are_kept_too(tmp_path: Path) -> None:
         ({"num_inference_steps": 0}, "num_inference_steps must be an integer of at least 1, not 0"),
         ({"timesteps": [900, 500]}, "timesteps= says which steps there are"),
         ({"seeds": []}, "seeds is empty"),
-        ({"repeats": 0}, "repeats is 0"),
+        ({"repeats": 0}, "repeats must be an integer of at least 1, not 0"),
+        ({"repeats": 1.5}, "repeats must be an integer of at least 1, not 1.5"),
         ({"prompt": []}, "prompt is empty"),
     ],
 )

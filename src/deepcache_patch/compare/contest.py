@@ -33,7 +33,7 @@ from ..running.pipeline.components import is_pipeline, unets_of
 from ..running.protocol import Helper
 from ..running.stats import Stats
 from ..schedules.guide import AnySchedule, plans_ahead
-from ..schedules.plans import Plan, Uniform
+from ..schedules.plans import Plan, Uniform, whole_number
 from ..schedules.window import Window
 from ..settings.preview import num_steps, plan_of
 from .call_steps import LISTS, STEP_ARGUMENTS, steps_of, strength_of
@@ -101,16 +101,14 @@ class Contest:
     ) -> None:
         require_metrics()
         if seeds is None:
-            prompts = call.get("prompt")
-            seeds = range(len(prompts) if isinstance(prompts, list | tuple) else 1)
+            seeds = range(_prompts_of(call))
         try:
             seeds = tuple(operator.index(seed) for seed in seeds)
         except TypeError as error:
             raise TypeError(f"seeds must be a list of integers, not {seeds!r}") from error
         if not seeds:
             raise ValueError("seeds is empty: give one seed for each picture")
-        if repeats < 1:
-            raise ValueError(f"repeats is {repeats}: at least 1 run of each kind is needed")
+        repeats = whole_number("repeats", repeats, 1)
         pipe: Any = helper.pipe
         if not is_pipeline(pipe):
             raise TypeError(f"a comparison calls a pipeline; {type(pipe).__name__} is none")
@@ -235,6 +233,14 @@ class Contest:
 def _by_frame(measure: _Distance, plain: np.ndarray, cached: np.ndarray) -> float:
     """The mean over the frames."""
     return mean_of([measure(*frames) for frames in zip(plain, cached, strict=True)])
+
+
+def _prompts_of(call: Mapping[str, Any]) -> int:
+    """How many prompts there are, as texts or as embeddings; 1 if there is none."""
+    prompts = call.get("prompt")
+    if prompts is None:
+        prompts = call.get("prompt_embeds")
+    return len(prompts) if isinstance(prompts, list | tuple | torch.Tensor) else 1
 
 
 def branches_to_warm(schedules: Iterable[AnySchedule]) -> tuple[int, ...]:
