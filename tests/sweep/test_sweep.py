@@ -145,6 +145,59 @@ def test_an_interval_that_is_not_given_is_that_of_the_schedule() -> None:
     ]
 
 
+class Mine:
+    """A schedule of somebody's own that is printed without its settings."""
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+
+    def plan(self, num_steps: int) -> list[Any]:
+        return [0 if step % self.every else "full" for step in range(num_steps)]
+
+    def __repr__(self) -> str:
+        return "Mine"
+
+
+class Unprinted(Mine):
+    """One that is printed with its place in memory."""
+
+    __repr__ = object.__repr__
+
+
+def test_schedules_that_are_printed_alike_are_two_and_equal_ones_are_one() -> None:
+    # Of two that were printed alike, one ran.
+    two, three = Mine(2), Mine(3)
+    asked = [two, three, two, Uniform(3), Uniform(3)]
+    settings = settings_of(schedule=asked, interval=None, branch=None, steps=[12, 10])
+    assert [(each.name, each.given, each.steps) for each in settings] == [
+        (name, given, steps)
+        for steps in (12, 10)
+        for name, given in (("Mine", two), ("Mine (2)", three), (str(Uniform(3)), Uniform(3)))
+    ]
+    assert len({each.key for each in settings}) == 6
+
+
+def test_both_of_two_that_are_printed_alike_run() -> None:
+    asked = {**ASKED, "schedule": [Mine(2), Mine(3)], "repeats": 1, "fewer_steps": False}
+    sweep = helper().sweep(**asked)
+    assert [str(each.plan) for each in sweep.settings] == ["F·" * 6, "F··" * 4]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "printed"),
+    [([Mine(2), Mine(3)], "Mine"), (Unprinted(2), "<.*Unprinted object at 0x.*>")],
+)
+def test_schedules_that_a_folder_cannot_tell_apart_are_refused(
+    schedule: Any, printed: str, made: list[str], tmp_path: Path
+) -> None:
+    # One made later at the same place in memory was taken for the one before.
+    said = f"cannot tell the schedule {printed} from another one: give its class a __repr__"
+    with pytest.raises(InvalidSettingError, match=said):
+        helper().sweep(**{**ASKED, "schedule": schedule}, folder=tmp_path / "new")
+    assert made == []
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize(
     ("schedule", "intervals"),
     [("default", [2, 2.2, 3, 5]), ("uniform", [2, 3, 5]), ("adaptive", [2, 1.5, 3, 5])],

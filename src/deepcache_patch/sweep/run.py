@@ -28,7 +28,7 @@ from ..schedules.plans import Plan
 from .folder import RowStore
 from .outcome import COMPARE, Row, Sweep
 from .progress import Progress
-from .settings import SweepSetting, require_fitting, settings_of
+from .settings import SweepSetting, require_fitting, require_told_apart, settings_of
 
 #: Whole, because some schedules take no others; `None` is each schedule's own.
 INTERVALS: Final = (2, None, 3, 5)
@@ -86,6 +86,8 @@ def sweep(
     contest = Contest(helper, call, seeds=seeds, repeats=repeats)
     require_fitting(settings, contest)
     place = None if folder is None else Path(folder)
+    if place is not None:
+        require_told_apart(settings)
     running = _Running(contest, settings, steps[:-1], fewer_steps, place, compared_by)
     try:
         with contest.held():

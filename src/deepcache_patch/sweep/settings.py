@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from itertools import product
 from pathlib import Path
@@ -30,7 +30,8 @@ class SweepSetting:
     """One setting of the helper, and a number of steps.
 
     Attributes:
-        schedule: Its name; of a file, the path; of an object, what it is printed as.
+        schedule: Its name; of a file, the path; of an object, what it is printed as, with a number
+            where another one before it is printed alike.
         interval: One that is not given is the schedule's own; `None` for a file or an object.
         branch: `None` for the schedule's own.
         steps: `num_inference_steps`; `None` for the pipeline's own number.
@@ -122,7 +123,14 @@ def settings_of(
             found.append(SweepSetting(str(named), steps=count, given=named))
     for setting in found:
         setting.made()  # or it is refused
-    return tuple({each.key: each for each in reversed(found)}.values())[::-1]
+    kept: dict[str, SweepSetting] = {}
+    for setting in found:
+        one, number = setting, 1
+        while one.key in kept and not _is_same(one, kept[one.key]):
+            number += 1
+            one = replace(setting, schedule=f"{setting.schedule} ({number})")
+        kept.setdefault(one.key, one)
+    return tuple(kept.values())
 
 
 def listed(name: str, value: Any) -> list[Any]:
@@ -168,6 +176,31 @@ def require_fitting(settings: Iterable[SweepSetting], contest: Contest) -> None:
                 f"{setting.name} would run all of {len(plan)} steps in full, and be no faster: "
                 f"give {cure}"
             )
+
+
+def require_told_apart(settings: Iterable[SweepSetting]) -> None:
+    """Refuses, for a folder, schedules of which a later run could not say which one ran.
+
+    Raises:
+        InvalidSettingError: One is printed with its place in memory, or like another one.
+    """
+    printed: set[tuple[str, int | None]] = set()
+    for setting in settings:
+        if setting.given is None or isinstance(setting.given, Calibrated):
+            continue
+        text = repr(setting.given)
+        if " at 0x" in text or (text, setting.steps) in printed:
+            raise InvalidSettingError(
+                f"a folder cannot tell the schedule {text} from another one: give its class a "
+                "__repr__ with all its settings, as a dataclass has it, or leave folder= out"
+            )
+        printed.add((text, setting.steps))
+
+
+def _is_same(one: SweepSetting, other: SweepSetting) -> bool:
+    """Whether two settings of one key are the same; objects may be printed alike."""
+    by_key = one.given is None or isinstance(one.given, Calibrated)
+    return by_key or one.given is other.given or bool(one.given == other.given)
 
 
 def _read(file: str | Path) -> Calibrated:
