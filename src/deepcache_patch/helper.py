@@ -389,7 +389,8 @@ class DeepCacheHelper(Adjustable):
         Raises:
             ImportError: scikit-image is not installed.
             InvalidSettingError: A setting is out of range, does not fit the pipeline, or leaves
-                nothing out; or the folder holds a sweep of another request.
+                nothing out; or the folder holds a sweep of another request, or could not tell a
+                schedule of your own from another one.
             TypeError, ValueError: An argument is not what the pipeline, or a comparison, takes.
         """
         from .sweep.run import sweep  # only it needs what the extra brings
