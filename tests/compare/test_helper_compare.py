@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import zoo
-from builders.cases import CASES, PROMPT
+from builders.cases import CASES, PROMPT, picture
 from builders.kinds_of_calls import kinds_of_calls
 from builders.unets import UNETS
 from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
@@ -244,6 +244,52 @@ def test_videos_are_made_one_by_one(prompt: Any, prompts: list[Any]) -> None:
         ({"prompt": each, "negative_prompt": "b", "output_type": "np"}, (seed,))
         for each, seed in zip(prompts, range(5, 9), strict=True)
     ]
+
+
+class AnimationPipeline:
+    """Makes one video from a picture."""
+
+    def __call__(self, image: Any, num_frames: int = 4, generator: Any = None) -> None: ...
+
+
+def test_each_video_is_made_with_what_was_given_for_its_prompt() -> None:
+    # Only prompts were shared out: diffusers refused a text with a list of negative prompts.
+    call = {"prompt": ["a", "c"], "negative_prompt": ["b", "d"]}
+    first, second = (
+        {"prompt": text, "negative_prompt": other, "output_type": "np"}
+        for text, other in (("a", "b"), ("c", "d"))
+    )
+    assert calls_of(VideoPipeline(), call, range(4)) == [
+        (first, (0,)),
+        (first, (1,)),
+        (second, (2,)),
+        (second, (3,)),
+    ]
+
+
+def test_without_a_prompt_videos_share_the_images() -> None:
+    calls = calls_of(AnimationPipeline(), {"image": ["a", "b"]}, range(4))
+    assert calls == [({"image": each}, (seed,)) for seed, each in enumerate("aabb")]
+    with pytest.raises(ValueError, match="4 pictures cannot be shared out evenly to 3 images"):
+        calls_of(AnimationPipeline(), {"image": ["a", "b", "c"]}, range(4))
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("animatediff", {"prompt": ["a", "b"], "negative_prompt": ["c", "d"], "num_frames": 4}),
+        ("stable-video-diffusion", {"image": [picture(), picture(seed=1)], "num_frames": 2}),
+        ("sd-image-variation", {"image": [picture(), picture(seed=1)]}),
+    ],
+)
+def test_each_prompt_or_without_any_each_image_has_a_seed(name: str, call: Any) -> None:
+    # Both images were in each of two calls: "made 2 videos for 1 seeds".
+    pipe = {**CASES, **zoo.CASES}[name].load()
+    outcome = DeepCacheHelper(pipe, schedule=Uniform()).compare(
+        num_inference_steps=2, fewer_steps=False, height=32, width=32, **call
+    )
+    assert outcome.about["seeds"] == [0, 1]
+    assert len(outcome.plain) == 2
 
 
 @pytest.mark.parametrize(

@@ -255,6 +255,13 @@ def test_each_prompt_goes_with_what_was_given_for_it() -> None:
     assert "zip([1000000, 0, 1], ['c', 'c', 'd'], ['a', 'a', 'b'], ['e', 'e', 'f']):" in learned
 
 
+def test_without_a_prompt_each_image_has_its_seeds() -> None:
+    call = {"image": [flat((1, 2, 3))] * 2, "num_frames": 2}
+    text = python_of({**ABOUT, "call": call, "seeds": [0, 1, 2, 3]})
+    assert "\nfor seed, image in zip([0, 1, 2, 3], [..., ..., ..., ...]):\n" in text
+    assert "\n        image=image,\n        num_frames=2,\n" in text
+
+
 @pytest.mark.parametrize(("branch", "seeds"), [(-1, "[1000000, 0, 1]"), (0, "[0, 1]")])
 def test_no_picture_is_made_to_learn_where_the_plan_leaves_nothing(branch: int, seeds: str) -> None:
     about = {**ABOUT, "schedule": f"Auto(interval=3, branch={branch})"}

@@ -18,7 +18,7 @@ import torch
 
 from ..inspection.branches import Branches
 from ..learning.auto import Auto
-from ..measuring.generation import Timing, calls_of, timed_call
+from ..measuring.generation import Timing, calls_of, sources_in, timed_call
 from ..measuring.media import Made, made_by
 from ..measuring.similarity import (
     SMALLEST_FOR_LPIPS,
@@ -77,7 +77,7 @@ class Contest:
     Args:
         helper: A helper of a pipeline that makes pictures, videos or sounds.
         call: Arguments of the pipeline's `__call__`.
-        seeds: One for each result; by default 0, or 0, 1, 2, … for as many prompts.
+        seeds: One for each result; by default 0, or 0, 1, 2, … for as many prompts or pictures.
         repeats: Timed runs of each contestant.
         watch: Each run is within what this makes of its label, and outside of the helper.
         with_lpips: Whether LPIPS is among the measures where its package is installed. Its network
@@ -101,7 +101,7 @@ class Contest:
     ) -> None:
         require_metrics()
         if seeds is None:
-            seeds = range(_prompts_of(call))
+            seeds = range(_count_of(call))
         try:
             seeds = tuple(operator.index(seed) for seed in seeds)
         except TypeError as error:
@@ -235,12 +235,12 @@ def _by_frame(measure: _Distance, plain: np.ndarray, cached: np.ndarray) -> floa
     return mean_of([measure(*frames) for frames in zip(plain, cached, strict=True)])
 
 
-def _prompts_of(call: Mapping[str, Any]) -> int:
-    """How many prompts there are, as texts or as embeddings; 1 if there is none."""
-    prompts = call.get("prompt")
-    if prompts is None:
-        prompts = call.get("prompt_embeds")
-    return len(prompts) if isinstance(prompts, list | tuple | torch.Tensor) else 1
+def _count_of(call: Mapping[str, Any]) -> int:
+    """How many prompts there are, as texts or as embeddings, or without any images; else 1."""
+    sources: Any = sources_in(call)
+    if sources is None and call.get("prompt") is None:
+        sources = call.get("prompt_embeds")
+    return 1 if sources is None else len(sources)
 
 
 def branches_to_warm(schedules: Iterable[AnySchedule]) -> tuple[int, ...]:

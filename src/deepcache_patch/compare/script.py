@@ -16,6 +16,7 @@ import numpy as np
 from packaging.version import Version
 
 from ..learning.auto import Auto
+from ..measuring.generation import shared_out
 from ..schedules.plans import Plan
 from .about import PictureFile
 from .contest import CALIBRATION_SEEDS
@@ -24,9 +25,6 @@ from .contest import CALIBRATION_SEEDS
 _SCHEDULE: Final = re.compile(r"(Uniform|Centred|Adaptive|Auto|Explicit)\(")
 _DEFAULT, _CALIBRATED = "NoiseAware(", "Calibrated("
 _USUAL_REPLAY: Final = "Extrapolate(strength=1.0)"
-
-#: Arguments of which a list has one for each prompt. IP-Adapters' has one for each adapter.
-_OF_EACH: Final = re.compile(r"(\w+_)?prompt(_\d+)?|((?!ip_adapter)\w+_)?image")
 
 #: What cannot be written down.
 _LEFT_OUT: Final = "..."
@@ -127,7 +125,7 @@ def _helper(about: Mapping[str, Any]) -> tuple[list[str], set[str], list[str]]:
 def _calls(about: Mapping[str, Any], plan: Plan | None, saves: bool) -> list[str]:
     """One call for each seed; with prompts that are shared out, each with its own."""
     seeds, call = list(about["seeds"]), dict(about["call"])
-    shared = _shared(call, len(seeds))
+    shared = shared_out(call, len(seeds))
     remark = ""
     is_auto = (about.get("schedule") or "").startswith("Auto(")
     if is_auto and (plan is None or Auto.is_worth_it(plan)):
@@ -148,20 +146,6 @@ def _calls(about: Mapping[str, Any], plan: Plan | None, saves: bool) -> list[str
         "    )",
         *(['    output.images[0].save(f"{seed}.png")'] if saves else []),
     ]
-
-
-def _shared(call: Mapping[str, Any], count: int) -> dict[str, list[Any]]:
-    """What each of `count` results is made of, by each list that has one for each prompt."""
-    prompts = call.get("prompt")
-    if not isinstance(prompts, list | tuple) or not prompts:
-        return {}
-    return {
-        name: [each for each in value for _ in range(count // len(prompts))]
-        for name, value in call.items()
-        if isinstance(value, list | tuple)
-        and len(value) == len(prompts)
-        and _OF_EACH.fullmatch(name)
-    }
 
 
 def _arguments(call: Mapping[str, Any]) -> list[str]:

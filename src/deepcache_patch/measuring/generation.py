@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import inspect
 import logging
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -42,6 +43,9 @@ _ONE_BY_ONE = (
     "audio_length_in_s",
     "num_waveforms_per_prompt",
 )
+
+#: Arguments of which a list has one for each prompt. IP-Adapters' has one for each adapter.
+_OF_EACH: Final = re.compile(r"(\w+_)?prompt(_\d+)?|((?!ip_adapter)\w+_)?image")
 
 
 @dataclass(frozen=True)
@@ -84,24 +88,23 @@ def batched_call(pipe: Any, call: Mapping[str, Any], count: int) -> dict[str, An
     Raises:
         TypeError: An argument that the pipeline does not know, that it needs and did not get,
             or that follows from the seeds.
-        ValueError: `count` is no multiple of the number of prompts.
+        ValueError: `count` is no multiple of the number of prompts, or without any of images.
     """
     _check(pipe, call)
     name, accepted = type(pipe).__name__, accepted_arguments(pipe)
     completed = _as_arrays(accepted, call)
-    prompts = call.get("prompt", call.get("prompt_embeds", "one"))
-    sources = _sources(prompts, count)
-    each_prompt = count // sources
-    if isinstance(call.get("negative_prompt"), str) and isinstance(prompts, list):
+    sources = _num_sources(call, count)
+    each_source = count // sources
+    if isinstance(call.get("negative_prompt"), str) and isinstance(call.get("prompt"), list):
         completed["negative_prompt"] = [call["negative_prompt"]] * sources
     if "num_images_per_prompt" in accepted:
-        completed["num_images_per_prompt"] = each_prompt
-    elif "prompt" in call and each_prompt > 1:
-        listed = [prompts] if isinstance(prompts, str) else prompts
-        completed["prompt"] = [prompt for prompt in listed for _ in range(each_prompt)]
+        completed["num_images_per_prompt"] = each_source
+    elif "prompt" in call and each_source > 1:
+        listed = [call["prompt"]] if isinstance(call["prompt"], str) else call["prompt"]
+        completed["prompt"] = [prompt for prompt in listed for _ in range(each_source)]
     elif "batch_size" in accepted:
         completed["batch_size"] = count
-    elif each_prompt > 1:
+    elif each_source > 1:
         raise TypeError(f"{name} makes one picture at a time: give one seed, not {count}")
     return completed
 
@@ -111,7 +114,7 @@ def calls_of(
 ) -> list[tuple[dict[str, Any], tuple[int, ...]]]:
     """Shares out the seeds to as few calls as the pipeline needs: arguments, and the call's seeds.
 
-    Pictures come as one batch, videos and sounds one by one.
+    Pictures come as one batch, videos and sounds one by one, each with its own prompt or picture.
 
     Raises:
         TypeError: As `batched_call` says.
@@ -121,15 +124,40 @@ def calls_of(
     if not any(name in accepted for name in _ONE_BY_ONE):
         return [(batched_call(pipe, call, count), tuple(seeds))]
     _check(pipe, call)
-    completed, prompts = _as_arrays(accepted, call), call.get("prompt")
-    if not isinstance(prompts, list | tuple):
-        return [(completed, (seed,)) for seed in seeds]
-    each_prompt = count // _sources(prompts, count)
-    shared = [prompt for prompt in prompts for _ in range(each_prompt)]
+    completed, shared = _as_arrays(accepted, call), shared_out(call, count)
     return [
-        ({**completed, "prompt": prompt}, (seed,))
-        for prompt, seed in zip(shared, seeds, strict=True)
+        ({**completed, **{name: values[at] for name, values in shared.items()}}, (seed,))
+        for at, seed in enumerate(seeds)
     ]
+
+
+def sources_in(call: Mapping[str, Any]) -> Sequence[Any] | None:
+    """The list of what results are made from: the prompts, or without any the images.
+
+    `None` where all results are made from the same.
+    """
+    first = next((name for name in ("prompt", "prompt_embeds", "image") if name in call), "")
+    listed = call.get(first)
+    return listed if isinstance(listed, list | tuple) else None
+
+
+def shared_out(call: Mapping[str, Any], count: int) -> dict[str, list[Any]]:
+    """What each of `count` results is made of, by each list that has one for each source.
+
+    Raises:
+        ValueError: `count` is no multiple of the number of sources.
+    """
+    sources = sources_in(call)
+    if not sources:
+        return {}
+    each_source = count // _num_sources(call, count)
+    return {
+        name: [each for each in value for _ in range(each_source)]
+        for name, value in call.items()
+        if isinstance(value, list | tuple)
+        and len(value) == len(sources)
+        and _OF_EACH.fullmatch(name)
+    }
 
 
 def _check(pipe: Any, call: Mapping[str, Any]) -> None:
@@ -154,11 +182,14 @@ def _as_arrays(accepted: Mapping[str, Any], call: Mapping[str, Any]) -> dict[str
     return {**call, "output_type": "np"} if "output_type" in accepted else dict(call)
 
 
-def _sources(prompts: Any, count: int) -> int:
-    """How many prompts there are; `count` results are shared out to them."""
-    sources = 1 if isinstance(prompts, str) else len(prompts)
+def _num_sources(call: Mapping[str, Any], count: int) -> int:
+    """How many prompts or pictures there are; `count` results are shared out to them."""
+    embeds: Any = call.get("prompt_embeds")
+    listed = embeds if isinstance(embeds, torch.Tensor) else sources_in(call)
+    sources = 1 if listed is None else len(listed) or 1
     if count % sources:
-        raise ValueError(f"{count} pictures cannot be shared out evenly to {sources} prompts")
+        what = "images" if listed is call.get("image") else "prompts"
+        raise ValueError(f"{count} pictures cannot be shared out evenly to {sources} {what}")
     return sources
 
 
