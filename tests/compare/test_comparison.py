@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from builders.cases import CASES
+import zoo
+from builders.cases import CASES, picture
 from builders.outcomes import ABOUT, flat, outcome
 from PIL import Image
 
@@ -212,6 +213,9 @@ def test_a_long_title_widens_the_picture() -> None:
 # --- what the pipeline is asked -----------------------------------------------------------------
 
 
+DOT = Image.new("RGB", (1, 1))
+
+
 class TextPipeline:
     """Knows every argument that matters; swallows others, as some pipelines do."""
 
@@ -230,6 +234,14 @@ class ListPipeline:
     """Makes as many pictures as there are prompts, like the LDM one."""
 
     def __call__(self, prompt: Any, generator: Any = None) -> None: ...
+
+
+class EditPipeline:
+    """Makes one picture for each prompt and picture, like the latent upscaler."""
+
+    def __call__(
+        self, prompt: Any, image: Any, negative_prompt: Any = None, generator: Any = None
+    ) -> None: ...
 
 
 class PixelPipeline:
@@ -261,12 +273,57 @@ class SinglePipeline:
         ),
         (ListPipeline(), {"prompt": "a"}, {"prompt": ["a", "a", "a", "a"]}),
         (ListPipeline(), {"prompt": ["a", "c"]}, {"prompt": ["a", "a", "c", "c"]}),
+        (
+            EditPipeline(),
+            {"prompt": "a", "negative_prompt": "b", "image": DOT},
+            {"prompt": ["a"] * 4, "negative_prompt": ["b"] * 4, "image": [DOT] * 4},
+        ),
+        (
+            EditPipeline(),
+            {"prompt": ["a", "c"], "negative_prompt": ["b", "d"], "image": [DOT, None]},
+            {"prompt": ["a", "a", "c", "c"], "negative_prompt": ["b", "b", "d", "d"]}
+            | {"image": [DOT, DOT, None, None]},
+        ),
+        (
+            EditPipeline(),
+            {"prompt": ["a", "b", "c", "d"], "negative_prompt": "e", "image": DOT},
+            {"prompt": ["a", "b", "c", "d"], "negative_prompt": ["e"] * 4, "image": [DOT] * 4},
+        ),
+        (
+            EditPipeline(),
+            {"prompt": "a", "image": [DOT]},
+            {"prompt": ["a"] * 4, "image": [DOT] * 4},
+        ),
         (PixelPipeline(), {}, {"batch_size": 4}),
     ],
-    ids=["text", "two-prompts", "list", "list-of-two", "unconditional"],
+    ids=[
+        *("text", "two-prompts", "list", "list-of-two"),
+        *("edit", "edit-of-two", "edit-of-four", "edit-in-a-list", "unconditional"),
+    ],
 )
 def test_all_pictures_are_one_batch(pipe: Any, call: Any, expected: Any) -> None:
     assert batched_call(pipe, call, 4) == expected
+
+
+def test_latents_to_begin_with_are_repeated_for_each_prompt() -> None:
+    latents = torch.arange(2.0).reshape(2, 1, 1, 1)
+    made = batched_call(EditPipeline(), {"prompt": ["a", "c"], "image": latents}, 4)
+    assert made["prompt"] == ["a", "a", "c", "c"]
+    assert made["image"].flatten().tolist() == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("negative", ["c", ["c", "d"]], ids=["one", "listed"])
+def test_the_latent_upscaler_makes_several_pictures_of_each(negative: Any) -> None:
+    # Only its prompts were repeated: "`prompt` has batch size 4 and `image` has batch size 2".
+    made = DeepCacheHelper(zoo.CASES["sd-latent-upscale"].load(), schedule=Uniform()).compare(
+        seeds=range(4),
+        fewer_steps=False,
+        prompt=["a", "b"],
+        negative_prompt=negative,
+        image=[picture(), picture(seed=1)],
+        num_inference_steps=2,
+    )
+    assert len(made.plain) == 4
 
 
 @pytest.mark.parametrize(

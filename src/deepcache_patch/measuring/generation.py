@@ -17,6 +17,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
+from PIL import Image
 
 from .loop_clock import LoopClock
 
@@ -99,9 +100,8 @@ def batched_call(pipe: Any, call: Mapping[str, Any], count: int) -> dict[str, An
         completed["negative_prompt"] = [call["negative_prompt"]] * sources
     if "num_images_per_prompt" in accepted:
         completed["num_images_per_prompt"] = each_source
-    elif "prompt" in call and each_source > 1:
-        listed = [call["prompt"]] if isinstance(call["prompt"], str) else call["prompt"]
-        completed["prompt"] = [prompt for prompt in listed for _ in range(each_source)]
+    elif "prompt" in call and count > 1:
+        completed |= _one_for_each(call, count)
     elif "batch_size" in accepted:
         completed["batch_size"] = count
     elif each_source > 1:
@@ -180,6 +180,20 @@ def _check(pipe: Any, call: Mapping[str, Any]) -> None:
 
 def _as_arrays(accepted: Mapping[str, Any], call: Mapping[str, Any]) -> dict[str, Any]:
     return {**call, "output_type": "np"} if "output_type" in accepted else dict(call)
+
+
+def _one_for_each(call: Mapping[str, Any], count: int) -> dict[str, Any]:
+    """The arguments that go with a prompt, each with one entry for each of `count` results."""
+    given = {name: value for name, value in call.items() if _OF_EACH.fullmatch(name)}
+    if isinstance(given["prompt"], str):
+        given["prompt"] = [given["prompt"]]
+    sources, made = len(given["prompt"]), dict[str, Any](shared_out(given, count))
+    for name, value in given.items():
+        if isinstance(value, str | Image.Image):
+            made[name] = [value] * count
+        elif isinstance(value, torch.Tensor) and value.ndim == 4 and len(value) == sources:
+            made[name] = value.repeat_interleave(count // sources, dim=0)
+    return made
 
 
 def _num_sources(call: Mapping[str, Any], count: int) -> int:
