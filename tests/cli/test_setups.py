@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import zoo
 from builders.adapters import lora
 from builders.marks import mostly_slow
 from builders.models import MODELS, model_folder
@@ -338,6 +339,25 @@ def test_a_pipeline_of_pictures_needs_one(
     StableDiffusionImg2ImgPipeline(**pipe.components).save_pretrained(tmp_path / "m")
     assert refused(capsys, tmp_path / "m") == (
         "StableDiffusionImg2ImgPipeline begins with a picture: give it with --image"
+    )
+
+
+def test_videos_of_a_picture_are_made_one_by_one(
+    picture: Path, tmp_path: Path, asked: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    # It was refused: "makes one picture at a time", which is so of a calibration alone.
+    folder = tmp_path / "svd"
+    zoo.CASES["stable-video-diffusion"].load().save_pretrained(folder)
+    options = ["--image", str(picture), "--device", "cpu", "--call", "num_frames=2"]
+    assert main(["compare", str(folder), *options]) == 2
+    assert list(asked["seeds"]) == [0, 1, 2, 3]
+    assert isinstance(asked["image"], Image.Image)
+    capsys.readouterr()
+    goal = ["--full-steps", "2", "--output", str(tmp_path / "s.json")]
+    assert main(["calibrate", str(folder), *options, *goal]) == 2
+    assert capsys.readouterr().err == (
+        "deepcache-patch calibrate: error: StableVideoDiffusionPipeline makes one picture at a "
+        "time: give --images 1, not 8\n"
     )
 
 

@@ -87,7 +87,7 @@ def calibrate(
     _require_replaceable(output)
     with bad_input():
         pipe = asked.load()
-        seeds, call = asked.call_of(pipe, enough=ENOUGH)
+        seeds, call = asked.call_of(pipe, enough=ENOUGH, one_batch=True)
         require_branch(pipe, branch, model=asked.model)
         helper, window = DeepCacheHelper(pipe, first=first, last=last), Window(first, last)
         arguments = batched_call(pipe, call, len(seeds))

@@ -157,14 +157,17 @@ class GenerationRequest(PipelineRequest):
         """The prompts of `--prompt`, then those in the file of `--prompts`."""
         return [*self.prompt, *([] if self.prompts is None else prompts_in(self.prompts))]
 
-    def call_of(self, pipe: Any, *, enough: int | None = None) -> tuple[range, dict[str, Any]]:
+    def call_of(
+        self, pipe: Any, *, enough: int | None = None, one_batch: bool = False
+    ) -> tuple[range, dict[str, Any]]:
         """Returns seeds and arguments for this pipeline, and refuses what it does not know.
 
         Without `--images` there are `enough` results or more, as many of each prompt; by default 4
-        of a single prompt, one of each of several.
+        of a single prompt, one of each of several. `one_batch` is for who makes all of them at
+        once; else some pipelines make them one by one.
         """
         from ..compare.call_steps import LISTS
-        from ..measuring.generation import accepted_arguments, batched_call
+        from ..measuring.generation import accepted_arguments, batched_call, calls_of
         from ..page.card import card_of
 
         name, accepted, prompts = type(pipe).__name__, accepted_arguments(pipe), self._prompts()
@@ -197,9 +200,13 @@ class GenerationRequest(PipelineRequest):
         enough = enough or (4 if several == 1 else several)
         images = self.images or several * ceil(enough / several)
         try:
-            batched_call(pipe, call, images)
+            if one_batch:
+                batched_call(pipe, call, images)
+            else:
+                calls_of(pipe, call, range(images))
         except (TypeError, ValueError) as error:
-            raise BadInputError(str(error)) from error
+            # "One seed" is what Python is to give.
+            raise BadInputError(str(error).replace("one seed", "--images 1")) from error
         return range(self.seed, self.seed + images), call
 
     def _picture(self, call: dict[str, Any], accepted: Mapping[str, Any]) -> Any:
