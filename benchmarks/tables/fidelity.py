@@ -172,14 +172,16 @@ def gains() -> str:
     strong = _strong()
     places = (("", _on_both()), (f" with guidance {_scale(strong)}", strong))
     told = (
-        f"`{name}`{where} {_gain(reports, family)}"
+        f"`{name}`{where} {gain}"
         for where, reports in places
         for name, family in (("calibrate", "calibrated"), ("auto", "auto"))
+        if (gain := _gain(reports, family))
     )
     return f"Compared with the default, over all rows that were measured: {'; '.join(told)}."
 
 
 def _gain(reports: Iterable[Any], family: str) -> str:
+    """Nothing where it was not measured."""
     gained = []
     for report in reports:
         for budget in SPEEDS:
@@ -188,7 +190,7 @@ def _gain(reports: Iterable[Any], family: str) -> str:
             if its is not None and default is not None:
                 gained.append(its - default)
     if not gained:
-        return "–"
+        return ""
     mean, below = statistics.fmean(gained), sum(gain < 0 for gain in gained)
     told = f"is {mean:+.1f} dB on average ({min(gained):+.1f} to {max(gained):+.1f})"
     return f"{told}, worse in {below} of {len(gained)}".replace("-", "−")
