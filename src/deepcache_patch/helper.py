@@ -331,7 +331,8 @@ class DeepCacheHelper(Adjustable):
         given; the command `compare` takes that of the model's card before.
 
         Args:
-            seeds: One for each result; prompts share them out evenly. By default one a prompt.
+            seeds: One for each result; prompts, or without any images, share them out evenly, in
+                order. By default there is one for each.
             repeats: Timed runs of each kind, at least 1; speeds are medians of the ratios of runs
                 that followed each other, and have their range.
             fewer_steps: Whether the plain pipeline is measured, too, with so few steps that the
@@ -374,7 +375,8 @@ class DeepCacheHelper(Adjustable):
                 the schedule's own.
             schedule: One or several: "default", other names, files that `calibrate` wrote, objects.
             branch: One or several; `None` for the schedule's own.
-            seeds: One for each result; prompts share them out evenly. By default one a prompt.
+            seeds: One for each result; prompts, or without any images, share them out evenly, in
+                order. By default there is one for each.
             repeats: Rounds, at least 1; speeds are medians of them, and have their range.
             fewer_steps: Whether the plain pipeline runs, too, with so few steps that the work of
                 the U-Net is that of each setting, or barely more.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
+import zoo
 from builders.cases import CASES
 from PIL import Image
 
@@ -16,8 +17,9 @@ from deepcache_patch import Auto, DeepCacheHelper, InvalidSettingError
 from deepcache_patch.cli.loading import use_scheduler
 from deepcache_patch.cli.main import COMMANDS, main
 from deepcache_patch.cli.mistakes import BadInputError
-from deepcache_patch.cli.request import PipelineRequest
+from deepcache_patch.cli.request import PipelineRequest, require_within_reach
 from deepcache_patch.compare import run as comparison
+from deepcache_patch.schedules.window import Window
 
 pytestmark = pytest.mark.usefixtures("phases", "kept_tables")
 
@@ -187,6 +189,19 @@ def test_the_window_reaches_the_helper(
 )
 def test_full_steps_that_a_comparison_cannot_have(options: str, message: str, capsys: Any) -> None:
     assert said(capsys, "compare", "m", "--prompt", "a fox", *options.split()) == message
+
+
+def test_what_a_calibration_cannot_have_goes_by_the_steps_that_run() -> None:
+    # A fifth of 25 steps; it was taken of the 50 that are asked for.
+    call = {"num_inference_steps": 50, "strength": 0.5, "image": Image.new("RGB", (8, 8))}
+    reach = partial(require_within_reach, zoo.CASES["sd-img2img"].load(), call, branch=-1)
+    window = Window(0.2, 0)
+    reach(full_steps=5, speedup=None, window=window)
+    with pytest.raises(BadInputError, match="in any case, by --first and --last: 5"):
+        reach(full_steps=4, speedup=None, window=window)
+    reach(full_steps=None, speedup=5, window=window)
+    with pytest.raises(BadInputError, match="with 5 of 25 steps in full at branch -1"):
+        reach(full_steps=None, speedup=5.1, window=window)
 
 
 def test_full_steps_that_a_calibration_cannot_have(prompts: list[Any], capsys: Any) -> None:

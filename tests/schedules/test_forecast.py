@@ -317,6 +317,18 @@ def test_each_part_of_a_picture_has_its_own_trend(shape):
     followed = torch.tensor([1.0] * 3 + [2 / 3, 1 / 3] + [0.0] * (width - 5))  # means of 3
     expected = newest + followed * weight(5, 4, 2) * (newest - older)
     torch.testing.assert_close(forecast_of([newest, older, x]), expected, rtol=0, atol=1e-6)
+    if x.ndim > 3:  # above and below as well
+        turned = [each.transpose(-1, -2) for each in (newest, older, x)]
+        found = forecast_of(turned).transpose(-1, -2)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
+def test_each_frame_has_its_own_trend():
+    x = torch.zeros(2, 3, 2, 4, 4)
+    share = torch.tensor([1.0, -1.0]).view(2, 1, 1)
+    newest = x + 1 + weight(4, 2, 0) * share
+    expected = newest + share.clamp(min=0) * weight(5, 4, 2) * (newest - x - 1)
+    torch.testing.assert_close(forecast_of([newest, x + 1, x]), expected, rtol=0, atol=1e-6)
 
 
 def test_frames_before_channels_have_trends_of_their_own():

@@ -22,7 +22,7 @@ from diffusers.models.attention_processor import PAGIdentitySelfAttnProcessor2_0
 from PIL import Image
 from torch import nn
 
-from deepcache_patch import Auto, DeepCacheHelper, InvalidSettingError, Plan, Uniform
+from deepcache_patch import Adaptive, Auto, DeepCacheHelper, InvalidSettingError, Plan, Uniform
 from deepcache_patch.compare import contest
 from deepcache_patch.measuring.media import Sound
 from deepcache_patch.sweep import run
@@ -30,7 +30,7 @@ from deepcache_patch.sweep.folder import RowStore
 from deepcache_patch.sweep.outcome import FILES, Sweep
 from deepcache_patch.sweep.progress import duration
 from deepcache_patch.sweep.run import INTERVALS, SweepInterrupted, adapters_of
-from deepcache_patch.sweep.settings import SweepSetting, settings_of
+from deepcache_patch.sweep.settings import SweepSetting, require_told_apart, settings_of
 
 pytestmark = pytest.mark.usefixtures("kept_tables")
 
@@ -175,6 +175,13 @@ def test_schedules_that_are_printed_alike_are_two_and_equal_ones_are_one() -> No
         for name, given in (("Mine", two), ("Mine (2)", three), (str(Uniform(3)), Uniform(3)))
     ]
     assert len({each.key for each in settings}) == 6
+
+
+@pytest.mark.parametrize("kind", [Adaptive, Auto])
+def test_schedules_of_the_package_are_told_by_what_they_are_printed_as(kind: Any) -> None:
+    settings = settings_of(schedule=[kind(), kind()], interval=None, branch=None, steps=12)
+    assert len(settings) == 1
+    require_told_apart(settings)
 
 
 def test_both_of_two_that_are_printed_alike_run() -> None:

@@ -89,10 +89,16 @@ def calibrate(
         pipe = asked.load()
         seeds, call = asked.call_of(pipe, enough=ENOUGH, one_batch=True)
         require_branch(pipe, branch, model=asked.model)
-        helper, window = DeepCacheHelper(pipe, first=first, last=last), Window(first, last)
+        helper = DeepCacheHelper(pipe, first=first, last=last)
         arguments = batched_call(pipe, call, len(seeds))
-        goal: dict[str, Any] = {"speedup": speedup, "full_steps": full_steps}
-        require_within_reach(pipe, call, **goal, branch=branch, window=window)
+        require_within_reach(
+            pipe,
+            call,
+            speedup=speedup,
+            full_steps=full_steps,
+            branch=branch,
+            window=Window(first, last),
+        )
     with while_running(pipe):
         schedule = helper.calibrate(
             lambda: seeded_call(pipe, arguments, seeds),

@@ -163,8 +163,12 @@ class GenerationRequest(PipelineRequest):
         """Returns seeds and arguments for this pipeline, and refuses what it does not know.
 
         Without `--images` there are `enough` results or more, as many of each prompt; by default 4
-        of a single prompt, one of each of several. `one_batch` is for who makes all of them at
-        once; else some pipelines make them one by one.
+        of a single prompt, one of each of several.
+
+        Args:
+            pipe: The pipeline.
+            enough: How many results are enough.
+            one_batch: Whether one call makes all of them; else one makes each video or sound.
         """
         from ..compare.call_steps import LISTS
         from ..measuring.generation import accepted_arguments, batched_call, calls_of
@@ -250,11 +254,11 @@ def require_within_reach(
     window: Window,
 ) -> None:
     """Refuses the goal of a calibration that no schedule can have, as far as it is known."""
+    from ..compare.call_steps import timesteps_that_run
     from ..helper import DeepCacheHelper
     from ..inspection.branches import Branches, share_of
-    from ..settings.preview import num_steps
 
-    steps = num_steps(pipe, call.get("num_inference_steps"))
+    steps = timesteps_that_run(pipe, call)
     if steps is None:
         return
     if full_steps is not None:
@@ -264,11 +268,11 @@ def require_within_reach(
         # It is known for the U-Net's own size: smaller pictures have a smaller one.
         if isinstance(branches, Branches) and call.get("height") is None:
             share = share_of(branches, branch)
-        share = share or 0
-        most = steps / (1 + (steps - 1) * share)
-        if speedup > min(steps, _MARGIN * most):
+        share, always = share or 0, len(window.steps(steps) | {0})
+        most = steps / (always + (steps - always) * share)
+        if speedup > min(steps / always, _MARGIN * most):
             raise BadInputError(
-                f"--speedup {speedup:g} is out of reach: with 1 of {steps} steps in full "
+                f"--speedup {speedup:g} is out of reach: with {always} of {steps} steps in full "
                 f"at branch {branch}, the U-Net's work is 1/{most:.1f} of all; ask for less"
             )
 

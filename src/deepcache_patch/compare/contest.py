@@ -18,7 +18,7 @@ import torch
 
 from ..inspection.branches import Branches
 from ..learning.auto import Auto
-from ..measuring.generation import Timing, calls_of, sources_in, timed_call
+from ..measuring.generation import Timing, calls_of, num_sources, timed_call
 from ..measuring.media import Made, made_by
 from ..measuring.similarity import (
     SMALLEST_FOR_LPIPS,
@@ -101,7 +101,7 @@ class Contest:
     ) -> None:
         require_metrics()
         if seeds is None:
-            seeds = range(_count_of(call))
+            seeds = range(num_sources(call))
         try:
             seeds = tuple(operator.index(seed) for seed in seeds)
         except TypeError as error:
@@ -233,14 +233,6 @@ class Contest:
 def _by_frame(measure: _Distance, plain: np.ndarray, cached: np.ndarray) -> float:
     """The mean over the frames."""
     return mean_of([measure(*frames) for frames in zip(plain, cached, strict=True)])
-
-
-def _count_of(call: Mapping[str, Any]) -> int:
-    """How many prompts there are, as texts or as embeddings, or without any images; else 1."""
-    sources: Any = sources_in(call)
-    if sources is None and call.get("prompt") is None:
-        sources = call.get("prompt_embeds")
-    return 1 if sources is None else len(sources)
 
 
 def branches_to_warm(schedules: Iterable[AnySchedule]) -> tuple[int, ...]:

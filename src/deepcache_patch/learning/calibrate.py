@@ -189,8 +189,7 @@ def _fast_enough(trials: Trials, speedup: float, first: Any) -> Calibrated:
         raise InvalidSettingError(
             f"speedup={speedup} is out of reach: at branch {branch} at most "
             f"{steps / (always + (steps - always) * share):.2f}×, with {always} of {steps} steps "
-            f"in full, as a "
-            f"shallow call is {share:.1%} of a full one's work; ask for less"
+            f"in full, as a shallow call is {share:.1%} of a full one's work; ask for less"
         )
     dearest = min(max(2 * share, _OVERHEAD), 0.99)
     least = max(_most_full_steps(speedup, steps, dearest), -(-count // 2), always)

@@ -94,8 +94,8 @@ def batched_call(pipe: Any, call: Mapping[str, Any], count: int) -> dict[str, An
     _check(pipe, call)
     name, accepted = type(pipe).__name__, accepted_arguments(pipe)
     completed = _as_arrays(accepted, call)
-    sources = _num_sources(call, count)
-    each_source = count // sources
+    each_source = _shared_evenly(call, count)
+    sources = count // each_source
     if isinstance(call.get("negative_prompt"), str) and isinstance(call.get("prompt"), list):
         completed["negative_prompt"] = [call["negative_prompt"]] * sources
     if "num_images_per_prompt" in accepted:
@@ -150,7 +150,7 @@ def shared_out(call: Mapping[str, Any], count: int) -> dict[str, list[Any]]:
     sources = sources_in(call)
     if not sources:
         return {}
-    each_source = count // _num_sources(call, count)
+    each_source = _shared_evenly(call, count)
     return {
         name: [each for each in value for _ in range(each_source)]
         for name, value in call.items()
@@ -187,7 +187,8 @@ def _one_for_each(call: Mapping[str, Any], count: int) -> dict[str, Any]:
     given = {name: value for name, value in call.items() if _OF_EACH.fullmatch(name)}
     if isinstance(given["prompt"], str):
         given["prompt"] = [given["prompt"]]
-    sources, made = len(given["prompt"]), dict[str, Any](shared_out(given, count))
+    sources = len(given["prompt"])
+    made: dict[str, Any] = {**shared_out(given, count)}
     for name, value in given.items():
         if isinstance(value, str | Image.Image):
             made[name] = [value] * count
@@ -196,15 +197,20 @@ def _one_for_each(call: Mapping[str, Any], count: int) -> dict[str, Any]:
     return made
 
 
-def _num_sources(call: Mapping[str, Any], count: int) -> int:
-    """How many prompts or pictures there are; `count` results are shared out to them."""
+def num_sources(call: Mapping[str, Any]) -> int:
+    """How many prompts there are, as texts or as embeddings, or without any images; else 1."""
     embeds: Any = call.get("prompt_embeds")
     listed = embeds if isinstance(embeds, torch.Tensor) else sources_in(call)
-    sources = 1 if listed is None else len(listed) or 1
+    return 1 if listed is None else max(1, len(listed))
+
+
+def _shared_evenly(call: Mapping[str, Any], count: int) -> int:
+    """How many of `count` results each prompt or picture has."""
+    sources = num_sources(call)
     if count % sources:
-        what = "images" if listed is call.get("image") else "prompts"
+        what = "prompts" if {"prompt", "prompt_embeds"} & set(call) else "images"
         raise ValueError(f"{count} pictures cannot be shared out evenly to {sources} {what}")
-    return sources
+    return count // sources
 
 
 def timed_call(

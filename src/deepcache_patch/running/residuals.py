@@ -44,7 +44,8 @@ class Given:
 
     Attributes:
         seen: Whether residuals have reached the U-Net since.
-        is_over: Whether they had before this generation, so that it knows nothing of what comes.
+        is_over: Whether they had in a generation before this one. What arrives now was not made of
+            them, so the ControlNet is not to blame for it.
         again: `None` once nobody has the first residual any more.
     """
 
@@ -165,7 +166,7 @@ class Residuals:
         return source in self._trusted and source.is_own and not source.changed
 
     def arrive(self, residuals: Sequence[Any], middle: Any) -> Given | None:
-        """Say which call gave what a U-Net call gets; if none did, all of them were changed."""
+        """Say which call gave what a U-Net call gets; if none did, this one's all were."""
         found = None
         for call in self._calls:
             if call.is_what(residuals, middle):
@@ -183,7 +184,10 @@ class Residuals:
         return sorted({call.source.name for call in self._calls if call.is_cut})
 
     def forget(self) -> None:
-        """A generation is over; what is on its way to the U-Net, or may come again, stays."""
+        """A generation is over; what is on its way to the U-Net, or may come again, stays.
+
+        What has not arrived yet counts as given in the generation to come.
+        """
         self._trusted.clear()
         left = [call for call in self._calls if call.again is not None or not call.seen]
         self._calls.clear()

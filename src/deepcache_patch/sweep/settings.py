@@ -17,6 +17,7 @@ from ..compare.contest import Contest
 from ..errors import InvalidSettingError, no_such
 from ..learning.auto import Auto
 from ..learning.calibrated_schedule import Calibrated
+from ..schedules.adaptive import Adaptive
 from ..schedules.noise_aware import NoiseAware
 from ..schedules.placing import FEW_STEPS
 from ..schedules.plans import FULL, Schedule, whole_number
@@ -179,14 +180,16 @@ def require_fitting(settings: Iterable[SweepSetting], contest: Contest) -> None:
 
 
 def require_told_apart(settings: Iterable[SweepSetting]) -> None:
-    """Refuses, for a folder, schedules of which a later run could not say which one ran.
+    """Refuses, for a folder, schedules of which its names could not say which one ran.
+
+    Those that only another sweep has are not known here.
 
     Raises:
         InvalidSettingError: One is printed with its place in memory, or like another one.
     """
     printed: set[tuple[str, int | None]] = set()
     for setting in settings:
-        if setting.given is None or isinstance(setting.given, Calibrated):
+        if _is_told_by_key(setting):
             continue
         text = repr(setting.given)
         if " at 0x" in text or (text, setting.steps) in printed:
@@ -199,8 +202,13 @@ def require_told_apart(settings: Iterable[SweepSetting]) -> None:
 
 def _is_same(one: SweepSetting, other: SweepSetting) -> bool:
     """Whether two settings of one key are the same; objects may be printed alike."""
-    by_key = one.given is None or isinstance(one.given, Calibrated)
-    return by_key or one.given is other.given or bool(one.given == other.given)
+    same = one.given is other.given or bool(one.given == other.given)
+    return same or (_is_told_by_key(one) and _is_told_by_key(other))
+
+
+def _is_told_by_key(setting: SweepSetting) -> bool:
+    """Whether the key says all of the schedule; what somebody's own is printed as may not."""
+    return setting.given is None or isinstance(setting.given, Adaptive | Auto | Calibrated)
 
 
 def _read(file: str | Path) -> Calibrated:
