@@ -355,7 +355,7 @@ def test_what_is_calibrated_on_request_has_the_protected_steps_in_its_plan():
     plan = helper.calibrate(run, full_steps=6).entries
     assert len(plan.full_steps) == 6
     assert {0, 1, 8, 9} <= set(plan.full_steps)
-    assert helper.calibrate(run, full_steps=1).entries.full_steps == (0, 1, 8, 9)
+    assert helper.calibrate(run, full_steps=4).entries.full_steps == (0, 1, 8, 9)
 
 
 # --- what is shown --------------------------------------------------------------------------------
