@@ -350,6 +350,11 @@ def test_arguments_that_do_not_fit_are_named(pipe: Any, call: Any, message: str)
         ({"seeds": []}, ValueError, "seeds is empty: give one seed for each picture"),
         ({"prompt": []}, ValueError, "prompt is empty: give a text, or a list of texts"),
         (
+            {"seeds": [0], "prompt": []},
+            ValueError,
+            "prompt is empty: give a text, or a list of texts",
+        ),
+        (
             {"output_type": "pt"},
             TypeError,
             "output_type cannot be given here: it is set by what is compared",

@@ -173,15 +173,21 @@ def test_a_controlnet_that_cannot_be_dissected_runs_whole():
     assert helper.stats.shallow_calls == 5
 
 
+def sharing(pipe):
+    """Another pipeline with the same networks, for another thread."""
+    # A tokenizer keeps its padding while it reads: two threads may not share one.
+    own = {name: copy.deepcopy(getattr(pipe, name)) for name in ("scheduler", "tokenizer")}
+    other = type(pipe)(**{**pipe.components, **own})
+    other.set_progress_bar_config(disable=True)
+    return other
+
+
 def test_threads_may_share_unet_and_controlnet():
     # One thread looked at the ControlNet while the other one's call had it cut, and took what was
     # left of it for all.
     case = CASES["sd-controlnet"]
     pipe = case.load()
-    # A tokenizer keeps its padding while it reads: two threads may not share one.
-    own = {name: copy.deepcopy(getattr(pipe, name)) for name in ("scheduler", "tokenizer")}
-    other = type(pipe)(**{**pipe.components, **own})
-    other.set_progress_bar_config(disable=True)
+    other = sharing(pipe)
     with DeepCacheHelper(pipe, schedule=Uniform()):
         expected = [case.run(pipe, steps=8, seed=seed) for seed in range(4)]
     pipe.controlnet.controlnet_cond_embedding.register_forward_hook(lambda *_: time.sleep(0.01))
@@ -270,9 +276,7 @@ def test_a_cut_controlnet_gives_what_a_whole_one_does(name, branch, overrides, i
 def test_guess_mode_waits_until_no_other_thread_has_the_controlnet_cut():
     case = CASES["sd-controlnet"]
     pipe = case.load()
-    own = {name: copy.deepcopy(getattr(pipe, name)) for name in ("scheduler", "tokenizer")}
-    other = type(pipe)(**{**pipe.components, **own})
-    other.set_progress_bar_config(disable=True)
+    other = sharing(pipe)
     net, whole = pipe.controlnet, len(pipe.controlnet.down_blocks)
     may_go, is_cut, is_over = threading.Event(), threading.Event(), threading.Event()
 

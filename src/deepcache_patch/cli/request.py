@@ -268,7 +268,7 @@ def require_within_reach(
         # It is known for the U-Net's own size: smaller pictures have a smaller one.
         if isinstance(branches, Branches) and call.get("height") is None:
             share = share_of(branches, branch)
-        share, always = share or 0, len(window.steps(steps) | {0})
+        share, always = share or 0, _always_full(steps, window)
         most = steps / (always + (steps - always) * share)
         if speedup > min(steps / always, _MARGIN * most):
             raise BadInputError(
@@ -283,12 +283,17 @@ def _require_so_many(full_steps: int, steps: int, window: Window) -> None:
             f"--full-steps {full_steps} is more than the generation has: {steps}; give {steps} or "
             "fewer, or more --steps"
         )
-    always = len(window.steps(steps) | {0})
+    always = _always_full(steps, window)
     if full_steps < always:
         raise BadInputError(
             f"--full-steps {full_steps} is fewer than run in full in any case, by --first and "
             f"--last: {always}"
         )
+
+
+def _always_full(steps: int, window: Window) -> int:
+    """How many of so many steps are full in any plan: the first, and protected ones."""
+    return len(window.steps(steps) | {0})
 
 
 def read_schedule(file: str, *, several: bool = False) -> Any:

@@ -166,7 +166,7 @@ class Residuals:
         return source in self._trusted and source.is_own and not source.changed
 
     def arrive(self, residuals: Sequence[Any], middle: Any) -> Given | None:
-        """Say which call gave what a U-Net call gets; if none did, this one's all were."""
+        """Say which call gave what a U-Net call gets; if none, this generation's were changed."""
         found = None
         for call in self._calls:
             if call.is_what(residuals, middle):
