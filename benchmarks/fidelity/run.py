@@ -310,6 +310,7 @@ def figures(record: Record, plain: Record, subject: Subject) -> dict[str, Any]:
         "relative_time": 1 / speedup,
         "psnr": statistics.fmean(decibels) if decibels else None,
         "psnr_worst_tenth": worst_tenth(all_decibels),
+        "psnr_each": [round(each, 3) if math.isfinite(each) else None for each in all_decibels],
         "ssim": statistics.fmean(ssim(*pair) for pair in pairs),
         "frechet": frechet_distance(subject.space.describe(others), features),
         "frechet_drawings": None if drawings is None else frechet_distance(drawings, features),

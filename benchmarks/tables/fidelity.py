@@ -1,5 +1,6 @@
 """The tables that say how near the pictures of faster pipelines come to the plain ones."""
 
+import math
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -154,17 +155,32 @@ def nearer() -> str:
         for speed in SPEEDS
         for told in _nearer(each["rows"], speed)
     ]
-    header = ("guidance", "model", "sampler", "default", "nearer", "by dB")
+    header = ("guidance", "model", "sampler", "default", "nearer", "by dB", "in pictures")
     return f"{table(header, rows)}\n\nCompared were {len(prompted) * len(SPEEDS)} places."
 
 
-def _nearer(rows: Sequence[Row], budget: float) -> Iterator[tuple[str, str, str]]:
+def _nearer(rows: Sequence[Row], budget: float) -> Iterator[tuple[str, ...]]:
     """The default's speed, and each that comes nearer at the budget, with the dB."""
     default, speed = fitted_to(rows, "default", budget), _equal_work(rows, budget)
     for family in ("fewer steps", "deepcache 0.1.1", *RIVALS):
         psnr, aside = _found(rows, family, budget, speed)
         if default is not None and psnr is not None and psnr - default["psnr"] >= _NOTICED:
-            yield f"{speed:.2f}×", TITLES[family] + aside, f"{psnr - default['psnr']:+.1f}"
+            error, count = _by_picture(fitted_to(rows, family, budget), default)
+            gained = f"{psnr - default['psnr']:+.1f}{error}"
+            yield f"{speed:.2f}×", TITLES[family] + aside, gained, count
+
+
+def _by_picture(row: Row | None, default: Row) -> tuple[str, str]:
+    """The standard error of the mean gain over the default, and in how many pictures there is one.
+
+    Nothing where figures of each picture were not kept, as for what is read off a curve.
+    """
+    if row is None or "psnr_each" not in row or "psnr_each" not in default:
+        return "", "–"
+    pairs = zip(row["psnr_each"], default["psnr_each"], strict=True)
+    gained = [its - others for its, others in pairs if None not in (its, others)]
+    error = statistics.stdev(gained) / math.sqrt(len(gained))
+    return f" ± {error:.1f}", f"{sum(gain > 0 for gain in gained)} of {len(gained)}"
 
 
 def gains() -> str:

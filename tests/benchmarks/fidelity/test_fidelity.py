@@ -167,6 +167,7 @@ def test_figures_are_medians_and_means():
     # The first picture is the same: infinite. The others: 0.1 is 20 dB below 1, 0.01 is 40 dB.
     assert row["psnr"] == pytest.approx(30, abs=1e-6)
     assert row["psnr_worst_tenth"] == pytest.approx(20, abs=1e-6)
+    assert row["psnr_each"] == [None, 20.0, 40.0]
     assert row["read_back"] == 0.6
     assert row["frechet_drawings"] == pytest.approx(row["frechet"])  # the plain ones are drawings
     assert row["frechet"] > 0.003

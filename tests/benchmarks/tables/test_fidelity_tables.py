@@ -126,12 +126,26 @@ def test_who_comes_nearer_than_the_default_is_named_wherever_prompts_were_drawn(
     }
     monkeypatch.setattr(fidelity, "results", folders.__getitem__)
     assert fidelity.nearer().splitlines()[2:] == [
-        "| 4 | m | A | 2.00× | DeepCache 0.1.1 | +2.0 |",
-        "| 4 | m | A | 2.00× | ZEUS | +0.2 |",
-        "| 4 | m | A | 2.00× | SADA (1.67×) | +1.0 |",
-        "| 7.5 | m | A | 2.00× | fewer steps | +3.0 |",
+        "| 4 | m | A | 2.00× | DeepCache 0.1.1 | +2.0 | – |",
+        "| 4 | m | A | 2.00× | ZEUS | +0.2 | – |",
+        "| 4 | m | A | 2.00× | SADA (1.67×) | +1.0 | – |",
+        "| 7.5 | m | A | 2.00× | fewer steps | +3.0 | – |",
         "",
         "Compared were 6 places.",
+    ]
+
+
+def test_how_sure_it_is_that_one_comes_nearer_is_told_by_the_pictures(monkeypatch):
+    # Gains of 1, 2 and 6 dB, and one without: same as the plain picture by the one or the other.
+    default = row("default", 40.0, 0.5, speed=2.2) | {"psnr_each": [30.0, 40.0, 50.0, None]}
+    zeus = row("zeus", 43.0, 0.5, speed=2.2) | {"psnr_each": [31.0, 42.0, 56.0, 60.0]}
+    sada = row("sada", 41.0, 0.5, speed=2.2) | {"psnr_each": [29.0, 45.0, 49.0, 60.0]}
+    about = {"title": "A", "model": "m", "sampler": "dpm-25", "guidance_scale": 4.0}
+    one = {"a": {**about, "rows": [default, zeus, sada]}}
+    monkeypatch.setattr(fidelity, "results", lambda folder: one if folder.name == "emoji" else {})
+    assert fidelity.nearer().splitlines()[2:4] == [
+        "| 4 | m | A | 2.00× | ZEUS | +3.0 ± 1.5 | 3 of 3 |",
+        "| 4 | m | A | 2.00× | SADA | +1.0 ± 2.0 | 1 of 3 |",
     ]
 
 
