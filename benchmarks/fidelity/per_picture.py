@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.fidelity.contestants import SAMPLERS, Sampler, default_helper
+from benchmarks.fidelity.contestants import PROMPTED, SAMPLERS, Sampler, default_helper, on_model
 from benchmarks.fidelity.run import Batch, batch_of, worst_tenth
-from benchmarks.fidelity.subjects import shape_prompts
+from benchmarks.fidelity.subjects import emoji_prompts, shape_prompts
 from benchmarks.fidelity.work import calls_of, counted_shares
 from benchmarks.generating import generate
 from benchmarks.provenance import RESULTS, command
@@ -34,6 +34,7 @@ from deepcache_patch.measuring.environment import device_name, versions
 from deepcache_patch.measuring.generation import accepted_arguments
 from deepcache_patch.measuring.similarity import psnr
 
+NAME = "fidelity.per_picture"
 GUIDANCE = 4.0
 FILE = RESULTS / "adaptive.json"
 
@@ -45,36 +46,36 @@ def results() -> dict[str, Any]:
 
 def main() -> None:
     """Measure one sampler after the other; the file is complete after each."""
-    name = "fidelity.per_picture"
-    parser = argparse.ArgumentParser(command(name), description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(command(NAME), description=__doc__.splitlines()[0])
     parser.add_argument("--sampler", nargs="+", choices=SAMPLERS, default=list(SAMPLERS))
+    parser.add_argument("--model", choices=sorted(PROMPTED), help="default: each sampler's own")
     parser.add_argument("--images", type=int, default=16)
     parser.add_argument("--tolerance", type=float, nargs="+", default=[Adaptive().tolerance])
     parser.add_argument("--branches", type=int, nargs="+", default=[OUTPUT])
     parser.add_argument("--output", type=Path, default=FILE)
     options = parser.parse_args()
     given = [each for each in sys.argv[1:] if each != str(options.output)]
-    for sampler in options.sampler:
-        rows = measured(SAMPLERS[sampler], options.images, options.tolerance, options.branches)
+    for name, sampler in on_model(options.sampler, options.model).items():
+        rows = measured(sampler, options.images, options.tolerance, options.branches)
+        elsewhere = "" if sampler == SAMPLERS[name] else f", on {sampler.model}"
         report = {
-            "command": command(name, *(each for each in given if each != "--output")),
+            "command": command(NAME, *(each for each in given if each != "--output")),
             "versions": versions(),
             "device": device_name(torch.device("cpu")),
             "threads": torch.get_num_threads(),
-            "title": SAMPLERS[sampler].title,
-            "steps": SAMPLERS[sampler].steps,
+            "title": sampler.title + elsewhere,
+            "steps": sampler.steps,
             "images": options.images,
             "rows": rows,
         }
         file = options.output
-        whole = {"command": command(name), "samplers": {}}
+        whole = {"command": command(NAME), "samplers": {}}
         if file.is_file():
             whole = json.loads(file.read_text(encoding="utf-8"))
-        several = options.branches != [OUTPUT]
-        row = f"{sampler}, branches {options.branches}" if several else sampler
-        whole["samplers"][row] = report
+        apart = f", branches {options.branches}" if options.branches != [OUTPUT] else ""
+        whole["samplers"][name + elsewhere + apart] = report
         file.write_text(json.dumps(whole, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        print(SAMPLERS[sampler].title, *map(told, rows), sep="\n", flush=True)
+        print(sampler.title, *map(told, rows), sep="\n", flush=True)
 
 
 def measured(
@@ -85,7 +86,7 @@ def measured(
     use_scheduler(pipe, sampler.scheduler)
     pipe.set_progress_bar_config(disable=True)
     guidance = GUIDANCE if "prompt" in accepted_arguments(pipe) else None
-    prompts, _ = shape_prompts(images)
+    prompts, _ = (emoji_prompts if sampler.model == "emoji" else shape_prompts)(images)
     together = batch_of(pipe, prompts, 0, guidance)
     alone = [batch_of(pipe, prompts[each : each + 1], each, guidance) for each in range(images)]
 
