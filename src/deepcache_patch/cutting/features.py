@@ -173,6 +173,10 @@ class Recorded(NamedTuple):
         """The bytes held."""
         return self.feature.nbytes + (0 if self.sample is None else self.sample.nbytes)
 
+    def is_like(self, other: "Recorded") -> bool:
+        """Whether a replay can go on from both."""
+        return self.key == other.key and self.feature.dtype == other.feature.dtype
+
 
 class FeatureCache:
     """The newest deep features of each (slot, branch), as many as it is told to keep.
@@ -197,14 +201,15 @@ class FeatureCache:
             slot: Which U-Net call of the step recorded it, at least 0.
             branch: The branch that it belongs to, at least -1.
             recorded: The newest feature.
-            keep: How many, at least 1. Those of another key are never kept beside the newest.
+            keep: How many, at least 1. Those of another key, or that were computed in another dtype
+                (autocast), are never kept beside the newest.
         """
         before = self._recorded.get((slot, branch), ())
-        is_alike = bool(before) and before[0].key == recorded.key
+        is_alike = bool(before) and before[0].is_like(recorded)
         self._recorded[slot, branch] = (recorded, *before)[:keep] if is_alike else (recorded,)
 
     def get(self, slot: int, branch: int) -> tuple[Recorded, ...]:
-        """Return what was recorded, the newest first; all have the newest's key."""
+        """Return what was recorded, the newest first; all have the newest's key and dtype."""
         return self._recorded.get((slot, branch), ())
 
     def drop(self, slot: int) -> None:
