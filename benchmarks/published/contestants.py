@@ -65,7 +65,12 @@ class Contestant:
     @property
     def folder(self) -> str:
         """Of its pictures."""
-        return slug(self.name)
+        return folder_of(self.name)
+
+
+def folder_of(name: str) -> str:
+    """Where the pictures of a contestant lie, by its name: branches -1 and 1 lie apart."""
+    return slug(name.replace("=-", "=minus-"))
 
 
 def helper_settings(text: str) -> dict[str, Any]:
@@ -156,7 +161,7 @@ def _our(pipe: Any, shares: Shares, folder: Path, steps: int, text: str) -> Cont
     def learn(run: Callable[[], Any]) -> None:
         if not isinstance(schedule, Auto):
             return
-        file = folder / f"learned-{slug(text)}.json"
+        file = folder / f"learned-{folder_of(text)}.json"
         learning = Auto(schedule.interval, schedule.branch, file=file)
         if not learning.learned:
             with DeepCacheHelper(pipe, schedule=learning):

@@ -6,7 +6,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from benchmarks.provenance import slug
+from benchmarks.published.contestants import folder_of
 from benchmarks.published.gallery import Figures, Gallery
 from benchmarks.published.metrics import Distance, Metrics, summary
 from deepcache_patch.measuring.similarity import psnr
@@ -39,8 +39,8 @@ def measured(gallery: Gallery, metrics: Metrics) -> dict[str, Any]:
         plain, own = ([batch[each] for batch in batches] for each in ("plain", name))
         row = {"name": name, **speed(plain, own)}
         if name != "plain":
-            row |= fidelity(gallery, slug(name), lpips)
-            fid = metrics.fid(gallery.pictures_of("plain"), gallery.pictures_of(slug(name)))
+            row |= fidelity(gallery, folder_of(name), lpips)
+            fid = metrics.fid(gallery.pictures_of("plain"), gallery.pictures_of(folder_of(name)))
             row |= {} if fid is None else {"fid": fid}
         rows.append(row)
     failed = [{"name": name, "error": error} for name, error in errors.items()]

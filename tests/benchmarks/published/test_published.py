@@ -290,3 +290,13 @@ def test_a_picture_is_what_the_pipeline_makes_of_its_line_and_its_seed(published
         for index, picture in enumerate(expected):
             made = Image.open(tmp_path / "out" / "pictures" / folder / f"00000{index}.png")
             assert np.array_equal(np.asarray(made), np.asarray(picture))
+
+
+def test_branches_that_differ_in_sign_have_folders_of_their_own(published, tmp_path):
+    """Regression: both drew into ours-interval-3-branch-1, and had the later one's figures."""
+    field = ["--fewer-steps=3", "--deepcache=3", "--ours=interval=3,branch=-1"]
+    assert published("--ours=interval=3,branch=1", field=field) == 0
+    forecast, cut = report(tmp_path)["rows"][-2:]
+    assert forecast["psnr"] != cut["psnr"]
+    folders = {each.name for each in (tmp_path / "out" / "pictures").iterdir()}
+    assert folders >= {"ours-interval-3-branch-1", "ours-interval-3-branch-minus-1"}
