@@ -125,7 +125,8 @@ def _asked_for(options: argparse.Namespace) -> tuple[list[str], torch.device, to
     options.ours = list(dict.fromkeys(options.ours or field.OURS))
     if importlib.util.find_spec("DeepCache") is None:
         raise ImportError("DeepCache takes part, too: pip install DeepCache==0.1.1")
-    lines = options.prompts.read_text(encoding="utf-8").splitlines()
+    # Not `splitlines`, which also splits at what stands within pasted text, U+2028.
+    lines = options.prompts.read_text(encoding="utf-8-sig").split("\n")
     prompts = [line.strip() for line in lines if line.strip()]
     if len(prompts) < (options.count or 1):
         raise ValueError(f"{options.prompts} has {len(prompts)} prompts, not {options.count or 1}")

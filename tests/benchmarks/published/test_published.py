@@ -300,3 +300,15 @@ def test_branches_that_differ_in_sign_have_folders_of_their_own(published, tmp_p
     assert forecast["psnr"] != cut["psnr"]
     folders = {each.name for each in (tmp_path / "out" / "pictures").iterdir()}
     assert folders >= {"ours-interval-3-branch-1", "ours-interval-3-branch-minus-1"}
+
+
+def test_a_line_of_prompts_is_one_prompt_whatever_stands_round_it(published, prompts, tmp_path):
+    """Regression: a mark of the encoding went into the first prompt, and U+2028 began another."""
+    published(field=SMALL)
+    before = Image.open(tmp_path / "out" / "pictures" / "plain" / "000000.png")
+    text = "\r\n".join([PROMPTS[0], "two\u2028lines", PROMPTS[2]])
+    prompts.write_text(f"\ufeff{text}", encoding="utf-8", newline="")
+    assert published(f"--output={tmp_path / 'other'}", field=SMALL) == 0
+    made = tmp_path / "other" / "pictures" / "plain"
+    assert np.array_equal(np.asarray(Image.open(made / "000000.png")), np.asarray(before))
+    assert sorted(each.name for each in made.iterdir()) == [f"00000{n}.png" for n in range(3)]
