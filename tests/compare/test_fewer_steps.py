@@ -406,6 +406,16 @@ def test_a_difference_that_is_noise_is_called_none(psnr: tuple[float, float]) ->
     )
 
 
+@pytest.mark.parametrize(
+    ("ours", "theirs"), [(30.0, math.nan), (math.nan, 30.0), (math.nan, math.nan)]
+)
+def test_nobody_is_closer_where_pictures_have_nan(ours: float, theirs: float) -> None:
+    """Regression: the helper had lost then, to pictures with NaN, too."""
+    made = outcome(psnr=(50.0, ours), fewer=fewer(psnr=(50.0, theirs)))
+    assert made.verdict is not None
+    assert made.verdict.endswith(" dB: pictures with NaN cannot be compared, mend that first")
+
+
 def test_a_single_picture_with_a_long_verdict_is_not_cut_off() -> None:
     one = {"psnr": (20.0,), "ssim": (0.5,), "about": {**ABOUT, "seeds": [0], "model": "m"}}
     small = {"plain": (flat((1, 2, 3)),), "cached": (flat((1, 2, 3)),), **one}

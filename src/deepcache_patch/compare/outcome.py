@@ -106,7 +106,7 @@ class Comparison(Contestant, Saved):
         """Fewer steps and the helper in one line, and who is closer; or why there are no fewer.
 
         Where the means differ by less than 1 dB, both are called equally close. Else, if the helper
-        lost, it is said what to do.
+        lost, it is said what to do. Where one is NaN, nobody is called closer.
         """
         fewer, reason = self.fewer, self.fewer_left_out
         if fewer is None:
@@ -114,6 +114,8 @@ class Comparison(Contestant, Saved):
         theirs, ours = fewer.measures[0], self.measures[0]
         steps = f"{fewer.steps} of {self.about['steps']}"
         said = f"fewer steps at equal work ({steps}): {theirs.text()}, helper: {ours.text()}"
+        if math.isnan(theirs.mean) or math.isnan(ours.mean):
+            return f"{said}: {self.kind} with NaN cannot be compared, mend that first"
         if abs(theirs.mean - ours.mean) < CLEAR:
             return f"{said}: equally close, as they differ by less than {CLEAR:g} dB"
         if theirs.mean <= ours.mean:
