@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -156,3 +157,15 @@ def test_identical_results_stand_at_the_top_and_are_no_knee() -> None:
     sweep = made(settings=(same, *made().settings))
     assert curve_of(sweep).points[1].y == 1.0
     assert sweep.knee is sweep.settings[3]
+
+
+@pytest.mark.parametrize("worst", [math.nan, -math.inf])
+def test_what_has_no_quality_stands_at_the_bottom_and_hides_no_knee(worst: float) -> None:
+    """Regression: NaN stood at the top, as if identical, and nothing slower was on the curve."""
+    sweep = made()
+    broken = row(5, 0, psnr=(worst, worst))
+    found = made(settings=(*sweep.settings, broken))
+    curve = curve_of(found)
+    assert [point.y for point in curve.points if point.row is broken] == [0.0]
+    assert [y for _, y in curve.front] == [y for _, y in curve_of(sweep).front]
+    assert found.knee is sweep.knee is not None

@@ -42,7 +42,8 @@ class Point:
         row: What it is of.
         mark: Its number, or the steps of the plain pipeline.
         x: From the left, 0 to 1.
-        y: From the bottom, 0 to 1; identical results stand at the top.
+        y: From the bottom, 0 to 1; identical results stand at the top, those with NaN at the
+            bottom.
         is_knee: Whether it is the knee.
         aside: By how many strides it is drawn to the right of its place, or to the left where that
             is negative, so that it covers no other.
@@ -92,7 +93,9 @@ def curve_of(sweep: Sweep) -> Curve:
     x_ticks, y_ticks = ticks(min(1.0, *speeds), max(speeds)), ticks(min(finite), max(finite))
 
     def place(row: Row) -> Share:
-        y = share(row.quality, y_ticks) if math.isfinite(row.quality) else 1.0
+        y = 1.0 if row.quality == math.inf else 0.0
+        if math.isfinite(row.quality):
+            y = share(row.quality, y_ticks)
         return share(sweep.speed_of(row), x_ticks), y
 
     knee = sweep.knee

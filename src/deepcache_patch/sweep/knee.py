@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Final, TypeAlias
 
@@ -31,8 +32,12 @@ def rule_of(speed: str) -> str:
 
 
 def front_of(points: Sequence[SpeedQuality]) -> list[int]:
-    """The points that no other one beats or equals in both, the slowest first, by their places."""
-    order = sorted(range(len(points)), key=lambda place: points[place], reverse=True)
+    """The points that no other one beats or equals in both, the slowest first, by their places.
+
+    Those whose quality is NaN, or as low as can be, are left out.
+    """
+    known = [place for place in range(len(points)) if points[place][1] > -math.inf]
+    order = sorted(known, key=lambda place: points[place], reverse=True)
     front: list[int] = []
     for place in order:  # from the fastest; of those that are as fast, the best comes first
         if not front or points[place][1] > points[front[-1]][1]:

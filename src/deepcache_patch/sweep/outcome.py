@@ -4,6 +4,7 @@ as a table, a picture, JSON or a page. How it is made stands in `run`.
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -95,7 +96,10 @@ class Row(Contestant):
 
     @property
     def quality(self) -> float:
-        """The mean of the first measure: PSNR, or SNR of sounds. Infinite if all is identical."""
+        """The mean of the first measure: PSNR, or SNR of sounds. Infinite if all is identical.
+
+        NaN where something that was made has NaN.
+        """
         return self.measures[0].mean
 
     def __repr__(self) -> str:
@@ -177,12 +181,12 @@ class Sweep(Saved):
 
     @property
     def points(self) -> list[SpeedQuality]:
-        """Speed and quality of each setting that is not identical to plain: what has a knee."""
+        """Speed and quality of each setting of a finite quality, not identical to plain."""
         return [(self.speed_of(row), row.quality) for row in self._apart]
 
     @property
     def _apart(self) -> list[Row]:
-        return [row for row in self.settings if row.quality != float("inf")]
+        return [row for row in self.settings if math.isfinite(row.quality)]
 
     def beaten_by(self, row: Row) -> Row | None:
         """The plain pipeline with fewer steps at equal work, where it is closer than a setting.
