@@ -164,6 +164,14 @@ class Unprinted(Mine):
     __repr__ = object.__repr__
 
 
+def test_numbers_of_numpy_are_kept_as_those_of_python(tmp_path: Path) -> None:
+    """Regression: after minutes of work a row with such steps could not be written."""
+    lists = {"num_inference_steps": np.array([12, 10]), "interval": np.array([2])}
+    found = helper().sweep(**{**ASKED, **lists, "schedule": "default"}, repeats=1, folder=tmp_path)
+    told = json.loads(found.to_json())["settings"]
+    assert [(row["steps"], row["interval"]) for row in told] == [(12, 2), (10, 2)]
+
+
 def test_schedules_that_are_printed_alike_are_two_and_equal_ones_are_one() -> None:
     # Of two that were printed alike, one ran.
     two, three = Mine(2), Mine(3)

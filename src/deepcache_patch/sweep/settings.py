@@ -12,6 +12,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..compare.call_steps import LISTS, require_same_steps
 from ..compare.contest import Contest
 from ..errors import InvalidSettingError, no_such
@@ -135,7 +137,7 @@ def settings_of(
 
 
 def listed(name: str, value: Any) -> list[Any]:
-    """The values that are meant by one, or by several.
+    """The values that are meant by one, or by several; numbers of numpy as Python's own.
 
     Raises:
         InvalidSettingError: If there are none.
@@ -144,7 +146,7 @@ def listed(name: str, value: Any) -> list[Any]:
     values = list(value) if several and not isinstance(value, Schedule) else [value]
     if not values:
         raise InvalidSettingError(f"{name} is an empty list: give at least one")
-    return values
+    return [each.item() if isinstance(each, np.generic) else each for each in values]
 
 
 def require_fitting(settings: Iterable[SweepSetting], contest: Contest) -> None:
