@@ -24,6 +24,7 @@ from diffusers.schedulers import AysSchedules
 from deepcache_patch import DeepCacheHelper, Explicit, Plan, Uniform
 from deepcache_patch.compare import contest
 from deepcache_patch.compare import fewer as fewer_steps
+from deepcache_patch.compare.call_steps import timesteps_that_run
 from deepcache_patch.compare.fewer import LeftOutError, full_calls_worth, steps_of_equal_work
 from deepcache_patch.compare.grid import GAP, MARGIN
 from deepcache_patch.inspection.branches import Branch, Branches
@@ -203,6 +204,24 @@ def test_an_integer_of_numpy_is_a_number_of_steps() -> None:
     made = helper.compare(num_inference_steps=np.int64(12), **PROMPT)
     assert made.fewer.steps == helper.compare(num_inference_steps=12, **PROMPT).fewer.steps
     assert type(made.about["steps"]) is int
+
+
+def test_numbers_of_numpy_are_those_of_python_in_page_and_figures() -> None:
+    """Regression: the page said "float32 of ", and JSON had a text."""
+    helper = DeepCacheHelper(CASES["sd"].load(), schedule=Uniform(3))
+    call = {"num_inference_steps": np.int64(9), "guidance_scale": np.float32(4)}
+    made = helper.compare(**call, fewer_steps=False, **PROMPT)
+    told = json.loads(made.to_json())
+    assert (told["guidance_scale"], told["call"]["num_inference_steps"]) == (4.0, 9)
+    assert "<dt>guidance_scale</dt><dd>4.0</dd>" in made.to_html()
+
+
+def test_a_strength_of_numpy_leaves_out_steps_as_well() -> None:
+    """Regression: all steps were counted, and a schedule for those that run was refused."""
+    pipe = CASES["sd-img2img"].load()
+    call = {"image": picture(), "num_inference_steps": 20}
+    assert timesteps_that_run(pipe, {**call, "strength": np.float32(0.5)}) == 10
+    assert timesteps_that_run(pipe, {**call, "strength": np.float64(0.5)}) == 10
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
 import torch
 from huggingface_hub import try_to_load_from_cache
 from PIL import Image
@@ -81,7 +82,7 @@ def about(
         "device": {"type": str(device), "name": device_name(device)},
         "dtype": str(getattr(unet, "dtype", "unknown")).removeprefix("torch."),
         "steps": steps_of(pipe, call),
-        "guidance_scale": call.get("guidance_scale", default_of(pipe, "guidance_scale")),
+        "guidance_scale": _named(call.get("guidance_scale", default_of(pipe, "guidance_scale"))),
         "first": helper.first,
         "last": helper.last,
         "seeds": list(contest.seeds),
@@ -119,7 +120,12 @@ def model_file(pipe: Any, name: str) -> Path | None:
 
 
 def _named(value: Any) -> Any:
-    """An argument; for a picture, or for one picture many times, its file if that is known."""
+    """An argument; for a picture, or for one picture many times, its file if that is known.
+
+    A number of numpy is one of Python's.
+    """
+    if isinstance(value, np.generic):
+        return value.item()
     first = value[0] if isinstance(value, list) and value else value
     if not isinstance(first, Image.Image):
         return value

@@ -6,6 +6,8 @@ import operator
 from collections.abc import Mapping
 from typing import Any, Final
 
+import numpy as np
+
 from ..errors import InvalidSettingError
 from ..learning.calibrated_schedule import Calibrated
 from ..measuring.generation import accepted_arguments
@@ -41,7 +43,7 @@ def strength_of(pipe: Any, call: Mapping[str, Any]) -> float:
     strength = call.get("strength", default_of(pipe, "strength"))
     begins_later = any(call.get(name) is not None for name in BEGINS)
     is_whole = call.get("denoising_start") is not None or not begins_later
-    return 1 if is_whole or not isinstance(strength, float) else strength
+    return 1 if is_whole or not isinstance(strength, float | np.floating) else float(strength)
 
 
 def timesteps_that_run(pipe: Any, call: Mapping[str, Any]) -> int | None:
