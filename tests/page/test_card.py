@@ -41,6 +41,7 @@ def test_the_prompts_of_the_emoji_model_are_of_names_that_it_knows() -> None:
         "---\n- a list\n---\n",
         "---\ninference: false\nwidget: []\n---\n",
         "---\ninference:\n  parameters: 4\nwidget: a fox\n---\n",
+        "---\nwidget: true\n---\n",
         "---\nwidget:\n  - 1\n  - src: picture.png\n  - text: 4\n---\n",
         "---\ninference:\n  parameters:\n    guidance_scale: high\n    height: true\n---\n",
     ],

@@ -45,7 +45,8 @@ def card_of(pipe: Any) -> Card:
     given = inference.get("parameters") if isinstance(inference, dict) else None
     given = given if isinstance(given, dict) else {}
     examples = said.get("widget")
-    texts = [each.get("text") for each in examples or () if isinstance(each, dict)]
+    examples = examples if isinstance(examples, list) else []
+    texts = [each.get("text") for each in examples if isinstance(each, dict)]
     return Card(
         {name: given[name] for name in _NUMBERS if type(given.get(name)) in (int, float)},
         tuple(text for text in texts if isinstance(text, str) and text),
