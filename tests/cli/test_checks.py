@@ -20,6 +20,7 @@ from deepcache_patch.cli.mistakes import BadInputError
 from deepcache_patch.cli.request import PipelineRequest, require_within_reach
 from deepcache_patch.compare import run as comparison
 from deepcache_patch.schedules.window import Window
+from deepcache_patch.settings.by_name import PARAMETERS, branch_of, named_schedule
 
 pytestmark = pytest.mark.usefixtures("phases", "kept_tables")
 
@@ -392,6 +393,17 @@ def test_the_help_of_every_command_ends_with_an_example(capsys: Any) -> None:
         out = capsys.readouterr().out
         _, _, example = out.rpartition("\n  example")
         assert f":\n    deepcache-patch {command} " in example, out
+
+
+def test_the_help_names_the_branch_that_each_schedule_has_by_itself(capsys: Any) -> None:
+    """Regression: it said 0 of auto and adaptive, and of what calibrate makes."""
+    own = {name: branch_of(named_schedule(name)) for name in PARAMETERS}
+    assert {name for name in own if own[name] != -1} == {"uniform", "centred"}
+    assert own["uniform"] == own["centred"] == 0
+    for command in ("compare", "calibrate", "plan"):
+        assert main([command, "--help"]) == 0
+        told = " ".join(capsys.readouterr().out.split())
+        assert "(default: -1; for uniform and centred 0)" in told
 
 
 def test_the_examples_of_plan_run(capsys: Any) -> None:

@@ -292,7 +292,7 @@ branch: Decorator = click.option(
     type=branch_number,
     metavar="K",
     help="how much of the U-Net the other steps run: -1 none, 0 the outermost layers, higher "
-    "numbers more (default: -1 for noise-aware, else 0)",
+    "numbers more (default: -1; for uniform and centred 0)",
 )
 
 
