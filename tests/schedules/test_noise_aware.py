@@ -89,6 +89,20 @@ def test_more_protected_steps_than_the_budget_all_run_in_full():
     assert cheapest((2.0, 1.0, 0.0, -1.0), 1, frozenset({1, 3})) == (0, 1, 3)
 
 
+@pytest.mark.parametrize(
+    ("steps", "count", "protected"),
+    [(100, 30, range(30)), (200, 100, range(100)), (244, 40, [*range(17), *range(222, 244)])],
+    ids=["nothing beside them", "half of the steps", "both ends"],
+)
+def test_many_protected_steps_leave_wide_gaps_and_the_budget_holds(steps, count, protected):
+    """Regression: wider gaps than 64 steps were not looked for; then protected steps were missing
+    and others were full in their place, so that more ran in full than the budget allows.
+    """
+    found = cheapest(usual_levels(steps), count, frozenset(protected))
+    assert len(found) == count
+    assert {*found} >= {*protected}
+
+
 def test_the_plan_of_generations_that_are_alike_is_looked_for_once():
     levels = usual_levels(50)
     assert cheapest(levels, 20) is cheapest(tuple(levels), 20)
