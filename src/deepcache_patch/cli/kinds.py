@@ -22,7 +22,7 @@ else:  # which newer versions of click alone can subscribe
 _Number = TypeVar("_Number", int, float)
 
 #: Of pictures, pixels, steps: beyond, memory runs out before anything can be said.
-_LARGEST_COUNT: Final = 100_000
+_LARGEST_COUNT: Final = 10_000
 
 
 def positive(text: str) -> int:
