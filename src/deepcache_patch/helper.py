@@ -3,6 +3,7 @@
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from diffusers import DiffusionPipeline
@@ -13,7 +14,6 @@ from .learning.calibrate import calibrate
 from .learning.calibrated_schedule import Calibrated
 from .running.attachment import SWITCHING, Attachment
 from .running.locating.declared import declared_by
-from .running.pause import Pause
 from .running.pipeline.compiling import compile_in_place
 from .running.pipeline.owners import held_by, hold, release
 from .running.stats import LOGGER, LastGeneration, Stats
@@ -83,7 +83,7 @@ class DeepCacheHelper(Adjustable):
         InvalidSettingError: If an argument is out of range; the message names the range.
     """
 
-    __slots__ = ("_found", "_pause", "_was_kept")
+    __slots__ = ("_found", "_paused", "_was_kept")
 
     def __init__(
         self,
@@ -102,8 +102,8 @@ class DeepCacheHelper(Adjustable):
         warn_of_untested()
         self._found: list[bool] = []  # by each `with` block that is open: enabled or not
         self._was_kept = False  # by the pipeline, when it was disabled: see `switches`
-        self._pause = Pause()
-        attachment = Attachment(pipe, self._pause.is_on, weakref.ref(self))
+        self._paused = ContextVar("paused", default=False)  # of a thread or task
+        attachment = Attachment(pipe, self._paused.get, weakref.ref(self))
         given = {
             "interval": interval,
             "branch": branch,
@@ -219,8 +219,16 @@ class DeepCacheHelper(Adjustable):
         Raises:
             RuntimeError: If the block is left in another thread or task than it was entered in.
         """
-        with self._pause.block():
+        before = self._paused.set(True)
+        try:
             yield
+        finally:
+            try:
+                self._paused.reset(before)
+            except ValueError as error:
+                raise RuntimeError(
+                    "paused() was entered in another thread or asyncio task: leave it there, too"
+                ) from error
 
     def generation(
         self,

@@ -51,7 +51,7 @@ class FakeClock:
 
     def __enter__(self):
         type(self).runs += 1
-        self._paused = self.helper is not None and self.helper._pause.is_on()
+        self._paused = self.helper is not None and self.helper._paused.get()
         self._handles = [
             self._unet.register_forward_hook(lambda *_: self._add("_calls")),
             self._unet.mid_block.register_forward_hook(lambda *_: self._add("_full")),
@@ -514,7 +514,7 @@ class ByPlan:
 
     @property
     def seconds(self):
-        full = 6 if self.helper._pause.is_on() else len(self.helper.schedule.plan(6).full_steps)
+        full = 6 if self.helper._paused.get() else len(self.helper.schedule.plan(6).full_steps)
         return (full + (6 - full) * self.share) * type(self).noise()
 
 
