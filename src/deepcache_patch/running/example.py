@@ -5,7 +5,7 @@ from typing import Any, Final
 
 import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 #: Values that are kept as they are.
 PLAIN: Final = (bool, int, float, str, type(None), torch.dtype)
@@ -18,23 +18,12 @@ def example_of(arguments: Mapping[str, Any]) -> dict[str, Any] | None:
         `None` if there is something in them that is neither a plain value nor a plain tensor: it
         would be kept alive.
     """
-    try:
-        example: dict[str, Any] = tree_map(_without_values, dict(arguments))
-    except _KeptAliveError:
+    leaves, structure = tree_flatten(dict(arguments))
+    if not all(type(leaf) is torch.Tensor or isinstance(leaf, PLAIN) for leaf in leaves):
         return None
+    leaves = [on_meta(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+    example: dict[str, Any] = tree_unflatten(leaves, structure)
     return example
-
-
-class _KeptAliveError(Exception):
-    """Something is neither a plain value nor a plain tensor."""
-
-
-def _without_values(leaf: Any) -> Any:
-    if type(leaf) is torch.Tensor:
-        return on_meta(leaf)
-    if isinstance(leaf, PLAIN):
-        return leaf
-    raise _KeptAliveError
 
 
 def example_from_config(unet: Any) -> dict[str, Any] | None:
