@@ -7,6 +7,7 @@ when, is decided in `running`.
 
 import math
 import weakref
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -107,6 +108,9 @@ class StandIn(nn.Module):
         if self.feature is None:
             raise RuntimeError("the stand-in for the middle block was run without a deep feature")
         return self.feature.clone()
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        yield self  # ComfyUI does not call a block but runs its layers, one by one
 
 
 def first_tensor(output: Any) -> Any:

@@ -53,8 +53,7 @@ class OriginalAnatomy(Anatomy):
                 outs[-2 - tapped] = _TappedBlock(outs[-2 - tapped], recorder)
         swaps: list[Swap] = []
         if branch is not None:
-            middle = _StandInBlock(stand_in)
-            outs = outs[-1 - branch :]
+            middle, outs = stand_in, outs[-1 - branch :]
             shorten(swaps, self._unet, "input_blocks", list(self._unet.input_blocks)[: branch + 1])
         if middle is not self._unet.middle_block:
             swaps.append(Swap(self._unet, "middle_block", middle))
@@ -90,18 +89,3 @@ class _Record(nn.Module):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         self.recorder.latest = hidden_states.clone()
         return hidden_states
-
-
-class _StandInBlock(nn.Module):
-    """A block whose only layer is the stand-in."""
-
-    def __init__(self, stand_in: StandIn) -> None:
-        super().__init__()
-        self.stand_in = stand_in
-
-    def forward(self, *_args: Any, **_kwargs: Any) -> torch.Tensor:
-        feature: torch.Tensor = self.stand_in()
-        return feature
-
-    def __iter__(self) -> Iterator[nn.Module]:
-        yield self.stand_in
