@@ -135,7 +135,7 @@ def share_of(branches: Branches | BranchesOfEach, number: int) -> float | None:
 
 
 def branches_of_pipeline(
-    pipe: Any, examples: Mapping[nn.Module, Mapping[str, Any]]
+    pipe: Any, examples: Mapping[nn.Module, Mapping[str, Any] | None]
 ) -> Branches | BranchesOfEach:
     """The branches of each U-Net of a pipeline; of its only one, without its name.
 

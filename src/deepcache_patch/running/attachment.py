@@ -52,6 +52,7 @@ class Attachment:
     Attributes:
         unets: One for each U-Net; none while detached.
         controlnets: One for each ControlNet that is cut, too.
+        examples: What the last generation of each U-Net began with: see `example_of`.
     """
 
     def __init__(self, pipe: Any, paused: Callable[[], bool], installer: weakref.ref[Any]) -> None:
@@ -64,7 +65,7 @@ class Attachment:
         # Of what was detached.
         self._stats = Stats()
         self._last: dict[str, LastGeneration] = {}
-        self._examples: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
+        self.examples: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
 
     @property
     def holds(self) -> bool:
@@ -102,12 +103,6 @@ class Attachment:
         """How the last generation of each U-Net went, by component's name; as `stats`."""
         return self._last | _last_of(self.unets)
 
-    @property
-    def examples(self) -> Mapping[nn.Module, Mapping[str, Any]]:
-        """What each U-Net was called with last, without values."""
-        self._keep_examples(self.unets)
-        return self._examples
-
     def attach(self, anatomies: Mapping[nn.Module, Anatomy], new_guide: GuideFactory) -> None:
         """Send calls here; wait for those that are under way. If it fails, nothing is attached.
 
@@ -133,6 +128,7 @@ class Attachment:
                 paused=self._paused,
                 callers=callers,
                 declared=self._declarations.current,
+                examples=self.examples,
             )
             for unet, anatomy in anatomies.items()
         )
@@ -151,7 +147,6 @@ class Attachment:
         """Leave all modules as they were, let go of what was recorded; whether there was any."""
         unets, self.unets = self.unets, ()
         controlnets, self.controlnets = self.controlnets, ()
-        self._keep_examples(unets)
         for controlnet in controlnets:
             controlnet.detach()
         for unet in unets:
@@ -214,11 +209,6 @@ class Attachment:
         # What was compiled since calls what it was.
         parts = {each for part in modules_of(self._pipe).values() for each in layers_of(part)}
         return [each for each in unets if not (each.installed and each.unet in parts)]
-
-    def _keep_examples(self, unets: tuple[AttachedUNet, ...]) -> None:
-        for each in unets:
-            if each.example is not None:
-                self._examples[unwrapped(each.unet)] = each.example
 
     def _modules(self) -> set[nn.Module]:
         return {each.unet for each in self.unets} | {each.controlnet for each in self.controlnets}

@@ -6,7 +6,7 @@ generation are led through: the guide is asked, features are recorded and replay
 
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, NamedTuple, cast
 
@@ -80,10 +80,10 @@ class AttachedUNet:
         paused: Whether calls run plainly; asked for each of them.
         callers: Who may call the U-Net.
         declared: Gives the generation that the caller has declared, if it is in one.
+        examples: Gets what a generation begins with, by U-Net: see `example_of`.
 
     Attributes:
         stats: Counts since this was made.
-        example: What the last generation called it with, without values; or `None`.
     """
 
     def __init__(
@@ -97,6 +97,7 @@ class AttachedUNet:
         paused: Callable[[], bool],
         callers: Callers,
         declared: Callable[[], DeclaredGeneration | None],
+        examples: MutableMapping[nn.Module, dict[str, Any] | None],
     ) -> None:
         self.name = name
         self._unet = unwrapped(patch.module)
@@ -107,10 +108,10 @@ class AttachedUNet:
         self._paused = paused
         self._callers = callers
         self._declared = declared
+        self._examples = examples
         self._local = threading.local()
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         self.stats = Stats()
-        self.example: dict[str, Any] | None = None
         self._course: GenerationRecord | None = None
         self._outdated: GenerationRecord | None = None  # of the settings before
         self._warned_of_changes = False
@@ -266,7 +267,7 @@ class AttachedUNet:
         try:
             guide = self._lead(session, position)
             if position.step == position.order == 0:
-                self.example = example_of(arguments)
+                self._examples[self._unet] = example_of(arguments)
             # Where no call can be shallow, neither slots nor replaced blocks matter.
             if not guide.branches and not guide.observes:
                 output = self._unrecorded(session, invocation)
