@@ -14,7 +14,7 @@ from .learning.calibrate import calibrate
 from .learning.calibrated_schedule import Calibrated
 from .running.attachment import SWITCHING, Attachment
 from .running.locating.declared import declared_by
-from .running.pipeline.compiling import compile_in_place
+from .running.pipeline.components import compile_in_place
 from .running.pipeline.owners import held_by, hold, release
 from .running.stats import LOGGER, LastGeneration, Stats
 from .schedules.guide import AnySchedule

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from deepcache_patch.running.locating.declared_noise import DeclaredNoise
+from deepcache_patch.running.locating.declared import DeclaredNoise
 from deepcache_patch.schedules.context import Context
 from deepcache_patch.schedules.forecast import PREDICTIONS, Forecast
 from deepcache_patch.schedules.noise import ends_with, noise_levels

@@ -3,8 +3,7 @@
 `steps` locates a call, `timelines` finds its entry in a list of timesteps, and `strides` tells a
 loop that leaves entries out from calls of none. A person may declare a loop of their own:
 `declared` is what they gave, `declared_blocks` finds the calls that are within its `with` block,
-`declared_steps` takes the place of `steps`, and `declared_noise` that of the scheduler, where only
-noise levels are known.
+and `declared_steps` takes the place of `steps`.
 
 Who makes a call is known in `callers`, which of the calls of one step it is, in `slots`. Nothing
 else of `running` is needed here.

@@ -1,7 +1,8 @@
 """What a person declares of a generation whose loop is their own: `DeepCacheHelper.generation`.
 
-Here what is declared is checked and kept. Which calls are within the block is found in
-`declared_blocks`, and where a call of such a generation stands in `declared_steps`.
+Here what is declared is checked and kept; noise levels, in the place of the scheduler that would
+know them. Which calls are within the block is found in `declared_blocks`, and where a call of such
+a generation stands in `declared_steps`.
 """
 
 import asyncio
@@ -17,7 +18,6 @@ import torch
 from ...errors import InvalidSettingError, warn
 from ...schedules.forecast import PREDICTIONS
 from ...schedules.noise import timesteps_of
-from .declared_noise import DeclaredNoise
 from .timelines import SAME
 
 #: No sampler is known whose noise levels fall evenly from above this: EDM's begin at 80.
@@ -114,6 +114,26 @@ def _current_task() -> "asyncio.Task[Any] | None":
         return asyncio.current_task()
     except RuntimeError:  # no loop runs in this thread
         return None
+
+
+class DeclaredNoise:
+    """What stands for the scheduler of a loop of which only the noise levels are known.
+
+    Its timesteps are the noise levels themselves. It makes no steps: which method the sampler goes
+    by is not known, and what is learned by another one's steps makes the pictures worse.
+
+    Args:
+        sigmas: The noise's standard deviation at each step, where the data's is 1; falling, above
+            0.
+        prediction_type: What the U-Net's output means, one of `forecast.PREDICTIONS`, if it gets
+            x / sqrt(1 + sigma²); `None` if that is not known, and nothing can be forecast.
+    """
+
+    def __init__(self, sigmas: Sequence[float], prediction_type: str | None = None) -> None:
+        self.timesteps = torch.tensor(sigmas, dtype=torch.float64, device="cpu")
+        self.sigmas = self.timesteps
+        self.alphas_cumprod = 1 / (1 + self.sigmas**2)
+        self.config: dict[str, Any] = {"prediction_type": prediction_type}
 
 
 def declared_by(

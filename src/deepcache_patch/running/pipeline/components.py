@@ -1,4 +1,7 @@
-"""What a pipeline is made of: its U-Nets, what goes with them, and its schedulers."""
+"""What a pipeline is made of: its U-Nets, what goes with them, and its schedulers.
+
+How a patch stays outside of what is compiled here is known in `patching`.
+"""
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -10,9 +13,9 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from ...cutting.anatomy import dissect, is_controlnet, is_unet
-from ...errors import UnsupportedModelError
+from ...errors import InvalidSettingError, UnsupportedModelError
 from ...patching.call import whole
-from ...patching.wrappers import unwrapped
+from ...patching.wrappers import is_compiled_wrapper, layers_of, unwrapped
 
 
 def unets_of(pipe: Any) -> dict[str, nn.Module]:
@@ -73,6 +76,23 @@ def _is_whole(module: nn.Module, kind: Callable[[nn.Module], bool]) -> bool:
     """Whether the module is of the kind; cut, it might not look like it."""
     with whole(module):
         return kind(unwrapped(module))
+
+
+def compile_in_place(pipe: Any, **options: Any) -> None:
+    """Compile the U-Nets and ControlNets of a pipeline; see `DeepCacheHelper.compile`.
+
+    Raises:
+        InvalidSettingError: If one of them is `torch.compile`'s already; then none is compiled.
+    """
+    modules = list(dict.fromkeys([*unets_of(pipe).values(), *controlnets_of(pipe)]))
+    for module in modules:
+        if any(map(is_compiled_wrapper, layers_of(module))):
+            raise InvalidSettingError(
+                f"{type(unwrapped(module)).__name__} is wrapped by torch.compile already: "
+                "leave out one of the two"
+            )
+    for module in modules:
+        module.compile(**{"fullgraph": True, **options})
 
 
 def scheduler_getter(pipe: Any, name: str) -> Callable[[], list[Any]]:
