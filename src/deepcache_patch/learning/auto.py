@@ -15,7 +15,7 @@ from ..schedules.noise import ends_with
 from ..schedules.noise_aware import NoiseAware
 from ..schedules.plans import OUTPUT, OneBranch, Plan
 from ..schedules.replay import Replay
-from .calibrated_schedule import Calibrated, CalibratedGuide, ValidFor, load_all, save_all
+from .calibrated_schedule import Calibrated, ValidFor, load_all, save_all
 from .study import Study, StudyGuide
 
 #: With fewer full steps than these nothing is learned: what fits one picture does not carry over to
@@ -100,7 +100,7 @@ class Auto(OneBranch):
             if of in (None, unet) and (known.setting, known.entries) == (setting, plan):
                 if of is None:
                     self._compare_weights(known, context.unet)
-                return CalibratedGuide(known, context, replay)
+                return PlannedGuide(known, replay, context, weights=known.weights)
         return StudyGuide(Study(context, self.branch), lambda study: self._learn(study, plan, unet))
 
     def equals(self, other: Any) -> bool:

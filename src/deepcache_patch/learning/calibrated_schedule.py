@@ -13,7 +13,7 @@ from torch import nn
 
 from ..errors import InvalidSettingError, warn
 from ..schedules.context import Context
-from ..schedules.forecast import KEEP, Forecast, Weights
+from ..schedules.forecast import Weights
 from ..schedules.guide import PlannedGuide
 from ..schedules.plans import Explicit, Plan
 from ..schedules.replay import Replay
@@ -149,7 +149,7 @@ class Calibrated:
         here = ValidFor(described(unet), described(scheduler), self.setting.timesteps)
         self._refuse(here)
 
-    def begin(self, context: Context, replay: Replay) -> "CalibratedGuide":
+    def begin(self, context: Context, replay: Replay) -> PlannedGuide:
         """Lead through a generation; warns if its U-Net has other weights.
 
         Raises:
@@ -157,7 +157,7 @@ class Calibrated:
         """
         self._refuse(ValidFor.of(context))
         self.compare_weights(context.unet, "this calibrated schedule", "calibrate it anew")
-        return CalibratedGuide(self, context, replay)
+        return PlannedGuide(self, replay, context, weights=self.weights)
 
     def compare_weights(self, unet: nn.Module, name: str, cure: str) -> None:
         """Warn if a U-Net has other weights than the calibration was of; looked at once for each.
@@ -270,16 +270,6 @@ class Calibrated:
             f"set the scheduler first: pipe.scheduler = {kind}.from_config("
             f"schedule.setting.scheduler), where schedule is this one; or {anew}"
         )
-
-
-class CalibratedGuide(PlannedGuide):
-    """Goes by the plan of a calibrated schedule, and by its weights."""
-
-    def __init__(self, schedule: Calibrated, context: Context, replay: Replay) -> None:
-        super().__init__(schedule, replay, context)
-        if schedule.weights:
-            self.keep = KEEP
-            self._forecast = Forecast.of(context, weights=schedule.weights)
 
 
 def load_all(path: str | Path) -> list[Calibrated]:

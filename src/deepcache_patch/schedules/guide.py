@@ -10,7 +10,7 @@ import torch
 from ..cutting.features import Recorded
 from ..errors import DeepCacheWarning, InvalidSettingError
 from .context import Context, FinishedCall
-from .forecast import KEEP, Forecast
+from .forecast import KEEP, Forecast, Weights
 from .plans import FULL, OUTPUT, Explicit, Plan, PlanEntry, Schedule
 from .replay import Extrapolate, Replay
 from .window import NO_WINDOW, Window
@@ -83,15 +83,27 @@ AnySchedule: TypeAlias = Schedule | GuidingSchedule
 
 
 class ReplayGuide(Guide):
-    """One that makes features by a replay."""
+    """One that makes features by a replay, and outputs by a forecast where one is possible.
 
-    def __init__(self, context: Context, branches: tuple[int, ...], replay: Replay) -> None:
+    Without weights, only if the replay is to go on from what was; with them, whatever the replay.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        branches: tuple[int, ...],
+        replay: Replay,
+        *,
+        weights: Weights | None = None,
+    ) -> None:
         super().__init__(context.num_steps, branches, replay.keep)
         self._replay = replay
         # Read now, while nothing of this generation waits on the device.
         self._levels = context.levels if replay.keep > 1 else None
         self._forecast = None
-        if OUTPUT in branches and isinstance(replay, Extrapolate):
+        if weights:
+            self._forecast, self.keep = Forecast.of(context, weights=weights), KEEP
+        elif OUTPUT in branches and isinstance(replay, Extrapolate):
             self._forecast = Forecast.of(context, strength=replay.strength)
             if self._forecast is not None and len(branches) == 1:  # deep features are large
                 self.keep = KEEP
@@ -101,7 +113,7 @@ class ReplayGuide(Guide):
         return self._replay.feature(step, recorded, self._levels)
 
     def output(self, step: int, recorded: Sequence[Recorded], sample: torch.Tensor) -> torch.Tensor:
-        """The forecast, where the replay is to go on from what was."""
+        """The forecast, where there is one."""
         if self._forecast is None:
             return super().output(step, recorded, sample)
         return self._forecast.output(step, recorded, sample)
@@ -110,9 +122,16 @@ class ReplayGuide(Guide):
 class PlannedGuide(ReplayGuide):
     """Goes by the plan of a schedule."""
 
-    def __init__(self, schedule: Schedule, replay: Replay, context: Context) -> None:
+    def __init__(
+        self,
+        schedule: Schedule,
+        replay: Replay,
+        context: Context,
+        *,
+        weights: Weights | None = None,
+    ) -> None:
         self._plan = planned(schedule, context)
-        super().__init__(context, self._plan.branches, replay)
+        super().__init__(context, self._plan.branches, replay, weights=weights)
 
     def entry(self, step: int) -> PlanEntry:
         """The plan's."""
