@@ -10,9 +10,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import getitem, setitem
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import nn
+
+#: Where a network is cut for one call: the branch; `None` for a call that runs everything.
+CutAt: TypeAlias = int | None
 
 
 @dataclass(frozen=True)

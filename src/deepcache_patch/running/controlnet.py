@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ..cutting.anatomy import ControlNetAnatomy, dissect_controlnet
-from ..cutting.cut import Cut
+from ..cutting.cut import Cut, CutAt
 from ..cutting.origin import put_around
 from ..errors import UnsupportedModelError
 from ..patching.call import CallPatch, whole
@@ -120,7 +120,7 @@ class AttachedControlNet:
 
     def _branch(
         self, unet: AttachedUNet, anatomy: ControlNetAnatomy, arguments: dict[str, Any]
-    ) -> int | None:
+    ) -> CutAt:
         """Where to cut this call; `None` for a call in full."""
         # Not under this lock: the U-Net's may be held by a call that waits for this one.
         sample = arguments[anatomy.sample_name]

@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 
 import torch
 
+from ..cutting.cut import CutAt
 from ..cutting.features import FeatureKey, Recorded
 from ..errors import warn
 from ..schedules.context import Position
@@ -102,7 +103,7 @@ class FullOrShallow:
             return None
         return position
 
-    def branch(self, session: Session, call: Call) -> tuple[int | None, Sequence[Recorded]]:
+    def branch(self, session: Session, call: Call) -> tuple[CutAt, Sequence[Recorded]]:
         """The branch and what there is to replay, the newest first; of a full call `None` and none.
 
         Full is what the guide says is full, and whatever has no feature of its own to replay: the
@@ -131,7 +132,7 @@ class FullOrShallow:
                 return None, ()
         return entry, recorded
 
-    def coming(self, session: Session, timestep: Any, sample: torch.Tensor) -> int | None:
+    def coming(self, session: Session, timestep: Any, sample: torch.Tensor) -> CutAt:
         """The branch of the coming call, as far as it can be foreseen; `None` for one in full.
 
         Args:

@@ -5,6 +5,7 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
+from ..cutting.cut import CutAt
 from ..schedules.context import Position
 from ..schedules.plans import FULL, Plan, PlanEntry
 
@@ -98,7 +99,7 @@ class GenerationRecord:
         self._start = self._end = time.perf_counter()
         self._over = False
 
-    def called(self, position: Position, branch: int | None) -> None:
+    def called(self, position: Position, branch: CutAt) -> None:
         """A call of a step is over; `branch` is `None` if it ran in full."""
         step, self._num_steps = position.step, position.num_steps
         self._end = time.perf_counter()

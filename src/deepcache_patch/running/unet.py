@@ -15,6 +15,7 @@ from torch import nn
 
 from ..cutting.anatomy import Anatomy
 from ..cutting.answer import Answer
+from ..cutting.cut import CutAt
 from ..cutting.features import FeatureKey, Recorded
 from ..errors import ChangedResidualsError, warn
 from ..patching.call import CallPatch
@@ -187,7 +188,7 @@ class AttachedUNet:
             self._doubts.add(doubt.kind)
             warn(doubt.text)
 
-    def foresee(self, timestep: Any, sample: torch.Tensor, source: Source) -> int | None:
+    def foresee(self, timestep: Any, sample: torch.Tensor, source: Source) -> CutAt:
         """The branch of the coming call, for a ControlNet that is called before it.
 
         What comes may still run in full, if it turns out to be another call than it seems.
@@ -409,7 +410,7 @@ class AttachedUNet:
         self._course = session.course = GenerationRecord(self.name)
 
     def _completed(
-        self, session: Session, branch: int | None, arguments: dict[str, Any]
+        self, session: Session, branch: CutAt, arguments: dict[str, Any]
     ) -> dict[str, Any] | None:
         """The arguments with all residuals that the call needs, if a cut ControlNet gave fewer.
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ..cutting.anatomy import Anatomy, dissect
-from ..cutting.cut import Cut
+from ..cutting.cut import Cut, CutAt
 from ..cutting.features import Recorder, StandIn
 from ..schedules.plans import OUTPUT
 from .watching.observers import observer_of
@@ -37,7 +37,7 @@ class UNetCuts:
         self.anatomy = anatomy
         self._stand_in = StandIn()
         self._recorders: dict[int, Recorder] = {}
-        self._cuts: dict[tuple[int | None, tuple[int, ...]], Cut] = {}
+        self._cuts: dict[tuple[CutAt, tuple[int, ...]], Cut] = {}
         # All the U-Net's modules, once they were looked for, and the attributes of those that may
         # get a hook: that is looked for in each call.
         self._parts: Parts | None = None
@@ -97,7 +97,7 @@ class UNetCuts:
         return self._parts
 
     def applied(
-        self, branch: int | None, tapped: tuple[int, ...], feature: torch.Tensor | None
+        self, branch: CutAt, tapped: tuple[int, ...], feature: torch.Tensor | None
     ) -> AbstractContextManager[None]:
         """Make the U-Net what one call shall see, for the length of a `with` block.
 
@@ -109,7 +109,7 @@ class UNetCuts:
         cut = self._cut(branch, tapped)
         return cut.applied() if branch is None else self._replaying(cut, feature)
 
-    def _cut(self, branch: int | None, tapped: tuple[int, ...] = ()) -> Cut:
+    def _cut(self, branch: CutAt, tapped: tuple[int, ...] = ()) -> Cut:
         if (branch, tapped) not in self._cuts:
             recorders = {each: self._recorders[each] for each in tapped}
             self._cuts[branch, tapped] = self.anatomy.cut(branch, self._stand_in, recorders)

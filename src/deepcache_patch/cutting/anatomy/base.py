@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from ...errors import InvalidSettingError, UnsupportedModelError
-from ..cut import Cut
+from ..cut import Cut, CutAt
 from ..features import Recorder, StandIn
 from ..origin import put_around, runs_known_code
 
@@ -215,7 +215,7 @@ class Anatomy(Dissected, ABC):
         return cls._has_parts(model) and cls._takes_arguments(model)
 
     @abstractmethod
-    def cut(self, branch: int | None, stand_in: StandIn, recorders: Mapping[int, Recorder]) -> Cut:
+    def cut(self, branch: CutAt, stand_in: StandIn, recorders: Mapping[int, Recorder]) -> Cut:
         """What one kind of call needs.
 
         Args:

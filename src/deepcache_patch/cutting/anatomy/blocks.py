@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..cut import Cut
+from ..cut import Cut, CutAt
 from ..features import Recorder, StandIn
 from .layered import DownPath, LayeredAnatomy
 
@@ -30,7 +30,7 @@ class BlockAnatomy(LayeredAnatomy):
     def __init__(self, unet: nn.Module) -> None:
         super().__init__(unet, DownPath(unet))
 
-    def cut(self, branch: int | None, stand_in: StandIn, recorders: Mapping[int, Recorder]) -> Cut:
+    def cut(self, branch: CutAt, stand_in: StandIn, recorders: Mapping[int, Recorder]) -> Cut:
         """What one kind of call needs; see `Anatomy.cut`."""
         return Cut(self._swaps(branch, stand_in, self._taps(recorders)))
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from ..cut import Cut, Swap, shorten
+from ..cut import Cut, CutAt, Swap, shorten
 from ..features import Recorder, StandIn, Tap
 from .base import Anatomy, cannot_cut
 
@@ -57,7 +57,7 @@ class CascadeAnatomy(_ScaledAnatomy):
                 raise cannot_cut(unet, f"it has {len(parts)} {name} for {self._levels} levels")
         self._found([unet, *lists.values()])
 
-    def cut(self, branch: int | None, stand_in: StandIn, recorders: Mapping[int, Recorder]) -> Cut:
+    def cut(self, branch: CutAt, stand_in: StandIn, recorders: Mapping[int, Recorder]) -> Cut:
         """What one kind of call needs; see `Anatomy.cut`."""
         down = {name: list(getattr(self._unet, name)) for name in _DOWN}
         up = {name: list(getattr(self._unet, name)) for name in _UP}
@@ -100,7 +100,7 @@ class WuerstchenAnatomy(_ScaledAnatomy):
             raise cannot_cut(unet, "an up level below the highest does not end with what scales up")
         self._found([unet, self._unet.down_blocks, self._unet.up_blocks, *ups, mappers])
 
-    def cut(self, branch: int | None, stand_in: StandIn, recorders: Mapping[int, Recorder]) -> Cut:
+    def cut(self, branch: CutAt, stand_in: StandIn, recorders: Mapping[int, Recorder]) -> Cut:
         """What one kind of call needs; see `Anatomy.cut`."""
         swaps: list[Swap] = []
         for tapped, recorder in recorders.items():

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..cut import Cut, Swap, shorten
+from ..cut import Cut, CutAt, Swap, shorten
 from ..features import Recorder, StandIn
 from .base import cannot_cut, has_lists
 from .layered import DownPath, LayeredAnatomy
@@ -47,7 +47,7 @@ class ControlNetXSAnatomy(LayeredAnatomy):
             has_lists(block, "base_resnets") for block in model.down_blocks
         )
 
-    def cut(self, branch: int | None, stand_in: StandIn, recorders: Mapping[int, Recorder]) -> Cut:
+    def cut(self, branch: CutAt, stand_in: StandIn, recorders: Mapping[int, Recorder]) -> Cut:
         """What one kind of call needs; see `Anatomy.cut`."""
         return Cut(self._swaps(branch, _BothPaths(stand_in), self._taps(recorders)))
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from ...errors import UnsupportedModelError
-from ..cut import Swap, shorten
+from ..cut import CutAt, Swap, shorten
 from ..features import Recorder, Tap
 from .base import Anatomy, cannot_cut, do_not_add_up, with_blocks
 
@@ -108,7 +108,7 @@ class LayeredAnatomy(Anatomy):
         return getattr(self._unet, "mid_block", None)
 
     def _swaps(
-        self, branch: int | None, stand_in: nn.Module, taps: Mapping[Any, nn.Module]
+        self, branch: CutAt, stand_in: nn.Module, taps: Mapping[Any, nn.Module]
     ) -> list[Swap]:
         """What makes one kind of call; see `Anatomy.cut`.
 

@@ -17,7 +17,7 @@ from diffusers.models.unets.unet_2d_blocks import (
 )
 from torch import nn
 
-from ..cut import Cut, Swap, shorten
+from ..cut import Cut, CutAt, Swap, shorten
 from ..features import Recorder, StandIn, Tap
 from .base import Anatomy, cannot_cut, do_not_add_up, with_blocks
 
@@ -46,7 +46,7 @@ class LevelAnatomy(Anatomy):
             raise cannot_cut(unet, "there is nothing below its topmost level")
         self._found(with_blocks(unet, "down_blocks", "up_blocks"))
 
-    def cut(self, branch: int | None, stand_in: StandIn, recorders: Mapping[int, Recorder]) -> Cut:
+    def cut(self, branch: CutAt, stand_in: StandIn, recorders: Mapping[int, Recorder]) -> Cut:
         """What one kind of call needs; see `Anatomy.cut`."""
         producers = {self._producer(tapped): recorder for tapped, recorder in recorders.items()}
         taps = {producer: Tap(producer, recorder) for producer, recorder in producers.items()}

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..cut import Cut, Swap, shorten
+from ..cut import Cut, CutAt, Swap, shorten
 from ..features import Recorder, StandIn, Tap
 from .base import Anatomy, cannot_cut, do_not_add_up
 
@@ -56,7 +56,7 @@ class HunyuanAnatomy(Anatomy):
         """Whether the model has these parts, and blocks that may have a layer for a skip."""
         return super().fits(model) and all(hasattr(block, "skip_linear") for block in model.blocks)
 
-    def cut(self, branch: int | None, stand_in: StandIn, recorders: Mapping[int, Recorder]) -> Cut:
+    def cut(self, branch: CutAt, stand_in: StandIn, recorders: Mapping[int, Recorder]) -> Cut:
         """What one kind of call needs; see `Anatomy.cut`."""
         blocks = list(self._blocks)
         for tapped, recorder in recorders.items():
@@ -129,7 +129,7 @@ class UViTAnatomy(Anatomy):
         self.branches = range(self.num_skips)
         self._found([unet, self._core, ins, outs, *outs])
 
-    def cut(self, branch: int | None, stand_in: StandIn, recorders: Mapping[int, Recorder]) -> Cut:
+    def cut(self, branch: CutAt, stand_in: StandIn, recorders: Mapping[int, Recorder]) -> Cut:
         """What one kind of call needs; see `Anatomy.cut`."""
         core = self._core
         swaps: list[Swap] = []

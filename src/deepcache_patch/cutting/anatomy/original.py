@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..cut import Cut, Swap, shorten
+from ..cut import Cut, CutAt, Swap, shorten
 from ..features import Recorder, StandIn, Tap
 from .base import Anatomy, cannot_cut, do_not_add_up
 
@@ -43,7 +43,7 @@ class OriginalAnatomy(Anatomy):
             raise cannot_cut(unet, reason)
         self._found([unet, ins, outs])
 
-    def cut(self, branch: int | None, stand_in: StandIn, recorders: Mapping[int, Recorder]) -> Cut:
+    def cut(self, branch: CutAt, stand_in: StandIn, recorders: Mapping[int, Recorder]) -> Cut:
         """What one kind of call needs; see `Anatomy.cut`."""
         outs, middle = list(self._unet.output_blocks), self._unet.middle_block
         for tapped, recorder in recorders.items():

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from ...errors import UnsupportedModelError
-from ..cut import Cut, Swap
+from ..cut import Cut, CutAt, Swap
 from ..features import Around, Recorder, StandIn, Tap
 from .base import cannot_cut
 from .layered import DownPath, LayeredAnatomy
@@ -54,7 +54,7 @@ class SecondStreamAnatomy(LayeredAnatomy):
             _has_stream(block) for block in chain(model.down_blocks, model.up_blocks)
         )
 
-    def cut(self, branch: int | None, stand_in: StandIn, recorders: Mapping[int, Recorder]) -> Cut:
+    def cut(self, branch: CutAt, stand_in: StandIn, recorders: Mapping[int, Recorder]) -> Cut:
         """What one kind of call needs; see `Anatomy.cut`."""
         taps = self._taps(recorders)
         lowest, source = (None, None) if branch is None else self._lowest(branch)
