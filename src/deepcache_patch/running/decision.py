@@ -121,7 +121,7 @@ class FullOrShallow:
             self.warn(
                 f"{named} is another at each step, and what was recorded is of the one before"
             )
-        recorded = self.to_replay(session, slot)
+        recorded = self.to_replay(session, slot, entry)
         if not recorded or slot.is_earlier:
             return None, ()
         if recorded[0].key != FeatureKey.of(call.sample):
@@ -152,23 +152,21 @@ class FullOrShallow:
             return None
         # This is kept: the U-Net's call will find that the step was entered.
         session.enter(guide, position.step)
-        slot = session.slots.at(position.order)
-        recorded = self.to_replay(session, slot) if slot is not None else ()
-        likely = recorded and recorded[0].key.is_like(sample)
-        return session.entry if likely and session.entry != FULL else None
+        entry, slot = session.entry, session.slots.at(position.order)
+        if entry == FULL or slot is None:
+            return None
+        recorded = self.to_replay(session, slot, entry)
+        return entry if recorded and recorded[0].key.is_like(sample) else None
 
-    def to_replay(self, session: Session, slot: Slot) -> Sequence[Recorded]:
-        """What there is to replay in a shallow call; nothing if it must be a full one."""
-        entry = session.entry
-        if entry == FULL:
-            return ()
-        recorded = session.cache.get(slot.number, entry)
+    def to_replay(self, session: Session, slot: Slot, branch: int) -> Sequence[Recorded]:
+        """What there is to replay in a call that is cut there; nothing if it must be a full one."""
+        recorded = session.cache.get(slot.number, branch)
         if not recorded or recorded[0].step < session.replayable_from:
             return ()
-        asked = (entry, self._cuts.revision)
+        asked = (branch, self._cuts.revision)
         if asked not in session.watched:
-            session.watched[asked] = self._cuts.watcher(entry)
-        reason = session.watched[asked] or self._proof.doubt(entry)
+            session.watched[asked] = self._cuts.watcher(branch)
+        reason = session.watched[asked] or self._proof.doubt(branch)
         if reason is not None:
             self.warn(reason)
             return ()
