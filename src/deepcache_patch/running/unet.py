@@ -295,7 +295,7 @@ class AttachedUNet:
         branch, recorded = self._decision.branch(session, call)
         feature = output = None
         if branch == OUTPUT:
-            output = _forecast(call, recorded)
+            output = _answer_without_running(call, recorded)
         elif branch is not None:
             feature = guide.feature(position.step, branch, recorded)
         del recorded  # or the traceback of an error would keep all of it
@@ -483,7 +483,7 @@ class AttachedUNet:
             self.stats = replace(self.stats, cache_nbytes=held)
 
 
-def _forecast(call: Call, recorded: Sequence[Recorded]) -> Any:
+def _answer_without_running(call: Call, recorded: Sequence[Recorded]) -> Any:
     """What a call above the output returns: the guide's output, in what the U-Net returned."""
     made = call.guide.output(call.position.step, recorded, call.sample)
     answer: Any = recorded[0].answer  # what has none is not replayed
