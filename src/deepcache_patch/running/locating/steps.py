@@ -140,6 +140,8 @@ class StepTracker:
 
     def doubt(self) -> Doubt | None:
         """`None`: nobody has declared which steps there are, so they cannot be others."""
+        # Only for the interface of both trackers: what asks is `AttachedUNet.end`, and the sessions
+        # that it ends are declared ones, which have `DeclaredSteps`.
         return None
 
     def _goes_on(self, stride: Stride) -> bool:
