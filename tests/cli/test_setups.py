@@ -27,7 +27,7 @@ from deepcache_patch.cli.loras import lora as typed_lora
 from deepcache_patch.cli.main import main
 from deepcache_patch.cli.request import PipelineRequest
 from deepcache_patch.compare import run as comparison
-from deepcache_patch.compare.about import LORA_FILES
+from deepcache_patch.compare.about import LORA_FILES, MODEL_FILES
 
 pytestmark = pytest.mark.usefixtures("phases", "kept_tables")
 
@@ -228,6 +228,7 @@ def test_a_variant_is_loaded(tmp_path: Path, asked: dict[str, Any]) -> None:
     pipe.save_pretrained(tmp_path / "sd", variant="fp16")
     compare(tmp_path / "sd", "--variant", "fp16", "--dtype", "float16")
     assert torch.equal(asked["pipe"].unet.conv_in.bias, pipe.unet.conv_in.bias)
+    assert getattr(asked["pipe"], MODEL_FILES) == {"variant": "fp16"}
 
 
 def test_a_variant_that_there_is_not(capsys: pytest.CaptureFixture[str]) -> None:
@@ -253,6 +254,7 @@ def test_a_revision_is_asked_of_the_hub_and_refused_for_a_folder(
     compare("somebody/model", "--revision", "v1.1")
     assert wanted == [("somebody/model", "v1.1", None)]
     assert asked["pipe"].name_or_path == "somebody/model"
+    assert getattr(asked["pipe"], MODEL_FILES) == {"revision": "v1.1"}
 
     phases.clear()
     capsys.readouterr()

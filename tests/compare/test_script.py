@@ -34,7 +34,13 @@ from deepcache_patch import (
     Plan,
     Uniform,
 )
-from deepcache_patch.compare.about import LORA_FILES, PICTURE_FILE, PictureFile, about
+from deepcache_patch.compare.about import (
+    LORA_FILES,
+    MODEL_FILES,
+    PICTURE_FILE,
+    PictureFile,
+    about,
+)
 from deepcache_patch.compare.script import python_of
 from deepcache_patch.page.runner import Runner
 
@@ -67,6 +73,12 @@ def set_up(pipe: Any) -> list[str]:
     """The lines by which the pipeline is made, but for the first."""
     lines = python_of(about_of(pipe)).splitlines()
     return [line for line in lines if line.startswith("pipe")][1:]
+
+
+def test_the_files_of_the_model_that_were_asked_for_are_asked_for_again(pipe: Any) -> None:
+    setattr(pipe, MODEL_FILES, {"variant": "fp16", "revision": "v1.1"})
+    (line,) = (each for each in python_of(about_of(pipe)).splitlines() if "from_pre" in each)
+    assert line.endswith(", variant='fp16', revision='v1.1', dtype=torch.float32).to('cpu')")
 
 
 # --- it makes the same --------------------------------------------------------------------------

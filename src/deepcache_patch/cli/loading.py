@@ -14,6 +14,7 @@ from typing import Any
 import diffusers
 import torch
 
+from ..compare.about import MODEL_FILES
 from ..errors import first_line
 from ..measuring.generation import accepted_arguments, with_inner
 from .files import model_folder
@@ -105,6 +106,8 @@ def load_pipeline(
             reason = f"it has no weights of --variant {variant}: leave the option out"
         raise ValueError(f"{model} cannot be loaded: {reason}") from error
     pipe.register_to_config(_name_or_path=str(folder) if local else model)
+    asked = {"variant": variant, "revision": revision}
+    setattr(pipe, MODEL_FILES, {name: each for name, each in asked.items() if each is not None})
     if pipe.dtype != dtype:  # older versions of diffusers do not know the argument by this name
         pipe.to(dtype=dtype)
     return pipe.to(device)

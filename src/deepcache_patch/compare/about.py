@@ -25,6 +25,9 @@ from .call_steps import default_of, steps_of
 if TYPE_CHECKING:
     from .contest import Contest
 
+#: Where a pipeline says which of the model's files were asked for: diffusers does not.
+MODEL_FILES: Final = "_deepcache_patch_model_files"
+
 #: Where a pipeline says from which files its adapters came: diffusers does not.
 LORA_FILES: Final = "_deepcache_patch_lora_files"
 
@@ -74,6 +77,7 @@ def about(
     }
     return {
         "model": getattr(pipe, "name_or_path", None) or type(pipe).__name__,
+        "model_files": dict(getattr(pipe, MODEL_FILES, {})),
         "pipeline": type(pipe).__name__,
         "scheduler": scheduler_name.removesuffix("Scheduler"),
         "scheduler_settings": _changed_settings(pipe),

@@ -73,7 +73,9 @@ def _pipeline(about: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     place = "" if about.get("offload") else f".to({about['device']['type']!r})"
     # The one name is not known before diffusers 0.40, and the other is deprecated from there on.
     name = "dtype" if Version(diffusers.__version__).release >= (0, 40) else "torch_dtype"
-    lines = [f"pipe = {kind}.from_pretrained({model}, {name}=torch.{about['dtype']}){place}"]
+    files = _arguments(about.get("model_files", {}))
+    given = ", ".join([model, *files, f"{name}=torch.{about['dtype']}"])
+    lines = [f"pipe = {kind}.from_pretrained({given}){place}"]
     changed = about.get("scheduler_settings")
     classes = [kind]
     if changed is not None and scheduler in theirs:
