@@ -47,10 +47,10 @@ def astray():
 
 def test_before_the_first_call_nothing_is_known():
     tracker = StepTracker()
-    assert (tracker.length, tracker.unclear, tracker.remaining()) == (None, None, None)
+    assert (tracker.unclear, tracker.remaining()) == (None, None)
     tracker.locate(LONG[0], LONG)
     tracker.reset()
-    assert (tracker.length, tracker.unclear, tracker.remaining()) == (None, None, None)
+    assert (tracker.unclear, tracker.remaining()) == (None, None)
 
 
 def test_what_has_a_position_or_is_of_no_loop_is_not_unclear():

@@ -70,6 +70,7 @@ def test_a_shallow_step_is_the_top_of_the_unet_on_the_recorded_feature():
     # the up path on the feature of the last full step, with this step's timestep.
     unet = unet2d_condition()
     first, second = inputs2d_condition(seed=1), inputs2d_condition(seed=2)
+    second["encoder_hidden_states"] = first["encoder_hidden_states"]  # or it is another prompt
     layer = unet.up_blocks[-1]
     features = []
     handle = layer.attentions[1].register_forward_hook(

@@ -23,11 +23,9 @@ class Walk:
     def __init__(self):
         self.slots, self.over = Slots(itertools.count()), []
 
-    def step(self, *calls, is_short=False):
+    def step(self, *calls):
         self.over = self.slots.next_step()
-        self.found = [
-            self.slots.of(order, each, is_short=is_short) for order, each in enumerate(calls)
-        ]
+        self.found = [self.slots.of(order, each) for order, each in enumerate(calls)]
         return [each.number for each in self.found]
 
 
@@ -156,52 +154,43 @@ def test_what_was_the_same_in_two_steps_is_not_taken_for_made_anew():
     assert walk.step(given(text())) == [1]
 
 
-def test_what_has_changed_is_not_the_same_in_two_steps_any_more():
+def test_another_slot_does_not_know_what_was_the_same_in_two_steps():
     walk, a = Walk(), text()
-    for each in (a, a, text()):
-        assert walk.step(given(each), is_short=True) == [0]
-    del each
-    assert walk.step(given(text())) == [0]
-
-
-# --- lists of two steps -------------------------------------------------------------------------
-
-
-def test_two_steps_are_too_few_to_tell_another_from_one_made_anew():
-    walk, a, b = Walk(), text(), text()
-    assert walk.step(given(a), is_short=True) == [0]
-    assert walk.step(given(b, pooled=text()), is_short=True) == [0]
-
-
-def test_what_another_was_taken_for_there_was_not_let_go_of_late():
-    # As one of a list of two steps that goes on, with a list that is not.
-    walk, a, b = Walk(), text(), text()
-    walk.step(given(a), is_short=True)
-    walk.step(given(b), is_short=True)
-    del a
+    assert [walk.step(given(each)) for each in (a, a, text())] == [[0], [0], [1]]
     assert walk.step(given(text())) == [1]
+
+
+# --- the second step ----------------------------------------------------------------------------
+
+
+def test_another_prompt_is_another_slot_in_the_second_step_already():
+    walk, a, b = Walk(), text(), text()
+    assert walk.step(given(a)) == [0]
+    assert walk.step(given(b, pooled=text())) == [1]
+    assert walk.found[0].differing == ("pooled", "text")
+
+
+def test_what_was_kept_in_the_second_step_is_not_let_go_of_late():
+    walk, a, b = Walk(), text(), text()
+    walk.step(given(a))
+    walk.step(given(b))
+    del a
+    assert walk.step(given(text())) == [2]
     assert b is not None
-
-
-def test_a_list_is_no_short_one_unless_that_is_said():
-    slots, a, b = Slots(itertools.count()), text(), text()
-    slots.of(0, given(a))
-    slots.next_step()
-    assert slots.of(0, given(b)).number == 1
 
 
 def test_of_several_calls_in_two_steps_each_is_known_by_what_it_is_given():
     walk, prompts = Walk(), [text() for _ in range(3)]
-    walk.step(given(prompts[0]), given(prompts[1]), is_short=True)
-    assert walk.step(given(prompts[2]), is_short=True) == [2]
+    walk.step(given(prompts[0]), given(prompts[1]))
+    assert walk.step(given(prompts[2])) == [2]
 
 
 @pytest.mark.parametrize("what", ["place", "hooks"])
-def test_another_place_or_other_hooks_are_another_slot_in_two_steps_too(what):
+def test_another_place_or_other_hooks_are_another_slot_in_the_second_step_already(what):
     walk, a, canvas = Walk(), text(), torch.zeros(6)
     later = given(a, canvas[1:3]) if what == "place" else given(a, canvas[:2], hooks=("a",))
-    walk.step(given(a, canvas[:2]), is_short=True)
-    assert walk.step(later, is_short=True) == [1]
+    walk.step(given(a, canvas[:2]))
+    assert walk.step(later) == [1]
 
 
 # --- the place of the sample --------------------------------------------------------------------

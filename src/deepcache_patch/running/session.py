@@ -122,7 +122,7 @@ class Session:
     ) -> Slot:
         """The slot of a call, by what it is given, and by the hooks that are there; see `slots`."""
         given = marks(sample, conditioning, hooks)
-        return self.slots.of(position.order, given, is_short=self.tracker.length == 2)
+        return self.slots.of(position.order, given)
 
     def called(self, position: Position, slot: Slot | None = None) -> None:
         """A call is over; in the last step, let go of what only it and those before it needed.

@@ -187,7 +187,6 @@ class Slot:
             if old is not None and old.is_of(new):
                 self._steady.add(name)
                 continue
-            self._steady.discard(name)
             self._before.pop(name, None)
             if old is not None and old.outlives(new):
                 self._before[name] = old
@@ -241,13 +240,12 @@ class Slots:
         self._slots.sort(key=lambda each: each.order)
         return [each.number for each in over]
 
-    def of(self, order: int, given: Mapping[str, _Mark], *, is_short: bool = False) -> Slot:
+    def of(self, order: int, given: Mapping[str, _Mark]) -> Slot:
         """The slot of a call; a new one if no other is given the same.
 
         Args:
             order: Which call of its step it is, from 0.
             given: What the call is given, by `marks`.
-            is_short: Whether the list that the generation goes by has two steps.
         """
         # Several may be given the same: then those of this step are those of the last, in order.
         for slot in self._slots:
@@ -258,16 +256,13 @@ class Slots:
         found, at_order = None, self._by_order.get(order)
         differing: tuple[str, ...] = ()
         if at_order is not None and not at_order.is_called:
-            is_alone = len(self._slots) == 1
             # Calls before this one have gone on to the place that it should have then, too.
             is_one_sample = all(
                 each.place.is_of(given[_PLACE] if each.is_called else at_order.place)
                 for each in self._slots
             )
             differing = at_order.differs(given, is_one_sample=is_one_sample)
-            # Two steps are too few to tell what is another from what is made anew.
-            as_planned = is_short and is_alone and not {_PLACE, _HOOKS} & {*differing}
-            found = at_order if as_planned or not differing else None
+            found = None if differing else at_order
         if found is not None:
             found.call(order, given)
         else:

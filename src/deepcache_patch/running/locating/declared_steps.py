@@ -72,11 +72,6 @@ class DeclaredSteps:
         self._first: int | None = None
         self._order = self._calls_before = 0
 
-    @property
-    def length(self) -> int:
-        """How many steps were declared; 0 before the first call."""
-        return len(self._values)
-
     def runs_on(self, timesteps: torch.Tensor | None) -> bool:
         """Whether the generation goes by this very list."""
         return same_timeline(self._timeline, timesteps)

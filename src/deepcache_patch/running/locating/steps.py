@@ -66,11 +66,6 @@ class StepTracker:
         self._strides = Strides()
         self._astray = False
 
-    @property
-    def length(self) -> int | None:
-        """How many entries the current generation's list has, before its first step and after."""
-        return self._length
-
     def runs_on(self, timesteps: torch.Tensor | None) -> bool:
         """Whether the current generation goes by this very list."""
         return same_timeline(self._timeline, timesteps)
