@@ -111,6 +111,20 @@ def test_the_script_makes_each_picture_of_a_comparison_with_its_prompt(pipe: Any
         assert np.abs(apart).max() <= 1
 
 
+def test_noise_that_no_generator_gives_is_that_of_the_comparison(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The LDM pipelines hand the scheduler no generator, so the script made other pictures.
+    monkeypatch.chdir(tmp_path)
+    with_scheduler(CASES["ldm"].load(), "euler-ancestral").save_pretrained("model")
+    pipe = DiffusionPipeline.from_pretrained("model")
+    found = DeepCacheHelper(pipe, interval=3).compare(
+        seeds=[3], num_inference_steps=12, fewer_steps=False
+    )
+    exec(compile(python_of(found.about), "script", "exec"), {})
+    assert np.array_equal(Image.open("3.png"), found.cached[0])
+
+
 @pytest.mark.parametrize(
     "schedule",
     [
@@ -148,6 +162,7 @@ def test_the_script_line_by_line() -> None:
         'replay="reuse").enable()',
         "",
         "for seed in [0, 1]:",
+        "    torch.manual_seed(seed)",
         "    output = pipe(",
         "        prompt='a fox',",
         '        generator=torch.Generator("cpu").manual_seed(seed),',
@@ -250,9 +265,10 @@ def test_each_prompt_goes_with_what_was_given_for_it() -> None:
     }
     lines = python_of({**ABOUT, "call": call, "seeds": [0, 1, 2, 3]}).splitlines()
     head = next(number for number, line in enumerate(lines) if line.startswith("for"))
-    assert lines[head : head + 10] == [
+    assert lines[head : head + 11] == [
         "for seed, negative_prompt, prompt, prompt_2, mask_image in zip([0, 1, 2, 3], "
         "['c', 'c', 'd', 'd'], ['a', 'a', 'b', 'b'], ['e', 'e', 'f', 'f'], [..., ..., ..., ...]):",
+        "    torch.manual_seed(seed)",
         "    output = pipe(",
         "        negative_prompt=negative_prompt,",
         "        prompt=prompt,",

@@ -142,6 +142,7 @@ def _calls(about: Mapping[str, Any], plan: Plan | None, saves: bool) -> list[str
     arguments = [*(f"{name}={name}" for name in shared), *_arguments(own)]
     return [
         f"{head}{remark}",
+        "    torch.manual_seed(seed)",  # of the noise that pipelines take from no generator
         "    output = pipe(",
         *(f"        {argument}," for argument in arguments),
         '        generator=torch.Generator("cpu").manual_seed(seed),',
