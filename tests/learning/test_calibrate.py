@@ -255,6 +255,12 @@ def test_run_may_return_what_the_pipeline_did(kind, pipe):
     assert len(found.plan(6).full_steps) == 1
 
 
+def test_one_array_is_one_picture(pipe):
+    # Each of its rows counted as a picture, so that there seemed to be eight of them or more.
+    found = DeepCacheHelper(pipe).calibrate(lambda: shown(pipe).images[0], full_steps=2)
+    assert found.reached.pictures == 1
+
+
 @pytest.mark.slow
 def test_the_mean_of_several_pictures_counts(pipe, monkeypatch):
     # The second picture is 20 dB closer: the mean reaches 30 dB with the first at 20.

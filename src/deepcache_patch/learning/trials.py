@@ -157,8 +157,11 @@ def _pictures(result: Any) -> list[np.ndarray]:
     if isinstance(result, list | tuple) and any(hasattr(each, "images") for each in result):
         several = [_pictures(each) for each in result]
         return list(itertools.chain(*several)) if all(several) else []
+    images = getattr(result, "images", result)
+    if isinstance(images, np.ndarray) and images.ndim == 3 and images.shape[-1] in (1, 3, 4):
+        images = images[None]  # one picture, whose rows are none
     try:
-        found = list(as_floats(getattr(result, "images", result)))
+        found = list(as_floats(images))
     except (TypeError, ValueError, RuntimeError):  # RuntimeError: of tensors with gradients
         return []
     # Latents have as many axes, but no colours in the last one.
