@@ -235,7 +235,7 @@ def updated(before: dict[str, Any], report: dict[str, Any]) -> dict[str, Any]:
         new = [row for row in report[part] if row["family"] in measured_now]
         return sorted(kept + new, key=lambda row: order.index(row["family"]))
 
-    kept = ("command", "versions", "device", "threads", "cpu_share", "calibration")
+    kept = ("command", "versions", "device", "threads", "cpu_share", "batch_size", "calibration")
     note = {key: report[key] for key in kept}
     earlier = (
         {**each, "families": [one for one in each["families"] if one not in measured_now]}
