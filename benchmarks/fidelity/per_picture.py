@@ -47,7 +47,7 @@ def results() -> dict[str, Any]:
 def main() -> None:
     """Measure one sampler after the other; the file is complete after each."""
     parser = argparse.ArgumentParser(command(NAME), description=__doc__.splitlines()[0])
-    parser.add_argument("--sampler", nargs="+", choices=SAMPLERS, default=list(SAMPLERS))
+    parser.add_argument("--sampler", nargs="+", choices=SAMPLERS, help="default: all of the model")
     parser.add_argument("--model", choices=sorted(PROMPTED), help="default: each sampler's own")
     parser.add_argument("--images", type=int, default=16)
     parser.add_argument("--tolerance", type=float, nargs="+", default=[Adaptive().tolerance])

@@ -179,8 +179,11 @@ def _by_picture(row: Row | None, default: Row) -> tuple[str, str]:
         return "", "–"
     pairs = zip(row["psnr_each"], default["psnr_each"], strict=True)
     gained = [its - others for its, others in pairs if None not in (its, others)]
+    if len(gained) < 2:
+        return "", "–"
     error = statistics.stdev(gained) / math.sqrt(len(gained))
-    return f" ± {error:.1f}", f"{sum(gain > 0 for gain in gained)} of {len(gained)}"
+    digits, nearer = 1 if error >= _NOTICED else 2, sum(each > 0 for each in gained)
+    return f" ± {error:.{digits}f}", f"{nearer} of {len(gained)}"
 
 
 def gains() -> str:

@@ -281,8 +281,9 @@ def test_a_terminal_that_does_not_know_a_sign_gets_an_escape(
     ("options", "reason"),
     [
         # Each was an OverflowError, and a traceback, or went on until memory ran out.
-        (["--images", str(10**30)], f"{10**30} is too large: 10000 is the most"),
-        (["--steps", str(10**30)], f"{10**30} is too large: 10000 is the most"),
+        (["--images", str(10**30)], f"{10**30} is too large: 100000 is the most"),
+        (["--steps", str(10**30)], f"{10**30} is too large: 4000 is the most"),
+        (["--steps", "4001"], "4001 is too large: 4000 is the most"),
         (["--seed", str(2**64)], f"{2**64} is too large: {2**63 - 1} is the most"),
         (["--seed", "0x1"], "'0x1' is no whole number"),
         # Pictures of nothing but NaN.

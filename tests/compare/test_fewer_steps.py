@@ -432,7 +432,7 @@ def test_nobody_is_closer_where_pictures_have_nan(ours: float, theirs: float) ->
     """Regression: the helper had lost then, to pictures with NaN, too."""
     made = outcome(psnr=(50.0, ours), fewer=fewer(psnr=(50.0, theirs)))
     assert made.verdict is not None
-    assert made.verdict.endswith(" dB: pictures with NaN cannot be compared, mend that first")
+    assert made.verdict.endswith(" dB: pictures with NaN cannot be compared; try float32")
 
 
 def test_a_single_picture_with_a_long_verdict_is_not_cut_off() -> None:

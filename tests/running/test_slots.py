@@ -108,7 +108,7 @@ def test_one_edit_midway_costs_one_full_step(branch):
 @BRANCHES
 def test_an_edit_is_seen_in_the_last_two_steps_of_a_loop_that_was_broken_off(branch):
     # What is left of a longer loop after a reset, a failed call or a traced one was taken for a
-    # generation of two steps, in which a conditioning that is another is not told from one that is
+    # generation of two steps, in which a conditioning that is another was not told from one that is
     # made anew: the second replayed what the first prompt had recorded.
     a, b = prompts(2)
     unet, timesteps = unet2d_condition(), timesteps_of(6)
@@ -122,6 +122,18 @@ def test_an_edit_is_seen_in_the_last_two_steps_of_a_loop_that_was_broken_off(bra
         loop.step(timesteps[5], said(b))
     assert "".join(loop.kinds) == "F s s s F F"
     assert torch.equal(loop.outputs[5], expected[5])
+
+
+@BRANCHES
+def test_an_edit_is_seen_in_a_loop_of_two_steps(branch):
+    # There another prompt got what the first had recorded.
+    a, b = prompts(2)
+    unet, steps = unet2d_condition(), [[said(a)], [said(b)]]
+    expected = plain(unet, steps)
+    with DeepCacheHelper(unet, schedule=Uniform(2, branch)):
+        loop = Loop(unet)
+        assert loop.run(steps) == "F F"
+    assert all(map(torch.equal, loop.outputs, expected))
 
 
 @BRANCHES

@@ -24,6 +24,7 @@ from torch import nn
 
 from deepcache_patch import Adaptive, Auto, DeepCacheHelper, InvalidSettingError, Plan, Uniform
 from deepcache_patch.compare import contest
+from deepcache_patch.compare.about import MODEL_FILES
 from deepcache_patch.measuring.media import Sound
 from deepcache_patch.sweep import run
 from deepcache_patch.sweep.folder import RowStore
@@ -466,6 +467,18 @@ def test_a_request_of_any_kind_is_the_same_again(tmp_path: Path) -> None:
     RowStore(tmp_path, request)
     with pytest.raises(InvalidSettingError, match="differs in b: "):
         RowStore(tmp_path, {**request, "b": flat((1, 2, 4))})
+
+
+def test_a_folder_goes_by_the_weights_not_by_the_files_that_were_asked_for(
+    tmp_path: Path, made: list[str]
+) -> None:
+    ours = helper()
+    asked: Any = {**ASKED, "schedule": "default", "fewer_steps": False, "folder": tmp_path}
+    ours.sweep(**asked, repeats=1)
+    setattr(ours.pipe, MODEL_FILES, {"variant": "fp16"})
+    made.clear()
+    assert len(ours.sweep(**asked, repeats=1).settings) == 1
+    assert made == []
 
 
 def test_numbers_of_numpy_are_told_apart(tmp_path: Path) -> None:

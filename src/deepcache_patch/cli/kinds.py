@@ -21,13 +21,21 @@ else:  # which newer versions of click alone can subscribe
 
 _Number = TypeVar("_Number", int, float)
 
-#: Of pictures, pixels, steps: beyond, memory runs out before anything can be said.
-_LARGEST_COUNT: Final = 10_000
+#: Of pictures and pixels: beyond, memory runs out before anything can be said.
+_LARGEST_COUNT: Final = 100_000
+
+#: Of steps: four times as many as schedulers have; a plan for many more takes gigabytes.
+_MOST_STEPS: Final = 4_000
 
 
 def positive(text: str) -> int:
     """A whole number from 1 up to what can be."""
     return _between(text, _integer, 1, _LARGEST_COUNT)
+
+
+def num_steps(text: str) -> int:
+    """How many steps, from 1 up to what can be."""
+    return _between(text, _integer, 1, _MOST_STEPS)
 
 
 def whole(text: str) -> int:

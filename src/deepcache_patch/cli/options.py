@@ -18,6 +18,7 @@ from .kinds import (
     branch_number,
     finite,
     folder,
+    num_steps,
     positive,
     random_seed,
     schedule_name,
@@ -201,7 +202,7 @@ def steps(*, default: str) -> Decorator:
     """The number of denoising steps, by its short name and by that of diffusers."""
     names = ("--steps", "--num-inference-steps")
     about = f"denoising steps (default: {default})"
-    return click.option(*names, "steps", type=positive, metavar="N", help=about)
+    return click.option(*names, "steps", type=num_steps, metavar="N", help=about)
 
 
 def images(*, default: str) -> Decorator:

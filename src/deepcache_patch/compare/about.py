@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
 import torch
 from huggingface_hub import try_to_load_from_cache
 from PIL import Image
 
 from ..measuring.environment import device_name
+from ..measuring.writing import pythons
 from ..patching.wrappers import layers_of
 from ..running.pipeline.components import likeliest_scheduler, modules_of, unets_of
 from ..running.watching.offloading import accelerate_hooks
@@ -128,11 +128,9 @@ def _named(value: Any) -> Any:
 
     A number of numpy is one of Python's.
     """
-    if isinstance(value, np.generic):
-        return value.item()
     first = value[0] if isinstance(value, list) and value else value
     if not isinstance(first, Image.Image):
-        return value
+        return pythons(value)
     is_one = first is value or all(each is first for each in value)
     return getattr(first, PICTURE_FILE, value) if is_one else value
 

@@ -115,7 +115,7 @@ class Comparison(Contestant, Saved):
         steps = f"{fewer.steps} of {self.about['steps']}"
         said = f"fewer steps at equal work ({steps}): {theirs.text()}, helper: {ours.text()}"
         if math.isnan(theirs.mean) or math.isnan(ours.mean):
-            return f"{said}: {self.kind} with NaN cannot be compared, mend that first"
+            return f"{said}: {self.kind} with NaN cannot be compared; try float32"
         if abs(theirs.mean - ours.mean) < CLEAR:
             return f"{said}: equally close, as they differ by less than {CLEAR:g} dB"
         if theirs.mean <= ours.mean:

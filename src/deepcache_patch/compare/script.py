@@ -12,11 +12,11 @@ from enum import Enum
 from typing import Any, Final
 
 import diffusers
-import numpy as np
 from packaging.version import Version
 
 from ..learning.auto import Auto
 from ..measuring.generation import shared_out
+from ..measuring.writing import pythons
 from ..schedules.plans import Plan
 from .about import PictureFile
 from .contest import CALIBRATION_SEEDS
@@ -163,7 +163,7 @@ def _literal(value: Any) -> str:
     """The value as Python has it, or `...`."""
     # What is like a number or a text need not be printed as one.
     plain = value.value if isinstance(value, Enum) else value
-    plain = plain.item() if isinstance(plain, np.generic) else plain
+    plain = pythons(plain)
     kind = type(plain)
     if kind is PictureFile:
         resized = "" if plain.size is None else f".resize({plain.size})"

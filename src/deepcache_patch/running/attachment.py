@@ -52,7 +52,7 @@ class Attachment:
     Attributes:
         unets: One for each U-Net; none while detached.
         controlnets: One for each ControlNet that is cut, too.
-        examples: What the last generation of each U-Net began with: see `example_of`.
+        examples: What the last generation of each U-Net began with, or `None`: see `example_of`.
     """
 
     def __init__(self, pipe: Any, paused: Callable[[], bool], installer: weakref.ref[Any]) -> None:

@@ -85,7 +85,7 @@ AnySchedule: TypeAlias = Schedule | GuidingSchedule
 class ReplayGuide(Guide):
     """One that makes features by a replay, and outputs by a forecast where one is possible.
 
-    Without weights, only if the replay is to go on from what was; with them, whatever the replay.
+    Without weights, outputs are forecast only if the replay is `Extrapolate`; with weights, always.
     """
 
     def __init__(

@@ -43,7 +43,7 @@ _OF_ADAPTERS: Final = (
 )
 
 #: What may differ between two sweeps in one folder.
-_OWN: Final = ("repeats", "settings", "loras")
+_OWN: Final = ("repeats", "settings", "loras", "model_files")
 
 
 class SweepInterrupted(KeyboardInterrupt):

@@ -12,13 +12,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..compare.call_steps import LISTS, require_same_steps
 from ..compare.contest import Contest
 from ..errors import InvalidSettingError, no_such
 from ..learning.auto import Auto
 from ..learning.calibrated_schedule import Calibrated
+from ..measuring.writing import pythons
 from ..schedules.adaptive import Adaptive
 from ..schedules.noise_aware import NoiseAware
 from ..schedules.placing import FEW_STEPS
@@ -146,7 +145,7 @@ def listed(name: str, value: Any) -> list[Any]:
     values = list(value) if several and not isinstance(value, Schedule) else [value]
     if not values:
         raise InvalidSettingError(f"{name} is an empty list: give at least one")
-    return [each.item() if isinstance(each, np.generic) else each for each in values]
+    return [pythons(each) for each in values]
 
 
 def require_fitting(settings: Iterable[SweepSetting], contest: Contest) -> None:

@@ -265,6 +265,7 @@ def test_a_later_run_takes_the_place_of_the_same_families_and_its_note_that_of_t
     def report(command, *families):
         rows = [{"family": family, "by": command} for family in families]
         about = {"versions": {}, "device": "A Chip", "threads": 1, "cpu_share": 1.0}
+        about["batch_size"] = 8
         about["calibration"] = {"seeds": [8, 15]}
         return {"command": command, **about, "rows": rows, "failed": []}
 

@@ -134,9 +134,7 @@ class StepTracker:
         """A call ran plainly: it is none of a loop, and does not count."""
 
     def doubt(self) -> Doubt | None:
-        """`None`: nobody has declared which steps there are, so they cannot be others."""
-        # Only for the interface of both trackers: what asks is `AttachedUNet.end`, and the sessions
-        # that it ends are declared ones, which have `DeclaredSteps`.
+        """`None`: nobody has declared which steps there are. `DeclaredSteps` may have doubts."""
         return None
 
     def _goes_on(self, stride: Stride) -> bool:
