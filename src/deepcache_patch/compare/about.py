@@ -15,12 +15,11 @@ from huggingface_hub import try_to_load_from_cache
 from PIL import Image
 
 from ..measuring.environment import device_name
-from ..measuring.writing import pythons
 from ..patching.wrappers import layers_of
 from ..running.pipeline.components import likeliest_scheduler, modules_of, unets_of
 from ..running.watching.offloading import accelerate_hooks
 from ..schedules.guide import AnySchedule, brings_replay
-from .call_steps import default_of, steps_of
+from .call_steps import default_of, pythons, steps_of
 
 if TYPE_CHECKING:
     from .contest import Contest

@@ -38,12 +38,17 @@ def steps_of(pipe: Any, call: Mapping[str, Any]) -> Any:
         return steps
 
 
+def pythons(value: Any) -> Any:
+    """A number of numpy as one of Python's, which JSON knows; anything else as it is."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def strength_of(pipe: Any, call: Mapping[str, Any]) -> float:
     """The share of the steps that run, 0 to 1: less than 1 where a picture is begun with."""
-    strength = call.get("strength", default_of(pipe, "strength"))
+    strength = pythons(call.get("strength", default_of(pipe, "strength")))
     begins_later = any(call.get(name) is not None for name in BEGINS)
     is_whole = call.get("denoising_start") is not None or not begins_later
-    return 1 if is_whole or not isinstance(strength, float | np.floating) else float(strength)
+    return 1 if is_whole or not isinstance(strength, float) else strength
 
 
 def timesteps_that_run(pipe: Any, call: Mapping[str, Any]) -> int | None:

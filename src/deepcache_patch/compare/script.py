@@ -16,9 +16,9 @@ from packaging.version import Version
 
 from ..learning.auto import Auto
 from ..measuring.generation import shared_out
-from ..measuring.writing import pythons
 from ..schedules.plans import Plan
 from .about import PictureFile
+from .call_steps import pythons
 from .contest import CALIBRATION_SEEDS
 
 #: How a call to make one of the package's schedules begins; those of a file are read again.

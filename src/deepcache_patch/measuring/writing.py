@@ -12,13 +12,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-
-def pythons(value: Any) -> Any:
-    """A number of numpy as one of Python's, which JSON knows; anything else as it is."""
-    return value.item() if isinstance(value, np.generic) else value
-
 
 def require_replaceable(path: Path) -> None:
     """Check, before minutes of work, that a rename would put a file there.

@@ -12,12 +12,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from ..compare.call_steps import LISTS, require_same_steps
+from ..compare.call_steps import LISTS, pythons, require_same_steps
 from ..compare.contest import Contest
 from ..errors import InvalidSettingError, no_such
 from ..learning.auto import Auto
 from ..learning.calibrated_schedule import Calibrated
-from ..measuring.writing import pythons
 from ..schedules.adaptive import Adaptive
 from ..schedules.noise_aware import NoiseAware
 from ..schedules.placing import FEW_STEPS
