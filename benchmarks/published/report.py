@@ -39,8 +39,9 @@ def measured(gallery: Gallery, metrics: Metrics) -> dict[str, Any]:
         plain, own = ([batch[each] for batch in batches] for each in ("plain", name))
         row = {"name": name, **speed(plain, own)}
         if name != "plain":
-            row |= fidelity(gallery, folder_of(name), lpips)
-            fid = metrics.fid(gallery.pictures_of("plain"), gallery.pictures_of(folder_of(name)))
+            folder = folder_of(name)
+            row |= fidelity(gallery, folder, lpips)
+            fid = metrics.fid(gallery.pictures_of("plain"), gallery.pictures_of(folder))
             row |= {} if fid is None else {"fid": fid}
         rows.append(row)
     failed = [{"name": name, "error": error} for name, error in errors.items()]

@@ -32,6 +32,7 @@ from benchmarks.published.metrics import Metrics, versions_of_metrics
 from benchmarks.published.report import measured, table
 from benchmarks.published.samplers import require_sampler, use_sampler
 from deepcache_patch import OUTPUT, DeepCacheHelper, Uniform
+from deepcache_patch.cli.files import lines_of
 from deepcache_patch.cli.loading import choose_device, choose_dtype, load_pipeline
 from deepcache_patch.errors import first_line
 from deepcache_patch.measuring.environment import device_name, versions
@@ -125,9 +126,7 @@ def _asked_for(options: argparse.Namespace) -> tuple[list[str], torch.device, to
     options.ours = list(dict.fromkeys(options.ours or field.OURS))
     if importlib.util.find_spec("DeepCache") is None:
         raise ImportError("DeepCache takes part, too: pip install DeepCache==0.1.1")
-    # Not `splitlines`, which also splits at what stands within pasted text, U+2028.
-    lines = options.prompts.read_text(encoding="utf-8-sig").split("\n")
-    prompts = [line.strip() for line in lines if line.strip()]
+    prompts = lines_of(options.prompts.read_text(encoding="utf-8-sig"))
     if len(prompts) < (options.count or 1):
         raise ValueError(f"{options.prompts} has {len(prompts)} prompts, not {options.count or 1}")
     device = choose_device(options.device)

@@ -85,13 +85,18 @@ def prompts_in(path: Path) -> list[str]:
     except ValueError as error:  # also of a path that cannot be one
         message = f"cannot read --prompts {path}: {error}; save it as text in UTF-8"
         raise BadInputError(message) from error
-    # Only these end a line. `splitlines` also splits at what stands within pasted text, U+2028.
-    prompts = [line.strip() for line in re.split("\r\n|\r|\n", text) if line.strip()]
+    prompts = lines_of(text)
     if not prompts:
         raise BadInputError(f"--prompts {path} holds no prompt: write one in each line")
     if "\0" in text:
         raise BadInputError(f"--prompts {path} holds NUL characters: save it as text in UTF-8")
     return prompts
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines of a text that are not blank."""
+    # Only these end a line. `splitlines` also splits at what stands within pasted text, U+2028.
+    return [line.strip() for line in re.split("\r\n|\r|\n", text) if line.strip()]
 
 
 def require_writable(folder: Path, *files: Path) -> None:

@@ -65,7 +65,7 @@ class Attachment:
         # Of what was detached.
         self._stats = Stats()
         self._last: dict[str, LastGeneration] = {}
-        self.examples: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
+        self.examples = weakref.WeakKeyDictionary[nn.Module, dict[str, Any] | None]()
 
     @property
     def holds(self) -> bool:

@@ -93,9 +93,8 @@ def curve_of(sweep: Sweep) -> Curve:
     x_ticks, y_ticks = ticks(min(1.0, *speeds), max(speeds)), ticks(min(finite), max(finite))
 
     def place(row: Row) -> Share:
-        y = 1.0 if row.quality == math.inf else 0.0
-        if math.isfinite(row.quality):
-            y = share(row.quality, y_ticks)
+        is_finite = math.isfinite(row.quality)
+        y = share(row.quality, y_ticks) if is_finite else float(row.quality == math.inf)
         return share(sweep.speed_of(row), x_ticks), y
 
     knee = sweep.knee
